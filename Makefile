@@ -1,0 +1,49 @@
+# The commands of this repository, for a machine with make. The checks themselves are listed in
+# start.py, which README, CI and the targets below call; everything runs in its .venv-test.
+
+.DEFAULT_GOAL := help
+.PHONY: help install check lint format type test table bench train notebooks explain clean
+
+START := python3 start.py
+BIN := .venv-test/bin
+PROCESSES := 2
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Make the environment .venv-test: the library, tests and tools
+	@$(START) install
+
+check: ## Every check, as CI runs them
+	@$(START) test
+
+lint: ## Style and format, changing nothing
+	@$(START) test --only lint --only format
+
+format: install ## Put the code into the common format, and mend what ruff can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+type: ## Types
+	@$(START) test --only type
+
+test: ## The tests
+	@$(START) test --only pytest
+
+table: install ## The tables of methods and refinements that README quotes
+	$(BIN)/captum-dcam table
+
+bench: install ## The figures of speed and memory that README quotes
+	$(BIN)/python benchmarks/run.py
+
+train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
+	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m captum_dcam.mini.training --out runs/mini
+
+notebooks: install ## Run the tutorials and keep what they show
+	$(BIN)/jupyter-execute --inplace tutorials/*.ipynb
+
+explain: ## Explain a picture with the embedded model, into explanation/
+	@$(START) explain
+
+clean: ## Remove environments, caches and build leftovers (not runs/)
+	rm -rf .venv-explain .venv-test .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist captum_dcam.egg-info

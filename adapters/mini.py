@@ -1,0 +1,108 @@
+"""The embedded model: a prefix-cached regime (LaViDa's) and a full-sequence one (LLaDA-V's)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.layout import Layout, uniform_grid
+from captum_dcam.mini import generation
+from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion
+from captum_dcam.trajectory import Trajectory
+
+
+@register
+class MiniAdapter(Adapter):
+    """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
+
+    family: ClassVar[str] = "mini"
+    model: MiniForMaskedDiffusion
+
+    @classmethod
+    def load(cls, source: str | None = None, *, regime: str | None = None, **options: Any) -> Any:
+        """Load the packaged weights (``source`` None or ``"mini"``), or a folder of the same form."""
+        return cls(*load_mini(None if source in (None, "mini") else source, **options), regime)
+
+    @staticmethod
+    def owns(model: nn.Module) -> bool:
+        """Whether a loaded model belongs to this family."""
+        return isinstance(model, MiniForMaskedDiffusion)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset((self.model.config.eos_token_id, self.model.config.pad_token_id))
+
+    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
+        inputs = self.processor(images, prompts).to(self.device)
+        sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"pictures of different sizes in one batch ({sorted(sizes)}, height × width): their "
+                "layouts differ; explain them one by one, or resize them to one size"
+            )
+        side = self.model.config.grid
+        grids = tuple(
+            uniform_grid(i * side * side, (side, side), size, i)
+            for i, size in enumerate(sizes.pop())
+        )
+        return Request(
+            inputs["pixel_values"].to(self.dtype),
+            (inputs["input_ids"], inputs["attention_mask"]),
+            Layout(grids, inputs["input_ids"].shape[1]),
+            tuple(prompts),
+            tuple(tuple(pictures) for pictures in images),
+        )
+
+    def generate(
+        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+    ) -> Trajectory:
+        cached = self.regime == "prefix"
+        decoded = generation.generate(
+            self.model,
+            request.pixels,
+            *request.extras,
+            prefix_cache=cached,
+            generator=generator,
+            **settings,
+        )
+        return Trajectory(
+            tokens=decoded.tokens,
+            states=(decoded.canvases,),
+            final_state=(decoded.tokens,),
+            commit_step=decoded.commit_step,
+            confidence=decoded.confidence,
+            regime=self.regime,
+            lengths=(),
+            image_end=request.layout.image_end,
+            settings=settings,
+        )
+
+    def embed(self, pixels: Tensor, *extras: Tensor) -> generation.Prefix:
+        input_ids, attention_mask = extras
+        return generation.embed_prefix(self.model, pixels, input_ids, attention_mask)
+
+    def prefill(self, embedded: generation.Prefix) -> generation.Prefix:
+        return generation.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
+
+    def rows(self, memory: generation.Prefix, index: Tensor) -> generation.Prefix:
+        return memory.rows(index)
+
+    def denoise(self, memory: generation.Prefix, *state: Tensor) -> Tensor:
+        return generation.denoise(self.model, memory, state[0])
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return self.model.unembed(hidden)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        words = self.processor.tokenizer.convert_ids_to_tokens(list(ids))
+        return [f" {word}" for word in words]

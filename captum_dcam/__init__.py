@@ -1,0 +1,5 @@
+"""Visual explanations of diffusion multimodal LLMs, in Captum's habits."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

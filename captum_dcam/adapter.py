@@ -1,0 +1,179 @@
+r"""What a model family implements, and how families are found.
+
+An adapter splits one denoising call into three parts, so that attribution can put its graph where it
+belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what
+all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing of methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_dcam.errors import LayerError, UnknownNameError, near
+from captum_dcam.layout import Layout
+from captum_dcam.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Request:
+    r"""Prepared input of B examples with one layout.
+
+    Args:
+        pixels (Tensor): (B, …), the differentiable input: what Captum calls ``inputs``.
+        extras (tuple of Tensor): flat, batch first: the rest of the model's input.
+        layout (Layout): shared by all examples.
+        prompts (tuple of str): one an example.
+        images (tuple): for every example its pictures, for drawing.
+    """
+
+    pixels: Tensor
+    extras: tuple[Tensor, ...]
+    layout: Layout
+    prompts: tuple[str, ...]
+    images: tuple[tuple[Image.Image, ...], ...] = field(repr=False)
+
+    @property
+    def batch(self) -> int:
+        return self.pixels.shape[0]
+
+
+class Adapter(ABC):
+    r"""One model family.
+
+    Args:
+        model (nn.Module): as its authors load it.
+        processor (object): the family's processor.
+        regime (str): ``prefix`` or ``full``: how the family is decoded.
+    """
+
+    family: ClassVar[str]
+    regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
+
+    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+        regime = self.regimes[0] if regime is None else regime
+        if regime not in self.regimes:
+            raise ValueError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
+        self.model, self.processor, self.regime = model, processor, regime
+
+    # -- what a family declares ---------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Transformer blocks in order; each returns hidden states (B, L, D), perhaps in a tuple."""
+
+    @property
+    def deepest_block(self) -> int:
+        """Deepest block with a path from image tokens to the response; the last has none."""
+        return len(self.blocks) - 2
+
+    @property
+    def recommended_block(self) -> int:
+        """Block used when the user names none: a third of the depth, as the paper's 10 of 32."""
+        return min(self.deepest_block, round(len(self.blocks) * 10 / 32))
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end or pad an answer and are never explained."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter: where requests are put."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the first parameter."""
+        return next(self.model.parameters()).dtype
+
+    # -- what a family computes ---------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
+        """Pictures and prompts of B examples to a request; raises before any work on bad input."""
+
+    @abstractmethod
+    def generate(
+        self, request: Request, *, generator: torch.Generator | None, **settings: Any
+    ) -> Trajectory:
+        """Decode without gradients; ``lengths`` and ``kept`` are filled by the caller."""
+
+    @abstractmethod
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
+        """Everything below the first block, differentiable in ``pixels``."""
+
+    @abstractmethod
+    def prefill(self, embedded: Any) -> Any:
+        """What all steps share: in the prefix regime a run of the blocks over the prefix."""
+
+    @abstractmethod
+    def rows(self, memory: Any, index: Tensor) -> Any:
+        """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
+
+    @abstractmethod
+    def denoise(self, memory: Any, *state: Tensor) -> Tensor:
+        """Logits (B, T, V) of one step; row t predicts response position t, whatever the family."""
+
+    @abstractmethod
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Final norm and output head: (…, D) to (…, V)."""
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of every token, with a leading blank where it begins a word."""
+
+    # -- shared ----------------------------------------------------------------------------------
+
+    def check_layer(self, layer: int | None) -> int:
+        """The block to hook, counted from 0 (negative: from the end); LayerError when unusable."""
+        count = len(self.blocks)
+        if layer is None:
+            return self.recommended_block
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"layer is {layer!r}: expected a block's number, 0 to {count - 1}")
+        index = layer + count if layer < 0 else layer
+        if not 0 <= index < count:
+            raise LayerError(
+                f"layer {layer} is not in the model: {self.family} has {count} blocks, 0 to "
+                f"{count - 1}; the deepest usable one is {self.deepest_block}"
+            )
+        if index > self.deepest_block:
+            raise LayerError(
+                f"block {index} has no path from its image tokens to the response: the deepest "
+                f"usable block of {self.family} is {self.deepest_block}"
+            )
+        return index
+
+
+#: family name → adapter class
+ADAPTERS: dict[str, type[Adapter]] = {}
+
+A = TypeVar("A", bound=type[Adapter])
+
+
+def register(cls: A) -> A:
+    """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
+    if ADAPTERS.setdefault(cls.family, cls) is not cls:
+        raise ValueError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
+    return cls
+
+
+#: family name → function that loads ``(source, **options)`` to an adapter
+LOADERS: dict[str, Callable[..., Adapter]] = {}
+
+
+def find(family: str) -> type[Adapter]:
+    """The adapter class of a family; UnknownNameError with near names otherwise."""
+    import captum_dcam.adapters  # noqa: F401  registers the families
+
+    if family not in ADAPTERS:
+        raise UnknownNameError(f"unknown model family {family!r}{near(family, ADAPTERS)}")
+    return ADAPTERS[family]

@@ -1,0 +1,335 @@
+r"""Diffusion-CAM as a Captum layer attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from captum._utils.common import _format_output, _format_tensor_into_tuples
+from captum._utils.gradient import compute_layer_gradients_and_eval
+from captum.attr import GradientAttribution, LayerAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_dcam import vjp
+from captum_dcam.denoising import DenoisingForward, positions_of
+from captum_dcam.errors import InfeasibleStepError, TargetError
+from captum_dcam.presets import Preset, preset
+from captum_dcam.products import cam
+from captum_dcam.refine import SICD, Compose, RefineContext, Refinement, min_max
+from captum_dcam.targets import Target, repeated_function_words, words_of
+
+#: Captum's targets, or the library's own for several tokens at once
+TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
+
+
+class DiffusionCAM(LayerAttribution, GradientAttribution):
+    r"""Which image regions made a masked-diffusion multimodal LLM write a token.
+
+    Grad-CAM on the image tokens of a transformer block, at a denoising step in which they are still
+    in the sequence (Eq. 2–4), then refinements (Section 3.2). With ``preset="paper"`` and no
+    refinements the map equals Captum's ``LayerGradCam`` on the tap.
+
+    Args:
+        forward_func (DenoisingForward): the model, tapped at a block, with a bound generation.
+        layer (nn.Module, optional): where features are read. Default: ``forward_func.tap``
+        device_ids (list of int, optional): as in Captum, for DataParallel.
+        preset (str, optional): the defaults of ``attribute``. Default: ``"default"``
+
+    Examples::
+
+        >>> adapter = captum_dcam.load("mini")
+        >>> forward = DenoisingForward(adapter)
+        >>> request = adapter.prepare([[image]], ["describe the image ."])
+        >>> trajectory = forward.generate(request)
+        >>> target = (2, int(trajectory.tokens[0, 2]))
+        >>> maps = DiffusionCAM(forward).attribute(request.pixels, target)
+        >>> pixels = LayerAttribution.interpolate(maps, (192, 192), "bilinear")
+    """
+
+    def __init__(
+        self,
+        forward_func: DenoisingForward,
+        layer: torch.nn.Module | None = None,
+        device_ids: list[int] | None = None,
+        *,
+        preset: str = "default",
+    ) -> None:
+        if not isinstance(forward_func, DenoisingForward):
+            raise TypeError(
+                f"forward_func is a {type(forward_func).__name__}: expected a DenoisingForward "
+                "(DenoisingForward(adapter, layer))"
+            )
+        layer = forward_func.tap if layer is None else layer
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+        self.preset = preset
+        self._settings()
+
+    def _settings(self) -> Preset:
+        return preset(self.preset)
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetLike = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        score: str | None = None,
+        step: int | None = None,
+        product: str | None = None,
+        center: bool | None = None,
+        refinements: Refinement | Sequence[Refinement] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""Attribute the logits of one token (or a sum of several) an example to image tokens.
+
+        Args:
+            inputs (Tensor or tuple): pixels (B, …), as ``forward.request.pixels``.
+            target (tuple, Target or list of them): Captum's ``(position, token_id)``, or
+                :class:`~captum_dcam.targets.Target`; one for all examples or one each.
+            additional_forward_args (tuple, optional): the request's extras, then the state; from
+                ``forward.arguments``. Default: those of the bound request, at the score's step
+            attribute_to_layer_input (bool, optional): read the tap's input. Default: False
+            relu_attributions (bool, optional): keep positive evidence only (Eq. 4). Default: True
+            attr_dim_summation (bool, optional): sum over channels. False gives (B, D, h, w) and
+                allows no refinements. Default: True
+            grad_kwargs (dict, optional): for ``torch.autograd.grad``. Default: None
+            score (str, optional): ``commit``, ``final`` or ``teacher``; not together with explicit
+                arguments, which hold a state already. Default: the preset's
+            step (int, optional): the generation's call whose image states are explained (in the
+                prefix regime 0 is the prefill). Default: the call that the score needs
+            product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
+            center (bool, optional): centre features over positions first.
+            refinements (Refinement or sequence, optional): post-transforms; ``[]`` for none.
+                Default: the preset's
+
+        Returns:
+            Tensor or tuple: (B, 1, h, w), detached; a tuple with one a grid when the request has
+            several grids of image tokens.
+
+        Raises:
+            InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
+        """
+        settings = self._settings()
+        forward: DenoisingForward = self.forward_func
+        product = settings.product if product is None else product
+        center = settings.center if center is None else center
+        refine = settings.refinements() if refinements is None else as_compose(refinements)
+        inputs = _format_tensor_into_tuples(inputs)
+        if additional_forward_args is not None and score is not None:
+            raise ValueError(
+                f"score={score!r} together with additional_forward_args: the arguments hold a state "
+                "already; leave one of them out"
+            )
+        score = settings.score if score is None else score
+        if len(refine) and not (relu_attributions and attr_dim_summation):
+            raise ValueError(
+                "refinements need non-negative maps (B, 1, h, w): leave relu_attributions and "
+                "attr_dim_summation on, or pass refinements=[]"
+            )
+        if step is not None:
+            forward.trajectory.check_call(step)
+        targets = as_targets(target, inputs[0].shape[0])
+        if all(len(t.positions) == 1 for t in targets):
+            pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
+            if additional_forward_args is None:
+                additional_forward_args = self._arguments(pairs, score, step)
+            gradients, features = compute_layer_gradients_and_eval(
+                forward,
+                self.layer,
+                inputs,
+                pairs,
+                additional_forward_args,
+                device_ids=self.device_ids,
+                attribute_to_layer_input=attribute_to_layer_input,
+                grad_kwargs=grad_kwargs,
+            )
+            self._check_path(gradients)
+            maps = tuple(
+                _product(f.detach(), g.detach(), product, center, attr_dim_summation)
+                for f, g in zip(features, gradients, strict=True)
+            )
+        else:
+            maps = self._several(inputs, targets, score, step, product, center)
+        if relu_attributions:
+            maps = tuple(m.relu() for m in maps)
+        if len(refine):
+            maps = self._refined(maps, refine, score, step, product, center)
+        return _format_output(len(maps) > 1, maps)
+
+    def _arguments(
+        self, pairs: list[tuple[int, int]], score: str, step: int | None
+    ) -> tuple[Tensor, ...]:
+        forward: DenoisingForward = self.forward_func
+        trajectory = forward.trajectory
+        if step is None or trajectory.regime == "prefix":
+            return forward.arguments(pairs, score)
+        request = forward.request
+        assert request is not None
+        positions_of(pairs, request.batch, trajectory.tokens.shape[1])
+        examples = torch.arange(request.batch)
+        return (*request.extras, *trajectory.state_at(examples, torch.full_like(examples, step)))
+
+    def _check_path(self, gradients: tuple[Tensor, ...]) -> None:
+        if not any(bool(g.any()) for g in gradients):
+            raise InfeasibleStepError(
+                "the target's logit has no gradient path to the tapped image states: choose another "
+                "step or a shallower block"
+            )
+
+    def _several(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: list[Target],
+        score: str,
+        step: int | None,
+        product: str,
+        center: bool,
+    ) -> tuple[Tensor, ...]:
+        """Maps of sums over several tokens, each token read at its own step."""
+        forward: DenoisingForward = self.forward_func
+        request = forward.request
+        if request is None or not torch.equal(inputs[0], request.pixels):
+            raise TargetError(
+                "a target of several tokens is explained on the bound request only: pass "
+                "forward.request.pixels, or one (position, token_id) at a time"
+            )
+        return word_maps(
+            forward, targets, range(len(targets)), score, step, product, center, unsqueeze=True
+        )
+
+    def _refined(
+        self,
+        maps: tuple[Tensor, ...],
+        refine: Compose,
+        score: str,
+        step: int | None,
+        product: str,
+        center: bool,
+    ) -> tuple[Tensor, ...]:
+        forward: DenoisingForward = self.forward_func
+        request = forward.request
+        assert request is not None
+        copies = maps[0].shape[0] // request.batch  # NoiseTunnel repeats every example
+        repeated: list[tuple[Tensor, ...] | None] = []
+        for example in range(request.batch):
+            repeated.append(
+                repeated_maps(forward, example, score, step, product, center)
+                if needs_repeated(refine)
+                else None
+            )
+        out = []
+        for i, grid in enumerate(request.layout.grids):
+            parts = []
+            for example, own in enumerate(repeated):
+                context = context_for(forward, grid.image_size, own, i)
+                chunk = maps[i][example * copies : (example + 1) * copies]
+                parts.append(refine(chunk, context))
+            out.append(torch.cat(parts))
+        return tuple(out)
+
+
+def _product(
+    features: Tensor, gradients: Tensor, product: str, center: bool, summed: bool
+) -> Tensor:
+    if summed:
+        return cam(features, gradients, product, center).unsqueeze(1).to(features.dtype)
+    if product != "pooled" or center:
+        raise ValueError(
+            "attr_dim_summation=False keeps the channels apart, which is defined for "
+            "product='pooled', center=False alone"
+        )
+    return gradients.mean((-2, -1), keepdim=True) * features
+
+
+def as_compose(refinements: Refinement | Sequence[Refinement]) -> Compose:
+    """One refinement or several as a :class:`Compose`."""
+    if isinstance(refinements, Compose):
+        return refinements
+    return Compose([refinements] if isinstance(refinements, Refinement) else list(refinements))
+
+
+def as_targets(target: TargetLike, batch: int) -> list[Target]:
+    """One :class:`Target` an example from whatever ``attribute`` accepts."""
+    if target is None:
+        raise TargetError("no target: pass (position, token_id), or a Target of several tokens")
+    items = list(target) if isinstance(target, list) else [target] * batch
+    if len(items) != batch:
+        raise TargetError(f"{len(items)} targets for {batch} examples: give one, or one for each")
+    singles = [i for i in items if not isinstance(i, Target)]
+    for pair in singles:
+        positions_of([pair], 1, 1 << 62)
+    return [i if isinstance(i, Target) else Target(str(i), (i[0],), (i[1],)) for i in items]
+
+
+def word_maps(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    score: str,
+    step: int | None,
+    product: str,
+    center: bool,
+    *,
+    unsqueeze: bool = False,
+) -> tuple[Tensor, ...]:
+    r"""Signed maps of many targets in as few passes as their steps need.
+
+    Returns:
+        tuple of Tensor: one (N, h, w) a grid ((N, 1, h, w) with ``unsqueeze``), in the order of
+        ``targets``; tokens of one target that were read at different steps add up.
+    """
+    if not targets:
+        shapes = forward.request.layout.shapes if forward.request else ()
+        return tuple(torch.zeros(0, *shape) for shape in shapes)
+    found = vjp.rows(forward, targets, list(examples), score=score, call=step)
+    sums: list[list[Tensor | None]] = [[None] * len(found[0].features) for _ in targets]
+    for row in found:
+        for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
+            one = cam(f, g, product, center).detach()
+            before = sums[row.target][i]
+            sums[row.target][i] = one if before is None else before + one
+    maps = [torch.stack([s[i] for s in sums]) for i in range(len(found[0].features))]
+    return tuple(m.unsqueeze(1) if unsqueeze else m for m in maps)
+
+
+def needs_repeated(refine: Compose) -> bool:
+    """Whether a stage wants the maps of repeated function words."""
+    return any(isinstance(stage, SICD) for stage in refine)
+
+
+def repeated_maps(
+    forward: DenoisingForward,
+    example: int,
+    score: str,
+    step: int | None,
+    product: str,
+    center: bool,
+) -> tuple[Tensor, ...] | None:
+    """Min-max normalised mean map (h, w) of the repeated function words, one a grid (SICD)."""
+    tokens = forward.trajectory.tokens[example].tolist()
+    words = repeated_function_words(words_of(forward.adapter, tokens))
+    if not words:
+        return None
+    maps = word_maps(forward, words, [example] * len(words), score, step, product, center)
+    return tuple(min_max(m.relu().mean(0)) for m in maps)
+
+
+def context_for(
+    forward: DenoisingForward,
+    image_size: tuple[int, int],
+    repeated: tuple[Tensor, ...] | None,
+    grid: int,
+) -> RefineContext:
+    """What refinements may need of the bound generation."""
+    return RefineContext(
+        steps=forward.trajectory.steps,
+        image_size=image_size,
+        repeated_maps=None if repeated is None else repeated[grid],
+    )

@@ -1,0 +1,284 @@
+r"""Synthetic scenes with exact ground truth: coloured shapes on cluttered, textured backgrounds.
+
+A scene is a pure function of ``(seed, index)``: the same pair gives the same pixels, masks, captions
+and questions on every machine. Objects are 3 to 14 patches wide on the embedded model's 24×24 grid
+(192 px, patch 8), do not occlude each other, and are the only saturated things in the picture that
+are larger than a patch; grey blobs, scribbles and tiny coloured dots are distractors that no caption
+names.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from captum_dcam.data.language import Group, captions, question_bank
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
+#: colour name → hue in degrees
+COLORS = {
+    "red": 0.0,
+    "orange": 29.0,
+    "yellow": 56.0,
+    "green": 115.0,
+    "cyan": 180.0,
+    "blue": 226.0,
+    "purple": 274.0,
+    "pink": 322.0,
+}
+IMAGE_SIZE = 192
+PATCH = 8
+_SUPERSAMPLE = 2
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object: what it is, where its centre is (x, y in pixels), its width, and its pixel mask."""
+
+    shape: str
+    color: str
+    center: tuple[float, float]
+    width: float
+    angle: float
+    mask: np.ndarray = field(repr=False)
+
+    @property
+    def category(self) -> str:
+        """The COCO category: colour and shape, e.g. ``"red circle"``."""
+        return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture (H, W, 3 uint8), its objects, and the text that belongs to it."""
+
+    seed: int
+    index: int
+    pixels: np.ndarray = field(repr=False)
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.pixels)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Equal objects together, ordered by the centre of their leftmost member."""
+        found: dict[tuple[str, str], list[SceneObject]] = {}
+        for item in sorted(self.objects, key=lambda o: o.center[0]):
+            found.setdefault((item.color, item.shape), []).append(item)
+        return tuple(
+            Group(color, shape, len(items), tuple(o.center for o in items))
+            for (color, shape), items in found.items()
+        )
+
+    @cached_property
+    def captions(self) -> dict[str, str]:
+        """Four wordings of the same content: concise, original, verbose, repeated (Appendix D)."""
+        return captions(self.groups)
+
+    @cached_property
+    def questions(self) -> tuple[tuple[str, str, str], ...]:
+        """``(kind, question, answer)`` triples; all that hold for this scene, in a fixed order."""
+        rng = np.random.default_rng([self.seed, self.index, 1])
+        return question_bank(self.groups, rng, tuple(COLORS), SHAPES)
+
+    def mask_of(self, color: str | None = None, shape: str | None = None) -> np.ndarray:
+        """Union mask (H, W) bool of the objects with this colour and shape (None: any)."""
+        out = np.zeros(self.pixels.shape[:2], dtype=bool)
+        for item in self.objects:
+            if color in (None, item.color) and shape in (None, item.shape):
+                out |= item.mask
+        return out
+
+
+def _star_radius(theta: np.ndarray) -> np.ndarray:
+    """Boundary radius of a five-pointed star (outer 1, inner 0.45) at polar angle theta."""
+    half = math.pi / 5
+    t = np.abs((theta + math.pi / 2) % (2 * half) - half)  # 0 at a notch, half at a tip
+    inner = 0.45
+    tip = np.array([math.cos(half), math.sin(half)])
+    notch = np.array([inner, 0.0])
+    edge = tip - notch
+    # ray (cos t, sin t)·r meets the edge from notch to tip
+    return (notch[0] * edge[1]) / (np.cos(t) * edge[1] - np.sin(t) * edge[0])
+
+
+def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Inside test of a unit shape at coordinates u (right) and v (down), both about [-1, 1]."""
+    r2 = u * u + v * v
+    if shape == "circle":
+        return r2 <= 1
+    if shape == "ring":
+        return (r2 <= 1) & (r2 >= 0.55**2)
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) <= 0.86
+    if shape == "triangle":
+        return (v <= 0.75) & (v >= -1 + np.abs(u) * 1.75)
+    if shape == "star":
+        return np.sqrt(r2) <= _star_radius(np.arctan2(v, u))
+    if shape == "cross":
+        a, b = np.abs(u), np.abs(v)
+        return ((a <= 0.3) & (b <= 1)) | ((b <= 0.3) & (a <= 1))
+    if shape == "heart":
+        x, y = u * 1.15, -v * 1.15 + 0.12
+        return (x * x + y * y - 1) ** 3 - x * x * y**3 <= 0
+    if shape == "moon":
+        return (r2 <= 1) & ((u - 0.5) ** 2 + v * v >= 0.75**2)
+    raise ValueError(f"unknown shape {shape!r}: expected one of {SHAPES}")
+
+
+def _coverage(shape: str, cx: float, cy: float, width: float, angle: float, size: int) -> tuple:
+    """Anti-aliased coverage in [0, 1] of a shape inside its bounding box: (y0, x0, coverage)."""
+    radius = width / 2
+    x0, y0 = max(int(cx - radius) - 1, 0), max(int(cy - radius) - 1, 0)
+    x1, y1 = min(int(cx + radius) + 2, size), min(int(cy + radius) + 2, size)
+    k = _SUPERSAMPLE
+    xs = (np.arange((x1 - x0) * k, dtype=np.float32) + 0.5) / k + x0 - cx
+    ys = (np.arange((y1 - y0) * k, dtype=np.float32) + 0.5) / k + y0 - cy
+    gx, gy = np.meshgrid(xs / radius, ys / radius)
+    cos, sin = math.cos(angle), math.sin(angle)
+    inside = shape_mask(shape, cos * gx + sin * gy, -sin * gx + cos * gy)
+    return y0, x0, inside.reshape(y1 - y0, k, x1 - x0, k).mean((1, 3), dtype=np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Noise in [-1, 1] of ``cells`` bumps a side, bilinearly enlarged to (size, size)."""
+    small = (rng.random((cells, cells), dtype=np.float32) * 255).astype(np.uint8)
+    big = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(big, dtype=np.float32) / 127.5 - 1
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A dull textured background (size, size, 3) float32 in [0, 1] with grey clutter on it."""
+    value, sat, hue = rng.uniform(0.15, 0.9), rng.uniform(0, 0.14), rng.random()
+    base = np.array(colorsys.hsv_to_rgb(hue, sat, value), dtype=np.float32)
+    texture = 0.10 * _smooth_noise(rng, int(rng.integers(3, 9)), size)
+    kind = rng.integers(4)
+    axis = np.arange(size, dtype=np.float32)
+    if kind == 0:  # stripes
+        a, period = rng.uniform(0, math.pi), rng.uniform(8, 40)
+        wave = axis[None, :] * math.cos(a) + axis[:, None] * math.sin(a)
+        texture += 0.07 * np.sin(wave * (2 * math.pi / period))
+    elif kind == 1:  # checkers
+        period = rng.uniform(10, 32)
+        tile = (axis // period).astype(int)
+        texture += 0.05 * ((tile[:, None] + tile[None, :]) % 2 * 2 - 1)
+    elif kind == 2:  # fine weave
+        texture += 0.10 * _smooth_noise(rng, 48, size)
+    canvas = base + texture[..., None]
+    canvas += rng.normal(0, 0.02, (size, size, 1)).astype(np.float32)
+    layer = Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8))
+    _clutter(rng, ImageDraw.Draw(layer), size)
+    return np.asarray(layer, dtype=np.float32) / 255
+
+
+def _clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: int) -> None:
+    """Grey scribbles and irregular blobs, and coloured dots smaller than a patch."""
+    for _ in range(rng.integers(0, 7)):
+        g = int(rng.integers(30, 226))
+        x, y = rng.uniform(0, size, 2)
+        dx, dy = rng.normal(0, 28, 2)
+        draw.line((x, y, x + dx, y + dy), fill=(g, g, g), width=int(rng.integers(1, 4)))
+    for _ in range(rng.integers(0, 4)):
+        g = int(rng.integers(40, 216))
+        x, y = rng.uniform(0, size, 2)
+        angles = np.sort(rng.uniform(0, 2 * math.pi, 6))
+        radii = rng.uniform(4, 22) * rng.uniform(0.5, 1, 6)
+        points = [(x + r * math.cos(a), y + r * math.sin(a)) for a, r in zip(angles, radii)]
+        draw.polygon(points, fill=(g, g, g))
+    for _ in range(rng.integers(0, 9)):
+        rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.5, 1))
+        x, y = rng.uniform(0, size, 2)
+        r = rng.uniform(0.8, 2.6)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(c * 255) for c in rgb))
+
+
+def _paint(rng: np.random.Generator, color: str, like: np.ndarray) -> np.ndarray:
+    """Object colour with jitter and shading, (h, w, 3), for a box of ``like``'s size."""
+    hue = (COLORS[color] + rng.uniform(-6, 6)) / 360 % 1
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.72, 1.0), rng.uniform(0.72, 1.0))
+    h, w = like.shape
+    slope = rng.uniform(-0.14, 0.14, 2).astype(np.float32)
+    shade = 1 + slope[0] * np.linspace(-1, 1, h, dtype=np.float32)[:, None]
+    shade = shade + slope[1] * np.linspace(-1, 1, w, dtype=np.float32)[None]
+    shade += rng.normal(0, 0.03, (h, w)).astype(np.float32)
+    return np.array(rgb, dtype=np.float32) * shade[..., None]
+
+
+def _place(rng: np.random.Generator, size: int, max_objects: int) -> list[tuple]:
+    """Kinds, centres and widths of 1..max_objects objects that do not touch one another.
+
+    Centres differ by at least 12 px in x, so that "from left to right" is never a coin toss.
+    """
+    kinds: list[tuple[str, str]] = []
+    for _ in range(min(max_objects, 1 + int(rng.choice(4, p=(0.15, 0.3, 0.3, 0.25))))):
+        if kinds and rng.random() < 0.22 and kinds.count(kinds[0]) < 3:
+            kinds.append(kinds[0])  # a repeated object
+        else:
+            kinds.append((str(rng.choice(tuple(COLORS))), str(rng.choice(SHAPES))))
+    low, high = 3 * PATCH, 14 * PATCH * min(1.0, 1.75 / len(kinds) ** 0.5 / 1.25)
+    placed: list[tuple] = []
+    for color, shape in kinds:
+        width = math.exp(rng.uniform(math.log(low), math.log(high)))
+        for _ in range(40):
+            r = width / 2 * 1.06 + 1  # corners of a rotated square stay inside
+            cx, cy = rng.uniform(r, size - r, 2)
+            clear = all(
+                math.hypot(cx - x, cy - y) > r + w / 2 * 1.06 + 3 and abs(cx - x) >= 12
+                for _, _, x, y, w in placed
+            )
+            if clear:
+                placed.append((color, shape, float(cx), float(cy), width))
+                break
+            width = max(low, width * 0.95)
+    return placed
+
+
+def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: int = 4) -> Scene:
+    r"""Draw scene ``index`` of the stream ``seed``.
+
+    Args:
+        seed (int): which stream of scenes; splits use different seeds.
+        index (int): position in the stream.
+        size (int, optional): side of the square picture in pixels. Default: 192
+        max_objects (int, optional): at most so many objects, 1 to 6. Default: 4
+
+    Returns:
+        Scene: pixels (size, size, 3) uint8, objects with masks (size, size) bool.
+
+    Raises:
+        ValueError: ``max_objects`` or ``size`` out of range.
+    """
+    if not 1 <= max_objects <= 6:
+        raise ValueError(f"max_objects is {max_objects}: expected 1 to 6")
+    if size < 128:
+        raise ValueError(f"size is {size} px: at least 128 are needed to place objects apart")
+    rng = np.random.default_rng([seed, index])
+    canvas = _background(rng, size)
+    objects = []
+    for color, shape, cx, cy, width in _place(rng, size, max_objects):
+        angle = float(rng.uniform(-0.3, 0.3))
+        y0, x0, cover = _coverage(shape, cx, cy, width, angle, size)
+        h, w = cover.shape
+        box = canvas[y0 : y0 + h, x0 : x0 + w]
+        box += cover[..., None] * (_paint(rng, color, cover) - box)
+        mask = np.zeros((size, size), dtype=bool)
+        mask[y0 : y0 + h, x0 : x0 + w] = cover >= 0.5
+        objects.append(SceneObject(shape, color, (cx, cy), width, angle, mask))
+    pixels = (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+    return Scene(seed, index, pixels, tuple(objects))
+
+
+def scene_stream(seed: int, start: int = 0, stop: int | None = None) -> Iterator[Scene]:
+    """Scenes ``start, start + 1, …`` of a stream, without end when ``stop`` is None."""
+    index = start
+    while stop is None or index < stop:
+        yield make_scene(seed, index)
+        index += 1

@@ -1,0 +1,291 @@
+r"""The forward function that Captum differentiates: one state of a denoising generation.
+
+``DenoisingForward(adapter, layer)`` maps ``(pixels, *extras, *state)`` to response logits (B, T, V).
+A state is what the model was given before a denoising step (its canvas, for most families), so
+"which step" is an ordinary tensor argument: Captum's methods expand, repeat and perturb around it as
+around any other, and a token's committing call is explained by passing that call's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.adapter import Adapter, Request
+from captum_dcam.errors import TargetError
+from captum_dcam.tap import Edit, SpatialTap, frozen, recorded, skipped, tapped
+from captum_dcam.trajectory import SCORES, Trajectory
+
+
+class DenoisingForward(nn.Module):
+    r"""Captum ``forward_func`` of a masked-denoising model, tapped at one block.
+
+    Args:
+        adapter (Adapter): the model's family.
+        layer (int, optional): block to tap, from 0; negative counts from the end.
+            Default: the family's recommended block
+        score (str, optional): which state a token is read at when the caller passes none:
+            ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
+
+    Attributes:
+        tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
+        request (Request), trajectory (Trajectory): bound by :meth:`generate` or :meth:`bind`.
+
+    Examples::
+
+        >>> adapter = load("mini")
+        >>> forward = DenoisingForward(adapter)
+        >>> forward.generate(adapter.prepare([[image]], ["describe the image ."]))
+        >>> args = forward.arguments((1, 40))
+        >>> LayerGradCam(forward, forward.tap).attribute(
+        ...     forward.request.pixels, (1, 40), additional_forward_args=args)
+    """
+
+    def __init__(self, adapter: Adapter, layer: int | None = None, score: str = "commit") -> None:
+        super().__init__()
+        if score not in SCORES:
+            raise ValueError(f"score is {score!r}: expected one of {SCORES}")
+        self.adapter = adapter
+        self.layer = adapter.check_layer(layer)
+        self.score = score
+        self.model = adapter.model
+        self.tap = SpatialTap()
+        self.request: Request | None = None
+        self._trajectory: Trajectory | None = None
+
+    # -- binding a generation -----------------------------------------------------------------
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The bound generation; an error says how to bind one."""
+        if self._trajectory is None:
+            raise RuntimeError("no generation is bound: call forward.generate(request) first")
+        return self._trajectory
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        keep: bool = True,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> Trajectory:
+        r"""Generate an answer, record it, and bind it to this forward.
+
+        Args:
+            request (Request): from ``adapter.prepare``.
+            keep (bool, optional): keep the tapped block's output of every feasible call, so that
+                explanations recompute nothing below the tap. Default: True
+            generator (torch.Generator, optional): for sampled decoding.
+            **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
+        """
+        check_pixels(request.pixels)
+        blocks = list(self.adapter.blocks[: self.layer + 1])
+        with _inference(self.model), recorded(blocks, keep) as (lengths, outputs):
+            trajectory = self.adapter.generate(request, generator=generator, **settings)
+        kept: dict[str, Any] = {"layer": self.layer, "calls": {}}
+        for call, length in enumerate(lengths):
+            if keep and length >= request.layout.image_end:
+                kept["calls"][call] = outputs[call]
+        self._bind(request, replace(trajectory, lengths=tuple(lengths), kept=kept))
+        return self.trajectory
+
+    def bind(self, request: Request, trajectory: Trajectory) -> None:
+        """Bind a generation made elsewhere (another layer's forward, a saved one)."""
+        if trajectory.tokens.shape[0] != request.batch:
+            raise ValueError(
+                f"the trajectory has {trajectory.tokens.shape[0]} examples, the request "
+                f"{request.batch}: bind the request that was generated from"
+            )
+        self._bind(request, trajectory)
+
+    def _bind(self, request: Request, trajectory: Trajectory) -> None:
+        self.request, self._trajectory = request, trajectory
+
+    # -- Captum's contract ----------------------------------------------------------------------
+
+    def arguments(
+        self, target: Any = None, score: str | None = None
+    ) -> tuple[Tensor, ...]:
+        r"""The flat ``additional_forward_args`` of the bound request for one target an example.
+
+        Args:
+            target (tuple or list of tuples, optional): Captum's ``(t, token_id)``; decides the step
+                of the ``commit`` score. Not needed by ``final`` and ``teacher``.
+            score (str, optional): Default: the forward's own
+
+        Returns:
+            tuple of Tensor: extras and state, each (B, …).
+        """
+        score = self.score if score is None else score
+        trajectory, request = self.trajectory, self._request()
+        if target is None and score == "commit":
+            raise TargetError(
+                "the commit score reads every token at its own step: pass the target, "
+                "forward.arguments((position, token_id)), or score='final'"
+            )
+        positions = positions_of(target, request.batch, trajectory.tokens.shape[1])
+        examples = torch.arange(request.batch)
+        steps = [trajectory.step_of(b, p, score) for b, p in enumerate(positions)]
+        return (*request.extras, *trajectory.state_at(examples, torch.tensor(steps)))
+
+    def forward(self, pixels: Tensor, *args: Tensor) -> Tensor:
+        r"""Response logits (B, T, V) of pixels (B, …) in the state given by ``args``.
+
+        Args:
+            pixels (Tensor): as ``request.pixels``.
+            *args (Tensor): the request's extras, then the state. Default: those of the bound
+                request, in the state of the forward's score (not defined for ``commit``)
+        """
+        if not args:
+            args = self.arguments()
+        check_pixels(pixels)
+        extras, state = self._split(args)
+        with _inference(self.model), self._tapped():
+            memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
+            return self.adapter.denoise(memory, *state)
+
+    def _split(self, args: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        count = len(self._request().extras)
+        wanted = count + len(self.trajectory.states)
+        if len(args) != wanted:
+            raise ValueError(
+                f"{len(args)} additional arguments: expected {wanted} ({count} of the request, then "
+                "the state); take them from forward.arguments(target)"
+            )
+        return args[:count], args[count:]
+
+    def _request(self) -> Request:
+        if self.request is None:
+            raise RuntimeError("no request is bound: call forward.generate(request) first")
+        return self.request
+
+    def _tapped(self) -> Any:
+        return tapped(self.adapter.blocks[self.layer], self.tap, self._request().layout)
+
+    # -- replay without recomputing what is known -----------------------------------------------
+
+    def replay(self, examples: Tensor, steps: Tensor) -> Tensor:
+        r"""Logits (R, T, V) of examples (R,) of the bound request at steps (R,).
+
+        In the prefix regime all rows share one prefill, and the tap sees the B examples; in the full
+        regime the tap sees the R rows. Where the tapped block's output was kept, nothing below the
+        tap is computed again. One row at a time equals the generation bit for bit; several at once
+        equal it within rounding.
+        """
+        request, trajectory = self._request(), self.trajectory
+        state = trajectory.state_at(examples, steps)
+        adapter = self.adapter
+        with _inference(self.model), self._tapped():
+            if trajectory.regime == "prefix":
+                with self._known(0):
+                    memory = adapter.prefill(self._embedded())
+                if request.batch > 1 or len(examples) > 1:
+                    memory = adapter.rows(memory, examples.to(request.pixels.device))
+                return adapter.denoise(memory, *state)
+            memory = adapter.rows(self._embedded(), examples.to(request.pixels.device))
+            with self._known_rows(examples, steps):
+                return adapter.denoise(memory, *state)
+
+    def _embedded(self) -> Any:
+        """Tower, projector and word embeddings, computed once a generation."""
+        kept = self.trajectory.kept
+        if "embedded" not in kept:
+            request = self._request()
+            with torch.no_grad():
+                kept["embedded"] = self.adapter.embed(request.pixels, *request.extras)
+        return kept["embedded"]
+
+    def _known(self, call: int) -> Any:
+        """Context in which blocks up to the tap return what they returned in ``call``."""
+        kept = self.trajectory.kept
+        if kept.get("layer") != self.layer or call not in kept.get("calls", {}):
+            return nullcontext()
+        return skipped(list(self.adapter.blocks[: self.layer + 1]), kept["calls"][call])
+
+    def _known_rows(self, examples: Tensor, steps: Tensor) -> Any:
+        """The same for rows of the full regime, each from its own step's call."""
+        kept = self.trajectory.kept
+        calls = kept.get("calls", {})
+        if kept.get("layer") != self.layer or any(int(s) not in calls for s in steps):
+            return nullcontext()
+        outputs = [
+            _rows([calls[int(s)][i] for s in steps], examples.tolist())
+            for i in range(self.layer + 1)
+        ]
+        return skipped(list(self.adapter.blocks[: self.layer + 1]), outputs)
+
+    @contextmanager
+    def edited(self, edit: Edit) -> Iterator[None]:
+        """Replace feature maps at the tap while the context is open (ablations)."""
+        self.tap.edit = edit
+        try:
+            yield
+        finally:
+            self.tap.edit = None
+
+
+def _rows(outputs: list[Any], examples: list[int]) -> Any:
+    """Row r of the result is example ``examples[r]`` of output r; caches must be absent."""
+    first = outputs[0]
+    if first is None or (isinstance(first, tuple) and first[0] is None):
+        return first
+    pick = [o[0] if isinstance(o, tuple) else o for o in outputs]
+    hidden = torch.stack([h[e] for h, e in zip(pick, examples, strict=True)])
+    return (hidden, *first[1:]) if isinstance(first, tuple) else hidden
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside the context, as before afterwards."""
+    training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        with frozen(model):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_pixels(pixels: Tensor) -> None:
+    """Raise for inputs that no explanation can come from."""
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        kind = str(pixels.dtype) if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"pixels are {kind}: expected a floating-point tensor, request.pixels")
+    if not bool(torch.isfinite(pixels).all()):
+        bad = int((~torch.isfinite(pixels)).sum())
+        raise ValueError(
+            f"pixels {tuple(pixels.shape)} hold {bad} values that are NaN or infinite: check the "
+            "image and its preprocessing"
+        )
+
+
+def positions_of(target: Any, batch: int, length: int) -> list[int]:
+    """Response position of every example's Captum target ``(t, token_id)``."""
+    if target is None:
+        return [0] * batch
+    targets = target if isinstance(target, list) else [target] * batch
+    if len(targets) != batch:
+        raise TargetError(
+            f"{len(targets)} targets for {batch} examples: give one (position, token_id), or a list "
+            "with one for each example"
+        )
+    for one in targets:
+        pair = isinstance(one, tuple) and len(one) == 2
+        if not pair or any(isinstance(v, bool) or not isinstance(v, int) for v in one):
+            raise TargetError(
+                f"target {one!r} is not (position, token_id): two integers, as Captum indexes "
+                "logits (B, T, V)"
+            )
+        if not 0 <= one[0] < length:
+            raise TargetError(
+                f"position {one[0]} is not in the answer of {length} positions, 0 to {length - 1}"
+            )
+    return [one[0] for one in targets]

@@ -1,0 +1,124 @@
+r"""How sure is a mean? Percentile bootstrap, seeded, for many columns at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_dcam.metrics._checks import result_dtype, working_dtype
+
+_RESAMPLED_AT_ONCE = 2**20
+
+
+class BootstrapInterval(NamedTuple):
+    r"""A mean and its percentile interval, each (...): the values' shape without the last axis."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def bootstrap_ci(
+    values: Tensor, generator: torch.Generator, n: int = 1000, level: float = 0.95
+) -> BootstrapInterval:
+    r"""The mean over the last axis, with a percentile bootstrap interval.
+
+    Images are drawn with replacement, the same images for every leading index, so that the rows of
+    a table are resampled together. The same generator state gives the same interval. One image, or
+    images that all score the same, give an interval of width 0.
+
+    Args:
+        values (Tensor): (..., N), floating point, finite: N images' scores.
+        generator (torch.Generator): the only source of randomness; any device.
+        n (int): how many resamples. Default: 1000.
+        level (float): coverage, between 0 and 1. Default: 0.95.
+
+    Returns:
+        BootstrapInterval: ``mean``, ``low``, ``high``, each (...).
+
+    Raises:
+        ValueError: no image, NaN or infinite scores, ``n`` below 1, ``level`` not in (0, 1).
+    """
+    _check(values, n, level)
+    scores = values.detach().to(working_dtype(values.device))
+    # Counted from the first score, so that equal scores give exactly that score.
+    origin = scores[..., 0]
+    scores = scores - origin[..., None]
+    mean = origin + scores.mean(-1)
+    shifts = _resampled_means(scores, generator, n)
+    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype)
+    low, high = torch.quantile(shifts, tail.to(scores.device), dim=-1)
+    out = result_dtype(values)
+    return BootstrapInterval(mean.to(out), (origin + low).to(out), (origin + high).to(out))
+
+
+def paired_bootstrap(
+    first: Tensor,
+    second: Tensor,
+    generator: torch.Generator,
+    n: int = 1000,
+    level: float = 0.95,
+) -> BootstrapInterval:
+    r"""The mean of ``first - second`` on the same images, with its interval.
+
+    An interval that leaves out 0 says that one method beats the other beyond chance; two intervals
+    of :func:`bootstrap_ci` that overlap do not say the opposite.
+
+    Args:
+        first (Tensor): (..., N), one method's scores.
+        second (Tensor): the other's on the same N images in the same order, same shape.
+        generator (torch.Generator): the only source of randomness.
+        n (int): how many resamples. Default: 1000.
+        level (float): coverage, between 0 and 1. Default: 0.95.
+
+    Returns:
+        BootstrapInterval: of the difference, each (...).
+
+    Raises:
+        ValueError: different shapes, or as in :func:`bootstrap_ci`.
+    """
+    _check(first, n, level)
+    _check(second, n, level)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: expected the "
+            f"same images in the same order; keep the images that both methods have scored"
+        )
+    return bootstrap_ci(first - second, generator, n, level)
+
+
+def _resampled_means(scores: Tensor, generator: torch.Generator, n: int) -> Tensor:
+    r"""Means (..., n) of n resamples of scores (..., N)."""
+    images = scores.shape[-1]
+    # By the images alone, so that the draws do not depend on the leading shape.
+    at_once = max(1, _RESAMPLED_AT_ONCE // images)
+    means = []
+    for start in range(0, n, at_once):
+        rows = min(at_once, n - start)
+        drawn = torch.randint(
+            images, (rows, images), generator=generator, device=generator.device
+        ).to(scores.device)
+        row = images * torch.arange(rows, device=scores.device)[:, None]
+        counts = torch.bincount((drawn + row).flatten(), minlength=rows * images)
+        means.append(scores @ counts.reshape(rows, images).to(scores.dtype).T / images)
+    return torch.cat(means, -1)
+
+
+def _check(values: Tensor, n: int, level: float) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"values are {kind}: expected a tensor of floats (..., N)")
+    if values.ndim < 1 or values.shape[-1] == 0:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}: expected (..., N) with one score an image"
+        )
+    if not bool(torch.isfinite(values).all()):
+        count = int((~torch.isfinite(values)).sum())
+        raise ValueError(
+            f"values of shape {tuple(values.shape)} hold {count} NaN or infinite scores: leave "
+            f"those images out, for every method alike, and report how many there were"
+        )
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"n is {n} and level {level}: expected n ≥ 1 and level between 0 and 1")

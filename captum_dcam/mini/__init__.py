@@ -1,0 +1,1 @@
+"""``mini``: a small masked-diffusion multimodal LLM that ships, trained, inside the package."""

@@ -1,0 +1,132 @@
+r"""Held-out accuracy of the embedded model: ``python -m captum_dcam.mini.evaluate``.
+
+Descriptions count an object as named when its colour and shape stand together in the answer (as many
+times as the scene has them, by the number word); an object is invented when the answer names a
+colour–shape pair, or more of it, that the scene does not hold. Both decoding regimes are measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from captum_dcam.data.language import NUMBERS, plural
+from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
+from captum_dcam.mini.generation import generate
+from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion
+from captum_dcam.mini.processing import MiniProcessor
+
+HELD_OUT_SEED = 2_000_003  # the stream of held-out scenes; training never draws from it
+
+_SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
+
+
+def named_objects(answer: str) -> Counter:
+    """How often an answer names each (colour, shape); ``two red circles`` counts twice."""
+    words = answer.split()
+    found: Counter = Counter()
+    for i, word in enumerate(words):
+        if word in _SHAPE_OF and i > 0 and words[i - 1] in COLORS:
+            number = words[i - 2] if i > 1 else ""
+            count = NUMBERS.index(number) if number in NUMBERS else 1
+            found[words[i - 1], _SHAPE_OF[word]] += count
+    return found
+
+
+def answers(
+    model: MiniForMaskedDiffusion,
+    processor: MiniProcessor,
+    scenes: list[Scene],
+    prompts: list[str],
+    gen_length: int,
+    prefix_cache: bool,
+) -> list[str]:
+    """Greedy answers, one token a step."""
+    inputs = processor([[s.image] for s in scenes], prompts)
+    out = generate(model, **inputs, gen_length=gen_length, prefix_cache=prefix_cache)
+    return processor.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
+
+
+@dataclass
+class Tally:
+    """Right answers out of how many, by kind."""
+
+    right: Counter
+    total: Counter
+
+    def add(self, kind: str, right: int, total: int = 1) -> None:
+        self.right[kind] += right
+        self.total[kind] += total
+
+    def rates(self) -> dict[str, float]:
+        return {k: self.right[k] / self.total[k] for k in sorted(self.total)}
+
+
+def evaluate(
+    model: MiniForMaskedDiffusion,
+    processor: MiniProcessor,
+    scenes: int,
+    prefix_cache: bool,
+    batch: int = 25,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Rates over held-out scenes: objects, answers without inventions, each kind of question."""
+    tally = Tally(Counter(), Counter())
+    for start in tqdm(range(0, scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"):
+        part = [make_scene(HELD_OUT_SEED, i) for i in range(start, min(start + batch, scenes))]
+        texts = answers(model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache)
+        for scene, text in zip(part, texts, strict=True):
+            truth = Counter((o.color, o.shape) for o in scene.objects)
+            named = named_objects(text)
+            tally.add("objects named", sum((truth & named).values()), truth.total())
+            tally.add("answers without inventions", int(not named - truth))
+            tally.add("descriptions exact", int(named == truth))
+        asked = [(s, q) for i, s in enumerate(part) for q in _one_of_each(s, start + i)]
+        for at in range(0, len(asked), batch):
+            rows = asked[at : at + batch]
+            texts = answers(
+                model, processor, [s for s, _ in rows], [q[1] for _, q in rows], 8, prefix_cache
+            )
+            for (_, (kind, _, answer)), text in zip(rows, texts, strict=True):
+                tally.add(f"question: {kind}", int(text == answer))
+    return tally.rates()
+
+
+def _one_of_each(scene: Scene, index: int) -> list[tuple[str, str, str]]:
+    """A question of each kind; of ``exist``, yes and no in turn over the scenes."""
+    chosen: dict[str, tuple[str, str, str]] = {}
+    for kind, question, answer in scene.questions:
+        if kind == "exist" and answer != ("yes", "no")[index % 2]:
+            continue
+        chosen.setdefault(kind, (kind, question, answer))
+    return list(chosen.values())
+
+
+def main(
+    weights: Annotated[Path | None, typer.Option(help="Default: the packaged weights.")] = None,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
+    output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+) -> None:
+    """Print held-out accuracies in both decoding regimes."""
+    model, processor = load_mini(weights)
+    table = {
+        name: evaluate(model, processor, scenes, cache)
+        for name, cache in (("prefix cache", True), ("full sequence", False))
+    }
+    for kind in table["prefix cache"]:
+        typer.echo(f"{kind:28s} " + "  ".join(f"{n} {v[kind]:.1%}" for n, v in table.items()))
+    if output is not None:
+        output.write_text(json.dumps({"scenes": scenes, "rates": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)

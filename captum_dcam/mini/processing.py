@@ -1,0 +1,108 @@
+r"""Image processor and processor of the embedded model, in Hugging Face's habits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
+
+#: the longer side may be at most so many times the shorter one
+MAX_ASPECT = 100.0
+
+
+class MiniImageProcessor(ImageProcessingMixin):
+    """Resizes a picture to a square (aspect distorted, nothing cropped) and scales it to [-1, 1]."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, size: int = 192, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def preprocess(self, images: Sequence[Image.Image], **_: Any) -> BatchFeature:
+        """Pictures to ``pixel_values`` (N, 3, size, size) float32."""
+        return BatchFeature({"pixel_values": torch.stack([self._one(i) for i in images])})
+
+    __call__ = preprocess
+
+    def _one(self, image: Image.Image) -> torch.Tensor:
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"image is a {type(image).__name__}: expected a PIL.Image.Image; open a file with "
+                "PIL.Image.open(path), turn an array into one with PIL.Image.fromarray(array)"
+            )
+        w, h = image.size
+        if w == 0 or h == 0:
+            raise ValueError(f"image is {w}×{h} px: it has no pixels to explain")
+        if max(w, h) > MAX_ASPECT * min(w, h):
+            raise ValueError(
+                f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to see "
+                f"at {self.size}×{self.size}; crop it first"
+            )
+        square = to_rgb(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode; transparent pixels are shown on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        wide = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((wide / max(wide.max(), 1) * 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+class MiniProcessor:
+    """Tokenizer and image processor together: pictures and prompts to model inputs."""
+
+    def __init__(
+        self, image_processor: MiniImageProcessor, tokenizer: PreTrainedTokenizerBase, grid: int
+    ) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.grid = grid
+
+    def __call__(
+        self, images: Sequence[Sequence[Image.Image]], text: Sequence[str]
+    ) -> BatchFeature:
+        r"""Prepare a batch.
+
+        Args:
+            images (sequence): for every example its pictures; the same number for each.
+            text (sequence of str): one prompt an example; may be empty.
+
+        Returns:
+            BatchFeature: pixel_values (B, images, 3, S, S), input_ids and attention_mask (B, P):
+            for every picture ``grid²`` ``<image>`` tokens, then the prompt, then ``<answer>``;
+            shorter prompts are padded on the left of the prompt.
+        """
+        counts = {len(pictures) for pictures in images}
+        if len(images) != len(text) or len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"{len(images)} examples with {sorted(counts)} pictures and {len(text)} prompts: "
+                "every example of a batch needs one prompt and the same number (≥ 1) of pictures"
+            )
+        pixels = torch.stack([self.image_processor(p)["pixel_values"] for p in images])
+        convert = self.tokenizer.convert_tokens_to_ids
+        image = [convert("<image>")] * (self.grid**2 * counts.pop())
+        prompts = [self.tokenizer(t)["input_ids"] + [convert("<answer>")] for t in text]
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        gaps = [longest - len(p) for p in prompts]
+        ids = [image + [pad] * gap + p for p, gap in zip(prompts, gaps, strict=True)]
+        mask = [[1] * len(image) + [0] * gap + [1] * (longest - gap) for gap in gaps]
+        return BatchFeature(
+            {
+                "pixel_values": pixels,
+                "input_ids": torch.tensor(ids),
+                "attention_mask": torch.tensor(mask),
+            }
+        )

@@ -1,0 +1,61 @@
+r"""Named settings of Diffusion-CAM: the paper's, the reference code's, and our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.refine import Compose, paper_refinements
+
+
+@dataclass(frozen=True)
+class Preset:
+    r"""Everything that turns a generation into a map.
+
+    Args:
+        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
+        center (bool): subtract each channel's spatial mean from the features first.
+        refinements (callable): makes the post-transforms.
+        source (str): where the settings come from.
+    """
+
+    score: str
+    product: str
+    center: bool
+    refinements: Callable[[], Compose]
+    source: str
+
+
+def no_refinements() -> Compose:
+    """The map as it is."""
+    return Compose([])
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        "commit",
+        "positionwise",
+        True,
+        no_refinements,
+        "chosen by measurement on the embedded model: docs/SCORES.md",
+    ),
+    "paper": Preset(
+        "final",
+        "pooled",
+        False,
+        paper_refinements,
+        "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules",
+    ),
+    "base": Preset(
+        "final", "pooled", False, no_refinements, "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone"
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """Look a preset up; UnknownNameError with near names otherwise."""
+    if name not in PRESETS:
+        raise UnknownNameError(f"unknown preset {name!r}{near(name, PRESETS)}")
+    return PRESETS[name]

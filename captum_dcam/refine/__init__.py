@@ -1,0 +1,71 @@
+r"""Refinements: post-transforms of attribution maps (..., H, W), whatever method made them.
+
+The paper's four modules (AKD, DACG, CBA, SICD), min-max normalisation and plain filters, each as
+a pure function and as a small frozen object that composes, is found by name and writes itself
+down. All run on any device, in fp16, bf16, fp32 and fp64, on whole batches, without gradients and
+without randomness; they never change their input.
+
+    >>> refine = paper_refinements()
+    >>> clean = refine(maps, RefineContext(steps=32, image_size=(480, 640)))
+    >>> record = refine.describe()
+"""
+
+from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
+from captum_dcam.refine.base import NamedRefinement, RefineContext, Refinement
+from captum_dcam.refine.cba import CBA, CBA_WEIGHTS, contextual_background_attenuation
+from captum_dcam.refine.compose import Compose, paper_refinements
+from captum_dcam.refine.dacg import (
+    DACG,
+    DACG_BRANCHES,
+    DACG_PERCENTILES,
+    dacg_branch,
+    distribution_aware_confidence_gating,
+)
+from captum_dcam.refine.filters import (
+    Gaussian,
+    Median,
+    RankGaussian,
+    gaussian_filter,
+    median_filter,
+    rank_gaussian_filter,
+)
+from captum_dcam.refine.normalise import MinMax, min_max
+from captum_dcam.refine.registry import (
+    refinement,
+    register_refinement,
+    registered_refinements,
+)
+from captum_dcam.refine.sicd import SICD, sicd_gate, single_instance_causal_debiasing
+
+__all__ = [
+    "AKD",
+    "CBA",
+    "CBA_WEIGHTS",
+    "DACG",
+    "DACG_BRANCHES",
+    "DACG_PERCENTILES",
+    "SICD",
+    "Compose",
+    "Gaussian",
+    "Median",
+    "MinMax",
+    "NamedRefinement",
+    "RankGaussian",
+    "RefineContext",
+    "Refinement",
+    "adaptive_kernel_denoising",
+    "adaptive_kernel_size",
+    "contextual_background_attenuation",
+    "dacg_branch",
+    "distribution_aware_confidence_gating",
+    "gaussian_filter",
+    "median_filter",
+    "min_max",
+    "paper_refinements",
+    "rank_gaussian_filter",
+    "refinement",
+    "register_refinement",
+    "registered_refinements",
+    "sicd_gate",
+    "single_instance_causal_debiasing",
+]

@@ -1,0 +1,100 @@
+r"""What a refinement is: a small frozen object that turns maps into maps.
+
+Pure functions do the work and take everything as explicit arguments, so that they also run on
+Captum's and pytorch-grad-cam's maps. The objects hold a function's settings, so that they can be
+composed, looked up by name and written into a result; what belongs to one request (how many
+denoising steps, how large the image, which maps the repeated words have) comes in a
+:class:`RefineContext`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from captum_dcam.refine._checks import check_count, check_image_size, check_maps
+
+_Value = TypeVar("_Value")
+
+_MEANINGS = {
+    "steps": "the number of denoising steps S of the answer",
+    "image_size": "the image's (height, width) in pixels",
+    "repeated_maps": "the maps of the repeated function words",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RefineContext:
+    r"""What refinements may need to know of a request beyond its maps.
+
+    Args:
+        steps (int, optional): number of denoising steps S. AKD needs it. Default: None
+        image_size (tuple[int, int], optional): image (height, width) in pixels. AKD needs it.
+            Default: None
+        repeated_maps (Tensor, optional): M_rep of SICD, broadcastable to the maps, non-negative
+            and on the maps' own scale. Default: None
+
+    Raises:
+        TypeError, ValueError: a value of the wrong kind, with what is expected.
+    """
+
+    steps: int | None = None
+    image_size: tuple[int, int] | None = None
+    repeated_maps: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            check_count(self.steps, "RefineContext", "steps", _MEANINGS["steps"])
+        if self.image_size is not None:
+            check_image_size(self.image_size, "RefineContext")
+        if self.repeated_maps is not None:
+            check_maps(self.repeated_maps, "RefineContext", name="repeated_maps")
+
+
+@runtime_checkable
+class Refinement(Protocol):
+    r"""Maps (..., H, W) in, maps of the same shape and dtype out, and a record of the settings."""
+
+    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
+        r"""Refine the maps."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        r"""A JSON-able record ``{"name": ..., **settings}``."""
+        ...
+
+
+class NamedRefinement(ABC):
+    r"""Base of the registered dataclasses: their record is their name and their fields.
+
+    ``@register_refinement`` gives the class its name.
+    """
+
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
+        r"""Refine the maps."""
+
+    def describe(self) -> dict[str, Any]:
+        r"""A JSON-able record; ``refinement(**record)`` builds an equal object again."""
+        record: dict[str, Any] = {"name": self.name}
+        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, field.name)
+            record[field.name] = list(value) if isinstance(value, tuple) else value
+        return record
+
+
+def required(value: _Value | None, caller: str, name: str) -> _Value:
+    r"""Return the context's value, or say which one is missing and how to give it.
+
+    Raises:
+        ValueError: the value is None.
+    """
+    if value is None:
+        raise ValueError(
+            f"{caller} needs `{name}` ({_MEANINGS[name]}), but the context holds none: give it "
+            "one, for example refine(maps, RefineContext(steps=32, image_size=(480, 640)))."
+        )
+    return value

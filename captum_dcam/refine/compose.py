@@ -1,0 +1,92 @@
+r"""Refinements one after another, and the paper's own sequence."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from captum_dcam.refine._checks import check_maps
+from captum_dcam.refine.akd import AKD
+from captum_dcam.refine.base import RefineContext, Refinement
+from captum_dcam.refine.cba import CBA
+from captum_dcam.refine.dacg import DACG
+from captum_dcam.refine.normalise import MinMax
+from captum_dcam.refine.sicd import SICD
+
+
+class Compose:
+    r"""Apply refinements in order, each to what the one before returned.
+
+    Itself a refinement, so sequences nest. Without stages it returns maps as they are. Half
+    precision is rounded to after every stage, since each returns its input's dtype.
+
+    Args:
+        stages (Sequence[Refinement]): objects with ``__call__(maps, context)`` and
+            ``describe()``.
+
+    Raises:
+        TypeError: a stage is not a refinement.
+    """
+
+    def __init__(self, stages: Sequence[Refinement]) -> None:
+        if isinstance(stages, Refinement):
+            raise TypeError(
+                f"Compose: `stages` is one {type(stages).__name__}, expected a sequence: put it "
+                "in a list."
+            )
+        self.stages: tuple[Refinement, ...] = tuple(stages)
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, type) or not isinstance(stage, Refinement):
+                raise TypeError(
+                    f"Compose: stages[{index}] is {stage!r}, expected a refinement, an object "
+                    "with __call__(maps, context) and describe(): build it first (DACG(), not "
+                    'DACG), or look it up, refinement("dacg").'
+                )
+
+    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
+        r"""Refine maps (..., H, W) stage by stage; every stage sees the same context."""
+        check_maps(maps, "Compose", non_negative=False)
+        for stage in self.stages:
+            maps = stage(maps, context)
+        return maps
+
+    def describe(self) -> dict[str, Any]:
+        r"""``{"name": "compose", "stages": [the stages' records]}``."""
+        return {"name": "compose", "stages": [stage.describe() for stage in self.stages]}
+
+    def __iter__(self) -> Iterator[Refinement]:
+        return iter(self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Compose) and self.stages == other.stages
+
+    def __hash__(self) -> int:
+        return hash(self.stages)
+
+    def __repr__(self) -> str:
+        return f"Compose({list(self.stages)!r})"
+
+
+def paper_refinements() -> Compose:
+    r"""Min-max, AKD, DACG, CBA, min-max, SICD: the four modules at their defaults.
+
+    The context must hold ``steps`` and ``image_size``; ``repeated_maps``, if there are any,
+    normalised like the map SICD sees: ``min_max(repeated_maps)``.
+
+    Returns:
+        Compose: a new object; its settings are the defaults of the modules.
+
+    Source:
+        The modules are numbered so in Diffusion-CAM's Section 3.2 and Figure 2 draws them so; the
+        min-max before (Section 3.2.3 wants a normalised map) and the one between CBA and SICD
+        are where its reference code has them.
+
+    Examples::
+
+        >>> refine = paper_refinements()
+        >>> clean = refine(maps, RefineContext(steps=32, image_size=(480, 640)))
+    """
+    return Compose([MinMax(), AKD(), DACG(), CBA(), MinMax(), SICD()])

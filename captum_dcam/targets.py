@@ -1,0 +1,178 @@
+r"""What to explain: a position, a word, several tokens, nouns, all, or a Captum tuple.
+
+Flexible at the boundary, one strict form inside: a tuple of :class:`Target`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.errors import TargetError
+
+FUNCTION_TAGS = frozenset(("DT", "IN", "CC", "TO", "EX", "PRP", "PRP$", "MD", "WDT", "WP", "RP"))
+
+#: what callers may pass as ``words``
+WordsLike = str | int | tuple[int, int] | Sequence["str | int | tuple[int, int] | Target"] | None
+
+
+@dataclass(frozen=True)
+class Target:
+    r"""Tokens of one answer that are explained together: the sum of their logits (Eq. 2).
+
+    Args:
+        text (str): how it reads.
+        positions (tuple of int): response positions.
+        token_ids (tuple of int): the token at each position whose logit counts.
+    """
+
+    text: str
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
+    """The answer's words in order; pieces without a leading blank continue the word before.
+
+    Stop tokens end nothing and are never part of a word. Words without a letter or digit
+    (punctuation) are left out.
+    """
+    pieces = adapter.pieces(tokens)
+    groups: list[list[int]] = []
+    for position, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
+        if token in adapter.stop_ids:
+            continue
+        joined = groups and groups[-1][-1] == position - 1 and not piece[:1].isspace()
+        if joined and piece.strip().isalnum():
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    words = []
+    for group in groups:
+        text = "".join(pieces[p] for p in group).strip()
+        if re.search(r"\w", text):
+            words.append(Target(text, tuple(group), tuple(int(tokens[p]) for p in group)))
+    return tuple(words)
+
+
+def resolve(adapter: Adapter, tokens: Sequence[int], words: WordsLike) -> tuple[Target, ...]:
+    r"""Turn what a caller wrote into targets.
+
+    Args:
+        adapter (Adapter): knows the tokens' text.
+        tokens (sequence of int): the answer's ids, length T.
+        words: ``None`` or ``"all"``: every word; ``"nouns"``: nouns by the tagger; any other
+            string: a word or run of words of the answer, every occurrence a target of its own; an
+            int: a position; a pair: Captum's ``(position, token_id)``; or a sequence of these.
+
+    Raises:
+        TargetError: the answer is empty, or does not contain what was asked for (lists its words).
+    """
+    found = words_of(adapter, tokens)
+    if words is None or words == "all":
+        if not found:
+            raise TargetError(
+                "the answer is empty: there is no word to explain; ask something else, or give a "
+                "longer gen_length"
+            )
+        return found
+    if isinstance(words, str) and words == "nouns":
+        return nouns(found)
+    if isinstance(words, tuple) and len(words) == 2 and all(isinstance(w, int) for w in words):
+        return (_pair(adapter, tokens, words),)
+    if isinstance(words, str | int | Target):
+        words = [words]
+    out: list[Target] = []
+    for word in words:
+        if isinstance(word, Target):
+            _check_position(word.positions[0], tokens)
+            out.append(word)
+        elif isinstance(word, str):
+            out.extend(_occurrences(found, word))
+        elif isinstance(word, int) and not isinstance(word, bool):
+            _check_position(word, tokens)
+            out.append(_pair(adapter, tokens, (word, int(tokens[word]))))
+        elif isinstance(word, tuple):
+            out.append(_pair(adapter, tokens, word))
+        else:
+            raise TargetError(
+                f"target {word!r} is a {type(word).__name__}: expected a word, a position, or "
+                "(position, token_id)"
+            )
+    return tuple(out)
+
+
+def _check_position(position: int, tokens: Sequence[int]) -> None:
+    if not 0 <= position < len(tokens):
+        raise TargetError(
+            f"token index {position} is out of range: the answer has {len(tokens)} positions, "
+            f"0 to {len(tokens) - 1}"
+        )
+
+
+def _pair(adapter: Adapter, tokens: Sequence[int], pair: tuple) -> Target:
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
+        raise TargetError(f"target {pair!r} is not (position, token_id): two integers are expected")
+    position, token = pair
+    _check_position(position, tokens)
+    return Target(adapter.pieces([token])[0].strip(), (position,), (token,))
+
+
+def _occurrences(found: tuple[Target, ...], phrase: str) -> list[Target]:
+    wanted = phrase.lower().split()
+    texts = [w.text.lower() for w in found]
+    hits = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
+    if not wanted or not hits:
+        listed = " ".join(w.text for w in found) or "(none: the answer is empty)"
+        raise TargetError(f"word {phrase!r} is not in the answer. Its words: {listed}")
+    return [merge(phrase, found[i : i + len(wanted)]) for i in hits]
+
+
+def merge(text: str, parts: Sequence[Target]) -> Target:
+    """Several targets as one."""
+    return Target(
+        text,
+        tuple(p for part in parts for p in part.positions),
+        tuple(t for part in parts for t in part.token_ids),
+    )
+
+
+def nouns(found: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Words that the tagger calls nouns."""
+    tags, tagger = tag([w.text for w in found])
+    chosen = tuple(w for w, t in zip(found, tags, strict=True) if t.startswith("NN"))
+    if not chosen:
+        listed = " ".join(w.text for w in found)
+        raise TargetError(f"no noun in the answer ({tagger} tags). Its words: {listed}")
+    return chosen
+
+
+def repeated_function_words(found: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Occurrences of function words that the answer holds more than once (for SICD)."""
+    tags, _ = tag([w.text for w in found])
+    counts = Counter(w.text.lower() for w in found)
+    return tuple(
+        w
+        for w, t in zip(found, tags, strict=True)
+        if t in FUNCTION_TAGS and counts[w.text.lower()] > 1
+    )
+
+
+def tag(words: Sequence[str]) -> tuple[list[str], str]:
+    """Penn Treebank tags and the tagger's name.
+
+    NLTK's perceptron tagger (the papers') where its data is installed; else TextBlob's lexicon,
+    which ships with its package.
+    """
+    import nltk
+
+    try:
+        nltk.data.find("taggers/averaged_perceptron_tagger_eng")
+    except LookupError:
+        from textblob.en import tag as lexicon
+
+        return [t for _, t in lexicon(" ".join(words), tokenize=False)], "textblob"
+    return [t for _, t in nltk.pos_tag(list(words))], "nltk"

@@ -1,0 +1,123 @@
+r"""The record of a generation: what a denoising model saw and committed, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import InfeasibleStepError
+
+#: which state of the canvas a token's logit is read at; see :meth:`Trajectory.step_of`
+SCORES = ("commit", "final", "teacher")
+REGIMES = ("prefix", "full")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of the transformer during generation: its hooked length, and whether it can be used."""
+
+    name: str
+    length: int
+    image_end: int
+
+    @property
+    def valid(self) -> bool:
+        """The paper's criterion (Table 4): the hooked sequence holds the whole image span."""
+        return self.length >= self.image_end
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    r"""A recorded generation.
+
+    Args:
+        tokens (Tensor): (B, T) int64, the answer.
+        states (tuple of Tensor): each (S, B, …), what the model was given before every step besides
+            the request; the first is the canvas (S, B, T).
+        final_state (tuple of Tensor): each (B, …): the same with the whole answer visible.
+        commit_step (Tensor): (B, T) int64, the step whose logits fixed the token for good.
+        confidence (Tensor): (B, T) float, the token's probability at that step.
+        regime (str): ``prefix`` (image and prompt computed once) or ``full`` (at every step).
+        lengths (tuple of int): length of the hooked sequence at every call, prefill included.
+        image_end (int): one past the last image position.
+        settings (dict): of the generation, as far as they matter to its result.
+        kept (dict): outputs of blocks kept for replay, by call; never saved.
+    """
+
+    tokens: Tensor
+    states: tuple[Tensor, ...]
+    final_state: tuple[Tensor, ...]
+    commit_step: Tensor
+    confidence: Tensor
+    regime: str
+    lengths: tuple[int, ...]
+    image_end: int
+    settings: dict[str, Any]
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise ValueError(f"regime is {self.regime!r}: expected one of {REGIMES}")
+
+    @property
+    def steps(self) -> int:
+        """S, the number of denoising steps."""
+        return self.states[0].shape[0]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every run of the transformer; in the prefix regime the first is the prefill."""
+        names = [f"t = {s}" for s in range(self.steps)]
+        if self.regime == "prefix":
+            names.insert(0, "prefix")
+        return tuple(
+            Call(name, length, self.image_end)
+            for name, length in zip(names, self.lengths, strict=True)
+        )
+
+    @property
+    def feasible(self) -> tuple[int, ...]:
+        """Indices of the calls whose states hold the image span."""
+        return tuple(i for i, call in enumerate(self.calls) if call.valid)
+
+    @property
+    def valid_ratio(self) -> float:
+        """Feasible calls over all calls: 1/(S+1) with a cached prefix, 1 without (Table 4)."""
+        return len(self.feasible) / len(self.calls)
+
+    def check_call(self, call: int) -> None:
+        """Raise InfeasibleStepError unless the call's states hold the image span."""
+        calls = self.calls
+        where = ", ".join(map(str, self.feasible[:8])) + (", …" if len(self.feasible) > 8 else "")
+        if not 0 <= call < len(calls):
+            raise InfeasibleStepError(
+                f"step {call} is not in this generation of {len(calls)} calls (0 to "
+                f"{len(calls) - 1}): choose a feasible one, here {where}"
+            )
+        if not calls[call].valid:
+            raise InfeasibleStepError(
+                f"image span ends at {self.image_end} but the hooked sequence has "
+                f"{calls[call].length} tokens (step {call}): choose a feasible step, here {where}"
+            )
+
+    def step_of(self, example: int, position: int, score: str) -> int:
+        r"""The step whose logits are read for a token; ``steps`` stands for the visible answer.
+
+        ``commit``: the step that committed it, when it was still masked. ``final``: the last step
+        (Eq. 2 read literally). ``teacher``: the whole answer visible, as in the reference code.
+        """
+        if score == "commit":
+            return int(self.commit_step[example, position])
+        if score == "final":
+            return self.steps - 1
+        if score == "teacher":
+            return self.steps
+        raise ValueError(f"score is {score!r}: expected one of {SCORES}")
+
+    def state_at(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
+        """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""
+        full = [torch.cat((s, f[None])) for s, f in zip(self.states, self.final_state, strict=True)]
+        return tuple(s[steps.to(s.device), examples.to(s.device)] for s in full)

@@ -1,0 +1,163 @@
+r"""Features and gradients of many targets of one generation, in as few passes as their steps need.
+
+Prefix regime: the image states come from one prefill, shared by every token: one forward of the
+prefill, one of all needed states as a batch, then a vector-Jacobian product a target. Full regime:
+every step has image states of its own: targets are rows of one batch, and one backward of their sum
+gives each row its own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.targets import Target
+
+
+@dataclass(frozen=True)
+class Row:
+    """Features and gradients (D, h, w), one pair a grid, of target number ``target``."""
+
+    target: int
+    features: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One read of logits: target, example, step, and the (position, token) pairs read there."""
+
+    target: int
+    example: int
+    step: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+def _reads(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    score: str,
+    call: int | None,
+) -> list[_Read]:
+    """Group every target's tokens by the step that their score reads."""
+    trajectory = forward.trajectory
+    out = []
+    for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
+        by_step: dict[int, list[tuple[int, int]]] = {}
+        for pair in zip(target.positions, target.token_ids, strict=True):
+            step = trajectory.step_of(example, pair[0], score)
+            if call is not None and trajectory.regime == "full":
+                step = call
+            by_step.setdefault(step, []).append(pair)
+        out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
+    return out
+
+
+def rows(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int] | None = None,
+    *,
+    score: str = "commit",
+    call: int | None = None,
+    chunk: int = 16,
+) -> list[Row]:
+    r"""Features and gradients at the tap of targets of the bound generation.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        targets (sequence of Target): the sums of logits to differentiate.
+        examples (sequence of int, optional): example of every target. Default: all 0
+        score (str, optional): the state each token is read at. Default: ``"commit"``
+        call (int, optional): index of the call whose image states are explained. In the full regime
+            the logits are then that call's too. Default: the call that the score needs
+        chunk (int, optional): rows of one batch in the full regime (bounds memory). Default: 16
+
+    Returns:
+        list of Row: at least one a target, more where its tokens were read at different steps in the
+        full regime (each step has its own image states).
+
+    Raises:
+        InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
+    """
+    trajectory = forward.trajectory
+    examples = [0] * len(targets) if examples is None else examples
+    if call is not None:
+        trajectory.check_call(call)
+    reads = _reads(forward, targets, examples, score, call)
+    with torch.enable_grad():
+        if trajectory.regime == "prefix":
+            found = _prefix_rows(forward, reads, len(targets))
+        else:
+            found = [
+                row
+                for start in range(0, len(reads), chunk)
+                for row in _full_rows(forward, reads[start : start + chunk])
+            ]
+    for row in found:
+        if not any(bool(g.any()) for g in row.gradients):
+            raise InfeasibleStepError(
+                f"the logits of {targets[row.target].text!r} have no gradient path to the image "
+                f"states of block {forward.layer}: choose another step or a shallower block"
+            )
+    return found
+
+
+def _watch(forward: DenoisingForward, examples: Tensor, steps: Tensor) -> tuple[Tensor, tuple]:
+    """Replay, and catch the feature maps that went into the tap."""
+    seen: list[tuple[Tensor, ...]] = []
+    handle = forward.tap.register_forward_pre_hook(lambda _m, maps: seen.append(maps))
+    try:
+        logits = forward.replay(examples, steps)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise InfeasibleStepError(
+            f"the tapped block saw the image {len(seen)} times in one replay: expected once; choose "
+            "a block that runs once a call"
+        )
+    return logits, seen[0]
+
+
+def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tensor:
+    positions, tokens = zip(*pairs, strict=True)
+    return logits[row, list(positions), list(tokens)].sum()
+
+
+def _prefix_rows(forward: DenoisingForward, reads: list[_Read], count: int) -> list[Row]:
+    """All targets from one prefill graph; tokens of one target add up whatever their steps."""
+    needed = sorted({(r.example, r.step) for r in reads})
+    index = {pair: i for i, pair in enumerate(needed)}
+    examples, steps = (torch.tensor(column) for column in zip(*needed, strict=True))
+    logits, maps = _watch(forward, examples, steps)
+    scores: list[Tensor] = [logits.new_zeros(()) for _ in range(count)]
+    example_of = {}
+    for r in reads:
+        scores[r.target] = scores[r.target] + _score(logits, index[r.example, r.step], r.pairs)
+        example_of[r.target] = r.example
+    out = []
+    for number, score in enumerate(scores):
+        last = number == count - 1
+        grads = torch.autograd.grad(score, maps, retain_graph=not last)
+        b = example_of[number]
+        out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
+    return out
+
+
+def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
+    """One batch row a read; the backward of the sum leaves every row its own gradient."""
+    examples = torch.tensor([r.example for r in reads])
+    steps = torch.tensor([r.step for r in reads])
+    logits, maps = _watch(forward, examples, steps)
+    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
+    grads = torch.autograd.grad(total, maps)
+    return [
+        Row(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
+        for i, r in enumerate(reads)
+    ]

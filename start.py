@@ -1,0 +1,149 @@
+"""Two commands for a machine that has only Python and git.
+
+python3 start.py explain    explain a picture with the embedded model
+python3 start.py test       run every check of the library: lint, format, types, tests
+
+Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs
+the library there with the versions of constraints.txt, and uses it again the next time.
+Arguments unknown here go on to `captum-dcam explain` or to pytest; after `--` all of them do.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one is told so
+    sys.exit(
+        "captum-dcam needs Python 3.10 or newer; {} is {}.{}.{}.\n"
+        "Run this file with a newer one, for example: python3.11 start.py explain".format(
+            sys.executable, *sys.version_info[:3]
+        )
+    )
+
+ROOT = Path(__file__).resolve().parent
+EXTRAS = {"explain": "", "test": "[test,dev]"}
+CHECKS = {  # the only list of the checks: the Makefile and CI come here
+    "lint": ["ruff", "check", "."],
+    "format": ["ruff", "format", "--check", "."],
+    "type": ["mypy"],
+    "pytest": ["pytest", "-q", "-n", "2"],
+}
+
+
+def say(line: str) -> None:
+    print(f"==> {line}", flush=True)
+
+
+def require_venv() -> None:
+    """Stop with advice where this Python cannot make virtual environments."""
+    missing = [name for name in ("venv", "ensurepip") if find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"This Python cannot make virtual environments: it lacks {' and '.join(missing)}.\n"
+            "On Debian or Ubuntu: sudo apt install python3-venv\n"
+            "Elsewhere: install Python from your system's packages or from python.org."
+        )
+
+
+def fingerprint(extras: str) -> str:
+    """Changes whenever an environment has to be made anew."""
+    digest = hashlib.sha256(f"{ROOT} {sys.version} {extras}".encode())
+    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def environment(name: str, fresh: bool) -> Path:
+    """The folder of programs of the environment `name`, which is made first where need be."""
+    folder = ROOT / f".venv-{name}"
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    stamp = folder / "complete"
+    wanted = fingerprint(EXTRAS[name])
+    if not fresh and stamp.is_file() and stamp.read_text() == wanted:
+        say(f"Using the environment in {folder.name}")
+        return programs
+    began = time.monotonic()
+    if folder.exists():
+        say(f"Removing the old {folder.name}")
+        shutil.rmtree(folder)
+    say(f"Making a virtual environment in {folder.name}")
+    run([sys.executable, "-m", "venv", str(folder)], check=True)
+    say("Installing captum-dcam and what it needs (several hundred MB; a few minutes)")
+    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+    run([*pip, "-c", "constraints.txt", "-e", f".{EXTRAS[name]}"], check=True)
+    stamp.write_text(wanted)
+    say(f"Installed in {time.monotonic() - began:.0f} s")
+    return programs
+
+
+def run(command: list[str], folder: Path = ROOT, check: bool = False) -> int:
+    """Run a command in `folder`; with `check`, its failure ends this program too."""
+    code = subprocess.run(command, cwd=folder, check=False).returncode
+    if check and code:
+        print(f"{' '.join(command)}: failed with exit code {code}", file=sys.stderr)
+        sys.exit(code)
+    return code
+
+
+def explain(programs: Path, arguments: list[str]) -> int:
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--output", type=Path, default=Path("explanation"))
+    options, others = own.parse_known_args(arguments)
+    output = options.output.resolve()
+    began = time.time() - 2  # some file systems count in steps of two seconds
+    command = [str(programs / "captum-dcam"), "explain", "--output", str(output), *others]
+    say(f"Running {' '.join(command)}")
+    code = run(command, Path.cwd())
+    for file in [output] if output.is_file() else sorted(output.glob("*")):
+        if file.suffix in (".png", ".html") and file.stat().st_mtime >= began:
+            say(f"Look at {file}")
+    return code
+
+
+def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
+    # Two workers: more threads in each would only get in one another's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    failed = {}
+    for name in only or CHECKS:
+        module, *options = CHECKS[name]
+        command = [module, *options, *(arguments if name == "pytest" else [])]
+        say(f"{name}: {' '.join(command)}")
+        code = run([str(programs / "python"), "-m", *command])
+        if code:
+            failed[name] = code
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return next(iter(failed.values()), 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", choices=["explain", "test", "install"])
+    parser.add_argument("--fresh", action="store_true", help="make the environment anew")
+    parser.add_argument("--only", action="append", choices=CHECKS, help="test: run just this check")
+    own = sys.argv[1:]
+    passed: list[str] = []
+    if "--" in own:
+        cut = own.index("--")
+        own, passed = own[:cut], own[cut + 1 :]
+    options, unknown = parser.parse_known_args(own)
+    arguments = unknown + passed
+    require_venv()
+    if options.command == "explain":
+        return explain(environment("explain", options.fresh), arguments)
+    programs = environment("test", options.fresh)
+    return 0 if options.command == "install" else test(programs, arguments, options.only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
