@@ -22,10 +22,11 @@ class MiniAdapter(Adapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
     family: ClassVar[str] = "mini"
+    model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
     model: MiniForMaskedDiffusion
 
     @classmethod
-    def load(cls, source: str | None = None, *, regime: str | None = None, **options: Any) -> Any:
+    def load(cls, source: str | None = None, *, regime: str | None = None, **options: Any) -> MiniAdapter:
         """Load the packaged weights (``source`` None or ``"mini"``), or a folder of the same form."""
         return cls(*load_mini(None if source in (None, "mini") else source, **options), regime)
 

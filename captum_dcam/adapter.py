@@ -8,7 +8,7 @@ all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -54,6 +54,8 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
+    #: ``model_type`` values of the family's Hugging Face configurations
+    model_types: ClassVar[tuple[str, ...]] = ()
     regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
@@ -61,6 +63,16 @@ class Adapter(ABC):
         if regime not in self.regimes:
             raise ValueError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
         self.model, self.processor, self.regime = model, processor, regime
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str | None, **options: Any) -> Adapter:
+        """Load from a folder or hub name; None: the family's own default."""
+
+    @staticmethod
+    @abstractmethod
+    def owns(model: nn.Module) -> bool:
+        """Whether a loaded model belongs to this family."""
 
     # -- what a family declares ---------------------------------------------------------------
 
@@ -164,10 +176,6 @@ def register(cls: A) -> A:
     if ADAPTERS.setdefault(cls.family, cls) is not cls:
         raise ValueError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
     return cls
-
-
-#: family name → function that loads ``(source, **options)`` to an adapter
-LOADERS: dict[str, Callable[..., Adapter]] = {}
 
 
 def find(family: str) -> type[Adapter]:

@@ -26,7 +26,8 @@ from captum_dcam.mini.processing import MiniProcessor
 
 HELD_OUT_SEED = 2_000_003  # the stream of held-out scenes; training never draws from it
 
-_SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
+#: singular of every shape word
+SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
 
 def named_objects(answer: str) -> Counter:
@@ -34,10 +35,10 @@ def named_objects(answer: str) -> Counter:
     words = answer.split()
     found: Counter = Counter()
     for i, word in enumerate(words):
-        if word in _SHAPE_OF and i > 0 and words[i - 1] in COLORS:
+        if word in SHAPE_OF and i > 0 and words[i - 1] in COLORS:
             number = words[i - 2] if i > 1 else ""
             count = NUMBERS.index(number) if number in NUMBERS else 1
-            found[words[i - 1], _SHAPE_OF[word]] += count
+            found[words[i - 1], SHAPE_OF[word]] += count
     return found
 
 

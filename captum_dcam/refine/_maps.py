@@ -64,7 +64,7 @@ def percentile(ordered: Tensor, percent: Tensor | float, skip: Tensor) -> Tensor
         skip (Tensor): how many values to leave out at the start of each row, integer (...).
 
     Returns:
-        Tensor: (...), and 0 for a row of which nothing is left.
+        Tensor: (...), and the last value of a row of which nothing is left (0, if it is all 0).
     """
     last = ordered.shape[-1] - 1
     # Apple's GPUs have no fp64; elsewhere it keeps positions exact on maps of millions of pixels.
@@ -77,5 +77,4 @@ def percentile(ordered: Tensor, percent: Tensor | float, skip: Tensor) -> Tensor
     lower, upper = (
         ordered.gather(-1, index.long().unsqueeze(-1)).squeeze(-1) for index in (below, above)
     )
-    value = lower + (upper - lower) * (position - below).to(ordered.dtype)
-    return torch.where(skip <= last, value, torch.zeros_like(value))
+    return lower + (upper - lower) * (position - below).to(ordered.dtype)

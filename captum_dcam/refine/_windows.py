@@ -61,8 +61,8 @@ def rank_gaussian_weighted(ordered: Tensor) -> Tensor:
     noise, over which a later threshold would scatter.
     """
     centre = ordered.shape[-1] // 2
-    smallest, largest = ordered[..., 0], ordered[..., -1]
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest)).unsqueeze(-1)
+    largest = ordered[..., -1:]
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     unit = ordered / scale
     mean = unit.mean(dim=-1, keepdim=True)
     variance = (unit - mean).square_().mean(dim=-1, keepdim=True)
@@ -76,9 +76,7 @@ def rank_gaussian_weighted(ordered: Tensor) -> Tensor:
     pairs = unit[..., :centre].flip(-1) + unit[..., centre + 1 :]
     excess = pairs.sub_(2 * unit[..., centre : centre + 1]).mul_(weights).sum(dim=-1)
     correction = excess / (1 + 2 * weights.sum(dim=-1))
-    value = ordered[..., centre] + correction * scale.squeeze(-1)
-    # A weighted mean lies between its values; rounding must not push it past them.
-    return value.clamp(smallest, largest)
+    return ordered[..., centre] + correction * scale.squeeze(-1)
 
 
 def gaussian_blurred(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:

@@ -48,7 +48,7 @@ def contextual_background_attenuation(
     tau = _background_threshold(values, weights)
     background = values < tau
     # Where there is no background, tau may be 0: divide by 1 there instead.
-    factor = (values / torch.where(background, tau, torch.ones_like(tau))).clamp(gamma, 1.0)
+    factor = (values / torch.where(background, tau, torch.ones_like(tau))).clamp(min=gamma)
     return torch.where(background, values * factor, values).to(maps.dtype)
 
 

@@ -58,6 +58,15 @@ def test_bounds_move_the_branches():
     assert DACG_BRANCHES[dacg_branch(maps, low_mean=0.31)] == "low_mean"
 
 
+def test_a_map_on_a_bound_has_not_passed_it():
+    maps = two_values(0.375, 0.125)  # exact in binary
+    for bounds in (
+        {"high_std": 0.125, "high_mean": 0.375, "low_mean": 0.0},
+        {"high_std": 0.125, "high_mean": 1.0, "low_mean": 0.375},
+    ):
+        assert DACG_BRANCHES[dacg_branch(maps, **bounds)] == "default"
+
+
 @pytest.mark.parametrize("nonzero_only", [True, False])
 def test_dacg_is_the_loop(nonzero_only):
     maps = of_every_branch()

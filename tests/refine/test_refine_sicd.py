@@ -73,6 +73,8 @@ def test_no_interference_no_change(gate):
     maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))  # flat: no outlier
     assert torch.equal(sicd(maps, gate=gate), maps)
     assert torch.equal(sicd(maps, torch.zeros(1, 1), gate=gate), maps)
+    constant = torch.full((6, 6), 0.5)  # at mean + 2 std, not above
+    assert torch.equal(sicd(constant, gate=gate), constant)
     peaked = torch.zeros(6, 6)
     peaked[2, 2] = 1
     assert torch.equal(sicd(peaked, omega_out=0.0, gate=gate), peaked)
@@ -143,7 +145,12 @@ def test_huge_maps_over_tiny_interference():
     maps = torch.zeros(4, 4)
     maps[0, 0] = 3e38
     repeated = torch.zeros(4, 4)
-    for place, expected in (((1, 1), 3e38), ((0, 0), 3e38)):
+    for place in ((1, 1), (0, 0)):  # no overlap, and a share that overflows
         repeated[place] = 1e-38
-        result = sicd(maps, repeated, gate=False)
-        assert torch.isfinite(result).all() and float(result[0, 0]) == pytest.approx(expected)
+        assert torch.equal(sicd(maps, repeated, omega_out=0.0, gate=False), maps)
+
+
+def test_interference_past_the_largest_float():
+    maps = torch.tensor([[0.0, 1.0], [3e38, 0.5]])
+    result = sicd(maps, torch.full((2, 2), 3e38), omega_rep=100.0, gate=False)
+    assert torch.isfinite(result).all() and (result <= maps).all()

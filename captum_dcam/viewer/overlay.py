@@ -1,0 +1,177 @@
+r"""Heat over a picture: the value sets colour and opacity, so that the picture stays visible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.explanation import Explanation
+from captum_dcam.layout import Grid
+from captum_dcam.pictures import to_rgb
+
+#: default colour map: jet's order of colours without its false edges
+CMAP = "turbo"
+#: ``Image.info["note"]`` of an overlay that has nothing to show
+FLAT = "flat map: no place stands out"
+
+
+@lru_cache(maxsize=8)
+def palette(cmap: str) -> np.ndarray:
+    """Colours (256, 3) uint8 of a matplotlib colour map, read-only."""
+    if cmap not in colormaps:
+        raise UnknownNameError(f"unknown colour map {cmap!r}{near(cmap, colormaps)}")
+    colors = np.rint(colormaps[cmap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
+    colors.flags.writeable = False
+    return colors
+
+
+def overlay(
+    image: Image.Image,
+    map_pixels: Tensor | np.ndarray,
+    *,
+    cmap: str = CMAP,
+    alpha: float = 0.75,
+    vmax: float | None = None,
+) -> Image.Image:
+    r"""Blend a map over a picture.
+
+    Args:
+        image (PIL.Image.Image): the picture, H × W pixels, any mode.
+        map_pixels (Tensor or array): (H, W), non-negative and finite, for example one of
+            ``explanation.pixel_maps()``.
+        cmap (str, optional): a matplotlib colour map. Default: ``"turbo"``
+        alpha (float, optional): opacity at the highest value, 0 to 1; a pixel's own opacity is
+            proportional to its value. Default: 0.75
+        vmax (float, optional): the value painted as the highest. Default: the map's maximum
+
+    Returns:
+        PIL.Image.Image: RGB, H × W. A constant map shows no place: the plain picture comes back,
+        with the reason in ``info["note"]``.
+
+    Raises:
+        ValueError: shape, values, ``alpha`` or ``vmax`` out of range.
+        UnknownNameError: no such colour map.
+    """
+    colors = palette(cmap)
+    values = _checked(image, map_pixels)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: expected an opacity from 0 to 1")
+    if vmax is not None and not (vmax > 0 and np.isfinite(vmax)):
+        raise ValueError(f"vmax is {vmax}: expected a positive number")
+    picture = to_rgb(image)
+    if values.min() == values.max():
+        plain = picture.copy()
+        plain.info["note"] = FLAT
+        return plain
+    top = values.max() if vmax is None else vmax
+    scaled = (values / top).clip(0, 1)
+    heat = colors[np.rint(scaled * 255).astype(np.uint8)]
+    opacity = (scaled * alpha)[..., None].astype(np.float32)
+    base = np.asarray(picture, dtype=np.float32)
+    return Image.fromarray(np.rint(base + opacity * (heat - base)).astype(np.uint8))
+
+
+def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
+    """The map as float64 (H, W), or an error."""
+    if isinstance(map_pixels, Tensor):
+        map_pixels = map_pixels.detach().cpu().double().numpy()
+    values = np.asarray(map_pixels, dtype=np.float64)
+    if values.shape != (image.height, image.width):
+        raise ValueError(
+            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the picture's "
+            "height and width; explanation.pixel_maps() gives maps of that size"
+        )
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError(
+            f"map holds values from {values.min()} to {values.max()}: expected finite, non-negative "
+            "ones"
+        )
+    return values
+
+
+def resized(grid: Grid, size: tuple[int, int]) -> Grid:
+    """The grid of the same picture at another size (W, H): its maps come out in those pixels."""
+    height, width = grid.image_size
+    return replace(
+        grid,
+        x_edges=grid.x_edges * (size[0] / width),
+        y_edges=grid.y_edges * (size[1] / height),
+        image_size=(size[1], size[0]),
+    )
+
+
+def word_map(
+    explanation: Explanation,
+    word: str | int,
+    image: int = 0,
+    size: tuple[int, int] | None = None,
+    mode: str = "bilinear",
+) -> Tensor:
+    r"""A word's map over one picture, from all grids (tiles, thumbnail) that show the picture.
+
+    Args:
+        explanation (Explanation): the result.
+        word (str or int): a word's first target, or a target's number from 0.
+        image (int, optional): which picture. Default: 0
+        size (tuple, optional): (W, H) in pixels. Default: the picture's own
+        mode (str, optional): ``bilinear`` or ``nearest``. Default: ``"bilinear"``
+
+    Returns:
+        Tensor: (H, W) float32; where grids overlap their maps add up.
+    """
+    number = explanation.index(word)
+    width, height = explanation.images[image].size if size is None else size
+    total = torch.zeros(height, width)
+    for grid, maps in zip(explanation.layout.grids, explanation.maps, strict=True):
+        if grid.image == image:
+            total += resized(grid, (width, height)).to_pixels(maps[number].float(), mode)
+    return total
+
+
+def word_peak(explanation: Explanation, word: str | int) -> float | None:
+    """Highest value of a word over all pictures, at token resolution; None for an empty map."""
+    number = explanation.index(word)
+    highest = max(float(maps[number].max()) for maps in explanation.maps)
+    return highest if highest > 0 else None
+
+
+def word_overlay(
+    explanation: Explanation,
+    word: str | int,
+    image: int = 0,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: str = "bilinear",
+    cmap: str = CMAP,
+    alpha: float = 0.75,
+) -> Image.Image:
+    r"""Overlay of one word on one picture.
+
+    Several pictures of a request share a word's scale, so that a word that looks at the second one
+    leaves the first one pale. Arguments as in :func:`word_map` and :func:`overlay`.
+    """
+    picture = explanation.images[image]
+    if size is not None and size != picture.size:
+        picture = scaled(picture, size)
+    values = word_map(explanation, word, image, size, mode)
+    vmax = word_peak(explanation, word) if len(explanation.images) > 1 else None
+    return overlay(picture, values, cmap=cmap, alpha=alpha, vmax=vmax)
+
+
+def scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture in RGB at another size."""
+    rgb = picture if picture.mode == "RGB" else to_rgb(picture)
+    return rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def fitted(size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
+    """Largest size (W, H) of the same aspect inside ``width`` × ``height``, at least 1 × 1."""
+    factor = min(width / size[0], height / size[1])
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

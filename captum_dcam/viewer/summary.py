@@ -1,0 +1,105 @@
+r"""An explanation in a few words: one row a word, and its scores where masks are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from captum_dcam.data.language import plural
+from captum_dcam.data.scenes import COLORS, SHAPES, Scene
+from captum_dcam.explanation import Explanation
+from captum_dcam.metrics import LocalizationScores, localization
+
+_SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
+
+
+@dataclass(frozen=True)
+class WordSummary:
+    r"""One explained word.
+
+    Args:
+        number (int): from 1, in the order of the explanation.
+        word (str): its text.
+        positions (tuple of int): of its tokens in the answer.
+        steps (tuple of int): the step that committed each of them, without repeats.
+        confidence (float): probability at that step, of the least sure token.
+        image (int): the picture it looks at most, from 0.
+        region (str): where its mass is centred, in words.
+        peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
+        area (float): fraction of image tokens that hold half of its mass.
+    """
+
+    number: int
+    word: str
+    positions: tuple[int, ...]
+    steps: tuple[int, ...]
+    confidence: float
+    image: int
+    region: str
+    peak: tuple[float, float, float, float] | None
+    area: float
+
+
+def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
+    """One row for every explained word, in order."""
+    confidence = explanation.trajectory.confidence[0].tolist()
+    grids = explanation.layout.grids
+    rows = []
+    for n, (target, steps) in enumerate(
+        zip(explanation.targets, explanation.commit_steps(), strict=True)
+    ):
+        peaks = [float(p[n]) for p in explanation.peaks]
+        best = peaks.index(max(peaks))
+        focus = explanation.focus(n, best)
+        rows.append(
+            WordSummary(
+                number=n + 1,
+                word=target.text,
+                positions=target.positions,
+                steps=tuple(sorted(set(steps))),
+                confidence=min(confidence[p] for p in target.positions),
+                image=grids[best].image,
+                region=focus["region"],
+                peak=focus["peak"],
+                area=focus["area"],
+            )
+        )
+    return tuple(rows)
+
+
+def named_object(explanation: Explanation, number: int) -> tuple[str | None, str | None]:
+    r"""Colour and shape of the object that target ``number`` (from 0) names.
+
+    The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
+    colour word's noun. ``(None, None)`` where it names no object.
+    """
+    words = [piece.strip().lower() for piece in explanation.pieces]
+    own = explanation.targets[number].positions
+    inside = [words[p] for p in own]
+    color = next((w for w in inside if w in COLORS), None)
+    shape = next((_SHAPE_OF[w] for w in inside if w in _SHAPE_OF), None)
+    before = words[own[0] - 1] if own[0] > 0 else ""
+    after = words[own[-1] + 1] if own[-1] + 1 < len(words) else ""
+    if color is None and shape is not None and before in COLORS:
+        color = before
+    if shape is None and color is not None:
+        shape = _SHAPE_OF.get(after)
+    return color, shape
+
+
+def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationScores | None, ...]:
+    r"""Localisation of every word that names an object of the scene, against its masks.
+
+    Returns:
+        tuple: one a target: scalars of :func:`captum_dcam.metrics.localization` on the bilinear map
+        in pixels; None for words that name no object, or one that is not in the scene.
+    """
+    maps = explanation.pixel_maps()
+    out: list[LocalizationScores | None] = []
+    for n in range(len(explanation.targets)):
+        color, shape = named_object(explanation, n)
+        mask = torch.from_numpy(scene.mask_of(color, shape))
+        known = (color or shape) and bool(mask.any())
+        out.append(localization(maps[n], mask) if known else None)
+    return tuple(out)
