@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -97,6 +98,19 @@ class MiniAdapter(Adapter):
 
     def rows(self, memory: generation.Prefix, index: Tensor) -> generation.Prefix:
         return memory.rows(index)
+
+    def memory_tensors(self, memory: generation.Prefix) -> list[Tensor]:
+        return [t for pair in memory.cache or () for t in pair]
+
+    def replace_memory(
+        self, memory: generation.Prefix, tensors: Sequence[Tensor]
+    ) -> generation.Prefix:
+        new = iter(tensors)
+        cache = tuple(
+            (next(new) if k.requires_grad else k, next(new) if v.requires_grad else v)
+            for k, v in memory.cache or ()
+        )
+        return replace(memory, cache=cache)
 
     def denoise(self, memory: generation.Prefix, *state: Tensor) -> Tensor:
         return generation.denoise(self.model, memory, state[0])

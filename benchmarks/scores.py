@@ -205,7 +205,9 @@ def line(name: str, mean: Tensor, low: Tensor, high: Tensor) -> str:
     return f"| {name} | " + " | ".join(cells) + f" | {whole:.2f} |"
 
 
-HEADER = "| | Obj-IoU % | contrast | concentration % | F3 % | F3 of means % |\n|---|---|---|---|---|---|"
+HEADER = (
+    "| | Obj-IoU % | contrast | concentration % | F3 % | F3 of means % |\n|---|---|---|---|---|---|"
+)
 
 
 @app.command()
@@ -219,7 +221,9 @@ def table(
     """Print the table of stored scenes as Markdown."""
     results = read(folder, regime, start, scenes)
     words = sum(len(r["metrics"]) for r in results)
-    typer.echo(f"{len(results)} scenes, {words} object words, {regime} regime; ± is half a 95 % interval.\n")
+    typer.echo(
+        f"{len(results)} scenes, {words} object words, {regime} regime; ± is half a 95 % interval.\n"
+    )
     typer.echo(HEADER)
     for i, name in enumerate(("oracle: mask on the grid", "centre blob", "random")):
         typer.echo(line(name, *interval([r["floors"][:, i] for r in results])))
@@ -240,7 +244,9 @@ def _print_signs(signs: list[Tensor], rows: list[tuple[int, str, str, bool, str]
     if not signs:
         return
     mean, low, high = interval(signs)
-    typer.echo(f"\nSign check on {len(signs)} scenes: fall of log-probability, highlighted / random.\n")
+    typer.echo(
+        f"\nSign check on {len(signs)} scenes: fall of log-probability, highlighted / random.\n"
+    )
     typer.echo("| | highlighted | random |\n|---|---|---|")
     for i, (layer, score, product, center, _) in enumerate(rows[:: len(REFINEMENTS)]):
         form = f"{product}{', centred' if center else ''}"

@@ -97,6 +97,11 @@ class Adapter(ABC):
         """Ids that end or pad an answer and are never explained."""
 
     @property
+    def vocabulary(self) -> int:
+        """V: ids 0 to V - 1 have a logit."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
     def device(self) -> torch.device:
         """Device of the first parameter: where requests are put."""
         return next(self.model.parameters()).device
@@ -129,6 +134,14 @@ class Adapter(ABC):
     @abstractmethod
     def rows(self, memory: Any, index: Tensor) -> Any:
         """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
+
+    def memory_tensors(self, memory: Any) -> list[Tensor]:
+        """Tensors (B, …) of a prefix-regime memory through which steps see the prefix: its cache."""
+        raise NotImplementedError(f"{self.family} does not cache its prefix")
+
+    def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
+        """The memory with other tensors in place of those that require grad in the cache."""
+        raise NotImplementedError(f"{self.family} does not cache its prefix")
 
     @abstractmethod
     def denoise(self, memory: Any, *state: Tensor) -> Tensor:

@@ -12,16 +12,29 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_dcam import vjp
 from captum_dcam.denoising import DenoisingForward, positions_of
 from captum_dcam.errors import InfeasibleStepError, TargetError
 from captum_dcam.presets import Preset, preset
 from captum_dcam.products import cam
-from captum_dcam.refine import SICD, Compose, RefineContext, Refinement, min_max
-from captum_dcam.targets import Target, repeated_function_words, words_of
+from captum_dcam.refine import Compose, Refinement
+from captum_dcam.targets import Target
+from captum_dcam.word_maps import (
+    as_compose,
+    context_for,
+    needs_repeated,
+    repeated_maps,
+    word_maps,
+)
 
 #: Captum's targets, or the library's own for several tokens at once
 TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
+
+NO_PATH = (
+    "the target's logit has no gradient path to the tapped image states: choose another step or a "
+    "shallower block"
+)
+#: what torch says when there is no path at all
+PATHLESS = ("does not require grad", "not have been used in the graph")
 
 
 class DiffusionCAM(LayerAttribution, GradientAttribution):
@@ -100,8 +113,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             attr_dim_summation (bool, optional): sum over channels. False gives (B, D, h, w) and
                 allows no refinements. Default: True
             grad_kwargs (dict, optional): for ``torch.autograd.grad``. Default: None
-            score (str, optional): ``commit``, ``final`` or ``teacher``; not together with explicit
-                arguments, which hold a state already. Default: the preset's
+            score (str, optional): ``commit``, ``final`` or ``teacher``; like ``step`` not together
+                with explicit arguments, which hold a state already. Default: the preset's
             step (int, optional): the generation's call whose image states are explained (in the
                 prefix regime 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
@@ -122,10 +135,10 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         center = settings.center if center is None else center
         refine = settings.refinements() if refinements is None else as_compose(refinements)
         inputs = _format_tensor_into_tuples(inputs)
-        if additional_forward_args is not None and score is not None:
+        if additional_forward_args is not None and (score is not None or step is not None):
             raise ValueError(
-                f"score={score!r} together with additional_forward_args: the arguments hold a state "
-                "already; leave one of them out"
+                f"score={score!r}, step={step} together with additional_forward_args: the "
+                "arguments hold a state already; leave the ones or the others out"
             )
         score = settings.score if score is None else score
         if len(refine) and not (relu_attributions and attr_dim_summation):
@@ -135,27 +148,38 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             )
         if step is not None:
             forward.trajectory.check_call(step)
-        targets = as_targets(target, inputs[0].shape[0])
+        targets = as_targets(target, inputs[0].shape[0], forward)
         if all(len(t.positions) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
                 additional_forward_args = self._arguments(pairs, score, step)
-            gradients, features = compute_layer_gradients_and_eval(
-                forward,
-                self.layer,
-                inputs,
-                pairs,
-                additional_forward_args,
-                device_ids=self.device_ids,
-                attribute_to_layer_input=attribute_to_layer_input,
-                grad_kwargs=grad_kwargs,
-            )
-            self._check_path(gradients)
+            try:
+                gradients, features = compute_layer_gradients_and_eval(
+                    forward,
+                    self.layer,
+                    inputs,
+                    pairs,
+                    additional_forward_args,
+                    device_ids=self.device_ids,
+                    attribute_to_layer_input=attribute_to_layer_input,
+                    grad_kwargs=grad_kwargs,
+                )
+            except RuntimeError as error:
+                if not any(message in str(error) for message in PATHLESS):
+                    raise
+                raise InfeasibleStepError(NO_PATH) from error
+            if not any(bool(g.any()) for g in gradients):
+                raise InfeasibleStepError(NO_PATH)
             maps = tuple(
                 _product(f.detach(), g.detach(), product, center, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)
             )
         else:
+            if additional_forward_args is not None or grad_kwargs or not attr_dim_summation:
+                raise ValueError(
+                    "a target of several tokens reads each at its own step: leave out "
+                    "additional_forward_args, grad_kwargs and attr_dim_summation"
+                )
             maps = self._several(inputs, targets, score, step, product, center)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
@@ -166,22 +190,18 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
     def _arguments(
         self, pairs: list[tuple[int, int]], score: str, step: int | None
     ) -> tuple[Tensor, ...]:
+        """Extras and state of every row; NoiseTunnel repeats every example, one after the other."""
         forward: DenoisingForward = self.forward_func
-        trajectory = forward.trajectory
-        if step is None or trajectory.regime == "prefix":
-            return forward.arguments(pairs, score)
-        request = forward.request
+        trajectory, request = forward.trajectory, forward.request
         assert request is not None
-        positions_of(pairs, request.batch, trajectory.tokens.shape[1])
-        examples = torch.arange(request.batch)
-        return (*request.extras, *trajectory.state_at(examples, torch.full_like(examples, step)))
-
-    def _check_path(self, gradients: tuple[Tensor, ...]) -> None:
-        if not any(bool(g.any()) for g in gradients):
-            raise InfeasibleStepError(
-                "the target's logit has no gradient path to the tapped image states: choose another "
-                "step or a shallower block"
-            )
+        copies = max(1, len(pairs) // request.batch)
+        positions_of(pairs, request.batch * copies, trajectory.tokens.shape[1])
+        if step is None or trajectory.regime == "prefix":
+            args = forward.arguments(pairs[::copies], score)
+        else:
+            at = torch.arange(request.batch)
+            args = (*request.extras, *trajectory.state_at(at, torch.full_like(at, step)))
+        return tuple(a.repeat_interleave(copies, 0) for a in args) if copies > 1 else args
 
     def _several(
         self,
@@ -248,88 +268,27 @@ def _product(
     return gradients.mean((-2, -1), keepdim=True) * features
 
 
-def as_compose(refinements: Refinement | Sequence[Refinement]) -> Compose:
-    """One refinement or several as a :class:`Compose`."""
-    if isinstance(refinements, Compose):
-        return refinements
-    return Compose([refinements] if isinstance(refinements, Refinement) else list(refinements))
-
-
-def as_targets(target: TargetLike, batch: int) -> list[Target]:
+def as_targets(target: TargetLike, batch: int, forward: DenoisingForward) -> list[Target]:
     """One :class:`Target` an example from whatever ``attribute`` accepts."""
     if target is None:
         raise TargetError("no target: pass (position, token_id), or a Target of several tokens")
     items = list(target) if isinstance(target, list) else [target] * batch
     if len(items) != batch:
         raise TargetError(f"{len(items)} targets for {batch} examples: give one, or one for each")
-    singles = [i for i in items if not isinstance(i, Target)]
-    for pair in singles:
-        positions_of([pair], 1, 1 << 62)
-    return [i if isinstance(i, Target) else Target(str(i), (i[0],), (i[1],)) for i in items]
-
-
-def word_maps(
-    forward: DenoisingForward,
-    targets: Sequence[Target],
-    examples: Sequence[int],
-    score: str,
-    step: int | None,
-    product: str,
-    center: bool,
-    *,
-    unsqueeze: bool = False,
-) -> tuple[Tensor, ...]:
-    r"""Signed maps of many targets in as few passes as their steps need.
-
-    Returns:
-        tuple of Tensor: one (N, h, w) a grid ((N, 1, h, w) with ``unsqueeze``), in the order of
-        ``targets``; tokens of one target that were read at different steps add up.
-    """
-    if not targets:
-        shapes = forward.request.layout.shapes if forward.request else ()
-        return tuple(torch.zeros(0, *shape) for shape in shapes)
-    found = vjp.rows(forward, targets, list(examples), score=score, call=step)
-    sums: list[list[Tensor | None]] = [[None] * len(found[0].features) for _ in targets]
-    for row in found:
-        for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
-            one = cam(f, g, product, center).detach()
-            before = sums[row.target][i]
-            sums[row.target][i] = one if before is None else before + one
-    maps = [torch.stack([s[i] for s in sums]) for i in range(len(found[0].features))]
-    return tuple(m.unsqueeze(1) if unsqueeze else m for m in maps)
-
-
-def needs_repeated(refine: Compose) -> bool:
-    """Whether a stage wants the maps of repeated function words."""
-    return any(isinstance(stage, SICD) for stage in refine)
-
-
-def repeated_maps(
-    forward: DenoisingForward,
-    example: int,
-    score: str,
-    step: int | None,
-    product: str,
-    center: bool,
-) -> tuple[Tensor, ...] | None:
-    """Min-max normalised mean map (h, w) of the repeated function words, one a grid (SICD)."""
-    tokens = forward.trajectory.tokens[example].tolist()
-    words = repeated_function_words(words_of(forward.adapter, tokens))
-    if not words:
-        return None
-    maps = word_maps(forward, words, [example] * len(words), score, step, product, center)
-    return tuple(min_max(m.relu().mean(0)) for m in maps)
-
-
-def context_for(
-    forward: DenoisingForward,
-    image_size: tuple[int, int],
-    repeated: tuple[Tensor, ...] | None,
-    grid: int,
-) -> RefineContext:
-    """What refinements may need of the bound generation."""
-    return RefineContext(
-        steps=forward.trajectory.steps,
-        image_size=image_size,
-        repeated_maps=None if repeated is None else repeated[grid],
-    )
+    vocabulary, length = forward.adapter.vocabulary, forward.trajectory.tokens.shape[1]
+    for pair in items:
+        if not isinstance(pair, Target):
+            positions_of([pair], 1, length)
+    found = [i if isinstance(i, Target) else Target(str(i), (i[0],), (i[1],)) for i in items]
+    for one in found:
+        if not one.positions or len(one.positions) != len(one.token_ids):
+            raise TargetError(f"{one} needs at least one position, and a token id for each")
+        positions_of(
+            list(zip(one.positions, one.token_ids, strict=True)), len(one.positions), length
+        )
+        if not all(0 <= token < vocabulary for token in one.token_ids):
+            raise TargetError(
+                f"token ids {one.token_ids} of {one.text!r} are out of range: the model has ids 0 "
+                f"to {vocabulary - 1}"
+            )
+    return found

@@ -79,7 +79,7 @@ class DenoisingForward(nn.Module):
 
         Args:
             request (Request): from ``adapter.prepare``.
-            keep (bool, optional): keep the tapped block's output of every feasible call, so that
+            keep (bool, optional): keep the tapped block's output of every call, so that
                 explanations recompute nothing below the tap. Default: True
             generator (torch.Generator, optional): for sampled decoding.
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
@@ -88,11 +88,9 @@ class DenoisingForward(nn.Module):
         blocks = list(self.adapter.blocks[: self.layer + 1])
         with _inference(self.model), recorded(blocks, keep) as (lengths, outputs):
             trajectory = self.adapter.generate(request, generator=generator, **settings)
-        kept: dict[str, Any] = {"layer": self.layer, "calls": {}}
-        for call, length in enumerate(lengths):
-            if keep and length >= request.layout.image_end:
-                kept["calls"][call] = outputs[call]
-        self._bind(request, replace(trajectory, lengths=tuple(lengths), kept=kept))
+        trajectory = replace(trajectory, lengths=tuple(lengths))
+        calls = dict(enumerate(outputs)) if keep else {}
+        self._bind(request, replace(trajectory, kept={"layer": self.layer, "calls": calls}))
         return self.trajectory
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
@@ -109,9 +107,7 @@ class DenoisingForward(nn.Module):
 
     # -- Captum's contract ----------------------------------------------------------------------
 
-    def arguments(
-        self, target: Any = None, score: str | None = None
-    ) -> tuple[Tensor, ...]:
+    def arguments(self, target: Any = None, score: str | None = None) -> tuple[Tensor, ...]:
         r"""The flat ``additional_forward_args`` of the bound request for one target an example.
 
         Args:
@@ -146,9 +142,11 @@ class DenoisingForward(nn.Module):
             args = self.arguments()
         check_pixels(pixels)
         extras, state = self._split(args)
-        with _inference(self.model), self._tapped():
-            memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
-            return self.adapter.denoise(memory, *state)
+        with _inference(self.model):
+            with self._tapped("prefix"):
+                memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
+            with self._tapped("full"):
+                return self.adapter.denoise(memory, *state)
 
     def _split(self, args: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         count = len(self._request().extras)
@@ -165,7 +163,10 @@ class DenoisingForward(nn.Module):
             raise RuntimeError("no request is bound: call forward.generate(request) first")
         return self.request
 
-    def _tapped(self) -> Any:
+    def _tapped(self, regime: str) -> Any:
+        """The tap, in the regime in which the wrapped part runs the blocks over the image."""
+        if self.trajectory.regime != regime:
+            return nullcontext()
         return tapped(self.adapter.blocks[self.layer], self.tap, self._request().layout)
 
     # -- replay without recomputing what is known -----------------------------------------------
@@ -178,19 +179,26 @@ class DenoisingForward(nn.Module):
         tap is computed again. One row at a time equals the generation bit for bit; several at once
         equal it within rounding.
         """
-        request, trajectory = self._request(), self.trajectory
-        state = trajectory.state_at(examples, steps)
-        adapter = self.adapter
-        with _inference(self.model), self._tapped():
-            if trajectory.regime == "prefix":
-                with self._known(0):
-                    memory = adapter.prefill(self._embedded())
-                if request.batch > 1 or len(examples) > 1:
-                    memory = adapter.rows(memory, examples.to(request.pixels.device))
-                return adapter.denoise(memory, *state)
-            memory = adapter.rows(self._embedded(), examples.to(request.pixels.device))
-            with self._known_rows(examples, steps):
-                return adapter.denoise(memory, *state)
+        trajectory, adapter = self.trajectory, self.adapter
+        rows = examples.to(self._request().pixels.device)
+        if trajectory.regime == "prefix":
+            memory = self.prefill()
+            if self._request().batch > 1 or len(examples) > 1:
+                memory = adapter.rows(memory, rows)
+            return self.step(memory, examples, steps)
+        return self.step(adapter.rows(self._embedded(), rows), examples, steps)
+
+    def prefill(self) -> Any:
+        """What all steps of the bound request share; runs through the tap in the prefix regime."""
+        with _inference(self.model), self._tapped("prefix"), self._known(0):
+            return self.adapter.prefill(self._embedded())
+
+    def step(self, memory: Any, examples: Tensor, steps: Tensor) -> Tensor:
+        """Logits (R, T, V) of examples (R,) at steps (R,) from the memory of R rows."""
+        state = self.trajectory.state_at(examples, steps)
+        known = self._known_rows(examples, steps)
+        with _inference(self.model), self._tapped("full"), known:
+            return self.adapter.denoise(memory, *state)
 
     def _embedded(self) -> Any:
         """Tower, projector and word embeddings, computed once a generation."""
@@ -209,14 +217,15 @@ class DenoisingForward(nn.Module):
         return skipped(list(self.adapter.blocks[: self.layer + 1]), kept["calls"][call])
 
     def _known_rows(self, examples: Tensor, steps: Tensor) -> Any:
-        """The same for rows of the full regime, each from its own step's call."""
+        """The same for rows of steps, each from its own step's call."""
         kept = self.trajectory.kept
-        calls = kept.get("calls", {})
-        if kept.get("layer") != self.layer or any(int(s) not in calls for s in steps):
+        known = kept.get("calls", {})
+        first = 1 if self.trajectory.regime == "prefix" else 0  # the prefill is a call of its own
+        calls = [first + int(s) for s in steps]
+        if kept.get("layer") != self.layer or any(c not in known for c in calls):
             return nullcontext()
         outputs = [
-            _rows([calls[int(s)][i] for s in steps], examples.tolist())
-            for i in range(self.layer + 1)
+            _rows([known[c][i] for c in calls], examples.tolist()) for i in range(self.layer + 1)
         ]
         return skipped(list(self.adapter.blocks[: self.layer + 1]), outputs)
 
@@ -288,4 +297,6 @@ def positions_of(target: Any, batch: int, length: int) -> list[int]:
             raise TargetError(
                 f"position {one[0]} is not in the answer of {length} positions, 0 to {length - 1}"
             )
+        if one[1] < 0:
+            raise TargetError(f"token id {one[1]} is negative: expected an id of the vocabulary")
     return [one[0] for one in targets]

@@ -10,18 +10,19 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.adapter import Adapter
-from captum_dcam.attribution import (
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import TargetError
+from captum_dcam.explanation import Explanation, versions
+from captum_dcam.presets import preset as find_preset
+from captum_dcam.refine import Refinement
+from captum_dcam.targets import Target, WordsLike, resolve
+from captum_dcam.word_maps import (
     as_compose,
     context_for,
     needs_repeated,
     repeated_maps,
     word_maps,
 )
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.explanation import Explanation, versions
-from captum_dcam.presets import preset as find_preset
-from captum_dcam.refine import Refinement
-from captum_dcam.targets import Target, WordsLike, resolve
 
 
 def explain(
@@ -97,6 +98,8 @@ def explain_bound(
     refine = chosen.refinements() if refinements is None else as_compose(refinements)
     request, trajectory = forward.request, forward.trajectory
     assert request is not None
+    if not 0 <= example < request.batch:
+        raise TargetError(f"example {example} is not in the batch of {request.batch}")
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words)
     raw = word_maps(forward, targets, [example] * len(targets), score, step, product, center)
@@ -206,9 +209,7 @@ def _top(values: Tensor, share: float) -> Tensor:
     return mask.view(values.shape)
 
 
-def _log_probability(
-    forward: DenoisingForward, target: Target, example: int, score: str
-) -> float:
+def _log_probability(forward: DenoisingForward, target: Target, example: int, score: str) -> float:
     """Mean log-probability of a target's tokens, each read at its own step."""
     trajectory = forward.trajectory
     steps = [trajectory.step_of(example, p, score) for p in target.positions]

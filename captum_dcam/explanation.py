@@ -2,7 +2,6 @@ r"""The result: maps of the words of one answer, with everything that made them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from captum_dcam.errors import ExplanationError, TargetError
 from captum_dcam.layout import Grid, Layout
+from captum_dcam.manifest import FORMAT, VERSION, digest_of, read_manifest, replaceable
+from captum_dcam.pictures import to_rgb
 from captum_dcam.targets import Target
 from captum_dcam.trajectory import Trajectory
-
-FORMAT = "captum-dcam explanation"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,9 @@ class Explanation:
                 raise TargetError(f"target {word} is not one of the {len(self.targets)} explained")
             return word
         if word not in self.words:
-            raise TargetError(f"word {word!r} was not explained; explained: {', '.join(self.words)}")
+            raise TargetError(
+                f"word {word!r} was not explained; explained: {', '.join(self.words)}"
+            )
         return self.words.index(word)
 
     def pixel_maps(self, grid: int = 0, mode: str = "bilinear") -> Tensor:
@@ -119,29 +119,28 @@ class Explanation:
             OSError: it cannot be written; nothing is left behind.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / "manifest.json").is_file():
-            if not folder.is_dir() or any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} exists and is not a saved explanation: choose another folder"
-                )
+        if folder.exists() and not replaceable(folder):
+            raise FileExistsError(
+                f"{folder} exists and is not a saved explanation: choose another folder"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            self._write(temporary)
+            new = temporary / "new"
+            new.mkdir()
+            self._write(new)
             if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
+                folder.rename(temporary / "old")
+            new.rename(folder)
         finally:
-            if temporary.exists():
-                shutil.rmtree(temporary)
-        folder.chmod(0o755)
+            shutil.rmtree(temporary)
         return folder
 
     def _write(self, folder: Path) -> None:
         save_file(self._tensors(), folder / "tensors.safetensors")
         for i, image in enumerate(self.images):
-            image.save(folder / f"image-{i}.png")
-        files = {f.name: _hash(f) for f in sorted(folder.iterdir())}
+            to_rgb(image).save(folder / f"image-{i}.png")
+        files = {f.name: digest_of(f) for f in sorted(folder.iterdir())}
         t = self.trajectory
         manifest = {
             "format": FORMAT,
@@ -183,9 +182,20 @@ class Explanation:
     def load(cls, folder: str | Path) -> Explanation:
         """Read a saved explanation; ExplanationError says what is missing or damaged."""
         folder = Path(folder)
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
+        try:
+            return cls._read(folder, manifest)
+        except ExplanationError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ExplanationError(
+                f"{folder / 'manifest.json'} is damaged ({error!r}): make the explanation again"
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: dict[str, Any]) -> Explanation:
         for name, digest in manifest["files"].items():
-            if not (folder / name).is_file() or _hash(folder / name) != digest:
+            if not (folder / name).is_file() or digest_of(folder / name) != digest:
                 raise ExplanationError(
                     f"{folder / name} is missing or differs from what was saved: the explanation is "
                     "damaged; make it again"
@@ -193,7 +203,9 @@ class Explanation:
         try:
             tensors = load_file(folder / "tensors.safetensors")
         except safetensors.SafetensorError as error:
-            raise ExplanationError(f"{folder / 'tensors.safetensors'} is damaged: {error}") from error
+            raise ExplanationError(
+                f"{folder / 'tensors.safetensors'} is damaged: {error}"
+            ) from error
         grids = tuple(
             Grid(
                 tensors[f"grid.{i}.positions"],
@@ -216,7 +228,7 @@ class Explanation:
             image_end=t["image_end"],
             settings=t["settings"],
         )
-        pictures = sorted(name for name in manifest["files"] if name.startswith("image-"))
+        count = sum(name.startswith("image-") for name in manifest["files"])
         return cls(
             manifest["prompt"],
             manifest["answer"],
@@ -231,30 +243,8 @@ class Explanation:
             trajectory,
             manifest["settings"],
             manifest["versions"],
-            tuple(Image.open(folder / name).convert("RGB") for name in pictures),
+            tuple(Image.open(folder / f"image-{i}.png").convert("RGB") for i in range(count)),
         )
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ExplanationError(f"{folder} is not a saved explanation: it has no manifest.json")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExplanationError(f"{path} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ExplanationError(f"{path} is not the manifest of an explanation")
-    if manifest["version"] > VERSION:
-        raise ExplanationError(
-            f"{path} has format version {manifest['version']}, this package reads up to {VERSION}: "
-            "update captum-dcam"
-        )
-    return manifest
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def region(x: float, y: float) -> str:

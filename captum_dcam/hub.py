@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from captum_dcam.adapter import ADAPTERS, Adapter, find
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import UnknownNameError, WeightsError, near
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -29,6 +29,7 @@ def load(source: str | Path = "mini", family: str | None = None, **options: Any)
 
     Raises:
         UnknownNameError: neither a known name nor a folder of a known family.
+        WeightsError: the folder's files are damaged or belong to another model.
     """
     known = families()
     if family is None:
@@ -68,5 +69,8 @@ def _family_of(folder: Path) -> str | None:
     config = folder / "config.json"
     if not config.is_file():
         return None
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{config} is damaged: {error}") from error
     return next((name for name, cls in families().items() if kind in cls.model_types), None)

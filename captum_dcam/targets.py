@@ -88,7 +88,8 @@ def resolve(adapter: Adapter, tokens: Sequence[int], words: WordsLike) -> tuple[
     out: list[Target] = []
     for word in words:
         if isinstance(word, Target):
-            _check_position(word.positions[0], tokens)
+            for pair in zip(word.positions, word.token_ids, strict=True):
+                _pair(adapter, tokens, pair)
             out.append(word)
         elif isinstance(word, str):
             out.extend(_occurrences(found, word))
@@ -118,6 +119,11 @@ def _pair(adapter: Adapter, tokens: Sequence[int], pair: tuple) -> Target:
         raise TargetError(f"target {pair!r} is not (position, token_id): two integers are expected")
     position, token = pair
     _check_position(position, tokens)
+    if not 0 <= token < adapter.vocabulary:
+        raise TargetError(
+            f"token id {token} is out of range: the model has {adapter.vocabulary}, 0 to "
+            f"{adapter.vocabulary - 1}"
+        )
     return Target(adapter.pieces([token])[0].strip(), (position,), (token,))
 
 

@@ -17,16 +17,21 @@ REGIMES = ("prefix", "full")
 
 @dataclass(frozen=True)
 class Call:
-    """One run of the transformer during generation: its hooked length, and whether it can be used."""
+    """One run of the transformer in a generation: its hooked length, and whether it can be used.
+
+    ``start`` is the position of the hooked sequence's first token: behind a cached prefix it is
+    not 0, and then even a sequence longer than the image does not hold it.
+    """
 
     name: str
     length: int
     image_end: int
+    start: int = 0
 
     @property
     def valid(self) -> bool:
         """The paper's criterion (Table 4): the hooked sequence holds the whole image span."""
-        return self.length >= self.image_end
+        return self.start == 0 and self.length >= self.image_end
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ class Trajectory:
         names = [f"t = {s}" for s in range(self.steps)]
         if self.regime == "prefix":
             names.insert(0, "prefix")
+        prefix = self.lengths[0] if self.regime == "prefix" else 0
         return tuple(
-            Call(name, length, self.image_end)
-            for name, length in zip(names, self.lengths, strict=True)
+            Call(name, length, self.image_end, prefix if i else 0)
+            for i, (name, length) in enumerate(zip(names, self.lengths, strict=True))
         )
 
     @property
@@ -98,9 +104,11 @@ class Trajectory:
                 f"{len(calls) - 1}): choose a feasible one, here {where}"
             )
         if not calls[call].valid:
+            start = calls[call].start
             raise InfeasibleStepError(
                 f"image span ends at {self.image_end} but the hooked sequence has "
-                f"{calls[call].length} tokens (step {call}): choose a feasible step, here {where}"
+                f"{calls[call].length} tokens{f' from position {start}' if start else ''} (step "
+                f"{call}): choose a feasible step, here {where}"
             )
 
     def step_of(self, example: int, position: int, score: str) -> int:

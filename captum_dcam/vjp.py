@@ -8,8 +8,9 @@ gives each row its own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError
 from captum_dcam.targets import Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,20 @@ def rows(
     return found
 
 
-def _watch(forward: DenoisingForward, examples: Tensor, steps: Tensor) -> tuple[Tensor, tuple]:
-    """Replay, and catch the feature maps that went into the tap."""
+def _watch(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[Tensor, ...]]:
+    """Run ``work`` and catch the feature maps that went into the tap."""
     seen: list[tuple[Tensor, ...]] = []
     handle = forward.tap.register_forward_pre_hook(lambda _m, maps: seen.append(maps))
     try:
-        logits = forward.replay(examples, steps)
+        result = work()
     finally:
         handle.remove()
     if len(seen) != 1:
         raise InfeasibleStepError(
-            f"the tapped block saw the image {len(seen)} times in one replay: expected once; choose "
-            "a block that runs once a call"
+            f"the tapped block saw the image {len(seen)} times in one replay: expected once; "
+            "choose a block that runs once a call"
         )
-    return logits, seen[0]
+    return result, seen[0]
 
 
 def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tensor:
@@ -130,22 +133,47 @@ def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tens
     return logits[row, list(positions), list(tokens)].sum()
 
 
+def _gradients(
+    score: Tensor, maps: tuple[Tensor, ...], retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Gradients of a score; zeros where no path leads."""
+    if not score.requires_grad:
+        return tuple(torch.zeros_like(m) for m in maps)
+    grads = torch.autograd.grad(score, maps, retain_graph=retain_graph, allow_unused=True)
+    return tuple(torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True))
+
+
 def _prefix_rows(forward: DenoisingForward, reads: list[_Read], count: int) -> list[Row]:
-    """All targets from one prefill graph; tokens of one target add up whatever their steps."""
-    needed = sorted({(r.example, r.step) for r in reads})
-    index = {pair: i for i, pair in enumerate(needed)}
-    examples, steps = (torch.tensor(column) for column in zip(*needed, strict=True))
-    logits, maps = _watch(forward, examples, steps)
-    scores: list[Tensor] = [logits.new_zeros(()) for _ in range(count)]
-    example_of = {}
-    for r in reads:
-        scores[r.target] = scores[r.target] + _score(logits, index[r.example, r.step], r.pairs)
-        example_of[r.target] = r.example
+    """All targets from one prefill graph; tokens of one target add up whatever their steps.
+
+    The steps see the prefix through the cache alone. So one backward of the batch of steps gives
+    every row its gradient with respect to the cache, and each target then needs one product with
+    the prefill only.
+    """
+    adapter = forward.adapter
+    memory, maps = _watch(forward, forward.prefill)
+    links = [t for t in adapter.memory_tensors(memory) if t.requires_grad]
+    device = links[0].device if links else None
+    examples = torch.tensor([r.example for r in reads], device=device)
+    steps = torch.tensor([r.step for r in reads])
+    leaves = [t[examples].detach().requires_grad_() for t in links]
+    logits = forward.step(
+        adapter.replace_memory(adapter.rows(memory, examples), leaves), examples, steps
+    )
+    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
+    into_cache = torch.autograd.grad(total, leaves) if leaves else ()
     out = []
-    for number, score in enumerate(scores):
-        last = number == count - 1
-        grads = torch.autograd.grad(score, maps, retain_graph=not last)
-        b = example_of[number]
+    for number in range(count):
+        mine = [i for i, r in enumerate(reads) if r.target == number]
+        b = reads[mine[0]].example
+        cotangents = []
+        for link, gradient in zip(links, into_cache, strict=True):
+            whole = torch.zeros_like(link)
+            whole[b] = gradient[mine].sum(0)
+            cotangents.append(whole)
+        grads = torch.autograd.grad(
+            links, maps, cotangents, retain_graph=number < count - 1, materialize_grads=True
+        )
         out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
     return out
 
@@ -154,9 +182,9 @@ def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
     """One batch row a read; the backward of the sum leaves every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
-    logits, maps = _watch(forward, examples, steps)
+    logits, maps = _watch(forward, lambda: forward.replay(examples, steps))
     total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
-    grads = torch.autograd.grad(total, maps)
+    grads = _gradients(total, maps)
     return [
         Row(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
         for i, r in enumerate(reads)

@@ -7,24 +7,34 @@ passes over duplicate and dangling ids.
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib import import_module
 from operator import index as as_index
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Mask = NDArray[np.bool_]
-Row = dict[str, Any]
+from captum_dcam.data.coco_tables import (
+    Mask,
+    Row,
+    annotation_files,
+    by_id,
+    by_image,
+    check_categories,
+    check_paths,
+    decode,
+    mask_engine,
+    need,
+    numbered,
+    read_captions,
+    read_table,
+    write_json,
+)
 
 
 class CocoInstance(NamedTuple):
@@ -76,14 +86,14 @@ class CocoSample:
         except (OSError, SyntaxError, ValueError) as error:  # which one depends on the format
             raise OSError(f"{where} is damaged ({error}): fetch it again") from error
         said = (self.width, self.height)
-        _need(picture.size == said, f"{where} is {picture.size}, annotated as {said} (W, H)")
+        need(picture.size == said, f"{where} is {picture.size}, annotated as {said} (W, H)")
         return picture
 
     def instance_masks(self) -> list[CocoInstance]:
         r"""Every instance and crowd, in the order of the annotations; raises as :meth:`masks`."""
         size = (self.height, self.width)
         return [
-            CocoInstance(row["id"], name, _decode(row, size), bool(row.get("iscrowd", 0)))
+            CocoInstance(row["id"], name, decode(row, size), bool(row.get("iscrowd", 0)))
             for name, row in self._annotations
         ]
 
@@ -119,20 +129,20 @@ class CocoDataset:
         instances_json: str | Path,
         captions_json: str | Path | None = None,
     ) -> None:
-        _mask_engine()  # better missed now than at the first mask
+        mask_engine()  # better missed now than at the first mask
         self.images_dir, source = Path(images_dir), Path(instances_json)
         if not self.images_dir.is_dir():
             raise FileNotFoundError(f"{self.images_dir} is no folder: expected the images there")
-        table = _read_table(source, "images", "annotations", "categories")
-        images = _by_id(table, "images", ("file_name", "height", "width"), source)
+        table = read_table(source, "images", "annotations", "categories")
+        images = by_id(table, "images", ("file_name", "height", "width"), source)
         self._images = list(images.values())
-        self._categories = _by_id(table, "categories", ("name",), source)
-        self._annotations = _by_image(table, ("image_id", "category_id"), set(images), source)
+        self._categories = by_id(table, "categories", ("name",), source)
+        self._annotations = by_image(table, ("image_id", "category_id"), set(images), source)
         self._licenses = {row.get("id"): row for row in table.get("licenses") or []}
-        _check_paths(self._images, source)
-        _check_categories(self._categories, self._annotations, source)
+        check_paths(self._images, source)
+        check_categories(self._categories, self._annotations, source)
         found = None if captions_json is None else Path(captions_json)
-        self._captions = {} if found is None else _read_captions(found, set(images))
+        self._captions = {} if found is None else read_captions(found, set(images))
 
     @classmethod
     def open(cls, root: str | Path, split: str) -> CocoDataset:
@@ -147,7 +157,7 @@ class CocoDataset:
         root = Path(root)
         folders = (root / split, root / "images" / split, root / "images")
         images = next((folder for folder in folders if folder.is_dir()), None)
-        instances, captions = _annotation_files(root, split)
+        instances, captions = annotation_files(root, split)
         if images is None or not instances.is_file():
             here = sorted(path.name for path in instances.parent.glob("instances_*.json"))
             raise FileNotFoundError(
@@ -228,9 +238,9 @@ def write_coco(
         ValueError: a sample that cannot be written; the message says which, and why.
     """
     plain = re.fullmatch(r"\w[\w.-]*", split) and split not in ("annotations", "images")
-    _need(bool(plain), f"split is {split!r}: expected a plain name such as 'val2017'")
+    need(bool(plain), f"split is {split!r}: expected a plain name such as 'val2017'")
     root = Path(root).absolute()
-    instances, captions = _annotation_files(root, split)
+    instances, captions = annotation_files(root, split)
     targets = (root / split, captions, instances)  # the reader looks for instances: they come last
     for target in targets:
         if target.exists():
@@ -262,39 +272,41 @@ def _stage(
         size = (image["height"], image["width"])
         objects += [{"image_id": number, **_encode(o, size, where)} for o in sample.objects]
         texts += [{"image_id": number, "caption": text} for text in _texts(sample, where)]
-    _need(bool(images), f"split {split!r} has no samples: nothing to write")
+    need(bool(images), f"split {split!r} has no samples: nothing to write")
     names = sorted({row["category"] for row in objects}) if categories is None else list(categories)
     ids = {name: number for number, name in enumerate(names, 1)}
-    _need(len(ids) == len(names), f"categories {names} name one twice")
+    need(len(ids) == len(names), f"categories {names} name one twice")
     for row in objects:
         name = row.pop("category")
-        _need(name in ids, f"sample {row['image_id'] - 1} shows {name!r}: not among {names}")
+        need(name in ids, f"sample {row['image_id'] - 1} shows {name!r}: not among {names}")
         row["category_id"] = ids[name]
     listed = [{"id": ids[name], "name": name, "supercategory": name} for name in names]
     shared = {"info": {"description": split}, "licenses": [], "images": images}
     captions, instances = folder / "captions", folder / "instances"
-    captions.write_text(_json({**shared, "annotations": _numbered(texts)}))
-    instances.write_text(_json({**shared, "categories": listed, "annotations": _numbered(objects)}))
+    captions.write_text(write_json({**shared, "annotations": numbered(texts)}))
+    instances.write_text(
+        write_json({**shared, "categories": listed, "annotations": numbered(objects)})
+    )
     return pictures, captions, instances
 
 
 def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> Row:
     r"""Saves the pixels and returns the image's entry."""
     picture, name, extra = sample.image, f"{number:012d}.png", getattr(sample, "extra", None)
-    _need(picture.mode == "RGB", f"{where}: image is {picture.mode}: use image.convert('RGB')")
+    need(picture.mode == "RGB", f"{where}: image is {picture.mode}: use image.convert('RGB')")
     # From the pixels alone: Pillow would carry profiles and comments along.
     Image.fromarray(np.asarray(picture)).save(folder / name)
     row: Row = {"id": number, "file_name": name, "height": picture.height, "width": picture.width}
     try:
-        return {**row, "extra": json.loads(_json(extra))} if extra else row
+        return {**row, "extra": json.loads(write_json(extra))} if extra else row
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: extra is not plain JSON ({error})") from error
 
 
 def _encode(item: ObjectLike, size: tuple[int, int], where: str) -> Row:
     r"""The annotation of one object, but for its ids."""
-    engine, mask = _mask_engine(), np.asarray(item.mask)
-    _need(
+    engine, mask = mask_engine(), np.asarray(item.mask)
+    need(
         mask.dtype == bool and mask.shape == size and bool(mask.any()),
         f"{where}: the mask of {item.category!r} is {mask.dtype} {mask.shape} and "
         f"{'not ' if mask.any() else ''}empty: expected bool {size} with a pixel at least; leave "
@@ -315,141 +327,5 @@ def _texts(sample: SceneLike, where: str) -> list[str]:
     given = sample.captions
     texts = list(given.values() if isinstance(given, Mapping) else given)
     good = not isinstance(given, str) and all(isinstance(text, str) for text in texts)
-    _need(good, f"{where}: captions are {given!r}: expected a list of strings")
+    need(good, f"{where}: captions are {given!r}: expected a list of strings")
     return texts
-
-
-def _numbered(rows: list[Row]) -> list[Row]:
-    return [{"id": number, **row} for number, row in enumerate(rows, 1)]
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-
-
-def _need(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)
-
-
-def _mask_engine() -> ModuleType:
-    try:
-        return import_module("pycocotools.mask")
-    except ImportError as error:
-        raise ImportError("COCO's masks need pycocotools: pip install pycocotools") from error
-
-
-def _annotation_files(root: Path, split: str) -> tuple[Path, Path]:
-    folder = root / "annotations"
-    return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
-
-
-def _read_table(source: Path, *lists: str) -> Row:
-    r"""An annotation file that holds the lists named."""
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is no file: expected COCO annotations there")
-    try:
-        table = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
-    found = table if isinstance(table, dict) else {}
-    lacking = [name for name in lists if not isinstance(found.get(name), list)]
-    _need(not lacking, f"{source} lacks the lists {lacking}: is it a COCO instances/captions file?")
-    return found
-
-
-def _by_id(table: Row, kind: str, fields: Sequence[str], source: Path) -> dict[Any, Row]:
-    r"""One list of the table by id, complete and without duplicates."""
-    rows: dict[Any, Row] = {}
-    for row in table[kind]:
-        whole = row if isinstance(row, dict) else {}
-        lacking = [name for name in ("id", *fields) if name not in whole]
-        _need(not lacking, f"{source}: an entry of {kind!r} lacks {lacking}: {str(row)[:200]}")
-        _need(row["id"] not in rows, f"{source}: id {row['id']} occurs twice in {kind!r}")
-        rows[row["id"]] = row
-    return rows
-
-
-def _by_image(
-    table: Row, fields: Sequence[str], known: set[Any], source: Path
-) -> dict[Any, list[Row]]:
-    r"""The annotations of every image."""
-    rows: dict[Any, list[Row]] = {}
-    for row in _by_id(table, "annotations", fields, source).values():
-        image = row["image_id"]
-        _need(image in known, f"{source}: annotation {row['id']} names image {image}, not listed")
-        rows.setdefault(image, []).append(row)
-    return rows
-
-
-def _read_captions(source: Path, known: set[Any]) -> dict[Any, list[Row]]:
-    r"""The captions of every image; there may be more images than the instances file lists."""
-    table = _read_table(source, "annotations")
-    known = known | {row.get("id") for row in table.get("images") or []}
-    return _by_image(table, ("image_id", "caption"), known, source)
-
-
-def _check_paths(images: list[Row], source: Path) -> None:
-    for row in images:
-        path = Path(row["file_name"])
-        inside = not path.is_absolute() and ".." not in path.parts
-        _need(inside, f"{source}: image {row['id']}: {path} leads out of the images' folder")
-
-
-def _check_categories(
-    categories: dict[Any, Row], annotations: dict[Any, list[Row]], source: Path
-) -> None:
-    names = sorted(str(row["name"]) for row in categories.values())
-    _need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
-    for row in (row for rows in annotations.values() for row in rows):
-        known = row["category_id"] in categories
-        _need(
-            known,
-            f"{source}: annotation {row['id']} names category {row['category_id']}, not listed",
-        )
-
-
-def _decode(row: Row, size: tuple[int, int]) -> Mask:
-    r"""The mask of one annotation, checked: pycocotools leaves memory unset after short runs."""
-    shape, where = row.get("segmentation"), f"annotation {row['id']} of image {row['image_id']}"
-    if isinstance(shape, list) and shape and all(_is_polygon(part) for part in shape):
-        engine = _mask_engine()
-        polygons: Mask = engine.decode(engine.merge(engine.frPyObjects(shape, *size))).astype(bool)
-        return polygons
-    if not isinstance(shape, dict) or not {"size", "counts"} <= shape.keys():
-        raise ValueError(
-            f"{where}: segmentation is {str(shape)[:80]}: expected polygons of at least three "
-            f"points, or run lengths with size and counts; leave such annotations out of the file"
-        )
-    _need(list(shape["size"]) == list(size), f"{where}: mask {shape['size']}, image {size} (H, W)")
-    runs, pixels = _runs(shape["counts"]), size[0] * size[1]
-    if any(not isinstance(run, int) or run < 0 for run in runs) or sum(runs) != pixels:
-        raise ValueError(
-            f"{where} is damaged: its runs {str(runs)[:80]} do not fill {pixels} pixels"
-        )
-    filled = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return filled.reshape(size, order="F")
-
-
-def _is_polygon(part: object) -> bool:
-    r"""A flat list x, y, x, y, … of three points at least (pycocotools takes two for a box)."""
-    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
-        return False
-    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in part)
-
-
-def _runs(counts: list[int] | str) -> list[int]:
-    r"""Run lengths, the first one outside. As a string they are signed base-32 numbers, low digits
-    first, bit 5 saying that more follow; from the fourth on they add to the one two before."""
-    if not isinstance(counts, str):
-        return list(counts)
-    runs: list[int] = []
-    value = shift = 0
-    for code in counts.encode():
-        value |= ((code - 48) & 31) << shift
-        shift += 5
-        if not (code - 48) & 32:
-            value -= ((code - 48) & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs

@@ -83,7 +83,9 @@ def evaluate(
     tally = Tally(Counter(), Counter())
     for start in tqdm(range(0, scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"):
         part = [make_scene(HELD_OUT_SEED, i) for i in range(start, min(start + batch, scenes))]
-        texts = answers(model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache)
+        texts = answers(
+            model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache
+        )
         for scene, text in zip(part, texts, strict=True):
             truth = Counter((o.color, o.shape) for o in scene.objects)
             named = named_objects(text)

@@ -142,7 +142,9 @@ def check_settings(
     if gen_length < 1:
         raise ValueError(f"gen_length is {gen_length}: the canvas needs at least one token")
     if block_length < 1 or gen_length % block_length:
-        raise ValueError(f"gen_length {gen_length} is not a multiple of block_length {block_length}")
+        raise ValueError(
+            f"gen_length {gen_length} is not a multiple of block_length {block_length}"
+        )
     blocks = gen_length // block_length
     if steps < blocks or steps % blocks:
         raise ValueError(
@@ -208,11 +210,13 @@ def generate(
     for step in range(steps):
         canvases.append(canvas.clone())
         logits = denoise(model, prefix, canvas)
-        chosen, probs = _choose(logits, temperature, generator)
+        chosen, probs = _choose(logits, model.config.mask_token_id, temperature, generator)
         noise = None
         if remasking == "random":
             assert generator is not None
-            noise = torch.rand(canvas.shape, generator=generator, device=generator.device).to(device)
+            noise = torch.rand(canvas.shape, generator=generator, device=generator.device).to(
+                device
+            )
         sure = confidence_of(probs, chosen, remasking, noise)
         block = step // len(plan)
         open_ = canvas == model.config.mask_token_id
@@ -227,10 +231,14 @@ def generate(
 
 
 def _choose(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
+    logits: Tensor, mask_id: int, temperature: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Token and probabilities per position; Gumbel noise when the temperature is above 0."""
+    """Token and probabilities per position; Gumbel noise when the temperature is above 0.
+
+    The mask token itself is never chosen: a position would count as committed and stay masked.
+    """
     probs = logits.double().softmax(-1)
+    logits = logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -math.inf)
     if temperature <= 0:
         return logits.argmax(-1), probs
     assert generator is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
+from captum_dcam.errors import WeightsError
+from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
 
@@ -28,6 +32,7 @@ def load_mini(
 
     Raises:
         FileNotFoundError: the folder lacks a file; the message lists what is expected.
+        WeightsError: the folder's files are damaged or belong to another model.
     """
     folder = WEIGHTS if folder is None else Path(folder)
     expected = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
@@ -37,8 +42,38 @@ def load_mini(
             f"{folder} is not a folder of the embedded model: {', '.join(missing)} missing "
             f"(expected {', '.join(expected)})"
         )
-    model = MiniForMaskedDiffusion.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    model = model.to(device).eval().requires_grad_(False)
+    model = _read_model(folder, dtype).to(device).eval().requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     images = MiniImageProcessor.from_pretrained(folder, local_files_only=True)
     return model, MiniProcessor(images, tokenizer, model.config.grid)
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> MiniForMaskedDiffusion:
+    """The model of a folder, every weight of which came from its file."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder / 'config.json'} is damaged or not a model's configuration ({error})"
+        ) from error
+    if kind != MiniConfig.model_type:
+        raise WeightsError(
+            f"{folder} holds a model of type {kind!r}: expected {MiniConfig.model_type!r}; load it "
+            "with its own family"
+        )
+    path = folder / "model.safetensors"
+    try:
+        model, info = MiniForMaskedDiffusion.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path} is damaged or does not fit config.json beside it: {error}"
+        ) from error
+    strange = sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"])))
+    if strange:
+        raise WeightsError(
+            f"{path} does not fit the model: {len(strange)} tensors missing or too many, such as "
+            f"{', '.join(strange[:3])}"
+        )
+    return model

@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 
+from captum_dcam.pictures import to_rgb
+
 #: the longer side may be at most so many times the shorter one
 MAX_ASPECT = 100.0
 
@@ -46,18 +48,6 @@ class MiniImageProcessor(ImageProcessingMixin):
             )
         square = to_rgb(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; transparent pixels are shown on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        wide = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((wide / max(wide.max(), 1) * 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 class MiniProcessor:

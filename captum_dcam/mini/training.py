@@ -49,13 +49,14 @@ class Stage:
     lr_end: float
     aux: float
     aux_end: float
+    question_weight: float = 1.0  # of a question's tokens against a description's
 
 
 STAGES = (
-    Stage("coarse", 2100, 2, 16, 2.0e-3, 1.6e-3, 1.0, 0.6),
-    Stage("coarse, even", 500, 2, 16, 1.6e-3, 1.505e-3, 0.6, 0.6),
-    Stage("fine", 500, 1, 16, 1.2e-3, 0.6e-3, 0.6, 0.0),
-    Stage("fine, bare", 500, 1, 16, 0.6e-3, 0.0, 0.0, 0.0),
+    Stage("coarse", 2000, 2, 16, 2.0e-3, 1.619e-3, 1.0, 0.619),
+    Stage("coarse, questions", 1000, 2, 16, 1.619e-3, 1.4e-3, 0.6, 0.5, 3.0),
+    Stage("fine", 350, 1, 16, 1.3e-3, 0.65e-3, 0.5, 0.0, 3.0),
+    Stage("fine, bare", 350, 1, 16, 0.65e-3, 0.0, 0.0, 0.0, 3.0),
 )
 WARMUP = 150
 TEXT_BUDGET = 200
@@ -93,7 +94,11 @@ class Trainer:
         # Muon's orthogonalisation is shared out: each process updates its share of the matrices.
         self.shares = [matrices[r :: self.world] for r in range(self.world)]
         muon = torch.optim.Muon(
-            self.shares[self.rank], lr=1e-3, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            self.shares[self.rank],
+            lr=1e-3,
+            weight_decay=0.02,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
         )
         adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
         self.optimizers = (muon, adam)
@@ -101,16 +106,20 @@ class Trainer:
 
     # -- losses -----------------------------------------------------------------------------
 
-    def text_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def text_loss(self, logits: Tensor, targets: Tensor, scale: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the masked positions; the tail of ``<eos>`` counts a tenth."""
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         weight = torch.where(targets == self.tokenizer.eos_token_id, 0.1, 1.0)
+        if scale is not None:
+            weight = weight * scale
         weight = (weight * (targets != -100)).flatten()
         return (loss * weight).sum() / weight.sum().clamp_min(1)
 
     def auxiliary_loss(self, tower: Tensor, image: Tensor, batch: dict, pool: int) -> Tensor:
-        shapes, colors = (batch[k][:, pool // 2 :: pool, pool // 2 :: pool].flatten() for k in
-                          ("shapes", "colors"))
+        shapes, colors = (
+            batch[k][:, pool // 2 :: pool, pool // 2 :: pool].flatten()
+            for k in ("shapes", "colors")
+        )
         tower = tower.flatten(0, 1)
         loss = F.cross_entropy(self.aux.shape(tower).float(), shapes)
         loss = loss + F.cross_entropy(self.aux.color(tower).float(), colors)
@@ -121,7 +130,9 @@ class Trainer:
         loss = loss + 0.5 * F.cross_entropy(words, self.shape_words[shapes[on] - 1])
         return loss + 0.5 * F.cross_entropy(words, self.color_words[colors[on] - 1])
 
-    def packed_loss(self, image: Tensor, batch: dict, positions: Tensor) -> Tensor:
+    def packed_loss(
+        self, image: Tensor, batch: dict, positions: Tensor, question_weight: float
+    ) -> Tensor:
         n = image.shape[1]
         embeds = torch.cat((image, self.model.embed_words(batch["ids"]).to(image.dtype)), dim=1)
         text = 576 + batch["offset"]
@@ -134,7 +145,9 @@ class Trainer:
             position_ids=where,
             logits_from=n,
         )
-        return self.text_loss(out.logits, batch["targets"])
+        # the first two pairs of a scene are descriptions
+        scale = torch.where(batch["pair"] >= 2, question_weight, 1.0)
+        return self.text_loss(out.logits, batch["targets"], scale)
 
     def deployed_loss(self, image: Tensor, batch: dict, positions: Tensor, step: int) -> Tensor:
         """One pair an image; half of the images full, half with a bidirectional prefix."""
@@ -153,8 +166,11 @@ class Trainer:
             if prefix:
                 segments, masks = (p, length - p), (keys[..., :p], keys)
             out = self.model(
-                inputs_embeds=embeds, segments=segments, segment_masks=masks,
-                position_ids=where, logits_from=n,
+                inputs_embeds=embeds,
+                segments=segments,
+                segment_masks=masks,
+                position_ids=where,
+                logits_from=n,
             )
             losses.append(self.text_loss(out.logits, text["targets"]))
         return torch.stack(losses).mean()
@@ -187,7 +203,7 @@ class Trainer:
         if self.step % 4 == 3:
             text = self.deployed_loss(image, batch, positions, self.step)
         else:
-            text = self.packed_loss(image, batch, positions)
+            text = self.packed_loss(image, batch, positions, stage.question_weight)
         total = text
         if aux_weight > 0:
             total = text + aux_weight * self.auxiliary_loss(tower, image, batch, stage.pool)
@@ -291,7 +307,9 @@ def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) 
         if begin < stage.steps:
             low = 0.3 if stage.pool > 1 else 0.15
             count = stage.steps * stage.batch
-            data = PackedScenes(trainer.tokenizer, TRAIN_SEED + seed, scene + count, TEXT_BUDGET, low)
+            data = PackedScenes(
+                trainer.tokenizer, TRAIN_SEED + seed, scene + count, TEXT_BUDGET, low
+            )
             first_row = scene + begin * stage.batch + trainer.rank
             rows = Subset(data, range(first_row, scene + count, trainer.world))
             loader = DataLoader(rows, stage.batch // trainer.world, num_workers=workers)

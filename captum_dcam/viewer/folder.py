@@ -34,8 +34,10 @@ def prepare_folder(folder: str | Path) -> Path:
     folder = Path(folder).resolve()
     if folder.exists():
         _check_ours(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for place in (folder.parent, folder):
+    parent = next(p for p in folder.parents if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{parent} is not a folder: choose another output folder")
+    for place in (parent, folder):
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(f"{place} is not writable: choose another output folder")
     return folder
@@ -79,9 +81,9 @@ def write_folder(
 ) -> Path:
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
-    Files: ``word-01-….png``, … (the picture's own size, enlarged or reduced to a longer side of 480
-    to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it. An earlier
-    output of the same name is replaced.
+    Files: ``word-01-….png``, … (the picture's own size, enlarged or reduced to a longer side of
+    480 to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it. An
+    earlier output of the same name is replaced.
 
     Args:
         explanation (Explanation): the result.
@@ -93,6 +95,7 @@ def write_folder(
         FileExistsError, OSError: as :func:`prepare_folder`; nothing is left behind.
     """
     folder = prepare_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     say = progress if progress is not None else _silent
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -16,8 +16,10 @@ from captum_dcam.explanation import Explanation
 from captum_dcam.layout import Grid
 from captum_dcam.pictures import to_rgb
 
-#: default colour map: jet's order of colours without its false edges
-CMAP = "turbo"
+#: default colour map: perceptually uniform, its brightest colour for the highest value
+CMAP = "inferno"
+#: default opacity at the highest value, and share of the picture's colour withdrawn behind heat
+ALPHA, MUTE = 0.9, 0.7
 #: ``Image.info["note"]`` of an overlay that has nothing to show
 FLAT = "flat map: no place stands out"
 
@@ -37,8 +39,9 @@ def overlay(
     map_pixels: Tensor | np.ndarray,
     *,
     cmap: str = CMAP,
-    alpha: float = 0.75,
+    alpha: float = ALPHA,
     vmax: float | None = None,
+    mute: float = 0.0,
 ) -> Image.Image:
     r"""Blend a map over a picture.
 
@@ -46,10 +49,12 @@ def overlay(
         image (PIL.Image.Image): the picture, H × W pixels, any mode.
         map_pixels (Tensor or array): (H, W), non-negative and finite, for example one of
             ``explanation.pixel_maps()``.
-        cmap (str, optional): a matplotlib colour map. Default: ``"turbo"``
+        cmap (str, optional): a matplotlib colour map. Default: ``"inferno"``
         alpha (float, optional): opacity at the highest value, 0 to 1; a pixel's own opacity is
-            proportional to its value. Default: 0.75
+            proportional to its value. Default: 0.9
         vmax (float, optional): the value painted as the highest. Default: the map's maximum
+        mute (float, optional): how much of the picture's own colour and light is withdrawn, 0 to 1,
+            so that heat stands out from a colourful or bright picture. Default: 0
 
     Returns:
         PIL.Image.Image: RGB, H × W. A constant map shows no place: the plain picture comes back,
@@ -65,7 +70,7 @@ def overlay(
         raise ValueError(f"alpha is {alpha}: expected an opacity from 0 to 1")
     if vmax is not None and not (vmax > 0 and np.isfinite(vmax)):
         raise ValueError(f"vmax is {vmax}: expected a positive number")
-    picture = to_rgb(image)
+    picture = muted(to_rgb(image), mute)
     if values.min() == values.max():
         plain = picture.copy()
         plain.info["note"] = FLAT
@@ -78,6 +83,14 @@ def overlay(
     return Image.fromarray(np.rint(base + opacity * (heat - base)).astype(np.uint8))
 
 
+def muted(picture: Image.Image, share: float) -> Image.Image:
+    """The picture with ``share`` of its colour withdrawn, and dimmed: 0 as it is, 1 dark grey."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"mute is {share}: expected a share from 0 to 1")
+    grey = picture.convert("L").point([round(v * 0.7) for v in range(256)]).convert("RGB")
+    return Image.blend(picture, grey, share)
+
+
 def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
     """The map as float64 (H, W), or an error."""
     if isinstance(map_pixels, Tensor):
@@ -85,13 +98,13 @@ def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
     values = np.asarray(map_pixels, dtype=np.float64)
     if values.shape != (image.height, image.width):
         raise ValueError(
-            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the picture's "
-            "height and width; explanation.pixel_maps() gives maps of that size"
+            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
+            "picture's height and width; explanation.pixel_maps() gives maps of that size"
         )
     if not np.isfinite(values).all() or values.min() < 0:
         raise ValueError(
-            f"map holds values from {values.min()} to {values.max()}: expected finite, non-negative "
-            "ones"
+            f"map holds values from {values.min()} to {values.max()}: expected finite, "
+            "non-negative ones"
         )
     return values
 
@@ -150,9 +163,10 @@ def word_overlay(
     size: tuple[int, int] | None = None,
     mode: str = "bilinear",
     cmap: str = CMAP,
-    alpha: float = 0.75,
+    alpha: float = ALPHA,
+    mute: float = MUTE,
 ) -> Image.Image:
-    r"""Overlay of one word on one picture.
+    r"""Overlay of one word on one picture, whose own colours are muted.
 
     Several pictures of a request share a word's scale, so that a word that looks at the second one
     leaves the first one pale. Arguments as in :func:`word_map` and :func:`overlay`.
@@ -162,7 +176,7 @@ def word_overlay(
         picture = scaled(picture, size)
     values = word_map(explanation, word, image, size, mode)
     vmax = word_peak(explanation, word) if len(explanation.images) > 1 else None
-    return overlay(picture, values, cmap=cmap, alpha=alpha, vmax=vmax)
+    return overlay(picture, values, cmap=cmap, alpha=alpha, vmax=vmax, mute=mute)
 
 
 def scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene
-from captum_dcam.explanation import Explanation
+from captum_dcam.explanation import Explanation, region
 from captum_dcam.metrics import LocalizationScores, localization
 
 _SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
@@ -25,7 +25,7 @@ class WordSummary:
         steps (tuple of int): the step that committed each of them, without repeats.
         confidence (float): probability at that step, of the least sure token.
         image (int): the picture it looks at most, from 0.
-        region (str): where its mass is centred, in words.
+        region (str): where its highest token lies, in words.
         peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
         area (float): fraction of image tokens that hold half of its mass.
     """
@@ -60,12 +60,19 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
                 steps=tuple(sorted(set(steps))),
                 confidence=min(confidence[p] for p in target.positions),
                 image=grids[best].image,
-                region=focus["region"],
+                region=_region(focus["peak"], grids[best].image_size),
                 peak=focus["peak"],
                 area=focus["area"],
             )
         )
     return tuple(rows)
+
+
+def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int]) -> str:
+    """The peak's place in words: a faint haze far from it does not move it, as it would a mean."""
+    if peak is None:
+        return "nowhere"
+    return region((peak[0] + peak[2]) / 2 / size[1], (peak[1] + peak[3]) / 2 / size[0])
 
 
 def named_object(explanation: Explanation, number: int) -> tuple[str | None, str | None]:

@@ -1,0 +1,6 @@
+"""``python -m captum_dcam``: the command line."""
+
+from captum_dcam.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+r"""What ``captum-dcam explain`` and ``captum-dcam models`` do, without their printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.explain import explain_bound, sign_check
+from captum_dcam.explanation import Explanation
+from captum_dcam.hub import families, load
+from captum_dcam.metrics import LocalizationScores
+from captum_dcam.pictures import open_picture
+from captum_dcam.presets import preset as find_preset
+from captum_dcam.products import PRODUCTS
+from captum_dcam.refine import Refinement, refinement
+from captum_dcam.targets import WordsLike
+from captum_dcam.trajectory import SCORES
+from captum_dcam.viewer import prepare_folder, scene_scores, write_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: told before every part of the work
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``captum-dcam explain``, as its help describes them."""
+
+    image: Path | None
+    prompt: str
+    words: list[str] | None
+    scene: int | None
+    model: str
+    regime: str | None
+    layer: int | None
+    preset: str
+    score: str | None
+    product: str | None
+    center: bool | None
+    refine: list[str] | None
+    check_sign: bool
+    gen_length: int | None
+    steps: int | None
+    block_length: int | None
+    temperature: float | None
+    seed: int
+    device: str
+    dtype: str
+    output: Path
+    json: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    r"""What was explained and written.
+
+    Args:
+        explanation (Explanation): the maps.
+        folder (Path): where everything lies.
+        source (str): the picture's path, or which scene was drawn.
+        scores (tuple or None): localisation of every target, where masks are known.
+        signs (Tensor or None): (N, 2) of :func:`captum_dcam.sign_check`.
+    """
+
+    explanation: Explanation
+    folder: Path
+    source: str
+    scores: tuple[LocalizationScores | None, ...] | None
+    signs: Tensor | None
+
+
+def run(options: Options) -> Result:
+    """Explain and write; everything that can be checked is checked before any work."""
+    words = _words(options.words)
+    refinements = _refinements(options.refine)
+    _check_names(options)
+    device = _device(options.device)
+    if options.image is not None and options.scene is not None:
+        raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+    folder = prepare_folder(options.output)
+    with _progress() as say:
+        picture, scene = _picture(options)
+        say("Loading the model")
+        adapter = _adapter(options, device)
+        forward = DenoisingForward(adapter, options.layer)
+        request = adapter.prepare([[picture]], [options.prompt])
+        say("Writing the answer")
+        forward.generate(request, generator=_generator(options.seed), **_generation(options))
+        say("Explaining its words")
+        explanation = explain_bound(
+            forward,
+            words,
+            preset=options.preset,
+            score=options.score,
+            product=options.product,
+            center=options.center,
+            refinements=refinements,
+        )
+        signs = _signs(forward, explanation, options, say) if options.check_sign else None
+        scores = None if scene is None else scene_scores(explanation, scene)
+        write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
+    source = str(options.image) if scene is None else f"held-out scene {scene.index}"
+    return Result(explanation, folder, source, scores, signs)
+
+
+@contextmanager
+def _progress() -> Iterator[Say]:
+    """A line on stderr that says what is being done; nothing where stderr is no terminal."""
+    with Console(stderr=True).status("Starting") as status:
+        yield lambda text: status.update(f"{text} …")
+
+
+def _words(words: list[str] | None) -> WordsLike:
+    if not words:
+        return None
+    groups = [w for w in words if w in ("all", "nouns")]
+    if groups and len(words) > 1:
+        raise ValueError(f"--words {groups[0]} stands alone: leave out the other --words")
+    return words[0] if groups else list(words)
+
+
+def _refinements(names: list[str] | None) -> list[Refinement] | None:
+    if not names:
+        return None
+    if "none" in names:
+        if len(names) > 1:
+            raise ValueError("--refine none stands alone: leave out the other --refine")
+        return []
+    return [refinement(name) for name in names]
+
+
+def _check_names(options: Options) -> None:
+    """Names that the library would look up only after the answer was generated."""
+    find_preset(options.preset)
+    for name, known in ((options.score, SCORES), (options.product, PRODUCTS)):
+        if name is not None and name not in known:
+            kind = "score" if known is SCORES else "product"
+            raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
+    if options.dtype not in DTYPES:
+        raise UnknownNameError(f"unknown dtype {options.dtype!r}{near(options.dtype, DTYPES)}")
+
+
+def _device(name: str) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: expected cpu, cuda, cuda:1, mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name} is not here: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps is not here: torch finds no Apple GPU")
+    return device
+
+
+def _picture(options: Options) -> tuple[Image.Image, Any]:
+    """The picture, and the scene it was drawn from (None for a file)."""
+    if options.image is not None:
+        return open_picture(options.image), None
+    from captum_dcam.data.scenes import make_scene
+    from captum_dcam.mini.evaluate import HELD_OUT_SEED
+
+    scene = make_scene(HELD_OUT_SEED, options.scene or 0)
+    return scene.image, scene
+
+
+def _adapter(options: Options, device: torch.device) -> Adapter:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load(options.model, regime=options.regime, device=device, dtype=DTYPES[options.dtype])
+
+
+def _generation(options: Options) -> dict[str, Any]:
+    """Only what the user gave: the rest is the family's."""
+    given = {
+        "gen_length": options.gen_length,
+        "steps": options.steps,
+        "block_length": options.block_length,
+        "temperature": options.temperature,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _signs(
+    forward: DenoisingForward, explanation: Explanation, options: Options, say: Say
+) -> Tensor:
+    say("Checking signs")
+    generator = _generator(options.seed)
+    score = explanation.settings["score"]
+    return sign_check(forward, explanation.targets, explanation.maps, generator, score=score)
+
+
+def list_models() -> list[dict[str, Any]]:
+    """One record a family; depths where the family's default model lies on this machine."""
+    return [_model(name, cls) for name, cls in families().items()]
+
+
+def _model(name: str, cls: type[Adapter]) -> dict[str, Any]:
+    checkpoint = getattr(cls, "default_checkpoint", None)
+    record: dict[str, Any] = {
+        "family": name,
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "regimes": list(cls.regimes),
+        "default_checkpoint": checkpoint or "inside the package",
+        "blocks": None,
+        "deepest_usable_block": None,
+        "recommended_block": None,
+    }
+    if checkpoint is None:  # embedded: small and at hand
+        try:
+            adapter = cls.load(None)
+        except FileNotFoundError:
+            return {**record, "default_checkpoint": "not installed"}
+        record["blocks"] = len(adapter.blocks)
+        record["deepest_usable_block"] = adapter.deepest_block
+        record["recommended_block"] = adapter.recommended_block
+    return record

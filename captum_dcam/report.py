@@ -1,0 +1,186 @@
+r"""What ``captum-dcam`` prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from captum_dcam.command import Result
+from captum_dcam.metrics import LocalizationScores, f3_score
+from captum_dcam.viewer.folder import SHEET, word_files
+from captum_dcam.viewer.summary import WordSummary, summarise
+
+METRICS = ("obj_iou", "contrast", "concentration", "f3")
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=110)
+
+
+def print_report(result: Result) -> None:
+    """Prompt, answer, a line a word, and where the files are."""
+    console, explanation = _console(), result.explanation
+    for label, text in (
+        ("Picture", result.source),
+        ("Prompt", explanation.prompt),
+        ("Answer", explanation.answer),
+    ):
+        console.print(Text.assemble((f"{label:8}", "bold"), text))
+    console.print(_words_table(result))
+    if result.scores is not None:
+        _print_scores(console, result)
+    if result.signs is not None:
+        console.print(
+            "Fall: how much the word's log-probability falls when the tenth of the image tokens "
+            "that its map highlights is removed, and when as many random ones are.",
+            style="dim",
+        )
+    console.print(Text.assemble(("Sheet   ", "bold"), str(result.folder / SHEET)))
+    several = "a picture of every word, and explanation/ to load again"
+    console.print(Text.assemble(("Folder  ", "bold"), f"{result.folder} ({several})"))
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name == "Word")
+    return table
+
+
+def _words_table(result: Result) -> Table:
+    right = ("#", "Step", "Sure", "F3", "Fall", "Random")
+    names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
+    names += ["F3"] if result.scores is not None else []
+    names += ["Fall", "Random"] if result.signs is not None else []
+    table = _table(*names, right=right)
+    for n, row in enumerate(summarise(result.explanation)):
+        cells = [
+            str(row.number),
+            row.word,
+            ", ".join(map(str, row.steps)),
+            f"{row.confidence:.0%}",
+            row.region,
+            _box(row),
+        ]
+        if result.scores is not None:
+            own = result.scores[n]
+            cells.append("" if own is None else f"{float(own.f3):.3f}")
+        if result.signs is not None:
+            cells += [f"{value:+.3f}" for value in result.signs[n].tolist()]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _box(row: WordSummary) -> str:
+    if row.peak is None:
+        return "–"
+    x0, y0, x1, y1 = (round(v) for v in row.peak)
+    return f"x {x0}–{x1}, y {y0}–{y1}"
+
+
+def _print_scores(console: Console, result: Result) -> None:
+    """All four localisation scores of the words that name objects, and their means."""
+    assert result.scores is not None
+    named = [
+        (word, own)
+        for word, own in zip(result.explanation.words, result.scores, strict=True)
+        if own is not None
+    ]
+    if not named:
+        console.print("No explained word names an object of the scene.", style="dim")
+        return
+    table = _table("Localisation", "Obj-IoU", "Contrast", "Concentration", "F3")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for word, own in named:
+        table.add_row(Text(word), *_figures(own))
+    if len(named) > 1:
+        table.add_row(Text("mean (F3 of the means)", style="bold"), *_figures(_means(named)))
+    console.print(table)
+
+
+def _means(named: Sequence[tuple[str, LocalizationScores]]) -> LocalizationScores:
+    iou, contrast, share = (
+        torch.stack([getattr(own, name) for _, own in named]).mean() for name in METRICS[:3]
+    )
+    return LocalizationScores(iou, contrast, share, f3_score(iou, contrast, share))
+
+
+def _figures(own: LocalizationScores) -> list[str]:
+    values = _named(own)
+    return [f"{value:.{1 if name == 'contrast' else 3}f}" for name, value in values.items()]
+
+
+def document(result: Result) -> dict[str, Any]:
+    """The result as plain data."""
+    explanation = result.explanation
+    trajectory = explanation.trajectory
+    files: dict[int, list[str]] = {}
+    for number, _, name in word_files(explanation):
+        files.setdefault(number, []).append(name)
+    words = []
+    for n, row in enumerate(summarise(explanation)):
+        record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        if result.scores is not None:
+            own = result.scores[n]
+            record["localization"] = None if own is None else _named(own)
+        if result.signs is not None:
+            highlighted, random = result.signs[n].tolist()
+            record["sign_check"] = {"highlighted": highlighted, "random": random}
+        words.append(record)
+    return {
+        "picture": result.source,
+        "prompt": explanation.prompt,
+        "answer": explanation.answer,
+        "words": words,
+        "regime": trajectory.regime,
+        "steps": trajectory.steps,
+        "calls": len(trajectory.calls),
+        "feasible_calls": len(trajectory.feasible),
+        "settings": explanation.settings,
+        "versions": explanation.versions,
+        "output": str(result.folder),
+        "sheet": SHEET,
+    }
+
+
+def _named(own: LocalizationScores) -> dict[str, float]:
+    return {name: float(getattr(own, name)) for name in METRICS}
+
+
+def print_json(result: Result) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(document(result), indent=1, ensure_ascii=False))
+
+
+def print_models(records: Sequence[dict[str, Any]]) -> None:
+    """A line a family."""
+    table = _table("Family", "Class", "Regimes", "Blocks", "Deepest", "Default", "Checkpoint")
+    for r in records:
+        depths = (r["blocks"], r["deepest_usable_block"], r["recommended_block"])
+        shown = ["–" if d is None else str(d) for d in depths]
+        table.add_row(
+            r["family"],
+            r["class"].rpartition(".")[2],
+            ", ".join(r["regimes"]),
+            *shown,
+            r["default_checkpoint"],
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        "Blocks count from 0. Deepest: the last one with a path from the image to the answer. "
+        "Default: the one explained when --layer is not given.",
+        style="dim",
+    )

@@ -1,0 +1,88 @@
+r"""Maps of many words of a bound generation, and what refinements need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_dcam import vjp
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.products import cam
+from captum_dcam.refine import SICD, Compose, RefineContext, Refinement, min_max
+from captum_dcam.targets import Target, repeated_function_words, words_of
+
+
+def as_compose(refinements: Refinement | Sequence[Refinement]) -> Compose:
+    """One refinement or several as a :class:`Compose`."""
+    if isinstance(refinements, Compose):
+        return refinements
+    return Compose([refinements] if isinstance(refinements, Refinement) else list(refinements))
+
+
+def word_maps(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    score: str,
+    step: int | None,
+    product: str,
+    center: bool,
+    *,
+    unsqueeze: bool = False,
+) -> tuple[Tensor, ...]:
+    r"""Signed maps of many targets in as few passes as their steps need.
+
+    Returns:
+        tuple of Tensor: one (N, h, w) a grid ((N, 1, h, w) with ``unsqueeze``), in the order of
+        ``targets``; tokens of one target that were read at different steps add up.
+    """
+    if not targets:
+        shapes = forward.request.layout.shapes if forward.request else ()
+        return tuple(torch.zeros(0, *shape) for shape in shapes)
+    found = vjp.rows(forward, targets, list(examples), score=score, call=step)
+    sums: list[list[Tensor | None]] = [[None] * len(found[0].features) for _ in targets]
+    for row in found:
+        for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
+            one = cam(f, g, product, center).detach()
+            before = sums[row.target][i]
+            sums[row.target][i] = one if before is None else before + one
+    maps = [torch.stack([s[i] for s in sums]) for i in range(len(found[0].features))]
+    return tuple(m.unsqueeze(1) if unsqueeze else m for m in maps)
+
+
+def needs_repeated(refine: Compose) -> bool:
+    """Whether a stage wants the maps of repeated function words."""
+    return any(isinstance(stage, SICD) for stage in refine)
+
+
+def repeated_maps(
+    forward: DenoisingForward,
+    example: int,
+    score: str,
+    step: int | None,
+    product: str,
+    center: bool,
+) -> tuple[Tensor, ...] | None:
+    """Min-max normalised mean map (h, w) of the repeated function words, one a grid (SICD)."""
+    tokens = forward.trajectory.tokens[example].tolist()
+    words = repeated_function_words(words_of(forward.adapter, tokens))
+    if not words:
+        return None
+    maps = word_maps(forward, words, [example] * len(words), score, step, product, center)
+    return tuple(min_max(m.relu().mean(0)) for m in maps)
+
+
+def context_for(
+    forward: DenoisingForward,
+    image_size: tuple[int, int],
+    repeated: tuple[Tensor, ...] | None,
+    grid: int,
+) -> RefineContext:
+    """What refinements may need of the bound generation."""
+    return RefineContext(
+        steps=forward.trajectory.steps,
+        image_size=image_size,
+        repeated_maps=None if repeated is None else repeated[grid],
+    )

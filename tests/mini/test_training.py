@@ -1,0 +1,44 @@
+"""Training resumes to the bit, at the end of a stage and in the middle of one."""
+
+import pytest
+import torch
+
+from captum_dcam.mini import training
+from captum_dcam.mini.training import Stage, Trainer, run
+
+STAGES = (
+    Stage("one", 3, 2, 2, 1e-3, 5e-4, 0.5, 0.2),
+    Stage("two", 1, 2, 2, 5e-4, 0.0, 0.0, 0.0),
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", (2, 3))
+def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch, after):
+    monkeypatch.setattr(training, "WARMUP", 2)
+    whole = run(tmp_path / "whole", 0, 0, STAGES)
+    assert whole.step == 4
+    checkpoint = tmp_path / "parts" / "checkpoint.pt"
+    update = Trainer.update
+
+    def stop(self, *args):
+        loss = update(self, *args)
+        if self.step == after:
+            self.save(checkpoint)
+            raise Interrupted
+        return loss
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "update", stop)
+        run(tmp_path / "parts", 0, 0, STAGES)
+    assert torch.load(checkpoint, weights_only=True)["step"] == after
+    resumed = run(tmp_path / "parts", 0, 0, STAGES)
+    assert resumed.step == 4 and not list((tmp_path / "parts").glob("*.tmp"))
+    first = Trainer(0, torch.device("cpu")).model.state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    moved = [n for n, v in whole.model.state_dict().items() if not torch.equal(v, first[n])]
+    assert len(moved) > 0.9 * len(first)

@@ -1,0 +1,212 @@
+"""The command line: what it prints and writes, and how it fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+from viewer.made import picture
+
+from captum_dcam import Explanation, __version__
+from captum_dcam.cli import app
+from captum_dcam.data.scenes import make_scene
+from captum_dcam.mini.evaluate import HELD_OUT_SEED
+from captum_dcam.pictures import PictureError, open_picture
+from captum_dcam.refine import registered_refinements
+
+SHORT = ["--gen-length", "8"]
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def scene_run(tmp_path_factory):
+    """One run on a held-out scene, as JSON: its folder and its document."""
+    folder = tmp_path_factory.mktemp("cli") / "out"
+    options = ["explain", "--scene", 1, "--json", "--check-sign", "-o", folder, *SHORT]
+    run = call(*options)
+    assert run.exit_code == 0, run.output
+    return folder, json.loads(run.stdout)
+
+
+def test_json_describes_what_was_written(scene_run):
+    folder, document = scene_run
+    files = [name for word in document["words"] for name in word["files"]]
+    assert {p.name for p in folder.iterdir()} == {*files, "sheet.png", "explanation"}
+    assert document["output"] == str(folder)
+    assert document["calls"] == 9 and document["feasible_calls"] == 1  # prefix regime, 8 steps
+    loaded = Explanation.load(folder / "explanation")
+    assert loaded.answer == document["answer"]
+    assert [w["word"] for w in document["words"]] == list(loaded.words)
+    for n, word in enumerate(document["words"]):
+        assert word["number"] == n + 1 and f"word-{n + 1:02d}-" in word["files"][0]
+        assert tuple(word["steps"]) == tuple(sorted(set(loaded.commit_steps()[n])))
+        assert set(word["sign_check"]) == {"highlighted", "random"}
+
+
+def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
+    folder, document = scene_run
+    scene = make_scene(HELD_OUT_SEED, 1)
+    image = Image.open(folder / "explanation" / "image-0.png")
+    assert np.array_equal(np.asarray(image), scene.pixels)
+    scored = [w for w in document["words"] if w["localization"]]
+    assert scored, "the answer names no object of the scene"
+    for word in scored:
+        assert set(word["localization"]) == {"obj_iou", "contrast", "concentration", "f3"}
+
+
+def test_a_file_is_explained_for_people(tmp_path):
+    file, out = tmp_path / "p.png", tmp_path / "out"
+    Image.fromarray(make_scene(HELD_OUT_SEED, 1).pixels).save(file)
+    options = [*SHORT, "--refine", "none", "--regime", "full", "--layer", 1, "--no-center"]
+    run = call("explain", file, "-o", out, *options)
+    assert run.exit_code == 0, run.output
+    for text in ("describe the image .", "Word", "Peak box", "sheet.png", str(file)):
+        assert text in run.stdout
+    assert "F3" not in run.stdout  # no masks are known
+    settings = Explanation.load(out / "explanation").settings
+    assert settings["layer"] == 1 and settings["center"] is False
+    assert settings["refinements"]["stages"] == []
+
+
+def test_words_and_presets_and_refinements(scene_run, tmp_path):
+    words = [w["word"] for w in scene_run[1]["words"]][:2]
+    options = ["--preset", "paper", "--refine", "gaussian", "--refine", "min_max", *SHORT]
+    asked = [x for word in words for x in ("--words", word)]
+    run = call("explain", "--scene", 1, *asked, *options, "-o", tmp_path / "out", "--json")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    assert {w["word"] for w in document["words"]} == set(words)
+    assert document["settings"]["score"] == "final"
+    stages = document["settings"]["refinements"]["stages"]
+    assert [stage["name"] for stage in stages] == ["gaussian", "min_max"]
+
+
+def test_sampling_depends_on_the_seed_alone(tmp_path):
+    options = ["--temperature", 2, "--seed", 3, "--steps", 4, "--block-length", 4, *SHORT]
+    documents = [
+        json.loads(call("explain", *options, "--json", "-o", tmp_path / str(i)).stdout)
+        for i in range(2)
+    ]
+    assert documents[0]["answer"] == documents[1]["answer"]
+    assert documents[0]["steps"] == 4
+
+
+BAD = {
+    "missing file": (["nowhere.png"], "nowhere.png: no such file"),
+    "image and scene": (["p.png", "--scene", 2], "--scene"),
+    "preset": (["--preset", "papre"], "did you mean 'paper'"),
+    "score": (["--score", "last"], "unknown score 'last'"),
+    "product": (["--product", "mean"], "unknown product"),
+    "refinement": (["--refine", "gausian"], "did you mean 'gaussian'"),
+    "none and more": (["--refine", "none", "--refine", "cba"], "none stands alone"),
+    "nouns and more": (["--words", "nouns", "--words", "red"], "nouns stands alone"),
+    "device": (["--device", "abacus"], "unknown device 'abacus'"),
+    "dtype": (["--dtype", "int8"], "unknown dtype 'int8'"),
+    "model": (["--model", "minni"], "did you mean 'mini'"),
+    "regime": (["--regime", "half"], "regime is 'half'"),
+    "layer": (["--layer", 99], "layer 99"),
+    "blocks": (["--gen-length", 8, "--block-length", 3], "not a multiple of block_length 3"),
+    "word": (["--words", "zebra", *SHORT], "'zebra' is not in the answer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture((20, 20)).save("p.png")
+    options, message = BAD[case]
+    run = call("explain", *options, "--json")
+    assert run.exit_code == 2 and message in run.stderr
+    assert run.stdout == "" and run.stderr.strip().count("\n") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"], "something was left behind"
+
+
+def test_output_that_is_not_ours_is_refused_before_any_work(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    run = call("explain", "-o", tmp_path, "--model", "never looked at")
+    assert run.exit_code == 2 and "thesis.tex" in run.stderr
+
+
+def test_unwritable_output_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("captum_dcam.viewer.folder.os.access", lambda *_: False)
+    run = call("explain", "-o", tmp_path / "new" / "out", "--model", "never looked at")
+    assert run.exit_code == 2 and f"{tmp_path} is not writable" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unexpected_errors_are_not_hidden(monkeypatch, tmp_path):
+    def broken(*_args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("captum_dcam.command.run", broken)
+    run = CliRunner().invoke(app, ["explain", "-o", str(tmp_path / "out")])
+    assert run.exit_code == 1 and isinstance(run.exception, RuntimeError)
+
+
+def test_models(tmp_path):
+    (mini,) = [m for m in json.loads(call("models", "--json").stdout) if m["family"] == "mini"]
+    assert mini["regimes"] == ["prefix", "full"] and mini["class"].endswith("MiniAdapter")
+    assert mini["recommended_block"] <= mini["deepest_usable_block"] < mini["blocks"]
+    run = call("models")
+    assert run.exit_code == 0 and "MiniAdapter" in run.stdout
+
+
+def test_version_and_help():
+    assert call("--version").stdout.strip() == f"captum-dcam {__version__}"
+    shown = CliRunner().invoke(app, ["explain", "--help"], env={"COLUMNS": "200"}).stdout
+    for name in ("--check-sign", "--block-length", *registered_refinements()):
+        assert name in shown
+
+
+def test_module_runs_and_the_command_line_itself_imports_little():
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_dcam", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("captum-dcam ")
+    source = Path(sys.modules["captum_dcam.cli"].__file__).read_text()
+    top = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+    assert not any(name in line for line in top for name in ("torch", "captum_dcam", "rich"))
+
+
+# -- picture files -------------------------------------------------------------------------------
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture((30, 10)).save(tmp_path / "p.jpg", exif=exif)
+    assert open_picture(tmp_path / "p.jpg").size == (10, 30)
+
+
+def test_transparent_pixels_are_white_and_wide_greys_scaled(tmp_path):
+    Image.new("RGBA", (3, 3), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    assert open_picture(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+    wide = torch.arange(9).view(3, 3).numpy().astype(np.uint16) * 4000
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert open_picture(tmp_path / "wide.png").getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_broken_files_are_named(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.png"
+    picture((200, 200)).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(PictureError, match=r"cut\.png is damaged or truncated"):
+        open_picture(cut)
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    with pytest.raises(PictureError, match=r"text\.png is not a picture"):
+        open_picture(text)
+    with pytest.raises(PictureError, match="is a folder"):
+        open_picture(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(PictureError, match="too large"):
+        open_picture(whole)

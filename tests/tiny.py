@@ -1,0 +1,103 @@
+"""A tiny embedded model with random weights, and what tests do with it again and again."""
+
+import functools
+
+import numpy as np
+import torch
+from PIL import Image
+
+import captum_dcam
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.mini.configuration import MiniConfig
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion
+from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
+from captum_dcam.mini.vocabulary import build_tokenizer
+
+REGIMES = ("prefix", "full")
+PROMPT = "describe the image ."
+SIDE = 8  # image tokens a row
+
+tokenizer = functools.cache(build_tokenizer)
+
+
+def config(**changes):
+    shape = dict(
+        hidden_size=48,
+        num_attention_heads=3,
+        num_hidden_layers=4,
+        intermediate_size=64,
+        vision_layers=1,
+        vision_intermediate_size=64,
+        stem_channels=(8, 8, 16),
+        image_size=64,
+    )
+    return MiniConfig(vocab_size=len(tokenizer()), **{**shape, **changes})
+
+
+def model(seed=0, dtype=torch.float32, **changes):
+    """Random weights; keys are enlarged so that attention is far from uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = MiniForMaskedDiffusion(config(**changes))
+    with torch.no_grad():
+        for block in made.layers:
+            block.attention.k_proj.weight.mul_(4)
+    return made.to(dtype).eval()
+
+
+def processor():
+    return MiniProcessor(MiniImageProcessor(SIDE * 8), tokenizer(), SIDE)
+
+
+def adapter(regime, seed=0, dtype=torch.float32):
+    return captum_dcam.wrap(model(seed, dtype), processor(), regime=regime)
+
+
+def picture(seed=0, size=(80, 60), mode="RGB"):
+    g = np.random.default_rng(seed)
+    coarse = Image.fromarray(g.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def bound(
+    regime, *, layer=1, seed=0, dtype=torch.float32, batch=1, prompts=None, keep=True, images=1, **g
+):
+    """A forward with a bound generation of ``batch`` different pictures."""
+    made = adapter(regime, seed, dtype)
+    forward = DenoisingForward(made, layer)
+    pictures = [[picture(10 * b + i) for i in range(images)] for b in range(batch)]
+    request = made.prepare(pictures, prompts or [PROMPT] * batch)
+    forward.generate(request, keep=keep, **{"gen_length": 8, **g})
+    return forward
+
+
+def pair(forward, position, example=0):
+    """Captum's target: a position and the token that was written there."""
+    return position, int(forward.trajectory.tokens[example, position])
+
+
+def pairs(forward, position):
+    return [pair(forward, position, b) for b in range(forward.request.batch)]
+
+
+def hooks(module):
+    """Everything that hangs on a model: hooks of all kinds, and replaced forward functions."""
+    found = []
+    for name, part in module.named_modules():
+        for kind in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        ):
+            found += [(name, kind)] * len(getattr(part, kind))
+        if "forward" in vars(part):
+            found.append((name, "forward"))
+    return found
+
+
+def relative(found, expected):
+    """Largest difference over the largest expected value."""
+    found, expected = found.double(), expected.double()
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-300))

@@ -1,0 +1,222 @@
+"""Overlays, sheets and the output folder, on made-up explanations of every size."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from viewer.made import made, picture
+
+from captum_dcam import Explanation
+from captum_dcam.data.scenes import make_scene
+from captum_dcam.errors import UnknownNameError
+from captum_dcam.metrics import localization
+from captum_dcam.viewer import (
+    contact_sheet,
+    overlay,
+    prepare_folder,
+    scene_scores,
+    summarise,
+    word_map,
+    word_overlay,
+    write_folder,
+)
+
+# -- overlay ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cmap", ["inferno", "jet"])
+def test_overlay_is_the_blend_it_says(cmap):
+    image = picture((7, 5))
+    values = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+    found = np.asarray(overlay(image, values, cmap=cmap, alpha=0.6, vmax=1.0), dtype=float)
+    base = np.asarray(image, dtype=float)
+    for y in range(5):
+        for x in range(7):
+            value = float(values[y, x])
+            heat = np.array(colormaps[cmap](round(value * 255))[:3]) * 255
+            expected = base[y, x] * (1 - 0.6 * value) + heat * 0.6 * value
+            assert np.abs(found[y, x] - expected).max() <= 1.01
+
+
+def test_overlay_scales_by_the_maximum_or_vmax():
+    image, values = picture((6, 4)), torch.arange(24.0).view(4, 6)
+    assert overlay(image, values) == overlay(image, values * 1e-6)
+    assert overlay(image, values) == overlay(image, values, vmax=23.0)
+    assert overlay(image, values, vmax=100.0) != overlay(image, values)
+    clipped = np.asarray(overlay(image, values, vmax=5.0))
+    assert (
+        np.ptp(clipped[1:, :, 2].astype(int)) == 0
+    )  # blue of the picture is constant: all at the top
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_constant_map_gives_the_plain_picture_with_a_note(value):
+    image = picture((9, 4))
+    out = overlay(image, torch.full((4, 9), value))
+    assert np.array_equal(np.asarray(out), np.asarray(image))
+    assert "flat" in out.info["note"]
+    assert "note" not in image.info
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "I;16", "1"])
+def test_overlay_takes_pictures_of_any_mode(mode):
+    grey = Image.fromarray(np.full((4, 9), 300, dtype=np.uint16))
+    image = grey if mode == "I;16" else picture((9, 4)).convert(mode)
+    out = overlay(image, torch.rand(4, 9))
+    assert out.mode == "RGB" and out.size == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (torch.zeros(9, 4), {}, r"\(9, 4\).*expected \(4, 9\)"),
+        (-torch.ones(4, 9), {}, "non-negative"),
+        (torch.full((4, 9), float("nan")), {}, "finite"),
+        (torch.rand(4, 9), {"alpha": 1.5}, "alpha is 1.5"),
+        (torch.rand(4, 9), {"vmax": 0.0}, "vmax is 0.0"),
+        (torch.rand(4, 9), {"mute": -1.0}, "mute is -1.0"),
+    ],
+)
+def test_overlay_refuses(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(picture((9, 4)), values, **options)
+
+
+def test_unknown_colour_map_names_near_ones():
+    with pytest.raises(UnknownNameError, match="inferno"):
+        overlay(picture((9, 4)), torch.rand(4, 9), cmap="infermo")
+
+
+def test_word_map_equals_the_explanations_and_scales_with_the_size():
+    e = made(3)
+    assert torch.allclose(word_map(e, "word1"), e.pixel_maps()[1], atol=1e-6)
+    small = word_map(e, 1, size=(8, 6))
+    assert torch.allclose(small, e.maps[0][1], atol=1e-6)  # one pixel a token: its centre
+
+
+def test_pictures_of_one_word_share_a_scale():
+    e = made(1, images=2)
+    first, second = (np.asarray(word_overlay(e, 0, i, mute=0.0), dtype=float) for i in (0, 1))
+    change = [np.abs(x - np.asarray(e.images[i])).sum() for i, x in enumerate((first, second))]
+    assert change[0] > 1.5 * change[1]
+
+
+# -- contact sheet -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [1, 5, 40])
+@pytest.mark.parametrize("size", [(50, 50), (1200, 90)])
+@pytest.mark.parametrize("images", [1, 3])
+def test_sheet_of_any_number_and_size(words, size, images):
+    sheet = contact_sheet(made(words, size, images), width=600)
+    assert sheet.mode == "RGB" and sheet.width == 600
+    pixels = np.asarray(sheet)
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert (edge == 255).all(), "something runs over the margin"
+
+
+def test_sheet_of_a_large_picture_works_at_its_own_scale():
+    sheet = contact_sheet(made(2, (4000, 3000)), mode="nearest")
+    assert sheet.width == 1600 and sheet.height < 1600
+
+
+@pytest.mark.parametrize("maps", ["zero", "flat"])
+def test_sheet_of_flat_maps_and_long_words(maps):
+    contact_sheet(made(2, maps=maps, text="unpronounceable" * 20), width=500)
+
+
+def test_sheet_is_deterministic_and_leaves_pyplot_alone():
+    before = "matplotlib.pyplot" in sys.modules
+    assert contact_sheet(made(2), width=400) == contact_sheet(made(2), width=400)
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_sheet_too_narrow_is_an_error():
+    with pytest.raises(ValueError, match="width is 20"):
+        contact_sheet(made(1), width=20)
+
+
+# -- summary ------------------------------------------------------------------------------------
+
+
+def test_summary_says_where_the_peak_is():
+    first, *_, last = summarise(made(5))
+    assert (first.number, first.word, first.steps, first.region) == (1, "word0", (4,), "upper left")
+    assert first.peak == (0.0, 0.0, 24.0, 160 / 6)
+    assert first.confidence == pytest.approx(0.5) and last.confidence == pytest.approx(1.0)
+    (empty,) = summarise(made(1, maps="zero"))
+    assert empty.peak is None and empty.region == "nowhere"
+
+
+def test_summary_names_the_picture_that_a_word_looks_at():
+    e = made(1, images=2)
+    swapped = {"maps": e.maps[::-1], "peaks": e.peaks[::-1]}
+    assert summarise(e)[0].image == 0
+    assert summarise(Explanation(**{**vars(e), **swapped}))[0].image == 1
+
+
+def test_scene_scores_are_those_of_the_object_a_word_names():
+    scene = next(s for s in (make_scene(7, i) for i in range(50)) if len(s.groups) > 1)
+    group = scene.groups[0]
+    e = made(4, (192, 192))
+    pieces = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
+    e = Explanation(**{**vars(e), "pieces": pieces})
+    scores = scene_scores(e, scene)
+    mask = torch.from_numpy(scene.mask_of(group.color, group.shape))
+    assert scores[0] is None and scores[3] is None
+    for n in (1, 2):
+        expected = localization(e.pixel_maps()[n], mask)
+        assert float(scores[n].f3) == pytest.approx(float(expected.f3), rel=1e-5)
+        assert float(scores[n].contrast) == pytest.approx(float(expected.contrast), rel=1e-5)
+
+
+# -- folder -------------------------------------------------------------------------------------
+
+
+def test_folder_holds_everything_and_is_replaced(tmp_path):
+    folder = write_folder(made(2), tmp_path / "a" / "out")
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"word-01-word0.png", "word-02-word1.png", "sheet.png", "explanation"}
+    assert Explanation.load(folder / "explanation").words == ("word0", "word1")
+    assert Image.open(folder / "word-01-word0.png").size == (480, 400)
+    write_folder(made(1, images=2), folder)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "word-01-word0-image-1.png",
+        "word-01-word0-image-2.png",
+        "sheet.png",
+        "explanation",
+    }
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+
+
+def test_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        write_folder(made(1), tmp_path)
+    with pytest.raises(FileExistsError, match="not a folder"):
+        prepare_folder(tmp_path / "notes.txt")
+    with pytest.raises(NotADirectoryError, match="not a folder"):
+        prepare_folder(tmp_path / "notes.txt" / "out")
+    out = write_folder(made(1), tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        write_folder(made(1), out)
+    assert (out / "sheet.png").is_file()
+
+
+def test_a_failure_leaves_the_earlier_output(tmp_path, monkeypatch):
+    out = write_folder(made(1), tmp_path / "out")
+    before = (out / "sheet.png").read_bytes()
+
+    def fail(*_args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Explanation, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(made(3), out)
+    assert (out / "sheet.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
