@@ -1,7 +1,7 @@
 r"""What a model family implements, and how families are found.
 
-An adapter splits one denoising call into three parts, so that attribution can put its graph where it
-belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what
+An adapter splits one denoising call into three parts, so that attribution can put its graph where
+it belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what
 all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing of methods.
 """
 
@@ -99,7 +99,8 @@ class Adapter(ABC):
     @property
     def vocabulary(self) -> int:
         """V: ids 0 to V - 1 have a logit."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        model: Any = self.model
+        return int(model.get_input_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +137,7 @@ class Adapter(ABC):
         """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
 
     def memory_tensors(self, memory: Any) -> list[Tensor]:
-        """Tensors (B, …) of a prefix-regime memory through which steps see the prefix: its cache."""
+        """Tensors (B, …) of the cache through which steps see the prefix (prefix regime)."""
         raise NotImplementedError(f"{self.family} does not cache its prefix")
 
     def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:

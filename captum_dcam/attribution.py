@@ -134,7 +134,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         product = settings.product if product is None else product
         center = settings.center if center is None else center
         refine = settings.refinements() if refinements is None else as_compose(refinements)
-        inputs = _format_tensor_into_tuples(inputs)
+        pixels = _format_tensor_into_tuples(inputs)
         if additional_forward_args is not None and (score is not None or step is not None):
             raise ValueError(
                 f"score={score!r}, step={step} together with additional_forward_args: the "
@@ -148,7 +148,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             )
         if step is not None:
             forward.trajectory.check_call(step)
-        targets = as_targets(target, inputs[0].shape[0], forward)
+        targets = as_targets(target, pixels[0].shape[0], forward)
         if all(len(t.positions) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
@@ -157,7 +157,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 gradients, features = compute_layer_gradients_and_eval(
                     forward,
                     self.layer,
-                    inputs,
+                    pixels,
                     pairs,
                     additional_forward_args,
                     device_ids=self.device_ids,
@@ -180,7 +180,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
-            maps = self._several(inputs, targets, score, step, product, center)
+            maps = self._several(pixels, targets, score, step, product, center)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
         if len(refine):
@@ -272,14 +272,18 @@ def as_targets(target: TargetLike, batch: int, forward: DenoisingForward) -> lis
     """One :class:`Target` an example from whatever ``attribute`` accepts."""
     if target is None:
         raise TargetError("no target: pass (position, token_id), or a Target of several tokens")
-    items = list(target) if isinstance(target, list) else [target] * batch
+    items: list[Any] = list(target) if isinstance(target, list) else [target] * batch
     if len(items) != batch:
         raise TargetError(f"{len(items)} targets for {batch} examples: give one, or one for each")
     vocabulary, length = forward.adapter.vocabulary, forward.trajectory.tokens.shape[1]
-    for pair in items:
-        if not isinstance(pair, Target):
-            positions_of([pair], 1, length)
-    found = [i if isinstance(i, Target) else Target(str(i), (i[0],), (i[1],)) for i in items]
+    found: list[Target] = []
+    for item in items:
+        if isinstance(item, Target):
+            found.append(item)
+        else:
+            positions_of([item], 1, length)
+            position, token = item
+            found.append(Target(str(item), (position,), (token,)))
     for one in found:
         if not one.positions or len(one.positions) != len(one.token_ids):
             raise TargetError(f"{one} needs at least one position, and a token id for each")

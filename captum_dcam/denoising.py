@@ -1,9 +1,9 @@
 r"""The forward function that Captum differentiates: one state of a denoising generation.
 
-``DenoisingForward(adapter, layer)`` maps ``(pixels, *extras, *state)`` to response logits (B, T, V).
-A state is what the model was given before a denoising step (its canvas, for most families), so
-"which step" is an ordinary tensor argument: Captum's methods expand, repeat and perturb around it as
-around any other, and a token's committing call is explained by passing that call's state.
+``DenoisingForward(adapter, layer)`` maps ``(pixels, *extras, *state)`` to response logits
+(B, T, V). A state is what the model was given before a denoising step (its canvas, for most
+families), so "which step" is an ordinary tensor argument: Captum's methods expand, repeat and
+perturb around it, and a token's committing call is explained by passing that call's state.
 """
 
 from __future__ import annotations
@@ -85,12 +85,11 @@ class DenoisingForward(nn.Module):
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
         """
         check_pixels(request.pixels)
-        blocks = list(self.adapter.blocks[: self.layer + 1])
-        with _inference(self.model), recorded(blocks, keep) as (lengths, outputs):
+        with _inference(self.model), recorded(self._below(), keep) as (lengths, outputs):
             trajectory = self.adapter.generate(request, generator=generator, **settings)
         trajectory = replace(trajectory, lengths=tuple(lengths))
         calls = dict(enumerate(outputs)) if keep else {}
-        self._bind(request, replace(trajectory, kept={"layer": self.layer, "calls": calls}))
+        self.bind(request, replace(trajectory, kept={"layer": self.layer, "calls": calls}))
         return self.trajectory
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
@@ -100,9 +99,6 @@ class DenoisingForward(nn.Module):
                 f"the trajectory has {trajectory.tokens.shape[0]} examples, the request "
                 f"{request.batch}: bind the request that was generated from"
             )
-        self._bind(request, trajectory)
-
-    def _bind(self, request: Request, trajectory: Trajectory) -> None:
         self.request, self._trajectory = request, trajectory
 
     # -- Captum's contract ----------------------------------------------------------------------
@@ -153,8 +149,8 @@ class DenoisingForward(nn.Module):
         wanted = count + len(self.trajectory.states)
         if len(args) != wanted:
             raise ValueError(
-                f"{len(args)} additional arguments: expected {wanted} ({count} of the request, then "
-                "the state); take them from forward.arguments(target)"
+                f"{len(args)} additional arguments: expected {wanted} ({count} of the request, "
+                "then the state); take them from forward.arguments(target)"
             )
         return args[:count], args[count:]
 
@@ -174,8 +170,8 @@ class DenoisingForward(nn.Module):
     def replay(self, examples: Tensor, steps: Tensor) -> Tensor:
         r"""Logits (R, T, V) of examples (R,) of the bound request at steps (R,).
 
-        In the prefix regime all rows share one prefill, and the tap sees the B examples; in the full
-        regime the tap sees the R rows. Where the tapped block's output was kept, nothing below the
+        In the prefix regime all rows share one prefill, and the tap sees the B examples; in the
+        full regime the tap sees the R rows. Where the block's output was kept, nothing below the
         tap is computed again. One row at a time equals the generation bit for bit; several at once
         equal it within rounding.
         """
@@ -214,7 +210,10 @@ class DenoisingForward(nn.Module):
         kept = self.trajectory.kept
         if kept.get("layer") != self.layer or call not in kept.get("calls", {}):
             return nullcontext()
-        return skipped(list(self.adapter.blocks[: self.layer + 1]), kept["calls"][call])
+        return skipped(self._below(), kept["calls"][call])
+
+    def _below(self) -> list[nn.Module]:
+        return list(self.adapter.blocks[: self.layer + 1])
 
     def _known_rows(self, examples: Tensor, steps: Tensor) -> Any:
         """The same for rows of steps, each from its own step's call."""
@@ -224,19 +223,18 @@ class DenoisingForward(nn.Module):
         calls = [first + int(s) for s in steps]
         if kept.get("layer") != self.layer or any(c not in known for c in calls):
             return nullcontext()
-        outputs = [
-            _rows([known[c][i] for c in calls], examples.tolist()) for i in range(self.layer + 1)
-        ]
-        return skipped(list(self.adapter.blocks[: self.layer + 1]), outputs)
+        every = range(self.layer + 1)
+        outputs = [_rows([known[c][i] for c in calls], examples.tolist()) for i in every]
+        return skipped(self._below(), outputs)
 
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[None]:
         """Replace feature maps at the tap while the context is open (ablations)."""
-        self.tap.edit = edit
+        before, self.tap.edit = self.tap.edit, edit
         try:
             yield
         finally:
-            self.tap.edit = None
+            self.tap.edit = before
 
 
 def _rows(outputs: list[Any], examples: list[int]) -> Any:
@@ -283,8 +281,8 @@ def positions_of(target: Any, batch: int, length: int) -> list[int]:
     targets = target if isinstance(target, list) else [target] * batch
     if len(targets) != batch:
         raise TargetError(
-            f"{len(targets)} targets for {batch} examples: give one (position, token_id), or a list "
-            "with one for each example"
+            f"{len(targets)} targets for {batch} examples: give one (position, token_id), or a "
+            "list with one for each example"
         )
     for one in targets:
         pair = isinstance(one, tuple) and len(one) == 2

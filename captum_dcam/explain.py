@@ -112,7 +112,8 @@ def explain_bound(
         for i, (m, grid) in enumerate(zip(raw, request.layout.grids, strict=True))
     )
     stop = forward.adapter.stop_ids
-    pieces = tuple("" if t in stop else p for t, p in zip(tokens, forward.adapter.pieces(tokens)))
+    texts = forward.adapter.pieces(tokens)
+    pieces = tuple("" if t in stop else p for t, p in zip(tokens, texts, strict=True))
     return Explanation(
         prompt=request.prompts[example],
         answer="".join(pieces).strip(),

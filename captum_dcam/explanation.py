@@ -31,8 +31,8 @@ class Explanation:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): what was explained, in order.
         maps (tuple of Tensor): one (N, h, w) float32 a grid, non-negative, after refinements.
-        peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so that
-            maps can be compared across words after they were normalised.
+        peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so
+            that maps can be compared across words after they were normalised.
         pieces (tuple of str): text of every token of the answer.
         layout (Layout): from token to pixel.
         trajectory (Trajectory): of the generation (one example).
@@ -83,8 +83,9 @@ class Explanation:
         r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its share.
 
         Returns:
-            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the picture, ``region``
-            in words, ``area`` the fraction of tokens that hold half of the mass (1 diffuse).
+            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the picture,
+            ``region`` in words, ``area`` the fraction of tokens that hold half of the mass (1:
+            diffuse).
         """
         number = self.index(word)
         values = self.maps[grid][number].double()
@@ -197,8 +198,8 @@ class Explanation:
         for name, digest in manifest["files"].items():
             if not (folder / name).is_file() or digest_of(folder / name) != digest:
                 raise ExplanationError(
-                    f"{folder / name} is missing or differs from what was saved: the explanation is "
-                    "damaged; make it again"
+                    f"{folder / name} is missing or differs from what was saved: the explanation "
+                    "is damaged; make it again"
                 )
         try:
             tensors = load_file(folder / "tensors.safetensors")

@@ -39,7 +39,7 @@ def load(source: str | Path = "mini", family: str | None = None, **options: Any)
             f"unknown model {str(source)!r}{near(str(source), known)}. Or give a folder that "
             "save_pretrained wrote; another family is added as CONTRIBUTING.md says"
         )
-    return find(family).load(None if str(source) in known else source, **options)
+    return find(family).load(None if str(source) in known else str(source), **options)
 
 
 def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:

@@ -1,8 +1,8 @@
 r"""The tap: image tokens of a transformer block as feature maps (B, D, H, W).
 
 The hooked block's output is opened, its image tokens pass through :class:`SpatialTap`, an ordinary
-submodule, and are put back. Captum's and pytorch-grad-cam's layer methods can hook that submodule as
-they hook a convolution.
+submodule, and are put back. Captum's and pytorch-grad-cam's layer methods can hook that submodule
+as they hook a convolution.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def skipped(blocks: list[nn.Module], outputs: list[Any]) -> Iterator[None]:
         return forward
 
     for block, output in zip(blocks, outputs, strict=True):
-        block.forward = stand_in(output, block.forward)  # type: ignore[method-assign]
+        block.forward = stand_in(output, block.forward)
     try:
         yield
     finally:

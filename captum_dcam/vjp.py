@@ -83,8 +83,8 @@ def rows(
         chunk (int, optional): rows of one batch in the full regime (bounds memory). Default: 16
 
     Returns:
-        list of Row: at least one a target, more where its tokens were read at different steps in the
-        full regime (each step has its own image states).
+        list of Row: at least one a target, more where its tokens were read at different steps in
+        the full regime (each step has its own image states).
 
     Raises:
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.

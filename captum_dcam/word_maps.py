@@ -42,13 +42,14 @@ def word_maps(
         shapes = forward.request.layout.shapes if forward.request else ()
         return tuple(torch.zeros(0, *shape) for shape in shapes)
     found = vjp.rows(forward, targets, list(examples), score=score, call=step)
-    sums: list[list[Tensor | None]] = [[None] * len(found[0].features) for _ in targets]
+    sums: dict[tuple[int, int], Tensor] = {}
     for row in found:
         for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
             one = cam(f, g, product, center).detach()
-            before = sums[row.target][i]
-            sums[row.target][i] = one if before is None else before + one
-    maps = [torch.stack([s[i] for s in sums]) for i in range(len(found[0].features))]
+            at = (i, row.target)
+            sums[at] = sums[at] + one if at in sums else one
+    count = range(len(targets))
+    maps = [torch.stack([sums[i, n] for n in count]) for i in range(len(found[0].features))]
     return tuple(m.unsqueeze(1) if unsqueeze else m for m in maps)
 
 

@@ -60,7 +60,7 @@ def test_step_that_does_not_exist(adapter, step):
 
 @pytest.mark.parametrize("layer", (3, -1))
 def test_last_block_names_the_deepest_usable_one(adapter, layer):
-    with pytest.raises(LayerError, match="block 3 .* usable block of mini is 2"):
+    with pytest.raises(LayerError, match=r"block 3 .* usable block of mini is 2"):
         explain(adapter, layer=layer)
 
 

@@ -70,19 +70,35 @@ class PairMaker:
             out.append(pair)
 
 
-def mask_positions(length: int, rng: np.random.Generator, low: float) -> np.ndarray:
-    """Which canvas positions are masked: a ratio from U(low, 1), sometimes block by block.
+@dataclass(frozen=True)
+class Masking:
+    r"""How canvases are masked.
 
-    15 % of canvases are fully masked (the first step of decoding); a quarter is in a
-    semi-autoregressive state (earlier blocks revealed, later ones masked).
+    Args:
+        low (float): ratios come from U(low, 1).
+        block_share (float): share of descriptions in a semi-autoregressive state.
+        blocks (tuple of int): block lengths to draw from.
+    """
+
+    low: float
+    block_share: float
+    blocks: tuple[int, ...]
+
+
+def mask_positions(length: int, rng: np.random.Generator, masking: Masking) -> np.ndarray:
+    """Which canvas positions are masked: a random ratio, sometimes block by block.
+
+    15 % of canvases are fully masked (the first step of decoding). In a semi-autoregressive state,
+    earlier blocks are revealed and later ones masked.
     """
     if rng.random() < 0.15:
         return np.ones(length, dtype=bool)
-    hidden = rng.random(length) < rng.uniform(low, 1)
-    if length > 8 and rng.random() < 0.25:
-        start = 8 * int(rng.integers(0, length // 8))
+    hidden = rng.random(length) < rng.uniform(masking.low, 1)
+    if length > ANSWER_CANVAS and rng.random() < masking.block_share:
+        block = int(rng.choice(masking.blocks))
+        start = block * int(rng.integers(0, length // block))
         hidden[:start] = False
-        hidden[start + 8 :] = True
+        hidden[start + block :] = True
     if not hidden.any():
         hidden[rng.integers(length)] = True
     return hidden
@@ -104,11 +120,11 @@ class PackedScenes(Dataset):
     """Item ``i``: scene i of the stream with packed pairs; text padded to ``budget`` tokens."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: int, length: int, budget: int, low: float
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, length: int, budget: int, masking: Masking
     ) -> None:
         self.maker = PairMaker(tokenizer)
         self.mask_id = tokenizer.mask_token_id
-        self.seed, self.length, self.budget, self.low = seed, length, budget, low
+        self.seed, self.length, self.budget, self.masking = seed, length, budget, masking
 
     def __len__(self) -> int:
         return self.length
@@ -126,7 +142,7 @@ class PackedScenes(Dataset):
         columns: dict[str, list] = {k: [] for k in ("ids", "targets", "pair", "response", "offset")}
         for number, pair in enumerate(pairs):
             p, c = np.array(pair.prompt), np.array(pair.canvas)
-            hidden = mask_positions(len(c), rng, self.low)
+            hidden = mask_positions(len(c), rng, self.masking)
             columns["ids"] += [p, np.where(hidden, self.mask_id, c)]
             columns["targets"] += [np.full(len(p), -100), np.where(hidden, c, -100)]
             columns["pair"].append(np.full(len(p) + len(c), number))

@@ -3,7 +3,7 @@ r"""Image processor and processor of the embedded model, in Hugging Face's habit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ MAX_ASPECT = 100.0
 
 
 class MiniImageProcessor(ImageProcessingMixin):
-    """Resizes a picture to a square (aspect distorted, nothing cropped) and scales it to [-1, 1]."""
+    """Resizes a picture to a square (aspect distorted, nothing cropped), scales it to [-1, 1]."""
 
-    model_input_names = ["pixel_values"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __init__(self, size: int = 192, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,8 +43,8 @@ class MiniImageProcessor(ImageProcessingMixin):
             raise ValueError(f"image is {w}×{h} px: it has no pixels to explain")
         if max(w, h) > MAX_ASPECT * min(w, h):
             raise ValueError(
-                f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to see "
-                f"at {self.size}×{self.size}; crop it first"
+                f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to "
+                f"see at {self.size}×{self.size}; crop it first"
             )
         square = to_rgb(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)

@@ -28,13 +28,17 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from captum_dcam.data.scenes import COLORS, SHAPES
-from captum_dcam.mini.batches import PackedScenes, packed_mask
+from captum_dcam.mini.batches import Masking, PackedScenes, packed_mask
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniImageProcessor
 from captum_dcam.mini.vocabulary import build_tokenizer
 
 TRAIN_SEED = 1_000_003  # the stream of training scenes; no other split uses it
+
+
+EARLY = Masking(0.3, 0.25, (8,))
+BLOCKS = Masking(0.15, 0.55, (4, 8))  # nearer to how the model is decoded
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,15 @@ class Stage:
     aux: float
     aux_end: float
     question_weight: float = 1.0  # of a question's tokens against a description's
+    masking: Masking = EARLY
 
 
 STAGES = (
     Stage("coarse", 2000, 2, 16, 2.0e-3, 1.619e-3, 1.0, 0.619),
     Stage("coarse, questions", 1000, 2, 16, 1.619e-3, 1.4e-3, 0.6, 0.5, 3.0),
-    Stage("fine", 350, 1, 16, 1.3e-3, 0.65e-3, 0.5, 0.0, 3.0),
-    Stage("fine, bare", 350, 1, 16, 0.65e-3, 0.0, 0.0, 0.0, 3.0),
+    Stage("coarse, blocks", 500, 2, 16, 1.4e-3, 0.9e-3, 0.5, 0.4, 2.0, BLOCKS),
+    Stage("fine", 300, 1, 16, 0.9e-3, 0.4e-3, 0.4, 0.0, 2.0, BLOCKS),
+    Stage("fine, bare", 250, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 2.0, BLOCKS),
 )
 WARMUP = 150
 TEXT_BUDGET = 200
@@ -305,10 +311,9 @@ def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) 
     for stage in stages:
         begin = max(trainer.step - first, 0)
         if begin < stage.steps:
-            low = 0.3 if stage.pool > 1 else 0.15
             count = stage.steps * stage.batch
             data = PackedScenes(
-                trainer.tokenizer, TRAIN_SEED + seed, scene + count, TEXT_BUDGET, low
+                trainer.tokenizer, TRAIN_SEED + seed, scene + count, TEXT_BUDGET, stage.masking
             )
             first_row = scene + begin * stage.batch + trainer.rank
             rows = Subset(data, range(first_row, scene + count, trainer.world))

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_masks_are_disjoint_and_objects_have_their_size():
             assert 3 * PATCH - 1e-9 <= item.width <= 14 * PATCH + 1e-9
             ys, xs = np.nonzero(item.mask)
             assert 0 < ys.min() and ys.max() < 191 and 0 < xs.min() and xs.max() < 191
-            for at, low, high in zip(item.center, (xs.min(), ys.min()), (xs.max(), ys.max())):
+            for at, low, high in zip(
+                item.center, (xs.min(), ys.min()), (xs.max(), ys.max()), strict=True
+            ):
                 assert low - 1 <= at <= high + 1
                 assert high - low + 1 <= item.width * 1.3 + 2
         everything = np.zeros_like(masks[0])
@@ -59,7 +62,7 @@ def test_masks_are_disjoint_and_objects_have_their_size():
             everything |= scene.mask_of(color)
         assert np.array_equal(everything, scene.mask_of())
         xs = sorted(o.center[0] for o in scene.objects)
-        assert all(b - a >= 12 for a, b in zip(xs, xs[1:]))
+        assert all(b - a >= 12 for a, b in pairwise(xs))
 
 
 def test_objects_have_their_colour_and_the_rest_is_dull():
@@ -197,5 +200,5 @@ def test_sizes_and_numbers_of_objects():
     assert make_scene(1, 1, size=256).pixels.shape == (256, 256, 3)
     assert all(len(make_scene(1, i, max_objects=1).objects) == 1 for i in range(5))
     for bad in ({"max_objects": 0}, {"max_objects": 7}, {"size": 100}):
-        with pytest.raises(ValueError, match="expected|needed"):
+        with pytest.raises(ValueError, match=r"expected|needed"):
             make_scene(1, 1, **bad)

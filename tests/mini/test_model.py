@@ -88,7 +88,7 @@ def test_segments_see_what_is_before_their_end():
 
 def test_packed_pairs_do_not_see_one_another():
     """Change one pair's prompt and answer: no logit of another pair moves, its own do."""
-    model, pixels, ids, _ = inputs(batch=1)
+    model, pixels, _, _ = inputs(batch=1)
     lengths = ((4, 5), (3, 6), (5, 2))  # prompt and canvas of three pairs
     pair = torch.cat([torch.full((p + c,), n) for n, (p, c) in enumerate(lengths)])[None]
     response = torch.cat([torch.arange(p + c) >= p for p, c in lengths])[None]
@@ -202,7 +202,7 @@ def test_the_tokenizer_knows_every_word_of_the_scenes():
 
 def test_placeholders_must_match_the_pictures():
     model, pixels, ids, _ = inputs()
-    with pytest.raises(ValueError, match="126 image placeholders .* 128 image tokens"):
+    with pytest.raises(ValueError, match=r"126 image placeholders .* 128 image tokens"):
         model(ids[:, 1:], pixels)
     with pytest.raises(ValueError, match="add up to 5"):
         model(ids, pixels, segments=(2, 3))
@@ -211,15 +211,15 @@ def test_placeholders_must_match_the_pictures():
 
 
 def test_the_packaged_model_answers(packaged):
-    """It reads a question about colour right in most of 20 held-out scenes, in both regimes."""
+    """It reads a question about colour right in most of 10 held-out scenes, in both regimes."""
     model, processor = load_mini()
     asked = []
-    for index in range(20):
+    for index in range(10):
         scene = make_scene(2_000_003, 5000 + index)
         asked += [(scene, q, a) for kind, q, a in scene.questions if kind == "color"][:1]
     made = processor([[s.image] for s, _, _ in asked], [q for _, q, _ in asked])
     for cache in (True, False):
-        out = generation.generate(model, **made, gen_length=8, steps=4, prefix_cache=cache)
+        out = generation.generate(model, **made, gen_length=8, steps=2, prefix_cache=cache)
         texts = processor.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
         right = sum(t == a for t, (_, _, a) in zip(texts, asked, strict=True))
         assert right >= 0.7 * len(asked)
