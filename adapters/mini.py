@@ -27,8 +27,10 @@ class MiniAdapter(Adapter):
     model: MiniForMaskedDiffusion
 
     @classmethod
-    def load(cls, source: str | None = None, *, regime: str | None = None, **options: Any) -> MiniAdapter:
-        """Load the packaged weights (``source`` None or ``"mini"``), or a folder of the same form."""
+    def load(
+        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+    ) -> MiniAdapter:
+        """Load the packaged weights (``source`` None or ``"mini"``), or a folder like them."""
         return cls(*load_mini(None if source in (None, "mini") else source, **options), regime)
 
     @staticmethod
@@ -49,8 +51,8 @@ class MiniAdapter(Adapter):
         sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}
         if len(sizes) > 1:
             raise ValueError(
-                f"pictures of different sizes in one batch ({sorted(sizes)}, height × width): their "
-                "layouts differ; explain them one by one, or resize them to one size"
+                f"pictures of different sizes in one batch ({sorted(sizes)}, height × width): "
+                "their layouts differ; explain them one by one, or resize them to one size"
             )
         side = self.model.config.grid
         grids = tuple(
@@ -94,7 +96,9 @@ class MiniAdapter(Adapter):
         return generation.embed_prefix(self.model, pixels, input_ids, attention_mask)
 
     def prefill(self, embedded: generation.Prefix) -> generation.Prefix:
-        return generation.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
+        return (
+            generation.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
+        )
 
     def rows(self, memory: generation.Prefix, index: Tensor) -> generation.Prefix:
         return memory.rows(index)

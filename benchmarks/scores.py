@@ -1,9 +1,9 @@
 r"""Which score, layer, product and refinement put a word's map on its object?
 
-``python benchmarks/scores.py measure --start 0 --scenes 60 --folder runs/scores`` measures scenes of
-the held-out stream, one file a scene, resumable and shardable (``--shard 0/2``);
-``python benchmarks/scores.py table --folder … --start 60 --scenes 200`` prints Markdown. The default
-preset was chosen on scenes 0–59 and is reported on others.
+``python benchmarks/scores.py measure --start 0 --scenes 60 --folder runs/scores`` measures scenes
+of the held-out stream, one file a scene, resumable and shardable (``--shard 0/2``);
+``python benchmarks/scores.py table --folder … --start 60 --scenes 200`` prints Markdown. The
+default preset was chosen on scenes 0-59 and is reported on others.
 """
 
 from __future__ import annotations
@@ -222,7 +222,8 @@ def table(
     results = read(folder, regime, start, scenes)
     words = sum(len(r["metrics"]) for r in results)
     typer.echo(
-        f"{len(results)} scenes, {words} object words, {regime} regime; ± is half a 95 % interval.\n"
+        f"{len(results)} scenes, {words} object words, {regime} regime; ± is half a 95 % "
+        "interval.\n"
     )
     typer.echo(HEADER)
     for i, name in enumerate(("oracle: mask on the grid", "centre blob", "random")):

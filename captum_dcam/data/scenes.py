@@ -1,10 +1,10 @@
 r"""Synthetic scenes with exact ground truth: coloured shapes on cluttered, textured backgrounds.
 
-A scene is a pure function of ``(seed, index)``: the same pair gives the same pixels, masks, captions
-and questions on every machine. Objects are 3 to 14 patches wide on the embedded model's 24×24 grid
-(192 px, patch 8), do not occlude each other, and are the only saturated things in the picture that
-are larger than a patch; grey blobs, scribbles and tiny coloured dots are distractors that no caption
-names.
+A scene is a pure function of ``(seed, index)``: the same pair gives the same pixels, masks,
+captions and questions on every machine. Objects are 3 to 14 patches wide on the embedded model's
+24×24 grid (192 px, patch 8), do not occlude each other, and are the only saturated things in the
+picture that are larger than a patch; grey blobs, scribbles and tiny coloured dots are distractors
+that no caption names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SUPERSAMPLE = 2
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: what it is, where its centre is (x, y in pixels), its width, and its pixel mask."""
+    """One object: what it is, its centre (x, y in pixels), its width, and its pixel mask."""
 
     shape: str
     color: str
@@ -191,7 +191,9 @@ def _clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: int) -> 
         x, y = rng.uniform(0, size, 2)
         angles = np.sort(rng.uniform(0, 2 * math.pi, 6))
         radii = rng.uniform(4, 22) * rng.uniform(0.5, 1, 6)
-        points = [(x + r * math.cos(a), y + r * math.sin(a)) for a, r in zip(angles, radii)]
+        points = [
+            (x + r * math.cos(a), y + r * math.sin(a)) for a, r in zip(angles, radii, strict=True)
+        ]
         draw.polygon(points, fill=(g, g, g))
     for _ in range(rng.integers(0, 9)):
         rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.5, 1))

@@ -120,7 +120,12 @@ class PackedScenes(Dataset):
     """Item ``i``: scene i of the stream with packed pairs; text padded to ``budget`` tokens."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: int, length: int, budget: int, masking: Masking
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        length: int,
+        budget: int,
+        masking: Masking,
     ) -> None:
         self.maker = PairMaker(tokenizer)
         self.mask_id = tokenizer.mask_token_id

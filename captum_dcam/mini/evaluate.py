@@ -1,8 +1,8 @@
 r"""Held-out accuracy of the embedded model: ``python -m captum_dcam.mini.evaluate``.
 
-Descriptions count an object as named when its colour and shape stand together in the answer (as many
-times as the scene has them, by the number word); an object is invented when the answer names a
-colour–shape pair, or more of it, that the scene does not hold. Both decoding regimes are measured.
+Descriptions count an object as named when its colour and shape stand together in the answer (as
+many times as the scene has them, by the number word); an object is invented when the answer names
+a colour and shape, or more of it, that the scene does not hold. Both decoding regimes are measured.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 r"""The embedded masked-diffusion multimodal model.
 
 Vision tower (convolutional stem, small ViT) → projector → bidirectional LLaDA-type transformer
-(RMSNorm, RoPE, SwiGLU) → tied output embedding. Attention is block-causal over *segments*: queries of
-a segment see every key up to the segment's end. One segment is full bidirectional attention
-(LLaDA-V's regime); ``(prefix, response)`` is the prefix regime of LaViDa, in which the prefix can be
-computed once and cached. Both were trained.
+(RMSNorm, RoPE, SwiGLU) → tied output embedding. Attention is block-causal over *segments*: queries
+of a segment see every key up to the segment's end. One segment is full bidirectional attention
+(LLaDA-V's regime); ``(prefix, response)`` is the prefix regime of LaViDa, in which the prefix can
+be computed once and cached. Both were trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
-    """Logits (B, L, V), with ``logits[:, p]`` predicting position p itself, and the cache if asked."""
+    """Logits (B, L, V), ``logits[:, p]`` predicting position p itself, and the cache if asked."""
 
     logits: Tensor | None = None
     past_key_values: tuple[KeyValue, ...] | None = None
@@ -93,7 +93,7 @@ class MiniAttention(nn.Module):
 
 
 class MiniBlock(nn.Module):
-    """Transformer block; returns ``(hidden, (keys, values))``, or ``(hidden, None)`` without cache."""
+    """Transformer block; returns ``(hidden, (keys, values))``, ``(hidden, None)`` without cache."""
 
     def __init__(self, config: MiniConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     _supports_sdpa = True
-    _no_split_modules = ["MiniBlock", "VisionBlock"]
+    _no_split_modules = ("MiniBlock", "VisionBlock")
 
     def __init__(self, config: MiniConfig) -> None:
         super().__init__(config)
@@ -235,7 +235,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds: both are None")
             inputs_embeds = self.embed(input_ids, pixel_values)
-        b, length, _ = inputs_embeds.shape
+        length = inputs_embeds.shape[1]
         segments = (length,) if segments is None else tuple(segments)
         if sum(segments) != length:
             raise ValueError(

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from captum_dcam.mini import training
-from captum_dcam.mini.training import Stage, Trainer, run
+from captum_dcam.mini import trainer
+from captum_dcam.mini.trainer import Stage, Trainer
+from captum_dcam.mini.training import run
 
 STAGES = (
     Stage("one", 3, 2, 2, 1e-3, 5e-4, 0.5, 0.2),
@@ -18,7 +19,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("after", (2, 3))
 def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch, after):
-    monkeypatch.setattr(training, "WARMUP", 2)
+    monkeypatch.setattr(trainer, "WARMUP", 2)
     whole = run(tmp_path / "whole", 0, 0, STAGES)
     assert whole.step == 4
     checkpoint = tmp_path / "parts" / "checkpoint.pt"
