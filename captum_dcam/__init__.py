@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from captum_dcam.attribution import DiffusionCAM
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.explain import explain, explain_bound, sign_check
-from captum_dcam.explanation import Explanation
-from captum_dcam.hub import families, load, wrap
+if TYPE_CHECKING:
+    from captum_dcam.attribution import DiffusionCAM
+    from captum_dcam.denoising import DenoisingForward
+    from captum_dcam.explanation import Explanation
+    from captum_dcam.hub import families, load, wrap
+    from captum_dcam.pipeline import explain, explain_bound, sign_check
 
 __all__ = [
     "DenoisingForward",
@@ -21,3 +25,28 @@ __all__ = [
     "sign_check",
     "wrap",
 ]
+
+#: where the public names live; they are imported when first used, so that ``--help`` is quick
+_HOMES = {
+    "DenoisingForward": "denoising",
+    "DiffusionCAM": "attribution",
+    "Explanation": "explanation",
+    "explain": "pipeline",
+    "explain_bound": "pipeline",
+    "families": "hub",
+    "load": "hub",
+    "sign_check": "pipeline",
+    "wrap": "hub",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'captum_dcam' has no attribute {name!r}")
+    value = getattr(import_module(f"captum_dcam.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_dcam.adapter import Adapter
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.explain import explain_bound, sign_check
+from captum_dcam.pipeline import explain_bound, sign_check
 from captum_dcam.explanation import Explanation
 from captum_dcam.hub import families, load
 from captum_dcam.metrics import LocalizationScores
