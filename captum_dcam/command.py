@@ -16,11 +16,11 @@ from torch import Tensor
 from captum_dcam.adapter import Adapter
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.pipeline import explain_bound, sign_check
 from captum_dcam.explanation import Explanation
 from captum_dcam.hub import families, load
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.pictures import open_picture
+from captum_dcam.pipeline import explain_bound, sign_check
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.products import PRODUCTS
 from captum_dcam.refine import Refinement, refinement

@@ -183,7 +183,8 @@ def generate(
         attention_mask (Tensor, optional): (B, P), 0 at padding (left).
         gen_length (int, optional): tokens of the canvas. Default: 32
         block_length (int, optional): semi-autoregressive block; ``gen_length`` for none.
-            Default: 4 where that divides ``gen_length``, as the model decodes best
+            Default: 4, as the model decodes best, where that fits ``gen_length`` and ``steps``,
+            else ``gen_length``
         steps (int, optional): denoising steps in all. Default: ``gen_length``
         temperature (float, optional): of sampling; 0 is greedy. Default: 0
         remasking (str, optional): ``low_confidence``, ``random``, ``entropy`` or ``margin``.
@@ -194,8 +195,10 @@ def generate(
     Returns:
         Decoded: tokens (B, T), canvases (S, B, T), commit_step and confidence (B, T).
     """
-    block_length = math.gcd(gen_length, 4) if block_length is None else block_length
     steps = gen_length if steps is None else steps
+    if block_length is None:
+        fits = gen_length % 4 == 0 and steps % max(gen_length // 4, 1) == 0
+        block_length = 4 if fits else gen_length
     check_settings(gen_length, block_length, steps, remasking, schedule)
     if (temperature > 0 or remasking == "random") and generator is None:
         raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")

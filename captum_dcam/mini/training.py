@@ -39,8 +39,8 @@ STAGES = (
     Stage("coarse", 2000, 2, 16, 2.0e-3, 1.619e-3, 1.0, 0.619),
     Stage("coarse, questions", 1000, 2, 16, 1.619e-3, 1.4e-3, 0.6, 0.5, 3.0),
     Stage("coarse, blocks", 500, 2, 16, 1.4e-3, 0.9e-3, 0.5, 0.4, 2.0, BLOCKS),
-    Stage("fine", 300, 1, 16, 0.9e-3, 0.4e-3, 0.4, 0.0, 2.0, BLOCKS),
-    Stage("fine, bare", 250, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 2.0, BLOCKS),
+    Stage("fine", 300, 1, 16, 0.9e-3, 0.5e-3, 0.4, 0.0, 2.0, BLOCKS),
+    Stage("fine, bare", 400, 1, 16, 0.5e-3, 0.0, 0.0, 0.0, 2.0, BLOCKS),
 )
 TEXT_BUDGET = 200
 
