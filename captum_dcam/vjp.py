@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ def rows(
         score (str, optional): the state each token is read at. Default: ``"commit"``
         call (int, optional): index of the call whose image states are explained. In the full regime
             the logits are then that call's too. Default: the call that the score needs
-        chunk (int, optional): rows of one batch in the full regime (bounds memory). Default: 16
+        chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: 16
 
     Returns:
         list of Row: at least one a target, more where its tokens were read at different steps in
@@ -96,7 +96,7 @@ def rows(
     reads = _reads(forward, targets, examples, score, call)
     with torch.enable_grad():
         if trajectory.regime == "prefix":
-            found = _prefix_rows(forward, reads, len(targets))
+            found = _prefix_rows(forward, reads, len(targets), chunk)
         else:
             found = [
                 row
@@ -143,39 +143,49 @@ def _gradients(
     return tuple(torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True))
 
 
-def _prefix_rows(forward: DenoisingForward, reads: list[_Read], count: int) -> list[Row]:
+def _prefix_rows(
+    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int
+) -> list[Row]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
-    The steps see the prefix through the cache alone. So one backward of the batch of steps gives
+    The steps see the prefix through the cache alone. So one backward of a batch of steps gives
     every row its gradient with respect to the cache, and each target then needs one product with
     the prefill only.
     """
-    adapter = forward.adapter
     memory, maps = _watch(forward, forward.prefill)
-    links = [t for t in adapter.memory_tensors(memory) if t.requires_grad]
-    device = links[0].device if links else None
-    examples = torch.tensor([r.example for r in reads], device=device)
+    links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
+    out = []
+    for start in range(0, count, chunk):
+        numbers = range(start, min(start + chunk, count))
+        part = [r for r in reads if r.target in numbers]
+        into_cache = _cache_gradients(forward, memory, links, part)
+        for number in numbers:
+            mine = [i for i, r in enumerate(part) if r.target == number]
+            b = part[mine[0]].example
+            cotangents = [torch.zeros_like(link) for link in links]
+            for whole, gradient in zip(cotangents, into_cache, strict=True):
+                whole[b] = gradient[mine].sum(0)
+            last = number == count - 1
+            grads = torch.autograd.grad(
+                links, maps, cotangents, retain_graph=not last, materialize_grads=True
+            )
+            out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
+    return out
+
+
+def _cache_gradients(
+    forward: DenoisingForward, memory: Any, links: list[Tensor], reads: list[_Read]
+) -> tuple[Tensor, ...]:
+    """Gradient (R, …) of every read's logits with respect to each cached tensor."""
+    if not links:
+        return ()
+    examples = torch.tensor([r.example for r in reads], device=links[0].device)
     steps = torch.tensor([r.step for r in reads])
     leaves = [t[examples].detach().requires_grad_() for t in links]
-    logits = forward.step(
-        adapter.replace_memory(adapter.rows(memory, examples), leaves), examples, steps
-    )
+    own = forward.adapter.replace_memory(forward.adapter.rows(memory, examples), leaves)
+    logits = forward.step(own, examples, steps)
     total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
-    into_cache = torch.autograd.grad(total, leaves) if leaves else ()
-    out = []
-    for number in range(count):
-        mine = [i for i, r in enumerate(reads) if r.target == number]
-        b = reads[mine[0]].example
-        cotangents = []
-        for link, gradient in zip(links, into_cache, strict=True):
-            whole = torch.zeros_like(link)
-            whole[b] = gradient[mine].sum(0)
-            cotangents.append(whole)
-        grads = torch.autograd.grad(
-            links, maps, cotangents, retain_graph=number < count - 1, materialize_grads=True
-        )
-        out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
-    return out
+    return torch.autograd.grad(total, leaves)
 
 
 def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
