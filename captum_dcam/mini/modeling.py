@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from captum_dcam.mini.configuration import MiniConfig
@@ -161,6 +162,12 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             module.attention.o_proj.weight.mul_(scale)
             module.down_proj.weight.mul_(scale)
 
+    def generate(self, **inputs: Any) -> Any:
+        """Decode an answer: :func:`captum_dcam.mini.generation.generate` on this model."""
+        from captum_dcam.mini.generation import generate
+
+        return generate(self, **inputs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
@@ -256,3 +263,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             logits=self.unembed(hidden[:, logits_from:]),
             past_key_values=tuple(cache) if use_cache else None,
         )
+
+
+AutoConfig.register(MiniConfig.model_type, MiniConfig, exist_ok=True)
+AutoModel.register(MiniConfig, MiniForMaskedDiffusion, exist_ok=True)

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from transformers import AutoModel
 
 from captum_dcam.data.language import PROMPTS
 from captum_dcam.data.scenes import make_scene
@@ -223,3 +224,11 @@ def test_the_packaged_model_answers(packaged):
         texts = processor.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
         right = sum(t == a for t, (_, _, a) in zip(texts, asked, strict=True))
         assert right >= 0.7 * len(asked)
+
+
+def test_the_model_is_known_to_the_auto_classes(tmp_path):
+    model = tiny.model()
+    model.save_pretrained(tmp_path)
+    found = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(found) is type(model)
+    assert torch.equal(found.embed_tokens.weight, model.embed_tokens.weight)
