@@ -57,9 +57,11 @@ class PairMaker:
         _, question, answer = bank[rng.choice(len(bank), p=weights / weights.sum())]
         return self.pair(question, answer, ANSWER_CANVAS)
 
-    def pairs(self, scene: Scene, rng: np.random.Generator, budget: int) -> list[Pair]:
-        """One ``original`` description, another of any wording, then questions up to ``budget``."""
-        out = [self.description(scene, "original", rng)]
+    def pairs(
+        self, scene: Scene, rng: np.random.Generator, budget: int, descriptions: int
+    ) -> list[Pair]:
+        """``original`` descriptions but for one of any wording, then questions up to ``budget``."""
+        out = [self.description(scene, "original", rng) for _ in range(descriptions - 1)]
         out.append(self.description(scene, str(rng.choice(tuple(PROMPTS))), rng))
         used = sum(len(p.prompt) + len(p.canvas) for p in out)
         while True:
@@ -126,8 +128,10 @@ class PackedScenes(Dataset):
         length: int,
         budget: int,
         masking: Masking,
+        descriptions: int = 2,
     ) -> None:
         self.maker = PairMaker(tokenizer)
+        self.descriptions = descriptions
         self.mask_id = tokenizer.mask_token_id
         self.seed, self.length, self.budget, self.masking = seed, length, budget, masking
 
@@ -138,7 +142,7 @@ class PackedScenes(Dataset):
         scene = make_scene(self.seed, index)
         rng = np.random.default_rng([self.seed, index, 2])
         shapes, colors = patch_labels(scene)
-        item = self._pack(self.maker.pairs(scene, rng, self.budget), rng)
+        item = self._pack(self.maker.pairs(scene, rng, self.budget, self.descriptions), rng)
         item.update(pixels=scene.pixels, shapes=shapes, colors=colors)
         return {name: torch.as_tensor(value) for name, value in item.items()}
 

@@ -34,6 +34,7 @@ class Stage:
     aux_end: float
     question_weight: float = 1.0  # of a question's tokens against a description's
     masking: Masking = EARLY
+    descriptions: int = 2  # of the pairs behind every image
 
 
 class Auxiliary(nn.Module):
@@ -105,9 +106,7 @@ class Trainer:
         loss = loss + 0.5 * F.cross_entropy(words, self.shape_words[shapes[on] - 1])
         return loss + 0.5 * F.cross_entropy(words, self.color_words[colors[on] - 1])
 
-    def packed_loss(
-        self, image: Tensor, batch: dict, positions: Tensor, question_weight: float
-    ) -> Tensor:
+    def packed_loss(self, image: Tensor, batch: dict, positions: Tensor, stage: Stage) -> Tensor:
         n = image.shape[1]
         embeds = torch.cat((image, self.model.embed_words(batch["ids"]).to(image.dtype)), dim=1)
         text = 576 + batch["offset"]
@@ -120,15 +119,15 @@ class Trainer:
             position_ids=where,
             logits_from=n,
         )
-        # the first two pairs of a scene are descriptions
-        scale = torch.where(batch["pair"] >= 2, question_weight, 1.0)
+        # the first pairs of a scene are descriptions
+        scale = torch.where(batch["pair"] >= stage.descriptions, stage.question_weight, 1.0)
         return self.text_loss(out.logits, batch["targets"], scale)
 
-    def deployed_loss(self, image: Tensor, batch: dict, positions: Tensor, step: int) -> Tensor:
+    def deployed_loss(self, image: Tensor, batch: dict, positions: Tensor, stage: Stage) -> Tensor:
         """One pair an image; half of the images full, half with a bidirectional prefix."""
         losses = []
         half = image.shape[0] // 2
-        choice = step // 4 % 3  # 0, 1: a description; 2: a question
+        choice = (0, 1, stage.descriptions)[self.step // 4 % 3]  # the last is a question
         for prefix, rows in ((True, slice(0, half)), (False, slice(half, None))):
             text = self._one_pair(batch, rows, choice)
             part, n = image[rows], image.shape[1]
@@ -176,9 +175,9 @@ class Trainer:
         image = self.model.projector(tower)
         positions = grid_positions(self.model.config.grid, stage.pool, self.device)
         if self.step % 4 == 3:
-            text = self.deployed_loss(image, batch, positions, self.step)
+            text = self.deployed_loss(image, batch, positions, stage)
         else:
-            text = self.packed_loss(image, batch, positions, stage.question_weight)
+            text = self.packed_loss(image, batch, positions, stage)
         total = text
         if aux_weight > 0:
             total = text + aux_weight * self.auxiliary_loss(tower, image, batch, stage.pool)

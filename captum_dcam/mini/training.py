@@ -33,6 +33,7 @@ TRAIN_SEED = 1_000_003  # the stream of training scenes; no other split uses it
 
 
 BLOCKS = Masking(0.15, 0.55, (4, 8))  # nearer to how the model is decoded
+DECODED = Masking(0.15, 0.7, (4,))
 
 
 STAGES = (
@@ -40,7 +41,8 @@ STAGES = (
     Stage("coarse, questions", 1000, 2, 16, 1.619e-3, 1.4e-3, 0.6, 0.5, 3.0),
     Stage("coarse, blocks", 500, 2, 16, 1.4e-3, 0.9e-3, 0.5, 0.4, 2.0, BLOCKS),
     Stage("fine", 300, 1, 16, 0.9e-3, 0.5e-3, 0.4, 0.0, 2.0, BLOCKS),
-    Stage("fine, bare", 400, 1, 16, 0.5e-3, 0.0, 0.0, 0.0, 2.0, BLOCKS),
+    Stage("fine, bare", 200, 1, 16, 0.5e-3, 0.25e-3, 0.0, 0.0, 2.0, BLOCKS),
+    Stage("fine, descriptions", 450, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 0.7, DECODED, 4),
 )
 TEXT_BUDGET = 200
 
@@ -61,7 +63,12 @@ def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) 
         if begin < stage.steps:
             count = stage.steps * stage.batch
             data = PackedScenes(
-                trainer.tokenizer, TRAIN_SEED + seed, scene + count, TEXT_BUDGET, stage.masking
+                trainer.tokenizer,
+                TRAIN_SEED + seed,
+                scene + count,
+                TEXT_BUDGET,
+                stage.masking,
+                stage.descriptions,
             )
             first_row = scene + begin * stage.batch + trainer.rank
             rows = Subset(data, range(first_row, scene + count, trainer.world))
