@@ -119,8 +119,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 prefix regime 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
-            refinements (Refinement or sequence, optional): post-transforms; ``[]`` for none.
-                Default: the preset's
+            refinements (Refinement or sequence, optional): post-transforms; ``[]`` for none, which
+                keeps the maps' own scale. Default: the preset's
 
         Returns:
             Tensor or tuple: (B, 1, h, w), detached; a tuple with one a grid when the request has
