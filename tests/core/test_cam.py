@@ -114,6 +114,7 @@ def test_many_words_at_once_equal_one_at_a_time(regime, score, product):
             product=product,
             center=True,
             relu_attributions=False,
+            refinements=[],
         )
         assert tiny.relative(many[n], one[b, 0]) < 1e-4
 

@@ -173,7 +173,7 @@ def test_channels_kept_apart_add_up(forward):
     summed = cam.attribute(pixels, target, relu_attributions=False)
     assert tiny.relative(apart.sum(1, keepdim=True), summed) < 1e-5
     with pytest.raises(ValueError, match="product='pooled'"):
-        DiffusionCAM(forward).attribute(pixels, target, attr_dim_summation=False)
+        DiffusionCAM(forward).attribute(pixels, target, attr_dim_summation=False, refinements=[])
 
 
 @pytest.mark.parametrize("train", (True, False))
