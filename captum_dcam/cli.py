@@ -98,7 +98,7 @@ def explain(
         int | None,
         typer.Option(
             min=0,
-            show_default="0",
+            show_default="12",
             rich_help_panel=WHAT,
             help="Which held-out scene to draw when no IMAGE is given.",
         ),
