@@ -69,7 +69,7 @@ def rows(
     *,
     score: str = "commit",
     call: int | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> list[Row]:
     r"""Features and gradients at the tap of targets of the bound generation.
 
@@ -81,6 +81,7 @@ def rows(
         call (int, optional): index of the call whose image states are explained. In the full regime
             the logits are then that call's too. Default: the call that the score needs
         chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: 16
+            in the prefix regime, whose steps are short, 4 in the full one
 
     Returns:
         list of Row: at least one a target, more where its tokens were read at different steps in
@@ -96,12 +97,12 @@ def rows(
     reads = _reads(forward, targets, examples, score, call)
     with torch.enable_grad():
         if trajectory.regime == "prefix":
-            found = _prefix_rows(forward, reads, len(targets), chunk)
+            found = _prefix_rows(forward, reads, len(targets), chunk or 16)
         else:
             found = [
                 row
-                for start in range(0, len(reads), chunk)
-                for row in _full_rows(forward, reads[start : start + chunk])
+                for start in range(0, len(reads), chunk or 4)
+                for row in _full_rows(forward, reads[start : start + (chunk or 4)])
             ]
     for row in found:
         if not any(bool(g.any()) for g in row.gradients):
