@@ -29,11 +29,12 @@ type: ## Types
 test: ## The tests
 	@$(START) test --only pytest
 
-table: install ## The tables of methods and refinements that README quotes
-	$(BIN)/captum-dcam table
+table: install ## Measure what docs/SCORES.md reports, and print it (half an hour)
+	$(BIN)/python benchmarks/scores.py measure --start 60 --scenes 200 --signs 8
+	$(BIN)/python benchmarks/scores.py table --start 60 --scenes 200
 
-bench: install ## The figures of speed and memory that README quotes
-	$(BIN)/python benchmarks/run.py
+bench: install ## The figures of speed and memory in docs/COST.md
+	$(BIN)/python benchmarks/cost.py
 
 train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m captum_dcam.mini.training --out runs/mini
