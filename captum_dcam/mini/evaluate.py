@@ -81,11 +81,16 @@ def evaluate(
     kinds: tuple[str, ...] = KINDS,
     batch: int = 25,
     progress: bool = True,
+    first: int = 0,
 ) -> dict[str, float]:
-    """Rates over held-out scenes: objects, answers without inventions, each kind of question."""
+    """Rates over held-out scenes from number ``first`` on: objects, answers without inventions, each kind of question."""
     tally = Tally(Counter(), Counter())
-    for start in tqdm(range(0, scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"):
-        part = [make_scene(HELD_OUT_SEED, i) for i in range(start, min(start + batch, scenes))]
+    for start in tqdm(
+        range(first, first + scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"
+    ):
+        part = [
+            make_scene(HELD_OUT_SEED, i) for i in range(start, min(start + batch, first + scenes))
+        ]
         texts = answers(
             model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache
         )
