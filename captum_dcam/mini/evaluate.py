@@ -83,7 +83,7 @@ def evaluate(
     progress: bool = True,
     first: int = 0,
 ) -> dict[str, float]:
-    """Rates over held-out scenes from number ``first`` on: objects, answers without inventions, each kind of question."""
+    """Rates over held-out scenes from ``first`` on: objects, inventions, kinds of questions."""
     tally = Tally(Counter(), Counter())
     for start in tqdm(
         range(first, first + scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"
@@ -124,6 +124,7 @@ def _one_of_each(scene: Scene, index: int, kinds: tuple[str, ...]) -> list[tuple
 def main(
     weights: Annotated[Path | None, typer.Option(help="Default: the packaged weights.")] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
+    first: Annotated[int, typer.Option(help="Number of the first scene.")] = 0,
     full_kinds: Annotated[str, typer.Option(help="Questions asked without cache.")] = "exist,color",
     full_dtype: Annotated[
         str, typer.Option(help="Type without cache: bfloat16 is faster.")
@@ -132,9 +133,11 @@ def main(
 ) -> None:
     """Print held-out accuracies in both decoding regimes."""
     model, processor = load_mini(weights)
-    table = {"prefix cache": evaluate(model, processor, scenes, True)}
+    table = {"prefix cache": evaluate(model, processor, scenes, True, first=first)}
     model = model.to(getattr(torch, full_dtype))
-    table["full sequence"] = evaluate(model, processor, scenes, False, tuple(full_kinds.split(",")))
+    table["full sequence"] = evaluate(
+        model, processor, scenes, False, tuple(full_kinds.split(",")), first=first
+    )
     typer.echo(
         f"{scenes} held-out scenes (stream {HELD_OUT_SEED}), greedy, blocks of 4; prefix cache in "
         f"float32, full sequence in {full_dtype}"
