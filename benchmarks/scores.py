@@ -1,9 +1,9 @@
 r"""Which score, layer, product and refinement put a word's map on its object?
 
-``python benchmarks/scores.py measure --start 0 --scenes 60 --folder runs/scores`` measures scenes
+``python benchmarks/scores.py measure --start 0 --scenes 40 --folder runs/scores`` measures scenes
 of the held-out stream, one file a scene, resumable and shardable (``--shard 0/2``);
 ``python benchmarks/scores.py table --folder … --start 60 --scenes 200`` prints Markdown. The
-default preset was chosen on scenes 0-59 and is reported on others.
+default preset was chosen on scenes 0-39 and is reported on others.
 """
 
 from __future__ import annotations

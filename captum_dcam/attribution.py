@@ -153,23 +153,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
                 additional_forward_args = self._arguments(pairs, score, step)
-            try:
-                gradients, features = compute_layer_gradients_and_eval(
-                    forward,
-                    self.layer,
-                    pixels,
-                    pairs,
-                    additional_forward_args,
-                    device_ids=self.device_ids,
-                    attribute_to_layer_input=attribute_to_layer_input,
-                    grad_kwargs=grad_kwargs,
-                )
-            except RuntimeError as error:
-                if not any(message in str(error) for message in PATHLESS):
-                    raise
-                raise InfeasibleStepError(NO_PATH) from error
-            if not any(bool(g.any()) for g in gradients):
-                raise InfeasibleStepError(NO_PATH)
+            gradients, features = self._evaluate(
+                pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
+            )
             maps = tuple(
                 _product(f.detach(), g.detach(), product, center, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)
@@ -186,6 +172,34 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if len(refine):
             maps = self._refined(maps, refine, score, step, product, center)
         return _format_output(len(maps) > 1, maps)
+
+    def _evaluate(
+        self,
+        pixels: tuple[Tensor, ...],
+        pairs: list[tuple[int, int]],
+        arguments: Any,
+        attribute_to_layer_input: bool,
+        grad_kwargs: dict[str, Any] | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Gradients and features at the layer, by Captum; InfeasibleStepError without a path."""
+        try:
+            gradients, features = compute_layer_gradients_and_eval(
+                self.forward_func,
+                self.layer,
+                pixels,
+                pairs,
+                arguments,
+                device_ids=self.device_ids,
+                attribute_to_layer_input=attribute_to_layer_input,
+                grad_kwargs=grad_kwargs,
+            )
+        except RuntimeError as error:
+            if not any(message in str(error) for message in PATHLESS):
+                raise
+            raise InfeasibleStepError(NO_PATH) from error
+        if not any(bool(g.any()) for g in gradients):
+            raise InfeasibleStepError(NO_PATH)
+        return gradients, features
 
     def _arguments(
         self, pairs: list[tuple[int, int]], score: str, step: int | None

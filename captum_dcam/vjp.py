@@ -134,13 +134,11 @@ def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tens
     return logits[row, list(positions), list(tokens)].sum()
 
 
-def _gradients(
-    score: Tensor, maps: tuple[Tensor, ...], retain_graph: bool = False
-) -> tuple[Tensor, ...]:
+def _gradients(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of a score; zeros where no path leads."""
     if not score.requires_grad:
         return tuple(torch.zeros_like(m) for m in maps)
-    grads = torch.autograd.grad(score, maps, retain_graph=retain_graph, allow_unused=True)
+    grads = torch.autograd.grad(score, maps, allow_unused=True)
     return tuple(torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True))
 
 
