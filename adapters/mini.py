@@ -119,6 +119,22 @@ class MiniAdapter(Adapter):
     def denoise(self, memory: generation.Prefix, *state: Tensor) -> Tensor:
         return generation.denoise(self.model, memory, state[0])
 
+    def pixel_tokens(self, request: Request) -> Tensor:
+        side, size = self.model.config.grid, self.model.config.image_size
+        images = len(request.layout.grids)
+        cells = torch.arange(images * side * side).view(1, images, 1, side, side)
+        patch = size // side
+        return (
+            cells.repeat_interleave(patch, 3).repeat_interleave(patch, 4).expand(1, -1, 3, -1, -1)
+        )
+
+    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
+        input_ids, attention_mask = (e[example] for e in request.extras)
+        markers = [self.model.config.image_token_id, self.model.config.answer_token_id]
+        text = attention_mask.bool() & ~torch.isin(input_ids, input_ids.new_tensor(markers))
+        positions = text.nonzero()[:, 0]
+        return positions.cpu(), input_ids[positions].cpu()
+
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.unembed(hidden)
 

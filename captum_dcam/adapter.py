@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.errors import LayerError, UnknownNameError, near
+from captum_dcam.errors import LayerError, MethodError, UnknownNameError, near
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
 
@@ -155,6 +155,39 @@ class Adapter(ABC):
     @abstractmethod
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Text of every token, with a leading blank where it begins a word."""
+
+    # -- what some methods ask for beyond the above ------------------------------------------------
+
+    #: pictures of any size keep their size; False: they are resized to the model's
+    any_size: ClassVar[bool] = False
+
+    def pixel_tokens(self, request: Request) -> Tensor:
+        """(1, …) int64 like one example's pixels: the image token (counted over all grids, row by
+        row) that every element of the pixel tensor belongs to, -1 for none."""
+        raise MethodError(
+            f"{self.family} does not tell which image token a pixel belongs to: methods that read "
+            "or mask pixels cannot run on it; use one that reads the tapped block"
+        )
+
+    @abstractmethod
+    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
+        """Positions (K,) in the hooked sequence and ids (K,) of the prompt's text tokens, without
+        image tokens, padding and markers."""
+
+    def query_position(self, layout: Layout, position: int) -> int:
+        """The hooked position whose output predicts a response position; models that predict the
+        next token: one less."""
+        return layout.prefix_length + position
+
+    def attention_module(self, block: nn.Module) -> nn.Module:
+        """The part of a block whose output is its attention (after the output projection)."""
+        for name, part in block.named_children():
+            if "attn" in name or "attention" in name:
+                return part
+        raise MethodError(
+            f"{self.family}: no part of {type(block).__name__} is called attention: methods that "
+            "change attention cannot run on it"
+        )
 
     # -- shared ----------------------------------------------------------------------------------
 

@@ -29,6 +29,14 @@ class WeightsError(ValueError):
     """A weight file or folder that is damaged or belongs to another model."""
 
 
+class MethodError(ValueError):
+    """A method that cannot run on this model, or lacks what it needs; says what."""
+
+
+class BudgetExhaustedError(RuntimeError):
+    """A method's budget is spent."""
+
+
 class ExplanationError(ValueError):
     """A saved explanation that cannot be read."""
 

@@ -122,7 +122,7 @@ def explain_bound(
         peaks=tuple(m.amax((-2, -1)).cpu() for m in raw),
         pieces=pieces,
         layout=request.layout,
-        trajectory=_single(forward, example),
+        trajectory=trajectory.single(example),
         settings={
             "family": forward.adapter.family,
             "layer": forward.layer,
@@ -136,23 +136,6 @@ def explain_bound(
         },
         versions=versions(),
         images=request.images[example],
-    )
-
-
-def _single(forward: DenoisingForward, example: int) -> Any:
-    """The bound trajectory of one example, without what was kept for replay."""
-    from dataclasses import replace
-
-    t = forward.trajectory
-    one = slice(example, example + 1)
-    return replace(
-        t,
-        tokens=t.tokens[one],
-        states=tuple(s[:, one] for s in t.states),
-        final_state=tuple(s[one] for s in t.final_state),
-        commit_step=t.commit_step[one],
-        confidence=t.confidence[one],
-        kept={},
     )
 
 

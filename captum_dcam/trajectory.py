@@ -2,7 +2,7 @@ r"""The record of a generation: what a denoising model saw and committed, step b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -129,3 +129,16 @@ class Trajectory:
         """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""
         full = [torch.cat((s, f[None])) for s, f in zip(self.states, self.final_state, strict=True)]
         return tuple(s[steps.to(s.device), examples.to(s.device)] for s in full)
+
+    def single(self, example: int) -> Trajectory:
+        """The record of one example (B = 1), without what was kept for replay."""
+        one = slice(example, example + 1)
+        return replace(
+            self,
+            tokens=self.tokens[one],
+            states=tuple(s[:, one] for s in self.states),
+            final_state=tuple(s[one] for s in self.final_state),
+            commit_step=self.commit_step[one],
+            confidence=self.confidence[one],
+            kept={},
+        )

@@ -1,0 +1,323 @@
+r"""What a method is: settings in a frozen dataclass, a bound generation in, one map a word out.
+
+Every method, ours or a rival's, gets the same :class:`Problem` and returns an
+:class:`Attribution`. Existing implementations are called, not rewritten; a file here is wiring.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import BudgetExhaustedError, UnknownNameError, near
+from captum_dcam.targets import Target
+
+#: what ``Facts.needs`` may hold, and what each means
+NEEDS = {
+    "gradients": "backward passes",
+    "attention": "attention weights",
+    "pixel tokens": "which image token every pixel belongs to",
+    "grad-cam": "the extra grad-cam",
+    "rescaling": "the picture again at other sizes",
+}
+
+#: whose implementation or idea: the order of the table
+GROUPS = (
+    "Diffusion-CAM",
+    "gradient",
+    "logit lens",
+    "attention",
+    "relevance",
+    "Captum, layer",
+    "Captum, pixels",
+    "pytorch-grad-cam",
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    r"""What a reader of the method table wants to know.
+
+    Args:
+        label (str): as its authors write it.
+        group (str): one of :data:`GROUPS`.
+        source (str): the paper, shortly.
+        passes (str): cost for one token, in passes through the model: ``"1 + 1 back"``.
+        needs (tuple of str): keys of :data:`NEEDS`.
+        text (bool): gives relevance of text tokens as well. Default: False
+        target_blind (bool): one map whatever the word. Default: False
+        stochastic (bool): draws from the problem's generator. Default: False
+        expensive (bool): so many passes that a budget makes sense. Default: False
+        runs_on (tuple of str): kinds of model. Default: both
+    """
+
+    label: str
+    group: str
+    source: str
+    passes: str
+    needs: tuple[str, ...] = ()
+    text: bool = False
+    target_blind: bool = False
+    stochastic: bool = False
+    expensive: bool = False
+    runs_on: tuple[str, ...] = ("dMLLM", "AR")
+
+    def __post_init__(self) -> None:
+        unknown = set(self.needs) - NEEDS.keys()
+        if unknown:
+            raise ValueError(f"{self.label} needs {sorted(unknown)}: known are {sorted(NEEDS)}")
+        if self.group not in GROUPS:
+            raise ValueError(f"{self.label} is of group {self.group!r}: known are {GROUPS}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""What every method is given: a bound generation of one example, and words of its answer.
+
+    Args:
+        forward (DenoisingForward): batch 1, tapped; see :func:`single`.
+        targets (tuple of Target): N words.
+        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        generator (torch.Generator): all randomness.
+    """
+
+    forward: DenoisingForward
+    targets: tuple[Target, ...]
+    score: str = "commit"
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        if self.forward.request is None or self.forward.request.batch != 1:
+            raise ValueError(
+                "a problem is one example: narrow the forward with single(forward, example)"
+            )
+
+    @property
+    def pixels(self) -> Tensor:
+        """(1, …), what Captum calls ``inputs``."""
+        assert self.forward.request is not None
+        return self.forward.request.pixels
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of every grid of image tokens."""
+        assert self.forward.request is not None
+        return self.forward.request.layout.shapes
+
+    def step(self, position: int) -> int:
+        """The step at which the score reads a response position."""
+        return self.forward.trajectory.step_of(0, position, self.score)
+
+    def arguments(self, position: int) -> tuple[Tensor, ...]:
+        """Captum's ``additional_forward_args`` for a token at a response position."""
+        assert self.forward.request is not None
+        state = self.forward.trajectory.state_at(
+            torch.tensor([0]), torch.tensor([self.step(position)])
+        )
+        return (*self.forward.request.extras, *state)
+
+    def empty(self) -> tuple[Tensor, ...]:
+        """Zero maps (N, h, w), one a grid."""
+        return tuple(torch.zeros(len(self.targets), *shape) for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    r"""What a method found.
+
+    Args:
+        maps (tuple of Tensor): one (N, h, w) a grid, float32 on the CPU, with the method's own sign
+            and scale: what is positive speaks for the word.
+        done (Tensor): (N,) bool; False where the budget ended before the word's map was complete
+            (its map is then zero, or an estimate if ``note`` says so).
+        text (Tensor, optional): (N, K) relevance of the K tokens of
+            :func:`captum_dcam.sequence.text_tokens`, on the scale of the maps.
+        note (str): what a reader must know. Default: empty
+    """
+
+    maps: tuple[Tensor, ...]
+    done: Tensor
+    text: Tensor | None = None
+    note: str = ""
+
+
+class Method(ABC):
+    """Base of the registered frozen dataclasses; their fields are the method's settings."""
+
+    name: ClassVar[str] = ""
+    facts: ClassVar[Facts]
+
+    @abstractmethod
+    def attribute(self, problem: Problem) -> Attribution:
+        """Maps of all targets of a problem."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise before any work when the method cannot run on this model or generation."""
+        if "pixel tokens" in self.facts.needs:
+            assert problem.forward.request is not None
+            problem.forward.adapter.pixel_tokens(problem.forward.request)
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able record: the name and the settings."""
+        record: dict[str, Any] = {"name": self.name}
+        for one in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, one.name)
+            record[one.name] = list(value) if isinstance(value, tuple) else value
+        return record
+
+
+class PerToken(Method):
+    r"""A method that explains one token at a time.
+
+    The map of a word of several tokens is the sum of their maps, each token read at its own step
+    (Eq. 2 of Diffusion-CAM). A budget that ends inside a word leaves the words before it.
+    """
+
+    @abstractmethod
+    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
+        """Signed maps (h, w), one a grid, of the logit of ``token`` at response ``position``."""
+
+    def attribute(self, problem: Problem) -> Attribution:
+        maps = problem.empty()
+        done = torch.zeros(len(problem.targets), dtype=torch.bool)
+        for n, target in enumerate(problem.targets):
+            try:
+                parts = [
+                    self.token(problem, position, token)
+                    for position, token in zip(target.positions, target.token_ids, strict=True)
+                ]
+            except BudgetExhaustedError as error:
+                return Attribution(maps, done, note=str(error))
+            for whole, *own in zip(maps, *parts, strict=True):
+                whole[n] = torch.stack([p.detach().float().cpu() for p in own]).sum(0)
+            done[n] = True
+        return Attribution(maps, done)
+
+
+#: method name → class
+METHODS: dict[str, type[Method]] = {}
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Decorator above ``@dataclass(frozen=True)``: enter a method; refuses to overwrite."""
+
+    def enter(cls: M) -> M:
+        owner = METHODS.get(name, cls)
+        if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"method {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
+                "choose another name"
+            )
+        cls.name = name
+        METHODS[name] = cls
+        return cls
+
+    return enter
+
+
+def method(name: str, **settings: Any) -> Method:
+    r"""A method by its name.
+
+    Args:
+        name (str): one of :func:`method_names`.
+        **settings: fields of its class; left out, they keep their defaults.
+
+    Raises:
+        UnknownNameError: no such method, with near names.
+        TypeError: a setting that it does not have, with those it has.
+    """
+    if name not in METHODS:
+        raise UnknownNameError(f"unknown method {name!r}{near(name, METHODS)}")
+    cls = METHODS[name]
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # dataclasses all
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise TypeError(
+            f"method {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    return cls(**settings)
+
+
+def method_names() -> tuple[str, ...]:
+    """All names, in the order of the table: group after group."""
+    return tuple(sorted(METHODS, key=lambda name: GROUPS.index(METHODS[name].facts.group)))
+
+
+def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
+    """A forward of the same model and block, bound to one example of the generation alone."""
+    request, trajectory = forward.request, forward.trajectory
+    if request is None or not 0 <= example < request.batch:
+        count = 0 if request is None else request.batch
+        raise ValueError(f"example {example} is not in the bound batch of {count}")
+    if request.batch == 1:
+        return forward
+    one = slice(example, example + 1)
+    narrowed = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    narrowed.bind(
+        replace(
+            request,
+            pixels=request.pixels[one],
+            extras=tuple(e[one] for e in request.extras),
+            prompts=request.prompts[one],
+            images=request.images[one],
+        ),
+        trajectory.single(example),
+    )
+    return narrowed
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Global random state drawn from ``generator`` inside, as before afterwards.
+
+    For implementations that draw from torch's and numpy's global state.
+    """
+    seed = int(torch.randint(2**31, (), generator=generator))
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+
+
+def noise(like: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of a tensor's shape, device and dtype, drawn in float32 on the generator's
+    device."""
+    drawn = torch.randn(like.shape, generator=generator, device=generator.device)
+    return (std * drawn).to(like.device, like.dtype)
+
+
+def pooled_pixels(values: Tensor, owners: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple:
+    r"""Mean of pixel attributions over the pixels of each image token.
+
+    Args:
+        values (Tensor): (1, …) attribution of every element of the pixel tensor.
+        owners (Tensor): (1, …) int64 from ``adapter.pixel_tokens``: token of every element, -1 for
+            none.
+        shapes (sequence): (h, w) of every grid.
+
+    Returns:
+        tuple of Tensor: maps (h, w) float32, one a grid; 0 where a token owns no pixel.
+    """
+    count = sum(h * w for h, w in shapes)
+    flat, at = values.detach().float().cpu().flatten(), owners.cpu().expand_as(values).flatten()
+    inside = at >= 0
+    total = torch.zeros(count).index_add_(0, at[inside], flat[inside])
+    number = torch.zeros(count).index_add_(0, at[inside], torch.ones_like(flat[inside]))
+    means = total / number.clamp_min(1)
+    parts = means.split([h * w for h, w in shapes])
+    return tuple(p.view(shape) for p, shape in zip(parts, shapes, strict=True))

@@ -1,0 +1,3 @@
+r"""LLaVA-CAM: Smooth Grad-CAM++."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+r"""MSEA and ARC."""
+
+from __future__ import annotations

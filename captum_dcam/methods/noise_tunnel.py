@@ -1,0 +1,3 @@
+r"""Captum's NoiseTunnel around other methods."""
+
+from __future__ import annotations

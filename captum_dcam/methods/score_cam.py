@@ -1,0 +1,3 @@
+r"""Score-CAM on token scores."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+r"""Architecture surgery and feature surgery."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+r"""Token activation map."""
+
+from __future__ import annotations

@@ -1,0 +1,128 @@
+r"""The whole sequence of one state: hidden states of any block, and which positions are text.
+
+In the prefix regime the prefix's states come from the prefill and the response's from the step; in
+the full regime one call gives both. Here they are put together, in the order of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.tap import hidden_of, replace_hidden
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    r"""The text of a request and its answer, K tokens: the prompt's, then the T of the answer.
+
+    Args:
+        positions (Tensor): (K,) int64 positions in the hooked sequence.
+        ids (Tensor): (K,) int64 token ids.
+        pieces (tuple of str): their text, with a leading blank where a word begins.
+        prompt (int): how many of them are the prompt's.
+    """
+
+    positions: Tensor
+    ids: Tensor
+    pieces: tuple[str, ...]
+    prompt: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
+    """Text tokens of the bound request's prompt and of its answer."""
+    assert forward.request is not None
+    positions, ids = forward.adapter.prompt_tokens(forward.request, example)
+    answer = forward.trajectory.tokens[example].cpu()
+    start = forward.request.layout.prefix_length
+    every = torch.cat((ids.cpu(), answer))
+    return TextTokens(
+        torch.cat((positions.cpu(), torch.arange(start, start + len(answer)))),
+        every,
+        tuple(forward.adapter.pieces(every.tolist())),
+        len(ids),
+    )
+
+
+def image_positions(forward: DenoisingForward) -> Tensor:
+    """Positions (N,) of all image tokens, grid after grid, row by row."""
+    assert forward.request is not None
+    return torch.cat([g.positions.flatten() for g in forward.request.layout.grids])
+
+
+def split_grids(values: Tensor, forward: DenoisingForward) -> tuple[Tensor, ...]:
+    """Values (…, N) of all image tokens as maps (…, h, w), one a grid."""
+    assert forward.request is not None
+    shapes = forward.request.layout.shapes
+    parts = values.split([h * w for h, w in shapes], dim=-1)
+    return tuple(p.unflatten(-1, s) for p, s in zip(parts, shapes, strict=True))
+
+
+@contextmanager
+def outputs_of(
+    blocks: dict[int, nn.Module], edit: Callable[[Tensor, int], Tensor] | None = None
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Hidden states (B, L, D) that blocks return, call after call; ``edit`` may replace them."""
+    found: dict[int, list[Tensor]] = {index: [] for index in blocks}
+
+    def note(index: int) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = hidden_of(output)
+            changed = hidden if edit is None else edit(hidden, index)
+            found[index].append(changed)
+            return output if changed is hidden else replace_hidden(output, changed)
+
+        return hook
+
+    handles = [block.register_forward_hook(note(i)) for i, block in blocks.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unkept(forward: DenoisingForward) -> DenoisingForward:
+    """The same forward without recorded block outputs: every block is computed again.
+
+    Recorded blocks below the tap hand on what they were given, which is right for what comes
+    above and wrong for whoever looks at them.
+    """
+    kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
+    fresh = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    assert forward.request is not None
+    fresh.bind(forward.request, replace(forward.trajectory, kept=kept))
+    return fresh
+
+
+def hidden_states(
+    forward: DenoisingForward,
+    block: int,
+    step: int,
+    edit: Callable[[Tensor, int], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Hidden states of a whole sequence of one example (batch 1), and the response's logits.
+
+    Args:
+        forward (DenoisingForward): bound, batch 1.
+        block (int): whose output; negative counts from the end.
+        step (int): of the generation; ``trajectory.steps`` for the visible answer.
+        edit (callable, optional): replaces the outputs, call by call (to make leaves of them).
+
+    Returns:
+        tuple: hidden (L, D), the prefix first, then the response; logits (T, V).
+    """
+    fresh = unkept(forward)
+    index = range(len(fresh.adapter.blocks))[block]
+    with outputs_of({index: fresh.adapter.blocks[index]}, edit) as found:
+        logits = fresh.replay(torch.tensor([0]), torch.tensor([step]))
+    return torch.cat([h[0] for h in found[index]]), logits[0]
