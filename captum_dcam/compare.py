@@ -1,0 +1,323 @@
+r"""Any set of methods on the same model, image, answer and words, side by side."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.comparison import Comparison, Row
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.explanation import versions
+from captum_dcam.layout import Layout
+from captum_dcam.methods import (
+    METHODS,
+    Attribution,
+    Budget,
+    Cost,
+    Method,
+    Problem,
+    metered,
+    method,
+    method_names,
+    single,
+)
+from captum_dcam.metrics import localization
+from captum_dcam.refine import Compose, Refinement, min_max
+from captum_dcam.sequence import text_tokens
+from captum_dcam.targets import Target, WordsLike, repeated_function_words, resolve, words_of
+from captum_dcam.word_maps import as_compose, context_for, needs_repeated
+
+#: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
+QUICK = (
+    "diffusion_cam",
+    "diffusion_cam_paper",
+    "diffusion_cam_base",
+    "llava_cam",
+    "logit_lens",
+    "tam",
+    "attention",
+    "attn_lrp",
+    "layer_integrated_gradients",
+    "saliency",
+)
+Mask = np.ndarray | Tensor
+#: masks of words: by text, one a target, or a function of the target
+MasksLike = Mapping[str, Mask] | Sequence[Mask | None] | Callable[[Target], Mask | None] | None
+#: a name, or a method with its settings
+MethodLike = str | Method
+
+
+def compare(
+    adapter: Adapter,
+    image: Image.Image | Sequence[Image.Image],
+    prompt: str,
+    words: WordsLike = None,
+    methods: str | Sequence[MethodLike] | None = None,
+    *,
+    layer: int | None = None,
+    score: str = "commit",
+    refinements: Refinement | Sequence[Refinement] = (),
+    masks: MasksLike = None,
+    budget: Budget | Mapping[str, Budget] | None = None,
+    seed: int = 0,
+    errors: str = "report",
+    progress: Callable[[str], None] | None = None,
+    **generation: Any,
+) -> Comparison:
+    r"""Generate an answer and explain its words by several methods.
+
+    Args:
+        adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
+        image (PIL.Image.Image or sequence): one picture or several.
+        prompt (str): the question.
+        words (optional): what to explain, see :func:`captum_dcam.targets.resolve`.
+            Default: every word
+        methods (optional): ``"all"``, or names and methods (``method("tam", eci=False)``).
+            Default: :data:`QUICK`, one of each kind
+        layer (int, optional): block that methods read. Default: the family's recommended one
+        score (str, optional): state whose logits methods read. Default: ``"commit"``
+        refinements (Refinement or sequence, optional): post-transforms for every method's positive
+            maps. Default: none
+        masks (optional): where the words' objects are in the first picture, (H, W) bool: by word,
+            one a target, or a function of the target. Default: none, no scores
+        budget (Budget or dict, optional): where an expensive method stops; one for each, or by
+            name. Default: none
+        seed (int, optional): of methods that draw and of sampled decoding. A method draws the same
+            whatever others run beside it. Default: 0
+        errors (str, optional): ``report`` (a method that fails says why in its row, the others go
+            on) or ``raise``. Default: ``"report"``
+        progress (callable, optional): is told every method's name before it runs.
+        **generation: the family's decoding settings.
+    """
+    images = [image] if isinstance(image, Image.Image) else list(image)
+    chosen = chosen_methods(methods)  # names are checked before any work
+    forward = DenoisingForward(adapter, layer, score)
+    request = adapter.prepare([images], [prompt])
+    if progress is not None:
+        progress("generation")
+    generator = torch.Generator().manual_seed(seed)
+    forward.generate(request, generator=generator, **generation)
+    return compare_bound(
+        forward,
+        words,
+        chosen,
+        score=score,
+        refinements=refinements,
+        masks=masks,
+        budget=budget,
+        seed=seed,
+        errors=errors,
+        progress=progress,
+    )
+
+
+def compare_bound(
+    forward: DenoisingForward,
+    words: WordsLike = None,
+    methods: str | Sequence[MethodLike] | None = None,
+    *,
+    example: int = 0,
+    score: str = "commit",
+    refinements: Refinement | Sequence[Refinement] = (),
+    masks: MasksLike = None,
+    budget: Budget | Mapping[str, Budget] | None = None,
+    seed: int = 0,
+    errors: str = "report",
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    r"""Compare methods on one example of a generation that is bound to ``forward`` already.
+
+    Args and returns as :func:`compare`; ``example`` chooses from the batch.
+    """
+    if errors not in ("report", "raise"):
+        raise ValueError(f"errors is {errors!r}: expected 'report' or 'raise'")
+    chosen = chosen_methods(methods)
+    one = single(forward, example)
+    request, trajectory = one.request, one.trajectory
+    assert request is not None
+    tokens = trajectory.tokens[0].tolist()
+    targets = resolve(one.adapter, tokens, words)
+    refine = as_compose(refinements)
+    own_masks = _masks(masks, targets, request.layout)
+    extra = ()
+    if needs_repeated(refine):
+        extra = repeated_function_words(words_of(one.adapter, tokens))
+    rows = []
+    for name, method_ in _named(chosen):
+        if progress is not None:
+            progress(name)
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+        problem = Problem(one, (*targets, *extra), score, generator)
+        row = _run(name, method_, problem, _budget(budget, name, method_), errors)
+        rows.append(_finished(row, len(targets), one, refine, own_masks))
+    stop, texts = one.adapter.stop_ids, one.adapter.pieces(tokens)
+    steps = trajectory.commit_step[0].tolist()
+    return Comparison(
+        prompt=request.prompts[0],
+        answer="".join(p for t, p in zip(tokens, texts, strict=True) if t not in stop).strip(),
+        targets=targets,
+        rows=tuple(rows),
+        layout=request.layout,
+        tokens=text_tokens(one),
+        commit_steps=tuple(tuple(steps[p] for p in t.positions) for t in targets),
+        settings={
+            "family": one.adapter.family,
+            "regime": trajectory.regime,
+            "layer": one.layer,
+            "score": score,
+            "refinements": refine.describe(),
+            "seed": seed,
+            "dtype": str(one.adapter.dtype),
+        },
+        versions=versions(),
+        images=request.images[0],
+        masks=own_masks,
+    )
+
+
+def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, ...]:
+    """Methods from what a caller wrote; errors before any work."""
+    if methods is None:
+        methods = QUICK
+    elif isinstance(methods, str):
+        methods = method_names() if methods == "all" else [methods]
+    out = []
+    for one in methods:
+        if not isinstance(one, str | Method):
+            raise TypeError(f"method is a {type(one).__name__}: expected a name or a Method")
+        out.append(method(one) if isinstance(one, str) else one)
+    if not out:
+        raise ValueError(f"no methods: give names of {', '.join(METHODS)}, or 'all'")
+    return tuple(out)
+
+
+def _named(methods: Sequence[Method]) -> list[tuple[str, Method]]:
+    """Unique names: a method that comes again gets a number."""
+    seen: dict[str, int] = {}
+    out = []
+    for one in methods:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        count = seen[one.name]
+        out.append((one.name if count == 1 else f"{one.name}#{count}", one))
+    return out
+
+
+def _budget(
+    budget: Budget | Mapping[str, Budget] | None, name: str, method_: Method
+) -> Budget | None:
+    if isinstance(budget, Mapping):
+        return budget.get(name, budget.get(method_.name))
+    return budget
+
+
+def _run(name: str, method_: Method, problem: Problem, budget: Budget | None, errors: str) -> Row:
+    """One method under the meter; a failure becomes a row that says why."""
+    count = len(problem.targets)
+    found, note, cost = None, "", Cost()
+    try:
+        with metered(problem.forward, budget) as cost:
+            method_.check(problem)
+            found = method_.attribute(problem)
+    except BudgetExhaustedError as error:
+        note = f"{error} before any map was complete"
+        status = "partial"
+    except Exception as error:  # a rival that cannot run is a result, not the end
+        if errors == "raise":
+            raise
+        note, status = f"{type(error).__name__}: {error}", "failed"
+    if found is None:
+        found = Attribution(problem.empty(), torch.zeros(count, dtype=torch.bool))
+    else:
+        note, status = found.note, "done" if bool(found.done.all()) else "partial"
+    facts = method_.facts
+    return Row(
+        name,
+        facts.label,
+        facts.group,
+        method_.describe(),
+        status,
+        note,
+        found.maps,
+        found.maps,
+        tuple(found.done.tolist()),
+        found.text,
+        cost,
+        None,
+    )
+
+
+def _finished(
+    row: Row,
+    count: int,
+    forward: DenoisingForward,
+    refine: Compose,
+    masks: tuple[Tensor | None, ...] | None,
+) -> Row:
+    """Positive part, post-transforms and scores; maps of repeated words serve SICD and go."""
+    assert forward.request is not None
+    grids, maps = forward.request.layout.grids, []
+    for i, (raw, grid) in enumerate(zip(row.raw, grids, strict=True)):
+        positive = raw.relu()
+        if len(refine) and row.status != "failed":
+            own = None
+            if len(positive) > count:
+                own = tuple(min_max(p.relu()[count:].mean(0)) for p in row.raw)
+            positive = refine(positive[:count], context_for(forward, grid.image_size, own, i))
+        maps.append(positive[:count])
+    complete = row.complete[:count]
+    scores = None
+    if masks is not None:
+        pixels = grids[0].to_pixels(maps[0])
+        scores = tuple(
+            localization(p, m) if m is not None and whole else None
+            for p, m, whole in zip(pixels, masks, complete, strict=True)
+        )
+    status = row.status
+    if status == "partial" and all(complete):
+        status = "done"  # only maps that nobody asked for are missing
+    return replace(
+        row,
+        status=status,
+        maps=tuple(maps),
+        raw=tuple(r[:count] for r in row.raw),
+        complete=complete,
+        text=None if row.text is None else row.text[:count],
+        scores=scores,
+    )
+
+
+def _masks(
+    masks: MasksLike, targets: Sequence[Target], layout: Layout
+) -> tuple[Tensor | None, ...] | None:
+    """One (H, W) bool a target, or None where there is no mask (or an empty one)."""
+    if masks is None:
+        return None
+    found: list[Mask | None]
+    if callable(masks):
+        found = [masks(t) for t in targets]
+    elif isinstance(masks, Mapping):
+        found = [masks.get(t.text) for t in targets]
+    else:
+        found = list(masks)
+        if len(found) != len(targets):
+            raise ValueError(f"{len(found)} masks for {len(targets)} words: give one each, or None")
+    size = layout.grids[0].image_size
+    out: list[Tensor | None] = []
+    for target, one in zip(targets, found, strict=True):
+        mask = None if one is None else torch.as_tensor(one).bool().cpu()
+        if mask is not None and mask.shape != size:
+            raise ValueError(
+                f"the mask of {target.text!r} has shape {tuple(mask.shape)}: expected {size}, the "
+                "picture's height and width"
+            )
+        out.append(mask if mask is not None and bool(mask.any()) else None)
+    return tuple(out)
