@@ -1,0 +1,51 @@
+"""Problems and small methods that tests of this folder share."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tiny
+import torch
+
+from captum_dcam.methods import METHODS, Facts, PerToken, Problem, register_method, single
+from captum_dcam.targets import Target
+
+
+def targets(forward, positions=(0, 3), example=0):
+    tokens = forward.trajectory.tokens[example].tolist()
+    return tuple(Target(f"word {p}", (p,), (tokens[p],)) for p in positions)
+
+
+def problem(regime="prefix", positions=(0, 3), seed=0, **settings):
+    """A problem on the tiny model; the answer's tokens at ``positions``."""
+    forward = single(tiny.bound(regime, **settings))
+    score = settings.pop("score", "commit")
+    return Problem(forward, targets(forward, positions), score, torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def registered(name, **facts):
+    """A method that runs one pass a token, or raises what ``fails`` says, while the context is
+    open."""
+    own = Facts(name, "gradient", "this test", "1", **facts)
+
+    @register_method(name)
+    @dataclass(frozen=True)
+    class Made(PerToken):
+        scale: float = 1.0
+        fails: str = ""
+        facts: ClassVar[Facts] = own
+
+        def token(self, problem: Problem, position: int, token: int):
+            logits = problem.forward(problem.pixels, *problem.arguments(position))
+            if self.fails:
+                raise ValueError(self.fails)
+            value = logits[0, position, token] * self.scale
+            return tuple(torch.full(shape, float(value)) for shape in problem.shapes)
+
+    try:
+        yield Made
+    finally:
+        del METHODS[name]
