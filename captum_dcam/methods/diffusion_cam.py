@@ -7,45 +7,66 @@ from typing import ClassVar
 
 import torch
 
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
-from captum_dcam.presets import Preset, preset
+from captum_dcam.presets import preset
+from captum_dcam.products import PRODUCTS
+from captum_dcam.trajectory import SCORES
 from captum_dcam.word_maps import context_for, needs_repeated, repeated_maps, word_maps
 
 
+@dataclass(frozen=True)
 class _Preset(Method):
-    """A preset: its own score, product and refinements, whatever the problem's score is."""
+    r"""A preset of Diffusion-CAM, and what may be changed in it.
+
+    Args:
+        score (str, optional): state whose logits are read, ``"problem"`` for that of the problem.
+            Default: the preset's, whatever the problem's is, for it is part of the method
+        product (str, optional), center (bool, optional): as in ``DiffusionCAM.attribute``.
+            Default: the preset's
+        refined (bool, optional): apply the preset's refinements. Default: True
+        at (float, optional): explain the image states of the call at this share of the steps, 0 to
+            1 (Table 5). Default: the call that the score needs
+    """
 
     preset: ClassVar[str]
+    score: str | None = None
+    product: str | None = None
+    center: bool | None = None
+    refined: bool = True
+    at: float | None = None
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.score, (*SCORES, "problem")), (self.product, PRODUCTS)):
+            if value is not None and value not in known:
+                raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
+        if self.at is not None and not 0 <= self.at <= 1:
+            raise ValueError(f"at is {self.at}: expected a share of the steps, 0 to 1")
 
     def attribute(self, problem: Problem) -> Attribution:
-        chosen: Preset = preset(self.preset)
-        refine, forward = chosen.refinements(), problem.forward
-        raw = word_maps(
-            forward,
-            problem.targets,
-            [0] * len(problem.targets),
-            chosen.score,
-            None,
-            chosen.product,
-            chosen.center,
-        )
-        own = None
-        if needs_repeated(refine):
-            own = repeated_maps(forward, 0, chosen.score, None, chosen.product, chosen.center)
-        maps = [m.float() for m in raw]
-        if len(refine):
-            maps = [
+        chosen, forward = preset(self.preset), problem.forward
+        score = chosen.score if self.score is None else self.score
+        score = problem.score if score == "problem" else score
+        product = chosen.product if self.product is None else self.product
+        center = chosen.center if self.center is None else self.center
+        step = None if self.at is None else round(self.at * (forward.trajectory.steps - 1))
+        if step is not None and forward.trajectory.regime == "prefix" and self.at:
+            step += 1  # the prefill is a call of its own
+        examples = [0] * len(problem.targets)
+        maps = word_maps(forward, problem.targets, examples, score, step, product, center)
+        maps = tuple(m.float() for m in maps)
+        refine = chosen.refinements()
+        if self.refined and len(refine):
+            own = None
+            if needs_repeated(refine):
+                own = repeated_maps(forward, 0, score, step, product, center)
+            assert forward.request is not None
+            maps = tuple(
                 refine(m.relu(), context_for(forward, grid.image_size, own, i))
-                for i, (m, grid) in enumerate(zip(maps, _grids(forward), strict=True))
-            ]
+                for i, (m, grid) in enumerate(zip(maps, forward.request.layout.grids, strict=True))
+            )
         done = torch.ones(len(problem.targets), dtype=torch.bool)
         return Attribution(tuple(m.cpu() for m in maps), done)
-
-
-def _grids(forward: DenoisingForward) -> tuple:
-    assert forward.request is not None
-    return forward.request.layout.grids
 
 
 @register_method("diffusion_cam")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods import made
 import numpy as np
 import pytest
 import tiny
 import torch
+from methods import made
 
 from captum_dcam.errors import BudgetExhaustedError, UnknownNameError
 from captum_dcam.methods import (
@@ -16,9 +16,9 @@ from captum_dcam.methods import (
     Facts,
     Method,
     Problem,
+    metered,
     method,
     method_names,
-    metered,
     register_method,
     single,
 )
@@ -32,7 +32,7 @@ def test_unknown_method_suggests_near_names():
 
 
 def test_unknown_setting_lists_those_there_are():
-    with made.registered("made"), pytest.raises(TypeError, match="'size'.*it has scale, fails"):
+    with made.registered("made"), pytest.raises(TypeError, match=r"'size'.*it has scale, fails"):
         method("made", size=3)
 
 

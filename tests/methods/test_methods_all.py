@@ -1,0 +1,169 @@
+"""What holds for every registered method, whoever wrote it."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from methods import made
+
+from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.methods import METHODS, Budget, Problem, method, method_names, metered, single
+
+
+def have_grad_cam():
+    try:
+        import pytorch_grad_cam  # noqa: F401
+    except (ImportError, RuntimeError, OSError):  # also where torch and torchvision do not fit
+        return False
+    return True
+
+
+GRAD_CAM = have_grad_cam()
+QUICK = {  # settings with few passes, so that all methods run on all states in seconds
+    "kernel_shap": {"samples": 24},
+    "lime": {"samples": 24},
+    "shapley_value_sampling": {"permutations": 1},
+}
+every = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            n,
+            marks=pytest.mark.skipif(
+                "grad-cam" in METHODS[n].facts.needs and not GRAD_CAM,
+                reason="needs the extra grad-cam",
+            ),
+        )
+        for n in method_names()
+    ],
+)
+
+
+def quick(name):
+    return method(name, **QUICK.get(name, {}))
+
+
+def state(forward):
+    """Everything that a method must leave as it was."""
+    model = forward.adapter.model
+    request = forward.request
+    return {
+        "hooks": tiny.hooks(model) + tiny.hooks(forward.tap),
+        "edit": forward.tap.edit,
+        "training": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [p.grad is None for p in model.parameters()],
+        "pixels": (request.pixels.requires_grad, request.pixels.grad is None),
+        "values": float(sum(p.double().sum() for p in model.parameters())),
+        "pixel values": float(request.pixels.double().sum()),
+        "torch": torch.random.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "grad mode": torch.is_grad_enabled(),
+        "attention": model.config._attn_implementation,
+        "trajectory": forward.trajectory.tokens.tolist(),
+    }
+
+
+@every
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+def test_no_method_is_blind(name, regime):
+    """Maps of tokens committed at the first, a middle and the last step are there, and differ."""
+    forward = single(tiny.bound(regime, layer=1, block_length=8))
+    order = forward.trajectory.commit_step[0].argsort().tolist()
+    positions = (order[0], order[len(order) // 2], order[-1])
+    tokens = [(5 * n + 7) % forward.adapter.vocabulary for n in range(3)]  # three different words
+    targets = tuple(
+        made.Target(str(p), (p,), (t,)) for p, t in zip(positions, tokens, strict=True)
+    )
+    found = quick(name).attribute(Problem(forward, targets))
+    assert bool(found.done.all()), found.note
+    maps = found.maps[0]
+    assert maps.shape == (3, 8, 8) and maps.dtype == torch.float32 and maps.device.type == "cpu"
+    assert bool(maps.isfinite().all()) and not maps.requires_grad
+    assert all(bool(m.any()) for m in maps)
+    same = [torch.equal(maps[0], m) for m in maps[1:]]
+    assert all(same) if METHODS[name].facts.target_blind else not any(same)
+    if METHODS[name].facts.text:
+        assert found.text is not None and found.text.shape[0] == 3
+
+
+@every
+def test_nothing_is_left_behind(name):
+    problem = made.problem("prefix", (0, 3))
+    problem.forward.adapter.model.train()  # most methods would rather have it in eval mode
+    before = state(problem.forward)
+    chosen = quick(name)
+    chosen.check(problem)
+    chosen.attribute(problem)
+    assert state(problem.forward) == before
+
+
+@every
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+def test_nothing_is_left_behind_after_an_exception(name, regime):
+    problem = made.problem(regime, (0, 3))
+    before = state(problem.forward)
+    block = problem.forward.adapter.blocks[-1]
+    calls = []
+
+    def explode(*_):
+        calls.append(1)
+        raise ZeroDivisionError("in the middle")
+
+    handle = block.register_forward_hook(explode)
+    with pytest.raises(ZeroDivisionError):
+        quick(name).attribute(problem)
+    handle.remove()
+    assert calls and state(problem.forward) == before
+
+
+@every
+def test_same_seed_same_bits(name):
+    maps = [quick(name).attribute(made.problem("prefix", (0, 3), seed=s)).maps[0] for s in (1, 1, 2)]
+    assert torch.equal(maps[0], maps[1])
+    assert torch.equal(maps[0], maps[2]) is not METHODS[name].facts.stochastic
+
+
+@every
+def test_half_precision_models(name):
+    problem = made.problem("prefix", (0, 3), dtype=torch.bfloat16)
+    found = quick(name).attribute(problem)
+    assert bool(found.maps[0].isfinite().all()) and bool(found.maps[0].any())
+
+
+@every
+def test_several_pictures_give_several_maps(name):
+    problem = made.problem("prefix", (0, 3), images=2)
+    found = quick(name).attribute(problem)
+    assert [m.shape for m in found.maps] == [(2, 8, 8)] * 2
+
+
+@every
+def test_an_answer_of_one_token(name):
+    problem = made.problem("full", (0,), gen_length=1)
+    found = quick(name).attribute(problem)
+    assert bool(found.done.all()) and found.maps[0].shape == (1, 8, 8)
+
+
+@every
+def test_an_exhausted_budget_never_looks_complete(name):
+    problem = made.problem("prefix", (0, 3))
+    chosen = quick(name)
+    with metered(problem.forward) as cost:
+        chosen.attribute(problem)
+    problem = made.problem("prefix", (0, 3))
+    passes = max(1, cost.forwards - 1)
+    try:
+        with metered(problem.forward, Budget(passes=passes)) as spent:
+            found = chosen.attribute(problem)
+    except BudgetExhaustedError:
+        return
+    assert spent.forwards <= passes
+    assert cost.forwards == 1 or not bool(found.done.all())
+
+
+@every
+def test_its_record_builds_it_again(name):
+    chosen = quick(name)
+    record = {k: v for k, v in chosen.describe().items()}
+    assert method(record.pop("name"), **record).describe() == chosen.describe()

@@ -1,0 +1,59 @@
+"""The presets as methods equal what explain gives; their settings change one thing each."""
+
+import pytest
+import tiny
+import torch
+from methods import made
+
+from captum_dcam.errors import InfeasibleStepError, UnknownNameError
+from captum_dcam.methods import Problem, method
+from captum_dcam.pipeline import explain_bound
+from captum_dcam.word_maps import word_maps
+
+PRESETS = {
+    "diffusion_cam": "default",
+    "diffusion_cam_paper": "paper",
+    "diffusion_cam_base": "base",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+def test_equals_explain(name, regime):
+    problem = made.problem(regime, (0, 3, 5))
+    found = method(name).attribute(problem)
+    expected = explain_bound(problem.forward, list(problem.targets), preset=PRESETS[name])
+    assert torch.equal(found.maps[0].relu(), expected.maps[0])
+
+
+@pytest.mark.parametrize("score", ["commit", "final", "teacher"])
+def test_the_problems_score_is_read_on_demand(score):
+    problem = made.problem("full")
+    problem = Problem(problem.forward, problem.targets, score)
+    found = method("diffusion_cam_base", score="problem").attribute(problem)
+    expected = word_maps(problem.forward, problem.targets, [0, 0], score, None, "pooled", False)
+    assert torch.equal(found.maps[0], expected[0])
+
+
+def test_a_share_of_the_steps_is_a_call():
+    problem = made.problem("full")
+    for at, call in ((0.0, 0), (0.5, 4), (1.0, 7)):
+        found = method("diffusion_cam_base", at=at).attribute(problem)
+        expected = word_maps(
+            problem.forward, problem.targets, [0, 0], "final", call, "pooled", False
+        )
+        assert torch.equal(found.maps[0], expected[0])
+
+
+def test_with_a_cached_prefix_later_steps_are_infeasible():
+    problem = made.problem("prefix")
+    method("diffusion_cam_base", at=0.0).attribute(problem)
+    with pytest.raises(InfeasibleStepError, match="choose a feasible step, here 0"):
+        method("diffusion_cam_base", at=0.25).attribute(problem)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'commit'"):
+        method("diffusion_cam", score="comit")
+    with pytest.raises(ValueError, match="at is 2"):
+        method("diffusion_cam", at=2)
