@@ -46,6 +46,13 @@ class MiniAdapter(Adapter):
     def stop_ids(self) -> frozenset[int]:
         return frozenset((self.model.config.eos_token_id, self.model.config.pad_token_id))
 
+    @property
+    def mask_id(self) -> int:
+        return self.model.config.mask_token_id
+
+    def encode(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text)["input_ids"]
+
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
         inputs = self.processor(images, prompts).to(self.device)
         sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}

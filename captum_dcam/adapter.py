@@ -174,6 +174,15 @@ class Adapter(ABC):
         """Positions (K,) in the hooked sequence and ids (K,) of the prompt's text tokens, without
         image tokens, padding and markers."""
 
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token; None for families without one."""
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without markers: the inverse of joining :meth:`pieces`."""
+        raise MethodError(f"{self.family} cannot encode a text: give token ids")
+
     def query_position(self, layout: Layout, position: int) -> int:
         """The hooked position whose output predicts a response position; models that predict the
         next token: one less."""
