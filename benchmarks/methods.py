@@ -22,8 +22,8 @@ import torch
 import typer
 
 from captum_dcam import DenoisingForward, load
+from captum_dcam.comparing import chosen_methods, compare_bound
 from captum_dcam.comparison import METRICS
-from captum_dcam.compare import chosen_methods, compare_bound
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
 from captum_dcam.methods import METHODS, method_names
@@ -197,7 +197,9 @@ def line(name: str, facts, own: dict) -> str:
     gives += ", same for every word" if facts.target_blind else ""
     start = f"| {facts.label} | `{name}` | {facts.source} | {needs} "
     if "f3" not in own:
-        return f"{start}| – | {gives} | {', '.join(facts.runs_on)} | {own.get('note', '')} | | | | |"
+        return (
+            f"{start}| – | {gives} | {', '.join(facts.runs_on)} | {own.get('note', '')} | | | | |"
+        )
     f3 = f"{own['f3']:.1%} [{own['low']:.1%}, {own['high']:.1%}]".replace("%", "")
     return (
         f"{start}| {own['passes']:.0f} | {gives} | {', '.join(facts.runs_on)} "

@@ -9,15 +9,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
+    from captum_dcam.comparing import compare, compare_bound
+    from captum_dcam.comparison import Comparison
     from captum_dcam.denoising import DenoisingForward
     from captum_dcam.explanation import Explanation
     from captum_dcam.hub import families, load, wrap
     from captum_dcam.pipeline import explain, explain_bound, sign_check
 
 __all__ = [
+    "Comparison",
     "DenoisingForward",
     "DiffusionCAM",
     "Explanation",
+    "compare",
+    "compare_bound",
     "explain",
     "explain_bound",
     "families",
@@ -28,9 +33,12 @@ __all__ = [
 
 #: where the public names live; they are imported when first used, so that ``--help`` is quick
 _HOMES = {
+    "Comparison": "comparison",
     "DenoisingForward": "denoising",
     "DiffusionCAM": "attribution",
     "Explanation": "explanation",
+    "compare": "comparing",
+    "compare_bound": "comparing",
     "explain": "pipeline",
     "explain_bound": "pipeline",
     "families": "hub",

@@ -1,4 +1,4 @@
-r"""The command line: ``captum-dcam explain``, ``captum-dcam models``.
+r"""The command line: ``captum-dcam explain``, ``compare``, ``models``.
 
 Heavy packages are imported inside the commands, so that ``--help`` and ``--version`` are quick.
 Exit codes: 0 done; 2 usage or bad input, with one line that says what; 1 an error of the program.
@@ -68,73 +68,123 @@ def _common(
 # Groups of options in the help.
 WHAT, HOW, DECODE, OUT = "What to explain", "How to explain", "Generation", "Output"
 
+# -- options of several commands -----------------------------------------------------------------
+
+ImageFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="IMAGE",
+        show_default=False,
+        help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
+        "the maps are scored against its masks.",
+    ),
+]
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The question.", rich_help_panel=WHAT)]
+WORDS = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
+Scene = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        show_default="12",
+        rich_help_panel=WHAT,
+        help="Which held-out scene to draw when no IMAGE is given.",
+    ),
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", rich_help_panel=HOW, help="A family ('mini') or a folder.")
+]
+Regime = Annotated[
+    str | None,
+    typer.Option(
+        show_default="the family's",
+        rich_help_panel=HOW,
+        help="'prefix' (image and prompt computed once) or 'full' (at every step).",
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        show_default="recommended",
+        rich_help_panel=HOW,
+        help="Block to read, from 0; negative counts from the end.",
+    ),
+]
+SCORE = "State whose logits are read: 'commit', 'final' or 'teacher'."
+REFINE = (
+    "Refinement of the maps, in order; repeatable: adaptive_median, akd, cba, dacg, gaussian, "
+    "median, min_max, rank_gaussian, sicd, or 'none'."
+)
+GenLength = Annotated[
+    int | None,
+    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Answer length."),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Denoising steps."),
+]
+BlockLength = Annotated[
+    int | None,
+    typer.Option(
+        show_default="the family's",
+        rich_help_panel=DECODE,
+        help="Tokens of a semi-autoregressive block.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0, show_default="greedy", rich_help_panel=DECODE, help="Of sampling."),
+]
+Device = Annotated[
+    str, typer.Option(rich_help_panel=DECODE, help="'cpu', 'cuda', 'cuda:1', 'mps'.")
+]
+Dtype = Annotated[
+    str, typer.Option(rich_help_panel=DECODE, help="'float32', 'bfloat16' or 'float16'.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUT, help="Print one JSON document on stdout.")
+]
+
+
+def _words(default: str) -> Any:
+    return typer.Option(
+        "--words", "-w", metavar="WORDS", show_default=default, rich_help_panel=WHAT, help=WORDS
+    )
+
+
+def _score(default: str) -> Any:
+    return typer.Option(show_default=default, rich_help_panel=HOW, help=SCORE)
+
+
+def _refine(default: str) -> Any:
+    return typer.Option(metavar="NAME", show_default=default, rich_help_panel=HOW, help=REFINE)
+
+
+def _seed(purpose: str) -> Any:
+    return typer.Option(rich_help_panel=DECODE, help=purpose)
+
+
+def _output(holds: str) -> Any:
+    text = f"Folder for {holds}; an earlier output is replaced, nothing else is."
+    return typer.Option("--output", "-o", rich_help_panel=OUT, help=text)
+
+
+# -- commands ------------------------------------------------------------------------------------
+
 
 @app.command()
 def explain(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            show_default=False,
-            help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
-            "the maps are scored against its masks.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="The question.", rich_help_panel=WHAT)
-    ] = PROMPT,
-    words: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--words",
-            "-w",
-            metavar="WORDS",
-            show_default="all",
-            rich_help_panel=WHAT,
-            help="'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable.",
-        ),
-    ] = None,
-    scene: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            show_default="12",
-            rich_help_panel=WHAT,
-            help="Which held-out scene to draw when no IMAGE is given.",
-        ),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", rich_help_panel=HOW, help="A family ('mini') or a folder."),
-    ] = "mini",
-    regime: Annotated[
-        str | None,
-        typer.Option(
-            show_default="the family's",
-            rich_help_panel=HOW,
-            help="'prefix' (image and prompt computed once) or 'full' (at every step).",
-        ),
-    ] = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            show_default="recommended",
-            rich_help_panel=HOW,
-            help="Block to read, from 0; negative counts from the end.",
-        ),
-    ] = None,
+    image: ImageFile = None,
+    prompt: Prompt = PROMPT,
+    words: Annotated[list[str] | None, _words("all")] = None,
+    scene: Scene = None,
+    model: Model = "mini",
+    regime: Regime = None,
+    layer: Layer = None,
     preset: Annotated[
         str,
         typer.Option(rich_help_panel=HOW, help="'default', 'paper' or 'base'."),
     ] = "default",
-    score: Annotated[
-        str | None,
-        typer.Option(
-            show_default="the preset's",
-            rich_help_panel=HOW,
-            help="State whose logits are read: 'commit', 'final' or 'teacher'.",
-        ),
-    ] = None,
+    score: Annotated[str | None, _score("the preset's")] = None,
     product: Annotated[
         str | None,
         typer.Option(
@@ -152,16 +202,7 @@ def explain(
             help="Centre features over positions first.",
         ),
     ] = None,
-    refine: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            show_default="the preset's",
-            rich_help_panel=HOW,
-            help="Refinement of the maps, in order; repeatable: akd, cba, dacg, gaussian, median, "
-            "min_max, rank_gaussian, sicd, or 'none'.",
-        ),
-    ] = None,
+    refine: Annotated[list[str] | None, _refine("the preset's")] = None,
     check_sign: Annotated[
         bool,
         typer.Option(
@@ -170,49 +211,17 @@ def explain(
             help="Remove what every map highlights and see whether the word becomes less likely.",
         ),
     ] = False,
-    gen_length: Annotated[
-        int | None,
-        typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Answer length."),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Denoising steps."),
-    ] = None,
-    block_length: Annotated[
-        int | None,
-        typer.Option(
-            show_default="the family's",
-            rich_help_panel=DECODE,
-            help="Tokens of a semi-autoregressive block.",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0, show_default="greedy", rich_help_panel=DECODE, help="Of sampling."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(rich_help_panel=DECODE, help="Of sampling and of the sign check.")
-    ] = 0,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=DECODE, help="'cpu', 'cuda', 'cuda:1', 'mps'.")
-    ] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(rich_help_panel=DECODE, help="'float32', 'bfloat16' or 'float16'.")
-    ] = "float32",
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            rich_help_panel=OUT,
-            help="Folder for a picture of every word, sheet.png and the data; an earlier output "
-            "is replaced, nothing else is.",
-        ),
-    ] = Path("explanation"),
-    json: Annotated[
-        bool,
-        typer.Option("--json", rich_help_panel=OUT, help="Print one JSON document on stdout."),
-    ] = False,
+    gen_length: GenLength = None,
+    steps: Steps = None,
+    block_length: BlockLength = None,
+    temperature: Temperature = None,
+    seed: Annotated[int, _seed("Of sampling and of the sign check.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    output: Annotated[Path, _output("a picture of every word, sheet.png and the data")] = Path(
+        "explanation"
+    ),
+    json: Json = False,
 ) -> None:
     """Explain the words of an answer about a picture: one map a word.
 
@@ -226,6 +235,89 @@ def explain(
 
         result = run(Options(**options))
         (print_json if json else print_report)(result)
+
+
+@app.command()
+def compare(
+    image: ImageFile = None,
+    prompt: Prompt = PROMPT,
+    words: Annotated[list[str] | None, _words("nouns")] = None,
+    scene: Scene = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods",
+            "-M",
+            metavar="NAMES",
+            show_default="quick",
+            rich_help_panel=HOW,
+            help="'quick' (one of each kind), 'all', or names; repeatable, or with commas between. "
+            "Settings after a colon: tam:eci=false,filter=5.",
+        ),
+    ] = None,
+    list_methods: Annotated[
+        bool, typer.Option("--list-methods", help="List all methods and stop.")
+    ] = False,
+    model: Model = "mini",
+    regime: Regime = None,
+    layer: Layer = None,
+    score: Annotated[str | None, _score("commit")] = None,
+    refine: Annotated[list[str] | None, _refine("none")] = None,
+    budget_passes: Annotated[
+        int | None,
+        typer.Option(
+            show_default="none",
+            rich_help_panel=HOW,
+            help="Forward passes after which a method stops, with the words done so far.",
+        ),
+    ] = None,
+    budget_seconds: Annotated[
+        float | None,
+        typer.Option(show_default="none", rich_help_panel=HOW, help="The same in seconds."),
+    ] = None,
+    gen_length: GenLength = None,
+    steps: Steps = None,
+    block_length: BlockLength = None,
+    temperature: Temperature = None,
+    seed: Annotated[int, _seed("Of sampling and of methods that draw.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    output: Annotated[Path, _output("panel.png, the figures (.json, .csv) and the maps")] = Path(
+        "comparison"
+    ),
+    scale: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=OUT,
+            help="Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale "
+            "a method, so that faint words stay faint).",
+        ),
+    ] = "map",
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            show_default="as given",
+            rich_help_panel=OUT,
+            help="Order of the table: 'f3', 'seconds' or 'name'.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare methods on the same answer: maps, time, passes, memory, localisation.
+
+    Examples: captum-dcam compare -M diffusion_cam,tam,attention --sort f3;
+    captum-dcam compare photo.jpg -w nouns -M all --budget-seconds 60
+    """
+    options = {name: value for name, value in locals().items() if name != "list_methods"}
+    with clear_errors():
+        from captum_dcam import compare_command, compare_report
+
+        if list_methods:
+            found = compare_command.list_methods()
+            (compare_report.print_methods_json if json else compare_report.print_methods)(found)
+            return
+        result = compare_command.run(compare_command.CompareOptions(**options))
+        (compare_report.print_comparison_json if json else compare_report.print_comparison)(result)
 
 
 @app.command()

@@ -1,12 +1,15 @@
-r"""What ``captum-dcam explain`` and ``captum-dcam models`` do, without their printing."""
+r"""What ``captum-dcam explain`` and ``captum-dcam models`` do, without their printing.
+
+``captum-dcam compare`` shares its first half: options, picture, model, answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -28,6 +31,9 @@ from captum_dcam.targets import WordsLike
 from captum_dcam.trajectory import SCORES
 from captum_dcam.viewer import prepare_folder, scene_scores, write_folder
 
+if TYPE_CHECKING:
+    from captum_dcam.data.scenes import Scene
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: the held-out scene that is drawn when none is asked for, README's picture
 SHOWN = 12
@@ -36,8 +42,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of ``captum-dcam explain``, as its help describes them."""
+class Common:
+    """Options that every command has that writes an answer, as its help describes them."""
 
     image: Path | None
     prompt: str
@@ -46,12 +52,8 @@ class Options:
     model: str
     regime: str | None
     layer: int | None
-    preset: str
     score: str | None
-    product: str | None
-    center: bool | None
     refine: list[str] | None
-    check_sign: bool
     gen_length: int | None
     steps: int | None
     block_length: int | None
@@ -61,6 +63,16 @@ class Options:
     dtype: str
     output: Path
     json: bool
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """The options of ``captum-dcam explain``."""
+
+    preset: str
+    product: str | None
+    center: bool | None
+    check_sign: bool
 
 
 @dataclass(frozen=True)
@@ -84,21 +96,15 @@ class Result:
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
-    words = _words(options.words)
-    refinements = _refinements(options.refine)
-    _check_names(options)
-    device = _device(options.device)
-    if options.image is not None and options.scene is not None:
-        raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+    words = chosen_words(options.words)
+    refinements = chosen_refinements(options.refine)
+    find_preset(options.preset)
+    check_name("product", options.product, PRODUCTS)
+    device = check_options(options)
     folder = prepare_folder(options.output)
-    with _progress() as say:
-        picture, scene = _picture(options)
-        say("Loading the model")
-        adapter = _adapter(options, device)
-        forward = DenoisingForward(adapter, options.layer)
-        request = adapter.prepare([[picture]], [options.prompt])
-        say("Writing the answer")
-        forward.generate(request, generator=_generator(options.seed), **_generation(options))
+    with progress() as say:
+        picture, scene = picture_of(options)
+        forward = written(options, picture, device, say)
         say("Explaining its words")
         explanation = explain_bound(
             forward,
@@ -112,18 +118,36 @@ def run(options: Options) -> Result:
         signs = _signs(forward, explanation, options, say) if options.check_sign else None
         scores = None if scene is None else scene_scores(explanation, scene)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
-    source = str(options.image) if scene is None else f"held-out scene {scene.index}"
-    return Result(explanation, folder, source, scores, signs)
+    return Result(explanation, folder, source_of(options, scene), scores, signs)
+
+
+def written(
+    options: Common, picture: Image.Image, device: torch.device, say: Say
+) -> DenoisingForward:
+    """The model with the answer that it wrote."""
+    say("Loading the model")
+    adapter = _adapter(options, device)
+    forward = DenoisingForward(adapter, options.layer)
+    request = adapter.prepare([[picture]], [options.prompt])
+    say("Writing the answer")
+    forward.generate(request, generator=_generator(options.seed), **_generation(options))
+    return forward
+
+
+def source_of(options: Common, scene: Scene | None) -> str:
+    """The picture's path, or which scene was drawn."""
+    return str(options.image) if scene is None else f"held-out scene {scene.index}"
 
 
 @contextmanager
-def _progress() -> Iterator[Say]:
+def progress() -> Iterator[Say]:
     """A line on stderr that says what is being done; nothing where stderr is no terminal."""
     with Console(stderr=True).status("Starting") as status:
         yield lambda text: status.update(f"{text} …")
 
 
-def _words(words: list[str] | None) -> WordsLike:
+def chosen_words(words: list[str] | None) -> WordsLike:
+    """What ``--words`` asks for; None where it is not given."""
     if not words:
         return None
     groups = [w for w in words if w in ("all", "nouns")]
@@ -132,7 +156,8 @@ def _words(words: list[str] | None) -> WordsLike:
     return words[0] if groups else list(words)
 
 
-def _refinements(names: list[str] | None) -> list[Refinement] | None:
+def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
+    """What ``--refine`` asks for; None where it is not given."""
     if not names:
         return None
     if "none" in names:
@@ -142,15 +167,19 @@ def _refinements(names: list[str] | None) -> list[Refinement] | None:
     return [refinement(name) for name in names]
 
 
-def _check_names(options: Options) -> None:
-    """Names that the library would look up only after the answer was generated."""
-    find_preset(options.preset)
-    for name, known in ((options.score, SCORES), (options.product, PRODUCTS)):
-        if name is not None and name not in known:
-            kind = "score" if known is SCORES else "product"
-            raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
-    if options.dtype not in DTYPES:
-        raise UnknownNameError(f"unknown dtype {options.dtype!r}{near(options.dtype, DTYPES)}")
+def check_options(options: Common) -> torch.device:
+    """What the library would look up only after the answer was written; returns the device."""
+    check_name("score", options.score, SCORES)
+    check_name("dtype", options.dtype, DTYPES)
+    if options.image is not None and options.scene is not None:
+        raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+    return _device(options.device)
+
+
+def check_name(kind: str, name: str | None, known: Collection[str]) -> None:
+    """UnknownNameError with near names; None is left to the library."""
+    if name is not None and name not in known:
+        raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
 
 
 def _device(name: str) -> torch.device:
@@ -168,7 +197,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _picture(options: Options) -> tuple[Image.Image, Any]:
+def picture_of(options: Common) -> tuple[Image.Image, Scene | None]:
     """The picture, and the scene it was drawn from (None for a file)."""
     if options.image is not None:
         return open_picture(options.image), None
@@ -179,14 +208,14 @@ def _picture(options: Options) -> tuple[Image.Image, Any]:
     return scene.image, scene
 
 
-def _adapter(options: Options, device: torch.device) -> Adapter:
+def _adapter(options: Common, device: torch.device) -> Adapter:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     return load(options.model, regime=options.regime, device=device, dtype=DTYPES[options.dtype])
 
 
-def _generation(options: Options) -> dict[str, Any]:
+def _generation(options: Common) -> dict[str, Any]:
     """Only what the user gave: the rest is the family's."""
     given = {
         "gen_length": options.gen_length,

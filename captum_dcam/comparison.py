@@ -3,6 +3,7 @@ r"""The result of a comparison: maps of the same words by several methods, and w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -130,3 +131,26 @@ class Comparison:
                     }
                 )
         return out
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        r"""Write the comparison into a new folder, all or nothing, or in an earlier one's place.
+
+        Files: ``comparison.json`` (words, settings, methods, records; versioned),
+        ``comparison.csv`` (:meth:`records`), ``maps.safetensors``, ``image-0.png``, …
+
+        Raises:
+            FileExistsError: the folder exists and is not an earlier comparison.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        from captum_dcam.comparison_files import save_comparison
+
+        return save_comparison(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read a saved comparison; ExplanationError says what is missing or damaged."""
+        from captum_dcam.comparison_files import load_comparison
+
+        return load_comparison(folder)

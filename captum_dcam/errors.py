@@ -45,5 +45,5 @@ def near(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'? Known: …"`` for an unknown name."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
     return f"{hint} Known: {', '.join(names)}"

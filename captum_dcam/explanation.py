@@ -2,22 +2,28 @@ r"""The result: maps of the words of one answer, with everything that made them.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_dcam.errors import ExplanationError, TargetError
-from captum_dcam.layout import Grid, Layout
-from captum_dcam.manifest import FORMAT, VERSION, digest_of, read_manifest, replaceable
+from captum_dcam.layout import Layout
+from captum_dcam.manifest import (
+    check_files,
+    layout_record,
+    layout_tensors,
+    new_folder,
+    read_layout,
+    read_manifest,
+    read_tensors,
+    replaceable,
+    write_manifest,
+)
 from captum_dcam.pictures import to_rgb
 from captum_dcam.targets import Target
 from captum_dcam.trajectory import Trajectory
@@ -124,36 +130,23 @@ class Explanation:
             raise FileExistsError(
                 f"{folder} exists and is not a saved explanation: choose another folder"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            new = temporary / "new"
-            new.mkdir()
+        with new_folder(folder) as new:
             self._write(new)
-            if folder.exists():
-                folder.rename(temporary / "old")
-            new.rename(folder)
-        finally:
-            shutil.rmtree(temporary)
         return folder
 
     def _write(self, folder: Path) -> None:
         save_file(self._tensors(), folder / "tensors.safetensors")
         for i, image in enumerate(self.images):
             to_rgb(image).save(folder / f"image-{i}.png")
-        files = {f.name: digest_of(f) for f in sorted(folder.iterdir())}
         t = self.trajectory
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
+        content = {
             "prompt": self.prompt,
             "answer": self.answer,
             "targets": [asdict(x) for x in self.targets],
             "pieces": self.pieces,
             "settings": self.settings,
             "versions": self.versions,
-            "grids": [{"image_size": g.image_size, "image": g.image} for g in self.layout.grids],
-            "prefix_length": self.layout.prefix_length,
+            **layout_record(self.layout),
             "trajectory": {
                 "regime": t.regime,
                 "lengths": t.lengths,
@@ -161,22 +154,17 @@ class Explanation:
                 "settings": t.settings,
                 "states": len(t.states),
             },
-            "files": files,
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (folder / "manifest.json").write_text(text, encoding="utf-8")
+        write_manifest(folder, content)
 
     def _tensors(self) -> dict[str, Tensor]:
         t = self.trajectory
         out = {"tokens": t.tokens, "commit_step": t.commit_step, "confidence": t.confidence}
         for i, (state, final) in enumerate(zip(t.states, t.final_state, strict=True)):
             out[f"state.{i}"], out[f"final_state.{i}"] = state, final
-        for i, (maps, peaks, grid) in enumerate(
-            zip(self.maps, self.peaks, self.layout.grids, strict=True)
-        ):
+        for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
-            out[f"grid.{i}.positions"] = grid.positions
-            out[f"grid.{i}.x_edges"], out[f"grid.{i}.y_edges"] = grid.x_edges, grid.y_edges
+        out |= layout_tensors(self.layout)
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in out.items()}
 
     @classmethod
@@ -195,28 +183,9 @@ class Explanation:
 
     @classmethod
     def _read(cls, folder: Path, manifest: dict[str, Any]) -> Explanation:
-        for name, digest in manifest["files"].items():
-            if not (folder / name).is_file() or digest_of(folder / name) != digest:
-                raise ExplanationError(
-                    f"{folder / name} is missing or differs from what was saved: the explanation "
-                    "is damaged; make it again"
-                )
-        try:
-            tensors = load_file(folder / "tensors.safetensors")
-        except safetensors.SafetensorError as error:
-            raise ExplanationError(
-                f"{folder / 'tensors.safetensors'} is damaged: {error}"
-            ) from error
-        grids = tuple(
-            Grid(
-                tensors[f"grid.{i}.positions"],
-                tensors[f"grid.{i}.x_edges"],
-                tensors[f"grid.{i}.y_edges"],
-                (g["image_size"][0], g["image_size"][1]),
-                g["image"],
-            )
-            for i, g in enumerate(manifest["grids"])
-        )
+        check_files(folder, manifest)
+        tensors = read_tensors(folder / "tensors.safetensors")
+        layout = read_layout(manifest, tensors)
         t = manifest["trajectory"]
         trajectory = Trajectory(
             tokens=tensors["tokens"],
@@ -237,10 +206,10 @@ class Explanation:
                 Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"]))
                 for x in manifest["targets"]
             ),
-            tuple(tensors[f"maps.{i}"] for i in range(len(grids))),
-            tuple(tensors[f"peaks.{i}"] for i in range(len(grids))),
+            tuple(tensors[f"maps.{i}"] for i in range(len(layout.grids))),
+            tuple(tensors[f"peaks.{i}"] for i in range(len(layout.grids))),
             tuple(manifest["pieces"]),
-            Layout(grids, manifest["prefix_length"]),
+            layout,
             trajectory,
             manifest["settings"],
             manifest["versions"],

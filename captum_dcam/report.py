@@ -3,7 +3,7 @@ r"""What ``captum-dcam`` prints: tables for people, JSON for programs."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,21 +22,17 @@ from captum_dcam.viewer.summary import WordSummary, summarise
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
 
-def _console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
+def output_console(width: int = 110) -> Console:
+    """Standard output; ``width`` columns wide where it is no terminal."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=110)
+    return console if console.is_terminal else Console(highlight=False, width=width)
 
 
 def print_report(result: Result) -> None:
     """Prompt, answer, a line a word, and where the files are."""
-    console, explanation = _console(), result.explanation
-    for label, text in (
-        ("Picture", result.source),
-        ("Prompt", explanation.prompt),
-        ("Answer", explanation.answer),
-    ):
-        console.print(Text.assemble((f"{label:8}", "bold"), text))
+    console, explanation = output_console(), result.explanation
+    facts = {"Picture": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
+    print_facts(console, facts)
     console.print(_words_table(result))
     if result.scores is not None:
         _print_scores(console, result)
@@ -46,12 +42,19 @@ def print_report(result: Result) -> None:
             "that its map highlights is removed, and when as many random ones are.",
             style="dim",
         )
-    console.print(Text.assemble(("Sheet   ", "bold"), str(result.folder / SHEET)))
     several = "a picture of every word, and explanation/ to load again"
-    console.print(Text.assemble(("Folder  ", "bold"), f"{result.folder} ({several})"))
+    places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
+    print_facts(console, places)
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def print_facts(console: Console, facts: Mapping[str, str]) -> None:
+    """A line each, its label bold and aligned."""
+    for label, text in facts.items():
+        console.print(Text.assemble((f"{label:8}", "bold"), text))
+
+
+def table_of(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the style of all; ``right`` names the columns of figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name == "Word")
@@ -63,7 +66,7 @@ def _words_table(result: Result) -> Table:
     names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
     names += ["F3"] if result.scores is not None else []
     names += ["Fall", "Random"] if result.signs is not None else []
-    table = _table(*names, right=right)
+    table = table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
         cells = [
             str(row.number),
@@ -100,7 +103,7 @@ def _print_scores(console: Console, result: Result) -> None:
     if not named:
         console.print("No explained word names an object of the scene.", style="dim")
         return
-    table = _table("Localisation", "Obj-IoU", "Contrast", "Concentration", "F3")
+    table = table_of("Localisation", "Obj-IoU", "Contrast", "Concentration", "F3")
     for column in table.columns[1:]:
         column.justify = "right"
     for word, own in named:
@@ -166,7 +169,7 @@ def print_json(result: Result) -> None:
 
 def print_models(records: Sequence[dict[str, Any]]) -> None:
     """A line a family."""
-    table = _table("Family", "Class", "Regimes", "Blocks", "Deepest", "Default", "Checkpoint")
+    table = table_of("Family", "Class", "Regimes", "Blocks", "Deepest", "Default", "Checkpoint")
     for r in records:
         depths = (r["blocks"], r["deepest_usable_block"], r["recommended_block"])
         shown = ["–" if d is None else str(d) for d in depths]
@@ -177,7 +180,7 @@ def print_models(records: Sequence[dict[str, Any]]) -> None:
             *shown,
             r["default_checkpoint"],
         )
-    console = _console()
+    console = output_console()
     console.print(table)
     console.print(
         "Blocks count from 0. Deepest: the last one with a path from the image to the answer. "

@@ -1,1 +1,33 @@
-"""Data sets with ground truth: synthetic scenes, and readers for real ones in COCO's format."""
+r"""Data sets with ground truth: synthetic scenes, and readers for real ones.
+
+:func:`dataset` opens one by name; every sample has a picture, texts and named masks.
+"""
+
+# Being imported enters a reader in the registry.
+from captum_dcam.data.coco import CocoDataset, write_coco
+from captum_dcam.data.common import BaseDataset, DataProblem, Dataset, ObjectMask, Sample
+from captum_dcam.data.folder import FolderDataset
+from captum_dcam.data.grandf import GrandfDataset
+from captum_dcam.data.openpsg import OpenPsgDataset
+from captum_dcam.data.registry import DATASETS, dataset, dataset_names, register_dataset
+from captum_dcam.data.synthetic import SceneDataset
+from captum_dcam.data.tam import TamDataset
+
+__all__ = [
+    "DATASETS",
+    "BaseDataset",
+    "CocoDataset",
+    "DataProblem",
+    "Dataset",
+    "FolderDataset",
+    "GrandfDataset",
+    "ObjectMask",
+    "OpenPsgDataset",
+    "Sample",
+    "SceneDataset",
+    "TamDataset",
+    "dataset",
+    "dataset_names",
+    "register_dataset",
+    "write_coco",
+]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from captum_dcam.data.common import Mask
+from captum_dcam.data.files import Report, inside, read_json
+
 Row = dict[str, Any]
 
 
@@ -42,69 +43,105 @@ def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
     return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
 
 
-def read_table(source: Path, *lists: str) -> Row:
-    r"""An annotation file that holds the lists named."""
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is no file: expected COCO annotations there")
-    try:
-        table = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
+def read_table(source: Path, *lists: str) -> tuple[Row, str]:
+    r"""An annotation file that holds the lists named, and a short hash of it."""
+    table, digest = read_json(source, "COCO annotations")
     found = table if isinstance(table, dict) else {}
     lacking = [name for name in lists if not isinstance(found.get(name), list)]
     need(not lacking, f"{source} lacks the lists {lacking}: is it a COCO instances/captions file?")
-    return found
+    return found, digest
 
 
-def by_id(table: Row, kind: str, fields: Sequence[str], source: Path) -> dict[Any, Row]:
-    r"""One list of the table by id, complete and without duplicates."""
+def refuse(image_id: object, reason: str) -> None:
+    r"""Reports a problem by raising it."""
+    raise ValueError(reason)
+
+
+def by_id(
+    table: Row, kind: str, fields: Sequence[str], source: Path, report: Report = refuse
+) -> dict[Any, Row]:
+    r"""One list of the table by id, complete and without duplicates; the others are reported."""
     rows: dict[Any, Row] = {}
+    image = "id" if kind == "images" else "image_id"
     for row in table[kind]:
         whole = row if isinstance(row, dict) else {}
-        lacking = [name for name in ("id", *fields) if name not in whole]
-        need(not lacking, f"{source}: an entry of {kind!r} lacks {lacking}: {str(row)[:200]}")
-        need(row["id"] not in rows, f"{source}: id {row['id']} occurs twice in {kind!r}")
-        rows[row["id"]] = row
+        lacking = [name for name in ("id", *fields) if not _given(whole, name)]
+        owner = whole[image] if _given(whole, image) else None
+        if lacking:
+            report(owner, f"{source}: an entry of {kind!r} lacks {lacking}: {str(row)[:200]}")
+        elif row["id"] in rows:
+            report(owner, f"{source}: id {row['id']} occurs twice in {kind!r}")
+        else:
+            rows[row["id"]] = row
     return rows
+
+
+def _given(row: Row, name: str) -> bool:
+    r"""Whether a field is there, ids as numbers or strings and names as strings."""
+    if name == "name":
+        return isinstance(row.get(name), str)
+    if name in ("id", "image_id", "category_id"):
+        return isinstance(row.get(name), (int, str))
+    return name in row
+
+
+def listed_rows(table: Row, kind: str) -> list[Row]:
+    r"""The entries with an id of a list that need not be there, or be whole."""
+    rows = table.get(kind)
+    return [
+        row
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and _given(row, "id")
+    ]
 
 
 def by_image(
-    table: Row, fields: Sequence[str], known: set[Any], source: Path
+    table: Row, fields: Sequence[str], known: set[Any], source: Path, report: Report = refuse
 ) -> dict[Any, list[Row]]:
     r"""The annotations of every image."""
     rows: dict[Any, list[Row]] = {}
-    for row in by_id(table, "annotations", fields, source).values():
+    for row in by_id(table, "annotations", fields, source, report).values():
         image = row["image_id"]
-        need(image in known, f"{source}: annotation {row['id']} names image {image}, not listed")
-        rows.setdefault(image, []).append(row)
+        if image in known:
+            rows.setdefault(image, []).append(row)
+        else:
+            report(image, f"{source}: annotation {row['id']} names image {image}, not listed")
     return rows
 
 
-def read_captions(source: Path, known: set[Any]) -> dict[Any, list[Row]]:
+def read_captions(
+    source: Path, known: set[Any], report: Report
+) -> tuple[dict[Any, list[Row]], str]:
     r"""The captions of every image; there may be more images than the instances file lists."""
-    table = read_table(source, "annotations")
-    known = known | {row.get("id") for row in table.get("images") or []}
-    return by_image(table, ("image_id", "caption"), known, source)
+    table, digest = read_table(source, "annotations")
+    known = known | {row["id"] for row in listed_rows(table, "images")}
+    rows = by_image(table, ("image_id", "caption"), known, source, report)
+    for row in (row for some in rows.values() for row in some):
+        if not isinstance(row["caption"], str):
+            what = f"caption {row['id']} is {row['caption']!r}: expected text"
+            report(row["image_id"], f"{source}: {what}")
+    return rows, digest
 
 
-def check_paths(images: list[Row], source: Path) -> None:
+def check_images(images: Iterable[Row], source: Path, report: Report) -> None:
     for row in images:
-        path = Path(row["file_name"])
-        inside = not path.is_absolute() and ".." not in path.parts
-        need(inside, f"{source}: image {row['id']}: {path} leads out of the images' folder")
+        where = f"{source}: image {row['id']}"
+        if not inside(row["file_name"]):
+            report(row["id"], f"{where}: {row['file_name']} leads out of the images' folder")
+        size = (row["height"], row["width"])
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            report(row["id"], f"{where} is {size} (H, W): expected whole numbers of pixels")
 
 
 def check_categories(
-    categories: dict[Any, Row], annotations: dict[Any, list[Row]], source: Path
+    categories: dict[Any, Row], annotations: dict[Any, list[Row]], source: Path, report: Report
 ) -> None:
-    names = sorted(str(row["name"]) for row in categories.values())
+    names = sorted(row["name"] for row in categories.values())
     need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
     for row in (row for rows in annotations.values() for row in rows):
-        known = row["category_id"] in categories
-        need(
-            known,
-            f"{source}: annotation {row['id']} names category {row['category_id']}, not listed",
-        )
+        if row["category_id"] not in categories:
+            what = f"names category {row['category_id']}, not listed"
+            report(row["image_id"], f"{source}: annotation {row['id']} {what}")
 
 
 def decode(row: Row, size: tuple[int, int]) -> Mask:
@@ -114,14 +151,16 @@ def decode(row: Row, size: tuple[int, int]) -> Mask:
         engine = mask_engine()
         polygons: Mask = engine.decode(engine.merge(engine.frPyObjects(shape, *size))).astype(bool)
         return polygons
-    if not isinstance(shape, dict) or not {"size", "counts"} <= shape.keys():
+    coded = shape if isinstance(shape, dict) else {}
+    counts = coded.get("counts")
+    if not isinstance(counts, (list, str)) or "size" not in coded:
         raise ValueError(
             f"{where}: segmentation is {str(shape)[:80]}: expected polygons of at least three "
             f"points, or run lengths with size and counts; leave such annotations out of the file"
         )
-    need(list(shape["size"]) == list(size), f"{where}: mask {shape['size']}, image {size} (H, W)")
-    runs, pixels = run_lengths(shape["counts"]), size[0] * size[1]
-    if any(not isinstance(run, int) or run < 0 for run in runs) or sum(runs) != pixels:
+    need(coded["size"] == list(size), f"{where}: mask {coded['size']}, image {size} (H, W)")
+    runs, pixels = run_lengths(counts), size[0] * size[1]
+    if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != pixels:
         raise ValueError(
             f"{where} is damaged: its runs {str(runs)[:80]} do not fill {pixels} pixels"
         )

@@ -1,3 +1,349 @@
-r"""Captum's input attributions on the pixels."""
+r"""Captum's input attributions on the pixels, averaged over the pixels of each image token.
+
+Methods that mask pixels mask groups of image tokens at once; every token then carries the value of
+its group. Pixels that belong to no token (padding) are never masked and are in no map.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from captum import attr
+from torch import Tensor
+
+from captum_dcam.errors import MethodError
+from captum_dcam.methods.base import Facts, Problem, pooled_pixels, register_method
+from captum_dcam.methods.captum_common import (
+    CaptumMethod,
+    Case,
+    PathMethod,
+    ShapMethod,
+    groups_of,
+    need_spatial,
+    token_size,
+)
+
+_GROUP = "Captum, pixels"
+_GRADIENTS = ("gradients", "pixel tokens")
+_MASKS = ("pixel tokens",)
+
+
+class _Pixels(CaptumMethod):
+    """Attributions like the pixels, averaged over every token's pixels and channels."""
+
+    def build(self, case: Case) -> Any:
+        return self.algorithm(case.forward)
+
+    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+        values = values[0] if isinstance(values, tuple) else values
+        return pooled_pixels(values, case.owners, case.problem.shapes)
+
+
+@register_method("saliency")
+@dataclass(frozen=True)
+class Saliency(_Pixels):
+    """Absolute value of the gradient: how much a pixel matters, not in which direction; ≥ 0."""
+
+    algorithm: ClassVar[type] = attr.Saliency
+    facts: ClassVar[Facts] = Facts(
+        "Saliency", _GROUP, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back", _GRADIENTS
+    )
+
+
+@register_method("input_x_gradient")
+@dataclass(frozen=True)
+class InputXGradient(_Pixels):
+    """Pixel times gradient, signed; a pixel at the normalisation's zero gets 0."""
+
+    algorithm: ClassVar[type] = attr.InputXGradient
+    facts: ClassVar[Facts] = Facts(
+        "InputXGradient", _GROUP, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back", _GRADIENTS
+    )
+
+
+@register_method("integrated_gradients")
+@dataclass(frozen=True)
+class IntegratedGradients(PathMethod, _Pixels):
+    r"""Integrated gradients, signed: (pixel − baseline) × mean gradient on the line between them.
+
+    The maps times the number of pixels of a token add up to the fall of the logit between picture
+    and baseline, up to the error of the integration.
+
+    Args:
+        steps (int): points of the Gauss–Legendre rule. Default: 16
+        baseline (str): ``mean`` (the picture's mean colour) or ``zero`` (0 after normalisation).
+            Default: ``"mean"``
+        batch (int): so many points in one pass. Default: 4
+    """
+
+    algorithm: ClassVar[type] = attr.IntegratedGradients
+    facts: ClassVar[Facts] = Facts(
+        "IntegratedGradients",
+        _GROUP,
+        "Sundararajan et al., ICML 2017, Eq. 1",
+        "16 + 16 back",
+        _GRADIENTS,
+    )
+
+
+@register_method("gradient_shap")
+@dataclass(frozen=True)
+class GradientShap(ShapMethod, _Pixels):
+    r"""Expected gradients, signed: integrated gradients at random points, on noisy pictures.
+
+    Args:
+        samples (int): noisy pictures. Default: 8
+        std (float): of the noise, as a fraction of the range of the pixels' values. Default: 0.1
+        baseline (str): as in :class:`IntegratedGradients`. Default: ``"mean"``
+        batch (int): so many samples in one pass. Default: 4
+    """
+
+    algorithm: ClassVar[type] = attr.GradientShap
+    facts: ClassVar[Facts] = Facts(
+        "GradientShap",
+        _GROUP,
+        "Lundberg & Lee, NeurIPS 2017; Captum",
+        "8 + 8 back",
+        _GRADIENTS,
+        stochastic=True,
+    )
+
+
+@register_method("occlusion")
+@dataclass(frozen=True)
+class Occlusion(_Pixels):
+    r"""Fall of the logit when a window is painted over, averaged over the windows of a pixel.
+
+    Args:
+        patch (int): tokens a side of the window. Default: 4
+        stride (int): tokens from one window to the next, at most ``patch``. Default: 3
+        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
+            Default: ``"mean"``
+        batch (int): so many windows in one pass. Default: 4
+    """
+
+    patch: int = 4
+    stride: int = 3
+    baseline: str = "mean"
+    batch: int = 4
+
+    algorithm: ClassVar[type] = attr.Occlusion
+    facts: ClassVar[Facts] = Facts(
+        "Occlusion",
+        _GROUP,
+        "Zeiler & Fergus, ECCV 2014, §4.2",
+        "1 + windows (64)",
+        _MASKS,
+        expensive=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride > self.patch:
+            raise ValueError(
+                f"stride is {self.stride} tokens and the window {self.patch}: expected a stride of "
+                "at most the window, else tokens are never covered"
+            )
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        need_spatial(self.name, problem)
+
+    def call(self, case: Case) -> dict[str, Any]:
+        owners = case.owners
+        size = token_size(owners, case.problem.shapes)
+        assert size is not None  # check() says so
+        shape = owners.shape[1:]
+        # A window covers all channels of one picture or tile.
+        lead = [
+            1 if bool((owners.diff(dim=d + 1) != 0).any()) else n for d, n in enumerate(shape[:-2])
+        ]
+        window = [min(self.patch * s, n) for s, n in zip(size, shape[-2:], strict=True)]
+        stride = [min(self.stride * s, n) for s, n in zip(size, window, strict=True)]
+        return {
+            **super().call(case),
+            "sliding_window_shapes": (*lead, *window),
+            "strides": (*lead, *stride),
+            "baselines": self.emptied(case),
+            "perturbations_per_eval": self.batch,
+        }
+
+
+@dataclass(frozen=True)
+class _Masked(_Pixels):
+    """Masks groups of ``patch`` tokens a side."""
+
+    patch: int = 3
+    baseline: str = "mean"
+    batch: int = 4
+
+    def call(self, case: Case) -> dict[str, Any]:
+        return {
+            **super().call(case),
+            "feature_mask": feature_mask(case, self.patch),
+            "baselines": self.emptied(case),
+            "perturbations_per_eval": self.batch,
+        }
+
+
+def feature_mask(case: Case, patch: int) -> Tensor:
+    """Group of every pixel, numbered without gaps; that of a pixel without token means nothing."""
+    owners = case.owners
+    inside = owners >= 0
+    groups = groups_of(case.problem.shapes, patch).to(owners.device)[owners.clamp_min(0)]
+    numbers = groups[inside].unique(return_inverse=True)[1]
+    return torch.zeros_like(owners).masked_scatter(inside, numbers)
+
+
+@register_method("feature_ablation")
+@dataclass(frozen=True)
+class FeatureAblation(_Masked):
+    r"""Fall of the logit when a group of tokens' pixels is painted over.
+
+    Args:
+        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 3
+        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
+            Default: ``"mean"``
+        batch (int): so many ablations in one pass. Default: 4
+    """
+
+    algorithm: ClassVar[type] = attr.FeatureAblation
+    facts: ClassVar[Facts] = Facts(
+        "FeatureAblation",
+        _GROUP,
+        "Zeiler & Fergus, ECCV 2014; Captum",
+        "1 + groups (64)",
+        _MASKS,
+        expensive=True,
+    )
+
+
+@register_method("shapley_value_sampling")
+@dataclass(frozen=True)
+class ShapleyValueSampling(_Masked):
+    r"""Shapley values of the groups from random permutations.
+
+    The groups' values add up to the fall of the logit between picture and baseline.
+
+    Args:
+        permutations (int): how many. Default: 2
+        patch (int): tokens a side of a group. Default: 4
+        baseline, batch: as in :class:`FeatureAblation`.
+    """
+
+    permutations: int = 2
+    patch: int = 4
+
+    algorithm: ClassVar[type] = attr.ShapleyValueSampling
+    facts: ClassVar[Facts] = Facts(
+        "ShapleyValueSampling",
+        _GROUP,
+        "Castro et al., Computers & OR 2009; Štrumbelj & Kononenko, JMLR 2010",
+        "1 + 2 × groups (36)",
+        _MASKS,
+        stochastic=True,
+        expensive=True,
+    )
+
+    def values(self, case: Case) -> Any:
+        # Captum walks over a feature mask element by element in Python, once a permutation; so it
+        # gets one number a group instead: 1 shows the group's pixels, 0 the baseline's.
+        mask, empty = feature_mask(case, self.patch), self.emptied(case)
+
+        def forward(shown: Tensor, *arguments: Tensor) -> Tensor:
+            return case.forward(torch.where(shown[:, mask[0]] > 0, case.pixels, empty), *arguments)
+
+        found = self.algorithm(forward).attribute(
+            case.pixels.new_ones(1, int(mask.max()) + 1),
+            target=case.target,
+            additional_forward_args=case.arguments,
+            n_samples=self.permutations,
+            perturbations_per_eval=self.batch,
+        )
+        return found[:, mask[0]]
+
+
+@dataclass(frozen=True)
+class _Surrogate(_Masked):
+    """Fits a linear model to the logit of pictures with random groups masked."""
+
+    samples: int = 100
+    patch: int = 4
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        try:
+            import_module("sklearn")
+        except ImportError as error:
+            raise MethodError(
+                f"{self.name} fits its linear model with scikit-learn, which cannot be imported "
+                f"({error}): pip install scikit-learn"
+            ) from error
+        count = int(groups_of(problem.shapes, self.patch).max()) + 1
+        if count < 2:
+            raise MethodError(
+                f"patch {self.patch} makes one group of the whole grid {problem.shapes}: "
+                f"{self.name} needs two or more, choose a smaller patch"
+            )
+
+    def call(self, case: Case) -> dict[str, Any]:
+        return {**super().call(case), "n_samples": self.samples}
+
+
+@register_method("kernel_shap")
+@dataclass(frozen=True)
+class KernelShap(_Surrogate):
+    r"""Shapley values of the groups from a weighted linear regression.
+
+    The groups' values add up to the fall of the logit between picture and baseline.
+
+    Args:
+        samples (int): masked pictures; with fewer than groups the fit is not unique. Default: 100
+        patch (int): tokens a side of a group. Default: 4
+        baseline, batch: as in :class:`FeatureAblation`.
+    """
+
+    algorithm: ClassVar[type] = attr.KernelShap
+    facts: ClassVar[Facts] = Facts(
+        "KernelShap",
+        _GROUP,
+        "Lundberg & Lee, NeurIPS 2017, Theorem 2",
+        "100",
+        _MASKS,
+        stochastic=True,
+        expensive=True,
+    )
+
+
+@register_method("lime")
+@dataclass(frozen=True)
+class Lime(_Surrogate):
+    r"""Coefficients of a sparse linear model near the picture.
+
+    Args:
+        samples (int): masked pictures. Default: 100
+        alpha (float): weight of the Lasso's penalty; groups below it get 0. Default: 0.01
+        patch (int): tokens a side of a group. Default: 4
+        baseline, batch: as in :class:`FeatureAblation`.
+    """
+
+    alpha: float = 0.01
+
+    algorithm: ClassVar[type] = attr.Lime
+    facts: ClassVar[Facts] = Facts(
+        "LIME",
+        _GROUP,
+        "Ribeiro et al., KDD 2016, Eq. 1–2",
+        "100",
+        _MASKS,
+        stochastic=True,
+        expensive=True,
+    )
+
+    def build(self, case: Case) -> Any:
+        from captum._utils.models.linear_model import SkLearnLasso
+
+        return attr.Lime(case.forward, interpretable_model=SkLearnLasso(alpha=self.alpha))

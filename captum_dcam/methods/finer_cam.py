@@ -1,3 +1,82 @@
-r"""Finer-CAM on token scores."""
+r"""Finer-CAM on token scores: what speaks for this token rather than for the likeliest others."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.methods.base import Facts, PerToken, Problem, register_method
+from captum_dcam.products import PRODUCTS, cam
+from captum_dcam.vjp import _gradients, _watch
+
+#: how the rivals' logits are averaged
+WEIGHTS = ("equal", "probability")
+
+
+@register_method("finer_cam")
+@dataclass(frozen=True)
+class FinerCam(PerToken):
+    r"""Finer-CAM (Zhang et al., CVPR 2025): Grad-CAM of a difference of logits.
+
+    .. math:: y_c - \gamma \sum_d w_d \, y_d
+
+    The rivals d are the tokens with the highest logits besides the token's own, at its position and
+    in its state. With ``equal``, as in the paper, :math:`w_d = 1/k`. With ``probability``, as in
+    pytorch-grad-cam, :math:`w` is the softmax over the rivals' logits, and is differentiated as
+    well. (That package takes the logits nearest to the token's: the same, where the token is the
+    likeliest.)
+
+    Args:
+        gamma (float): :math:`\gamma`, strength of the comparison; 0 is Grad-CAM. Default: 0.6
+        comparisons (int): k. Default: 3
+        weights (str): ``equal`` or ``probability``. Default: ``"equal"``
+        product (str): how features and gradients become the map. Default: ``"pooled"``, Grad-CAM's
+    """
+
+    gamma: float = 0.6
+    comparisons: int = 3
+    weights: str = "equal"
+    product: str = "pooled"
+
+    facts: ClassVar[Facts] = Facts(
+        "Finer-CAM", "gradient", "Zhang et al., CVPR 2025", "1 + 1 back", ("gradients",)
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < float("inf"):
+            raise ValueError(f"gamma is {self.gamma}: expected a number of at least 0")
+        if not isinstance(self.comparisons, int) or self.comparisons < 1:
+            raise ValueError(f"comparisons is {self.comparisons!r}: expected at least 1 token")
+        for name, known in (("weights", WEIGHTS), ("product", tuple(PRODUCTS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+
+    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
+        step = torch.tensor([problem.step(position)])
+        with torch.enable_grad():
+            logits, features = _watch(
+                problem.forward, lambda: problem.forward.replay(torch.tensor([0]), step)
+            )
+            gradients = _gradients(self._score(logits[0, position], token), features)
+        if not any(bool(g.any()) for g in gradients):
+            raise InfeasibleStepError(
+                f"the logits of position {position} have no gradient path to the image states of "
+                f"block {problem.forward.layer}: choose another step or a shallower block"
+            )
+        return tuple(
+            cam(f[0].detach(), g[0], self.product, center=False)
+            for f, g in zip(features, gradients, strict=True)
+        )
+
+    def _score(self, logits: Tensor, token: int) -> Tensor:
+        """The difference for logits (V,) of one position."""
+        wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+        order = wide.detach().argsort(descending=True, stable=True)
+        rivals = wide[order[order != token][: self.comparisons]]
+        if self.weights == "equal":
+            return wide[token] - self.gamma * rivals.mean()
+        return wide[token] - self.gamma * (rivals.softmax(0) * rivals).sum()

@@ -1,3 +1,199 @@
-r"""LLaVA-CAM: Smooth Grad-CAM++."""
+r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the picture."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from captum.attr import LayerActivation
+from torch import Tensor
+
+from captum_dcam import vjp
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.methods.base import Attribution, Facts, Method, Problem, noise, register_method
+from captum_dcam.refine import min_max
+from captum_dcam.targets import Target
+
+#: tokens whose gradients are averaged at the same time: they share the noisy copies' passes
+TOKENS_AT_ONCE = 8
+
+#: means over the noisy copies of the gradient (D, h, w), its square and its cube
+Powers = tuple[Tensor, Tensor, Tensor]
+
+
+def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
+    r"""Grad-CAM++ with the gradient's powers averaged over noisy copies (Omeiza et al. 2019).
+
+    .. math:: α = D_2 / (2 D_2 + D_3 \sum_{ij} A), \quad
+              M = \sum_c \Big(\sum_{ij} α \, \mathrm{ReLU}(D_1)\Big) A_c
+
+    Args:
+        features (Tensor): (D, h, w), A of the clean picture.
+        powers (tuple of Tensor): D_1, D_2, D_3: (D, h, w) each.
+
+    Returns:
+        Tensor: (h, w), signed; α is 0 where its denominator is.
+    """
+    first, second, third = powers
+    below = 2 * second + third * features.sum((-2, -1), keepdim=True)
+    alpha = (second / below.where(below != 0, torch.ones_like(below))).where(
+        below != 0, torch.zeros_like(below)
+    )
+    weights = (alpha * first.relu()).sum((-2, -1), keepdim=True)
+    return (weights * features).sum(-3)
+
+
+@register_method("llava_cam")
+@dataclass(frozen=True)
+class LlavaCam(Method):
+    r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
+
+    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a problem see
+    the same noisy copies. A word of several tokens is the sum of their maps. Where a budget ends
+    after some copies, the mean over these is the word's estimate.
+
+    Args:
+        samples (int): noisy copies. Default: 8
+        std (float): of the noise, as a share of the pixels' range. Default: 0.15
+        threshold (float, optional): values of the min-max normalised map below it are set to 0
+            (Diffusion-CAM's comparison uses 0.4); the map is then normalised to [0, 1]. Default:
+            None, the signed map
+    """
+
+    samples: int = 8
+    std: float = 0.15
+    threshold: float | None = None
+
+    facts: ClassVar[Facts] = Facts(
+        "LLaVA-CAM",
+        "gradient",
+        "LLaVA-CAM, Zhang et al. 2024 / Smooth Grad-CAM++, Omeiza et al. 2019",
+        "9 + 8 back",
+        ("gradients",),
+        stochastic=True,
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"samples is {self.samples!r}: expected at least 1 noisy copy")
+        if not 0 <= self.std < float("inf"):
+            raise ValueError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}: expected 0 to 1, or None")
+
+    def attribute(self, problem: Problem) -> Attribution:
+        maps = problem.empty()
+        done = torch.zeros(len(problem.targets), dtype=torch.bool)
+        copies, note = noisy_copies(problem, self.samples, self.std), ""
+        for group in _groups(problem.targets):
+            tokens = [(n, t) for n in group for t in _single_tokens(problem.targets[n])]
+            targets = [t for _, t in tokens]
+            try:
+                features = clean_features(problem, targets)
+            except BudgetExhaustedError as error:
+                note = str(error)
+                break
+            powers, used, note = mean_powers(problem, copies, targets)
+            if not used:
+                break
+            for (n, _), own, power in zip(tokens, features, powers, strict=True):
+                for whole, a, three in zip(maps, own, power, strict=True):
+                    whole[n] += smooth_plus_plus(a.float(), three).cpu()
+            if used < self.samples:
+                note += f"; words {group[0]} to {group[-1]} are estimates from {used} copies"
+                break
+            done[list(group)] = True
+        if self.threshold is not None:
+            maps = tuple(_thresholded(m, self.threshold) for m in maps)
+        return Attribution(maps, done, note=note)
+
+
+def _groups(targets: Sequence[Target]) -> list[list[int]]:
+    """Numbers of consecutive words, so many that they have about TOKENS_AT_ONCE tokens."""
+    groups: list[list[int]] = []
+    count = TOKENS_AT_ONCE
+    for number, target in enumerate(targets):
+        if count + len(target.positions) > TOKENS_AT_ONCE:
+            groups.append([])
+            count = 0
+        groups[-1].append(number)
+        count += len(target.positions)
+    return groups
+
+
+def _single_tokens(target: Target) -> list[Target]:
+    pairs = zip(target.positions, target.token_ids, strict=True)
+    return [Target(target.text, (p,), (token,)) for p, token in pairs]
+
+
+def noisy_copies(problem: Problem, samples: int, std: float) -> list[DenoisingForward]:
+    """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
+    forward, pixels = problem.forward, problem.pixels
+    assert forward.request is not None
+    spread = std * float(pixels.max() - pixels.min())
+    out = []
+    for _ in range(samples):
+        noisy = pixels + noise(pixels, spread, problem.generator)
+        one = DenoisingForward(forward.adapter, forward.layer, forward.score)
+        request = replace(forward.request, pixels=noisy.detach())
+        one.bind(request, replace(forward.trajectory, kept={}))
+        out.append(one)
+    return out
+
+
+def clean_features(problem: Problem, tokens: Sequence[Target]) -> list[tuple[Tensor, ...]]:
+    """Feature maps (D, h, w), one a grid, of the clean picture in every token's state."""
+    layer = LayerActivation(problem.forward, problem.forward.tap)
+    shared = problem.forward.trajectory.regime == "prefix"
+    found: dict[int, tuple[Tensor, ...]] = {}
+    out = []
+    for token in tokens:
+        position = token.positions[0]
+        state = 0 if shared else problem.step(position)
+        if state not in found:
+            maps = layer.attribute(
+                problem.pixels, additional_forward_args=problem.arguments(position)
+            )
+            found[state] = tuple(m[0] for m in (maps if isinstance(maps, tuple) else (maps,)))
+        out.append(found[state])
+    return out
+
+
+def mean_powers(
+    problem: Problem, copies: Sequence[DenoisingForward], tokens: Sequence[Target]
+) -> tuple[list[tuple[Powers, ...]], int, str]:
+    r"""Means of the first three powers of the gradients of single tokens over the noisy copies.
+
+    Returns:
+        tuple: for every token :data:`Powers` of every grid (empty if there was no copy); the number
+        of copies before the budget ended; what to tell of that.
+    """
+    sums: dict[tuple[int, int], list[Tensor]] = {}
+    used, note = 0, ""
+    for copy in copies:
+        try:
+            rows = vjp.rows(copy, tokens, score=problem.score)
+        except BudgetExhaustedError as error:
+            note = str(error)
+            break
+        used += 1
+        for row in rows:
+            for grid, gradient in enumerate(row.gradients):
+                g = gradient.float()
+                new = [g, g.square(), g**3]
+                old = sums.setdefault((row.target, grid), [torch.zeros_like(g)] * 3)
+                sums[row.target, grid] = [a + b for a, b in zip(old, new, strict=True)]
+    if not used:
+        return [], 0, note
+    grids = range(len(problem.shapes))
+    means = {at: (s[0] / used, s[1] / used, s[2] / used) for at, s in sums.items()}
+    return [tuple(means[n, i] for i in grids) for n in range(len(tokens))], used, note
+
+
+def _thresholded(maps: Tensor, threshold: float) -> Tensor:
+    """Maps (N, h, w), each brought to [0, 1], with 0 where it is below the threshold."""
+    scaled = min_max(maps)
+    return scaled.where(scaled >= threshold, torch.zeros_like(scaled))

@@ -1,3 +1,275 @@
-r"""MSEA and ARC."""
+r"""Multi-scale explanation aggregation and activation ranking correlation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import MethodError
+from captum_dcam.layout import Grid
+from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.causal import rank_biased_overlap, without_interference
+from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
+from captum_dcam.methods.tam import check_order_and_filter, filtered
+from captum_dcam.pictures import to_rgb
+from captum_dcam.sequence import split_grids
+from captum_dcam.targets import Target
+
+AGGREGATES = ("mean", "max")
+
+#: for every grid, the matrices that bring a map (h', w') of another scale back: R @ map @ C.T
+Back = tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A problem, the lens at its own scale, every scale's lens with the way back to the problem's
+    grids (None: its own), and the step at which each text token's own map is read."""
+
+    problem: Problem
+    lens: Lens
+    scales: tuple[tuple[Lens, Back | None], ...]
+    steps: list[int]
+
+
+@register_method("msea_arc")
+@dataclass(frozen=True)
+class MseaArc(PerWord):
+    r"""MSEA and ARC (Liang et al. 2025), each of which can be turned off.
+
+    MSEA (Eq. 3–5): the logit lens on the picture at several sizes, the answer held fixed; the maps
+    are brought back to the picture's own grid (bilinearly, at the centres of its tokens) and
+    aggregated. Models that keep a picture's size get the resized picture, others get it in the
+    upper left corner of a black canvas of the picture's size.
+
+    ARC (Eq. 7–9): from the word's map A_t the mean of its context's maps is subtracted, a context
+    token weighing :math:`1 - r_j`, with r_j the rank-biased overlap of the k tokens that it and the
+    word predict; the map of the token with the least activation joins in with r = 0. The positive
+    part of :math:`A_t - β Â_t` is filtered (rank Gaussian).
+
+    Without ARC maps are signed logits (Eq. 5); with it they are not negative. Every token's map is
+    read at its own state, the rankings at the state of the word. A word of several tokens is the
+    sum of theirs before the filter.
+
+    Args:
+        scales (tuple of float): factors of the picture's sides, at most 1 where the model does not
+            keep a picture's size. Default: (0.5, 0.75, 1.0)
+        aggregate (str): ``mean`` (Eq. 5) or ``max``. Default: ``"mean"``
+        k (int): depth of the rankings. Default: 50
+        p (float): of the rank-biased overlap, in ]0, 1[; the paper does not give it. Default: 0.9
+        order (str): what context is; see :class:`captum_dcam.methods.tam.TokenActivationMap`.
+        filter (int): odd window of the rank Gaussian filter; 0 for none. Default: 3
+        msea (bool): several scales. Default: True
+        arc (bool): subtract the context. Default: True
+    """
+
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0)
+    aggregate: str = "mean"
+    k: int = 50
+    p: float = 0.9
+    order: str = "commit"
+    filter: int = 3
+    msea: bool = True
+    arc: bool = True
+
+    facts: ClassVar[Facts] = Facts(
+        "MSEA + ARC",
+        "logit lens",
+        "Liang et al. 2025, Eq. 2–9",
+        "3 (full regime: 3 a state)",
+        ("rescaling",),
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if not self.scales or any(not 0 < s <= 4 for s in self.scales):
+            raise ValueError(f"scales is {self.scales}: expected factors above 0, at most 4")
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"aggregate is {self.aggregate!r}: expected one of {AGGREGATES}")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k is {self.k!r}: expected a depth of at least 1")
+        if not 0 < self.p < 1:
+            raise ValueError(f"p is {self.p}: expected a number between 0 and 1")
+        check_order_and_filter(self.order, self.filter)
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        adapter = problem.forward.adapter
+        if self.msea and not adapter.any_size and max(self.scales) > 1:
+            raise MethodError(
+                f"scale {max(self.scales):g} does not fit the fixed input of {adapter.family}: "
+                "the picture is pasted on a canvas of its own size; choose scales up to 1"
+            )
+
+    def reader(self, problem: Problem) -> Reader:
+        self.check(problem)
+        wanted = reads(problem, self.order if self.arc else None)
+        own = Lens(problem.forward, wanted, base=self.arc)
+        scales: list[tuple[Lens, Back | None]] = []
+        for scale in self.scales if self.msea else (1.0,):
+            if scale == 1:
+                scales.append((own, None))
+            else:
+                forward, back = rescaled(problem.forward, scale)
+                scales.append((Lens(forward, wanted), back))
+        return Reader(problem, own, tuple(scales), own_steps(problem))
+
+    def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        pairs = zip(target.positions, target.token_ids, strict=True)
+        refine = self._without_context if self.arc else self._aggregated
+        parts = [refine(reader, reader.problem.step(p), token, p) for p, token in pairs]
+        maps = split_grids(torch.stack(parts).sum(0), reader.problem.forward)
+        return (filtered(maps, self.filter) if self.arc else maps), None
+
+    def _aggregated(self, reader: Reader, step: int, token: int, _position: int = 0) -> Tensor:
+        """(N,) logits over the scales (Eq. 5)."""
+        maps = []
+        for lens, back in reader.scales:
+            values = lens.image(step, token)
+            maps.append(values if back is None else _brought_back(values, back))
+        stacked = torch.stack(maps)
+        return stacked.mean(0) if self.aggregate == "mean" else stacked.amax(0)
+
+    def _without_context(self, reader: Reader, step: int, token: int, position: int) -> Tensor:
+        """(N,) positive part of Eq. 9, before its filter."""
+        tokens = reader.lens.tokens
+        context = context_of(reader.problem, position, self.order)
+        rankings = reader.lens.rankings(step, self.k)
+        overlap = rank_biased_overlap(rankings[context], rankings[tokens.prompt + position], self.p)
+        maps = [reader.lens.least(step)]
+        maps += [
+            self._aggregated(reader, reader.steps[j], int(i))
+            for j, i in zip(context.tolist(), tokens.ids[context], strict=True)
+        ]
+        weights = torch.cat((torch.ones(1), 1 - overlap.float()))
+        refined, _ = without_interference(
+            self._aggregated(reader, step, token), torch.stack(maps), weights
+        )
+        return refined
+
+
+@register_method("msea")
+@dataclass(frozen=True)
+class Msea(MseaArc):
+    """:class:`MseaArc` with several scales alone: signed maps, Eq. 5."""
+
+    arc: bool = False
+
+    facts: ClassVar[Facts] = Facts(
+        "MSEA", "logit lens", "Liang et al. 2025, Eq. 2–5", "3", ("rescaling",)
+    )
+
+
+@register_method("arc")
+@dataclass(frozen=True)
+class Arc(MseaArc):
+    """:class:`MseaArc` at the picture's own size alone: Eq. 7–9."""
+
+    msea: bool = False
+
+    facts: ClassVar[Facts] = Facts(
+        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (full regime: 1 a state)", ()
+    )
+
+
+# -- pictures of other sizes ----------------------------------------------------------------------
+
+
+def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward, Back]:
+    r"""The same prompt and answer behind the pictures at another size (Eq. 3).
+
+    Args:
+        forward (DenoisingForward): bound, batch 1.
+        scale (float): factor of the pictures' sides.
+
+    Returns:
+        tuple: a forward bound to the new request and the same trajectory, and for every grid the
+        matrices that bring its maps back to ``forward``'s grid.
+
+    Raises:
+        MethodError: the new request has other pictures or grids, or a grid that shows another part.
+    """
+    request, adapter = forward.request, forward.adapter
+    assert request is not None
+    pictures, ratios = [], []
+    for picture in request.images[0]:
+        w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        small = to_rgb(picture).resize((w, h), Image.Resampling.BICUBIC)
+        ratios.append((h / picture.height, w / picture.width))
+        if adapter.any_size:
+            pictures.append(small)
+        else:
+            pictures.append(Image.new("RGB", picture.size))
+            pictures[-1].paste(small, (0, 0))
+    new = adapter.prepare([pictures], list(request.prompts))
+    old_grids, new_grids = request.layout.grids, new.layout.grids
+    if [g.image for g in old_grids] != [g.image for g in new_grids]:
+        raise MethodError(
+            f"at scale {scale:g} {adapter.family} lays out {len(new_grids)} grids of image tokens, "
+            f"at scale 1 {len(old_grids)}: their maps cannot be aggregated; choose other scales"
+        )
+    back = tuple(
+        _way_back(old, other, ratios[old.image], scale)
+        for old, other in zip(old_grids, new_grids, strict=True)
+    )
+    bound = DenoisingForward(adapter, forward.layer, forward.score)
+    trajectory = forward.trajectory
+    longer = new.layout.prefix_length - request.layout.prefix_length
+    holds_prefix = [i == 0 or trajectory.regime == "full" for i in range(len(trajectory.lengths))]
+    lengths = zip(trajectory.lengths, holds_prefix, strict=True)
+    bound.bind(
+        new,
+        replace(
+            trajectory,
+            lengths=tuple(n + longer * holds for n, holds in lengths),
+            image_end=new.layout.image_end,
+            kept={},
+        ),
+    )
+    return bound, back
+
+
+def _way_back(
+    old: Grid, new: Grid, ratio: tuple[float, float], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Interpolation matrices (h, h') and (w, w') from a rescaled grid to the old one."""
+    matrices = []
+    for axis, (own, other) in enumerate(((old.y_edges, new.y_edges), (old.x_edges, new.x_edges))):
+        at, shown = own.mean(1) * ratio[axis], old.image_size[axis] * ratio[axis]
+        if float(at.min()) < float(other.min()) or float(at.max()) > float(other.max()):
+            raise MethodError(
+                f"at scale {scale:g} a grid of image tokens shows another part of the picture "
+                "(tiles): its map cannot be brought back; choose a model or setting without tiles"
+            )
+        matrices.append(_interpolation(other.mean(1), at, shown))
+    return matrices[0], matrices[1]
+
+
+def _interpolation(centers: Tensor, at: Tensor, shown: float) -> Tensor:
+    """(n, m): linear between centres, flat outside them and beyond where the picture ends."""
+    count = max(1, int((centers < shown).sum()))
+    at = at.clamp(centers[0], centers[count - 1])
+    right = torch.searchsorted(centers[:count].contiguous(), at).clamp(min(1, count - 1), count - 1)
+    left = (right - 1).clamp_min(0)
+    gap = centers[right] - centers[left]
+    part = (at - centers[left]) / gap.where(gap > 0, torch.ones_like(gap))
+    out = torch.zeros(len(at), len(centers), dtype=torch.float64)
+    rows = torch.arange(len(at))
+    out[rows, left] += 1 - part
+    out[rows, right] += part
+    return out
+
+
+def _brought_back(values: Tensor, back: Back) -> Tensor:
+    """Values (N',) of another scale's image tokens as (N,) of the problem's."""
+    parts = values.split([r.shape[1] * c.shape[1] for r, c in back])
+    maps = [
+        r @ part.double().view(r.shape[1], c.shape[1]) @ c.T
+        for part, (r, c) in zip(parts, back, strict=True)
+    ]
+    return torch.cat([m.flatten() for m in maps]).to(values.dtype)

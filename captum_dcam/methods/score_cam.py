@@ -1,3 +1,232 @@
-r"""Score-CAM on token scores."""
+r"""Score-CAM on token scores: channels weigh by what the answer keeps when they mask the picture.
+
+No gradients. The masked pictures serve all words at once: in the prefix regime the image states do
+not depend on the step, so only the short steps are run again for every word.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_dcam.denoising import _inference
+from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.layout import Grid
+from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.vjp import _watch
+
+#: what of a token is read on the masked pictures
+SCORES = ("logit", "probability")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One token of word ``target``, read at ``step``."""
+
+    target: int
+    step: int
+    position: int
+    token: int
+
+
+@register_method("score_cam")
+@dataclass(frozen=True)
+class ScoreCam(Method):
+    r"""Score-CAM (Wang et al., CVPRW 2020, Eq. 3–7).
+
+    Every channel :math:`A_k` of the image tokens, stretched to [0, 1] over all grids and enlarged
+    to the pixels, masks them: :math:`X_k = X M_k + b (1 - M_k)`. The map is
+    :math:`\sum_k \alpha_k A_k` with :math:`\alpha` the softmax over channels of the token's score
+    on :math:`X_k`. The score on the bare baseline, which the paper subtracts, is the same for all
+    channels and cancels in the softmax: it is not computed. The paper's ReLU is left to the reader.
+
+    A mask is enlarged bilinearly where the last two axes of the pixel tensor are one grid's
+    picture, and painted token by token in other pixel tensors.
+
+    A budget that ends inside leaves an estimate from the channels done so far.
+
+    Args:
+        channels (int, optional): the channels with the largest standard deviation take part; None:
+            all, one pass each. Default: 24
+        baseline (float): b, in the units of the pixel tensor. Default: 0.0
+        score (str): ``logit`` or ``probability`` of the token. Probabilities differ by 1 at most,
+            so that the softmax leaves all channels nearly the same weight. Default: ``"logit"``
+        batch_size (int): masked pictures a pass. Default: 8
+    """
+
+    channels: int | None = 24
+    baseline: float = 0.0
+    score: str = "logit"
+    batch_size: int = 8
+
+    facts: ClassVar[Facts] = Facts(
+        "Score-CAM",
+        "gradient",
+        "Wang et al., CVPRW 2020",
+        "1 + channels",
+        ("pixel tokens",),
+        expensive=True,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "batch_size"):
+            value = getattr(self, name)
+            if name == "channels" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+        if self.score not in SCORES:
+            raise ValueError(f"score is {self.score!r}: expected one of {SCORES}")
+        if not torch.isfinite(torch.tensor(self.baseline)):
+            raise ValueError(f"baseline is {self.baseline}: expected a finite number")
+
+    def attribute(self, problem: Problem) -> Attribution:
+        maps = problem.empty()
+        done = torch.ones(len(problem.targets), dtype=torch.bool)
+        note, lost = "", set()
+        for group in self._groups(problem):
+            numbers = [r.target for r in group]
+            if note:
+                done[numbers] = False
+                lost |= {*numbers}
+                continue
+            scores: list[Tensor] = []
+            features: tuple[Tensor, ...] = ()
+            try:
+                features, chosen = self._channels(problem, group[0].step)
+                for part in chosen.split(self.batch_size):
+                    scores.append(self._scores(problem, group, [f[part] for f in features]))
+            except BudgetExhaustedError as error:
+                done[numbers] = False
+                note = str(error)
+            if not scores:
+                lost |= {*numbers}
+                continue
+            weights = torch.cat(scores).softmax(0)
+            for whole, own in zip(maps, features, strict=True):
+                used = own[chosen[: len(weights)]]
+                found = torch.einsum("kr,khw->rhw", weights.to(used), used).cpu()
+                whole.index_add_(0, torch.tensor(numbers), found)
+            if note:
+                note += f": an estimate from {len(weights)} of {len(chosen)} channels"
+        for whole in maps:
+            whole[sorted(lost)] = 0.0  # words of which a token was not read at all
+        return Attribution(maps, done, note=note)
+
+    def _groups(self, problem: Problem) -> list[list[_Read]]:
+        """Tokens whose image states are the same: all, or those of one step."""
+        reads = [
+            _Read(n, problem.step(position), position, token)
+            for n, target in enumerate(problem.targets)
+            for position, token in zip(target.positions, target.token_ids, strict=True)
+        ]
+        if problem.forward.trajectory.regime == "prefix":
+            return [reads]
+        return [[r for r in reads if r.step == s] for s in dict.fromkeys(r.step for r in reads)]
+
+    def _channels(self, problem: Problem, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Features (D, h, w) of every grid, and the numbers of the channels that take part."""
+        with torch.no_grad():
+            _, maps = _watch(
+                problem.forward,
+                lambda: problem.forward.replay(torch.tensor([0]), torch.tensor([step])),
+            )
+        features = tuple(m[0].float() for m in maps)
+        spread = torch.cat([f.flatten(1) for f in features], 1).std(1, correction=0)
+        count = min(self.channels or len(spread), len(spread))
+        return features, spread.topk(count).indices
+
+    @torch.no_grad()
+    def _scores(self, problem: Problem, group: list[_Read], features: list[Tensor]) -> Tensor:
+        """Scores (K, reads) on the pixels masked by K channels (K, h, w)."""
+        forward, request = problem.forward, problem.forward.request
+        assert request is not None
+        owners = forward.adapter.pixel_tokens(request)
+        masks = pixel_masks(_stretched(features), owners).to(problem.pixels)
+        pixels = problem.pixels.detach() * masks + self.baseline * (1 - masks)
+        rows = len(pixels)
+        out = torch.empty(rows, len(group))
+        with _inference(forward.model):
+            extras = (e.expand(rows, *e.shape[1:]) for e in request.extras)
+            memory = forward.adapter.prefill(forward.adapter.embed(pixels, *extras))
+            for step in sorted({r.step for r in group}):
+                state = forward.trajectory.state_at(
+                    torch.zeros(rows, dtype=torch.long), torch.full((rows,), step)
+                )
+                logits = forward.adapter.denoise(memory, *state).float()
+                values = logits.softmax(-1) if self.score == "probability" else logits
+                for i, read in enumerate(group):
+                    if read.step == step:
+                        out[:, i] = values[:, read.position, read.token].cpu()
+        return out
+
+
+def _stretched(features: list[Tensor]) -> list[Tensor]:
+    """Maps (K, h, w) of all grids, each channel to [0, 1] over all of them; constant ones: 0."""
+    every = torch.cat([f.flatten(1) for f in features], 1)
+    low, high = every.amin(1)[:, None, None], every.amax(1)[:, None, None]
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    return [(f - low) / span for f in features]
+
+
+def pixel_masks(masks: list[Tensor], owners: Tensor) -> Tensor:
+    r"""Masks at token resolution, enlarged to the pixel tensor.
+
+    Args:
+        masks (list of Tensor): (K, h, w), one a grid.
+        owners (Tensor): (1, …) int64 from ``adapter.pixel_tokens``.
+
+    Returns:
+        Tensor: (K, …) float32, 1 where a pixel belongs to no token. Where the last two axes hold
+        one grid alone, whose rows and columns are rows and columns of pixels, the mask is bilinear
+        between the tokens' centres; else each pixel has its token's value.
+    """
+    flat = torch.cat([m.flatten(1) for m in masks], 1)
+    owners = owners.to(flat.device)[0]
+    out = flat[:, owners.clamp_min(0).flatten()].view(len(flat), *owners.shape)
+    out = torch.where(owners >= 0, out, torch.ones_like(out))
+    if owners.ndim < 2:
+        return out
+    planes = owners.reshape(-1, *owners.shape[-2:])
+    painted = out.view(len(flat), *planes.shape)
+    start = 0
+    for mask in masks:
+        shape = (mask.shape[1], mask.shape[2])
+        for i, plane in enumerate(planes):
+            grid = _plane_grid(plane - start, plane >= 0, shape)
+            if grid is not None:
+                painted[:, i] = torch.where(plane >= 0, grid.to_pixels(mask), 1.0)
+        start += shape[0] * shape[1]
+    return out
+
+
+def _plane_grid(own: Tensor, inside: Tensor, shape: tuple[int, int]) -> Grid | None:
+    """A plane (H, W) of one grid's token numbers as that grid in the plane's pixels; None where it
+    holds anything else."""
+    h, w = shape
+    if not bool(inside.any()) or not bool(((own >= 0) & (own < h * w))[inside].all()):
+        return None
+    none = torch.full_like(own, -1)
+    rows = torch.where(inside, own.div(w, rounding_mode="floor"), none).amax(1)
+    columns = torch.where(inside, own % w, none).amax(0)
+    crossed = torch.where((rows[:, None] >= 0) & (columns >= 0), rows[:, None] * w + columns, none)
+    if not torch.equal(crossed, torch.where(inside, own, none)):
+        return None
+    edges = _edges(rows.tolist(), h), _edges(columns.tolist(), w)
+    if edges[0] is None or edges[1] is None:
+        return None
+    return Grid(
+        torch.zeros(shape, dtype=torch.long), edges[1], edges[0], (own.shape[0], own.shape[1])
+    )
+
+
+def _edges(owner: list[int], count: int) -> Tensor | None:
+    """First and last pixel edge (count, 2) of every row or column; None unless they follow each
+    other."""
+    if [n for n in dict.fromkeys(owner) if n >= 0] != list(range(count)):
+        return None
+    last = {n: i + 1 for i, n in enumerate(owner)}
+    return torch.tensor([(owner.index(n), last[n]) for n in range(count)], dtype=torch.float64)

@@ -1,3 +1,308 @@
-r"""Architecture surgery and feature surgery."""
+r"""CLIP Surgery's two parts on a language model: architecture surgery and feature surgery.
+
+CLIP Surgery compares image tokens with a text embedding. Here the text side is the output head: the
+similarity of an image token with a word is the logit that the head gives to the word's token there
+(the logit lens).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import MethodError
+from captum_dcam.methods.attention_calls import (
+    INVISIBLE,
+    BlockMode,
+    Fused,
+    inside_blocks,
+    is_fused,
+    is_written,
+    wide,
+)
+from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.lens import check_block, lens_logits
+from captum_dcam.methods.sequence_values import over_tokens, sequence_length
+from captum_dcam.sequence import image_positions, outputs_of, unkept
+from captum_dcam.tap import hidden_of, replace_hidden
+
+
+class ValueAttention(BlockMode):
+    r"""Inside blocks ``start`` and above, attention weights are softmax(v vᵀ · scale).
+
+    Masks and the scale stay those of the call. Where attention is written out, the scale is
+    :math:`d^{-1/2}`, a key that no head attended to counts as masked, and the product of the
+    weights with the values is recognised by its first operand.
+
+    Attributes:
+        replaced (set of int): blocks whose weights were replaced.
+    """
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self.start = start
+        self.replaced: set[int] = set()
+        self._weights: Tensor | None = None  # a softmax that has not met its values yet
+
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        assert self.block is not None
+        if self.block < self.start:
+            return func(*args, **kwargs)
+        if is_fused(func):
+            self.replaced.add(self.block)
+            return _value_call(Fused(*args, **kwargs)).run(func)
+        if self._weights is not None and args and args[0] is self._weights:
+            if getattr(func, "__name__", "") in ("matmul", "__matmul__"):
+                self.replaced.add(self.block)
+                weights, self._weights = self._weights, None
+                return func(_value_weights(args[1], weights), args[1])
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and result.shape == self._weights.shape:
+                self._weights = result  # a cast, dropout and the like
+            return result
+        result = func(*args, **kwargs)
+        if is_written(func, result):
+            self._weights = result
+        return result
+
+
+def _value_call(call: Fused) -> Fused:
+    """The same attention with values as queries and keys."""
+    values = call.value
+    groups = call.query.shape[1] // values.shape[1]
+    values = values.repeat_interleave(groups, dim=1) if groups > 1 else values
+    scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+    queries = values[:, :, -call.query.shape[2] :]  # behind a cache queries are the last keys
+    return call._replace(query=queries, key=values, value=values, scale=scale, enable_gqa=False)
+
+
+def _value_weights(values: Tensor, weights: Tensor) -> Tensor:
+    """softmax(v vᵀ / √d) of values (1, heads, k, d), masked where ``weights`` (1, heads, q, k)
+    are 0 in all heads."""
+    v = wide(values)
+    scores = v[:, :, -weights.shape[2] :] @ v.mT * v.shape[-1] ** -0.5
+    masked = (weights == 0).all(1, keepdim=True)
+    return scores.masked_fill(masked, -torch.inf).softmax(-1).nan_to_num(0).to(values.dtype)
+
+
+@contextmanager
+def _inputs_of(block: nn.Module) -> Iterator[list[Tensor]]:
+    """Hidden states that enter a block, call after call."""
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        values = (*args, *kwargs.values())
+        found.append(next(a for a in values if isinstance(a, Tensor) and a.ndim == 3))
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class Surgery:
+    r"""Hidden states (N, D) of a problem's image tokens, as the surgeries read them.
+
+    Args:
+        problem (Problem): batch 1.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._forward = unkept(problem.forward)
+        self._shared = problem.forward.trajectory.regime == "prefix"
+        self._images = image_positions(problem.forward)
+
+    def state(self, step: int) -> int:
+        """What image states depend on: behind a cached prefix, on no step."""
+        return 0 if self._shared else step
+
+    def _run(self, step: int) -> None:
+        """One run of the blocks over the image: the prefill, or a step of the full regime."""
+        memory = self._forward.prefill()
+        if not self._shared:
+            self._forward.step(memory, torch.tensor([0]), torch.tensor([step]))
+
+    @torch.no_grad()
+    def plain(self, step: int, block: int) -> Tensor:
+        """A block's output."""
+        with outputs_of({block: self._forward.adapter.blocks[block]}) as found:
+            self._run(step)
+        return found[block][0][0, self._images]
+
+    @torch.no_grad()
+    def second_path(self, step: int, start: int) -> Tensor:
+        r"""The states that enter block ``start``, plus the value-value attention of every block
+        from there on, read from the original path."""
+        blocks = list(self._forward.adapter.blocks)
+        parts = {i: self._forward.adapter.attention_module(b) for i, b in enumerate(blocks)}
+        parts = {i: part for i, part in parts.items() if i >= start}
+        with _inputs_of(blocks[start]) as entered, outputs_of(parts) as original:
+            self._run(step)
+        added: dict[int, Tensor] = {}
+
+        def hook(index: int) -> Callable[..., Any]:
+            def swap(_module: nn.Module, _args: Any, output: Any) -> Any:
+                added[index] = hidden_of(output)[0, self._images]
+                return replace_hidden(output, original[index][0])  # the block goes on unchanged
+
+            return swap
+
+        mode = ValueAttention(start)
+        handles = [part.register_forward_hook(hook(i)) for i, part in parts.items()]
+        try:
+            with inside_blocks(blocks, mode):
+                self._run(step)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = sorted(parts.keys() - mode.replaced)
+        if missing:
+            raise MethodError(
+                f"attention of blocks {missing} ({type(blocks[missing[0]]).__name__}) cannot be "
+                f"replaced: it runs in a kernel that torch does not show; {INVISIBLE}"
+            )
+        states = wide(entered[0][0, self._images])
+        return sum((wide(a) for a in added.values()), states).to(entered[0].dtype)
+
+
+def without_redundancy(logits: Tensor) -> Tensor:
+    r"""Feature surgery: what an image token says to all words alike is taken away.
+
+    .. math::
+        S_k(i) = w_k a_k(i) - \frac{1}{K} \sum_j w_j a_j(i), \qquad
+        w = K \, \mathrm{softmax}(2 s), \qquad
+        s_k = \bar a_k / \max_j |\bar a_j|
+
+    with :math:`a_k(i)` the logit of word k at image token i and :math:`\bar a_k` its mean over
+    image tokens. CLIP Surgery takes s from the class token's cosine similarity, which a language
+    model does not have; the mean logit, brought to [-1, 1], stands for it. Its factor 2 is kept.
+
+    Args:
+        logits (Tensor): (K, N).
+
+    Returns:
+        Tensor: (K, N). Over the words it adds up to 0; of one word alone nothing is left.
+    """
+    mean = logits.mean(1)
+    largest = mean.abs().max()
+    s = mean / largest if largest > 0 else mean
+    weighted = (len(s) * (2 * s).softmax(0))[:, None] * logits
+    return weighted - weighted.mean(0)
+
+
+class _LensMaps(Method):
+    """Shared: hidden states of image tokens through the output head."""
+
+    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
+        """(surgery, step) to the hidden states that are read; checks the settings."""
+        raise NotImplementedError
+
+    def _attribute(self, problem: Problem, features: bool) -> Attribution:
+        forward, adapter = problem.forward, problem.forward.adapter
+        read, surgery = self.states(problem), Surgery(problem)
+        answer = answer_ids(forward)
+        asked = {t for target in problem.targets for t in target.token_ids}
+        ids = [*answer, *sorted(asked - set(answer))]
+        known: dict[int, Tensor] = {}
+        images, length = image_positions(forward), sequence_length(problem)
+
+        def values(position: int, token: int) -> Tensor:
+            state = surgery.state(problem.step(position))
+            if state not in known:
+                with torch.no_grad():
+                    known[state] = lens_logits(adapter, read(surgery, state), ids)
+            logits = known[state]
+            if features:
+                # a token that the answer does not hold joins the words while it is explained
+                words = list(dict.fromkeys((*answer, token)))
+                logits = without_redundancy(logits[[ids.index(t) for t in words]])
+                return _at(images, logits[words.index(token)], length)
+            return _at(images, logits[ids.index(token)], length)
+
+        return over_tokens(problem, values)
+
+
+def _at(positions: Tensor, values: Tensor, length: int) -> Tensor:
+    """Values at their positions of the sequence, 0 elsewhere."""
+    return torch.zeros(length, dtype=values.dtype).index_copy(0, positions, values)
+
+
+def answer_ids(forward: DenoisingForward) -> list[int]:
+    """Token ids of the answer, each once, without stop tokens."""
+    every = forward.trajectory.tokens[0].tolist()
+    return [t for t in dict.fromkeys(every) if t not in forward.adapter.stop_ids]
+
+
+@register_method("architecture_surgery")
+@dataclass(frozen=True)
+class ArchitectureSurgery(_LensMaps):
+    r"""CLIP Surgery's architecture surgery (Sec. 3.3), read through the logit lens.
+
+    Beside the original path x a second one starts at block ``start``:
+    :math:`\hat x \leftarrow \hat x + \mathrm{attention}_{vv}(x)`, the block's own norm, values and
+    output projection with weights softmax(v vᵀ · scale), and no feed-forward. The logit of the
+    word's token at the second path's image tokens is the map.
+
+    Args:
+        start (int, optional): first block of the second path; negative counts from the end.
+            Default: the middle of the model
+        features (bool, optional): feature surgery as well, as in the paper. Default: False
+    """
+
+    start: int | None = None
+    features: bool = False
+    facts: ClassVar[Facts] = Facts(
+        "Architecture surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "2"
+    )
+
+    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
+        adapter = problem.forward.adapter
+        middle = len(adapter.blocks) // 2
+        start = middle if self.start is None else check_block(adapter, self.start)
+        return lambda surgery, step: surgery.second_path(step, start)
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        step = problem.step(problem.targets[0].positions[0]) if problem.targets else 0
+        self.states(problem)(Surgery(problem), step)
+
+    def attribute(self, problem: Problem) -> Attribution:
+        return self._attribute(problem, self.features)
+
+
+@register_method("feature_surgery")
+@dataclass(frozen=True)
+class FeatureSurgery(_LensMaps):
+    r"""CLIP Surgery's feature surgery (Sec. 3.4) on the plain logit lens.
+
+    The formula is that of :func:`without_redundancy`; its words are the unique tokens of the
+    answer. Together with architecture surgery: ``architecture_surgery`` with ``features=True``.
+
+    Args:
+        block (int, optional): whose output is read; negative counts from the end. Default: the
+            deepest with a path from image tokens to the answer (nothing trains the last block's)
+    """
+
+    block: int | None = None
+    facts: ClassVar[Facts] = Facts(
+        "Feature surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "1"
+    )
+
+    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
+        adapter = problem.forward.adapter
+        block = adapter.deepest_block if self.block is None else check_block(adapter, self.block)
+        return lambda surgery, step: surgery.plain(step, block)
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        self.states(problem)
+
+    def attribute(self, problem: Problem) -> Attribution:
+        return self._attribute(problem, True)

@@ -3,6 +3,13 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
 - Otsu's binarisation: :func:`otsu_threshold`, :func:`binarize_otsu`
 - localisation against masks (Eq. 14-17): :func:`obj_iou`, :func:`foreground_background_contrast`,
   :func:`concentration`, :func:`f3_score`, and all four at once: :func:`localization`
+- pointing: :func:`pointing_game`, :func:`energy_pointing_game`, :func:`bounding_boxes`
+- plausibility of objects and function words (TAM Eq. 8-10): :func:`phrase_iou`,
+  :func:`function_iou`, :func:`f1_iou`, :func:`plausibility`, :func:`noun_threshold`,
+  :func:`joint_min_max`, :func:`match_words_to_masks`
+- sparseness: :func:`gini_index`, :func:`normalized_entropy`, :func:`hoyer`
+- does a map localise anything: :func:`map_features`, :class:`Reliability`, :func:`auroc`,
+  :func:`expected_calibration_error`
 - floors and a ceiling to compare with: :func:`random_map`, :func:`center_blob_map`,
   :func:`oracle_map`
 - how sure is a mean: :func:`bootstrap_ci`, :func:`paired_bootstrap`
@@ -21,23 +28,69 @@ from captum_dcam.metrics.localization_scores import (
     obj_iou,
 )
 from captum_dcam.metrics.otsu import OTSU_BINS, binarize_otsu, otsu_threshold
+from captum_dcam.metrics.plausibility import (
+    FUNCTION_WORD_TAGS,
+    OBJECT_WORD_TAGS,
+    PlausibilityScores,
+    WordMatch,
+    WordMatches,
+    f1_iou,
+    function_iou,
+    joint_min_max,
+    match_words_to_masks,
+    noun_threshold,
+    phrase_iou,
+    plausibility,
+)
+from captum_dcam.metrics.pointing import bounding_boxes, energy_pointing_game, pointing_game
 from captum_dcam.metrics.reference_maps import center_blob_map, oracle_map, random_map
+from captum_dcam.metrics.reliability import (
+    MAP_FEATURES,
+    Reliability,
+    auroc,
+    expected_calibration_error,
+    map_features,
+)
+from captum_dcam.metrics.sparseness import gini_index, hoyer, normalized_entropy
 
 __all__ = [
     "CONTRAST_CAP",
+    "FUNCTION_WORD_TAGS",
+    "MAP_FEATURES",
+    "OBJECT_WORD_TAGS",
     "OTSU_BINS",
     "BootstrapInterval",
     "LocalizationScores",
+    "PlausibilityScores",
+    "Reliability",
+    "WordMatch",
+    "WordMatches",
+    "auroc",
     "binarize_otsu",
     "bootstrap_ci",
+    "bounding_boxes",
     "center_blob_map",
     "concentration",
+    "energy_pointing_game",
+    "expected_calibration_error",
+    "f1_iou",
     "f3_score",
     "foreground_background_contrast",
+    "function_iou",
+    "gini_index",
+    "hoyer",
+    "joint_min_max",
     "localization",
+    "map_features",
+    "match_words_to_masks",
+    "normalized_entropy",
+    "noun_threshold",
     "obj_iou",
     "oracle_map",
     "otsu_threshold",
     "paired_bootstrap",
+    "phrase_iou",
+    "plausibility",
+    "pointing_game",
     "random_map",
 ]

@@ -10,6 +10,7 @@ without randomness; they never change their input.
     >>> record = refine.describe()
 """
 
+from captum_dcam.refine.adaptive_median import AdaptiveMedian, adaptive_median_filter
 from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
 from captum_dcam.refine.base import NamedRefinement, RefineContext, Refinement
 from captum_dcam.refine.cba import CBA, CBA_WEIGHTS, contextual_background_attenuation
@@ -45,6 +46,7 @@ __all__ = [
     "DACG_BRANCHES",
     "DACG_PERCENTILES",
     "SICD",
+    "AdaptiveMedian",
     "Compose",
     "Gaussian",
     "Median",
@@ -55,6 +57,7 @@ __all__ = [
     "Refinement",
     "adaptive_kernel_denoising",
     "adaptive_kernel_size",
+    "adaptive_median_filter",
     "contextual_background_attenuation",
     "dacg_branch",
     "distribution_aware_confidence_gating",

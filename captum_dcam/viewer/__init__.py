@@ -1,21 +1,29 @@
-r"""What people look at: overlays of heat on pictures, and contact sheets of whole answers.
+r"""What people look at: overlays of heat, sheets of whole answers, panels of comparisons, text.
 
-Everything here draws with Pillow and numpy alone: no window, no global state, any thread.
+Everything here draws with Pillow and numpy (text strips with matplotlib's figures): no window, no
+global state, any thread.
 """
 
-from captum_dcam.viewer.folder import prepare_folder, write_folder
+from captum_dcam.viewer.folder import prepare_folder, write_comparison, write_folder
 from captum_dcam.viewer.overlay import overlay, word_map, word_overlay
+from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
-from captum_dcam.viewer.summary import WordSummary, scene_scores, summarise
+from captum_dcam.viewer.summary import WordSummary, scene_mask, scene_scores, summarise
+from captum_dcam.viewer.text import text_html, text_strip
 
 __all__ = [
     "WordSummary",
+    "comparison_panel",
     "contact_sheet",
     "overlay",
     "prepare_folder",
+    "scene_mask",
     "scene_scores",
     "summarise",
+    "text_html",
+    "text_strip",
     "word_map",
     "word_overlay",
+    "write_comparison",
     "write_folder",
 ]

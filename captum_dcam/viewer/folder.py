@@ -1,28 +1,35 @@
-r"""The output folder of an explanation: pictures to look at, and the data; all of it or nothing."""
+r"""Output folders: pictures to look at, and the data; all of it or nothing."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
+from captum_dcam.comparison import Comparison
+from captum_dcam.comparison_files import check_folder, save_comparison
 from captum_dcam.explanation import Explanation
+from captum_dcam.manifest import new_folder
 from captum_dcam.viewer.overlay import fitted, word_overlay
+from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
 
-SHEET, DATA = "sheet.png", "explanation"
+SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
 _OURS = re.compile(r"word-\d+-.*\.png|sheet\.png|explanation")
 #: longer side in pixels of the pictures of single words: at least, at most
 SMALLEST, LARGEST = 480, 1600
 
 
-def prepare_folder(folder: str | Path) -> Path:
+def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
     r"""Check, before any long work, that ``folder`` can be written.
+
+    Args:
+        folder (path): where to.
+        kind (str, optional): what it may hold of an earlier run: ``explanation`` or
+            ``comparison``. Default: ``"explanation"``
 
     Returns:
         Path: absolute, links followed.
@@ -32,7 +39,9 @@ def prepare_folder(folder: str | Path) -> Path:
         OSError: it cannot be written.
     """
     folder = Path(folder).resolve()
-    if folder.exists():
+    if kind == "comparison":
+        check_folder(folder)
+    elif folder.exists():
         _check_ours(folder)
     parent = next(p for p in folder.parents if p.exists())
     if not parent.is_dir():
@@ -95,12 +104,8 @@ def write_folder(
         FileExistsError, OSError: as :func:`prepare_folder`; nothing is left behind.
     """
     folder = prepare_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     say = progress if progress is not None else _silent
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = work / "new"
-        new.mkdir()
+    with new_folder(folder) as new:
         for number, image, name in word_files(explanation):
             say(name)
             size = _shown_size(explanation.images[image])
@@ -109,10 +114,28 @@ def write_folder(
         contact_sheet(explanation, mode).save(new / SHEET)
         say(DATA)
         explanation.save(new / DATA)
-        _swap(new, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def write_comparison(
+    comparison: Comparison, folder: str | Path, *, scale: str = "map", mode: str = "bilinear"
+) -> Path:
+    r"""Write a comparison and its panel into ``folder``, which appears complete or not at all.
+
+    Files: ``panel.png``, and what :meth:`Comparison.save` writes.
+
+    Args:
+        comparison (Comparison): the result.
+        folder (path): where to; an earlier comparison there is replaced.
+        scale (str, optional), mode (str, optional): as in
+            :func:`captum_dcam.viewer.comparison_panel`.
+
+    Raises:
+        FileExistsError, OSError: as :func:`prepare_folder`; nothing is left behind.
+    """
+    folder = prepare_folder(folder, "comparison")
+    panel = comparison_panel(comparison, scale=scale, mode=mode)
+    return save_comparison(comparison, folder, {PANEL: panel})
 
 
 def _silent(_name: str) -> None:
@@ -123,16 +146,3 @@ def _shown_size(picture: Image.Image) -> tuple[int, int]:
     longest = max(picture.size)
     side = min(max(longest, SMALLEST), LARGEST)
     return fitted(picture.size, side, side)
-
-
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``; what was there comes back if that fails."""
-    there = folder.exists()
-    if there:
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if there:
-            old.rename(folder)
-        raise

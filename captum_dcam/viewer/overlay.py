@@ -2,6 +2,7 @@ r"""Heat over a picture: the value sets colour and opacity, so that the picture 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.explanation import Explanation
-from captum_dcam.layout import Grid
+from captum_dcam.layout import Grid, Layout
 from captum_dcam.pictures import to_rgb
 
 #: default colour map: perceptually uniform, its brightest colour for the highest value
@@ -140,11 +141,23 @@ def word_map(
         Tensor: (H, W) float32; where grids overlap their maps add up.
     """
     number = explanation.index(word)
-    width, height = explanation.images[image].size if size is None else size
-    total = torch.zeros(height, width)
-    for grid, maps in zip(explanation.layout.grids, explanation.maps, strict=True):
+    size = explanation.images[image].size if size is None else size
+    own = [maps[number] for maps in explanation.maps]
+    return picture_maps(explanation.layout, own, image, size, mode)
+
+
+def picture_maps(
+    layout: Layout, maps: Sequence[Tensor], image: int, size: tuple[int, int], mode: str
+) -> Tensor:
+    r"""Maps (…, h, w), one a grid, over one picture of ``size`` (W, H): (…, H, W) float32.
+
+    Where grids (tiles, a thumbnail) overlap their maps add up.
+    """
+    width, height = size
+    total = torch.zeros(*maps[0].shape[:-2], height, width)
+    for grid, own in zip(layout.grids, maps, strict=True):
         if grid.image == image:
-            total += resized(grid, (width, height)).to_pixels(maps[number].float(), mode)
+            total += resized(grid, size).to_pixels(own.float(), mode)
     return total
 
 

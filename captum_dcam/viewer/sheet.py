@@ -5,23 +5,10 @@ from __future__ import annotations
 from PIL import Image, ImageDraw
 
 from captum_dcam.explanation import Explanation
-from captum_dcam.viewer.ink import (
-    MUTED,
-    PAPER,
-    RULE,
-    STEP_CMAP,
-    Color,
-    Ink,
-    Run,
-    stacked,
-    step_color,
-)
-from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, scaled, word_overlay
+from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, mosaic, running
+from captum_dcam.viewer.ink import MUTED, PAPER, RULE, STEP_CMAP, Ink, Run, stacked, step_color
+from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
 from captum_dcam.viewer.summary import WordSummary, summarise
-
-MARGIN, GAP = 28, 22
-INNER = 1000 - 2 * MARGIN
-BODY = 17.0
 
 
 def contact_sheet(
@@ -51,92 +38,20 @@ def contact_sheet(
         raise ValueError(f"width is {width} px: nothing can be read below 300")
     ink = Ink(width)
     rows = summarise(explanation)
-    parts = [_header(ink, explanation, rows), _legend(ink, explanation, cmap)]
+    answer = _answer(explanation, rows)
+    parts = [
+        header(ink, explanation.images, explanation.prompt, answer),
+        _legend(ink, explanation, cmap),
+    ]
     parts += _panels(ink, explanation, rows, mode, cmap)
     return stacked(parts, width, ink.px(MARGIN), ink.px(GAP))
 
 
-# -- header -------------------------------------------------------------------------------------
-
-
-def _header(ink: Ink, explanation: Explanation, rows: tuple[WordSummary, ...]) -> Image.Image:
-    """Picture on the left; prompt and answer on the right."""
-    picture = _pictures(ink, explanation)
-    left = picture.width + ink.px(26)
-    room = ink.px(INNER) - left
-    prompt = ink.lines([Run(w) for w in explanation.prompt.split()], BODY, room)
-    answer = ink.lines(_runs(explanation, rows), BODY, room)
-    need = ink.px(24) * 2 + ink.px(27) * len(prompt) + ink.px(34) * len(answer) + ink.px(16 + 4)
-    out = Image.new("RGB", (ink.px(INNER), max(picture.height, need)), PAPER)
-    out.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(out)
-    y = _label(ink, draw, (left, 0), "PROMPT")
-    y = ink.flow(draw, (left, y), prompt, BODY, 27) + ink.px(16)
-    y = _label(ink, draw, (left, y), "ANSWER")
-    ink.flow(draw, (left, y), answer, BODY, 34)
-    return out
-
-
-def _label(ink: Ink, draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> float:
-    ink.write(draw, (at[0], at[1] + ink.px(9)), text, 11.5, MUTED, bold=True)
-    return at[1] + ink.px(24)
-
-
-def _pictures(ink: Ink, explanation: Explanation) -> Image.Image:
-    """The request's picture, or a mosaic of its pictures."""
-    images = explanation.images
-    if len(images) == 1:
-        size = fitted(images[0].size, ink.px(330), ink.px(270))
-        return ink.rounded(scaled(images[0], size))
-    cell = ink.px(160 if len(images) <= 4 else 105)
-    return _mosaic(ink, [scaled(i, fitted(i.size, cell, cell)) for i in images], cell)
-
-
-def _mosaic(ink: Ink, pictures: list[Image.Image], cell: int) -> Image.Image:
-    """Pictures side by side, two a row (three when there are more than four), tops aligned."""
-    columns = 1 if len(pictures) == 1 else 2 if len(pictures) <= 4 else 3
-    lines = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    gap = ink.px(6)
-    heights = [max(p.height for p in line) for line in lines]
-    width = max(sum(p.width for p in line) + gap * (len(line) - 1) for line in lines)
-    out = Image.new("RGB", (width, sum(heights) + gap * (len(lines) - 1)), PAPER)
-    y = 0
-    for line, height in zip(lines, heights, strict=True):
-        x = 0
-        for picture in line:
-            out.paste(ink.rounded(picture), (x, y))
-            x += picture.width + gap
-        y += height + gap
-    return out
-
-
-def _runs(explanation: Explanation, rows: tuple[WordSummary, ...]) -> list[Run]:
-    """The answer as running text; tokens of an explained word are one chip."""
-    owner: dict[int, int] = {}
-    for n, target in enumerate(explanation.targets):
-        for position in target.positions:
-            owner.setdefault(position, n)
-    runs: list[Run] = []
-    last: int | None = None
-    for position, piece in enumerate(explanation.pieces):
-        text, word = piece.strip(), owner.get(position)
-        if not text:
-            continue
-        glued = not piece[:1].isspace()
-        if runs and ((word is not None and word == last) or (word is None is last and glued)):
-            runs[-1] = Run(
-                runs[-1].text + ("" if glued else " ") + text, runs[-1].color, runs[-1].glued
-            )
-        else:
-            runs.append(Run(text, _color(explanation, rows, word), glued))
-        last = word
-    return runs or [Run("(empty)")]
-
-
-def _color(
-    explanation: Explanation, rows: tuple[WordSummary, ...], word: int | None
-) -> Color | None:
-    return None if word is None else step_color(rows[word].steps[-1], explanation.trajectory.steps)
+def _answer(explanation: Explanation, rows: tuple[WordSummary, ...]) -> list[Run]:
+    """The answer, its explained words in the colour of the step that committed them."""
+    steps = explanation.trajectory.steps
+    colors = [step_color(row.steps[-1], steps) for row in rows]
+    return running(explanation.pieces, explanation.targets, colors)
 
 
 # -- legend -------------------------------------------------------------------------------------
@@ -149,23 +64,12 @@ def _legend(ink: Ink, explanation: Explanation, cmap: str) -> Image.Image:
     draw.line((0, 0, out.width, 0), fill=RULE, width=max(1, ink.px(1)))
     y = ink.px(30)
     steps = explanation.trajectory.steps
-    x = _bar(ink, out, (0, y), f"committed at step 0 … {steps - 1}", STEP_CMAP, (12, 242))
-    _bar(ink, out, (x + ink.px(24), y), "heat: low … the word's highest", cmap, (40, 255))
+    x = bar(ink, out, (0, y), f"committed at step 0 … {steps - 1}", STEP_CMAP, (12, 242))
+    bar(ink, out, (x + ink.px(24), y), "heat: low … the word's highest", cmap, (40, 255))
     room = out.width - x - ink.px(24 + 330)
     text = ink.clipped(_settings(explanation), 12.5, room)
     ink.write(draw, (out.width, y), text, 12.5, MUTED, anchor="rm")
     return out
-
-
-def _bar(
-    ink: Ink, out: Image.Image, at: tuple[int, int], text: str, cmap: str, ends: tuple[int, int]
-) -> int:
-    """A colour bar and its label; returns the x behind them."""
-    ramp = ink.ramp((ink.px(72), ink.px(9)), cmap, *ends)
-    out.paste(ink.rounded(ramp, 3), (at[0], at[1] - ramp.height // 2))
-    x = at[0] + ramp.width + ink.px(9)
-    ink.write(ImageDraw.Draw(out), (x, at[1]), text, 12.5, MUTED)
-    return x + round(ink.length(text, 12.5))
 
 
 def _settings(explanation: Explanation) -> str:
@@ -258,4 +162,4 @@ def _heat(
         )
         for i, picture in enumerate(images)
     ]
-    return _mosaic(ink, shown, cell), all("note" in s.info for s in shown)
+    return mosaic(ink, shown), all("note" in s.info for s in shown)

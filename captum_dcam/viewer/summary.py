@@ -2,14 +2,17 @@ r"""An explanation in a few words: one row a word, and its scores where masks ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene
 from captum_dcam.explanation import Explanation, region
 from captum_dcam.metrics import LocalizationScores, localization
+from captum_dcam.targets import Target
 
 _SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
@@ -75,14 +78,18 @@ def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int
     return region((peak[0] + peak[2]) / 2 / size[1], (peak[1] + peak[3]) / 2 / size[0])
 
 
-def named_object(explanation: Explanation, number: int) -> tuple[str | None, str | None]:
-    r"""Colour and shape of the object that target ``number`` (from 0) names.
+def named_object(pieces: Sequence[str], target: Target) -> tuple[str | None, str | None]:
+    r"""Colour and shape of the object that a word of an answer names.
 
     The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
     colour word's noun. ``(None, None)`` where it names no object.
+
+    Args:
+        pieces (sequence of str): text of every token of the answer.
+        target (Target): the word.
     """
-    words = [piece.strip().lower() for piece in explanation.pieces]
-    own = explanation.targets[number].positions
+    words = [piece.strip().lower() for piece in pieces]
+    own = target.positions
     inside = [words[p] for p in own]
     color = next((w for w in inside if w in COLORS), None)
     shape = next((_SHAPE_OF[w] for w in inside if w in _SHAPE_OF), None)
@@ -95,6 +102,15 @@ def named_object(explanation: Explanation, number: int) -> tuple[str | None, str
     return color, shape
 
 
+def scene_mask(scene: Scene, pieces: Sequence[str], target: Target) -> Tensor | None:
+    """Mask (H, W) bool of what a word names; None if it names no object of the scene."""
+    color, shape = named_object(pieces, target)
+    if color is None and shape is None:
+        return None
+    mask = torch.from_numpy(scene.mask_of(color, shape))
+    return mask if bool(mask.any()) else None
+
+
 def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationScores | None, ...]:
     r"""Localisation of every word that names an object of the scene, against its masks.
 
@@ -103,10 +119,8 @@ def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationSc
         in pixels; None for words that name no object, or one that is not in the scene.
     """
     maps = explanation.pixel_maps()
-    out: list[LocalizationScores | None] = []
-    for n in range(len(explanation.targets)):
-        color, shape = named_object(explanation, n)
-        mask = torch.from_numpy(scene.mask_of(color, shape))
-        known = (color or shape) and bool(mask.any())
-        out.append(localization(maps[n], mask) if known else None)
-    return tuple(out)
+    masks = [scene_mask(scene, explanation.pieces, target) for target in explanation.targets]
+    return tuple(
+        None if mask is None else localization(own, mask)
+        for own, mask in zip(maps, masks, strict=True)
+    )

@@ -5,7 +5,7 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam.compare import compare, compare_bound
+from captum_dcam.comparing import compare, compare_bound
 from captum_dcam.errors import MethodError, TargetError, UnknownNameError
 from captum_dcam.methods import Budget, method
 from captum_dcam.metrics import localization
@@ -118,7 +118,7 @@ def test_post_transforms_apply_to_every_method():
 def test_sicd_gets_the_methods_own_maps_of_repeated_words(monkeypatch):
     forward = tiny.bound("prefix")
     repeated = made.targets(forward, (2, 5))
-    monkeypatch.setattr("captum_dcam.compare.repeated_function_words", lambda _words: repeated)
+    monkeypatch.setattr("captum_dcam.comparing.repeated_function_words", lambda _words: repeated)
     seen = []
 
     class Spy(SICD):

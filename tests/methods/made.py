@@ -42,7 +42,7 @@ def registered(name, **facts):
             logits = problem.forward(problem.pixels, *problem.arguments(position))
             if self.fails:
                 raise ValueError(self.fails)
-            value = logits[0, position, token] * self.scale
+            value = logits[0, position, token].detach() * self.scale
             return tuple(torch.full(shape, float(value)) for shape in problem.shapes)
 
     try:

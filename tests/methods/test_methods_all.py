@@ -7,7 +7,7 @@ import torch
 from methods import made
 
 from captum_dcam.errors import BudgetExhaustedError
-from captum_dcam.methods import METHODS, Budget, Problem, method, method_names, metered, single
+from captum_dcam.methods import METHODS, Budget, Problem, metered, method, method_names, single
 
 
 def have_grad_cam():
@@ -71,10 +71,10 @@ def test_no_method_is_blind(name, regime):
     forward = single(tiny.bound(regime, layer=1, block_length=8))
     order = forward.trajectory.commit_step[0].argsort().tolist()
     positions = (order[0], order[len(order) // 2], order[-1])
+    if METHODS[name].facts.target_blind:  # image states differ from step to step
+        positions = (order[0],) * 3
     tokens = [(5 * n + 7) % forward.adapter.vocabulary for n in range(3)]  # three different words
-    targets = tuple(
-        made.Target(str(p), (p,), (t,)) for p, t in zip(positions, tokens, strict=True)
-    )
+    targets = tuple(made.Target(str(p), (p,), (t,)) for p, t in zip(positions, tokens, strict=True))
     found = quick(name).attribute(Problem(forward, targets))
     assert bool(found.done.all()), found.note
     maps = found.maps[0]
@@ -119,7 +119,8 @@ def test_nothing_is_left_behind_after_an_exception(name, regime):
 
 @every
 def test_same_seed_same_bits(name):
-    maps = [quick(name).attribute(made.problem("prefix", (0, 3), seed=s)).maps[0] for s in (1, 1, 2)]
+    problems = [made.problem("prefix", (0, 3), seed=s) for s in (1, 1, 2)]
+    maps = [quick(name).attribute(p).maps[0] for p in problems]
     assert torch.equal(maps[0], maps[1])
     assert torch.equal(maps[0], maps[2]) is not METHODS[name].facts.stochastic
 

@@ -10,7 +10,17 @@ from refine.shared import CONTEXT, random_maps
 from captum_dcam import refine as R
 from captum_dcam.refine import registry
 
-NAMES = ("akd", "cba", "dacg", "gaussian", "median", "min_max", "rank_gaussian", "sicd")
+NAMES = (
+    "adaptive_median",
+    "akd",
+    "cba",
+    "dacg",
+    "gaussian",
+    "median",
+    "min_max",
+    "rank_gaussian",
+    "sicd",
+)
 MAPS = R.min_max(torch.from_numpy(random_maps(60, 5, 10, 10)))
 
 
@@ -95,10 +105,10 @@ def test_each_sicd_setting_matters():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("akdd", r"called 'akdd'; did you mean 'akd'\? Known: akd, cba"),
+        ("akdd", r"called 'akdd'; did you mean 'akd'\? Known: adaptive_median, akd, cba"),
         ("AKD", r"did you mean 'akd'"),
         ("rank_gausian", r"did you mean 'rank_gaussian'"),
-        ("zzzz", r"called 'zzzz'; Known: akd, .*@register_refinement\('zzzz'\)"),
+        ("zzzz", r"called 'zzzz'; Known: adaptive_median, .*@register_refinement\('zzzz'\)"),
     ],
 )
 def test_unknown_names(name, message):

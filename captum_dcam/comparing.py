@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_dcam.adapter import Adapter
 from captum_dcam.comparison import Comparison, Row
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.errors import BudgetExhaustedError, MethodError
 from captum_dcam.explanation import versions
 from captum_dcam.layout import Layout
 from captum_dcam.methods import (
@@ -148,7 +148,7 @@ def compare_bound(
     targets = resolve(one.adapter, tokens, words)
     refine = as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
-    extra = ()
+    extra: tuple[Target, ...] = ()
     if needs_repeated(refine):
         extra = repeated_function_words(words_of(one.adapter, tokens))
     rows = []
@@ -172,6 +172,8 @@ def compare_bound(
         settings={
             "family": one.adapter.family,
             "regime": trajectory.regime,
+            "steps": trajectory.steps,
+            "generation": dict(trajectory.settings),
             "layer": one.layer,
             "score": score,
             "refinements": refine.describe(),
@@ -224,9 +226,12 @@ def _run(name: str, method_: Method, problem: Problem, budget: Budget | None, er
     count = len(problem.targets)
     found, note, cost = None, "", Cost()
     try:
+        method_.check(problem)
         with metered(problem.forward, budget) as cost:
-            method_.check(problem)
             found = method_.attribute(problem)
+        if not all(bool(m.isfinite().all()) for m in found.maps):
+            found = None
+            raise MethodError("its maps hold values that are not finite")
     except BudgetExhaustedError as error:
         note = f"{error} before any map was complete"
         status = "partial"

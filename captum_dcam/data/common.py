@@ -1,0 +1,251 @@
+r"""What every data set gives: samples with a picture, texts and named masks, read when asked for.
+
+Nothing that was read is kept: memory stays flat over thousands of images. What is missing or
+damaged is an error that names its image, or is recorded and left out: never silent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import index as as_index
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from captum_dcam.data.files import read_picture
+from captum_dcam.errors import UnknownNameError
+
+Mask = NDArray[np.bool_]
+ImageId = int | str
+Setting = str | int | float | bool | None
+#: what to do about something missing or damaged
+MISSING = ("raise", "skip")
+
+
+class DataProblem(NamedTuple):
+    r"""Why an image, or an annotation that names no image (id as it stands there), is left out."""
+
+    image_id: ImageId | None
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectMask:
+    r"""Everything in a picture that goes by one name.
+
+    Args:
+        name (str): as the data set has it.
+        names (tuple of str): ways to say it in a text, ``name`` first.
+        read (callable): the mask (H, W) bool, decoded anew at every call.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    read: Callable[[], Mask] = field(repr=False)
+
+    def mask(self) -> Mask:
+        r"""(H, W) bool; raises OSError or ValueError when it is missing or damaged."""
+        return self.read()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    r"""One picture: what is known of it, and its pixels and masks when asked for.
+
+    Attributes:
+        image_id (int or str): unique in its data set.
+        path (Path or None): of the picture; None: made, not stored.
+        height, width (int): of the picture and of every mask, in pixels.
+        captions (list of str): reference texts; may be empty.
+        prompt (str or None): what to ask the model.
+        objects (tuple of ObjectMask): each name once.
+        extra (dict): what else the data set says.
+    """
+
+    image_id: ImageId
+    path: Path | None
+    height: int
+    width: int
+    captions: list[str]
+    prompt: str | None
+    objects: tuple[ObjectMask, ...] = field(repr=False)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def image(self) -> Image.Image:
+        r"""The pixels as RGB, not turned by EXIF: masks fit the pixels as they are stored.
+
+        Raises:
+            FileNotFoundError: no such file.
+            OSError: a file that cannot be decoded to its end.
+            ValueError: another size than the annotations say.
+        """
+        if self.path is None:
+            raise NotImplementedError(f"image {self.image_id} has no file: override image()")
+        return read_picture(self.path, self.image_id, (self.height, self.width))
+
+    def masks(self) -> dict[str, Mask]:
+        r"""Name → mask (H, W) bool, all decoded now.
+
+        Raises:
+            OSError, ValueError: one that is missing, damaged, or of another size.
+        """
+        return {item.name: item.mask() for item in self.objects}
+
+    def check(self) -> None:
+        r"""Decodes everything once and lets it go; raises OSError or ValueError as they do."""
+        self.image()
+        for name, mask in self.masks().items():
+            if mask.shape != (self.height, self.width) or mask.dtype != bool:
+                raise ValueError(
+                    f"image {self.image_id}: the mask of {name!r} is {mask.dtype} {mask.shape}, "
+                    f"the picture {self.height, self.width} (H, W)"
+                )
+
+
+S = TypeVar("S", bound=Sample)
+SampleT = TypeVar("SampleT", bound=Sample, covariant=True)
+
+
+class Dataset(Protocol[SampleT]):
+    r"""What an evaluation asks of a data set; :class:`BaseDataset` does most of it."""
+
+    name: ClassVar[str]
+    kind: str
+
+    @property
+    def ids(self) -> tuple[ImageId, ...]: ...
+    @property
+    def settings(self) -> tuple[tuple[str, Setting], ...]: ...
+    @property
+    def problems(self) -> tuple[DataProblem, ...]: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[SampleT]: ...
+    def sample(self, image_id: ImageId) -> SampleT: ...
+    def samples(self, ids: Iterable[ImageId] | None = None) -> Iterator[SampleT]: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Ledger:
+    r"""Takes problems: raises them, or records each once.
+
+    Args:
+        missing (str): ``"raise"`` or ``"skip"``.
+    """
+
+    def __init__(self, missing: str) -> None:
+        if missing not in MISSING:
+            raise ValueError(f"missing is {missing!r}: expected one of {', '.join(MISSING)}")
+        self.skips = missing == "skip"
+        self._found: dict[DataProblem, None] = {}
+        self._first: dict[ImageId, str] = {}
+
+    def __call__(self, image_id: ImageId | None, reason: str) -> None:
+        if not self.skips:
+            raise ValueError(reason)
+        self._found.setdefault(DataProblem(image_id, reason))
+        if image_id is not None:
+            self._first.setdefault(image_id, reason)
+
+    @property
+    def problems(self) -> tuple[DataProblem, ...]:
+        return tuple(self._found)
+
+    def reason(self, image_id: ImageId) -> str | None:
+        r"""The first problem of an image."""
+        return self._first.get(image_id)
+
+
+class BaseDataset(ABC, Generic[S]):
+    r"""A data set with its images in the order of their ids.
+
+    ``len`` and ``ids`` count what is listed; iteration leaves out what is missing or damaged when
+    ``missing="skip"``, and ``problems`` says what that was. An image with one damaged mask is left
+    out whole: half of its ground truth would give wrong scores.
+
+    Attributes:
+        name (str): in the registry.
+        kind (str): what names are: ``"category"`` of a fixed list, ``"phrase"`` of the caption, or
+            ``"free"``, the user's own.
+        settings (tuple of pairs): what a sample's content depends on; the same wherever the files
+            lie and whichever ids are selected: JSON-able, hashable, a key for stored results.
+    """
+
+    name: ClassVar[str] = ""
+    kind: str = "category"
+
+    def __init__(
+        self, ids: Sequence[ImageId], ledger: Ledger, settings: Mapping[str, Setting]
+    ) -> None:
+        self._ids = tuple(ids)
+        self._known = frozenset(ids)
+        self._ledger = ledger
+        self._settings = tuple(sorted(settings.items()))
+
+    @property
+    def ids(self) -> tuple[ImageId, ...]:
+        return self._ids
+
+    @property
+    def settings(self) -> tuple[tuple[str, Setting], ...]:
+        return self._settings
+
+    @property
+    def problems(self) -> tuple[DataProblem, ...]:
+        r"""What has been left out up to now, and why; empty with ``missing="raise"``."""
+        return self._ledger.problems
+
+    def describe(self) -> dict[str, Any]:
+        r"""A JSON-able record: name, settings, and how many and which images are selected."""
+        listed = hashlib.sha256("\n".join(map(repr, self.ids)).encode()).hexdigest()[:16]
+        return {"name": self.name, **dict(self.settings), "images": len(self), "ids": listed}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> S:
+        return self.sample(self._ids[as_index(index)])
+
+    def __iter__(self) -> Iterator[S]:
+        return self.samples()
+
+    def sample(self, image_id: ImageId) -> S:
+        r"""One sample by its id; its picture and masks are not read yet.
+
+        Raises:
+            UnknownNameError: no such id.
+            OSError, ValueError: its annotation is missing or damaged, whatever ``missing`` is.
+        """
+        if image_id not in self._known:
+            ends = f"{self.ids[0]!r} to {self.ids[-1]!r}" if self.ids else "none"
+            raise UnknownNameError(f"no image {image_id!r} among the {len(self)} ids ({ends})")
+        reason = self._ledger.reason(image_id)
+        if reason is not None:
+            raise ValueError(reason)
+        return self._sample(image_id)
+
+    def samples(self, ids: Iterable[ImageId] | None = None) -> Iterator[S]:
+        r"""Samples in the order of ``ids``, a shard of this data set's own; default: all.
+
+        With ``missing="skip"`` every sample is read through before it is given.
+        """
+        for image_id in self._ids if ids is None else ids:
+            try:
+                sample = self.sample(image_id)
+                if self._ledger.skips:
+                    sample.check()
+            except (OSError, ValueError) as error:
+                if not self._ledger.skips:
+                    raise
+                if self._ledger.reason(image_id) is None:
+                    self._ledger(image_id, str(error))
+                continue
+            yield sample
+
+    @abstractmethod
+    def _sample(self, image_id: ImageId) -> S: ...

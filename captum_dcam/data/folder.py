@@ -1,0 +1,219 @@
+r"""Your own pictures: a folder of them, a folder of masks, and perhaps two-column tables.
+
+::
+
+    images/dog.jpg
+    masks/dog__brown_dog.png     the picture's stem, two underscores, the name (_ is a blank)
+    masks/dog__ball__2.png       a number after it: one more part of "ball"
+    captions.csv                 optional, with the header image,caption; an image may recur
+    masks.csv                    optional, with the header image,mask,name or image,mask: for masks
+                                 named otherwise; the name is the third column or the mask's stem
+
+Masks are PNG files of the picture's size as it is seen (upright), non-zero where the object is.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMask, Sample
+from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
+from captum_dcam.data.registry import register_dataset
+from captum_dcam.pictures import PictureError, open_picture
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class Part(NamedTuple):
+    r"""One mask file, and what it shows."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FolderSample(Sample):
+    r"""A picture of the user's own, turned upright as its EXIF data say."""
+
+    def image(self) -> Image.Image:
+        assert self.path is not None
+        try:
+            return open_picture(self.path)
+        except PictureError as error:
+            raise OSError(f"image {self.image_id}: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"image {self.image_id}: {error}") from error
+
+
+def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]) -> Mask:
+    r"""The union (H, W) of mask files, each checked."""
+    whole = np.zeros(size, dtype=bool)
+    for path in paths:
+        mask = grey_labels(path, image_id) != 0
+        if mask.shape != size:
+            raise ValueError(
+                f"image {image_id}: {path} is {mask.shape}, the upright picture {size} (H, W)"
+            )
+        if not mask.any():
+            raise ValueError(f"image {image_id}: {path} is empty: leave out what is not seen")
+        whole |= mask
+    return whole
+
+
+class FolderDataset(BaseDataset[FolderSample]):
+    r"""Pictures and masks in plain files, in the order of the pictures' stems, which are the ids.
+
+    Args:
+        root (path): the folder that holds ``images/`` and ``masks/``.
+        ids, limit, missing, prompt: as :class:`~captum_dcam.data.coco.CocoDataset`.
+
+    Raises:
+        FileNotFoundError: a folder is missing, or ``images/`` has no pictures.
+        ValueError: a mask or a line that belongs to no picture, two pictures with one stem.
+    """
+
+    name = "folder"
+    kind = "free"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        ids: str | Path | Iterable[Any] | None = None,
+        limit: int | None = None,
+        missing: str = "raise",
+        prompt: str | None = None,
+    ) -> None:
+        report = Ledger(missing)
+        root = Path(root)
+        parts = [("pictures", [root / "images"]), ("masks", [root / "masks", root / "masks.csv"])]
+        pictures, _ = expect("folder of pictures and masks", root, parts)
+        self._paths: dict[Any, Path] = {}
+        for path in sorted(pictures.iterdir()):
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            if path.stem in self._paths:
+                other = self._paths[path.stem].name
+                report(path.stem, f"image {path.stem}: {other} and {path.name} share a stem")
+            self._paths.setdefault(path.stem, path)
+        if not self._paths:
+            raise FileNotFoundError(f"{pictures} has no pictures: expected {', '.join(SUFFIXES)}")
+        table = root / "masks.csv"
+        find = self._table if table.is_file() else self._named
+        self._parts = find(table if table.is_file() else root / "masks", report)
+        self._captions: dict[Any, list[str]] = {}
+        texts = root / "captions.csv"
+        if texts.is_file():
+            for image_id, row, _ in self._rows(texts, "caption", report):
+                self._captions.setdefault(image_id, []).append(row["caption"])
+        chosen = select(self._paths, ids, limit, report)
+        self._prompt = prompt
+        settings = {"annotations": self._digest(), "prompt": prompt}
+        super().__init__(chosen, report, settings)
+
+    def _named(self, folder: Path, report: Ledger) -> dict[Any, list[Part]]:
+        r"""Masks by their own names."""
+        found: dict[Any, list[Part]] = {}
+        for path in sorted(folder.glob("*.png")):
+            cuts = [cut.start() for cut in re.finditer("__", path.stem)]
+            owner = next(
+                (path.stem[:c] for c in reversed(cuts) if path.stem[:c] in self._paths), ""
+            )
+            name = re.sub(r"__\d+$", "", path.stem[len(owner) + 2 :]).replace("_", " ").strip()
+            if owner and name:
+                found.setdefault(owner, []).append(Part(path, name))
+            else:
+                report(
+                    path.stem,
+                    f"{path} belongs to no picture: expected <picture's stem>__<name>.png with a "
+                    f"picture of that stem in {folder.parent / 'images'}",
+                )
+        return found
+
+    def _table(self, source: Path, report: Ledger) -> dict[Any, list[Part]]:
+        r"""Masks by a table."""
+        found: dict[Any, list[Part]] = {}
+        for image_id, row, where in self._rows(source, "mask", report):
+            if not inside(row["mask"]):
+                report(image_id, f"{where}: {row['mask']!r} is no path inside {source.parent}")
+                continue
+            path = source.parent / row["mask"]
+            name = (row.get("name") or path.stem.replace("_", " ")).strip()
+            found.setdefault(image_id, []).append(Part(path, name))
+        return found
+
+    def _rows(
+        self, source: Path, column: str, report: Ledger
+    ) -> list[tuple[str, dict[str, str], str]]:
+        r"""(image id, row, place) of a table with the columns ``image`` and ``column``."""
+        out = []
+        try:
+            with source.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file)
+                header = reader.fieldnames or []
+                if not {"image", column} <= set(header):
+                    raise ValueError(f"the header is {list(header)}: expected image,{column}")
+                for row in reader:
+                    where = f"{source}, line {reader.line_num}"
+                    image = row["image"] or ""
+                    known = [one for one in (image, Path(image).stem) if one in self._paths]
+                    if known and row[column]:
+                        out.append((known[0], row, where))
+                    else:
+                        what = f"no {column}" if known else "no picture of that name"
+                        report(known[0] if known else image, f"{where}: image {image!r}: {what}")
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{source} is damaged or no CSV in UTF-8 ({error})") from error
+        return out
+
+    def _digest(self) -> str:
+        r"""A short hash of which masks there are (by name and size), and of the captions."""
+        masks = [
+            (one, part.path.name, part.name, part.path.stat().st_size if part.path.exists() else 0)
+            for one, parts in sorted(self._parts.items())
+            for part in parts
+        ]
+        whole = repr((masks, sorted(self._captions.items())))
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def _sample(self, image_id: ImageId) -> FolderSample:
+        path = self._paths[image_id]
+        size = oriented_size(path, image_id)
+        named: dict[str, tuple[Path, ...]] = {}
+        for part in self._parts.get(image_id, []):
+            named[part.name] = (*named.get(part.name, ()), part.path)
+        return FolderSample(
+            image_id=image_id,
+            path=path,
+            height=size[0],
+            width=size[1],
+            captions=list(self._captions.get(image_id, [])),
+            prompt=self._prompt,
+            objects=tuple(
+                ObjectMask(name, (name,), partial(read_parts, paths, image_id, size))
+                for name, paths in named.items()
+            ),
+        )
+
+
+@register_dataset("folder")
+def open_folder(
+    root: str | Path,
+    *,
+    ids: str | Path | Iterable[Any] | None = None,
+    limit: int | None = None,
+    missing: str = "raise",
+    prompt: str | None = None,
+) -> FolderDataset:
+    r"""Pictures and masks of your own in plain files; see :mod:`captum_dcam.data.folder`."""
+    return FolderDataset(root, ids=ids, limit=limit, missing=missing, prompt=prompt)

@@ -1,0 +1,46 @@
+r"""Evaluation: a plan, a harness that survives being killed, and a store that shards merge into.
+
+    plan = Plan(("diffusion_cam", "tam", "oracle", "random"), metrics=("localization", "pointing"))
+    summary = evaluate(plan, "runs/first")
+    for record in Store.read("runs/first").records():
+        ...
+
+- what is evaluated: :class:`Plan`, :class:`Variant`
+- doing it: :func:`evaluate`, :class:`Summary`, :class:`Live`, :func:`stop_on_signals`
+- what is stored: :class:`Store`, :func:`rows`
+- metrics by name: :func:`register_metric`, :class:`Case`, :class:`Scores`
+"""
+
+from captum_dcam.evaluation import probes  # noqa: F401  enters its metrics
+from captum_dcam.evaluation.harness import EvaluationError, Summary, evaluate
+from captum_dcam.evaluation.launch import launched_shard, parse_shard, stop_on_signals
+from captum_dcam.evaluation.measure import METRICS, Case, Scores, register_metric
+from captum_dcam.evaluation.plan import FLOORS, Plan, Variant
+from captum_dcam.evaluation.progress import Live, Progress, Silent
+from captum_dcam.evaluation.results import rows
+from captum_dcam.evaluation.store import Store, StoreError
+from captum_dcam.evaluation.words import KINDS, Word
+
+__all__ = [
+    "FLOORS",
+    "KINDS",
+    "METRICS",
+    "Case",
+    "EvaluationError",
+    "Live",
+    "Plan",
+    "Progress",
+    "Scores",
+    "Silent",
+    "Store",
+    "StoreError",
+    "Summary",
+    "Variant",
+    "Word",
+    "evaluate",
+    "launched_shard",
+    "parse_shard",
+    "register_metric",
+    "rows",
+    "stop_on_signals",
+]

@@ -1,0 +1,276 @@
+r"""What an evaluation is: a model, a data set, variants of methods and metrics, as plain JSON.
+
+A :class:`Plan` holds every setting that a result depends on, written out in full, and nothing that
+it does not depend on (where the files lie, how many processes share the work, on which GPU).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.evaluation.answers import answer_record
+from captum_dcam.evaluation.jsonable import Record, canonical, plain
+from captum_dcam.evaluation.measure import metric_record
+from captum_dcam.evaluation.words import KINDS
+from captum_dcam.methods import Method, method
+from captum_dcam.refine import Refinement, refinement
+from captum_dcam.trajectory import REGIMES, SCORES
+
+#: maps that look at no model: the ceiling and two floors → their settings
+FLOORS: dict[str, Record] = {"oracle": {}, "random": {}, "center_blob": {"sigma": 0.25}}
+DTYPES = ("float32", "bfloat16", "float16")
+RefineLike = str | Mapping[str, Any] | Refinement
+
+
+@dataclass(frozen=True)
+class Variant:
+    r"""One row of a table: a method with its settings, read at a block, and post-transforms.
+
+    Settings that are left out are filled in with the method's defaults, so that a stored plan
+    says everything and two ways of writing one variant are equal.
+
+    Args:
+        name (str): unique in a plan; how tables call it.
+        method (str, optional): a registered method, or one of :data:`FLOORS`. Default: the name
+        settings (dict, optional): of the method. Default: the method's
+        layer (int, optional): block. Default: the family's recommended one
+        score (str, optional): ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
+        refinements (tuple of dict, optional): post-transforms of the map's positive part, in
+            order, as records ``{"name": "akd", …}``; names and objects become records.
+            Default: none
+        passes (int, optional): budget of forward passes an image. Default: none
+
+    Raises:
+        UnknownNameError, ValueError, TypeError: a name or setting that is not known.
+    """
+
+    name: str
+    method: str = ""
+    settings: Record = field(default_factory=dict)
+    layer: int | None = None
+    score: str = "commit"
+    refinements: tuple[Record, ...] = ()
+    passes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise ValueError(f"variant name is {self.name!r}: expected a text that tables show")
+        if self.score not in SCORES:
+            raise UnknownNameError(
+                f"variant {self.name!r}: unknown score {self.score!r}{near(self.score, SCORES)}"
+            )
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
+            raise ValueError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
+        if self.passes is not None and self.passes < 1:
+            raise ValueError(f"variant {self.name!r}: passes is {self.passes}: expected at least 1")
+        found = self.method or self.name
+        write = object.__setattr__
+        write(self, "method", found)
+        write(self, "settings", plain(_settings(found, self.settings)))
+        write(self, "refinements", tuple(refinement_records(self.refinements)))
+
+    def __hash__(self) -> int:
+        return hash(canonical(self.record()))
+
+    @property
+    def floor(self) -> bool:
+        """Whether it looks at no model."""
+        return self.method in FLOORS
+
+    @property
+    def run(self) -> Record:
+        """What variants that differ in name and refinements alone have in common."""
+        names = ("method", "settings", "layer", "score", "passes")
+        return {name: getattr(self, name) for name in names}
+
+    def build(self) -> Method:
+        """The method with its settings."""
+        return _method(self.method, self.settings)
+
+    def stages(self) -> list[Refinement]:
+        """The post-transforms."""
+        return [_refinement(r) for r in self.refinements]
+
+    def record(self) -> Record:
+        """JSON-able; ``Variant(**record)`` equals it."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""Everything that decides the numbers of an evaluation.
+
+    Args:
+        variants (tuple of Variant): at least one; records and names of methods become variants.
+        dataset (dict, optional): name and settings of the data set; a name becomes a record.
+            Default: ``{"name": "scenes"}``
+        model (str, optional): a family or a folder. Default: ``"mini"``
+        regime (str, optional): ``prefix`` or ``full``. Default: the family's
+        dtype (str, optional): one of :data:`DTYPES`. Default: ``"float32"``
+        prompt (str, optional): asked of every image. Default: the data set's own
+        answer (dict, optional): ``generated``, or ``{"name": "caption", "wording": …}``, a text of
+            the data set that is forced; a name becomes a record. Default: ``generated``
+        metrics (tuple of dict, optional): records ``{"name": "plausibility", …}``; names become
+            records. Default: ``localization``
+        words (tuple of str, optional): which words are explained, of
+            :data:`captum_dcam.evaluation.words.KINDS`. Default: words with a mask, other nouns
+            and function words
+        seed (int, optional): of everything that is drawn. Default: 0
+        start (int, optional): first image, counted in the data set's order. Default: 0
+        limit (int, optional): so many images from there. Default: all
+        generation (dict, optional): the family's decoding settings. Default: the family's
+        threads (int, optional): of torch on the CPU, because sums in another order round
+            otherwise; 0 leaves the process's. Default: 1
+
+    Raises:
+        UnknownNameError, ValueError, TypeError: before any work, with what is known.
+    """
+
+    variants: tuple[Variant, ...]
+    dataset: Record = field(default_factory=lambda: {"name": "scenes"})
+    model: str = "mini"
+    regime: str | None = None
+    dtype: str = "float32"
+    prompt: str | None = None
+    answer: Record = field(default_factory=lambda: {"name": "generated"})
+    metrics: tuple[Record, ...] = field(default_factory=lambda: (metric_record("localization"),))
+    words: tuple[str, ...] = ("object", "noun", "function")
+    seed: int = 0
+    start: int = 0
+    limit: int | None = None
+    generation: Record = field(default_factory=dict)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        write = object.__setattr__
+        variants = tuple(as_variant(v) for v in self.variants)
+        dataset = {"name": self.dataset} if isinstance(self.dataset, str) else plain(self.dataset)
+        write(self, "variants", variants)
+        write(self, "dataset", dataset)
+        write(self, "answer", answer_record(self.answer))
+        write(self, "metrics", tuple(metric_record(m) for m in self.metrics))
+        write(self, "words", tuple(k for k in KINDS if k in self._checked_words()))
+        write(self, "generation", plain(self.generation))
+        _unique("variant", [v.name for v in variants])
+        _unique("metric", [m["label"] or m["name"] for m in self.metrics])
+        if not variants:
+            raise ValueError("no variants: give at least one method, or 'oracle'")
+        if not isinstance(dataset.get("name"), str):
+            raise ValueError(f"dataset is {dataset}: expected a name, or a record with 'name'")
+        if self.regime is not None and self.regime not in REGIMES:
+            raise UnknownNameError(f"unknown regime {self.regime!r}{near(self.regime, REGIMES)}")
+        if self.dtype not in DTYPES:
+            raise UnknownNameError(f"unknown dtype {self.dtype!r}{near(self.dtype, DTYPES)}")
+        for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < low):
+                raise ValueError(f"{name} is {value}: expected an integer of at least {low}")
+
+    def _checked_words(self) -> Sequence[str]:
+        for kind in self.words:
+            if kind not in KINDS:
+                raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
+        if not self.words:
+            raise ValueError(f"no kinds of words: choose from {', '.join(KINDS)}")
+        return self.words
+
+    def __hash__(self) -> int:
+        return hash(self.json())
+
+    def record(self) -> Record:
+        """JSON-able; :meth:`from_record` gives an equal plan."""
+        out = {f.name: getattr(self, f.name) for f in fields(self)}
+        out["variants"] = [v.record() for v in self.variants]
+        return plain(out)
+
+    def json(self) -> str:
+        """Canonical JSON: equal plans give equal bytes."""
+        return canonical(self.record())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`json`."""
+        return hashlib.sha256(self.json().encode()).hexdigest()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Plan:
+        """A plan from JSON; what is left out keeps its default."""
+        known = [f.name for f in fields(cls)]
+        for key in record:
+            if key not in known:
+                raise UnknownNameError(f"a plan has no {key!r}{near(key, known)}")
+        if "variants" not in record:
+            raise ValueError("the plan has no 'variants': list what to evaluate")
+        return cls(**record)
+
+    def runs(self) -> list[tuple[Record, list[Variant]]]:
+        """Runs of methods, each with the variants that share it; without the floors."""
+        found: dict[str, tuple[Record, list[Variant]]] = {}
+        for variant in self.variants:
+            if not variant.floor:
+                found.setdefault(canonical(variant.run), (variant.run, []))[1].append(variant)
+        return list(found.values())
+
+
+def as_variant(value: Variant | Mapping[str, Any] | str) -> Variant:
+    """A variant from a method's name or a record."""
+    if isinstance(value, Variant):
+        return value
+    if isinstance(value, str):
+        return Variant(value)
+    known = [f.name for f in fields(Variant)]
+    for key in value:
+        if key not in known:
+            raise UnknownNameError(f"a variant has no {key!r}{near(key, known)}")
+    return Variant(**value)
+
+
+def refinement_records(values: RefineLike | Sequence[RefineLike]) -> list[Record]:
+    """Complete records of post-transforms; sequences of them come flat."""
+    if isinstance(values, str | Mapping | Refinement):
+        values = [values]
+    out: list[Record] = []
+    for value in values:
+        record = {"name": value} if isinstance(value, str) else value
+        record = record.describe() if isinstance(record, Refinement) else dict(record)
+        if record.get("name") == "compose":
+            out += refinement_records(record["stages"])
+        elif "name" not in record:
+            raise ValueError(f"refinement {record} has no 'name'")
+        else:
+            out.append(plain(_refinement(record).describe()))
+    return out
+
+
+def _refinement(record: Mapping[str, Any]) -> Refinement:
+    settings = dict(record)
+    return refinement(settings.pop("name"), **settings)
+
+
+def _method(name: str, settings: Mapping[str, Any]) -> Method:
+    """Lists, as JSON gives them back, become the tuples that frozen settings hold."""
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return method(name, **given)
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> Record:
+    """A method's or floor's settings, complete."""
+    if name not in FLOORS:
+        record = _method(name, given).describe()
+        del record["name"]
+        return record
+    unknown = sorted(given.keys() - FLOORS[name].keys())
+    if unknown:
+        known = ", ".join(FLOORS[name]) or "none"
+        raise TypeError(f"{name!r} has no setting {', '.join(unknown)}; it has {known}")
+    return {**FLOORS[name], **given}
+
+
+def _unique(kind: str, names: Sequence[str]) -> None:
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"{kind} {twice[0]!r} is in the plan twice: give each its own name")

@@ -1,0 +1,159 @@
+r"""Metrics that run the model again, or draw: faithfulness and sanity (expensive; object words).
+
+They wrap :mod:`captum_dcam.faithfulness`. ``kinds`` says which words are worth the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_dcam import faithfulness as tests
+from captum_dcam.evaluation.measure import Case, Scores, numbers, register_metric
+from captum_dcam.faithfulness import FRACTIONS
+from captum_dcam.metrics import localization
+from captum_dcam.targets import Target
+
+OBJECTS = ("object",)
+
+
+def _asked(case: Case, kinds: Sequence[str]) -> tuple[list[int], tuple[Target, ...]]:
+    at = case.where(*kinds)
+    return at, tuple(case.words[i].target for i in at)
+
+
+@register_metric("faithfulness")
+def faithfulness(
+    case: Case,
+    baseline: str = "mean",
+    where: str = "pixels",
+    patch: int = 1,
+    controls: int = 1,
+    fractions: Sequence[float] = FRACTIONS,
+    chunk: int = 8,
+    curves: bool = False,
+    kinds: Sequence[str] = OBJECTS,
+) -> Scores:
+    r"""Deletion and insertion under a fixed answer, see :func:`captum_dcam.faithfulness.deletion`.
+
+    Columns: ``deletion`` and ``insertion`` (areas), ``…_gain`` over random orders,
+    ``…_normalized`` (None for words that the picture does not support) and, with ``curves``, the
+    word's probability at every fraction.
+    """
+    at, targets = _asked(case, kinds)
+    out: dict[str, list[object]] = {}
+    for name, test in (("deletion", tests.deletion), ("insertion", tests.insertion)):
+        columns: dict[str, Tensor] = {}
+        if at:
+            found = test(
+                case.forward,
+                targets,
+                [m[at] for m in case.maps],
+                baseline=baseline,
+                where=where,
+                patch=patch,
+                fractions=tuple(fractions),
+                score=case.score,
+                controls=controls,
+                generator=case.generator(),
+                chunk=chunk,
+            )
+            columns[name], columns[f"{name}_normalized"] = found.auc, found.normalized_auc
+            if controls:
+                columns[f"{name}_gain"] = found.gain
+            if curves:
+                columns[f"{name}_curve"] = found.probability
+        out |= case.columns(at, **columns)
+    return Scores(out)
+
+
+@register_metric("infidelity")
+def infidelity(
+    case: Case,
+    baseline: str = "mean",
+    samples: int = 32,
+    chunk: int = 8,
+    kinds: Sequence[str] = OBJECTS,
+) -> Scores:
+    """Captum's infidelity of the signed map, or of the refined one where it was refined."""
+    at, targets = _asked(case, kinds)
+    if not at:
+        return Scores({})
+    found = tests.infidelity(
+        case.forward,
+        targets,
+        [m[at] for m in (case.maps if case.refined else case.raw)],
+        baseline=baseline,
+        score=case.score,
+        samples=samples,
+        generator=case.generator(),
+        chunk=chunk,
+    )
+    return Scores(case.columns(at, infidelity=found))
+
+
+@register_metric("sensitivity")
+def sensitivity(
+    case: Case, radius: float = 0.02, samples: int = 10, kinds: Sequence[str] = OBJECTS
+) -> Scores:
+    """Captum's max-sensitivity: the largest relative change of the map under small noise."""
+    at, targets = _asked(case, kinds)
+    if not at or case.explain is None:
+        return Scores({})
+    found = tests.sensitivity_max(
+        case.forward,
+        targets,
+        case.explain,
+        radius=radius,
+        samples=samples,
+        generator=case.generator(),
+    )
+    return Scores(case.columns(at, sensitivity=found))
+
+
+@register_metric("answer_shuffle")
+def answer_shuffle(case: Case, kinds: Sequence[str] = OBJECTS) -> Scores:
+    """Rank correlation of a word's map with its map among shuffled other tokens."""
+    at, targets = _asked(case, kinds)
+    if not at or case.explain is None:
+        return Scores({})
+    found = tests.answer_shuffle(case.forward, targets, case.explain, case.generator())
+    return Scores(case.columns(at, answer_shuffle=found))
+
+
+@register_metric("randomization")
+def randomization(case: Case, stages: int | None = None, kinds: Sequence[str] = OBJECTS) -> Scores:
+    """Rank correlation and structural similarity after each stage of weights drawn anew."""
+    at, targets = _asked(case, kinds)
+    if not at or case.explain is None:
+        return Scores({})
+    found = tests.parameter_randomization(
+        case.forward, targets, case.explain, case.generator(), stages=stages
+    )
+    columns = {"randomization_spearman": found.spearman.T, "randomization_ssim": found.ssim.T}
+    return Scores(case.columns(at, **columns), {"randomization_stages": list(found.stages)})
+
+
+@register_metric("placebo")
+def placebo(case: Case) -> Scores:
+    """Obj-IoU and F3 of every object's mask with the map of another object's word."""
+    at = case.where(*OBJECTS)
+    owners = [case.words[i].objects for i in at]
+    known = sorted(set(owners))
+    if len(known) < 2:
+        return Scores({})
+    groups = torch.tensor([known.index(o) for o in owners])
+    out = {}
+    for name in ("obj_iou", "f3"):
+
+        def score(maps: Tensor, masks: Tensor, name: str = name) -> Tensor:
+            found: Tensor = getattr(localization(maps, masks), name)
+            return found
+
+        other = tests.placebo(
+            case.pixels[at], case.classes(at), case.generator(), groups=groups, metric=score
+        )[1]
+        out[f"placebo_{name}"] = numbers(other)
+    return Scores(case.columns(at, **out))

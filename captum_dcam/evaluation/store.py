@@ -1,0 +1,242 @@
+r"""A folder of results that survives being killed, filled by one process or by many.
+
+    plan.json                         what was evaluated, written once; another plan is refused
+    results-00000-of-00002.jsonl      one line an image, one file a shard, in the order measured
+    costs-00000-of-00002.jsonl        the same for seconds and bytes, which no two runs share
+    results.jsonl, costs.jsonl        all shards in the data set's order, once all are there
+
+A line is on the disk before the next image begins. Costs are written before results, so that a
+result always has its costs; what a killed process left half written is cut off on the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from captum_dcam.evaluation.jsonable import Record, canonical, differences
+from captum_dcam.evaluation.lines import Line, StoreError, locked, scan, write_atomically
+from captum_dcam.evaluation.shard import COSTS, RESULTS, Shard
+
+__all__ = ["COSTS", "RESULTS", "Shard", "Store", "StoreError"]
+
+FORMAT, VERSION = "captum-dcam evaluation", 1
+HEADER = "plan.json"
+#: seconds to wait for another process that writes the header or merges
+PATIENCE = 120.0
+
+
+class Store:
+    r"""The folder of an evaluation; see :meth:`open` and :meth:`read`.
+
+    Attributes:
+        folder (Path): where it lies.
+        header (dict): ``plan``, ``facts``, ``images`` and ``shards``, as in ``plan.json``.
+        digest (str): of the first three; every line carries it.
+    """
+
+    def __init__(self, folder: Path, header: Record) -> None:
+        self.folder, self.header = folder, header
+        self.shards: int = header["shards"]
+        self.start: int = header["images"]["start"]
+        self.count: int = header["images"]["count"]
+        made = {key: header[key] for key in ("plan", "facts", "images")}
+        self.digest = hashlib.sha256(canonical(made).encode()).hexdigest()[:16]
+
+    # -- opening --------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        plan: Record,
+        facts: Record,
+        ids: Sequence[str],
+        *,
+        start: int = 0,
+        shards: int = 1,
+    ) -> Store:
+        r"""Begin a store, or go on with one of the same plan.
+
+        Args:
+            folder (path): made if need be.
+            plan (dict): every setting that results depend on.
+            facts (dict): what else they depend on: versions, the model's weights.
+            ids (sequence of str): the images, in the data set's order.
+            start (int, optional): index of the first in the data set. Default: 0
+            shards (int, optional): into how many parts the run is cut. Default: 1
+
+        Raises:
+            StoreError: the folder holds another evaluation; says which settings differ.
+            OSError: it cannot be written; nothing is left half written.
+        """
+        folder = Path(folder)
+        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "plan": plan,
+            "facts": facts,
+            "images": {"start": start, "count": len(ids), "digest": digest},
+            "shards": shards,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".store.lock", PATIENCE, f"{folder} is being written"):
+            if not (folder / HEADER).exists():
+                _refuse_orphans(folder)
+                text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
+                write_atomically(folder / HEADER, [text.encode() + b"\n"])
+        store = cls.read(folder)
+        store._refuse_other(header)
+        return store
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Store:
+        """An existing store; StoreError when there is none, or one that is damaged or too new."""
+        path = Path(folder) / HEADER
+        if not path.is_file():
+            raise StoreError(f"{folder} holds no evaluation: it has no {HEADER}")
+        try:
+            header = json.loads(path.read_text(encoding="utf-8"))
+            if header["format"] != FORMAT:
+                raise StoreError(f"{path} is not the header of an evaluation")
+            if header["version"] > VERSION:
+                raise StoreError(
+                    f"{path} has format version {header['version']}, this package reads up to "
+                    f"{VERSION}: update captum-dcam"
+                )
+            return cls(Path(folder), header)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise StoreError(f"{path} is damaged ({error!r}): begin in another folder") from error
+
+    @classmethod
+    def exists(cls, folder: str | Path) -> bool:
+        """Whether a folder holds an evaluation."""
+        return (Path(folder) / HEADER).is_file()
+
+    @classmethod
+    def check(cls, folder: str | Path, plan: Record, shards: int) -> None:
+        """Refuse a folder of another plan before the model is loaded; a new folder is fine."""
+        if cls.exists(folder):
+            cls.read(folder)._refuse_other({"plan": plan, "shards": shards})
+
+    def _refuse_other(self, here: Mapping[str, Any]) -> None:
+        """StoreError that names what differs between the stored header and this one."""
+        found = [d for key in here for d in differences(self.header.get(key), here[key], key)]
+        if not found:
+            return
+        if all(d.startswith("shards") for d in found):
+            raise StoreError(
+                f"{self.folder} was begun in {self.shards} shards, this run has {here['shards']}: "
+                f"go on with i/{self.shards} (one process may run all shards in turn)"
+            )
+        shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+        raise StoreError(
+            f"{self.folder} holds another evaluation: {shown}. Results of two settings do not mix: "
+            "choose another folder, or the settings of that one"
+        )
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def shard(self, number: int, *, retry: bool = False) -> Shard:
+        r"""The part ``number`` to write to, as a context manager; one process at a time.
+
+        Args:
+            number (int): from 0.
+            retry (bool, optional): forget the images that failed, so that they are measured
+                again. Default: False
+        """
+        if not 0 <= number < self.shards:
+            raise StoreError(f"shard {number} is not one of {self.shards}, 0 to {self.shards - 1}")
+        return Shard(self, number, retry)
+
+    def indices(self, shard: int) -> range:
+        """Indices in the data set of a shard's images: every n-th."""
+        return range(self.start + shard, self.start + self.count, self.shards)
+
+    def merge(self) -> Path:
+        r"""Write ``results.jsonl`` and ``costs.jsonl``: all shards, in the data set's order.
+
+        The bytes do not depend on how many shards there were.
+
+        Raises:
+            StoreError: images are missing; says which shards to run.
+        """
+        if missing := self.missing():
+            shards = sorted({(i - self.start) % self.shards for i in missing})
+            names = ", ".join(f"{s}/{self.shards}" for s in shards[:8])
+            raise StoreError(
+                f"{self.folder} lacks {len(missing)} of {self.count} images, the first at index "
+                f"{missing[0]}: run shard {names} to its end, or copy its files here"
+            )
+        with locked(self.folder / ".store.lock", PATIENCE, f"{self.folder} is being written"):
+            write_atomically(self.folder / f"{COSTS}.jsonl", self._lines(COSTS))
+            write_atomically(self.folder / f"{RESULTS}.jsonl", self._lines(RESULTS))
+        return self.folder / f"{RESULTS}.jsonl"
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def stored(self, shard: int) -> dict[int, bool]:
+        """Index of every image that a shard holds → whether it failed."""
+        path = self.path(RESULTS, shard)
+        lines = scan(path, self.indices(shard), self.digest)[0] if path.exists() else []
+        return {line.image: line.failed for line in lines}
+
+    def missing(self) -> list[int]:
+        """Indices of images that no shard has measured yet."""
+        if (self.folder / f"{RESULTS}.jsonl").exists():
+            return []
+        there = {i for shard in range(self.shards) for i in self.stored(shard)}
+        return [i for i in range(self.start, self.start + self.count) if i not in there]
+
+    def records(self) -> Iterator[Record]:
+        """Results so far, one an image, in the data set's order."""
+        return map(json.loads, self._lines(RESULTS))
+
+    def costs(self) -> Iterator[Record]:
+        """Costs so far, one an image, in the data set's order."""
+        return map(json.loads, self._lines(COSTS))
+
+    def _lines(self, kind: str) -> Iterator[bytes]:
+        """Stored lines in order, one at a time in memory."""
+        if not (index := self._index(kind)):
+            merged = self.folder / f"{kind}.jsonl"  # a store of which only this was copied
+            if merged.exists():
+                with merged.open("rb") as file:
+                    yield from file
+            return
+        with contextlib.ExitStack() as stack:
+            files = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in index}}
+            for path, line in index:
+                files[path].seek(line.offset)
+                yield files[path].read(line.size)
+
+    def _index(self, kind: str) -> list[tuple[Path, Line]]:
+        """(file, line) of every stored image, in the data set's order."""
+        found = [
+            (path, line)
+            for number in range(self.shards)
+            if (path := self.path(kind, number)).exists()
+            for line in scan(path, self.indices(number), self.digest)[0]
+        ]
+        return sorted(found, key=lambda one: one[1].image)
+
+    def path(self, kind: str, shard: int) -> Path:
+        """File of a shard's results or costs."""
+        return self.folder / f"{kind}-{shard:05d}-of-{self.shards:05d}.jsonl"
+
+
+def _refuse_orphans(folder: Path) -> None:
+    """Results without the plan that made them are nobody's."""
+    pattern = re.compile(rf"({RESULTS}|{COSTS})(-\d+-of-\d+)?\.jsonl")
+    found = sorted(p.name for p in folder.iterdir() if pattern.fullmatch(p.name))
+    if found:
+        raise StoreError(
+            f"{folder} holds {found[0]} but no {HEADER}: results whose plan is lost; choose "
+            "another folder"
+        )

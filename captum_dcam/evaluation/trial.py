@@ -1,0 +1,331 @@
+r"""One image of an evaluation: an answer, its words, their maps by every variant, their scores."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.comparing import compare_bound
+from captum_dcam.comparison import Row
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.evaluation.answers import ANSWERS
+from captum_dcam.evaluation.floors import floor_maps
+from captum_dcam.evaluation.jsonable import Record, canonical
+from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
+from captum_dcam.evaluation.plan import Plan, Variant
+from captum_dcam.evaluation.words import (
+    SampleLike,
+    Word,
+    read_answer,
+    read_masks,
+)
+from captum_dcam.methods import Budget, Problem, single
+from captum_dcam.refine import DACG, DACG_BRANCHES, Compose, RefineContext, dacg_branch, min_max
+from captum_dcam.targets import Target, repeated_function_words
+from captum_dcam.word_maps import context_for, needs_repeated
+
+Say = Callable[[str], None]
+
+
+def derived_seed(seed: int, *parts: Any) -> int:
+    """A seed of its own for every image and purpose, whatever is measured beside it."""
+    text = canonical([seed, *parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A run's raw maps of the words, then of the repeated words that refinements ask for."""
+
+    row: Row | None
+    raw: tuple[Tensor, ...]
+    complete: list[bool]
+    status: str = "done"
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """What all variants of one image have in common."""
+
+    image_id: Any
+    forward: DenoisingForward
+    words: tuple[Word, ...]
+    repeated: tuple[Target, ...]
+    masks: dict[str, Tensor]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The words, then the repeated words that are not among them."""
+        own = tuple(w.target for w in self.words)
+        return own + tuple(t for t in self.repeated if t not in own)
+
+    def at(self, layer: int | None) -> DenoisingForward:
+        """The same generation, tapped at another block."""
+        adapter = self.forward.adapter
+        if adapter.check_layer(layer) == self.forward.layer:
+            return self.forward
+        other = DenoisingForward(adapter, layer)
+        assert self.forward.request is not None
+        other.bind(self.forward.request, self.forward.trajectory)
+        return other
+
+
+class Trial:
+    r"""Measures images, one after another; keeps nothing of them.
+
+    Args:
+        plan (Plan): what to measure.
+        adapter (Adapter): the plan's model.
+        on_error (str, optional): ``raise``, or ``skip``: a variant that fails says why in the
+            record, and the others go on. Default: ``"raise"``
+    """
+
+    def __init__(self, plan: Plan, adapter: Adapter, on_error: str = "raise") -> None:
+        self.plan, self.adapter, self.on_error = plan, adapter, on_error
+        self.runs = plan.runs()
+        self.layers = {v.name: adapter.check_layer(v.layer) for v in plan.variants if not v.floor}
+        counts = [adapter.check_layer(run["layer"]) for run, _ in self.runs]
+        # the block that most runs read: its outputs are kept, so that they recompute nothing below
+        self.layer = max(counts, key=counts.count) if counts else adapter.recommended_block
+        self.wants_repeated = any(needs_repeated(Compose(v.stages())) for v in plan.variants)
+
+    def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
+        r"""Result and cost of one image, without its index; says every variant's name before it."""
+        start = time.perf_counter()
+        say(f"{image_id}: answer")
+        bound, result = self._answer(image_id, sample)
+        cost: Record = {"generation": time.perf_counter() - start, "runs": [], "variants": {}}
+        result["variants"] = {}
+        for variant in self.plan.variants if bound.words else ():
+            if variant.floor:
+                say(f"{image_id}: {variant.name}")
+                self._score(bound, variant, self._floor(bound, variant), result, cost)
+        for run, variants in self.runs if bound.words else ():
+            say(f"{image_id}: {variants[0].name}")
+            found = self._run(bound, run, variants, cost)
+            for variant in variants:
+                self._score(bound, variant, found, result, cost)
+        cost["seconds"] = time.perf_counter() - start
+        return result, cost
+
+    # -- the answer -----------------------------------------------------------------------------
+
+    def _answer(self, image_id: Any, sample: SampleLike) -> tuple[Bound, Record]:
+        plan = self.plan
+        prompt = sample.prompt if plan.prompt is None else plan.prompt
+        if prompt is None:
+            raise ValueError("the data set has no prompt for it: give the plan one")
+        forward = DenoisingForward(self.adapter, self.layer)
+        request = self.adapter.prepare([[sample.image()]], [prompt])
+        generator = torch.Generator().manual_seed(derived_seed(plan.seed, image_id, "answer"))
+        forward.generate(request, generator=generator, **plan.generation)
+        settings = dict(plan.answer)
+        ANSWERS[settings.pop("name")](forward, sample, **settings)
+        trajectory = forward.trajectory
+        answer = read_answer(forward, sample.objects)
+        words = tuple(w for w in answer.words if w.kind in plan.words)
+        masks = read_masks(words, sample.objects, request.layout.grids[0].image_size)
+        repeated: tuple[Target, ...] = ()
+        if self.wants_repeated:
+            repeated = repeated_function_words(tuple(w.target for w in answer.words))
+        tokens = trajectory.tokens[0].tolist()
+        stop = self.adapter.stop_ids
+        pieces = zip(tokens, self.adapter.pieces(tokens), strict=True)
+        record = {
+            "prompt": prompt,
+            "answer": "".join(piece for token, piece in pieces if token not in stop).strip(),
+            "length": len([t for t in tokens if t not in stop]),
+            "steps": trajectory.steps,
+            "calls": len(trajectory.calls),
+            "feasible": len(trajectory.feasible),
+            "lengths": [[n, len(list(same))] for n, same in groupby(trajectory.lengths)],
+            "image_end": trajectory.image_end,
+            "tagger": answer.tagger,
+            "lemmatizer": answer.lemmatizer,
+            "words": [_word_record(w, masks, trajectory) for w in words],
+        }
+        return Bound(image_id, forward, words, repeated, masks), record
+
+    # -- maps -----------------------------------------------------------------------------------
+
+    def _floor(self, bound: Bound, variant: Variant) -> Found:
+        assert bound.forward.request is not None
+        maps, complete = floor_maps(
+            variant.method,
+            bound.words,
+            bound.masks,
+            bound.forward.request.layout,
+            derived_seed(self.plan.seed, bound.image_id, variant.method),
+            **variant.settings,
+        )
+        return Found(None, maps, complete)
+
+    def _run(self, bound: Bound, run: Record, variants: list[Variant], cost: Record) -> Found:
+        row = compare_bound(
+            bound.at(run["layer"]),
+            bound.targets,
+            [variants[0].build()],
+            score=run["score"],
+            budget=None if run["passes"] is None else Budget(run["passes"]),
+            seed=self._run_seed(bound, run),
+            errors="raise" if self.on_error == "raise" else "report",
+        ).rows[0]
+        cost["runs"].append(
+            {
+                "variants": [v.name for v in variants],
+                "seconds": row.cost.seconds,
+                "forwards": row.cost.forwards,
+                "backwards": row.cost.backwards,
+                "peak_bytes": row.cost.peak_bytes,
+            }
+        )
+        return Found(row, row.raw, list(row.complete), row.status, row.note)
+
+    def _run_seed(self, bound: Bound, run: Record) -> int:
+        return derived_seed(self.plan.seed, bound.image_id, run)
+
+    def _refined(
+        self, bound: Bound, stages: Sequence[Any], found: Found, cost: Record
+    ) -> tuple[tuple[Tensor, ...], list[RefineContext], list[str] | None]:
+        """Positive maps after post-transforms, each stage's context, DACG's branch of every map."""
+        assert bound.forward.request is not None
+        count = len(bound.words)
+        own = None
+        if self.wants_repeated and found.row is not None:
+            at = [
+                i
+                for i, target in enumerate(bound.targets)
+                if target in bound.repeated and found.complete[i]
+            ]
+            if at:
+                own = tuple(min_max(raw.relu()[at].mean(0)) for raw in found.raw)
+        maps, contexts, routes = [], [], None
+        for i, grid in enumerate(bound.forward.request.layout.grids):
+            current = found.raw[i][:count].relu()
+            contexts.append(context_for(bound.forward, grid.image_size, own, i))
+            for number, stage in enumerate(stages):
+                if i == 0 and isinstance(stage, DACG):
+                    bounds = {k: getattr(stage, k) for k in ("high_std", "high_mean", "low_mean")}
+                    routes = [DACG_BRANCHES[b] for b in dacg_branch(current, **bounds).tolist()]
+                before = time.perf_counter()
+                current = stage(current, contexts[i])
+                seconds = time.perf_counter() - before
+                if i == 0:
+                    cost["stages"].append([stage.describe()["name"], seconds])
+                else:
+                    cost["stages"][number][1] += seconds
+            maps.append(current)
+        return tuple(maps), contexts, routes
+
+    # -- scores ---------------------------------------------------------------------------------
+
+    def _score(
+        self, bound: Bound, variant: Variant, found: Found, result: Record, cost: Record
+    ) -> None:
+        """Refine and measure one variant; a failure says why in its record, or is raised."""
+        record: Record = {"status": found.status}
+        if found.note:
+            record["note"] = found.note
+        result["variants"][variant.name] = record
+        if found.status == "failed":
+            return
+        complete = found.complete[: len(bound.words)]
+        if not all(complete):
+            record["complete"] = complete
+            if found.row is not None:
+                record["status"] = "partial"
+        elif record["status"] == "partial":
+            record["status"] = "done"  # only maps that nobody asked for are missing
+        spent: Record = {"stages": []}
+        cost["variants"][variant.name] = spent
+        try:
+            scores, routes = self._measured(bound, variant, found, complete, spent)
+        except Exception as error:  # a variant that cannot be measured is a result, not the end
+            if self.on_error == "raise":
+                raise
+            record.update(status="failed", note=f"{type(error).__name__}: {error}")
+            return
+        record["scores"], record["image"] = scores
+        if routes is not None:
+            record["scores"]["dacg_route"] = routes
+
+    def _measured(
+        self, bound: Bound, variant: Variant, found: Found, complete: list[bool], spent: Record
+    ) -> tuple[Scores, list[str | None] | None]:
+        count, stages = len(bound.words), variant.stages()
+        maps, contexts, routes = self._refined(bound, stages, found, spent)
+        at = [i for i in range(count) if complete[i]]
+        spread = (
+            None if routes is None else [r if complete[i] else None for i, r in enumerate(routes)]
+        )
+        if not at:
+            return Scores({}), spread
+        before = time.perf_counter()
+        text = None if found.row is None else found.row.text
+        run_seed = self._run_seed(bound, variant.run)
+        case = Case(
+            tuple(bound.words[i] for i in at),
+            tuple(m[at] for m in maps),
+            tuple(m[:count][at] for m in found.raw),
+            None if text is None else text[:count][at],
+            bound.masks,
+            bound.forward if variant.floor else bound.at(variant.layer),
+            None if variant.floor else _explain(variant, contexts, run_seed),
+            variant.score,
+            bool(stages),
+            derived_seed(self.plan.seed, bound.image_id, "metrics"),
+        )
+        scores = measure(case, self.plan.metrics)
+        words = {}
+        for name, column in scores.words.items():
+            whole: list[Any] = [None] * count
+            for i, value in zip(at, column, strict=True):
+                whole[i] = value
+            words[name] = whole
+        spent["metrics"] = time.perf_counter() - before
+        return Scores(words, scores.image), spread
+
+
+def _explain(variant: Variant, contexts: list[RefineContext], seed: int) -> Callable[..., Any]:
+    """The variant as a function of any bound forward and targets; always the same draws."""
+
+    def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        problem = Problem(single(forward), tuple(targets), variant.score, generator)
+        raw = variant.build().attribute(problem).maps
+        stages = variant.stages()
+        if not stages:
+            return raw
+        refine = Compose(stages)
+        return tuple(refine(m.relu(), c) for m, c in zip(raw, contexts, strict=True))
+
+    return explain
+
+
+def _word_record(word: Word, masks: dict[str, Tensor], trajectory: Any) -> Record:
+    """A word as it is stored; ``area`` is the share of the picture that its mask fills."""
+    where = list(word.target.positions)
+    own = [masks[name] for name in word.objects if name in masks]
+    area = numbers(torch.stack(own).any(0).float().mean()[None])[0] if own else None
+    return {
+        "text": word.target.text,
+        "positions": where,
+        "tokens": list(word.target.token_ids),
+        "tag": word.tag,
+        "kind": word.kind,
+        "mask": word.name,
+        "objects": list(word.objects),
+        "phrase": word.phrase,
+        "area": area,
+        "commit": trajectory.commit_step[0, where].tolist(),
+        "confidence": numbers(trajectory.confidence[0, where]),
+    }

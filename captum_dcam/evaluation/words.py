@@ -1,0 +1,140 @@
+r"""The words of an answer that are measured, and the masks of what they name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.metrics import FUNCTION_WORD_TAGS, OBJECT_WORD_TAGS, match_words_to_masks
+from captum_dcam.targets import Target, tag, words_of
+
+#: the last word of a masked object's name; the words before it ("traffic"); nouns without a mask;
+#: words that no pixel shows (TAM, Supp. E); the rest
+KINDS = ("object", "modifier", "noun", "function", "other")
+
+
+class ObjectLike(Protocol):
+    """Of a sample: something that goes by one of ``names`` and has a mask (H, W) bool."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    def mask(self) -> np.ndarray: ...
+
+
+class SampleLike(Protocol):
+    """What the harness asks of :class:`captum_dcam.data.Sample`."""
+
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def objects(self) -> Sequence[ObjectLike]: ...
+    def image(self) -> Image.Image: ...
+
+
+class DatasetLike(Protocol):
+    """What the harness asks of :class:`captum_dcam.data.Dataset`."""
+
+    @property
+    def ids(self) -> Sequence[Any]: ...
+    def sample(self, image_id: Any) -> SampleLike: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Word:
+    r"""A word of an answer.
+
+    Args:
+        target (Target): its tokens.
+        tag (str): Penn Treebank's, as the tagger gave it.
+        kind (str): one of :data:`KINDS`.
+        name (str or None): what it names, or helps to name.
+        objects (tuple of str): the data set's objects of that name.
+        phrase (int or None): words of one name share a number.
+    """
+
+    target: Target
+    tag: str
+    kind: str
+    name: str | None = None
+    objects: tuple[str, ...] = ()
+    phrase: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All words of an answer, and whose tags and lemmas these are."""
+
+    words: tuple[Word, ...]
+    tagger: str
+    lemmatizer: str
+
+
+def read_answer(forward: DenoisingForward, objects: Sequence[ObjectLike]) -> Answer:
+    r"""Tag the words of the bound answer (one example) and find what they name.
+
+    A word that ends a name of several words counts as a noun whatever its tag: offline taggers take
+    the last word of "a green cross" for a verb.
+    """
+    found = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
+    texts = [w.text for w in found]
+    tags, tagger = tag(texts) if texts else ([], "")
+    owners = [(name, item.name) for item in objects for name in dict.fromkeys(item.names)]
+    names = [name for name, _ in owners]
+    phrases = [name for name in names if len(name.split()) > 1]
+    heads = {m.words[-1] for m in match_words_to_masks(texts, ["NN"] * len(texts), phrases).matches}
+    nouns = ["NN" if i in heads else t for i, t in enumerate(tags)]
+    matched = match_words_to_masks(texts, nouns, names)
+    words = [Word(w, t, _kind(t)) for w, t in zip(found, tags, strict=True)]
+    for number, match in enumerate(matched.matches):
+        own = tuple(dict.fromkeys(owners[i][1] for i in match.masks))
+        for i in match.words:
+            kind = "object" if i == match.words[-1] else "modifier"
+            words[i] = Word(found[i], tags[i], kind, match.name, own, number)
+    return Answer(tuple(words), tagger, matched.lemmatizer)
+
+
+def _kind(tag_: str) -> str:
+    if tag_ in OBJECT_WORD_TAGS:
+        return "noun"
+    return "function" if tag_ in FUNCTION_WORD_TAGS else "other"
+
+
+def read_masks(
+    words: Collection[Word], objects: Sequence[ObjectLike], size: tuple[int, int]
+) -> dict[str, Tensor]:
+    r"""Masks (H, W) bool of the objects that words name; the others stay unread.
+
+    Raises:
+        ValueError: a mask that is not boolean or of another size than the picture.
+        OSError, ValueError: whatever reading it raises.
+    """
+    named = {name for word in words for name in word.objects}
+    out = {}
+    for item in objects:
+        if item.name in named:
+            mask = np.asarray(item.mask())
+            if mask.dtype != bool or mask.shape != size:
+                raise ValueError(
+                    f"the mask of {item.name!r} is {mask.dtype} {mask.shape}: expected bool "
+                    f"{size}, the picture's height and width"
+                )
+            out[item.name] = torch.from_numpy(np.ascontiguousarray(mask))
+    return out
+
+
+def stacked(words: Sequence[Word], masks: dict[str, Tensor]) -> Tensor:
+    """(N, C, H, W) masks of N words that name objects; words with fewer get empty ones."""
+    counts = max(len(w.objects) for w in words)
+    empty = torch.zeros_like(next(iter(masks.values())))
+    rows = [[masks[o] for o in w.objects] + [empty] * (counts - len(w.objects)) for w in words]
+    return torch.stack([torch.stack(row) for row in rows])

@@ -1,0 +1,47 @@
+r"""Does a map tell what the model uses? Tests that run the model again, the answer held fixed.
+
+TAM (Supp. E) sets faithfulness aside because an edited picture changes the text that is written. A
+denoising model can be asked about a given text: every token is read again in the state in which it
+was committed, whatever the picture. So nothing vanishes and nothing shifts.
+
+- :func:`deletion`, :func:`insertion`: the word's probability as the picture goes or comes
+- :func:`infidelity`, :func:`sensitivity_max`: Captum's, for maps of image tokens
+- :func:`parameter_randomization`, :func:`answer_shuffle`, :func:`placebo`: sanity checks
+
+All take a bound :class:`~captum_dcam.denoising.DenoisingForward` of one example
+(:func:`captum_dcam.methods.single`), targets, and maps (one (N, h, w) a grid) or a callable
+``explain(forward, targets) -> maps``, for example::
+
+    explain = lambda forward, targets: method("tam").attribute(Problem(forward, targets)).maps
+"""
+
+from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
+from captum_dcam.faithfulness.curves import FRACTIONS, Curves, deletion, insertion
+from captum_dcam.faithfulness.fills import BASELINES
+from captum_dcam.faithfulness.reading import Explain
+from captum_dcam.faithfulness.sanity import (
+    Randomization,
+    answer_shuffle,
+    parameter_randomization,
+    placebo,
+    shuffled_answer,
+)
+from captum_dcam.faithfulness.similarity import rank_correlation, structural_similarity
+
+__all__ = [
+    "BASELINES",
+    "FRACTIONS",
+    "Curves",
+    "Explain",
+    "Randomization",
+    "answer_shuffle",
+    "deletion",
+    "infidelity",
+    "insertion",
+    "parameter_randomization",
+    "placebo",
+    "rank_correlation",
+    "sensitivity_max",
+    "shuffled_answer",
+    "structural_similarity",
+]

@@ -1,0 +1,275 @@
+r"""Deletion and insertion: the word's probability as the picture goes, or comes, map first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.faithfulness.fills import pixel_fill
+from captum_dcam.faithfulness.reading import flat_maps, one_example, read, with_pixels
+from captum_dcam.methods.captum_common import groups_of
+from captum_dcam.targets import Target
+
+#: shares of the picture removed or revealed
+FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+#: edits of the pixels, or of the image tokens at the tapped block
+WHERE = ("pixels", "tap")
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    r"""Deletion or insertion curves of N words.
+
+    Args:
+        kind (str): ``deletion`` or ``insertion``.
+        fractions (Tensor): (S,) float64, from 0 to 1, the share of patches edited.
+        probability (Tensor): (N, S) float64: of the word, geometric mean over its tokens.
+        control (Tensor): (N, S) float64: the same in random order, mean over the orders drawn;
+            (N, 0) when none was asked for.
+    """
+
+    kind: str
+    fractions: Tensor
+    probability: Tensor
+    control: Tensor
+
+    @property
+    def auc(self) -> Tensor:
+        """(N,) area under the curve. Deletion: lower is better. Insertion: higher."""
+        return torch.trapezoid(self.probability, self.fractions)
+
+    @property
+    def control_auc(self) -> Tensor:
+        """(N,) area under the curve of random orders."""
+        self._need_control()
+        return torch.trapezoid(self.control, self.fractions)
+
+    @property
+    def gain(self) -> Tensor:
+        """(N,) how far the area is on the good side of random orders; 0: no better than chance."""
+        sign = 1 if self.kind == "insertion" else -1
+        return sign * (self.auc - self.control_auc)
+
+    @property
+    def supported(self) -> Tensor:
+        """(N,) bool: the whole picture makes the word more probable than the empty one does."""
+        return self._whole > self._empty
+
+    @property
+    def normalized(self) -> Tensor:
+        """(N, S): 0 at the empty picture's probability, 1 at the whole one's; not clipped. NaN for
+        words that the picture does not support, about which such a curve says nothing."""
+        span = (self._whole - self._empty)[:, None]
+        scaled = (self.probability - self._empty[:, None]) / span.masked_fill(span == 0, 1)
+        return scaled.masked_fill(~self.supported[:, None], float("nan"))
+
+    @property
+    def normalized_auc(self) -> Tensor:
+        """(N,) area under :attr:`normalized`; NaN for words that the picture does not support."""
+        return torch.trapezoid(self.normalized, self.fractions)
+
+    @property
+    def _whole(self) -> Tensor:
+        return self.probability[:, 0 if self.kind == "deletion" else -1]
+
+    @property
+    def _empty(self) -> Tensor:
+        return self.probability[:, -1 if self.kind == "deletion" else 0]
+
+    def _need_control(self) -> None:
+        if self.control.shape[1] == 0:
+            raise ValueError("no random order was drawn: ask for controls=1 or more")
+
+
+def deletion(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Iterable[Tensor],
+    *,
+    baseline: str = "mean",
+    where: str = "pixels",
+    patch: int = 1,
+    fractions: Sequence[float] = FRACTIONS,
+    score: str = "commit",
+    controls: int = 1,
+    generator: torch.Generator | None = None,
+    chunk: int = 8,
+) -> Curves:
+    r"""Remove image patches, those with the highest map first, and read the word again.
+
+    The answer is held fixed: every token of a word is read in the state of its own step, masked,
+    with the same other tokens around it. Only the picture changes.
+
+    Args:
+        forward (DenoisingForward): bound, one example.
+        targets (sequence of Target): N words.
+        maps (iterable of Tensor): one (N, h, w) a grid; order counts, scale does not.
+        baseline (str, optional): what replaces removed pixels: ``mean``, ``blur`` or ``inpaint``,
+            see :func:`captum_dcam.faithfulness.fills.pixel_fill`. Default: ``"mean"``
+        where (str, optional): ``pixels``, or ``tap``: removed image tokens become the mean image
+            token of their grid at the tapped block, which needs no pixels and runs on every family
+            (``baseline`` then means nothing). Blocks below have mixed the tokens, so few of them
+            tell much: there, insertion hardly separates methods. Default: ``"pixels"``
+        patch (int, optional): side of a patch in image tokens. Default: 1
+        fractions (sequence of float, optional): increasing, from 0 to 1; rounded to whole patches.
+            Default: :data:`FRACTIONS`
+        score (str, optional): state at which a token is read. Default: ``"commit"``
+        controls (int, optional): random orders to compare with, the same for all words. Default: 1
+        generator (torch.Generator, optional): draws them, and the order of equal values. Default:
+            one with seed 0
+        chunk (int, optional): edited pictures of one forward pass. Default: 8
+
+    Returns:
+        Curves: of kind ``deletion``.
+
+    Raises:
+        MethodError: pixels cannot be edited in this family: use ``where="tap"``.
+        ValueError: settings or maps that do not fit.
+
+    Source:
+        Petsiuk et al., RISE, 2018, section 4.1.
+    """
+    return _curves("deletion", forward, targets, maps, baseline, where, patch, fractions, score,
+                   controls, generator, chunk)  # fmt: skip
+
+
+def insertion(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Iterable[Tensor],
+    *,
+    baseline: str = "mean",
+    where: str = "pixels",
+    patch: int = 1,
+    fractions: Sequence[float] = FRACTIONS,
+    score: str = "commit",
+    controls: int = 1,
+    generator: torch.Generator | None = None,
+    chunk: int = 8,
+) -> Curves:
+    r"""Reveal image patches of an empty picture, those with the highest map first.
+
+    Args, returns and raises as :func:`deletion`; the kind is ``insertion``.
+    """
+    return _curves("insertion", forward, targets, maps, baseline, where, patch, fractions, score,
+                   controls, generator, chunk)  # fmt: skip
+
+
+def _curves(
+    kind: str,
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Iterable[Tensor],
+    baseline: str,
+    where: str,
+    patch: int,
+    fractions: Sequence[float],
+    score: str,
+    controls: int,
+    generator: torch.Generator | None,
+    chunk: int,
+) -> Curves:
+    for name, value, least in (("patch", patch, 1), ("controls", controls, 0), ("chunk", chunk, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
+    if not targets:
+        raise ValueError("no target is given: expected at least one word")
+    if where not in WHERE:
+        raise ValueError(f"where is {where!r}: expected one of {WHERE}")
+    asked = list(fractions)
+    if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
+        raise ValueError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    values = flat_maps(forward, maps, targets)
+    groups = groups_of(one_example(forward).layout.shapes, patch)
+    count = int(groups.max()) + 1
+    sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
+    places = [_places(row / groups.bincount(), generator) for row in sums]
+    random = [_places(torch.zeros(count), generator) for _ in range(controls)]
+    counts = sorted({round(share * count) for share in asked})
+    number, steps = len(targets), len(counts)
+    orders = places + random
+    edited = torch.stack([p < c for p in orders for c in counts])
+    removed = edited if kind == "deletion" else ~edited
+    wanted = [(n * steps + s, target) for n, target in enumerate(targets) for s in range(steps)]
+    wanted += [
+        ((number + r) * steps + s, target)
+        for target in targets
+        for r in range(controls)
+        for s in range(steps)
+    ]
+    found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
+    own, other = found.split([number * steps, number * controls * steps])
+    control = other.view(number, controls, steps)
+    return Curves(
+        kind,
+        torch.tensor(counts, dtype=torch.float64) / count,
+        own.view(number, steps),
+        control.mean(1) if controls else control.new_zeros(number, 0),
+    )
+
+
+def _places(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Place (G,) of every patch, 0 for the highest value; equal values in random order."""
+    # Ties in reading order would give a flat map a head start at the top of the picture.
+    shuffle = torch.randperm(len(values), generator=generator, device=generator.device).cpu()
+    order = shuffle[values[shuffle].argsort(descending=True, stable=True)]
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    return places
+
+
+def _read_edited(
+    forward: DenoisingForward,
+    removed: Tensor,
+    groups: Tensor,
+    wanted: list[tuple[int, Target]],
+    baseline: str,
+    where: str,
+    score: str,
+    chunk: int,
+) -> Tensor:
+    """Log-probabilities (W,) of targets on pictures with patches (R, G) removed."""
+    request = one_example(forward)
+    distinct, which = removed.unique(dim=0, return_inverse=True)
+    hidden = distinct[:, groups]
+    fill = pixel_fill(forward, baseline) if where == "pixels" else None
+    found = torch.zeros(len(wanted), dtype=torch.float64)
+    for start in range(0, len(hidden), chunk):
+        part = hidden[start : start + chunk]
+        own = [
+            (index, (int(which[row]) - start, target))
+            for index, (row, target) in enumerate(wanted)
+            if start <= int(which[row]) < start + len(part)
+        ]
+        same = request.pixels.detach().expand(len(part), *request.pixels.shape[1:])
+        copies = with_pixels(forward, same if fill is None else fill(part))
+        edit = None if fill is not None else _Erase(copies, part)
+        index, pairs = zip(*own, strict=True)
+        found[list(index)] = read(copies, pairs, score=score, chunk=chunk, edited=edit)
+    return found
+
+
+@dataclass(frozen=True)
+class _Erase:
+    """Contexts in which removed image tokens (R, N) are the mean token of their grid."""
+
+    copies: DenoisingForward
+    removed: Tensor
+
+    def __call__(self, rows: Tensor) -> AbstractContextManager[None]:
+        assert self.copies.request is not None
+        shapes = self.copies.request.layout.shapes
+        parts = self.removed[rows].split([h * w for h, w in shapes], dim=1)
+
+        def erase(features: Tensor, grid: int) -> Tensor:
+            mask = parts[grid].view(-1, 1, *shapes[grid]).to(features.device)
+            return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
+
+        return self.copies.edited(erase)

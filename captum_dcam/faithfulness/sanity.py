@@ -1,0 +1,262 @@
+r"""Sanity checks: does a map change with the model, the answer around it, and the word?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import MethodError
+from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, rebound
+from captum_dcam.faithfulness.similarity import rank_correlation, structural_similarity
+from captum_dcam.metrics import obj_iou
+from captum_dcam.targets import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Randomization:
+    r"""Maps before and after weights were replaced, S stages, N words.
+
+    Args:
+        stages (tuple of str): what was replaced last; all stages before stay replaced.
+        spearman (Tensor): (S, N) rank correlation over all grids; near 0: the map needs the model.
+        ssim (Tensor): (S, N) structural similarity, mean over the grids.
+    """
+
+    stages: tuple[str, ...]
+    spearman: Tensor
+    ssim: Tensor
+
+
+def parameter_randomization(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    explain: Explain,
+    generator: torch.Generator,
+    *,
+    stages: int | None = None,
+) -> Randomization:
+    r"""Replace weights from the output side down, and compare each stage's maps with the model's.
+
+    A map that survives does not explain the model. The cascade goes from the last block to the
+    first, and ends with everything else (embeddings, image tower, head: families that tie the head
+    to the word embeddings leave no other order). Every parameter is drawn anew from a normal
+    distribution of its own mean and standard deviation. The answer is held fixed. Weights are
+    restored bit for bit, also after an error.
+
+    Args:
+        forward (DenoisingForward): bound, one example.
+        targets (sequence of Target): N words.
+        explain (callable): ``(forward, targets) -> maps``.
+        generator (torch.Generator): draws the weights.
+        stages (int, optional): how many of the blocks + 1 stages. Default: all
+
+    Returns:
+        Randomization: of as many stages.
+
+    Raises:
+        MethodError: quantised weights, which cannot be drawn.
+
+    Source:
+        Adebayo et al., Sanity checks for saliency maps, 2018, section 3.1.
+    """
+    cascade = _cascade(forward.adapter)
+    count = len(cascade) if stages is None else stages
+    if not 1 <= count <= len(cascade):
+        raise ValueError(f"stages is {stages}: expected 1 to {len(cascade)}, or None for all")
+    words = tuple(targets)
+    before = _explained(rebound(forward), words, explain)
+    found = []
+    with _restored() as replace_values:
+        for _, parameters in cascade[:count]:
+            for parameter in parameters:
+                replace_values(parameter, _drawn(parameter, generator))
+            found.append(_alike(before, _explained(rebound(forward), words, explain)))
+    spearman, ssim = (torch.stack(rows) for rows in zip(*found, strict=True))
+    return Randomization(tuple(name for name, _ in cascade[:count]), spearman, ssim)
+
+
+def shuffled_answer(
+    forward: DenoisingForward, target: Target, generator: torch.Generator
+) -> DenoisingForward:
+    r"""The same picture and word, with the answer's other tokens in random order.
+
+    Tokens keep their steps: where a position was visible, it now shows its new token; where it was
+    masked, it stays masked. Stop tokens and the word itself keep their places. An answer of fewer
+    than two other tokens stays as it is.
+
+    Args:
+        forward (DenoisingForward): bound, one example.
+        target (Target): the word that stays.
+        generator (torch.Generator): draws the order.
+
+    Returns:
+        DenoisingForward: bound to the changed record; the given one is untouched.
+    """
+    one_example(forward)
+    old = forward.trajectory
+    tokens = old.tokens[0]
+    stop = forward.adapter.stop_ids
+    free = [
+        p
+        for p, token in enumerate(tokens.tolist())
+        if p not in target.positions and token not in stop
+    ]
+    order = torch.randperm(len(free), generator=generator, device=generator.device).tolist()
+    changed = tokens.clone()
+    changed[free] = tokens[[free[i] for i in order]]
+
+    def shown(canvas: Tensor) -> Tensor:
+        visible = canvas == tokens.to(canvas.device)
+        return torch.where(visible, changed.to(canvas), canvas)
+
+    return rebound(
+        forward,
+        trajectory=replace(
+            old,
+            tokens=changed[None],
+            states=(shown(old.states[0]), *old.states[1:]),
+            final_state=(shown(old.final_state[0]), *old.final_state[1:]),
+        ),
+    )
+
+
+def answer_shuffle(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    explain: Explain,
+    generator: torch.Generator,
+) -> Tensor:
+    r"""Rank correlation of a word's map with its map among shuffled other tokens.
+
+    Near 1: the map comes from the word and the picture. Low: it also depends on the text around.
+
+    Args:
+        forward (DenoisingForward): bound, one example.
+        targets (sequence of Target): N words, each shuffled around on its own.
+        explain (callable): ``(forward, targets) -> maps``.
+        generator (torch.Generator): draws the orders.
+
+    Returns:
+        Tensor: (N,) float64, in [-1, 1].
+    """
+    words = tuple(targets)
+    before = torch.cat(_flat(_explained(rebound(forward), words, explain)), dim=1)
+    found = []
+    for row, word in zip(before, words, strict=True):
+        other = shuffled_answer(forward, word, generator)
+        after = torch.cat(_flat(_explained(other, (word,), explain)), dim=1)
+        found.append(rank_correlation(row, after[0]))
+    return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+def placebo(
+    maps: Tensor,
+    masks: Tensor,
+    generator: torch.Generator,
+    *,
+    groups: Tensor | None = None,
+    metric: Callable[[Tensor, Tensor], Tensor] = obj_iou,
+) -> tuple[Tensor, Tensor]:
+    r"""Every word's mask scored with its own map, and with the map of another word.
+
+    A method whose own score is not above the placebo's finds objects, but not the word's.
+
+    Args:
+        maps (Tensor): (N, H, W), non-negative, at mask resolution; N at least 2.
+        masks (Tensor): bool (N, H, W), or (N, C, H, W).
+        generator (torch.Generator): draws the other word, each equally likely.
+        groups (Tensor, optional): (N,) integers; words of one group name one object ("red",
+            "circle") and are no placebo for each other. Default: every word its own
+        metric (callable, optional): of maps and masks. Default: :func:`obj_iou`
+
+    Returns:
+        tuple of Tensor: own and placebo scores, (N,) each.
+
+    Raises:
+        ValueError: a word without any other to draw from.
+    """
+    count = len(maps)
+    kinds = torch.arange(count) if groups is None else groups.cpu()
+    if maps.ndim != 3 or kinds.shape != (count,):
+        raise ValueError(
+            f"maps have shape {tuple(maps.shape)} and groups {tuple(kinds.shape)}: expected (N, H, "
+            "W) and (N,)"
+        )
+    drawn = []
+    for n in range(count):
+        others = (kinds != kinds[n]).nonzero()[:, 0]
+        if len(others) == 0:
+            raise ValueError(
+                f"word {n} has no other word to draw a map from: expected words of at least two "
+                "objects"
+            )
+        at = torch.randint(len(others), (), generator=generator, device=generator.device)
+        drawn.append(int(others[int(at)]))
+    return metric(maps, masks), metric(maps[drawn], masks)
+
+
+def _cascade(adapter: Adapter) -> list[tuple[str, list[nn.Parameter]]]:
+    """Stages of parameters, each parameter in the first stage that holds it."""
+    seen: set[int] = set()
+    stages = []
+    parts: list[tuple[str, nn.Module]] = [
+        (f"block {i}", block) for i, block in reversed(list(enumerate(adapter.blocks)))
+    ]
+    for name, part in [*parts, ("rest", adapter.model)]:
+        own = [p for p in part.parameters() if id(p) not in seen]
+        seen.update(id(p) for p in own)
+        for p in own:
+            if not p.is_floating_point():
+                raise MethodError(
+                    f"{name} holds weights of type {p.dtype}, which cannot be drawn at random: "
+                    "load the model without quantisation"
+                )
+        stages.append((name, own))
+    return stages
+
+
+@contextmanager
+def _restored() -> Iterator[Callable[[nn.Parameter, Tensor], None]]:
+    """A function that replaces a parameter's values, until the context ends."""
+    before: list[tuple[nn.Parameter, Tensor]] = []
+
+    def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
+        # kept in main memory: the whole model must not lie twice on an accelerator
+        before.append((parameter, parameter.detach().to("cpu", copy=True)))
+        parameter.data.copy_(values)
+
+    try:
+        yield replace_values
+    finally:
+        for parameter, values in reversed(before):
+            parameter.data.copy_(values)
+
+
+def _drawn(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
+    values = parameter.detach().float()
+    drawn = torch.randn(values.shape, generator=generator, device=generator.device)
+    return values.mean() + values.std(correction=0) * drawn.to(values)
+
+
+def _explained(
+    forward: DenoisingForward, targets: tuple[Target, ...], explain: Explain
+) -> tuple[Tensor, ...]:
+    maps = tuple(m.detach().cpu().double() for m in explain(forward, targets))
+    flat_maps(forward, maps, targets)  # checks them
+    return maps
+
+
+def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [m.flatten(1) for m in maps]
+
+
+def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    whole = [torch.cat(_flat(maps), dim=1) for maps in (first, second)]
+    grids = [structural_similarity(a, b) for a, b in zip(first, second, strict=True)]
+    return rank_correlation(*whole), torch.stack(grids).mean(0)

@@ -1,0 +1,185 @@
+r"""Attention weights of any model that computes attention with torch, its numbers unchanged.
+
+The original computation runs as it is; the weights are computed beside it, when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_dcam.errors import MethodError
+from captum_dcam.methods.attention_calls import (
+    INVISIBLE,
+    BlockMode,
+    Call,
+    Fused,
+    FusedCall,
+    WrittenCall,
+    inside_blocks,
+    is_fused,
+    is_written,
+)
+from captum_dcam.methods.base import Problem
+from captum_dcam.methods.sequence_values import sequence_length
+from captum_dcam.sequence import unkept
+
+
+class _Recorder(BlockMode):
+    """Keeps every attention computation; with ``gradients`` its node is made part of a graph."""
+
+    def __init__(self, gradients: bool) -> None:
+        super().__init__()
+        self.gradients = gradients
+        self.calls: dict[int, list[Call]] = {}
+
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        result = func(*args, **kwargs)
+        assert self.block is not None
+        fused = is_fused(func)
+        if not fused and not is_written(func, result):
+            return result
+        if self.gradients and not result.requires_grad:
+            result = result.detach().requires_grad_()  # below it nothing has a graph: it starts one
+        made = FusedCall(Fused(*args, **kwargs), result) if fused else WrittenCall(result)
+        self.calls.setdefault(self.block, []).append(made)
+        return result
+
+
+@contextmanager
+def recording(
+    blocks: Sequence[nn.Module], gradients: bool = False
+) -> Iterator[dict[int, list[Call]]]:
+    r"""Record the attention of transformer blocks while the context is open.
+
+    Args:
+        blocks (sequence of nn.Module): attention computed outside them is ignored.
+        gradients (bool, optional): make every call's ``node`` require grad, so that
+            :func:`torch.autograd.grad` can be asked for it. Default: False
+
+    Yields:
+        dict: block → its :class:`Call` s in order, filled as the model runs.
+    """
+    recorder = _Recorder(gradients)
+    with inside_blocks(blocks, recorder):
+        yield recorder.calls
+
+
+def check_seen(calls: dict[int, list[Call]], blocks: Sequence[int], kinds: Sequence[str]) -> None:
+    """Raise MethodError for blocks whose attention was not seen."""
+    missing = [b for b in blocks if not calls.get(b)]
+    if missing:
+        raise MethodError(
+            f"no attention weights of blocks {missing} ({kinds[missing[0]]}): their attention is "
+            "neither torch's scaled_dot_product_attention nor a softmax of (batch, heads, queries, "
+            f"keys), so it runs in a kernel that torch does not show; {INVISIBLE}"
+        )
+
+
+class Attentions:
+    r"""Attention of the whole sequence of L tokens, in the states of a problem's tokens.
+
+    In the prefix regime the prefix's rows come from one prefill, the answer's from the step; in the
+    full regime all from the step. The last state is kept: tokens that share it share its pass.
+
+    Args:
+        problem (Problem): batch 1.
+        gradients (bool, optional): keep the graph for :meth:`gradients`. Default: False
+    """
+
+    def __init__(self, problem: Problem, gradients: bool = False) -> None:
+        self.problem, self.wanted = problem, gradients
+        self.forward = unkept(problem.forward)
+        self.blocks = list(self.forward.adapter.blocks)
+        self.length = sequence_length(problem)
+        self._prefix: tuple[Any, dict[int, list[Call]]] | None = None
+        self._state: tuple[int, Tensor, tuple[tuple[Call, ...], ...]] | None = None
+
+    def at(self, position: int) -> tuple[Tensor, tuple[tuple[Call, ...], ...]]:
+        """Logits (T, V) and, block by block, the calls whose rows make up the sequence."""
+        step = self.problem.step(position)
+        if self._state is None or self._state[0] != step:
+            self._state = None  # frees the graph of the state before
+            with torch.set_grad_enabled(self.wanted):
+                self._state = (step, *self._run(step))
+        return self._state[1:]
+
+    def _run(self, step: int) -> tuple[Tensor, tuple[tuple[Call, ...], ...]]:
+        forward = self.forward
+        if self._prefix is None:
+            with recording(self.blocks, self.wanted) as calls:
+                memory = forward.prefill()
+            self._prefix = memory, calls
+        memory, before = self._prefix
+        device = self.problem.pixels.device
+        # rows() copies, so that a family whose cache grows in place leaves the prefill's alone
+        own = forward.adapter.rows(memory, torch.zeros(1, dtype=torch.long, device=device))
+        with recording(self.blocks, self.wanted) as calls:
+            logits = forward.step(own, torch.tensor([0]), torch.tensor([step]))
+        kinds = [type(b).__name__ for b in self.blocks]
+        check_seen(calls, range(len(self.blocks)), kinds)
+        if forward.trajectory.regime == "prefix":
+            check_seen(before, range(len(self.blocks)), kinds)
+        found = tuple((*before.get(i, ()), *calls[i]) for i in range(len(self.blocks)))
+        for index, parts in enumerate(found):
+            shapes = [(c.queries, c.keys) for c in parts]
+            if sum(q for q, _ in shapes) != self.length or max(k for _, k in shapes) > self.length:
+                raise MethodError(
+                    f"attention of block {index} has shapes {shapes} (queries, keys): expected "
+                    f"{self.length} queries in all, one for every position, and no more keys; "
+                    f"{INVISIBLE}"
+                )
+        return logits[0], found
+
+    def query(self, position: int) -> int:
+        """The position in the sequence that predicts a response position."""
+        request = self.forward.request
+        assert request is not None
+        return self.forward.adapter.query_position(request.layout, position)
+
+    def matrix(self, position: int, block: int) -> Tensor:
+        """Weights (L, L) of a block in a position's state, averaged over heads; 0 where a query
+        does not see a key."""
+        _, found = self.at(position)
+        return torch.cat([F.pad(c.mean, (0, self.length - c.keys)) for c in found[block]])
+
+    def row(self, position: int, blocks: Sequence[int]) -> Tensor:
+        """Weights (L,) from the query of a response position, averaged over heads and blocks."""
+        _, found = self.at(position)
+        rows = [pick(found[b], self.query(position), self.length) for b in blocks]
+        return torch.stack(rows).mean(0)
+
+    def gradients(self, position: int, token: int) -> list[list[Tensor]]:
+        """Mean over heads of (A ⊙ ∂logit/∂A)⁺ of every call (queries, keys), block by block."""
+        logits, found = self.at(position)
+        nodes = [call.node for parts in found for call in parts]
+        with torch.enable_grad():
+            score = logits[position, token]
+        grads = iter(torch.autograd.grad(score, nodes, retain_graph=True, materialize_grads=True))
+        return [[call.mean_positive(next(grads)) for call in parts] for parts in found]
+
+
+def pick(parts: Sequence[Call], query: int, length: int) -> Tensor:
+    """Row ``query`` (length,) of a block's weights on the CPU, averaged over heads."""
+    for call in parts:
+        if query < call.queries:
+            rows = [call.head(h)[query] for h in range(call.heads)]
+            return F.pad(torch.stack(rows).mean(0).cpu(), (0, length - call.keys))
+        query -= call.queries
+    raise IndexError(f"query {query} behind the last")
+
+
+def through(row: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """``row @ matrix``, the matrix (L, L) given as rows of calls (queries, keys), one under the
+    other; keys that a call did not see count as 0."""
+    out, start = torch.zeros_like(row), 0
+    for matrix in matrices:
+        queries, keys = matrix.shape
+        out[:keys] += (row[start : start + queries].to(matrix) @ matrix).to(row)
+        start += queries
+    return out

@@ -1,0 +1,289 @@
+r"""What Captum's methods share here: one token in Captum's terms, baselines, groups of tokens.
+
+Captum draws noise in float32 and subtracts logits, so its methods get float32 pixels and float32
+logits around a model of any type: a thin function casts on the way in and on the way out. What
+they get is a copy of the pixels, because Captum marks what it is given as requiring gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from captum.attr import GradientAttribution
+from torch import Tensor, nn
+
+from captum_dcam.errors import MethodError
+from captum_dcam.methods.base import Method, PerToken, Problem, seeded
+
+#: what stands for "no picture"
+BASELINES = ("mean", "zero")
+#: settings that count something
+_COUNTS = ("steps", "samples", "permutations", "batch", "patch", "stride")
+#: settings that are a size
+_SIZES = ("std", "alpha")
+
+
+@dataclass(frozen=True)
+class Case:
+    r"""One token of a problem, as Captum wants it.
+
+    Args:
+        forward (callable): float32 pixels, extras and state to float32 logits (B, T, V).
+        tap (nn.Module): the layer.
+        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
+        target (tuple): (position, token).
+        arguments (tuple of Tensor): extras and state of the token's step.
+        problem (Problem): where it comes from.
+    """
+
+    forward: Callable[..., Tensor]
+    tap: nn.Module
+    pixels: Tensor
+    target: tuple[int, int]
+    arguments: tuple[Tensor, ...]
+    problem: Problem
+
+    @property
+    def owners(self) -> Tensor:
+        """Which image token every element of the pixel tensor belongs to, -1 for none."""
+        return pixel_owners(self.problem)
+
+
+def case_of(problem: Problem, position: int, token: int) -> Case:
+    """The case of one token."""
+    narrow = problem.pixels.dtype
+
+    def forward(pixels: Tensor, *arguments: Tensor) -> Tensor:
+        return _wide(problem.forward(pixels.to(narrow), *arguments))
+
+    return Case(
+        forward,
+        problem.forward.tap,
+        _wide(problem.pixels.detach()).clone(),
+        (position, token),
+        problem.arguments(position),
+        problem,
+    )
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def pixel_owners(problem: Problem) -> Tensor:
+    """``adapter.pixel_tokens`` of the problem's request, on the pixels' device."""
+    request = problem.forward.request
+    assert request is not None
+    owners = problem.forward.adapter.pixel_tokens(request).to(request.pixels.device)
+    return owners.expand_as(request.pixels)
+
+
+def check_settings(method: Method) -> None:
+    """Raise ValueError for settings that cannot work; they mean the same wherever they occur."""
+    for one in fields(method):  # type: ignore[arg-type]  # subclasses are dataclasses
+        name, value = one.name, getattr(method, one.name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _COUNTS and not (number and isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+        if name in _SIZES and not (number and 0 < value < math.inf):
+            raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
+        if name == "baseline" and value not in BASELINES:
+            raise ValueError(f"baseline is {value!r}: expected one of {BASELINES}")
+
+
+class CaptumMethod(PerToken):
+    r"""A Captum class and how to call it; settings that several methods have are checked here.
+
+    A subclass names its class in ``algorithm``, adds its options in :meth:`call` and says in
+    :meth:`maps` how attributions become maps.
+    """
+
+    algorithm: ClassVar[type]
+    baseline: str  # a setting of those that have one; no field of the others
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def build(self, case: Case) -> Any:
+        """The Captum object."""
+        raise NotImplementedError
+
+    def call(self, case: Case) -> dict[str, Any]:
+        """Arguments of its ``attribute`` besides the inputs."""
+        return {"target": case.target, "additional_forward_args": case.arguments}
+
+    def values(self, case: Case) -> Any:
+        """What Captum returns."""
+        return self.build(case).attribute(case.pixels, **self.call(case))
+
+    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+        """One map (h, w) a grid from it."""
+        raise NotImplementedError
+
+    def emptied(self, case: Case) -> Tensor:
+        """The baseline picture of the setting ``baseline``."""
+        return baseline_of(case, self.baseline, "pixel tokens" in self.facts.needs)
+
+    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
+        case = case_of(problem, position, token)
+        if self.by_gradient() and "pixel tokens" in self.facts.needs:
+            case.pixels.requires_grad_()  # Captum warns about inputs that do not
+        with seeded(problem.generator) if self.facts.stochastic else nullcontext():
+            return self.maps(self.values(case), case)
+
+    @classmethod
+    def by_gradient(cls) -> bool:
+        """Whether Captum counts the class among the gradient methods."""
+        return issubclass(cls.algorithm, GradientAttribution)
+
+
+@dataclass(frozen=True)
+class PathMethod(CaptumMethod):
+    """Integrates gradients along a straight line of pictures from a baseline to the picture."""
+
+    steps: int = 16
+    baseline: str = "mean"
+    batch: int = 4
+
+    def call(self, case: Case) -> dict[str, Any]:
+        return {
+            **super().call(case),
+            "baselines": self.emptied(case),
+            "n_steps": self.steps,
+            "internal_batch_size": self.batch,
+        }
+
+
+@dataclass(frozen=True)
+class ShapMethod(CaptumMethod):
+    """Mean gradient at random points between a baseline and the picture with noise."""
+
+    samples: int = 8
+    std: float = 0.1
+    baseline: str = "mean"
+    batch: int = 4
+
+    def call(self, case: Case) -> dict[str, Any]:
+        return {
+            **super().call(case),
+            "baselines": self.emptied(case),
+            "n_samples": self.samples,
+            "stdevs": spread(case, self.std),
+        }
+
+    def values(self, case: Case) -> Any:
+        # Captum runs all samples at once; a mean of parts bounds the memory.
+        parts = [self.batch] * (self.samples // self.batch)
+        parts += [self.samples % self.batch] if self.samples % self.batch else []
+        found = []
+        for count in parts:
+            call = {**self.call(case), "n_samples": count}
+            values = self.build(case).attribute(case.pixels, **call)
+            values = values if isinstance(values, tuple) else (values,)
+            found.append([v.detach() * (count / self.samples) for v in values])
+        return tuple(torch.stack(same).sum(0) for same in zip(*found, strict=True))
+
+
+def spread(case: Case, part: float) -> float:
+    """A standard deviation as a fraction of the range of the pixels' values."""
+    return part * float(case.pixels.detach().max() - case.pixels.detach().min())
+
+
+def baseline_of(case: Case, kind: str, owned: bool = True) -> Tensor:
+    r"""The picture without content, like ``case.pixels``.
+
+    Args:
+        case (Case): whose pixels.
+        kind (str): ``zero``: 0, whatever that is before normalisation. ``mean``: the mean colour,
+            over rows and columns of each channel of each picture; where pixels do not lie in rows
+            and columns, over the axes along which the token changes.
+        owned (bool): pixels that belong to no token (padding) stay as they are. ``zero`` alone can
+            do without knowing them. Default: True
+    """
+    pixels = case.pixels.detach()
+    if kind == "zero" and not owned:
+        return torch.zeros_like(pixels)
+    owners = case.owners
+    inside = owners >= 0
+    if kind == "zero":
+        return pixels.masked_fill(inside, 0)
+    if token_size(owners, case.problem.shapes) is not None:
+        axes = [-2, -1]
+    else:
+        axes = [d for d in range(1, owners.ndim) if bool((owners.diff(dim=d) != 0).any())]
+    total = (pixels * inside).sum(axes, keepdim=True)
+    mean = total / inside.sum(axes, keepdim=True).clamp_min(1)
+    return torch.where(inside, mean, pixels)
+
+
+def check_baseline(problem: Problem, kind: str) -> None:
+    """The mean colour is that of pixels whose token is known."""
+    if kind == "mean":
+        pixel_owners(problem)
+
+
+def groups_of(shapes: Sequence[tuple[int, int]], patch: int) -> Tensor:
+    r"""Group (N,) int64 of every image token, grid after grid: squares of ``patch`` tokens a side.
+
+    Groups at the right and lower edge are smaller where the grid is not a multiple.
+    """
+    found, first = [], 0
+    for h, w in shapes:
+        wide = -(-w // patch)
+        own = (torch.arange(h) // patch)[:, None] * wide + torch.arange(w) // patch
+        found.append(own.flatten() + first)
+        first += -(-h // patch) * wide
+    return torch.cat(found)
+
+
+def token_size(owners: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    r"""Height and width of the largest image token in pixels; None where pixels are not an image.
+
+    Pixels are an image where the token's row depends on the second-last axis alone and its column
+    on the last, in every slice (a picture, tile or channel).
+    """
+    if owners.ndim < 3:
+        return None
+    h, w = owners.shape[-2:]
+    rows = [torch.arange(a).repeat_interleave(b) for a, b in shapes]
+    columns = [torch.arange(b).repeat(a) for a, b in shapes]
+    grids = [torch.full((a * b,), i) for i, (a, b) in enumerate(shapes)]
+    slices = owners.cpu().reshape(-1, h, w)
+    inside = slices >= 0
+    at = slices.clamp_min(0)
+    if not (
+        _constant(torch.cat(rows)[at], inside, (2,))
+        and _constant(torch.cat(columns)[at], inside, (1,))
+        and _constant(torch.cat(grids)[at], inside, (1, 2))
+    ):
+        return None
+    return _longest(torch.cat(rows)[at], inside, 2), _longest(torch.cat(columns)[at], inside, 1)
+
+
+def _constant(values: Tensor, inside: Tensor, axes: tuple[int, ...]) -> bool:
+    """Whether ``values`` do not change along axes, where they count."""
+    low = values.masked_fill(~inside, torch.iinfo(values.dtype).max).amin(axes)
+    high = values.masked_fill(~inside, -1).amax(axes)
+    return bool(((low == high) | (high < 0)).all())
+
+
+def _longest(values: Tensor, inside: Tensor, along: int) -> int:
+    """The most pixels that one row (column) of tokens takes; ``along`` the other axis."""
+    line = values.masked_fill(~inside, -1).amax(along)
+    return max(int(row[row >= 0].bincount().max()) for row in line if bool((row >= 0).any()))
+
+
+def need_spatial(name: str, problem: Problem) -> None:
+    """Raise MethodError unless the pixel tensor's last two axes are rows and columns."""
+    owners = pixel_owners(problem)
+    if token_size(owners, problem.shapes) is None:
+        raise MethodError(
+            f"{name} slides a window over rows and columns of pixels, but the pixel tensor of "
+            f"{problem.forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
+            "feature_ablation, which masks groups of image tokens"
+        )

@@ -1,0 +1,54 @@
+r"""From values at every position of the sequence to a method's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.methods.base import Attribution, Problem
+from captum_dcam.sequence import image_positions, split_grids, text_tokens
+
+
+def sequence_length(problem: Problem) -> int:
+    """L, tokens of the hooked sequence: the prefix and the answer."""
+    forward = problem.forward
+    assert forward.request is not None
+    return forward.request.layout.prefix_length + forward.trajectory.tokens.shape[1]
+
+
+def over_tokens(
+    problem: Problem, values: Callable[[int, int], Tensor], text: bool = False
+) -> Attribution:
+    r"""Maps of words from values of their tokens; a word is the sum of its tokens (Eq. 2).
+
+    Args:
+        problem (Problem): whose targets are explained.
+        values (callable): (position, token id) to the values (L,) of every position.
+        text (bool, optional): also return the values of text tokens. Default: False
+
+    Returns:
+        Attribution: a budget that ends inside a word leaves the words before it.
+    """
+    forward = problem.forward
+    images = image_positions(forward)
+    words = text_tokens(forward).positions if text else torch.zeros(0, dtype=torch.long)
+    maps, relevance = problem.empty(), torch.zeros(len(problem.targets), len(words))
+    done, note = torch.zeros(len(problem.targets), dtype=torch.bool), ""
+    for n, target in enumerate(problem.targets):
+        try:
+            parts = [
+                values(position, token).detach().float().cpu()
+                for position, token in zip(target.positions, target.token_ids, strict=True)
+            ]
+        except BudgetExhaustedError as error:
+            note = str(error)
+            break
+        total = torch.stack(parts).sum(0)
+        for whole, own in zip(maps, split_grids(total[images], forward), strict=True):
+            whole[n] = own
+        relevance[n] = total[words]
+        done[n] = True
+    return Attribution(maps, done, relevance if text else None, note)

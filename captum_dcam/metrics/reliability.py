@@ -1,0 +1,268 @@
+r"""Does a map localise anything at all? A calibrated probability from the map's shape.
+
+Six features that ignore a map's scale, and a logistic regression on them, fitted on words with and
+without an object in the picture. It reads maps only: neither masks nor the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage, optimize, stats
+from torch import Tensor
+
+from captum_dcam.metrics._checks import checked_maps, result_dtype
+from captum_dcam.metrics.otsu import otsu_region
+from captum_dcam.metrics.sparseness import gini_index, normalized_entropy
+
+#: the features, in the order of :func:`map_features`
+MAP_FEATURES = ("entropy", "gini", "peak", "autocorrelation", "separability", "connected")
+_FORMAT = "captum_dcam.reliability/1"
+
+
+def map_features(maps: Tensor) -> Tensor:
+    r"""What tells a blob from clutter, for every map; all blind to its scale.
+
+    ``entropy`` and ``gini`` as in :mod:`captum_dcam.metrics.sparseness`. ``peak``: log of maximum
+    over mean, over log N, in [0, 1]. ``autocorrelation``: of horizontal and vertical neighbours
+    (Moran's I), in [-1, 1]. ``separability``: between-class over total variance at Otsu's threshold
+    (Otsu's η), in [0, 1]. ``connected``: share of the map's mass in the heaviest 8-connected part
+    of the Otsu region, in [0, 1].
+
+    A map that is constant, all zero or of one pixel has entropy 1 and all others 0.
+
+    Args:
+        maps (Tensor): (..., H, W), floating point, finite, non-negative.
+
+    Returns:
+        Tensor: (..., 6), in the order of :data:`MAP_FEATURES`.
+    """
+    values = checked_maps(maps)
+    peak = values.amax((-2, -1), keepdim=True)
+    values = values / peak.masked_fill(peak == 0, 1)
+    low = values.amin((-2, -1), keepdim=True)
+    spread = 1 - low
+    flat = ((spread == 0) | (peak == 0))[..., 0, 0]
+    levels = (values - low) / spread.masked_fill(spread == 0, 1)
+    region = otsu_region(values)
+    found = (
+        normalized_entropy(values),
+        gini_index(values),
+        (-values.mean((-2, -1)).clamp(min=1e-300).log() / math.log(max(_count(values), 2))),
+        _autocorrelation(levels),
+        _separability(levels, region),
+        _connected(values, region),
+    )
+    dense = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=values.dtype, device=values.device)
+    features = torch.stack([f.to(values) for f in found], dim=-1)
+    return torch.where(flat[..., None], dense, features).to(result_dtype(maps))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    r"""Logistic regression on :func:`map_features`.
+
+    Args:
+        weights (tuple of float): one a feature, for standardised features.
+        bias (float): of the regression.
+        mean, std (tuple of float): of the features it was fitted on.
+        fitted_on (str): what the maps were, for the reader. Default: empty
+    """
+
+    weights: tuple[float, ...]
+    bias: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fitted_on: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "mean", "std"):
+            row = getattr(self, name)
+            if len(row) != len(MAP_FEATURES) or not all(math.isfinite(v) for v in row):
+                raise ValueError(
+                    f"{name} is {row}: expected {len(MAP_FEATURES)} finite numbers, for "
+                    f"{MAP_FEATURES}"
+                )
+        if not math.isfinite(self.bias) or min(self.std) <= 0:
+            raise ValueError(f"bias is {self.bias}, std {self.std}: expected finite, and std > 0")
+
+    @classmethod
+    def fit(
+        cls, features: Tensor, labels: Tensor, l2: float = 1.0, fitted_on: str = ""
+    ) -> Reliability:
+        r"""Fit by penalised maximum likelihood: convex, so the result depends on the data alone.
+
+        Minimises the summed log loss plus ``l2``/2 times the squared weights (not the bias).
+        Probabilities are calibrated for data with the same share of both labels.
+
+        Args:
+            features (Tensor): (M, 6) from :func:`map_features`.
+            labels (Tensor): (M,) bool: True where the word has an object in the picture.
+            l2 (float, optional): strength of the penalty, above 0. Default: 1
+            fitted_on (str, optional): what the maps were. Default: empty
+
+        Raises:
+            ValueError: other shapes, or labels of one kind only.
+        """
+        if features.ndim != 2 or features.shape[1] != len(MAP_FEATURES):
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}: expected (M, "
+                f"{len(MAP_FEATURES)}) from map_features(maps)"
+            )
+        truth = _both_kinds(labels, len(features))
+        if not 0 < l2 < math.inf:
+            raise ValueError(f"l2 is {l2}: expected a finite number above 0")
+        rows = features.detach().double().cpu().numpy()
+        mean, std = rows.mean(0), rows.std(0)
+        std = np.where(std > 1e-12, std, 1.0)
+        rows, sign = (rows - mean) / std, np.where(truth, 1.0, -1.0)
+
+        def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = sign * (rows @ point[:-1] + point[-1])
+            pull = -sign / (1 + np.exp(np.clip(margin, -700, 700)))
+            value = np.logaddexp(0, -margin).sum() + l2 / 2 * (point[:-1] ** 2).sum()
+            return value, np.append(rows.T @ pull + l2 * point[:-1], pull.sum())
+
+        start = np.zeros(len(MAP_FEATURES) + 1)
+        found = optimize.minimize(
+            loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15}
+        ).x.tolist()
+        return cls(
+            tuple(found[:-1]), found[-1], tuple(mean.tolist()), tuple(std.tolist()), fitted_on
+        )
+
+    def probability(self, features: Tensor) -> Tensor:
+        """Probability (...) that maps of such features (..., 6) localise an object."""
+        if features.shape[-1:] != (len(MAP_FEATURES),):
+            raise ValueError(f"features have shape {tuple(features.shape)}: expected (..., 6)")
+        wide = features.detach().to(
+            torch.float32 if features.device.type == "mps" else torch.double
+        )
+        rows = (wide - wide.new_tensor(self.mean)) / wide.new_tensor(self.std)
+        return (rows @ wide.new_tensor(self.weights) + self.bias).sigmoid().to(features.dtype)
+
+    def score(self, maps: Tensor) -> Tensor:
+        """Probability (...) that maps (..., H, W) localise an object; near 0: trust no region."""
+        return self.probability(map_features(maps))
+
+    def to_json(self) -> str:
+        """All of it as JSON text, for ``path.write_text``."""
+        record = {"format": _FORMAT, "features": MAP_FEATURES, **asdict(self)}
+        return json.dumps(record, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Reliability:
+        """The inverse of :meth:`to_json`; ValueError when it is of another kind or version."""
+        record = json.loads(text)
+        kind = record.get("format") if isinstance(record, dict) else type(record).__name__
+        if kind != _FORMAT or tuple(record.get("features", ())) != MAP_FEATURES:
+            raise ValueError(
+                f"format is {kind!r}: expected {_FORMAT!r} with the features {MAP_FEATURES}; "
+                "fit it again with this version"
+            )
+        rows = {name: tuple(record[name]) for name in ("weights", "mean", "std")}
+        return cls(bias=record["bias"], fitted_on=record["fitted_on"], **rows)
+
+
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    r"""Probability that a random True scores above a random False; ties count half.
+
+    Args:
+        scores (Tensor): (M,), finite.
+        labels (Tensor): (M,) bool, of both kinds.
+    """
+    truth = _both_kinds(labels, len(scores))
+    ranks = stats.rankdata(_row(scores))
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    above = ranks[truth].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * negative))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> float:
+    r"""Mean distance of predicted probability and observed share, over equally wide bins.
+
+    Args:
+        probabilities (Tensor): (M,), in [0, 1]; M at least 1.
+        labels (Tensor): (M,) bool.
+        bins (int, optional): at least 1; empty ones count nothing. Default: 10
+
+    Source:
+        Naeini et al., 2015; Guo et al., 2017, Eq. 3.
+    """
+    predicted, truth = _row(probabilities), labels.detach().cpu().numpy()
+    if len(predicted) == 0 or truth.shape != predicted.shape or truth.dtype != bool or bins < 1:
+        raise ValueError(
+            f"{len(predicted)} probabilities, labels {tuple(labels.shape)} {labels.dtype} and "
+            f"{bins} bins: expected as many labels of torch.bool, at least one of each"
+        )
+    if predicted.min() < 0 or predicted.max() > 1:
+        raise ValueError(
+            f"probabilities reach from {predicted.min()} to {predicted.max()}: expected 0 to 1"
+        )
+    index = np.minimum((predicted * bins).astype(int), bins - 1)
+    gap = np.bincount(index, predicted - truth, minlength=bins)
+    return float(np.abs(gap).sum() / len(predicted))
+
+
+def _count(values: Tensor) -> int:
+    return values.shape[-2] * values.shape[-1]
+
+
+def _autocorrelation(levels: Tensor) -> Tensor:
+    away = levels - levels.mean((-2, -1), keepdim=True)
+    across = (away[..., :, 1:] * away[..., :, :-1]).sum((-2, -1))
+    down = (away[..., 1:, :] * away[..., :-1, :]).sum((-2, -1))
+    h, w = levels.shape[-2:]
+    pairs = h * (w - 1) + (h - 1) * w
+    variance = away.square().mean((-2, -1))
+    moran = (across + down) / max(pairs, 1) / variance.masked_fill(variance == 0, 1)
+    return moran.clamp(-1, 1)
+
+
+def _separability(levels: Tensor, region: Tensor) -> Tensor:
+    count = _count(levels)
+    above = region.sum((-2, -1)).to(levels.dtype)
+    total = levels.sum((-2, -1))
+    inside = (levels * region).sum((-2, -1))
+    shift = inside / above.clamp(min=1) - (total - inside) / (count - above).clamp(min=1)
+    between = above * (count - above) / count**2 * shift.square()
+    variance = levels.var((-2, -1), unbiased=False)
+    return (between / variance.masked_fill(variance == 0, 1)).clamp(0, 1)
+
+
+def _connected(values: Tensor, region: Tensor) -> Tensor:
+    leading, size = values.shape[:-2], values.shape[-2:]
+    mass = values.reshape(-1, *size).cpu().numpy()
+    structure = np.zeros((3, 3, 3), dtype=int)
+    structure[1] = 1  # neighbours within a map, never across maps
+    labels, parts = ndimage.label(region.reshape(-1, *size).cpu().numpy(), structure)
+    heavy = np.bincount(labels.ravel(), mass.ravel(), minlength=parts + 1)
+    owner = np.zeros(parts + 1, dtype=int)
+    owner[labels] = np.arange(len(mass))[:, None, None]
+    best = np.zeros(len(mass))
+    np.maximum.at(best, owner[1:], heavy[1:])
+    total = mass.sum((1, 2))
+    share = torch.from_numpy(best / np.where(total == 0, 1, total)).reshape(leading)
+    return share.to(values.device, values.dtype).clamp(0, 1)
+
+
+def _both_kinds(labels: Tensor, count: int) -> np.ndarray:
+    if labels.dtype != torch.bool or labels.shape != (count,):
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}: expected torch.bool ({count},)"
+        )
+    if not bool(labels.any()) or bool(labels.all()):
+        raise ValueError(f"all {count} labels are the same: expected words of both kinds")
+    return labels.cpu().numpy()
+
+
+def _row(scores: Tensor | Sequence[float]) -> np.ndarray:
+    row = torch.as_tensor(scores).detach().double().cpu().numpy()
+    if row.ndim != 1 or not np.isfinite(row).all():
+        raise ValueError(f"scores have shape {row.shape}: expected one finite number a word, (M,)")
+    return row

@@ -1,0 +1,308 @@
+r"""Relevance of text: tokens of prompt and answer coloured by value, as HTML or as a figure.
+
+What speaks for the explained word is orange, what speaks against it blue; the strongest value of
+all tokens has full colour.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor
+
+#: red, green and blue of what speaks for the word, and of what speaks against it
+FOR, AGAINST = (232, 118, 0), (38, 112, 220)
+#: opacity of the strongest value: text on it stays readable on a light and on a dark page
+STRONGEST = 0.6
+#: a token's probability beside its text
+Candidate = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class _Token:
+    """One token as it is drawn; value in [-1, 1], None: none."""
+
+    text: str
+    value: float | None
+    raw: float
+    explained: bool
+    space: bool
+    breaks: int
+
+
+def text_html(
+    pieces: Sequence[str],
+    values: Sequence[float] | Tensor | np.ndarray,
+    prompt: int,
+    *,
+    explained: Collection[int] = (),
+    candidates: Sequence[Candidate] = (),
+    vmax: float | None = None,
+) -> str:
+    r"""Relevance of text as HTML that needs nothing beside itself.
+
+    Inline styles alone, translucent colours behind text of the page's own colour: it reads on light
+    and dark pages, in notebooks and mails. Hovering shows a token's value.
+
+    Args:
+        pieces (sequence of str): text of K tokens, with a leading blank where a word begins.
+        values (sequence, Tensor or array): (K,) relevance; NaN: none, as for the explained token.
+        prompt (int): how many of the tokens are the prompt's; the rest is the answer.
+        explained (collection of int, optional): numbers of the tokens that are explained; they are
+            framed. Default: none
+        candidates (sequence, optional): (text, probability) of words that the model considered
+            there, likeliest first. Default: none
+        vmax (float, optional): the absolute value of full colour. Default: the largest
+
+    Returns:
+        str: one ``<div>``.
+
+    Raises:
+        ValueError: lengths, ``prompt``, ``explained``, ``vmax`` or a probability out of range.
+
+    Examples::
+
+        >>> "title" in text_html([" a", " cat"], [0.5, float("nan")], 1, explained=[1])
+        True
+    """
+    tokens = _tokens(pieces, values, prompt, explained, vmax)
+    parts = [_line("Prompt", tokens[:prompt]), _line("Answer", tokens[prompt:])]
+    if candidates:
+        parts.append(_candidates(_checked(candidates)))
+    parts.append(_scale())
+    style = "font-family:system-ui,sans-serif;font-size:15px;line-height:1.9;max-width:60em"
+    return f'<div style="{style}">{"".join(p for p in parts if p)}</div>'
+
+
+def _line(label: str, tokens: Sequence[_Token]) -> str:
+    if not tokens:
+        return ""
+    return f"<div>{_name(label)}{''.join(map(_span, tokens))}</div>"
+
+
+def _name(label: str) -> str:
+    style = "display:inline-block;min-width:6.5em;opacity:.65;font-size:12px"
+    return f'<span style="{style}">{label}</span>'
+
+
+def _span(token: _Token) -> str:
+    rules = ["padding:.1em .12em", "border-radius:.25em", "white-space:pre-wrap"]
+    if token.value:
+        r, g, b = FOR if token.value > 0 else AGAINST
+        rules.append(f"background:rgba({r},{g},{b},{abs(token.value) * STRONGEST:.3f})")
+    if token.explained:
+        rules += ["outline:2px solid currentColor", "font-weight:600"]
+    title = "explained" if token.explained else "no value"
+    if token.value is not None:
+        title = f"{token.raw:+.4g}"
+    blank = " " if token.space else ""
+    text = html.escape(token.text)
+    line = "<br>" * token.breaks
+    return f'{blank}<span style="{";".join(rules)}" title="{title}">{text}</span>{line}'
+
+
+def _candidates(candidates: Sequence[Candidate]) -> str:
+    spans = []
+    for text, probability in candidates:
+        bar = f"rgba(128,128,128,.45) {probability:.1%},rgba(128,128,128,.13) {probability:.1%}"
+        style = f"padding:.1em .5em;border-radius:.25em;background:linear-gradient(90deg,{bar})"
+        shown = html.escape(_visible(text))
+        spans.append(
+            f'<span style="{style}">{shown}&nbsp;{html.escape(percent(probability))}</span>'
+        )
+    return f"<div>{_name('Candidates')}{' '.join(spans)}</div>"
+
+
+def _scale() -> str:
+    (r, g, b), (s, t, u) = AGAINST, FOR
+    ramp = f"rgba({r},{g},{b},{STRONGEST}),rgba(128,128,128,0),rgba({s},{t},{u},{STRONGEST})"
+    bar = "display:inline-block;width:7em;height:.7em;border-radius:.2em;margin:0 .5em"
+    style = "font-size:12px;opacity:.8"
+    return (
+        f'<div style="{style}">against<span style="{bar};'
+        f'background:linear-gradient(90deg,{ramp})"></span>for the word</div>'
+    )
+
+
+def percent(probability: float) -> str:
+    """``62%``, ``0.4%``, ``<0.1%``."""
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    return f"{probability:.1%}" if 0 < probability < 0.01 else f"{probability:.0%}"
+
+
+# -- figure -------------------------------------------------------------------------------------
+
+
+def text_strip(
+    pieces: Sequence[str],
+    values: Sequence[float] | Tensor | np.ndarray,
+    prompt: int,
+    *,
+    explained: Collection[int] = (),
+    candidates: Sequence[Candidate] = (),
+    vmax: float | None = None,
+    width: float = 8.0,
+    size: float = 11.0,
+) -> Figure:
+    r"""Relevance of text as a matplotlib figure, built without pyplot's global state.
+
+    ``figure.savefig("text.pdf")`` writes it; a notebook shows it. No LaTeX, no mathtext: a dollar
+    sign is a dollar sign.
+
+    Args:
+        pieces, values, prompt, explained, candidates, vmax: as in :func:`text_html`.
+        width (float, optional): of the figure in inches. Default: 8
+        size (float, optional): of the text in points. Default: 11
+
+    Returns:
+        matplotlib.figure.Figure: as high as its lines need.
+
+    Raises:
+        ValueError: as in :func:`text_html`; or ``width``, ``size`` out of range.
+    """
+    tokens = _tokens(pieces, values, prompt, explained, vmax)
+    if not 2 <= width <= 100 or not 4 <= size <= 72:
+        raise ValueError(f"width {width} in, text {size} pt: expected 2 to 100 in and 4 to 72 pt")
+    chosen = _checked(candidates)
+    strip = _Strip(width, size)
+    strip.section("Prompt", tokens[:prompt])
+    strip.section("Answer", tokens[prompt:])
+    if chosen:
+        words = [f"{_visible(text)} {percent(p)}" for text, p in chosen]
+        strip.section("Candidates", [_Token(w, None, 0.0, False, True, 0) for w in words])
+    return strip.finished()
+
+
+class _Strip:
+    """Places words line by line in points from the upper left corner, then draws them."""
+
+    def __init__(self, width: float, size: float) -> None:
+        self.figure = Figure(figsize=(width, 1))
+        self.renderer = FigureCanvasAgg(self.figure).get_renderer()
+        self.size, self.wide = size, width * 72
+        self.left, self.margin, self.leading = size * 6.4, size * 0.6, size * 2.0
+        self.placed: list[tuple[float, float, float, _Token | str]] = []
+        self.line = -1
+
+    def _length(self, text: str, bold: bool = False) -> float:
+        weight = "bold" if bold else "normal"
+        drawn = self.figure.text(0, 0, text, size=self.size, weight=weight, parse_math=False)
+        box = drawn.get_window_extent(self.renderer)
+        drawn.remove()
+        return box.width / self.figure.dpi * 72
+
+    def section(self, label: str, tokens: Sequence[_Token]) -> None:
+        if not tokens:
+            return
+        self.line += 1
+        self.placed.append((self.margin, self.line, 0.0, label))
+        x, blank, pad = self.left, self.size * 0.3, self.size * 0.14
+        for token in tokens:
+            length = self._length(token.text, token.explained) + 2 * pad
+            x += blank * 1.6 if token.space and x > self.left else 0.0
+            if x + length > self.wide - self.margin and x > self.left:
+                self.line, x = self.line + 1, self.left
+            self.placed.append((x, self.line, length, token))
+            x += length
+            if token.breaks:
+                self.line, x = self.line + token.breaks, self.left
+
+    def finished(self) -> Figure:
+        high = (self.line + 1) * self.leading + 2 * self.margin
+        self.figure.set_size_inches(self.wide / 72, high / 72)
+        axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set(xlim=(0, self.wide), ylim=(high, 0))
+        axes.set_axis_off()
+        for x, line, length, what in self.placed:
+            y = self.margin + (line + 0.5) * self.leading
+            if isinstance(what, str):
+                size = self.size * 0.8
+                axes.text(
+                    x, y, what, size=size, color="0.4", va="center_baseline", parse_math=False
+                )
+                continue
+            self._token(axes, what, (x, y), length)
+        return self.figure
+
+    def _token(self, axes: Axes, token: _Token, at: tuple[float, float], length: float) -> None:
+        x, y = at
+        value = token.value or 0.0
+        color = FOR if value > 0 else AGAINST
+        box = FancyBboxPatch(
+            (x, y - self.size * 0.72),
+            length,
+            self.size * 1.44,
+            boxstyle=f"round,pad=0,rounding_size={self.size * 0.25}",
+            facecolor=(*(c / 255 for c in color), abs(value) * STRONGEST),
+            edgecolor="0.1" if token.explained else "none",
+            linewidth=1.2,
+        )
+        axes.add_patch(box)
+        weight = "bold" if token.explained else "normal"
+        axes.text(
+            x + length / 2,
+            y,
+            token.text,
+            size=self.size,
+            weight=weight,
+            color="0.1",
+            ha="center",
+            va="center_baseline",
+            parse_math=False,
+        )
+
+
+# -- input --------------------------------------------------------------------------------------
+
+
+def _tokens(
+    pieces: Sequence[str],
+    values: Sequence[float] | Tensor | np.ndarray,
+    prompt: int,
+    explained: Collection[int],
+    vmax: float | None,
+) -> list[_Token]:
+    """Checked input, one record a token, values in [-1, 1]."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    raw = np.asarray(values, dtype=np.float64)
+    if raw.shape != (len(pieces),):
+        raise ValueError(f"values have shape {raw.shape}: expected ({len(pieces)},), one a token")
+    if not 0 <= prompt <= len(pieces):
+        raise ValueError(f"prompt is {prompt}: expected a number of tokens, 0 to {len(pieces)}")
+    strange = sorted(set(explained) - set(range(len(pieces))))
+    if strange:
+        raise ValueError(f"explained token {strange[0]} is not one of the {len(pieces)} tokens")
+    if np.isinf(raw).any():
+        raise ValueError("values hold an infinity: expected numbers, or NaN for none")
+    if vmax is not None and not (vmax > 0 and math.isfinite(vmax)):
+        raise ValueError(f"vmax is {vmax}: expected a positive number")
+    known = np.abs(raw[~np.isnan(raw)])
+    top = vmax if vmax is not None else float(known.max(initial=0.0)) or 1.0
+    out = []
+    for k, (piece, value) in enumerate(zip(pieces, raw.tolist(), strict=True)):
+        shown = None if math.isnan(value) else max(-1.0, min(1.0, value / top))
+        space, breaks = piece[:1].isspace() and piece[:1] != "\n", piece.count("\n")
+        out.append(_Token(_visible(piece), shown, value, k in explained, space, breaks))
+    return out
+
+
+def _visible(piece: str) -> str:
+    """A token's text without blanks around it; line breaks as signs."""
+    return piece.replace("\n", "↵").strip() or "␣"
+
+
+def _checked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    for text, probability in candidates:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"candidate {text!r} has probability {probability}: expected 0 to 1")
+    return list(candidates)

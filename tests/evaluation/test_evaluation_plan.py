@@ -1,0 +1,113 @@
+"""Plans: one canonical form, complete settings, errors before any work."""
+
+import json
+
+import pytest
+
+from captum_dcam.errors import UnknownNameError
+from captum_dcam.evaluation import Plan, Variant
+from captum_dcam.evaluation.jsonable import canonical, differences
+from captum_dcam.refine import AKD, Compose, MinMax, paper_refinements
+
+
+def test_ways_of_writing_a_plan_are_equal():
+    short = Plan(("tam", "oracle"), dataset="scenes", metrics=("localization",))
+    long = Plan(
+        (Variant("tam", "tam", {"eci": True}), {"name": "oracle"}),
+        dataset={"name": "scenes"},
+        metrics=({"name": "localization"},),
+    )
+    assert short == long and short.digest == long.digest and hash(short) == hash(long)
+    assert Plan.from_record(json.loads(short.json())) == short
+    assert short.variants[0].settings["eci"] is True  # defaults are written out
+    assert short.digest != Plan(("tam", "oracle"), seed=1).digest
+
+
+def test_settings_that_are_tuples_survive_json():
+    one = Variant("msea", settings={"scales": (0.5, 1.0)})
+    assert one.settings["scales"] == [0.5, 1.0]
+    assert one.build().scales == (0.5, 1.0)
+    assert Variant(**json.loads(canonical(one.record()))) == one
+
+
+def test_refinements_may_be_names_records_objects_and_sequences():
+    written = Variant("a", "tam", refinements=("min_max", {"name": "akd"}))
+    built = Variant("a", "tam", refinements=[Compose([MinMax(), AKD()])])
+    assert written == built and written.stages() == [MinMax(), AKD()]
+    assert Variant("b", "tam", refinements=paper_refinements()).stages() == list(
+        paper_refinements()
+    )
+
+
+def test_variants_that_share_a_run_are_grouped():
+    plan = Plan(
+        (
+            Variant("a", "tam"),
+            Variant("b", "tam", refinements=("min_max",)),
+            Variant("c", "tam", {"eci": False}),
+            Variant("d", "tam", layer=1),
+            Variant("e", "tam", score="final"),
+            "oracle",
+        )
+    )
+    assert [[v.name for v in own] for _, own in plan.runs()] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"variants": ()}, ValueError, "no variants"),
+        ({"variants": ("tem",)}, UnknownNameError, "did you mean 'tam'"),
+        ({"variants": ("tam", "tam")}, ValueError, "'tam' is in the plan twice"),
+        ({"variants": ({"name": "tam", "layr": 1},)}, UnknownNameError, "did you mean"),
+        ({"variants": ({"name": "tam", "settings": {"k": 1}},)}, TypeError, "no setting 'k'"),
+        ({"variants": ({"name": "random", "settings": {"k": 1}},)}, TypeError, "no setting k"),
+        ({"variants": ({"name": "tam", "score": "comit"},)}, UnknownNameError, "'commit'"),
+        ({"variants": ({"name": "tam", "layer": "1"},)}, ValueError, "expected an integer"),
+        ({"variants": ({"name": "tam", "passes": 0},)}, ValueError, "at least 1"),
+        (
+            {"variants": ({"name": "tam", "refinements": ["akt"]},)},
+            ValueError,
+            "did you mean 'akd'",
+        ),
+        ({"metrics": ("localisation",)}, UnknownNameError, "did you mean 'localization'"),
+        ({"metrics": ({"name": "pointing", "far": 1},)}, TypeError, "it has tolerance"),
+        ({"metrics": ("pointing", "pointing")}, ValueError, "'pointing' is in the plan twice"),
+        ({"words": ("nouns",)}, UnknownNameError, "did you mean 'noun'"),
+        ({"words": ()}, ValueError, "no kinds of words"),
+        ({"dtype": "float8"}, UnknownNameError, "float"),
+        ({"regime": "cached"}, UnknownNameError, "prefix"),
+        ({"start": -1}, ValueError, "start is -1"),
+        ({"limit": 0}, ValueError, "limit is 0"),
+        ({"dataset": {"split": "val"}}, ValueError, "a record with 'name'"),
+        ({"answer": "captions"}, UnknownNameError, "did you mean 'caption'"),
+    ],
+)
+def test_bad_plans_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        Plan(**{"variants": ("tam",), **changes})
+
+
+def test_a_record_with_unknown_or_missing_keys_is_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'seed'"):
+        Plan.from_record({"variants": ["tam"], "sed": 1})
+    with pytest.raises(ValueError, match="no 'variants'"):
+        Plan.from_record({"seed": 1})
+
+
+def test_one_metric_may_come_twice_with_labels():
+    plan = Plan(
+        ("tam",), metrics=("pointing", {"name": "pointing", "tolerance": 3, "label": "near"})
+    )
+    assert [m["label"] for m in plan.metrics] == ["", "near"]
+
+
+def test_differences_name_what_differs():
+    one = Plan(("tam", "random"), seed=0).record()
+    two = Plan(("random", Variant("tam", settings={"filter": 5}), "oracle"), seed=1).record()
+    assert list(differences(one, one, "plan")) == []
+    assert list(differences(one, two, "plan")) == [
+        "plan.seed is 0 there and 1 here",
+        "plan.variants.oracle is here only",
+        "plan.variants.tam.settings.filter is 3 there and 5 here",
+    ]

@@ -1,0 +1,231 @@
+"""Every one of Captum's methods: not blind, repeatable, narrow types, nothing left behind."""
+
+import functools
+import math
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from captum_dcam.errors import BudgetExhaustedError, MethodError
+from captum_dcam.methods import METHODS, Budget, Problem, metered, method, single
+from captum_dcam.targets import Target
+
+PATH = {"steps": 2, "batch": 2}
+SMALL = {  # settings that make a test quick
+    "layer_integrated_gradients": PATH,
+    "internal_influence": PATH,
+    "layer_conductance": PATH,
+    "layer_gradient_shap": {"samples": 2},
+    "layer_feature_ablation": {"patch": 4},
+    "integrated_gradients": PATH,
+    "gradient_shap": {"samples": 2},
+    "occlusion": {"patch": 4, "stride": 4},
+    "feature_ablation": {"patch": 4},
+    "shapley_value_sampling": {"patch": 4, "permutations": 2},
+    "kernel_shap": {"patch": 4, "samples": 8},
+    "lime": {"patch": 4, "samples": 8, "alpha": 1e-4},
+    "noise_tunnel": {"samples": 2},
+}
+ONE_PASS = (
+    "layer_grad_cam",
+    "layer_activation",
+    "layer_gradient_x_activation",
+    "saliency",
+    "input_x_gradient",
+)
+NAMES = tuple(n for n, c in METHODS.items() if c.facts.group.startswith("Captum"))
+STOCHASTIC = tuple(n for n in NAMES if METHODS[n].facts.stochastic)
+WITH_SKLEARN = ("kernel_shap", "lime")
+
+
+def small(name, **settings):
+    if name in WITH_SKLEARN:
+        pytest.importorskip("sklearn", exc_type=ImportError)
+    return method(name, **{**SMALL.get(name, {}), **settings})
+
+
+@functools.cache
+def bound(regime, images=1, layer=1):
+    return tiny.bound(regime, images=images, layer=layer)
+
+
+def problem(forward, *positions, seed=0, score="commit"):
+    tokens = tuple(int(forward.trajectory.tokens[0, p]) for p in positions)
+    generator = torch.Generator().manual_seed(seed)
+    return Problem(forward, (Target("word", positions, tokens),), score, generator)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("when", (0, -1))
+def test_not_blind(regime, name, when):
+    forward = bound(regime)
+    order = forward.trajectory.commit_step[0].argsort()
+    position = int(order[when])
+    made, first = small(name), problem(forward, position)
+    other = (tiny.pair(forward, position)[1] + 7) % forward.adapter.vocabulary
+    maps = made.attribute(first).maps[0]
+    second = Problem(forward, (Target("other", (position,), (other,)),))
+    different = made.attribute(second).maps[0]
+    assert maps.any() and torch.isfinite(maps).all()
+    assert torch.equal(maps, different) == METHODS[name].facts.target_blind
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_generator_decides(name):
+    forward, made = bound("prefix"), small(name)
+    maps = [made.attribute(problem(forward, 5, seed=s)).maps[0] for s in (0, 0, 1)]
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name):
+    regime = tiny.REGIMES[NAMES.index(name) % 2]
+    narrow = tiny.bound(regime, dtype=torch.bfloat16)
+    narrow.bind(narrow.request, bound(regime).trajectory.single(0))  # the same states
+    made = small(name)
+    maps = [made.attribute(problem(f, 5)).maps[0].flatten() for f in (narrow, bound(regime))]
+    assert maps[0].dtype == torch.float32
+    assert float(torch.corrcoef(torch.stack(maps))[0, 1]) > (0.6 if name == "lime" else 0.9)
+
+
+def test_a_word_is_the_sum_of_its_tokens_each_at_its_own_step(regime):
+    forward, made = bound(regime), method("layer_gradient_x_activation")
+    whole = made.attribute(problem(forward, 1, 6)).maps[0]
+    parts = [made.attribute(problem(forward, p)).maps[0] for p in (1, 6)]
+    assert tiny.relative(whole, sum(parts)) < 1e-5
+
+
+@pytest.mark.parametrize("score", ("final", "teacher"))
+@pytest.mark.parametrize("name", ("saliency", "layer_grad_cam", "feature_ablation"))
+def test_scores_read_other_states(regime, name, score):
+    forward, made = bound(regime), small(name)
+    early = int(forward.trajectory.commit_step[0].argmin())
+    found = [made.attribute(problem(forward, early, score=s)).maps[0] for s in ("commit", score)]
+    assert found[1].any() and not torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ("saliency", "occlusion", "layer_grad_cam", "layer_conductance"))
+def test_padding_of_the_prompt_changes_nothing(regime, name):
+    prompts = [tiny.PROMPT, "what is the color of the square ?"]
+    padded = tiny.bound(regime, batch=2, prompts=prompts)
+    assert not bool(padded.request.extras[1].all())
+    alone = bound(regime)
+    one = single(padded, 0)
+    one.bind(one.request, alone.trajectory.single(0))
+    made = small(name)
+    found, expected = (made.attribute(problem(f, 4)).maps[0] for f in (one, alone))
+    assert tiny.relative(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_of_one_token(name):
+    forward = tiny.bound("full", gen_length=1)
+    assert small(name).attribute(problem(forward, 0)).maps[0].any()
+
+
+def state_of(forward):
+    return (
+        {n: m.training for n, m in forward.named_modules()},
+        {n: (p.requires_grad, p.grad is None) for n, p in forward.named_parameters()},
+        tiny.hooks(forward),
+        forward.tap.edit,
+        forward.request.pixels.requires_grad,
+        forward.request.pixels.grad,
+        torch.get_rng_state().tolist(),
+        [str(v) for v in np.random.get_state()],
+        torch.is_grad_enabled(),
+    )
+
+
+class Burst(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", (None, 0, 1))
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_behind(name, after):
+    forward = tiny.bound("full")
+    forward.train()
+    for i, p in enumerate(forward.parameters()):
+        p.requires_grad_(i % 2 == 0)
+    several = {} if name in ONE_PASS else {"batch": 2 if name == "layer_conductance" else 1}
+    made, task, calls = small(name, **several), problem(forward, 5), []
+    before, content = state_of(forward), forward.request.pixels.clone()
+    if after is None or (after and name in ONE_PASS):
+        made.attribute(task)
+    else:
+
+        def burst(*_):
+            calls.append(0)
+            if len(calls) > after:
+                raise Burst
+
+        handle = forward.model.layers[3].register_forward_hook(burst)
+        with pytest.raises(Burst):
+            made.attribute(task)
+        handle.remove()
+    assert state_of(forward) == before and torch.equal(forward.request.pixels, content)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if METHODS[n].facts.passes[-4:] == "back" or n in WITH_SKLEARN]
+)
+def test_passes_are_as_told(name):
+    if name in WITH_SKLEARN:
+        pytest.importorskip("sklearn", exc_type=ImportError)
+    forward = bound("prefix")
+    with metered(forward) as cost:
+        method(name).attribute(problem(forward, 5))
+    told = METHODS[name].facts.passes.removesuffix(" back").split(" + ")
+    assert [str(cost.forwards), str(cost.backwards)][: len(told)] == told
+    assert METHODS[name].facts.expensive == (cost.forwards >= 50)
+
+
+def test_a_budget_ends_between_words():
+    forward = bound("full")
+    targets = tuple(t for p in (2, 3) for t in problem(forward, p).targets)
+    with metered(forward, Budget(passes=15)):
+        found = method("feature_ablation").attribute(Problem(forward, targets))
+    assert found.done.tolist() == [True, False] and "budget" in found.note
+    assert found.maps[0][0].any() and not found.maps[0][1].any()
+    with pytest.raises(BudgetExhaustedError), metered(forward, Budget(passes=1)):
+        method("occlusion").token(problem(forward, 2), 2, 5)
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("integrated_gradients", {"steps": 0}, "steps is 0"),
+        ("layer_conductance", {"batch": 2.0}, "batch is 2.0"),
+        ("feature_ablation", {"patch": True}, "patch is True"),
+        ("gradient_shap", {"std": 0.0}, "std is 0.0"),
+        ("lime", {"alpha": math.nan}, "alpha is nan"),
+        ("integrated_gradients", {"baseline": "blur"}, "baseline is 'blur': expected one of"),
+        ("layer_feature_ablation", {"fill": "blur"}, "fill is 'blur'"),
+        ("occlusion", {"patch": 2, "stride": 3}, "stride is 3 tokens"),
+        ("noise_tunnel", {"base": "lime"}, "expected one of input_x_gradient, integrated"),
+        ("noise_tunnel", {"kind": "mean"}, "kind is 'mean'"),
+        ("noise_tunnel", {"samples": 0}, "samples is 0"),
+        ("noise_tunnel", {"samples": 1, "kind": "vargrad"}, "samples is 1"),
+    ],
+)
+def test_settings_that_cannot_work(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(name, **settings)
+
+
+@pytest.mark.parametrize("name", WITH_SKLEARN)
+def test_a_surrogate_says_what_it_needs(monkeypatch, name):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn", None)
+        with pytest.raises(MethodError, match="pip install scikit-learn"):
+            method(name).check(problem(bound("full"), 1))
+    pytest.importorskip("sklearn", exc_type=ImportError)
+    with pytest.raises(MethodError, match="patch 8 makes one group"):
+        method(name, patch=8).check(problem(bound("full"), 1))

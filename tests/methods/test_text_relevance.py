@@ -1,0 +1,154 @@
+"""Relevance of text tokens: finite differences, the image part, what is excluded."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from methods import made
+
+from captum_dcam import vjp
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.methods import Problem, method, single
+from captum_dcam.products import positionwise
+from captum_dcam.sequence import hidden_states, text_tokens
+from captum_dcam.targets import Target
+from captum_dcam.text_relevance import gradient_times_activation, text_relevance
+
+SCORES = ("commit", "final", "teacher")
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_gradient_part_is_the_finite_difference(regime, score):
+    """Scaling one token's state by 1 + e changes the logit by e · (gradient · activation)."""
+    forward = tiny.bound(regime, dtype=torch.float64)
+    (target,) = made.targets(forward, (3,))
+    (position,), (token,) = target.positions, target.token_ids
+    found = text_relevance(forward, [target], score=score)
+    step, prefix = forward.trajectory.step_of(0, 3, score), forward.request.layout.prefix_length
+    for k in (0, 2, len(found.tokens) - 8, len(found.tokens) - 1):  # prompt, earlier, later
+        at, logits = int(found.tokens.positions[k]), []
+        for factor in (1 + 1e-5, 1 - 1e-5):
+            calls = []
+
+            def scaled(hidden, _block, factor=factor, at=at, calls=calls):
+                start = prefix if calls and regime == "prefix" else 0
+                calls.append(1)
+                if not 0 <= at - start < hidden.shape[1]:
+                    return hidden
+                hidden = hidden.clone()
+                hidden[:, at - start] *= factor
+                return hidden
+
+            with torch.no_grad():
+                _, rows = hidden_states(forward, forward.layer, step, scaled)
+            logits.append(float(rows[position, token]))
+        slope = (logits[0] - logits[1]) / 2e-5
+        assert float(found.values[0, k]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("images", (1, 2))
+def test_the_image_part_is_the_positionwise_product(regime, score, images):
+    forward = tiny.bound(regime, images=images)
+    targets = made.targets(forward, (0, 5))
+    found = text_relevance(forward, targets, score=score)
+    for row in vjp.rows(forward, targets, score=score):
+        for grid, maps in enumerate(found.maps):
+            expected = positionwise(row.features[grid], row.gradients[grid])
+            assert tiny.relative(maps[row.target], expected) < 1e-4
+
+
+def test_later_tokens_count_and_the_word_itself_does_not(regime):
+    forward = tiny.bound(regime)
+    found = text_relevance(forward, made.targets(forward, (3,)), score="teacher")
+    own = found.tokens.prompt + 3
+    assert found.values[0].isnan().nonzero()[:, 0].tolist() == [own]
+    assert found.values[0, own + 1 :].abs().min() > 0
+    assert found.values[0, : found.tokens.prompt].abs().min() > 0
+
+
+def test_a_word_of_several_tokens_is_their_sum(regime):
+    forward = tiny.bound(regime)
+    first, last = made.targets(forward, (1, 6))
+    both = Target("both", (1, 6), first.token_ids + last.token_ids)
+    found = text_relevance(forward, (first, last, both))
+    image = found.maps[0]
+    assert tiny.relative(image[2], image[0] + image[1]) < 1e-4
+    seen = ~found.values.isnan().any(0)
+    assert tiny.relative(found.values[2, seen], found.values[:2, seen].sum(0)) < 1e-4
+    assert found.values[2].isnan().sum() == 2
+
+
+def test_activation_is_tams_before_normalisation(regime):
+    forward = tiny.bound(regime)
+    targets = made.targets(forward, (2, 5))
+    found = text_relevance(forward, targets, by="activation")
+    expected = method("tam", filter=0).attribute(Problem(forward, targets))
+    own = found.normalised()
+    assert torch.allclose(own.maps[0], expected.maps[0], atol=1e-6)
+    assert torch.allclose(own.values, expected.text, atol=1e-6, equal_nan=True)
+    assert found.maps[0].min() >= 0 and found.tokens == own.tokens
+
+
+def test_normalised_stretches_each_word_over_image_and_text(regime):
+    forward = tiny.bound(regime, images=2)
+    found = text_relevance(forward, made.targets(forward, (0, 5)))
+    own = found.normalised()
+    for n in range(2):
+        raw = [*found.maps[0][n].flatten().tolist(), *found.maps[1][n].flatten().tolist()]
+        raw += [v for v in found.values[n].tolist() if not math.isnan(v)]
+        low, high = min(raw), max(raw)
+        for before, after in zip((*found.maps, found.values), (*own.maps, own.values), strict=True):
+            expected = (before[n] - low) / (high - low)
+            assert torch.allclose(after[n], expected, atol=1e-5, equal_nan=True)
+
+
+def test_an_example_of_a_batch_is_that_example(regime):
+    forward = tiny.bound(regime, batch=2, prompts=["describe the image .", "image"])
+    target = made.targets(forward, (4,), 1)
+    found = text_relevance(forward, target, 1)
+    alone = text_relevance(single(forward, 1), target)
+    assert torch.equal(found.maps[0], alone.maps[0]) and len(found.tokens) == 1 + 8
+    with pytest.raises(ValueError, match="example 2"):
+        text_relevance(forward, target, 2)
+
+
+@pytest.mark.parametrize("by", ("gradient", "activation"))
+def test_half_precision_and_one_token_answers(regime, by):
+    forward = tiny.bound(regime, dtype=torch.bfloat16, gen_length=1)
+    found = text_relevance(forward, made.targets(forward, (0,)), by=by)
+    assert found.maps[0].dtype == torch.float32 and found.maps[0].isfinite().all()
+    assert found.values.shape == (1, len(text_tokens(forward)))
+
+
+@pytest.mark.parametrize("by", ("gradient", "activation"))
+@pytest.mark.parametrize("fails", (False, True))
+def test_nothing_is_left_behind(regime, by, fails):
+    forward = tiny.bound(regime)
+    model = forward.adapter.model.train()
+    before = torch.random.get_rng_state()
+    handle = model.layers[-1].register_forward_hook(lambda *_: 1 / 0) if fails else None
+    if handle is None:
+        text_relevance(forward, made.targets(forward), by=by)
+    else:
+        with pytest.raises(ZeroDivisionError):
+            text_relevance(forward, made.targets(forward), by=by)
+        handle.remove()
+    assert not tiny.hooks(model) and not tiny.hooks(forward.tap)
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not forward.request.pixels.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_unknown_way_is_named():
+    with pytest.raises(ValueError, match="by is 'attention'"):
+        text_relevance(tiny.bound("prefix"), (), by="attention")
+
+
+def test_the_product_covers_the_whole_sequence(regime):
+    forward = tiny.bound(regime)
+    assert isinstance(forward, DenoisingForward)
+    product = gradient_times_activation(forward, 0, [(0, 5)])
+    assert product.shape == (forward.request.layout.prefix_length + 8,) and product.any()
