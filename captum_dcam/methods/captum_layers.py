@@ -194,13 +194,13 @@ class LayerFeatureAblation(_Layer):
     Every token carries the value of its group.
 
     Args:
-        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 3
+        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 4
         fill (str): what a token becomes: ``mean`` (of its grid's tokens) or ``zero``.
             Default: ``"mean"``
         batch (int): so many ablations in one pass. Default: 4
     """
 
-    patch: int = 3
+    patch: int = 4
     fill: str = "mean"
     batch: int = 4
 
@@ -209,7 +209,7 @@ class LayerFeatureAblation(_Layer):
         "LayerFeatureAblation",
         _GROUP,
         "Zeiler & Fergus, ECCV 2014; Captum",
-        "2 + groups (64)",
+        "2 + groups (36)",
         expensive=True,
     )
 

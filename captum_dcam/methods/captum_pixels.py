@@ -176,7 +176,7 @@ class Occlusion(_Pixels):
 class _Masked(_Pixels):
     """Masks groups of ``patch`` tokens a side."""
 
-    patch: int = 3
+    patch: int = 4
     baseline: str = "mean"
     batch: int = 4
 
@@ -204,7 +204,7 @@ class FeatureAblation(_Masked):
     r"""Fall of the logit when a group of tokens' pixels is painted over.
 
     Args:
-        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 3
+        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 4
         baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
             Default: ``"mean"``
         batch (int): so many ablations in one pass. Default: 4
@@ -215,7 +215,7 @@ class FeatureAblation(_Masked):
         "FeatureAblation",
         _GROUP,
         "Zeiler & Fergus, ECCV 2014; Captum",
-        "1 + groups (64)",
+        "1 + groups (36)",
         _MASKS,
         expensive=True,
     )
@@ -230,12 +230,10 @@ class ShapleyValueSampling(_Masked):
 
     Args:
         permutations (int): how many. Default: 2
-        patch (int): tokens a side of a group. Default: 4
-        baseline, batch: as in :class:`FeatureAblation`.
+        patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
     permutations: int = 2
-    patch: int = 4
 
     algorithm: ClassVar[type] = attr.ShapleyValueSampling
     facts: ClassVar[Facts] = Facts(
@@ -270,8 +268,7 @@ class ShapleyValueSampling(_Masked):
 class _Surrogate(_Masked):
     """Fits a linear model to the logit of pictures with random groups masked."""
 
-    samples: int = 100
-    patch: int = 4
+    samples: int = 72
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -301,9 +298,8 @@ class KernelShap(_Surrogate):
     The groups' values add up to the fall of the logit between picture and baseline.
 
     Args:
-        samples (int): masked pictures; with fewer than groups the fit is not unique. Default: 100
-        patch (int): tokens a side of a group. Default: 4
-        baseline, batch: as in :class:`FeatureAblation`.
+        samples (int): masked pictures; with fewer than groups the fit is not unique. Default: 72
+        patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
     algorithm: ClassVar[type] = attr.KernelShap
@@ -311,7 +307,7 @@ class KernelShap(_Surrogate):
         "KernelShap",
         _GROUP,
         "Lundberg & Lee, NeurIPS 2017, Theorem 2",
-        "100",
+        "72",
         _MASKS,
         stochastic=True,
         expensive=True,
@@ -324,10 +320,9 @@ class Lime(_Surrogate):
     r"""Coefficients of a sparse linear model near the picture.
 
     Args:
-        samples (int): masked pictures. Default: 100
+        samples (int): masked pictures. Default: 72
         alpha (float): weight of the Lasso's penalty; groups below it get 0. Default: 0.01
-        patch (int): tokens a side of a group. Default: 4
-        baseline, batch: as in :class:`FeatureAblation`.
+        patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
     alpha: float = 0.01
@@ -337,7 +332,7 @@ class Lime(_Surrogate):
         "LIME",
         _GROUP,
         "Ribeiro et al., KDD 2016, Eq. 1–2",
-        "100",
+        "72",
         _MASKS,
         stochastic=True,
         expensive=True,

@@ -140,7 +140,7 @@ class PgcScoreCAM(Bridge):
         "ScoreCAM",
         GROUP,
         "Wang et al., CVPRW 2020",
-        "1 + channels",
+        "1 + channels (24)",
         ("pixel tokens", "grad-cam"),
         expensive=True,
     )
@@ -185,7 +185,7 @@ class PgcAblationCAM(Bridge):
         "AblationCAM",
         GROUP,
         "Desai & Ramaswamy, WACV 2020",
-        "2 + channels",
+        "2 + channels (24)",
         ("grad-cam",),
         expensive=True,
     )

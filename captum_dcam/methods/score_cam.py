@@ -66,7 +66,7 @@ class ScoreCam(Method):
         "Score-CAM",
         "gradient",
         "Wang et al., CVPRW 2020",
-        "1 + channels",
+        "1 + channels (24)",
         ("pixel tokens",),
         expensive=True,
     )

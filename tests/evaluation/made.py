@@ -8,7 +8,7 @@ import tiny
 from captum_dcam.evaluation import Plan, Variant
 from captum_dcam.evaluation.store import Store
 
-#: nouns that the tiny model's answers are full of
+#: what the pictures show; their captions name two of these
 NAMES = ("circle", "square", "triangle", "star", "ring", "heart", "moon", "object", "image")
 REFINED = ("min_max", "dacg", "sicd")
 
@@ -35,11 +35,15 @@ class Thing:
 class Sample:
     image_id: object
     prompt: str | None = tiny.PROMPT
-    captions: list = field(default_factory=lambda: ["a red circle and a star ."])
     extra: dict = field(default_factory=lambda: {"captions": {"concise": "red circle , star"}})
 
     def image(self):
         return tiny.picture(int(self.image_id))
+
+    @property
+    def captions(self):
+        first, second = NAMES[self.image_id % 7], NAMES[(self.image_id + 3) % 7]
+        return [f"a red {first} and a {second} ."]
 
     @property
     def objects(self):
@@ -74,7 +78,8 @@ def plan(**changes):
             "center_blob",
         ),
         metrics=("localization", "plausibility", "pointing"),
-        generation={"gen_length": 8},
+        answer="caption",
+        generation={"gen_length": 4},
     )
     return replace(own, **changes)
 
