@@ -188,7 +188,7 @@ def test_a_budget_ends_between_words():
     forward = bound("full")
     targets = tuple(t for p in (2, 3) for t in problem(forward, p).targets)
     with metered(forward, Budget(passes=15)):
-        found = method("feature_ablation").attribute(Problem(forward, targets))
+        found = method("feature_ablation", patch=3).attribute(Problem(forward, targets))
     assert found.done.tolist() == [True, False] and "budget" in found.note
     assert found.maps[0][0].any() and not found.maps[0][1].any()
     with pytest.raises(BudgetExhaustedError), metered(forward, Budget(passes=1)):

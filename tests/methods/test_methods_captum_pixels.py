@@ -167,7 +167,7 @@ def test_padding_is_never_painted(padded, baseline):
             expected[r : r + 3, c : c + 3] = fall
     expected[7:] = 0
     expected[:, 7:] = 0
-    made = method("feature_ablation", baseline=baseline)
+    made = method("feature_ablation", baseline=baseline, patch=3)
     found = made.attribute(problem(forward, 5)).maps[0][0]
     assert tiny.relative(found, expected) < 1e-3
 
