@@ -25,7 +25,8 @@ class TextTokens:
     Args:
         positions (Tensor): (K,) int64 positions in the hooked sequence.
         ids (Tensor): (K,) int64 token ids.
-        pieces (tuple of str): their text, with a leading blank where a word begins.
+        pieces (tuple of str): their text, with a leading blank where a word begins; empty for
+            stop tokens.
         prompt (int): how many of them are the prompt's.
     """
 
@@ -45,10 +46,11 @@ def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
     answer = forward.trajectory.tokens[example].cpu()
     start = forward.request.layout.prefix_length
     every = torch.cat((ids.cpu(), answer))
+    texts, stop = forward.adapter.pieces(every.tolist()), forward.adapter.stop_ids
     return TextTokens(
         torch.cat((positions.cpu(), torch.arange(start, start + len(answer)))),
         every,
-        tuple(forward.adapter.pieces(every.tolist())),
+        tuple("" if i in stop else t for i, t in zip(every.tolist(), texts, strict=True)),
         len(ids),
     )
 

@@ -243,6 +243,8 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
     from captum_dcam.hub import load
 
     where = launched_device() if device is None else torch.device(device)
+    if where.type == "cuda" and where.index is None:
+        where = launched_device()  # "cuda" is the process's own GPU, not the first one for all
     if where.type == "cuda":
         torch.cuda.set_device(where)
     return load(plan.model, regime=plan.regime, device=where, dtype=getattr(torch, plan.dtype))

@@ -105,7 +105,8 @@ class Plan:
     r"""Everything that decides the numbers of an evaluation.
 
     Args:
-        variants (tuple of Variant): at least one; records and names of methods become variants.
+        variants (tuple of Variant): at least one; names of methods, methods with their settings
+            and records become variants.
         dataset (dict, optional): name and settings of the data set; a name becomes a record.
             Default: ``{"name": "scenes"}``
         model (str, optional): a family or a folder. Default: ``"mini"``
@@ -216,10 +217,14 @@ class Plan:
         return list(found.values())
 
 
-def as_variant(value: Variant | Mapping[str, Any] | str) -> Variant:
-    """A variant from a method's name or a record."""
+def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
+    """A variant from a method's name, a method with its settings, or a record."""
     if isinstance(value, Variant):
         return value
+    if isinstance(value, Method):
+        settings = value.describe()
+        name = settings.pop("name")
+        return Variant(_named(name, settings), name, settings)
     if isinstance(value, str):
         return Variant(value)
     known = [f.name for f in fields(Variant)]
@@ -227,6 +232,13 @@ def as_variant(value: Variant | Mapping[str, Any] | str) -> Variant:
         if key not in known:
             raise UnknownNameError(f"a variant has no {key!r}{near(key, known)}")
     return Variant(**value)
+
+
+def _named(name: str, settings: Record) -> str:
+    """A method's name and the settings that are not its defaults: ``"tam:eci=false"``."""
+    usual = _settings(name, {})
+    own = [f"{k}={canonical(v)}" for k, v in plain(settings).items() if v != plain(usual)[k]]
+    return f"{name}:{','.join(own)}" if own else name
 
 
 def refinement_records(values: RefineLike | Sequence[RefineLike]) -> list[Record]:

@@ -53,7 +53,8 @@ def text_html(
     and dark pages, in notebooks and mails. Hovering shows a token's value.
 
     Args:
-        pieces (sequence of str): text of K tokens, with a leading blank where a word begins.
+        pieces (sequence of str): text of K tokens, with a leading blank where a word begins; empty
+            ones (stop tokens) are left out.
         values (sequence, Tensor or array): (K,) relevance; NaN: none, as for the explained token.
         prompt (int): how many of the tokens are the prompt's; the rest is the answer.
         explained (collection of int, optional): numbers of the tokens that are explained; they are
@@ -290,6 +291,8 @@ def _tokens(
     top = vmax if vmax is not None else float(known.max(initial=0.0)) or 1.0
     out = []
     for k, (piece, value) in enumerate(zip(pieces, raw.tolist(), strict=True)):
+        if not piece and k not in explained:
+            continue
         shown = None if math.isnan(value) else max(-1.0, min(1.0, value / top))
         space, breaks = piece[:1].isspace() and piece[:1] != "\n", piece.count("\n")
         out.append(_Token(_visible(piece), shown, value, k in explained, space, breaks))

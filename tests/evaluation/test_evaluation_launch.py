@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from captum_dcam.evaluation import Plan
+from captum_dcam.evaluation.harness import _load
 from captum_dcam.evaluation.launch import (
     LOCAL_RANKS,
     RANKS,
@@ -58,6 +60,11 @@ def test_every_process_has_its_own_gpu(monkeypatch):
     assert launched_device() == torch.device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "6")
     assert launched_device() == torch.device("cuda:2")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr("captum_dcam.hub.load", lambda _model, **options: asked.append(options))
+    _load(Plan(("random",)), "cuda")
+    assert asked[0] == asked[1]["device"] == torch.device("cuda:2")
 
 
 def test_the_state_of_a_program_that_uses_accelerate_counts():

@@ -7,6 +7,7 @@ import pytest
 from captum_dcam.errors import UnknownNameError
 from captum_dcam.evaluation import Plan, Variant
 from captum_dcam.evaluation.jsonable import canonical, differences
+from captum_dcam.methods import method
 from captum_dcam.refine import AKD, Compose, MinMax, paper_refinements
 
 
@@ -37,6 +38,12 @@ def test_refinements_may_be_names_records_objects_and_sequences():
     assert Variant("b", "tam", refinements=paper_refinements()).stages() == list(
         paper_refinements()
     )
+
+
+def test_methods_with_settings_become_variants():
+    plan = Plan((method("tam"), method("tam", eci=False, filter=5), method("attention")))
+    assert [v.name for v in plan.variants] == ["tam", "tam:eci=false,filter=5", "attention"]
+    assert plan.variants[1].build() == method("tam", eci=False, filter=5)
 
 
 def test_variants_that_share_a_run_are_grouped():
