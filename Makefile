@@ -2,7 +2,7 @@
 # start.py, which README, CI and the targets below call; everything runs in its .venv-test.
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint format type test table bench train notebooks explain clean
+.PHONY: help install check lint format type test table methods bench train notebooks explain clean
 
 START := python3 start.py
 BIN := .venv-test/bin
@@ -32,6 +32,10 @@ test: ## The tests
 table: install ## Measure what docs/SCORES.md reports, and print it (half an hour)
 	$(BIN)/python benchmarks/scores.py measure --start 60 --scenes 200 --signs 8
 	$(BIN)/python benchmarks/scores.py table --start 60 --scenes 200
+
+methods: install ## Measure README's table of methods, and print it (an hour and a half on two cores)
+	$(BIN)/python benchmarks/methods.py measure --shard 0/2 & $(BIN)/python benchmarks/methods.py measure --shard 1/2 & wait
+	$(BIN)/python benchmarks/methods.py table
 
 bench: install ## The figures of speed and memory in docs/COST.md
 	$(BIN)/python benchmarks/cost.py

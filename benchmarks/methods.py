@@ -5,9 +5,9 @@ r"""Every method on held-out scenes: what it costs and whether its maps lie on t
     python benchmarks/methods.py table --scenes 100
 
 ``measure`` keeps one file a scene and goes on where it stopped. Scores are taken at the picture's
-own resolution; contrast is capped at 20. Times are ratios to the default Diffusion-CAM on the same
-scene and machine, each process on one thread. Methods that their facts call expensive explain one
-word a scene, the others all object words.
+own resolution; intervals (95 %) resample words. Times are ratios to the default Diffusion-CAM on
+the same scene and machine, each process on one thread. Methods of many passes (8 or more, marked *)
+explain one word a scene at the commit step, the others all object words at two states.
 """
 
 from __future__ import annotations
@@ -148,38 +148,37 @@ def read(folder: Path, start: int, scenes: int) -> list[dict]:
     return [r for f in files if (r := json.loads(f.read_text()))["words"]]
 
 
-def summary(records: list[dict], name: str) -> dict:
-    """Means over words, the interval of F3, and costs of one method."""
-    rows = [next((r for r in record["rows"] if r["method"] == name), None) for record in records]
-    scored = [
-        (s, record["scene"])
-        for row, record in zip(rows, records, strict=True)
-        if row is not None
-        for s in row["scores"]
-        if s is not None
+def summary(records: list[dict], name: str, score: str) -> dict:
+    """Means over words, the interval of F3, and costs of one method read at one state."""
+    rows = [
+        next((r for r in record["rows"] if (r["method"], r["score"]) == (name, score)), None)
+        for record in records
     ]
-    failed = [r for r in rows if r is None or r["status"] != "done"]
-    out = {"method": name, "words": len(scored), "unfinished": len(failed)}
-    if failed:
-        out["note"] = "not measured" if failed[0] is None else failed[0]["note"]
+    floors = [next(r for r in record["rows"] if r["method"] == FLOOR) for record in records]
+    if all(row is None for row in rows):
+        return {}
+    there = [(row, floor) for row, floor in zip(rows, floors, strict=True) if row is not None]
+    unfinished = [row for row, _ in there if row["status"] != "done"]
+    scored = [s for row, _ in there for s in row["scores"] if s is not None]
+    out: dict = {"words": len(scored), "unfinished": len(unfinished)}
+    if unfinished:
+        out["note"] = unfinished[0]["note"]
     if scored:
-        values = torch.tensor([s for s, _ in scored], dtype=torch.float64)
-        values[:, 1].clamp_(max=20)
-        low, high = bootstrap_ci(values[:, 3], generator=torch.Generator().manual_seed(0))[1:]
-        out |= dict(zip(METRICS, values.mean(0).tolist(), strict=True))
-        out |= {"low": float(low), "high": float(high)}
-    ratios, passes = [], []
-    for row, record in zip(rows, records, strict=True):
-        floor = next((r for r in record["rows"] if r["method"] == FLOOR), None)
-        if row is not None and row["status"] == "done":
-            passes.append((row["forwards"] + row["backwards"]) / row["words"])
-            if floor is not None:
-                each = floor["seconds"] / floor["words"]
-                ratios.append(row["seconds"] / row["words"] / each)
-    if ratios:
-        out |= {"time": statistics.median(ratios)}
-    if passes:
-        out |= {"passes": statistics.mean(passes)}
+        values = torch.tensor(scored, dtype=torch.float64)
+        values[:, METRICS.index("contrast")].clamp_(max=20)
+        own = bootstrap_ci(values.T, generator=torch.Generator().manual_seed(0))
+        out |= dict(zip(METRICS, own.mean.tolist(), strict=True))
+        out |= {"low": float(own.low[-1]), "high": float(own.high[-1])}
+    finished = [(row, floor) for row, floor in there if row["status"] == "done"]
+    if finished:
+        out["passes"] = [
+            statistics.mean(row[kind] / row["words"] for row, _ in finished)
+            for kind in ("forwards", "backwards")
+        ]
+        out["time"] = statistics.median(
+            row["seconds"] / row["words"] / (floor["seconds"] / floor["words"])
+            for row, floor in finished
+        )
     return out
 
 
@@ -189,7 +188,7 @@ def table(
     start: Annotated[int, typer.Option(min=0)] = FIRST,
     folder: Annotated[Path, typer.Option()] = FOLDER,
 ) -> None:
-    """Print the table as Markdown, group after group."""
+    """Print README's table as Markdown, group after group."""
     records = read(folder, start, scenes)
     words = sum(r["words"] for r in records)
     print(
@@ -197,34 +196,45 @@ def table(
         f"for methods marked *), block {records[0]['layer']}; {records[0]['machine']}.\n"
     )
     print(
-        "| method | name | source | needs | passes a word | gives | runs on | time | Obj-IoU % "
-        "| contrast | conc. % | F3 % |"
+        "| method | `name` · source | needs | gives | runs on | passes a word | time "
+        "| F3 %, commit | F3 %, final |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     group = None
     for name in method_names():
-        facts, own = METHODS[name].facts, summary(records, name)
+        facts = METHODS[name].facts
         if facts.group != group:
             group = facts.group
-            print(f"| **{group}** | | | | | | | | | | | |")
-        print(line(name, facts, own))
+            print(f"| **{group}** | | | | | | | | |")
+        print(line(name, [summary(records, name, state) for state in STATES]))
 
 
-def line(name: str, facts, own: dict) -> str:
+def line(name: str, found: list[dict]) -> str:
+    """One method's row; ``found`` holds its figures at each of the states."""
+    facts, own = METHODS[name].facts, found[0]
     needs = ", ".join(n for n in facts.needs if n != "pixel tokens") or "–"
     gives = "image, text" if facts.text else "image"
-    gives += ", same for every word" if facts.target_blind else ""
-    start = f"| {facts.label} | `{name}` | {facts.source} | {needs} "
-    if "f3" not in own:
-        return (
-            f"{start}| – | {gives} | {', '.join(facts.runs_on)} | {own.get('note', '')} | | | | |"
-        )
-    f3 = f"{own['f3']:.1%} [{own['low']:.1%}, {own['high']:.1%}]".replace("%", "")
-    return (
-        f"{start}| {own['passes']:.0f} | {gives} | {runs_on} "
-        f"| {own['time']:.3g}× | {own['obj_iou'] * 100:.1f} | {own['contrast']:.1f} "
-        f"| {own['concentration'] * 100:.1f} | {f3} |"
-    )
+    gives += "; one map for all words" if facts.target_blind else ""
+    passes = "–"
+    if "passes" in own:
+        forwards, backwards = own["passes"]
+        passes = f"{forwards:.3g}" + (f" + {backwards:.3g} back" if backwards else "")
+    cells = [
+        facts.label + ("*" if is_long(name) else ""),
+        f"`{name}` · {facts.source}",
+        needs,
+        gives,
+        ", ".join(facts.runs_on),
+        passes,
+        f"{own['time']:.2g}×" if "time" in own else own.get("note", "not measured"),
+        *(
+            f"{one['f3'] * 100:.1f} [{one['low'] * 100:.1f}, {one['high'] * 100:.1f}]"
+            if "f3" in one
+            else ""
+            for one in found
+        ),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
