@@ -19,7 +19,7 @@ from evaluation import made
 
 from captum_dcam.evaluation import evaluate
 
-IMAGES, PAUSE = 24, 0.05
+IMAGES, PAUSE = 18, 0.05
 write = os.write
 
 

@@ -37,13 +37,15 @@ def photographs():
     return Renamed(dataset("coco", PHOTOGRAPHS, split="val2017"))
 
 
+@pytest.mark.slow
 def test_photographs_end_to_end(tmp_path, photographs):
     plan = Plan(
         (Variant("cam", "diffusion_cam", {"refined": False}), "oracle", "random"),
         dataset={"name": "coco", "split": "val2017"},
         prompt="describe the image .",
         answer="caption",
-        metrics=("localization", "plausibility", "pointing", "sparseness"),
+        words=("object", "function"),
+        metrics=("localization", "plausibility"),
         generation={"gen_length": 4},
     )
     for shard in ((0, 2), (1, 2)):
@@ -51,13 +53,12 @@ def test_photographs_end_to_end(tmp_path, photographs):
     assert summary.merged is not None and summary.failed == 0
     records = list(Store.read(tmp_path).records())
     assert [r["id"] for r in records] == list(photographs.ids) and len(records) == 16
-    scored = 0
+    means = {name: [] for name in ("cam", "oracle", "random")}
     for record in records:
         masks = photographs.data.sample(record["id"]).masks()
         for n, word in enumerate(record["words"]):
             if word["kind"] != "object":
                 continue
-            scored += 1
             mask = torch.from_numpy(masks[word["objects"][0]])
             height, width = mask.shape
             assert word["area"] == pytest.approx(float(mask.float().mean()), rel=1e-5)
@@ -67,5 +68,6 @@ def test_photographs_end_to_end(tmp_path, photographs):
             expected = float(localization(pixels, mask).f3)
             found = {v: own["scores"]["f3"][n] for v, own in record["variants"].items()}
             assert found["oracle"] == pytest.approx(expected, abs=1e-3)
-            assert found["oracle"] > found["random"]
-    assert scored > 20
+            for name, own in means.items():
+                own.append(found[name])
+    assert len(means["cam"]) > 20 and sum(means["oracle"]) > 2 * sum(means["random"])
