@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from captum_dcam.adapter import Request
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError, TargetError
 from captum_dcam.trajectory import Trajectory
 
 
-def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
+def force(
+    forward: DenoisingForward, answer: str | list[int], request: Request | None = None
+) -> Trajectory:
     r"""Bind a given answer to the forward's request, as if it had been generated.
 
     Step ``t`` is the state in which the whole answer is visible but for token ``t``, and commits
@@ -18,8 +21,10 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
 
     Args:
         forward (DenoisingForward): with a bound request of one example (``forward.bind`` or
-            ``forward.generate``); its generation is replaced.
+            ``forward.generate``), whose generation is replaced; or any, with ``request``.
         answer (str or list of int): the text, or its T token ids.
+        request (Request, optional): of one example, so that nothing has to be generated first.
+            Default: the bound one
 
     Returns:
         Trajectory: T states of T tokens; confidence is each token's probability in its state.
@@ -28,9 +33,16 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
         MethodError: the family has no mask token.
         TargetError: the answer is empty.
     """
-    request, adapter = forward.request, forward.adapter
+    adapter, kept, regime = forward.adapter, {}, forward.adapter.regime
+    if request is None:
+        request = forward.request
+        if request is not None:
+            kept, regime = forward.trajectory.kept, forward.trajectory.regime
     if request is None or request.batch != 1:
-        raise ValueError("force needs a bound request of one example: forward.generate(request)")
+        raise ValueError(
+            "force needs a request of one example: forward.generate(request) first, or "
+            "force(forward, answer, request)"
+        )
     mask = adapter.mask_id
     if mask is None:
         raise MethodError(
@@ -43,7 +55,6 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
     count = len(ids)
     states = tokens.repeat(count, 1)
     states[range(count), range(count)] = mask
-    regime = forward.trajectory.regime
     prefix = request.layout.prefix_length
     lengths = (prefix, *[count] * count) if regime == "prefix" else (prefix + count,) * count
     made = Trajectory(
@@ -56,7 +67,7 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
         lengths=lengths,
         image_end=request.layout.image_end,
         settings={"forced": True},
-        kept={k: v for k, v in forward.trajectory.kept.items() if k == "embedded"},
+        kept={k: v for k, v in kept.items() if k == "embedded"},
     )
     forward.bind(request, made)
     with torch.no_grad():

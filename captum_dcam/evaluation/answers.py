@@ -3,30 +3,46 @@ r"""Where the answer of an image comes from: the model writes it, or a given tex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from captum_dcam.adapter import Request
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import SampleLike
 from captum_dcam.forced import force
 
-#: binds an answer to a forward that a generation is bound to already
+#: binds an answer to a forward
 Answer = Callable[..., None]
 
 
-def generated(forward: DenoisingForward, sample: SampleLike) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What an answer is made from: the request, the sample, and how the model would decode."""
+
+    request: Request
+    sample: SampleLike
+    generation: Record
+    generator: torch.Generator
+
+
+def generated(forward: DenoisingForward, asked: Asked) -> None:
     """The model's own answer."""
+    forward.generate(asked.request, generator=asked.generator, **asked.generation)
 
 
-def caption(forward: DenoisingForward, sample: SampleLike, wording: str | int = 0) -> None:
+def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> None:
     r"""A text of the data set in place of the model's answer, see :func:`captum_dcam.forced.force`.
 
     Args:
-        forward (DenoisingForward): with the bound generation, which is replaced.
-        sample (SampleLike): its ``captions`` or, by name, its ``extra["captions"]``.
+        forward (DenoisingForward): what the answer is bound to.
+        asked (Asked): the sample's ``captions`` or, by name, its ``extra["captions"]`` are taken;
+            nothing is decoded.
         wording (str or int, optional): which. Default: 0, the first
     """
-    force(forward, _text(sample, wording))
+    force(forward, _text(asked.sample, wording), asked.request)
 
 
 def _text(sample: Any, wording: str | int) -> str:
@@ -40,7 +56,7 @@ def _text(sample: Any, wording: str | int) -> str:
     return str(known[wording])
 
 
-#: name → function of a forward with a bound generation, a sample, and settings
+#: name → function of a forward, what is asked, and settings
 ANSWERS: dict[str, Answer] = {"generated": generated, "caption": caption}
 
 

@@ -16,7 +16,7 @@ from captum_dcam.adapter import Adapter
 from captum_dcam.comparing import compare_bound
 from captum_dcam.comparison import Row
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.evaluation.answers import ANSWERS
+from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import floor_maps
 from captum_dcam.evaluation.jsonable import Record, canonical
 from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
@@ -127,9 +127,9 @@ class Trial:
         forward = DenoisingForward(self.adapter, self.layer)
         request = self.adapter.prepare([[sample.image()]], [prompt])
         generator = torch.Generator().manual_seed(derived_seed(plan.seed, image_id, "answer"))
-        forward.generate(request, generator=generator, **plan.generation)
         settings = dict(plan.answer)
-        ANSWERS[settings.pop("name")](forward, sample, **settings)
+        asked = Asked(request, sample, plan.generation, generator)
+        ANSWERS[settings.pop("name")](forward, asked, **settings)
         trajectory = forward.trajectory
         answer = read_answer(forward, sample.objects)
         words = tuple(w for w in answer.words if w.kind in plan.words)

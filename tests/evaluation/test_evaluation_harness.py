@@ -272,7 +272,7 @@ def test_damaged_images_are_stored_and_retried_when_asked(tmp_path):
 
 
 def test_a_run_in_which_nothing_works_ends_early(tmp_path):
-    wrong = made.plan(generation={"gen_lenght": 8})
+    wrong = made.plan(generation={"gen_lenght": 8}, answer="generated")
     with pytest.raises(EvaluationError, match=r"the first 5 images all failed.*gen_lenght"):
         run(tmp_path, wrong, count=9, on_error="skip")
     assert len(records(tmp_path)) == 5

@@ -1,0 +1,404 @@
+r"""The evaluations behind the papers' tables, as parts of suites: each part is one plan.
+
+A part is written for any model and data set; what it needs to know of them is in :class:`Setting`.
+``captum-dcam evaluate --suite papers`` runs parts into folders of their names, and
+``captum-dcam table`` reads them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from captum_dcam.adapter import Adapter
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.evaluation.jsonable import Record
+from captum_dcam.evaluation.plan import Plan, Variant
+from captum_dcam.methods import METHODS, method_names
+from captum_dcam.refine import paper_refinements
+
+FLOOR_VARIANTS = (
+    Variant("oracle"),
+    Variant("random"),
+    Variant("center_blob"),
+)
+#: the modules one by one, each after the normalisation that it wants, and all four (Table 2)
+MODULES: Mapping[str, Any] = {
+    "base": (),
+    "+akd": ("min_max", "akd"),
+    "+dacg": ("min_max", "dacg"),
+    "+cba": ("min_max", "cba"),
+    "+sicd": ("min_max", "sicd"),
+    "full": paper_refinements(),
+}
+#: DACG's bounds as the paper sweeps them (Tables 6 to 8); the third of each is the default
+SWEEPS = {
+    "high_std": (0.18, 0.20, 0.22, 0.24, 0.26),
+    "high_mean": (0.28, 0.32, 0.35, 0.38, 0.42),
+    "low_mean": (0.20, 0.23, 0.25, 0.28, 0.30),
+}
+#: DACG's percentiles as the paper changes them (Table 9)
+PERCENTILES = {
+    "dynamic": (90.0, 75.0, 80.0, 85.0),
+    "all - 5": (85.0, 70.0, 75.0, 80.0),
+    "all + 5": (95.0, 80.0, 85.0, 90.0),
+    "fixed 85": (85.0, 85.0, 85.0, 85.0),
+}
+#: shares of the steps at which Table 5 reads the image states
+SHARES = (0.0, 0.25, 0.5, 0.75)
+#: blocks of Table 3, of a model with 32
+PAPER_LAYERS, PAPER_BLOCKS = (10, 20, 25, 29), 32
+WORDINGS = ("concise", "original", "verbose", "repeated")
+#: the two base maps that the modules are tried on: the paper's, and the default preset's
+BASES = {"paper": "diffusion_cam_base", "ours": "diffusion_cam"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    r"""What a suite is run on.
+
+    Args:
+        adapter (Adapter): the model; regimes and blocks are asked of it.
+        model (str): its name or folder, for the plan.
+        dataset (dict): name and settings.
+        start, limit (int, optional): images, in the data set's order. Default: all
+        regime, dtype, prompt, seed, generation, threads: as in :class:`Plan`.
+        passes (int, optional): budget an image and method. Default: none
+    """
+
+    adapter: Adapter = field(repr=False)
+    model: str
+    dataset: Record
+    start: int = 0
+    limit: int | None = None
+    regime: str | None = None
+    dtype: str = "float32"
+    prompt: str | None = None
+    seed: int = 0
+    generation: Record = field(default_factory=dict)
+    threads: int = 1
+
+    def plan(self, variants: Sequence[Any], **changes: Any) -> Plan:
+        """A plan on this model and data; images that a part wants fewer of are the first ones."""
+        names = "model dataset start limit regime dtype prompt seed generation threads".split()
+        return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
+
+    def first(self, most: int) -> int:
+        """The limit of a part that makes many passes: at most so many images."""
+        return most if self.limit is None else min(most, self.limit)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks of Table 3: at the paper's depths in a deep model, all usable ones in another."""
+        count, deepest = len(self.adapter.blocks), self.adapter.deepest_block
+        if count < PAPER_BLOCKS // 2:
+            return tuple(range(deepest + 1))
+        found = (min(deepest, round(count * at / PAPER_BLOCKS)) for at in PAPER_LAYERS)
+        return tuple(sorted(set(found)))
+
+
+@dataclass(frozen=True)
+class Part:
+    r"""One plan of a suite.
+
+    Args:
+        name (str): its folder.
+        plan (Plan): what is measured.
+        skips (bool): whether variants are expected to fail on some images: these failures are
+            results ("0 of 500 steps valid"), not errors. Default: False
+    """
+
+    name: str
+    plan: Plan
+    skips: bool = False
+
+
+# -- objects: Diffusion-CAM's tables 1 to 3 and 6 to 11 --------------------------------------------
+
+
+def module_variants() -> list[Variant]:
+    """Every module alone and all together, on the paper's base map and on ours."""
+    return [
+        Variant(f"{base}/{name}", method, _raw(method), refinements=stages)
+        for base, method in BASES.items()
+        for name, stages in MODULES.items()
+    ]
+
+
+def _raw(method: str) -> Record:
+    return {"refined": False} if method == "diffusion_cam" else {}
+
+
+def sweep_variants() -> list[Variant]:
+    """DACG alone on the paper's base map, its bounds and percentiles changed one at a time."""
+    changes: dict[str, Record] = {}
+    for name, values in SWEEPS.items():
+        changes |= {f"dacg:{name}={v:g}": {name: v} for v in values if v != values[2]}
+    for label, values in PERCENTILES.items():
+        if label != "dynamic":
+            changes[f"dacg:percentiles={label}"] = {"percentiles": values}
+    return [
+        Variant(f"paper/{name}", BASES["paper"], refinements=("min_max", {"name": "dacg", **own}))
+        for name, own in changes.items()
+    ]
+
+
+def layer_variants(setting: Setting) -> list[Variant]:
+    """All modules at every block of Table 3; LLaVA-CAM, whose passes cost most, at three."""
+    recommended = setting.adapter.recommended_block
+    layers = setting.layers
+    out = [
+        Variant(f"{base}/full@{layer}", method, _raw(method), layer, refinements=MODULES["full"])
+        for base, method in BASES.items()
+        for layer in layers
+        if layer != recommended
+    ]
+    out += [
+        Variant(f"{base}/base@{layer}", method, _raw(method), layer)
+        for base, method in BASES.items()
+        for layer in layers
+        if layer != recommended
+    ]
+    others = sorted({recommended, layers[-1]})
+    return out + [Variant(f"llava_cam@{n}", "llava_cam", layer=n, score="final") for n in others]
+
+
+def objects(setting: Setting) -> list[Part]:
+    """Words with a mask, on their masks."""
+    variants = [
+        *FLOOR_VARIANTS,
+        *module_variants(),
+        Variant("grad_cam:commit", "diffusion_cam_base", {"score": "commit"}),
+        Variant("tam"),
+        *layer_variants(setting),
+        *sweep_variants(),
+    ]
+    metrics = ("localization", "pointing", "sparseness", "statistics")
+    return [Part("objects", setting.plan(variants, words=("object",), metrics=metrics))]
+
+
+# -- feasibility: tables 4 and 5 -------------------------------------------------------------------
+
+
+def feasibility(setting: Setting) -> list[Part]:
+    """The paper preset at four shares of the steps, in every regime of the family."""
+    variants = [Variant(f"at {share:g}", "diffusion_cam_paper", {"at": share}) for share in SHARES]
+    return [
+        Part(
+            f"feasibility-{regime}",
+            setting.plan(variants, words=("object",), regime=regime),
+            skips=True,
+        )
+        for regime in setting.adapter.regimes
+    ]
+
+
+# -- economy: table 12 -----------------------------------------------------------------------------
+
+
+def economy(setting: Setting) -> list[Part]:
+    """The same content in four wordings, forced; the visible answer is read, as the paper does."""
+    variants = [
+        Variant("paper/base", "diffusion_cam_base", {"score": "teacher"}),
+        Variant(
+            "paper/full",
+            "diffusion_cam_base",
+            {"score": "teacher"},
+            refinements=MODULES["full"],
+        ),
+        Variant("ours/base", "diffusion_cam", {"refined": False}),
+        Variant("ours/full", "diffusion_cam", {"refined": False}, refinements=MODULES["full"]),
+    ]
+    return [
+        Part(
+            f"economy-{wording}",
+            setting.plan(
+                variants,
+                words=("object",),
+                metrics=("localization", "sparseness"),
+                answer={"name": "caption", "wording": wording},
+            ),
+        )
+        for wording in WORDINGS
+    ]
+
+
+# -- plausibility: TAM's tables 1 to 3, the ablation of MSEA and ARC -------------------------------
+
+
+def plausibility_variants() -> list[Variant]:
+    """Rows of the three tables; a row that two of them have stands once."""
+    no_filter = {"filter": 0}
+    tam = [
+        Variant("logit_lens"),
+        Variant("tam:eci", "tam", no_filter),
+        Variant("tam:rgf", "logit_lens", refinements=("rank_gaussian",)),
+        Variant("tam"),
+        *(
+            Variant(f"tam:{name}", "tam", no_filter, refinements=(name,))
+            for name in ("adaptive_median", "median", "gaussian")
+        ),
+        Variant("tam:feature_surgery", "feature_surgery", refinements=("rank_gaussian",)),
+        Variant("tam:mean", "tam", {"relevance": "mean"}),
+        Variant("tam:attention", "tam", {"relevance": "attention"}),
+    ]
+    rivals = [
+        Variant("grad_cam", "diffusion_cam_base"),
+        Variant("grad_cam++", "diffusion_cam_base", {"product": "plus_plus"}),
+        Variant("layer_cam", "pgc_layercam", score="final"),
+        *map(Variant, ("grad_rollout", "attention", "attention_rollout", "cp_lrp", "attn_lrp")),
+        Variant("architecture_surgery"),
+        Variant("diffusion_cam"),
+        Variant("diffusion_cam_paper"),
+    ]
+    over = [
+        Variant("architecture_surgery+tam", "tam_over", {"base": "architecture_surgery"}),
+        Variant("grad_cam+++tam", "tam_over", {"product": "plus_plus"}, score="final"),
+        Variant("layer_cam+tam", "tam_over", {"base": "pgc_layercam"}, score="final"),
+    ]
+    arc = [
+        Variant("arc"),
+        Variant("msea:max", "msea", {"aggregate": "max"}),
+        Variant("msea:mean", "msea"),
+        Variant("msea_arc:max", "msea_arc", {"aggregate": "max"}),
+        Variant("msea_arc:mean", "msea_arc"),
+    ]
+    return [*tam, *rivals, *over, *arc]
+
+
+def plausibility(setting: Setting) -> list[Part]:
+    """Object words on their masks, function words on nothing (TAM Eq. 8 to 10)."""
+    plan = setting.plan(
+        [*FLOOR_VARIANTS, *plausibility_variants()],
+        words=("object", "noun", "function"),
+        metrics=("plausibility", "localization", "features"),
+    )
+    return [Part("plausibility", plan, skips=True)]
+
+
+# -- faithfulness and sanity of every method -------------------------------------------------------
+
+
+def is_long(name: str) -> bool:
+    """Many passes a word: measured on fewer images."""
+    facts = METHODS[name].facts
+    return facts.expensive or int(facts.passes.split()[0]) >= 8
+
+
+def _every(long: bool) -> list[Variant]:
+    """All methods that make many passes, or all others; each in the state that suits it.
+
+    Grad-CAM and its relatives (pooled weights) are read at the last step, where they are better
+    than at the commit step on the embedded model (docs/SCORES.md); all others at the commit step.
+    """
+    return [
+        Variant(name, score="final" if name in FINAL_STATE else "commit")
+        for name in method_names()
+        if is_long(name) == long and name != "tam_over"
+    ]
+
+
+#: methods whose weights are averaged over positions
+FINAL_STATE = frozenset(
+    (
+        "layer_grad_cam",
+        "llava_cam",
+        "finer_cam",
+        "pgc_gradcam",
+        "pgc_gradcam_plus_plus",
+        "pgc_xgradcam",
+        "pgc_finercam",
+        "pgc_refinecam",
+        "pgc_dff",
+    )
+)
+#: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
+IMAGES = {
+    "faithfulness": 16,
+    "faithfulness-long": 4,
+    "baselines": 12,
+    "infidelity": 6,
+    "sanity": 6,
+    "sanity-long": 2,
+}
+FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
+CORE = ("diffusion_cam", "diffusion_cam_paper", "diffusion_cam_base", "tam", "attention", "cp_lrp")
+
+
+def _curves(baseline: str, label: str = "") -> Record:
+    return {
+        "name": "faithfulness",
+        "baseline": baseline,
+        "controls": 0,  # the variant "random" is the control, the same for all
+        "fractions": FRACTIONS,
+        "label": label,
+    }
+
+
+def faithfulness(setting: Setting) -> list[Part]:
+    """Deletion and insertion of every method; other baselines and infidelity for a few."""
+    floors = FLOOR_VARIANTS
+    metrics = ("localization", "pointing", _curves("mean"))
+    parts = []
+    for name, own in (("faithfulness", _every(False)), ("faithfulness-long", _every(True))):
+        compared = [] if name == "faithfulness" else [Variant("diffusion_cam")]
+        plan = setting.plan(
+            [*floors, *compared, *own],
+            words=("object",),
+            metrics=metrics,
+            limit=setting.first(IMAGES[name]),
+        )
+        parts.append(Part(name, plan, skips=True))
+    few = {
+        "baselines": (_curves("blur", "blur"), _curves("inpaint", "inpaint")),
+        "infidelity": ("infidelity",),
+    }
+    for name, own_metrics in few.items():
+        plan = setting.plan(
+            [*floors, *map(Variant, CORE)],
+            words=("object",),
+            metrics=own_metrics,
+            limit=setting.first(IMAGES[name]),
+        )
+        parts.append(Part(name, plan, skips=True))
+    return parts
+
+
+def sanity(setting: Setting) -> list[Part]:
+    """Weights drawn anew, answers shuffled, small noise, and another word's map, for every method.
+
+    Methods of many passes are measured on fewer images and without the cascade's inner stages.
+    """
+    parts = []
+    for name, own in (("sanity", _every(False)), ("sanity-long", _every(True))):
+        long = name == "sanity-long"
+        metrics: list[Any] = ["placebo", "answer_shuffle"]
+        metrics.append({"name": "randomization", "stages": 1 if long else None})
+        if not long:
+            metrics.append({"name": "sensitivity", "samples": 3})
+        plan = setting.plan(
+            own, words=("object",), metrics=tuple(metrics), limit=setting.first(IMAGES[name])
+        )
+        parts.append(Part(name, plan, skips=True))
+    return parts
+
+
+#: name → the parts of a suite
+SUITES: dict[str, tuple[Callable[[Setting], list[Part]], ...]] = {
+    "objects": (objects,),
+    "feasibility": (feasibility,),
+    "economy": (economy,),
+    "plausibility": (plausibility,),
+    "faithfulness": (faithfulness,),
+    "sanity": (sanity,),
+    "papers": (objects, economy, feasibility, plausibility),
+    "all": (objects, economy, feasibility, plausibility, faithfulness, sanity),
+}
+
+
+def suite(name: str, setting: Setting) -> list[Part]:
+    """The parts of a suite; UnknownNameError with near names otherwise."""
+    if name not in SUITES:
+        raise UnknownNameError(f"unknown suite {name!r}{near(name, SUITES)}")
+    return [part for make in SUITES[name] for part in make(setting)]
