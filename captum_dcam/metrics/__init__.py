@@ -12,12 +12,18 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
   :func:`expected_calibration_error`
 - floors and a ceiling to compare with: :func:`random_map`, :func:`center_blob_map`,
   :func:`oracle_map`
-- how sure is a mean: :func:`bootstrap_ci`, :func:`paired_bootstrap`
+- how sure is a mean: :func:`bootstrap_ci`, :func:`cluster_bootstrap` (words of images),
+  :func:`paired_bootstrap`
 
 Maps are non-negative, finite floats (..., H, W); masks are booleans at the maps' resolution.
 """
 
-from captum_dcam.metrics.bootstrap import BootstrapInterval, bootstrap_ci, paired_bootstrap
+from captum_dcam.metrics.bootstrap import (
+    BootstrapInterval,
+    bootstrap_ci,
+    cluster_bootstrap,
+    paired_bootstrap,
+)
 from captum_dcam.metrics.localization_scores import (
     CONTRAST_CAP,
     LocalizationScores,
@@ -70,6 +76,7 @@ __all__ = [
     "bootstrap_ci",
     "bounding_boxes",
     "center_blob_map",
+    "cluster_bootstrap",
     "concentration",
     "energy_pointing_game",
     "expected_calibration_error",

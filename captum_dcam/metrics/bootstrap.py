@@ -89,6 +89,58 @@ def paired_bootstrap(
     return bootstrap_ci(first - second, generator, n, level)
 
 
+def cluster_bootstrap(
+    values: Tensor,
+    images: Tensor,
+    generator: torch.Generator,
+    n: int = 1000,
+    level: float = 0.95,
+) -> BootstrapInterval:
+    r"""The mean over words, with an interval that resamples whole images.
+
+    Words of one image are not independent: their masks, the answer and the state that was read are
+    the same. So images are drawn with replacement, each with all its words, and the mean of a
+    resample is the sum over its words divided by their number.
+
+    Args:
+        values (Tensor): (..., N), floating point, finite: one score a word.
+        images (Tensor): (N,) int64, the image of every word.
+        generator (torch.Generator): the only source of randomness.
+        n (int): how many resamples. Default: 1000.
+        level (float): coverage, between 0 and 1. Default: 0.95.
+
+    Returns:
+        BootstrapInterval: ``mean``, ``low``, ``high``, each (...).
+
+    Raises:
+        ValueError: as in :func:`bootstrap_ci`; images that are not one whole number a word.
+
+    Source:
+        Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
+    """
+    _check(values, n, level)
+    if images.dtype != torch.long or images.shape != values.shape[-1:]:
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)} and values {tuple(values.shape)}: "
+            "expected int64, one image's number for each of the N words"
+        )
+    scores = values.detach().to(working_dtype(values.device))
+    origin = scores[..., 0]
+    scores = scores - origin[..., None]
+    _, own = images.to(values.device).unique(return_inverse=True)
+    count = int(own.max()) + 1
+    words = own.bincount(minlength=count).to(scores.dtype)
+    sums = scores.new_zeros((*scores.shape[:-1], count)).index_add_(-1, own, scores)
+    # A ratio of means of resamples: sums over words, by the number of words.
+    both = _resampled_means(torch.cat((sums.reshape(-1, count), words[None])), generator, n)
+    shifts = (both[:-1] / both[-1]).reshape(*scores.shape[:-1], n)
+    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype)
+    low, high = torch.quantile(shifts, tail.to(scores.device), dim=-1)
+    out = result_dtype(values)
+    mean = origin + scores.mean(-1)
+    return BootstrapInterval(mean.to(out), (origin + low).to(out), (origin + high).to(out))
+
+
 def _resampled_means(scores: Tensor, generator: torch.Generator, n: int) -> Tensor:
     r"""Means (..., n) of n resamples of scores (..., N)."""
     images = scores.shape[-1]

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from captum_dcam.metrics import BootstrapInterval, bootstrap_ci, paired_bootstrap
+from captum_dcam.metrics import (
+    BootstrapInterval,
+    bootstrap_ci,
+    cluster_bootstrap,
+    paired_bootstrap,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -88,3 +93,41 @@ def test_errors_teach(values, options, says):
 def test_pairs_must_match():
     with pytest.raises(ValueError, match="same images in the same order"):
         paired_bootstrap(torch.ones(3), torch.ones(4), seeded())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_are_resampled_with_their_images(seed):
+    images = torch.tensor([7, 7, 7, 2, 9, 9, 4])
+    scores = torch.rand(2, 7, generator=seeded(seed), dtype=torch.float64)
+    result = cluster_bootstrap(scores, images, seeded(seed), n=300, level=0.9)
+    drawn = torch.randint(4, (300, 4), generator=seeded(seed))
+    known = [2, 4, 7, 9]
+    for row, low, high, mean in zip(scores, result.low, result.high, result.mean, strict=True):
+        means = [
+            np.mean([float(v) for i in one for v in row[images == known[int(i)]]]) for one in drawn
+        ]
+        assert float(mean) == pytest.approx(float(row.mean()))
+        assert float(low) == pytest.approx(np.quantile(means, 0.05))
+        assert float(high) == pytest.approx(np.quantile(means, 0.95))
+
+
+def test_one_word_an_image_is_the_plain_bootstrap():
+    scores = torch.rand(3, 40, generator=seeded())
+    plain = bootstrap_ci(scores, seeded(1))
+    for found, own in zip(
+        cluster_bootstrap(scores, torch.arange(40), seeded(1)), plain, strict=True
+    ):
+        torch.testing.assert_close(found, own)
+
+
+def test_words_that_repeat_an_image_make_no_narrower_interval():
+    scores = torch.rand(40, generator=seeded())
+    once = bootstrap_ci(scores, seeded(1))
+    again = cluster_bootstrap(scores.repeat(5), torch.arange(40).repeat(5), seeded(1))
+    torch.testing.assert_close(again.high - again.low, once.high - once.low)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3), torch.zeros(2, dtype=torch.long)])
+def test_every_word_has_an_image(images):
+    with pytest.raises(ValueError, match="one image's number for each of the N words"):
+        cluster_bootstrap(torch.ones(3), images, seeded())
