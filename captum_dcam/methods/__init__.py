@@ -16,6 +16,7 @@ from captum_dcam.methods import (  # noqa: F401
     score_cam,
     surgery,
     tam,
+    tam_over,
 )
 from captum_dcam.methods.base import (
     METHODS,
