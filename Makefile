@@ -2,7 +2,7 @@
 # start.py, which README, CI and the targets below call; everything runs in its .venv-test.
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint format type test table methods bench train notebooks explain clean
+.PHONY: help install check lint format type test table methods results bench train notebooks explain clean
 
 START := python3 start.py
 BIN := .venv-test/bin
@@ -36,6 +36,10 @@ table: install ## Measure what docs/SCORES.md reports, and print it (half an hou
 methods: install ## Measure README's table of methods, and print it (an hour and a half on two cores)
 	$(BIN)/python benchmarks/methods.py measure --shard 0/2 & $(BIN)/python benchmarks/methods.py measure --shard 1/2 & wait
 	$(BIN)/python benchmarks/methods.py table
+
+results: install ## Measure and print every table of docs/RESULTS.md (two hours on two cores and more)
+	for i in 0 1; do $(BIN)/captum-dcam evaluate --suite all --data count=1100 --start 60 --limit 500 --shard $$i/2 -o runs/papers & done; wait
+	$(BIN)/python benchmarks/results.py --results runs/papers
 
 bench: install ## The figures of speed and memory in docs/COST.md
 	$(BIN)/python benchmarks/cost.py

@@ -1,4 +1,4 @@
-r"""The command line: ``captum-dcam explain``, ``compare``, ``models``.
+r"""The command line: ``captum-dcam explain``, ``compare``, ``models``, ``evaluate``, ``table``.
 
 Heavy packages are imported inside the commands, so that ``--help`` and ``--version`` are quick.
 Exit codes: 0 done; 2 usage or bad input, with one line that says what; 1 an error of the program.
@@ -7,14 +7,36 @@ Exit codes: 0 done; 2 usage or bad input, with one line that says what; 1 an err
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-PROMPT = "describe the image ."
+from captum_dcam import cli_evaluation
+from captum_dcam.cli_options import (
+    HOW,
+    OUT,
+    PROMPT,
+    BlockLength,
+    Device,
+    Dtype,
+    GenLength,
+    ImageFile,
+    Json,
+    Layer,
+    Model,
+    Prompt,
+    Regime,
+    Scene,
+    Steps,
+    Temperature,
+    clear_errors,
+    output_option,
+    refine_option,
+    score_option,
+    seed_option,
+    words_option,
+)
 
 app = typer.Typer(
     name="captum-dcam",
@@ -23,28 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class UsageError(ValueError):
-    """Options that do not go together, or a value that no option knows."""
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn errors that the user can mend into one line on stderr and exit code 2."""
-    from safetensors import SafetensorError
-
-    from captum_dcam.errors import UnknownNameError
-
-    try:
-        yield
-    except (ValueError, OSError, UnknownNameError, SafetensorError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            text = f"{error.filename or 'file'}: {error.strerror}"
-        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(" ".join(text.splitlines()), err=True)
-        raise typer.Exit(2) from error
 
 
 def _version(value: bool) -> None:
@@ -65,109 +65,6 @@ def _common(
     pass
 
 
-# Groups of options in the help.
-WHAT, HOW, DECODE, OUT = "What to explain", "How to explain", "Generation", "Output"
-
-# -- options of several commands -----------------------------------------------------------------
-
-ImageFile = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="IMAGE",
-        show_default=False,
-        help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
-        "the maps are scored against its masks.",
-    ),
-]
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The question.", rich_help_panel=WHAT)]
-WORDS = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
-Scene = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        show_default="12",
-        rich_help_panel=WHAT,
-        help="Which held-out scene to draw when no IMAGE is given.",
-    ),
-]
-Model = Annotated[
-    str, typer.Option("--model", "-m", rich_help_panel=HOW, help="A family ('mini') or a folder.")
-]
-Regime = Annotated[
-    str | None,
-    typer.Option(
-        show_default="the family's",
-        rich_help_panel=HOW,
-        help="'prefix' (image and prompt computed once) or 'full' (at every step).",
-    ),
-]
-Layer = Annotated[
-    int | None,
-    typer.Option(
-        show_default="recommended",
-        rich_help_panel=HOW,
-        help="Block to read, from 0; negative counts from the end.",
-    ),
-]
-SCORE = "State whose logits are read: 'commit', 'final' or 'teacher'."
-REFINE = (
-    "Refinement of the maps, in order; repeatable: adaptive_median, akd, cba, dacg, gaussian, "
-    "median, min_max, rank_gaussian, sicd, or 'none'."
-)
-GenLength = Annotated[
-    int | None,
-    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Answer length."),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Denoising steps."),
-]
-BlockLength = Annotated[
-    int | None,
-    typer.Option(
-        show_default="the family's",
-        rich_help_panel=DECODE,
-        help="Tokens of a semi-autoregressive block.",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(min=0, show_default="greedy", rich_help_panel=DECODE, help="Of sampling."),
-]
-Device = Annotated[
-    str, typer.Option(rich_help_panel=DECODE, help="'cpu', 'cuda', 'cuda:1', 'mps'.")
-]
-Dtype = Annotated[
-    str, typer.Option(rich_help_panel=DECODE, help="'float32', 'bfloat16' or 'float16'.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=OUT, help="Print one JSON document on stdout.")
-]
-
-
-def _words(default: str) -> Any:
-    return typer.Option(
-        "--words", "-w", metavar="WORDS", show_default=default, rich_help_panel=WHAT, help=WORDS
-    )
-
-
-def _score(default: str) -> Any:
-    return typer.Option(show_default=default, rich_help_panel=HOW, help=SCORE)
-
-
-def _refine(default: str) -> Any:
-    return typer.Option(metavar="NAME", show_default=default, rich_help_panel=HOW, help=REFINE)
-
-
-def _seed(purpose: str) -> Any:
-    return typer.Option(rich_help_panel=DECODE, help=purpose)
-
-
-def _output(holds: str) -> Any:
-    text = f"Folder for {holds}; an earlier output is replaced, nothing else is."
-    return typer.Option("--output", "-o", rich_help_panel=OUT, help=text)
-
-
 # -- commands ------------------------------------------------------------------------------------
 
 
@@ -175,7 +72,7 @@ def _output(holds: str) -> Any:
 def explain(
     image: ImageFile = None,
     prompt: Prompt = PROMPT,
-    words: Annotated[list[str] | None, _words("all")] = None,
+    words: Annotated[list[str] | None, words_option("all")] = None,
     scene: Scene = None,
     model: Model = "mini",
     regime: Regime = None,
@@ -184,7 +81,7 @@ def explain(
         str,
         typer.Option(rich_help_panel=HOW, help="'default', 'paper' or 'base'."),
     ] = "default",
-    score: Annotated[str | None, _score("the preset's")] = None,
+    score: Annotated[str | None, score_option("the preset's")] = None,
     product: Annotated[
         str | None,
         typer.Option(
@@ -202,7 +99,7 @@ def explain(
             help="Centre features over positions first.",
         ),
     ] = None,
-    refine: Annotated[list[str] | None, _refine("the preset's")] = None,
+    refine: Annotated[list[str] | None, refine_option("the preset's")] = None,
     check_sign: Annotated[
         bool,
         typer.Option(
@@ -215,12 +112,12 @@ def explain(
     steps: Steps = None,
     block_length: BlockLength = None,
     temperature: Temperature = None,
-    seed: Annotated[int, _seed("Of sampling and of the sign check.")] = 0,
+    seed: Annotated[int, seed_option("Of sampling and of the sign check.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    output: Annotated[Path, _output("a picture of every word, sheet.png and the data")] = Path(
-        "explanation"
-    ),
+    output: Annotated[
+        Path, output_option("a picture of every word, sheet.png and the data")
+    ] = Path("explanation"),
     json: Json = False,
 ) -> None:
     """Explain the words of an answer about a picture: one map a word.
@@ -241,7 +138,7 @@ def explain(
 def compare(
     image: ImageFile = None,
     prompt: Prompt = PROMPT,
-    words: Annotated[list[str] | None, _words("nouns")] = None,
+    words: Annotated[list[str] | None, words_option("nouns")] = None,
     scene: Scene = None,
     methods: Annotated[
         list[str] | None,
@@ -261,8 +158,8 @@ def compare(
     model: Model = "mini",
     regime: Regime = None,
     layer: Layer = None,
-    score: Annotated[str | None, _score("commit")] = None,
-    refine: Annotated[list[str] | None, _refine("none")] = None,
+    score: Annotated[str | None, score_option("commit")] = None,
+    refine: Annotated[list[str] | None, refine_option("none")] = None,
     budget_passes: Annotated[
         int | None,
         typer.Option(
@@ -279,12 +176,12 @@ def compare(
     steps: Steps = None,
     block_length: BlockLength = None,
     temperature: Temperature = None,
-    seed: Annotated[int, _seed("Of sampling and of methods that draw.")] = 0,
+    seed: Annotated[int, seed_option("Of sampling and of methods that draw.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    output: Annotated[Path, _output("panel.png, the figures (.json, .csv) and the maps")] = Path(
-        "comparison"
-    ),
+    output: Annotated[
+        Path, output_option("panel.png, the figures (.json, .csv) and the maps")
+    ] = Path("comparison"),
     scale: Annotated[
         str,
         typer.Option(
@@ -334,6 +231,10 @@ def models(
             typer.echo(jsonlib.dumps(found, indent=1, ensure_ascii=False))
         else:
             print_models(found)
+
+
+app.command()(cli_evaluation.evaluate)
+app.command()(cli_evaluation.table)
 
 
 def main() -> None:

@@ -173,7 +173,7 @@ def check_options(options: Common) -> torch.device:
     check_name("dtype", options.dtype, DTYPES)
     if options.image is not None and options.scene is not None:
         raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
-    return _device(options.device)
+    return check_device(options.device)
 
 
 def check_name(kind: str, name: str | None, known: Collection[str]) -> None:
@@ -182,7 +182,7 @@ def check_name(kind: str, name: str | None, known: Collection[str]) -> None:
         raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
     """The device, if this machine has it."""
     try:
         device = torch.device(name)

@@ -25,6 +25,10 @@ class UnknownNameError(KeyError):
         return str(self.args[0])
 
 
+class SettingError(TypeError, ValueError):
+    """A setting that what is called by name does not have; names those it has."""
+
+
 class WeightsError(ValueError):
     """A weight file or folder that is damaged or belongs to another model."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from captum_dcam.data.common import Dataset, Sample
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import SettingError, UnknownNameError, near
 
 #: name → the function that opens it
 DATASETS: dict[str, Callable[..., Dataset[Sample]]] = {}
@@ -43,7 +43,7 @@ def dataset(name: str, root: str | Path | None = None, **options: Any) -> Datase
 
     Raises:
         UnknownNameError: no such name, with near ones.
-        TypeError: an option it does not have, with those it has; a root too many or too few.
+        SettingError: an option it does not have, with those it has; a root too many or too few.
         FileNotFoundError: files are missing; the message lists what is expected where.
     """
     if name not in DATASETS:
@@ -53,14 +53,14 @@ def dataset(name: str, root: str | Path | None = None, **options: Any) -> Datase
     rooted = known.pop("root", None) is not None
     unknown = sorted(options.keys() - known.keys())
     if unknown:
-        raise TypeError(
+        raise SettingError(
             f"data set {name!r} has no option {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(known)}"
         )
     if rooted and root is None:
-        raise TypeError(f"data set {name!r} needs root: the folder that holds its files")
+        raise SettingError(f"data set {name!r} needs root: the folder that holds its files")
     if not rooted and root is not None:
-        raise TypeError(f"data set {name!r} takes no root: it has no files; root is {root!r}")
+        raise SettingError(f"data set {name!r} takes no root: it has no files; root is {root!r}")
     return opener(root, **options) if rooted else opener(**options)
 
 

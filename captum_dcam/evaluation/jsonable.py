@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import SettingError, UnknownNameError, near
 
 Record = dict[str, Any]
 _NAMED = ("variants", "metrics")
@@ -38,7 +38,7 @@ def filled(
 
     Raises:
         UnknownNameError: no such name, with near ones.
-        TypeError: a setting it does not have, with those it has.
+        SettingError: a setting it does not have, with those it has.
     """
     record = {"name": value} if isinstance(value, str) else dict(value)
     name = str(record.pop("name", ""))
@@ -47,7 +47,7 @@ def filled(
     settings = list(inspect.signature(known[name]).parameters.values())[given:]
     unknown = sorted(record.keys() - {p.name for p in settings})
     if unknown:
-        raise TypeError(
+        raise SettingError(
             f"{kind} {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(p.name for p in settings) or 'none'}"
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import SettingError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
 from captum_dcam.evaluation.jsonable import Record, canonical, plain
 from captum_dcam.evaluation.measure import metric_record
@@ -278,7 +278,7 @@ def _settings(name: str, given: Mapping[str, Any]) -> Record:
     unknown = sorted(given.keys() - FLOORS[name].keys())
     if unknown:
         known = ", ".join(FLOORS[name]) or "none"
-        raise TypeError(f"{name!r} has no setting {', '.join(unknown)}; it has {known}")
+        raise SettingError(f"{name!r} has no setting {', '.join(unknown)}; it has {known}")
     return {**FLOORS[name], **given}
 
 

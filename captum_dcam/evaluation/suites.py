@@ -14,9 +14,15 @@ from typing import Any
 from captum_dcam.adapter import Adapter
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.evaluation.jsonable import Record
-from captum_dcam.evaluation.plan import Plan, Variant
+from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_records
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.refine import paper_refinements
+
+
+def _stages(*stages: RefineLike) -> tuple[Record, ...]:
+    """Complete records of post-transforms."""
+    return tuple(refinement_records(stages))
+
 
 FLOOR_VARIANTS = (
     Variant("oracle"),
@@ -24,13 +30,13 @@ FLOOR_VARIANTS = (
     Variant("center_blob"),
 )
 #: the modules one by one, each after the normalisation that it wants, and all four (Table 2)
-MODULES: Mapping[str, Any] = {
+MODULES: Mapping[str, tuple[Record, ...]] = {
     "base": (),
-    "+akd": ("min_max", "akd"),
-    "+dacg": ("min_max", "dacg"),
-    "+cba": ("min_max", "cba"),
-    "+sicd": ("min_max", "sicd"),
-    "full": paper_refinements(),
+    "+akd": _stages("min_max", "akd"),
+    "+dacg": _stages("min_max", "dacg"),
+    "+cba": _stages("min_max", "cba"),
+    "+sicd": _stages("min_max", "sicd"),
+    "full": tuple(refinement_records(list(paper_refinements()))),
 }
 #: DACG's bounds as the paper sweeps them (Tables 6 to 8); the third of each is the default
 SWEEPS = {
@@ -135,11 +141,13 @@ def sweep_variants() -> list[Variant]:
     changes: dict[str, Record] = {}
     for name, values in SWEEPS.items():
         changes |= {f"dacg:{name}={v:g}": {name: v} for v in values if v != values[2]}
-    for label, values in PERCENTILES.items():
+    for label, percentiles in PERCENTILES.items():
         if label != "dynamic":
-            changes[f"dacg:percentiles={label}"] = {"percentiles": values}
+            changes[f"dacg:percentiles={label}"] = {"percentiles": percentiles}
     return [
-        Variant(f"paper/{name}", BASES["paper"], refinements=("min_max", {"name": "dacg", **own}))
+        Variant(
+            f"paper/{name}", BASES["paper"], refinements=_stages("min_max", {"name": "dacg", **own})
+        )
         for name, own in changes.items()
     ]
 
@@ -207,8 +215,6 @@ def economy(setting: Setting) -> list[Part]:
             {"score": "teacher"},
             refinements=MODULES["full"],
         ),
-        Variant("ours/base", "diffusion_cam", {"refined": False}),
-        Variant("ours/full", "diffusion_cam", {"refined": False}, refinements=MODULES["full"]),
     ]
     return [
         Part(
@@ -233,13 +239,13 @@ def plausibility_variants() -> list[Variant]:
     tam = [
         Variant("logit_lens"),
         Variant("tam:eci", "tam", no_filter),
-        Variant("tam:rgf", "logit_lens", refinements=("rank_gaussian",)),
+        Variant("tam:rgf", "logit_lens", refinements=_stages("rank_gaussian")),
         Variant("tam"),
         *(
-            Variant(f"tam:{name}", "tam", no_filter, refinements=(name,))
+            Variant(f"tam:{name}", "tam", no_filter, refinements=_stages(name))
             for name in ("adaptive_median", "median", "gaussian")
         ),
-        Variant("tam:feature_surgery", "feature_surgery", refinements=("rank_gaussian",)),
+        Variant("tam:feature_surgery", "feature_surgery", refinements=_stages("rank_gaussian")),
         Variant("tam:mean", "tam", {"relevance": "mean"}),
         Variant("tam:attention", "tam", {"relevance": "attention"}),
     ]
@@ -272,7 +278,7 @@ def plausibility(setting: Setting) -> list[Part]:
     plan = setting.plan(
         [*FLOOR_VARIANTS, *plausibility_variants()],
         words=("object", "noun", "function"),
-        metrics=("plausibility", "localization", "features"),
+        metrics=("plausibility", "localization", "placebo", "features"),
     )
     return [Part("plausibility", plan, skips=True)]
 
@@ -315,12 +321,12 @@ FINAL_STATE = frozenset(
 )
 #: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
 IMAGES = {
-    "faithfulness": 16,
-    "faithfulness-long": 4,
-    "baselines": 12,
-    "infidelity": 6,
-    "sanity": 6,
-    "sanity-long": 2,
+    "faithfulness": 12,
+    "faithfulness-long": 3,
+    "baselines": 10,
+    "infidelity": 4,
+    "sanity": 5,
+    "sanity-long": 1,
 }
 FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
 CORE = ("diffusion_cam", "diffusion_cam_paper", "diffusion_cam_base", "tam", "attention", "cp_lrp")
@@ -373,7 +379,7 @@ def sanity(setting: Setting) -> list[Part]:
     parts = []
     for name, own in (("sanity", _every(False)), ("sanity-long", _every(True))):
         long = name == "sanity-long"
-        metrics: list[Any] = ["placebo", "answer_shuffle"]
+        metrics: list[Any] = ["localization", "placebo", "answer_shuffle"]
         metrics.append({"name": "randomization", "stages": 1 if long else None})
         if not long:
             metrics.append({"name": "sensitivity", "samples": 3})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import BudgetExhaustedError, UnknownNameError, near
+from captum_dcam.errors import BudgetExhaustedError, SettingError, UnknownNameError, near
 from captum_dcam.targets import Target
 
 #: what ``Facts.needs`` may hold, and what each means
@@ -234,7 +234,7 @@ def method(name: str, **settings: Any) -> Method:
 
     Raises:
         UnknownNameError: no such method, with near names.
-        TypeError: a setting that it does not have, with those it has.
+        SettingError: a setting that it does not have, with those it has.
     """
     if name not in METHODS:
         raise UnknownNameError(f"unknown method {name!r}{near(name, METHODS)}")
@@ -242,7 +242,7 @@ def method(name: str, **settings: Any) -> Method:
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # dataclasses all
     unknown = sorted(settings.keys() - set(known))
     if unknown:
-        raise TypeError(
+        raise SettingError(
             f"method {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(known) or 'none'}"
         )

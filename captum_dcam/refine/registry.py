@@ -5,6 +5,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from captum_dcam.errors import SettingError
 from captum_dcam.refine.base import NamedRefinement
 
 _Class = TypeVar("_Class", bound=type[NamedRefinement])
@@ -57,7 +58,7 @@ def refinement(name: str, **settings: Any) -> NamedRefinement:
 
     Raises:
         ValueError: no such name; the message has the nearest ones.
-        TypeError: a setting the class does not have.
+        SettingError: a setting the class does not have.
 
     Examples::
 
@@ -76,7 +77,7 @@ def refinement(name: str, **settings: Any) -> NamedRefinement:
     own = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # dataclasses all
     unknown = sorted(settings.keys() - set(own))
     if unknown:
-        raise TypeError(
+        raise SettingError(
             f"refinement: {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(own) or 'none'}."
         )

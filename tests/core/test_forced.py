@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import TargetError
 from captum_dcam.forced import force
 from captum_dcam.pipeline import explain_bound
@@ -45,3 +46,14 @@ def test_bad_input():
         force(forward, "")
     with pytest.raises(ValueError, match="one example"):
         force(tiny.bound("full", batch=2), "a")
+
+
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+def test_nothing_has_to_be_generated_first(regime):
+    generated = tiny.bound(regime)
+    fresh = DenoisingForward(generated.adapter, generated.layer)
+    found = force(fresh, "a red circle", generated.request)
+    expected = force(generated, "a red circle")
+    assert fresh.request is generated.request and fresh.trajectory is found
+    assert torch.equal(found.confidence, expected.confidence)
+    assert found.lengths == expected.lengths and found.regime == regime

@@ -1,0 +1,206 @@
+r"""A table of results: figures with intervals, and Markdown, CSV and LaTeX of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from captum_dcam.metrics import BootstrapInterval
+
+
+@dataclass(frozen=True)
+class Figure:
+    r"""A number, perhaps with an interval.
+
+    Args:
+        value (float): mean, in the column's unit.
+        low, high (float, optional): 95 % interval. Default: none
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, interval: BootstrapInterval | None, factor: float = 1.0) -> Figure | None:
+        """From an interval, in another unit; None stays None."""
+        if interval is None:
+            return None
+        mean, low, high = (float(part) * factor for part in interval)
+        return cls(mean, low, high)
+
+
+#: text, a number, or nothing: not defined, not measured
+Cell = str | int | Figure | None
+
+
+@dataclass(frozen=True)
+class Column:
+    r"""What a column holds.
+
+    Args:
+        name (str): its head.
+        digits (int, optional): after the point. Default: 1
+        better (str, optional): ``"up"`` or ``"down"``: an arrow in the head. Default: neither
+        published (bool, optional): printed in a paper, for another model and data. Default: False
+    """
+
+    name: str
+    digits: int = 1
+    better: str = ""
+    published: bool = False
+
+    @property
+    def head(self) -> str:
+        """The name, with an arrow or with the mark of published figures."""
+        mark = {"up": " ↑", "down": " ↓"}.get(self.better, "")
+        return f"{self.name}{mark}" if not self.published else f"published: {self.name}"
+
+
+@dataclass(frozen=True)
+class Table:
+    r"""Rows of cells under columns.
+
+    Args:
+        name (str): how the command line calls it; its files' name.
+        title (str): one line.
+        columns (tuple of Column): all but the first, which holds the rows' labels.
+        rows (tuple): (label, cells), as many cells as columns.
+        notes (tuple of str): what a reader has to know, settings included.
+        first (str, optional): head of the labels. Default: empty
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    notes: tuple[str, ...] = ()
+    first: str = ""
+
+    def __post_init__(self) -> None:
+        for label, cells in self.rows:
+            if len(cells) != len(self.columns):
+                raise ValueError(
+                    f"table {self.name!r}, row {label!r}: {len(cells)} cells for "
+                    f"{len(self.columns)} columns"
+                )
+
+    def cell(self, row: str, column: str) -> Cell:
+        """The cell of a row and column by their names; KeyError where there is none."""
+        at = [c.name for c in self.columns if not c.published].index(column)
+        at = [n for n, c in enumerate(self.columns) if not c.published][at]
+        return dict(self.rows)[row][at]
+
+    def shown(self) -> Table:
+        """The same without columns that hold nothing."""
+        keep = [
+            n
+            for n in range(len(self.columns))
+            if any(cells[n] is not None for _, cells in self.rows)
+        ]
+        return Table(
+            self.name,
+            self.title,
+            tuple(self.columns[n] for n in keep),
+            tuple((label, tuple(cells[n] for n in keep)) for label, cells in self.rows),
+            self.notes,
+            self.first,
+        )
+
+    def texts(self) -> list[list[str]]:
+        """Labels and cells as they are shown."""
+        return [
+            [label, *(text_of(c, k.digits) for c, k in zip(cells, self.columns, strict=True))]
+            for label, cells in self.rows
+        ]
+
+    def markdown(self) -> str:
+        """Title, table and notes in GitHub's Markdown."""
+        heads = [self.first, *(c.head for c in self.columns)]
+        aligned = [
+            "left",
+            *("left" if _is_text(self, n) else "right" for n in range(len(heads) - 1)),
+        ]
+        body = tabulate(
+            self.texts(), heads, tablefmt="github", disable_numparse=True, colalign=aligned
+        )
+        return "\n\n".join((f"### {self.title}", body, *self.notes)) + "\n"
+
+    def latex(self) -> str:
+        """A ``tabular`` for the package booktabs, title and notes as comments."""
+        heads = [self.first, *(c.head for c in self.columns)]
+        body = tabulate(self.texts(), heads, tablefmt="latex_booktabs", disable_numparse=True)
+        for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("×", r"$\times$")):
+            body = body.replace(sign, command)
+        comments = [f"% {' '.join(line.split())}" for line in (self.title, *self.notes)]
+        return "\n".join((*comments, body)) + "\n"
+
+    def csv(self) -> str:
+        """One line a row; a column with intervals becomes three."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        wide = [
+            any(isinstance(cells[n], Figure) and cells[n].low is not None for _, cells in self.rows)  # type: ignore[union-attr]
+            for n in range(len(self.columns))
+        ]
+        heads = [self.first or "row"]
+        for column, three in zip(self.columns, wide, strict=True):
+            name = f"published {column.name}" if column.published else column.name
+            heads += [name, f"{name} low", f"{name} high"] if three else [name]
+        writer.writerow(heads)
+        for label, cells in self.rows:
+            line: list[object] = [label]
+            for cell, three in zip(cells, wide, strict=True):
+                figure = cell if isinstance(cell, Figure) else None
+                parts = [cell] if figure is None else [figure.value, figure.low, figure.high]
+                line += [*parts, None, None][:3] if three else parts[:1]
+            writer.writerow(line)
+        return stream.getvalue()
+
+
+#: suffix → the format's writer
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "md": Table.markdown,
+    "csv": Table.csv,
+    "tex": Table.latex,
+}
+
+
+def text_of(cell: Cell, digits: int) -> str:
+    """A cell as it is shown; "–" for nothing."""
+    if cell is None:
+        return "–"
+    if not isinstance(cell, Figure):
+        return str(cell)
+    shown = f"{cell.value:.{digits}f}"
+    if cell.low is None or cell.high is None:
+        return shown
+    return f"{shown} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+
+
+def _is_text(table: Table, column: int) -> bool:
+    return any(isinstance(cells[column], str) for _, cells in table.rows)
+
+
+def with_published(
+    columns: Sequence[Column], found: Sequence[Sequence[float | None]]
+) -> tuple[list[Column], list[list[Cell]]]:
+    r"""Columns for published figures behind one's own, and their cells row by row.
+
+    Args:
+        columns (sequence of Column): those that may have been published.
+        found (sequence of sequences): a row's figures, one a column; None where there is none.
+
+    Returns:
+        tuple: the columns of which at least one figure is there, and the cells of every row.
+    """
+    keep = [n for n in range(len(columns)) if any(row[n] is not None for row in found)]
+    heads = [Column(columns[n].name, columns[n].digits, published=True) for n in keep]
+    cells: list[list[Cell]] = [
+        [None if (value := row[n]) is None else Figure(value) for n in keep] for row in found
+    ]
+    return heads, cells
