@@ -48,7 +48,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         forward_func (DenoisingForward): the model, tapped at a block, with a bound generation.
         layer (nn.Module, optional): where features are read. Default: ``forward_func.tap``
         device_ids (list of int, optional): as in Captum, for DataParallel.
-        preset (str, optional): the defaults of ``attribute``. Default: ``"default"``
+        preset (str, optional): the defaults of ``attribute``: a name, or the path of a preset file.
+            Default: ``"default"``
 
     Examples::
 

@@ -50,7 +50,8 @@ def explain(
         words (optional): what to explain, see :func:`captum_dcam.targets.resolve`.
             Default: every word
         layer (int, optional): block to tap. Default: the family's recommended block
-        preset (str, optional): ``default``, ``paper`` or ``base``. Default: ``"default"``
+        preset (str, optional): ``default``, ``paper`` or ``base``, or the path of a preset file
+            that ``captum-dcam calibrate`` wrote. Default: ``"default"``
         score, step, product, center, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         generator (torch.Generator, optional): for sampled decoding.
@@ -126,7 +127,7 @@ def explain_bound(
         settings={
             "family": forward.adapter.family,
             "layer": forward.layer,
-            "preset": preset,
+            "preset": str(preset),
             "score": score,
             "step": step,
             "product": product,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.refine import Compose, paper_refinements
@@ -54,8 +55,18 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str) -> Preset:
-    """Look a preset up; UnknownNameError with near names otherwise."""
-    if name not in PRESETS:
-        raise UnknownNameError(f"unknown preset {name!r}{near(name, PRESETS)}")
-    return PRESETS[name]
+def preset(name: str | Path) -> Preset:
+    r"""A preset by its name, or by the path of a file that ``captum-dcam calibrate`` wrote.
+
+    Raises:
+        UnknownNameError: neither a known name nor a path (``….json``), with near names.
+        FileNotFoundError, PresetError: no such file, or one that is damaged.
+    """
+    if isinstance(name, str) and name in PRESETS:
+        return PRESETS[name]
+    if Path(str(name)).suffix != ".json":
+        hint = near(str(name), PRESETS)
+        raise UnknownNameError(f"unknown preset {name!r}{hint}; or a file that ends in .json")
+    from captum_dcam.preset_file import read_preset  # which is built on this module
+
+    return read_preset(name)

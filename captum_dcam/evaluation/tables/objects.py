@@ -87,7 +87,7 @@ def ablation(results: Results) -> Table:
             rows.append((f"{base}: {module}", [*localization_cells(frame, name), more]))
             labels.append(row if base == "paper" else None)
     columns, merged = beside(
-        [*localization_columns(), Column("F3 gained")],
+        [*localization_columns(), Column("F3 gained", 2)],
         rows,
         Printed("Diffusion-CAM 2", labels, PRINTED),
     )
