@@ -24,6 +24,11 @@ def summary(results: Results) -> Table:
             failures.append(f"{variant}: {done} of {count} images ({why})")
         means = (Figure.of(scored(frame, variant, name).mean()) for name in names)
         rows.append((variant, tuple(means)))
+    if "object" in frame.header["plan"]["words"] and not frame.count("object"):
+        failures.append(
+            "No word of any answer names an object that has a mask, so localisation is not defined: "
+            "ask for a description (--prompt), or force the data's captions (--answer 0)."
+        )
     columns = tuple(Column(name, 3) for name in names)
     notes = (*failures, settings_note(frame))
     return Table("summary", "Means over words", columns, tuple(rows), notes, "variant")
