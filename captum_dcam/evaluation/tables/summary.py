@@ -26,7 +26,7 @@ def summary(results: Results) -> Table:
         rows.append((variant, tuple(means)))
     if "object" in frame.header["plan"]["words"] and not frame.count("object"):
         failures.append(
-            "No word of any answer names an object that has a mask, so localisation is not defined: "
+            "No word of any answer names an object with a mask: localisation is not defined; "
             "ask for a description (--prompt), or force the data's captions (--answer 0)."
         )
     columns = tuple(Column(name, 3) for name in names)
