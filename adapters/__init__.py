@@ -1,5 +1,6 @@
 """One file a model family; importing this package registers them all."""
 
+from captum_dcam.adapters.autoregressive import AutoregressiveAdapter
 from captum_dcam.adapters.mini import MiniAdapter
 
-__all__ = ["MiniAdapter"]
+__all__ = ["AutoregressiveAdapter", "MiniAdapter"]

@@ -122,7 +122,8 @@ class Adapter(ABC):
     def generate(
         self, request: Request, *, generator: torch.Generator | None, **settings: Any
     ) -> Trajectory:
-        """Decode without gradients; ``lengths`` and ``kept`` are filled by the caller."""
+        """Decode without gradients. The caller fills ``lengths`` and ``kept``, unless the adapter
+        gives the lengths: then the generation's calls are not a replay's, and none are kept."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
@@ -157,6 +158,21 @@ class Adapter(ABC):
         """Text of every token, with a leading blank where it begins a word."""
 
     # -- what some methods ask for beyond the above ------------------------------------------------
+
+    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
+        """The same prompts with other ``pictures`` in place of those of ``request.images[0]``."""
+        return self.prepare([list(pictures)] * request.batch, list(request.prompts))
+
+    def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """States (T, B, …) in which a given answer (B, T) is read, token t in state t: all of the
+        answer visible but token t. Causal families: the tokens before t."""
+        if self.mask_id is None:
+            raise MethodError(
+                f"{self.family} has no mask token: a given answer cannot be masked token by token"
+            )
+        count = tokens.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=tokens.device)
+        return (tokens[None].where(~own[:, None], self.mask_id),)
 
     #: pictures of any size keep their size; False: they are resized to the model's
     any_size: ClassVar[bool] = False

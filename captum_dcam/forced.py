@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import MethodError, TargetError
+from captum_dcam.errors import TargetError
 from captum_dcam.trajectory import Trajectory
 
 
@@ -13,7 +13,8 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
     r"""Bind a given answer to the forward's request, as if it had been generated.
 
     Step ``t`` is the state in which the whole answer is visible but for token ``t``, and commits
-    it: the ``commit`` score reads every token with all others known. The ``teacher`` score reads
+    it: the ``commit`` score reads every token with all others known (autoregressive families: with
+    all before it known). The ``teacher`` score reads
     the visible answer, as the paper's controlled comparison of wordings does (Table 12).
 
     Args:
@@ -25,30 +26,24 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
         Trajectory: T states of T tokens; confidence is each token's probability in its state.
 
     Raises:
-        MethodError: the family has no mask token.
+        MethodError: the family has no mask token, and is not causal.
         TargetError: the answer is empty.
     """
     request, adapter = forward.request, forward.adapter
     if request is None or request.batch != 1:
         raise ValueError("force needs a bound request of one example: forward.generate(request)")
-    mask = adapter.mask_id
-    if mask is None:
-        raise MethodError(
-            f"{adapter.family} has no mask token: a given answer cannot be masked token by token"
-        )
     ids = adapter.encode(answer) if isinstance(answer, str) else list(answer)
     if not ids:
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
     tokens = torch.tensor([ids], device=adapter.device)
     count = len(ids)
-    states = tokens.repeat(count, 1)
-    states[range(count), range(count)] = mask
+    states = adapter.forced_states(tokens)
     regime = forward.trajectory.regime
     prefix = request.layout.prefix_length
     lengths = (prefix, *[count] * count) if regime == "prefix" else (prefix + count,) * count
     made = Trajectory(
         tokens=tokens,
-        states=(states[:, None],),
+        states=states,
         final_state=(tokens,),
         commit_step=torch.arange(count, device=tokens.device)[None],
         confidence=torch.zeros(1, count),
