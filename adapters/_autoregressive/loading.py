@@ -93,6 +93,7 @@ def loaded(
     Raises:
         WeightsError: files are missing, damaged, or of another kind of model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -107,7 +108,7 @@ def loaded(
             )
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub, **options)
         processor = _processor(source, hub)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{source} cannot be loaded: {error}") from error
     if device is not None and device_map is None:
         model = model.to(device)
