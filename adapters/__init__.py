@@ -1,6 +1,7 @@
 """One file a model family; importing this package registers them all."""
 
 from captum_dcam.adapters.autoregressive import AutoregressiveAdapter
+from captum_dcam.adapters.diffusion_gemma import DiffusionGemmaAdapter
 from captum_dcam.adapters.mini import MiniAdapter
 
-__all__ = ["AutoregressiveAdapter", "MiniAdapter"]
+__all__ = ["AutoregressiveAdapter", "DiffusionGemmaAdapter", "MiniAdapter"]

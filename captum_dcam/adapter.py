@@ -92,6 +92,12 @@ class Adapter(ABC):
         return min(self.deepest_block, round(len(self.blocks) * 10 / 32))
 
     @property
+    def step_blocks(self) -> Sequence[nn.Module]:
+        """What runs in the blocks' place in a step, where that is other modules than in the prefill
+        (encoder and decoder); the same number is the same block."""
+        return self.blocks
+
+    @property
     @abstractmethod
     def stop_ids(self) -> frozenset[int]:
         """Ids that end or pad an answer and are never explained."""
@@ -173,6 +179,15 @@ class Adapter(ABC):
         count = tokens.shape[1]
         own = torch.eye(count, dtype=torch.bool, device=tokens.device)
         return (tokens[None].where(~own[:, None], self.mask_id),)
+
+    def visible_state(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """The state (B, …) in which the whole answer (B, T) is visible."""
+        return (tokens,)
+
+    def whole_answer(self, ids: Sequence[int]) -> list[int]:
+        """A given answer as the family would have written it: with padding, where its answers have
+        lengths of their own."""
+        return list(ids)
 
     #: pictures of any size keep their size; False: they are resized to the model's
     any_size: ClassVar[bool] = False

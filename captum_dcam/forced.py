@@ -8,6 +8,9 @@ from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import TargetError
 from captum_dcam.trajectory import Trajectory
 
+#: so many logits are held at once: 2 ** 28 float32 are 1 GiB
+LOGITS_AT_ONCE = 2**28
+
 
 def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
     r"""Bind a given answer to the forward's request, as if it had been generated.
@@ -35,6 +38,7 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
     ids = adapter.encode(answer) if isinstance(answer, str) else list(answer)
     if not ids:
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
+    ids = adapter.whole_answer(ids)
     tokens = torch.tensor([ids], device=adapter.device)
     count = len(ids)
     states = adapter.forced_states(tokens)
@@ -44,7 +48,7 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
     made = Trajectory(
         tokens=tokens,
         states=states,
-        final_state=(tokens,),
+        final_state=adapter.visible_state(tokens),
         commit_step=torch.arange(count, device=tokens.device)[None],
         confidence=torch.zeros(1, count),
         regime=regime,
@@ -54,9 +58,10 @@ def force(forward: DenoisingForward, answer: str | list[int]) -> Trajectory:
         kept={k: v for k, v in forward.trajectory.kept.items() if k == "embedded"},
     )
     forward.bind(request, made)
+    rows = max(1, LOGITS_AT_ONCE // (count * adapter.vocabulary))
     with torch.no_grad():
-        logits = forward.replay(torch.zeros(count, dtype=torch.long), torch.arange(count))
-    at = torch.arange(count)
-    sure = logits[at, at].double().softmax(-1)[at, ids].float().cpu()
-    made.confidence.copy_(sure[None])
+        for at in torch.arange(count).split(rows):
+            logits = forward.replay(torch.zeros_like(at), at)[range(len(at)), at]
+            odds = logits.double().softmax(-1).gather(1, tokens[0, at, None].to(logits.device))
+            made.confidence[0, at] = odds[:, 0].float().cpu()
     return made

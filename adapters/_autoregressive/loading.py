@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,7 @@ def family_of(model: nn.Module, parts: Parts) -> Family:
 
 def loaded(
     source: str,
+    kinds: Collection[str] = FAMILIES,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -85,6 +87,8 @@ def loaded(
 
     Args:
         source (str): folder or hub name.
+        kinds (collection of str, optional): ``model_type`` values that are expected. Default: the
+            autoregressive families
         device (device, optional): where the model goes. Default: the CPU, or ``device_map``
         dtype (dtype, optional): Default: the checkpoint's
         device_map, revision, trust_remote_code, attn_implementation: as ``from_pretrained`` has
@@ -102,9 +106,9 @@ def loaded(
     options = {k: v for k, v in options.items() if v is not None}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
-        if config.model_type not in FAMILIES:
+        if config.model_type not in kinds:
             raise WeightsError(
-                f"{source} holds a {config.model_type}: expected one of {', '.join(FAMILIES)}"
+                f"{source} holds a {config.model_type}: expected one of {', '.join(kinds)}"
             )
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub, **options)
         processor = _processor(source, hub)
