@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -42,6 +42,17 @@ class Request:
     @property
     def batch(self) -> int:
         return self.pixels.shape[0]
+
+    def single(self, example: int) -> Request:
+        """The request of one example (B = 1)."""
+        one = slice(example, example + 1)
+        return replace(
+            self,
+            pixels=self.pixels[one],
+            extras=tuple(e[one] for e in self.extras),
+            prompts=self.prompts[one],
+            images=self.images[one],
+        )
 
 
 class Adapter(ABC):
@@ -82,6 +93,12 @@ class Adapter(ABC):
         """Transformer blocks in order; each returns hidden states (B, L, D), perhaps in a tuple."""
 
     @property
+    def step_blocks(self) -> Sequence[nn.Module]:
+        """What runs in the blocks' place in a step, where that is other modules than in the prefill
+        (encoder and decoder); the same number is the same block."""
+        return self.blocks
+
+    @property
     def deepest_block(self) -> int:
         """Deepest block with a path from image tokens to the response; the last has none."""
         return len(self.blocks) - 2
@@ -90,12 +107,6 @@ class Adapter(ABC):
     def recommended_block(self) -> int:
         """Block used when the user names none: a third of the depth, as the paper's 10 of 32."""
         return min(self.deepest_block, round(len(self.blocks) * 10 / 32))
-
-    @property
-    def step_blocks(self) -> Sequence[nn.Module]:
-        """What runs in the blocks' place in a step, where that is other modules than in the prefill
-        (encoder and decoder); the same number is the same block."""
-        return self.blocks
 
     @property
     @abstractmethod

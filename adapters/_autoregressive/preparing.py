@@ -3,7 +3,7 @@ r"""From pictures and prompts of B examples to one request with one layout."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class Conversations(Request):
     asked: tuple[Any, ...] = ()
     frames: tuple[int, ...] = ()
     owners: Tensor | None = field(default=None, repr=False)
+
+    def single(self, example: int) -> Request:
+        one = super().single(example)
+        assert isinstance(one, Conversations)
+        return replace(one, asked=self.asked[example : example + 1])
 
 
 @dataclass(frozen=True)
