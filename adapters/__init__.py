@@ -2,6 +2,7 @@
 
 from captum_dcam.adapters.autoregressive import AutoregressiveAdapter
 from captum_dcam.adapters.diffusion_gemma import DiffusionGemmaAdapter
+from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.mini import MiniAdapter
 
-__all__ = ["AutoregressiveAdapter", "DiffusionGemmaAdapter", "MiniAdapter"]
+__all__ = ["AutoregressiveAdapter", "DiffusionGemmaAdapter", "LladaVAdapter", "MiniAdapter"]

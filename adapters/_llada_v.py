@@ -128,6 +128,15 @@ def states_of(
     return (canvases, canvases[behind], begins), (final, final, torch.full_like(begins[0], -1))
 
 
+def last_runs(steps: Sequence[Step]) -> Tensor:
+    """(1, W): the last step that ran each canvas position, which alone has logits there."""
+    width = steps[0].canvas.shape[1]
+    last = torch.zeros(1, width, dtype=torch.int64)
+    for number, step in enumerate(steps):
+        last[:, -min(step.length, width) :] = number
+    return last
+
+
 def step_logits(model: Any, prefix: Tensor, *state: Tensor) -> Tensor:
     """Logits (R, W, V) of one step: the part of the family's decoder between canvas and choice."""
     with mixed_precision(prefix.device):
