@@ -4,5 +4,12 @@ from captum_dcam.adapters.autoregressive import AutoregressiveAdapter
 from captum_dcam.adapters.diffusion_gemma import DiffusionGemmaAdapter
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.mini import MiniAdapter
+from captum_dcam.adapters.mmada import MmadaAdapter
 
-__all__ = ["AutoregressiveAdapter", "DiffusionGemmaAdapter", "LladaVAdapter", "MiniAdapter"]
+__all__ = [
+    "AutoregressiveAdapter",
+    "DiffusionGemmaAdapter",
+    "LladaVAdapter",
+    "MiniAdapter",
+    "MmadaAdapter",
+]

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
+import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 # -- MMaDA --------------------------------------------------------------------------------------
@@ -72,6 +76,11 @@ def mmada_classes(cls: Any) -> None:
         cls.all_tied_weights_keys = {}
     if not hasattr(cls.config_class, "use_cache"):
         cls.config_class.use_cache = False
+    without_arguments(cls)
+
+
+def without_arguments(cls: Any) -> None:
+    """``tie_weights`` of a class takes the arguments that transformers 5 calls it with."""
     original = cls.tie_weights
     kinds = [p.kind for p in inspect.signature(original).parameters.values()]
     if inspect.Parameter.VAR_KEYWORD in kinds or hasattr(original, "__wrapped__"):
@@ -211,3 +220,126 @@ def position_ids(model: nn.Module) -> int:
             part.position_ids = right
             wrong += 1
     return wrong
+
+
+# -- LaViDa ---------------------------------------------------------------------------------------
+
+LAVIDA_INSTALL = (
+    "git clone https://github.com/jacklishufan/LaViDa && pip install --no-deps -e LaViDa && "
+    "pip install einops requests deepspeed"
+)
+
+
+def lavida_package() -> Any:
+    r"""Upstream's package ``llava``, repaired; returns its ``llava.model.builder``.
+
+    - ``deepspeed`` is imported for the checkpointing of training alone: where it is not installed
+      a stand-in with that function takes its place.
+    - names that have moved, see :func:`moved_names`; classes, see :func:`lavida_classes`.
+
+    Raises:
+        ImportError: no such package, or one of another project of LLaVA's kind.
+    """
+    moved_names()
+    try:
+        with _deepspeed():
+            llada = importlib.import_module("llava.model.language_model.llava_llada")
+            dream = importlib.import_module("llava.model.language_model.llava_dream")
+            builder = importlib.import_module("llava.model.builder")
+    except ImportError as error:
+        raise ImportError(
+            f"LaViDa's own code is needed and cannot be imported ({error}): {LAVIDA_INSTALL}. "
+            "Other projects have a package llava too (LLaDA-V, LLaVA): one at a time can be "
+            "installed"
+        ) from error
+    lavida_classes(llada, dream)
+    return builder
+
+
+@contextmanager
+def _deepspeed() -> Iterator[None]:
+    """A module ``deepspeed`` inside the context, where none is installed."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        yield
+        return
+    made: Any = types.ModuleType("deepspeed")
+    made.__spec__ = importlib.machinery.ModuleSpec("deepspeed", None)
+    made.checkpointing = types.SimpleNamespace(
+        checkpoint=functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
+    )
+    sys.modules["deepspeed"] = made
+    try:
+        yield
+    finally:
+        del sys.modules["deepspeed"]
+
+
+def lavida_classes(llada: Any, dream: Any) -> None:
+    r"""Upstream's classes under transformers 5; the arguments are its two modules.
+
+    - configurations get constructors of their own that know none of their parents' arguments.
+    - ``tie_weights`` takes none of its new arguments; ``_tied_weights_keys`` must map.
+    - ``SigLipVisionConfig.from_pretrained`` calls ``_set_token_in_kwargs``, which is gone.
+    - ``ROPE_INIT_FUNCTIONS`` has no ``default``, and ``Cache`` cannot be made without layers.
+    """
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        return
+    for config, parent in (
+        (llada.LlavaLladaConfig, llada.LLaDAConfig),
+        (dream.LlavaDreamConfig, dream.DreamConfig),
+    ):
+        if config.__init__ is not parent.__init__:
+            config.__init__ = parent.__init__
+    without_arguments(llada.LLaDAModelLM)
+    for cls in (llada.LlavaLladaForMaskedDiffusion, dream.LlavaDreamForMaskedDiffusion):
+        if not isinstance(cls._tied_weights_keys, dict):
+            cls._tied_weights_keys = {}
+    siglip = importlib.import_module("llava.model.multimodal_encoder.siglip_encoder")
+    if not hasattr(siglip.SigLipVisionConfig, "_set_token_in_kwargs"):
+        siglip.SigLipVisionConfig._set_token_in_kwargs = staticmethod(lambda kwargs: None)
+    language: Any = importlib.import_module(dream.DreamBaseModel.__module__)
+    known = language.ROPE_INIT_FUNCTIONS
+    if "default" not in known:
+        language.ROPE_INIT_FUNCTIONS = {**known, "default": default_frequencies}
+    cache = language.DreamPrefixLMCache
+
+    def empty(self: Any) -> None:
+        self.past_key_values = {}
+        self.layers = []
+
+    cache.__init__ = empty
+
+
+def default_frequencies(config: Any, device: Any = None, **_other: Any) -> tuple[Tensor, float]:
+    """``inv_freq`` (d / 2,) and scaling of plain rotary embeddings, which transformers 5 computes
+    in every model's own code."""
+    given = getattr(config, "rope_parameters", None) or {}
+    base = given.get("rope_theta") or config.rope_theta
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    even = torch.arange(0, size, 2, dtype=torch.int64, device=device).float()
+    return 1.0 / base ** (even / size), 1.0
+
+
+def lavida_buffers(model: nn.Module) -> int:
+    r"""Recompute what is in no checkpoint and transformers 5 leaves uninitialised; returns how many
+    were wrong: the tower's ``position_ids``, and Dream's ``inv_freq``."""
+    wrong = position_ids(model)
+    for part in model.modules():
+        if hasattr(part, "inv_freq") and hasattr(part, "rope_init_fn"):
+            rotary: Any = part
+            right = rotary.rope_init_fn(rotary.config, rotary.inv_freq.device)[0]
+            if not torch.equal(rotary.inv_freq, right):
+                rotary.inv_freq = rotary.original_inv_freq = right
+                wrong += 1
+    return wrong
+
+
+def plain_tables(model: Any) -> None:
+    """Cached sines and cosines made under ``torch.inference_mode`` can be in no graph: ordinary
+    copies replace them (LLaDA, any version)."""
+    for table in _position_tables(model):
+        for key, value in table.items():
+            if value.is_inference():
+                table[key] = value.clone()
