@@ -280,7 +280,8 @@ def lavida_classes(llada: Any, dream: Any) -> None:
     - configurations get constructors of their own that know none of their parents' arguments.
     - ``tie_weights`` takes none of its new arguments; ``_tied_weights_keys`` must map.
     - ``SigLipVisionConfig.from_pretrained`` calls ``_set_token_in_kwargs``, which is gone.
-    - ``ROPE_INIT_FUNCTIONS`` has no ``default``, and ``Cache`` cannot be made without layers.
+    - ``ROPE_INIT_FUNCTIONS`` has no ``default``, and ``Cache`` cannot be made without layers;
+      the generation configuration's ``validate`` takes none of its new arguments.
     """
     import transformers
 
@@ -303,13 +304,16 @@ def lavida_classes(llada: Any, dream: Any) -> None:
     known = language.ROPE_INIT_FUNCTIONS
     if "default" not in known:
         language.ROPE_INIT_FUNCTIONS = {**known, "default": default_frequencies}
-    cache = language.DreamPrefixLMCache
+    language.DreamPrefixLMCache.__init__ = _empty_cache
+    language.DreamGenerationConfig.validate = _unchecked
 
-    def empty(self: Any) -> None:
-        self.past_key_values = {}
-        self.layers = []
 
-    cache.__init__ = empty
+def _empty_cache(self: Any) -> None:
+    self.past_key_values, self.layers = {}, []
+
+
+def _unchecked(_self: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Upstream's own ``validate`` checks nothing, and takes none of today's arguments."""
 
 
 def default_frequencies(config: Any, device: Any = None, **_other: Any) -> tuple[Tensor, float]:
