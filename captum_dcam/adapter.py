@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.conversation import Video
 from captum_dcam.errors import LayerError, MethodError, UnknownNameError, near
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
@@ -55,6 +56,63 @@ class Request:
         )
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    r"""Depths of a published model, for those who have not loaded it.
+
+    Args:
+        name (str): on the hub.
+        blocks (int): transformer blocks.
+        deepest (int, optional): deepest usable block. Default: the last but one
+        recommended (int, optional): block used when none is named. Default: a third of the depth
+    """
+
+    name: str
+    blocks: int
+    deepest: int | None = None
+    recommended: int | None = None
+
+    @property
+    def deepest_block(self) -> int:
+        return last_but_one(self.blocks) if self.deepest is None else self.deepest
+
+    @property
+    def recommended_block(self) -> int:
+        rule = min(self.deepest_block, third_of(self.blocks))
+        return rule if self.recommended is None else self.recommended
+
+
+@dataclass(frozen=True)
+class Facts:
+    r"""What can be said of a family without a model of it.
+
+    Args:
+        checkpoints (tuple of Checkpoint): published ones that its adapter runs.
+        package (str, optional): name by which the authors' package is imported. Default: None,
+            none is needed
+        install (str, optional): the line that installs it.
+        transformers (str, optional): versions that ``load`` accepts, as pip writes ranges.
+            Default: those that this library is tested with
+        notes (tuple of str): defaults of the family's own code that surprise.
+    """
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    package: str | None = None
+    install: str | None = None
+    transformers: str = ">=5.0"
+    notes: tuple[str, ...] = ()
+
+
+def last_but_one(blocks: int) -> int:
+    """Of ``blocks``, the deepest with a path from image tokens to the response."""
+    return blocks - 2
+
+
+def third_of(blocks: int) -> int:
+    """A third of the depth, as the paper's block 10 of 32."""
+    return round(blocks * 10 / 32)
+
+
 class Adapter(ABC):
     r"""One model family.
 
@@ -67,7 +125,16 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: ``model_type`` values of the family's Hugging Face configurations
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
+    architectures: ClassVar[tuple[str, ...]] = ()
     regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
+    #: several examples can be run in one batch
+    batches: ClassVar[bool] = True
+    #: an example may show several pictures
+    several_images: ClassVar[bool] = True
+    #: a :class:`~captum_dcam.conversation.Video` may stand in a picture's place
+    takes_video: ClassVar[bool] = False
+    facts: ClassVar[Facts | None] = None
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         regime = self.regimes[0] if regime is None else regime
@@ -85,6 +152,12 @@ class Adapter(ABC):
     def owns(model: nn.Module) -> bool:
         """Whether a loaded model belongs to this family."""
 
+    @classmethod
+    def claims(cls, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint's ``config.json`` is this family's, where others have the same
+        ``architectures`` or ``model_type``."""
+        return True
+
     # -- what a family declares ---------------------------------------------------------------
 
     @property
@@ -101,12 +174,12 @@ class Adapter(ABC):
     @property
     def deepest_block(self) -> int:
         """Deepest block with a path from image tokens to the response; the last has none."""
-        return len(self.blocks) - 2
+        return last_but_one(len(self.blocks))
 
     @property
     def recommended_block(self) -> int:
         """Block used when the user names none: a third of the depth, as the paper's 10 of 32."""
-        return min(self.deepest_block, round(len(self.blocks) * 10 / 32))
+        return min(self.deepest_block, third_of(len(self.blocks)))
 
     @property
     @abstractmethod
@@ -132,8 +205,36 @@ class Adapter(ABC):
     # -- what a family computes ---------------------------------------------------------------
 
     @abstractmethod
-    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
-        """Pictures and prompts of B examples to a request; raises before any work on bad input."""
+    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
+        """Pictures and prompts of B examples to a request; raises before any work on bad input.
+
+        A prompt is a string, or a conversation as :mod:`captum_dcam.conversation` takes it; where
+        the family takes videos, a picture may be a :class:`~captum_dcam.conversation.Video`, which
+        gets one grid a group of frames.
+        """
+
+    def check_request(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> None:
+        """Raise for input of a kind that the family does not take; first thing in ``prepare``."""
+        if not prompts or len(images) != len(prompts):
+            raise ValueError(
+                f"{len(images)} lists of pictures for {len(prompts)} prompts: every example of a "
+                "batch needs one prompt and one list of pictures"
+            )
+        if len(prompts) > 1 and not self.batches:
+            raise ValueError(
+                f"a batch of {len(prompts)} examples: {self.family} runs one at a time; prepare "
+                "and explain them one by one"
+            )
+        for number, pictures in enumerate(images):
+            if len(pictures) > 1 and not self.several_images:
+                raise ValueError(
+                    f"example {number} has {len(pictures)} pictures: {self.family} takes one"
+                )
+            if not self.takes_video and any(isinstance(p, Video) for p in pictures):
+                raise ValueError(
+                    f"example {number} has a video: {self.family} takes none; give single frames "
+                    "as pictures instead"
+                )
 
     @abstractmethod
     def generate(
