@@ -68,7 +68,7 @@ def prepared(
         )
     examples = [_example(family, template, i, p) for i, p in zip(images, prompts, strict=True)]
     ids, mask, grids = _sequence(family, examples)
-    parts = [_pixels(e) for e in examples]
+    parts = [_pixels(family, e) for e in examples]
     extras = [_extras(family, e) for e in examples]
     return Conversations(
         torch.stack([pixels for pixels, _ in parts]),
@@ -166,12 +166,13 @@ def _same(one: Sequence[Grid], other: Sequence[Grid]) -> bool:
     )
 
 
-def _pixels(example: Example) -> tuple[Tensor, Tensor]:
-    """Pixels (n, …) of an example and their owners: pictures first, then videos."""
-    pairs = list(zip(example.visuals, example.seen, strict=True))
-    ordered = [s for v, s in pairs if not v.video] + [s for v, s in pairs if v.video]
-    pixels = torch.cat([s.pixels for s in ordered])
-    return pixels, torch.cat([s.owners for s in ordered])[None]
+def _pixels(family: Family, example: Example) -> tuple[Tensor, Tensor]:
+    """Pixels (n, …) of an example and their owners, in the order of the family's pixel tensor."""
+    seen = example.seen
+    if family.videos_last:
+        pairs = list(zip(example.visuals, seen, strict=True))
+        seen = [s for v, s in pairs if not v.video] + [s for v, s in pairs if v.video]
+    return torch.cat([s.pixels for s in seen]), torch.cat([s.owners for s in seen])[None]
 
 
 def _extras(family: Family, example: Example) -> list[Tensor]:

@@ -34,6 +34,7 @@ class Qwen(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     any_size: ClassVar[bool] = True
+    videos_last: ClassVar[bool] = True
     extra_names: ClassVar[tuple[str, ...]] = ("image_grid_thw", "video_grid_thw")
     image_token: ClassVar[str] = "<|image_pad|>"
     video_token: ClassVar[str | None] = "<|video_pad|>"

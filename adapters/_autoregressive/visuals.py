@@ -145,6 +145,8 @@ class Family(ABC):
     #: ``model_type`` values
     model_types: ClassVar[tuple[str, ...]]
     any_size: ClassVar[bool] = False
+    #: videos have a pixel tensor of their own, which stands behind that of the pictures
+    videos_last: ClassVar[bool] = False
     #: names of the per-example tensors that go with the pixels, in the order of ``extras``
     extra_names: ClassVar[tuple[str, ...]] = ()
     #: the placeholder tokens of the chat template: a picture's and a video's

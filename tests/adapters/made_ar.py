@@ -77,11 +77,13 @@ def _alphabet():
 
 
 @functools.cache
-def byte_level(*special, **named):
-    """A byte-level BPE tokenizer, as Qwen's and InternVL's."""
+def byte_level(special, named=()):
+    """A byte-level BPE tokenizer, as Qwen's and InternVL's; ``named``: (attribute, token) pairs."""
     merges = _merges("Ġ")
     vocab = {t: i for i, t in enumerate([*_alphabet(), *("".join(m) for m in merges)])}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, pad_token="<|endoftext|>", **named)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, pad_token="<|endoftext|>", extra_special_tokens=dict(named)
+    )
     tokenizer.add_tokens([AddedToken(t, special=True) for t in special])
     return tokenizer
 
@@ -100,18 +102,18 @@ def sentencepiece():
 
 
 def qwen_tokenizer():
-    return byte_level(
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-    )
+    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    return byte_level(("<|im_start|>", "<|im_end|>", *vision))
 
 
 def internvl_tokenizer():
-    return byte_level("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    named = (
+        ("start_image_token", "<img>"),
+        ("end_image_token", "</img>"),
+        ("context_image_token", "<IMG_CONTEXT>"),
+        ("video_token", "<video>"),
+    )
+    return byte_level(("<|im_start|>", "<|im_end|>"), named)
 
 
 TOKENIZERS = {

@@ -19,7 +19,6 @@ from captum_dcam.targets import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
 both = pytest.mark.parametrize("regime", ("prefix", "full"))
-qwen = pytest.mark.parametrize("kind", made_ar.QWEN)
 
 
 def spied(monkeypatch, make):
@@ -396,3 +395,51 @@ def test_nothing_is_left_behind_by_an_error(kind):
                 work()
         handle.remove()
         assert state(made.model) == before
+
+
+@every
+def test_a_forward_that_another_library_put_there_stays(kind):
+    """accelerate replaces ``forward`` on the modules that it dispatches."""
+    made = made_ar.adapter(kind)
+    language = made.model.model.language_model
+    request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
+    expected = made.prefill(made.embed(request.pixels, *request.extras)).last
+    calls = []
+    original = language.forward
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    language.forward = wrapped
+    memory = made.embed(request.pixels, *request.extras)
+    assert not calls and vars(language)["forward"] is wrapped
+    assert torch.equal(made.prefill(memory).last, expected) and calls == [1]
+
+
+@every
+@both
+def test_half_precision(kind, regime):
+    forward = made_ar.bound(kind, regime, dtype=torch.bfloat16)
+    assert forward.request.pixels.dtype == torch.bfloat16
+    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    assert all(bool(g.isfinite().all()) and bool(g.any()) for g in row.gradients)
+
+
+@every
+def test_a_model_dispatched_by_accelerate(kind):
+    from accelerate import dispatch_model
+
+    made = made_ar.adapter(kind)
+    plain = DenoisingForward(made, 1)
+    request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
+    tokens = plain.generate(request, max_new_tokens=3).tokens
+    (expected,) = vjp.rows(plain, [Target("x", (1,), (9,))])
+    names = {n for n, _ in made.model.model.named_children()}
+    places = {**{f"model.{n}": "cpu" for n in names}, "lm_head": "cpu"}
+    dispatch_model(made.model, places, main_device="cpu", force_hooks=True)
+    forward = DenoisingForward(made, 1)
+    assert torch.equal(forward.generate(request, max_new_tokens=3).tokens, tokens)
+    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    for one, two in zip(row.gradients, expected.gradients, strict=True):
+        assert tiny.relative(one, two) < 1e-5

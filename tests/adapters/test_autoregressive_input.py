@@ -16,7 +16,6 @@ from captum_dcam.errors import UnknownNameError, WeightsError
 from captum_dcam.targets import words_of
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
-qwen = pytest.mark.parametrize("kind", made_ar.QWEN)
 
 #: the published format of one question about one picture, image tokens as one placeholder
 FORMATS = {
