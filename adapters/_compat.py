@@ -23,8 +23,9 @@ from torch import Tensor, nn
 # -- MMaDA --------------------------------------------------------------------------------------
 
 MMADA_INSTALL = (
-    "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops, and put the "
-    "folder MMaDA on PYTHONPATH (its package is called models)"
+    "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops jaxtyping "
+    "omegaconf pandas requests typeguard, and put the folder MMaDA on PYTHONPATH (its package is "
+    "called models)"
 )
 
 
@@ -280,8 +281,9 @@ def lavida_classes(llada: Any, dream: Any) -> None:
     - configurations get constructors of their own that know none of their parents' arguments.
     - ``tie_weights`` takes none of its new arguments; ``_tied_weights_keys`` must map.
     - ``SigLipVisionConfig.from_pretrained`` calls ``_set_token_in_kwargs``, which is gone.
-    - ``ROPE_INIT_FUNCTIONS`` has no ``default``, and ``Cache`` cannot be made without layers;
-      the generation configuration's ``validate`` takes none of its new arguments.
+    - ``ROPE_INIT_FUNCTIONS`` has no ``default``, and ``Cache`` cannot be made without layers.
+    - the generation configuration's ``validate`` takes none of its new arguments, and
+      ``from_model_config`` looks for Dream's settings in transformers' own configuration.
     """
     import transformers
 
@@ -306,10 +308,17 @@ def lavida_classes(llada: Any, dream: Any) -> None:
         language.ROPE_INIT_FUNCTIONS = {**known, "default": default_frequencies}
     language.DreamPrefixLMCache.__init__ = _empty_cache
     language.DreamGenerationConfig.validate = _unchecked
+    language.DreamGenerationConfig.from_model_config = classmethod(_from_model)
 
 
 def _empty_cache(self: Any) -> None:
     self.past_key_values, self.layers = {}, []
+
+
+def _from_model(cls: Any, config: Any) -> Any:
+    """A generation configuration of a model's; ``top_k`` as transformers 4 filled it in."""
+    names = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
+    return cls(top_k=50, **{n: getattr(config, n, None) for n in names})
 
 
 def _unchecked(_self: Any, *_args: Any, **_kwargs: Any) -> None:
