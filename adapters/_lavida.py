@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters._canvases import CanvasLog
+from captum_dcam.adapters._compat import plain_tables
 
 
 @dataclass
@@ -67,6 +68,12 @@ class Recorder(CanvasLog):
             chosen = self._first.double().softmax(-1).gather(-1, tokens[:, :1])
             out[:, :1] = chosen.float().cpu()
         return out
+
+
+def watched(model: Any, dream: bool) -> tuple[nn.Module, nn.Module]:
+    """What embeds the canvas, and what gives logits."""
+    inner = model.model
+    return (inner.embed_tokens, model.lm_head) if dream else (inner.transformer.wte, inner)
 
 
 @dataclass(frozen=True)
@@ -142,17 +149,36 @@ def step_logits(model: Any, prefix: Prefix, canvas: Tensor, dream: bool) -> Tens
     return torch.cat((prefix.first[:, None], out.logits[:, :-1]), dim=1)
 
 
+def unembedded(model: Any, hidden: Tensor, dream: bool) -> Tensor:
+    """Final norm and output head."""
+    inner = model.model
+    if dream:
+        return model.lm_head(inner.norm(hidden))
+    parts, config = inner.transformer, inner.config
+    normed = parts.ln_f(hidden)
+    tied = getattr(config, "weight_tying", False)
+    logits = nn.functional.linear(normed, parts.wte.weight) if tied else parts.ff_out(normed)
+    return logits / config.d_model**0.5 if getattr(config, "scale_logits", False) else logits
+
+
 @contextmanager
-def without_checkpointing(model: Any) -> Iterator[None]:
-    """LLaDA's constructor leaves checkpointing of whole blocks on, which cuts hooks off from the
-    graph; it is off inside the context, and as before afterwards."""
+def as_written(model: Any) -> Iterator[None]:
+    r"""The model computes as its code reads while the context is open; then all is as before.
+
+    - LLaDA's constructor leaves checkpointing of whole blocks on, which cuts hooks off from the
+      graph. Its cached positions may stem from ``torch.inference_mode``, and be in no graph.
+    - Dream's blocks are compiled, anew for every length and mode of gradients, with other rounding.
+    """
     inner = model.model
     before = getattr(inner, "activation_checkpointing_strategy", None)
-    if before is None:
-        yield
-        return
-    inner.set_activation_checkpointing(None)
-    try:
-        yield
-    finally:
-        inner.set_activation_checkpointing(before)
+    if hasattr(inner, "transformer"):
+        plain_tables(model)
+    with torch.compiler.set_stance("force_eager"):
+        if before is None:
+            yield
+            return
+        inner.set_activation_checkpointing(None)
+        try:
+            yield
+        finally:
+            inner.set_activation_checkpointing(before)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.adapters._autoregressive.decoding import checked, decoded
 from captum_dcam.adapters._autoregressive.language import (
     Prefix,
@@ -33,6 +33,31 @@ from captum_dcam.adapters._autoregressive.text import Words, special_ids, stop_i
 from captum_dcam.errors import WeightsError
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
+
+FACTS = Facts(
+    checkpoints=(
+        Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen2-VL-7B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen2.5-VL-3B-Instruct", blocks=36),
+        Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen3-VL-4B-Instruct", blocks=36),
+        Checkpoint("Qwen/Qwen3-VL-8B-Instruct", blocks=36),
+        Checkpoint("llava-hf/llava-1.5-7b-hf", blocks=32),
+        Checkpoint("llava-hf/llava-1.5-13b-hf", blocks=40),
+        Checkpoint("OpenGVLab/InternVL3-1B-hf", blocks=24),
+        Checkpoint("OpenGVLab/InternVL3-8B-hf", blocks=28),
+    ),
+    transformers=">=5.23",
+    notes=(
+        "checkpoints whose generation_config samples (Qwen) decode greedily here unless do_sample "
+        "or temperature asks for sampling; its repetition_penalty stays in force",
+        "LLaVA-1.5 crops the centre: no token sees the sides of a picture that is not square",
+        "InternVL squashes the picture to its canvas of tiles; the thumbnail has a grid of its own",
+        "Qwen3-VL adds visual features behind its first blocks too: a tap there sees them "
+        "incomplete",
+        "frames of a video are used as given, at 24 a second where text or positions tell the time",
+    ),
+)
 
 
 @register
@@ -51,7 +76,9 @@ class AutoregressiveAdapter(Adapter):
 
     family: ClassVar[str] = "autoregressive"
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
+    takes_video: ClassVar[bool] = True  # LLaVA does not, and says so
     default_checkpoint: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    facts: ClassVar[Facts | None] = FACTS
     model: Any
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
