@@ -356,3 +356,141 @@ def plain_tables(model: Any) -> None:
         for key, value in table.items():
             if value.is_inference():
                 table[key] = value.clone()
+
+
+# -- Dream-VL -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dream_vl_importable() -> Iterator[None]:
+    r"""Upstream's modules can be imported, and its models built, inside the context.
+
+    transformers 5 moved ``VideoInput`` from ``image_utils`` to ``video_utils``, and has no function
+    for plain rotary embeddings (``ROPE_INIT_FUNCTIONS["default"]``).
+    """
+    from transformers import image_utils
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    moved = not hasattr(image_utils, "VideoInput")
+    if moved:
+        image_utils.VideoInput = importlib.import_module("transformers.video_utils").VideoInput
+    missing = "default" not in ROPE_INIT_FUNCTIONS
+    if missing:
+        ROPE_INIT_FUNCTIONS["default"] = _plain_frequencies
+    try:
+        yield
+    finally:
+        if moved:
+            del image_utils.VideoInput
+        if missing:
+            del ROPE_INIT_FUNCTIONS["default"]
+
+
+def _plain_frequencies(config: Any, device: Any = None, **_kwargs: Any) -> tuple[Tensor, float]:
+    """Inverse frequencies (head width / 2,) and the attention's scaling."""
+    width = config.hidden_size // config.num_attention_heads
+    even = torch.arange(0, width, 2, dtype=torch.int64, device=device).float()
+    return 1.0 / (config.rope_theta ** (even / width)), 1.0
+
+
+def dream_vl_classes(cls: Any) -> None:
+    r"""Repairs of upstream's model class and its generation's configuration.
+
+    transformers 5 wants ``_tied_weights_keys`` as a dictionary, and validates a generation's
+    configuration with arguments that upstream's empty check does not take.
+    """
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        return
+    if not isinstance(cls._tied_weights_keys, dict):
+        cls._tied_weights_keys = {}
+    mixin = next(c for c in cls.__mro__ if c.__name__ == "DreamVLGenerationMixin")
+    config = importlib.import_module(mixin.__module__).DreamVLGenerationConfig
+    config.validate = _accepting
+
+
+def _accepting(_self: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Upstream's check of a generation's configuration: none."""
+
+
+def dream_vl_frequencies(model: Any) -> int:
+    r"""Recompute the inverse frequencies of all rotary embeddings; returns how many were wrong.
+
+    As in :func:`rotary_frequencies`: they are in no checkpoint, and transformers 5 leaves them
+    uninitialised when it loads one, silently.
+    """
+    right: Tensor
+    wrong = 0
+    for part in model.modules():
+        held = getattr(part, "inv_freq", None)
+        if not isinstance(held, Tensor):
+            continue
+        if hasattr(part, "rope_init_fn"):
+            right, part.attention_scaling = part.rope_init_fn(part.config, held.device)
+        else:  # the vision tower's, whose width its length tells
+            even = torch.arange(0, 2 * len(held), 2, dtype=torch.float, device=held.device)
+            right = 1.0 / (10000.0 ** (even / (2 * len(held))))
+        if held.shape != right.shape or not torch.equal(held.float(), right):
+            wrong += 1
+        part.inv_freq = right
+        if hasattr(part, "original_inv_freq"):
+            part.original_inv_freq = right
+    return wrong
+
+
+def dream_vl_loaded(
+    source: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> tuple[nn.Module, Any]:
+    r"""Model and processor of a Dream-VL checkpoint, repaired for the transformers at hand.
+
+    Args:
+        source (str): folder or hub name.
+        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
+        dtype (dtype, optional): Default: the checkpoint's
+        device_map, revision, attn_implementation: as ``from_pretrained`` has them.
+        trust_remote_code (bool, optional): the model's code is in the checkpoint, and runs on this
+            machine: it must be allowed. Default: False
+
+    Raises:
+        PermissionError: remote code is not allowed.
+        WeightsError: files are missing, damaged, or of another family.
+    """
+    if not trust_remote_code:
+        raise PermissionError(
+            f"{source} brings its own code (DreamVLModel is in no version of transformers): read "
+            "it, fix its revision, and pass trust_remote_code=True to let it run; or load the "
+            "model yourself and wrap(model, processor)"
+        )
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    hub = {} if revision is None else {"revision": revision}
+    options = {"device_map": device_map, "attn_implementation": attn_implementation}
+    options = {k: v for k, v in options.items() if v is not None}
+    try:
+        with dream_vl_importable():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
+            named = getattr(config, "auto_map", {}).get("AutoModel")
+            if config.model_type != "dream-vl" or named is None:
+                raise WeightsError(
+                    f"{source} holds a {config.model_type}: expected dream-vl, with its code"
+                )
+            cls = get_class_from_dynamic_module(named, source, **hub)
+            dream_vl_classes(cls)
+            model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
+            dream_vl_frequencies(model)
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    if device is not None and device_map is None:
+        model = model.to(device)
+    return model.eval(), processor

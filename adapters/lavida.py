@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Facts, Request, register
 from captum_dcam.adapters import _llava as llava
 from captum_dcam.adapters._anyres import grids, owners, views
 from captum_dcam.adapters._autoregressive.text import Words, special_ids
@@ -28,23 +28,13 @@ from captum_dcam.adapters._lavida import (
     unembedded,
     watched,
 )
+from captum_dcam.adapters._lavida_facts import FACTS, MASK, STOP, VARIANTS, variant_of
 from captum_dcam.adapters._lavida_loading import loaded
 from captum_dcam.adapters._lavida_packing import Packing
 from captum_dcam.adapters._lavida_settings import arguments, checked
 from captum_dcam.adapters._recording import seeded
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
-
-#: class name → language model
-VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
-#: mask, end and padding ids of the published checkpoints
-MASK = {"llada": 126336, "dream": 151666}
-STOP = {"llada": (126081, 126348), "dream": (151643, 151645)}
-SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language."
-)
 
 
 @register
@@ -66,6 +56,8 @@ class LavidaAdapter(Adapter):
     family: ClassVar[str] = "lavida"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llava_dream")
     architectures: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
+    batches: ClassVar[bool] = False
+    facts: ClassVar[Facts | None] = FACTS
     model: Any
 
     def __init__(
@@ -74,11 +66,11 @@ class LavidaAdapter(Adapter):
         processor: Any,
         regime: str | None = None,
         *,
-        system: str | None = SYSTEM,
+        system: str | None = llava.SYSTEM,
         single: str = "tensor",
     ) -> None:
         super().__init__(model, processor, regime)
-        self.variant = _variant(model)
+        self.variant = variant_of(model)
         self.tokenizer, image_processor = llava.parts_of(processor)
         self._packing = Packing(model, image_processor, single)
         self._system = system
@@ -86,12 +78,22 @@ class LavidaAdapter(Adapter):
 
     @classmethod
     def load(
-        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+        cls,
+        source: str | None = None,
+        *,
+        regime: str | None = None,
+        system: str | None = llava.SYSTEM,
+        single: str = "tensor",
+        **options: Any,
     ) -> LavidaAdapter:
         """Load a checkpoint through upstream's builder; options: those of
         :func:`~captum_dcam.adapters._lavida_loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime)
+        return cls(model, processor, regime, system=system, single=single)
+
+    @classmethod
+    def claims(cls, config: dict[str, Any]) -> bool:
+        return "dual_tower" not in config  # LaViDa-O's
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -297,14 +299,3 @@ class LavidaAdapter(Adapter):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return unembedded(self.model, hidden, self._dream)
-
-
-def _variant(model: nn.Module) -> str:
-    """``llada`` or ``dream``; TypeError for other models."""
-    for cls in type(model).__mro__:
-        if cls.__name__ in VARIANTS:
-            return VARIANTS[cls.__name__]
-    raise TypeError(
-        f"the model is a {type(model).__name__}: LaViDa's are {' and '.join(VARIANTS)}, from "
-        "upstream's load_pretrained_model"
-    )
