@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AddedToken,
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
     DiffusionGemmaTextConfig,
@@ -15,11 +16,13 @@ from transformers import (
 )
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 import captum_dcam
 from captum_dcam.adapters._autoregressive.loading import Parts
 from captum_dcam.denoising import DenoisingForward
 
+TORCHVISION = is_torchvision_available()
 PROMPT = "what is red ?"
 WORDS = ("a", "red", "blue", "circle", "square", "is", "what", "the", "image")
 LAYERS = 4
@@ -33,12 +36,13 @@ MARKERS = {
     "boa_token": "<|audio>",
     "eoa_token": "<audio|>",
 }
+TURNS = ("<|turn>", "<turn|>", "<|video|>")
 
 
 @functools.cache
 def tokenizer():
     """Gemma's, with a vocabulary of words, letters and bytes."""
-    start = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *MARKERS.values(), "<|turn>", "<turn|>"]
+    start = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *MARKERS.values(), *TURNS]
     letters = sorted({c for w in WORDS for c in w} | set("▁?.,\nuser model"))
     merges, whole = [], []
     for word in WORDS:
@@ -49,12 +53,11 @@ def tokenizer():
             whole.append(parts[0])
     tokens = [*start, *(f"<0x{b:02X}>" for b in range(256)), *letters, *whole]
     vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
-    return GemmaTokenizer(
-        vocab=vocab,
-        merges=list(dict.fromkeys(merges)),
-        extra_special_tokens=MARKERS,
-        additional_special_tokens=["<|turn>", "<turn|>", "<|video|>"],
+    made = GemmaTokenizer(
+        vocab=vocab, merges=list(dict.fromkeys(merges)), extra_special_tokens=MARKERS
     )
+    made.add_tokens([AddedToken(t, special=True) for t in TURNS])
+    return made
 
 
 def image_processor():
@@ -63,6 +66,23 @@ def image_processor():
 
 def parts():
     return Parts(tokenizer(), image_processor())
+
+
+def whole_processor():
+    """The checkpoint's class, which holds a video processor and so needs torchvision."""
+    import transformers as t
+
+    image = t.Gemma4ImageProcessor(patch_size=PATCH, pooling_kernel_size=KERNEL, max_soft_tokens=70)
+    audio, video = t.Gemma4AudioFeatureExtractor(), t.Gemma4VideoProcessor()
+    return t.Gemma4Processor(audio, image, tokenizer(), video)
+
+
+def save(model, folder):
+    """Model and processor as a checkpoint has them; without torchvision the processor's parts."""
+    model.save_pretrained(folder)
+    pieces = [whole_processor()] if TORCHVISION else [tokenizer(), image_processor()]
+    for piece in pieces:
+        piece.save_pretrained(folder)
 
 
 def config(**text):
