@@ -25,6 +25,8 @@ MASK, BOS, EOS = 126336, 126080, 126081
 HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
 #: ids that the decoder rules out at masked positions
 FORBIDDEN = (EOS, BOS, HEADER, HEADER_END)
+#: products of fewer rows take another kernel, and differ in their last bits
+SAME_KERNEL = 8
 REMASKING = ("low_confidence", "random")
 
 
@@ -144,10 +146,10 @@ def step_logits(model: Any, prefix: Tensor, *state: Tensor) -> Tensor:
             return _cached_logits(model, prefix, *state)
         embeds = _joined(model, prefix, state[0])
         if len(state) == 1:
-            return _head(model, model.model(inputs_embeds=embeds)[0][:, prefix.shape[1] :])
+            return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1])
         blind = _joined(model, _mask(model).expand_as(prefix), state[0])
         hidden = model.model(inputs_embeds=torch.cat((embeds, blind)))[0]
-        logits, unconditional = _head(model, hidden[:, prefix.shape[1] :]).chunk(2)
+        logits, unconditional = _head(model, hidden, state[0].shape[1]).chunk(2)
         return unconditional + (state[1][:, None, None] + 1) * (logits - unconditional)
 
 
@@ -161,15 +163,18 @@ def _cached_logits(
     cache: list[Any] = []
     front = prefix.shape[1]
     hidden = model.model(inputs_embeds=_joined(model, prefix, whole), fast_dllm_cache=cache)[0]
+    width = canvas.shape[1]
     out = []
     for row, begin in enumerate(begins.tolist()):
         own = slice(row, row + 1)
         if begin < 0:
-            out.append(_head(model, hidden[own, front:]))
+            out.append(_head(model, hidden[own], width))
             continue
         cut = [[t[own, :, : front + begin] for t in pair] for pair in cache]
         rest = model.model.embed_tokens(canvas[own, begin:])
-        logits = _head(model, model.model(inputs_embeds=rest, fast_dllm_cache=cut)[0])
+        logits = _head(
+            model, model.model(inputs_embeds=rest, fast_dllm_cache=cut)[0], width - begin
+        )
         out.append(nn.functional.pad(logits, (0, 0, begin, 0)))
     return torch.cat(out)
 
@@ -184,8 +189,10 @@ def _joined(model: Any, prefix: Tensor, canvas: Tensor) -> Tensor:
     return torch.cat((prefix.to(words.dtype), words), dim=1)
 
 
-def _head(model: Any, hidden: Tensor) -> Tensor:
-    logits = model.lm_head(hidden)
+def _head(model: Any, hidden: Tensor, width: int) -> Tensor:
+    """Logits of the last ``width`` positions; the family computes all, and uses these."""
+    rows = max(width, SAME_KERNEL)
+    logits = model.lm_head(hidden[:, -rows:])[:, -width:]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.adapters import _anyres
 from captum_dcam.adapters import _llada_v as decoding
 from captum_dcam.adapters import _llava as llava
 from captum_dcam.adapters._anyres import Tiling
 from captum_dcam.adapters._autoregressive.text import Words, special_ids
-from captum_dcam.adapters._llada_v_loading import loaded
+from captum_dcam.adapters._llada_v_loading import CHECKPOINT, INSTALL, loaded
 from captum_dcam.adapters._recording import seeded
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
@@ -45,6 +45,21 @@ class LladaVAdapter(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
     regimes: ClassVar[tuple[str, ...]] = ("full",)
+    batches: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
+        package="llava",
+        install=INSTALL,
+        transformers=">=4.40",
+        notes=(
+            "max_new_tokens is ignored: gen_length counts",
+            "upstream's function stops at nothing unless stopping_criteria says so; here the "
+            "default is the demo's <|eot_id|>",
+            "EOS, BOS and header ids cannot be generated",
+            "on CUDA decoding runs under autocast in float16, whatever the weights' type",
+            "dLLM-Cache cannot be explained: switch it off; Fast-dLLM can stay",
+        ),
+    )
     model: Any
 
     def __init__(

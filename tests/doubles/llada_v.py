@@ -72,15 +72,17 @@ class Tokenizer:
 class ImageProcessor:
     """Pixels from 0..255 to -1..1, resized to a tile."""
 
-    size = (TILE, TILE)
-    crop_size = {"height": TILE, "width": TILE}
     image_mean = image_std = (0.5, 0.5, 0.5)
+
+    def __init__(self, tile=TILE):
+        self.size = (tile, tile)
+        self.crop_size = {"height": tile, "width": tile}
 
     def preprocess(self, images, return_tensors="pt"):
         pictures = images if isinstance(images, list) else [images]
         out = []
         for picture in pictures:
-            small = picture.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
+            small = picture.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
             out.append(torch.from_numpy(np.array(small, dtype=np.float32)) / 127.5 - 1)
         return {"pixel_values": torch.stack(out).permute(0, 3, 1, 2)}
 
@@ -94,7 +96,7 @@ class Tower(nn.Module):
         self.mlp = nn.Linear(width, width)
         self.image_size, self.num_patches_per_side = tile, tile // patch
         self.config = SimpleNamespace(image_size=tile, patch_size=patch, hidden_size=width)
-        self.image_processor = ImageProcessor()
+        self.image_processor = ImageProcessor(tile)
         self.is_loaded = True
 
     def forward(self, images):
@@ -319,15 +321,17 @@ def decode(
                 break
             again = refresh is None or step % refresh == 0
             start = 0 if again else begin
+            low = max(start, front)  # nothing in front of the canvas can be chosen
             if cfg_scale > 0:
                 blind = x.clone()
                 blind[:, :front] = words(torch.tensor(mask_id))
-                both = model.lm_head(run(torch.cat((x, blind)), 0, begin)).float()
+                both = model.lm_head(run(torch.cat((x, blind)), 0, begin))[:, low:].float()
                 logits = both[1:] + (cfg_scale + 1) * (both[:1] - both[1:])
             else:
-                logits = model.lm_head(run(x if start == 0 else x[:, start:], start, begin)).float()
+                part = x if start == 0 else x[:, start:]
+                logits = model.lm_head(run(part, start, begin))[:, low - start :].float()
             for one in (EOS, BOS, HEADER, HEADER_END):
-                logits[:, :, one] = logits[:, :, one].masked_fill(open_[:, start:], -math.inf)
+                logits[:, :, one] = logits[:, :, one].masked_fill(open_[:, low:], -math.inf)
             noisy = logits
             if temperature > 0:
                 noise = torch.rand_like(logits, dtype=torch.float64)
@@ -337,14 +341,14 @@ def decode(
                 sure = torch.rand(chosen.shape)
             else:
                 sure = logits.double().softmax(-1).gather(-1, chosen[..., None])[..., 0]
-            sure[:, (end if stop is None else stop) - start :] = -math.inf
-            sure = sure.masked_fill(~open_[:, start:], -math.inf)
+            sure[:, (end if stop is None else stop) - low :] = -math.inf
+            sure = sure.masked_fill(~open_[:, low:], -math.inf)
             k = count // per_block + (step < count % per_block)
             take = torch.zeros_like(ids, dtype=torch.bool)
-            take[0, start + sure[0].topk(k).indices] = True
+            take[0, low + sure[0].topk(k).indices] = True
             take &= open_
             found = ids.clone()
-            found[:, start:] = chosen
+            found[:, low:] = chosen
             ids = torch.where(take, found, ids)
             # what stands is untouched; the sequence is changed in place, as the family does it
             x[take] = words(found)[take]
@@ -399,5 +403,5 @@ def model(seed=0, dtype=torch.float32, **changes):
     return made.to(dtype).eval()
 
 
-def processor():
-    return Tokenizer(), ImageProcessor()
+def processor(tile=TILE):
+    return Tokenizer(), ImageProcessor(tile)

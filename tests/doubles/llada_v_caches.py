@@ -24,19 +24,19 @@ class Caches:
         return (max(self.calls.values()) - 1) % self.every[part] == 0
 
 
-def register_cache_LLaDA_V(model, prompt_every=3, answer_every=1):  # noqa: N802
+def register_cache_LLaDA_V(model, prompt_every=3, answer_every=1):
     """Replace every block's forward, as the family's hooks do; there is no way back."""
     caches = Caches(prompt_every, answer_every)
     for index, layer in enumerate(model.model.layers):
         layer.layer_idx = index
         layer._old_forward = layer.forward
         layer.forward = MethodType(cached_layer(caches), layer)
-    own = model.generate_with_embeds
+    own = type(model).generate_with_embeds.__wrapped__
 
     @torch.no_grad()
     def generate_with_embeds(inputs_embeds, **options):
         caches.reset(inputs_embeds.shape[1])
-        return own(inputs_embeds, **options)
+        return own(model, inputs_embeds, **options)
 
     model.generate_with_embeds = generate_with_embeds
     return caches
@@ -56,7 +56,10 @@ def cached_layer(caches):
             at = positions[bounds[part]]
             queries[part] = rotate(q, at)
             caches.kept[index, part, "kv"] = rotate(k, at), v
-        k, v = (torch.cat(t, 2) for t in zip(*(caches.kept[index, p, "kv"] for p in bounds), strict=True))
+        k, v = (
+            torch.cat(t, 2)
+            for t in zip(*(caches.kept[index, p, "kv"] for p in bounds), strict=True)
+        )
         for part in fresh:
             caches.kept[index, part, "attention"] = attn.attend(queries[part], k, v)
         x = hidden_states + torch.cat([caches.kept[index, p, "attention"] for p in bounds], 1)
