@@ -34,6 +34,9 @@ from captum_dcam.errors import WeightsError
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
 
+#: settings that a record can hold as they are; others (a stopping criterion) by how they print
+PLAIN = (str, int, float, bool, type(None))
+
 FACTS = Facts(
     checkpoints=(
         Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
@@ -214,7 +217,7 @@ class AutoregressiveAdapter(Adapter):
             regime=self.regime,
             lengths=behind if cached else tuple(prefix + t for t in range(count)),
             image_end=request.layout.image_end,
-            settings=settings,
+            settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
         )
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """Autoregressive families: generation, replay, gradients, feasibility, nothing left behind."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -128,6 +129,10 @@ def test_knobs_of_generate(kind):
     made.model.generation_config.temperature = 9.0
     assert made.generate(request, gen_length=12).tokens.tolist() == greedy
     assert len(made.generate(request, generator=None, gen_length=1).tokens[0]) == 1
+    from transformers import GenerationConfig
+
+    given = made.generate(request, max_new_tokens=2, generation_config=GenerationConfig())
+    assert json.dumps(given.settings) and given.settings["max_new_tokens"] == 2
     penalised = made.generate(request, max_new_tokens=12, repetition_penalty=50.0).tokens[0]
     assert len(set(penalised.tolist())) == len(penalised)
 
