@@ -18,10 +18,14 @@ class CanvasLog:
     Args:
         mask_id (int): of the mask token.
         canvases (list of Tensor): (B, T) ids before every step so far.
+
+    Attributes:
+        tokens (Tensor): the answer (B, T), once finished.
     """
 
     mask_id: int
     canvases: list[Tensor] = field(default_factory=list)
+    tokens: Tensor = field(init=False, repr=False)
     _confidence: Tensor | None = None
     _logits: Tensor | None = None
 
@@ -37,7 +41,7 @@ class CanvasLog:
     def finish(self, tokens: Tensor) -> None:
         """The answer (B, T)."""
         self._note(tokens)
-        self._logits = None
+        self.tokens = tokens
 
     def _note(self, canvas: Tensor) -> None:
         """Probabilities of what the step before has committed; ``canvas`` is its outcome."""

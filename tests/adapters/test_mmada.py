@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 from doubles import mmada as double
-from doubles.mmada_checks import SIDE, SIZES, TOKENS, fd, left, own_ids
+from doubles.gradients import fd
+from doubles.mmada_checks import SIDE, SIZES, TOKENS, left, own_ids
 from PIL import Image
 
 import captum_dcam

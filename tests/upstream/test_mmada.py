@@ -12,6 +12,7 @@ import tiny
 import torch
 from doubles import mmada as double
 from doubles import mmada_checks as suite
+from doubles.gradients import fd
 from PIL import Image
 
 import captum_dcam
@@ -185,8 +186,8 @@ def exact(upstream, monkeypatch):
 @pytest.mark.parametrize("layer", range(3))
 def test_gradients_are_finite_differences(upstream, vq, exact, layer, settings):
     forward = bound(upstream, vq, layer, torch.float64, **settings)
-    suite.fd(forward, 0, "commit")
-    suite.fd(forward, 7, "final")
+    fd(forward, 0, "commit")
+    fd(forward, 7, "final")
 
 
 def test_the_last_block_is_refused_and_pixels_have_no_gradient(upstream, vq):
