@@ -57,8 +57,9 @@ def check_nothing_left(case: AdapterCase) -> str:
             case.bound(adapter, keep=False), [explained(forward)[0]], preset="base"
         ),
     }
-    for call, (what, work) in enumerate(broken.items()):
-        with _broken(adapter.blocks[-1], call * forward.trajectory.steps):
+    calls = _calls(adapter.blocks[-1], broken["generating"])
+    for what, work in broken.items():
+        with _broken(adapter.blocks[-1], calls - 1 if what == "generating" else calls):
             try:
                 work()
             except _Interrupted:
@@ -69,9 +70,20 @@ def check_nothing_left(case: AdapterCase) -> str:
     return "nothing"
 
 
+def _calls(block: nn.Module, work: Callable[[], Any]) -> int:
+    """How many times a block runs."""
+    seen: list[None] = []
+    handle = block.register_forward_pre_hook(lambda *_: seen.append(None))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return len(seen)
+
+
 @contextmanager
 def _broken(block: nn.Module, after: int) -> Iterator[None]:
-    """Let a block raise at its second call after ``after`` ones, or at its first."""
+    """Let a block raise when it was called ``after`` times already."""
     count = 0
 
     def fail(_module: nn.Module, _args: Any) -> None:
