@@ -414,6 +414,35 @@ def _accepting(_self: Any, *_args: Any, **_kwargs: Any) -> None:
     """Upstream's check of a generation's configuration: none."""
 
 
+@contextmanager
+def dream_vl_callable(model: Any) -> Iterator[None]:
+    r"""Dream-VL's ``diffusion_generate`` can be called while the context is open.
+
+    transformers 5 made ``GenerationMixin._expand_inputs_for_generation`` an ordinary method, which
+    upstream calls without an object. For one sequence an example it changes nothing.
+    """
+    from transformers.generation.utils import GenerationMixin
+
+    name = "_expand_inputs_for_generation"
+    if isinstance(inspect.getattr_static(GenerationMixin, name), staticmethod):
+        yield
+        return
+    setattr(model, name, _unexpanded)
+    try:
+        yield
+    finally:
+        delattr(model, name)
+
+
+def _unexpanded(
+    expand_size: int = 1, input_ids: Tensor | None = None, **inputs: Any
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Input as it is; several sequences an example are not asked for here."""
+    if expand_size != 1:
+        raise ValueError(f"num_return_sequences is {expand_size}: expected 1")
+    return input_ids, inputs
+
+
 def dream_vl_frequencies(model: Any) -> int:
     r"""Recompute the inverse frequencies of all rotary embeddings; returns how many were wrong.
 

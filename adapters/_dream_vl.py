@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters import _compat
 from captum_dcam.adapters._autoregressive.qwen import Qwen
 from captum_dcam.adapters._autoregressive.visuals import Seen, Visual
 from captum_dcam.adapters._canvases import CanvasLog
@@ -181,7 +182,10 @@ def joined(prompts: Sequence[Prompt]) -> Prompt:
         embeds=torch.cat([p.embeds for p in prompts]),
         ids=torch.cat([p.ids for p in prompts]),
         mask=torch.cat([p.mask for p in prompts]),
-        grids=tuple(torch.cat([p.grids[i] for p in prompts]) for i in range(2)),
+        grids=(
+            torch.cat([p.grids[0] for p in prompts]),
+            torch.cat([p.grids[1] for p in prompts]),
+        ),
     )
 
 
@@ -248,7 +252,7 @@ def generated(model: Any, ids: Tensor, config: Any, inputs: dict[str, Any]) -> C
         log.read(logits[:, prefix:])
         return logits
 
-    with expanded_mask(model):
+    with _compat.dream_vl_callable(model), expanded_mask(model):
         result = model.diffusion_generate(
             ids, generation_config=config, generation_logits_hook_func=note, **inputs
         )

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_dcam.adapter import Adapter, Request, register
-from captum_dcam.adapters import _dream_vl as family
+from captum_dcam.adapters import _dream_vl
 from captum_dcam.adapters._autoregressive.decoding import seeded
 from captum_dcam.adapters._autoregressive.loading import parts_of
 from captum_dcam.adapters._autoregressive.preparing import Conversations, prepared
@@ -59,7 +59,7 @@ class DreamVLAdapter(Adapter):
         super().__init__(model, processor, regime)
         parts = parts_of(processor)
         self._template, self._tokenizer = parts.chat_template, parts.tokenizer
-        self._family = family.DreamVL(model.config, parts.tokenizer, parts.image_processor)
+        self._family = _dream_vl.DreamVL(model.config, parts.tokenizer, parts.image_processor)
         self._words = Words(parts.tokenizer)
 
     @classmethod
@@ -171,8 +171,8 @@ class DreamVLAdapter(Adapter):
         Raises:
             TypeError, ValueError: settings that cannot work, ``use_cache=True`` among them.
         """
-        options = family.checked(settings, generator)
-        config = family.generation_config(self.model, options)
+        options = _dream_vl.checked(settings, generator)
+        config = _dream_vl.generation_config(self.model, options)
         logs = []
         with nullcontext() if generator is None else seeded(generator):
             for b in range(request.batch):
@@ -180,7 +180,7 @@ class DreamVLAdapter(Adapter):
                 ids, mask, *rest = (e[one] for e in request.extras)
                 parts = self._family.inputs(request.pixels[one], ids, self._named(rest))
                 inputs = {**parts, "attention_mask": mask}
-                logs.append(family.generated(self.model, ids, config, inputs))
+                logs.append(_dream_vl.generated(self.model, ids, config, inputs))
         tokens = torch.cat([log.tokens for log in logs])
         length = request.layout.prefix_length + tokens.shape[1]
         # several examples: other calls than a replay's, so that none are kept
@@ -197,7 +197,7 @@ class DreamVLAdapter(Adapter):
             settings=settings,
         )
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> family.Prompt:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> _dream_vl.Prompt:
         """Prompts with their pictures; example by example, as they are decoded."""
         prompts = []
         for b in range(len(pixels)):
@@ -205,17 +205,17 @@ class DreamVLAdapter(Adapter):
             ids, mask, *rest = (e[one] for e in extras)
             named = self._named(rest)
             parts = self._family.inputs(pixels[one], ids, named)
-            prompts.append(family.embedded(self.model, ids, mask, named, parts))
-        return family.joined(prompts)
+            prompts.append(_dream_vl.embedded(self.model, ids, mask, named, parts))
+        return _dream_vl.joined(prompts)
 
-    def prefill(self, embedded: family.Prompt) -> family.Prompt:
+    def prefill(self, embedded: _dream_vl.Prompt) -> _dream_vl.Prompt:
         return embedded
 
-    def rows(self, memory: family.Prompt, index: Tensor) -> family.Prompt:
+    def rows(self, memory: _dream_vl.Prompt, index: Tensor) -> _dream_vl.Prompt:
         return memory.rows(index)
 
-    def denoise(self, memory: family.Prompt, *state: Tensor) -> Tensor:
-        return family.step_logits(self.model, memory, state[0])
+    def denoise(self, memory: _dream_vl.Prompt, *state: Tensor) -> Tensor:
+        return _dream_vl.step_logits(self.model, memory, state[0])
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(hidden))

@@ -397,6 +397,21 @@ def test_frequencies_that_loading_left_uninitialised_are_computed_again():
     assert _compat.dream_vl_frequencies(made) == 0
 
 
+def test_a_method_that_transformers_changed_is_replaced_inside_the_context_only(monkeypatch):
+    from transformers.generation.utils import GenerationMixin
+
+    name, made = "_expand_inputs_for_generation", double.model()
+    for own, replaced in ((lambda self, **_: None, True), (staticmethod(lambda **_: None), False)):
+        monkeypatch.setattr(GenerationMixin, name, own)
+        with _compat.dream_vl_callable(made):
+            assert (name in vars(made)) is replaced
+            if replaced:
+                assert getattr(made, name)(expand_size=1, input_ids=3, x=4) == (3, {"x": 4})
+                with pytest.raises(ValueError, match="expected 1"):
+                    getattr(made, name)(expand_size=2)
+        assert name not in vars(made)
+
+
 def test_upstreams_classes_are_repaired():
     class Upstream(double.DreamVLModel):
         _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012  as upstream has it

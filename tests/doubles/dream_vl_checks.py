@@ -7,6 +7,8 @@ import tiny
 import torch
 from PIL import Image
 
+from captum_dcam.adapters import _compat
+
 QUICK = dict(max_new_tokens=6, steps=4)
 #: width, height: square, wide, tall, tiny, above the largest size
 SIZES = (
@@ -66,7 +68,7 @@ def reference(forward, config_class, settings, example=0):
         pictures |= {"pixel_values": pixels[:count], "image_grid_thw": images[0]}
     if videos.shape[1]:
         pictures |= {"pixel_values_videos": pixels[count:], "video_grid_thw": videos[0]}
-    with open_mask(made):
+    with _compat.dream_vl_callable(made), open_mask(made):
         out = made.diffusion_generate(
             ids,
             generation_config=config,

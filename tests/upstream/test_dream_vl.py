@@ -132,7 +132,8 @@ def test_written_out_attention_gets_an_additive_mask(upstream):
         prompts = ["what is this", "what is this red circle on the left"]
         request = made.prepare([[tiny.picture(size=(84, 56))]] * 2, prompts)
         forward.generate(request, **suite.QUICK)
-        outs.append(forward.replay(torch.tensor([0]), torch.tensor([0])))
+        with torch.no_grad():
+            outs.append(forward.replay(torch.tensor([0]), torch.tensor([0])))
     assert tiny.relative(*outs) < 1e-4
 
 
