@@ -79,7 +79,7 @@ class AutoregressiveAdapter(Adapter):
 
     family: ClassVar[str] = "autoregressive"
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
-    takes_video: ClassVar[bool] = True  # LLaVA does not, and says so
+    takes_video: ClassVar[bool] = True
     default_checkpoint: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
     facts: ClassVar[Facts | None] = FACTS
     model: Any
@@ -89,6 +89,7 @@ class AutoregressiveAdapter(Adapter):
         parts = parts_of(processor)
         self._template, self._tokenizer = parts.chat_template, parts.tokenizer
         self._family = family_of(model, parts)
+        self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
         self._words = Words(parts.tokenizer)
 
     @classmethod

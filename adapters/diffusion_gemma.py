@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.adapters._autoregressive.decoding import seeded
 from captum_dcam.adapters._autoregressive.loading import Parts, loaded, parts_of
 from captum_dcam.adapters._autoregressive.preparing import Conversations, prepared
@@ -48,6 +48,20 @@ from captum_dcam.adapters._diffusion_gemma.language import (
 from captum_dcam.adapters._diffusion_gemma.pictures import Gemma4
 from captum_dcam.errors import WeightsError
 from captum_dcam.trajectory import Trajectory
+
+FACTS = Facts(
+    checkpoints=(Checkpoint("google/diffusiongemma-26B-A4B-it", blocks=30),),
+    transformers=">=5.23",
+    notes=(
+        "there is no greedy mode: every generation needs a generator or a seed",
+        "max_new_tokens is rounded up to whole canvases (256 tokens)",
+        "generate ignores settings that it does not know (use_cache, do_sample, top_k, …) without "
+        "a word; the adapter refuses them",
+        "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones only; "
+        "generate and the adapter give the family's own masks",
+        "routing to experts flips between types: replay in the type of the generation",
+    ),
+)
 
 #: number of the canvas in the state that shows the whole answer
 EVERY = -1
@@ -72,6 +86,7 @@ class DiffusionGemmaAdapter(Adapter):
     regimes: ClassVar[tuple[str, ...]] = ("prefix",)
     default_checkpoint: ClassVar[str] = "google/diffusiongemma-26B-A4B-it"
     any_size: ClassVar[bool] = True
+    facts: ClassVar[Facts | None] = FACTS
     model: Any
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
@@ -145,6 +160,7 @@ class DiffusionGemmaAdapter(Adapter):
         Raises:
             TypeError, ValueError: say what was given, what was expected and what to do.
         """
+        self.check_request(images, prompts)
         request = prepared(self._family, self._template, images, prompts)
         mask = request.extras[1]
         if not bool(mask.all()):
