@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.conversation import messages_of, summary
 from captum_dcam.layout import Layout, uniform_grid
 from captum_dcam.mini import generation
 from captum_dcam.mini.loading import load_mini
@@ -24,6 +25,10 @@ class MiniAdapter(Adapter):
 
     family: ClassVar[str] = "mini"
     model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
+    facts: ClassVar[Facts] = Facts(
+        checkpoints=(Checkpoint("mini", blocks=6),),
+        notes=("trained on single questions: the turns of a conversation are joined to one",),
+    )
     model: MiniForMaskedDiffusion
 
     @classmethod
@@ -53,8 +58,9 @@ class MiniAdapter(Adapter):
     def encode(self, text: str) -> list[int]:
         return self.processor.tokenizer(text)["input_ids"]
 
-    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
-        inputs = self.processor(images, prompts).to(self.device)
+    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
+        self.check_request(images, prompts)
+        inputs = self.processor(images, [joined(p) for p in prompts]).to(self.device)
         sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}
         if len(sizes) > 1:
             raise ValueError(
@@ -70,7 +76,7 @@ class MiniAdapter(Adapter):
             inputs["pixel_values"].to(self.dtype),
             (inputs["input_ids"], inputs["attention_mask"]),
             Layout(grids, inputs["input_ids"].shape[1]),
-            tuple(prompts),
+            tuple(summary(p) for p in prompts),
             tuple(tuple(pictures) for pictures in images),
         )
 
@@ -148,3 +154,11 @@ class MiniAdapter(Adapter):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         words = self.processor.tokenizer.convert_ids_to_tokens(list(ids))
         return [f" {word}" for word in words]
+
+
+def joined(prompt: Any) -> str:
+    """All text of a prompt: the model was trained on single questions."""
+    if isinstance(prompt, str):
+        return prompt
+    parts = [part for message in messages_of(prompt, ()) for part in message["content"]]
+    return " ".join(part["text"] for part in parts)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.conversation import Video
 from captum_dcam.errors import LayerError, MethodError, UnknownNameError, near
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
@@ -43,6 +44,74 @@ class Request:
     def batch(self) -> int:
         return self.pixels.shape[0]
 
+    def single(self, example: int) -> Request:
+        """The request of one example (B = 1)."""
+        one = slice(example, example + 1)
+        return replace(
+            self,
+            pixels=self.pixels[one],
+            extras=tuple(e[one] for e in self.extras),
+            prompts=self.prompts[one],
+            images=self.images[one],
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    r"""Depths of a published model, for those who have not loaded it.
+
+    Args:
+        name (str): on the hub.
+        blocks (int): transformer blocks.
+        deepest (int, optional): deepest usable block. Default: the last but one
+        recommended (int, optional): block used when none is named. Default: a third of the depth
+    """
+
+    name: str
+    blocks: int
+    deepest: int | None = None
+    recommended: int | None = None
+
+    @property
+    def deepest_block(self) -> int:
+        return last_but_one(self.blocks) if self.deepest is None else self.deepest
+
+    @property
+    def recommended_block(self) -> int:
+        rule = min(self.deepest_block, third_of(self.blocks))
+        return rule if self.recommended is None else self.recommended
+
+
+@dataclass(frozen=True)
+class Facts:
+    r"""What can be said of a family without a model of it.
+
+    Args:
+        checkpoints (tuple of Checkpoint): published ones that its adapter runs.
+        package (str, optional): name by which the authors' package is imported. Default: None,
+            none is needed
+        install (str, optional): the line that installs it.
+        transformers (str, optional): versions that ``load`` accepts, as pip writes ranges.
+            Default: those that this library is tested with
+        notes (tuple of str): defaults of the family's own code that surprise.
+    """
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    package: str | None = None
+    install: str | None = None
+    transformers: str = ">=5.0"
+    notes: tuple[str, ...] = ()
+
+
+def last_but_one(blocks: int) -> int:
+    """Of ``blocks``, the deepest with a path from image tokens to the response."""
+    return blocks - 2
+
+
+def third_of(blocks: int) -> int:
+    """A third of the depth, as the paper's block 10 of 32."""
+    return round(blocks * 10 / 32)
+
 
 class Adapter(ABC):
     r"""One model family.
@@ -56,7 +125,16 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: ``model_type`` values of the family's Hugging Face configurations
     model_types: ClassVar[tuple[str, ...]] = ()
+    #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
+    architectures: ClassVar[tuple[str, ...]] = ()
     regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
+    #: several examples can be run in one batch
+    batches: ClassVar[bool] = True
+    #: an example may show several pictures
+    several_images: ClassVar[bool] = True
+    #: a :class:`~captum_dcam.conversation.Video` may stand in a picture's place
+    takes_video: ClassVar[bool] = False
+    facts: ClassVar[Facts | None] = None
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         regime = self.regimes[0] if regime is None else regime
@@ -74,6 +152,12 @@ class Adapter(ABC):
     def owns(model: nn.Module) -> bool:
         """Whether a loaded model belongs to this family."""
 
+    @classmethod
+    def claims(cls, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint's ``config.json`` is this family's, where others have the same
+        ``architectures`` or ``model_type``."""
+        return True
+
     # -- what a family declares ---------------------------------------------------------------
 
     @property
@@ -82,14 +166,20 @@ class Adapter(ABC):
         """Transformer blocks in order; each returns hidden states (B, L, D), perhaps in a tuple."""
 
     @property
+    def step_blocks(self) -> Sequence[nn.Module]:
+        """What runs in the blocks' place in a step, where that is other modules than in the prefill
+        (encoder and decoder); the same number is the same block. Empty: the blocks themselves."""
+        return ()
+
+    @property
     def deepest_block(self) -> int:
         """Deepest block with a path from image tokens to the response; the last has none."""
-        return len(self.blocks) - 2
+        return last_but_one(len(self.blocks))
 
     @property
     def recommended_block(self) -> int:
         """Block used when the user names none: a third of the depth, as the paper's 10 of 32."""
-        return min(self.deepest_block, round(len(self.blocks) * 10 / 32))
+        return min(self.deepest_block, third_of(len(self.blocks)))
 
     @property
     @abstractmethod
@@ -115,14 +205,43 @@ class Adapter(ABC):
     # -- what a family computes ---------------------------------------------------------------
 
     @abstractmethod
-    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Request:
-        """Pictures and prompts of B examples to a request; raises before any work on bad input."""
+    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
+        """Pictures and prompts of B examples to a request; raises before any work on bad input.
+
+        A prompt is a string, or a conversation as :mod:`captum_dcam.conversation` takes it; where
+        the family takes videos, a picture may be a :class:`~captum_dcam.conversation.Video`, which
+        gets one grid a group of frames.
+        """
+
+    def check_request(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> None:
+        """Raise for input of a kind that the family does not take; first thing in ``prepare``."""
+        if not prompts or len(images) != len(prompts):
+            raise ValueError(
+                f"{len(images)} lists of pictures for {len(prompts)} prompts: every example of a "
+                "batch needs one prompt and one list of pictures"
+            )
+        if len(prompts) > 1 and not self.batches:
+            raise ValueError(
+                f"a batch of {len(prompts)} examples: {self.family} runs one at a time; prepare "
+                "and explain them one by one"
+            )
+        for number, pictures in enumerate(images):
+            if len(pictures) > 1 and not self.several_images:
+                raise ValueError(
+                    f"example {number} has {len(pictures)} pictures: {self.family} takes one"
+                )
+            if not self.takes_video and any(isinstance(p, Video) for p in pictures):
+                raise ValueError(
+                    f"example {number} has a video: {self.family} takes none; give single frames "
+                    "as pictures instead"
+                )
 
     @abstractmethod
     def generate(
         self, request: Request, *, generator: torch.Generator | None, **settings: Any
     ) -> Trajectory:
-        """Decode without gradients; ``lengths`` and ``kept`` are filled by the caller."""
+        """Decode without gradients. The caller fills ``lengths`` and ``kept``, unless the adapter
+        gives the lengths: then the generation's calls are not a replay's, and none are kept."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
@@ -157,6 +276,30 @@ class Adapter(ABC):
         """Text of every token, with a leading blank where it begins a word."""
 
     # -- what some methods ask for beyond the above ------------------------------------------------
+
+    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
+        """The same prompts with other ``pictures`` in place of those of ``request.images[0]``."""
+        return self.prepare([list(pictures)] * request.batch, list(request.prompts))
+
+    def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """States (T, B, …) in which a given answer (B, T) is read, token t in state t: all of the
+        answer visible but token t. Causal families: the tokens before t."""
+        if self.mask_id is None:
+            raise MethodError(
+                f"{self.family} has no mask token: a given answer cannot be masked token by token"
+            )
+        count = tokens.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=tokens.device)
+        return (tokens[None].where(~own[:, None], self.mask_id),)
+
+    def visible_state(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """The state (B, …) in which the whole answer (B, T) is visible."""
+        return (tokens,)
+
+    def whole_answer(self, ids: Sequence[int]) -> list[int]:
+        """A given answer as the family would have written it: with padding, where its answers have
+        lengths of their own."""
+        return list(ids)
 
     #: pictures of any size keep their size; False: they are resized to the model's
     any_size: ClassVar[bool] = False

@@ -162,6 +162,8 @@ class Explanation:
         out = {"tokens": t.tokens, "commit_step": t.commit_step, "confidence": t.confidence}
         for i, (state, final) in enumerate(zip(t.states, t.final_state, strict=True)):
             out[f"state.{i}"], out[f"final_state.{i}"] = state, final
+        if t.final_step is not None:
+            out["final_step"] = t.final_step
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
         out |= layout_tensors(self.layout)
@@ -197,6 +199,7 @@ class Explanation:
             lengths=tuple(t["lengths"]),
             image_end=t["image_end"],
             settings=t["settings"],
+            final_step=tensors.get("final_step"),
         )
         count = sum(name.startswith("image-") for name in manifest["files"])
         return cls(

@@ -6,8 +6,11 @@ import torch
 
 from captum_dcam.adapter import Request
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import MethodError, TargetError
+from captum_dcam.errors import TargetError
 from captum_dcam.trajectory import Trajectory
+
+#: so many logits are held at once: 2 ** 28 float32 are 1 GiB
+LOGITS_AT_ONCE = 2**28
 
 
 def force(
@@ -16,8 +19,9 @@ def force(
     r"""Bind a given answer to the forward's request, as if it had been generated.
 
     Step ``t`` is the state in which the whole answer is visible but for token ``t``, and commits
-    it: the ``commit`` score reads every token with all others known. The ``teacher`` score reads
-    the visible answer, as the paper's controlled comparison of wordings does (Table 12).
+    it: the ``commit`` score reads every token with all others known (autoregressive families: with
+    all before it known). The ``teacher`` score reads the visible answer, as the paper's controlled
+    comparison of wordings does (Table 12).
 
     Args:
         forward (DenoisingForward): with a bound request of one example (``forward.bind`` or
@@ -30,7 +34,7 @@ def force(
         Trajectory: T states of T tokens; confidence is each token's probability in its state.
 
     Raises:
-        MethodError: the family has no mask token.
+        MethodError: the family has no mask token, and is not causal.
         TargetError: the answer is empty.
     """
     adapter, kept, regime = forward.adapter, {}, forward.adapter.regime
@@ -43,24 +47,19 @@ def force(
             "force needs a request of one example: forward.generate(request) first, or "
             "force(forward, answer, request)"
         )
-    mask = adapter.mask_id
-    if mask is None:
-        raise MethodError(
-            f"{adapter.family} has no mask token: a given answer cannot be masked token by token"
-        )
     ids = adapter.encode(answer) if isinstance(answer, str) else list(answer)
     if not ids:
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
+    ids = adapter.whole_answer(ids)
     tokens = torch.tensor([ids], device=adapter.device)
     count = len(ids)
-    states = tokens.repeat(count, 1)
-    states[range(count), range(count)] = mask
+    states = adapter.forced_states(tokens)
     prefix = request.layout.prefix_length
     lengths = (prefix, *[count] * count) if regime == "prefix" else (prefix + count,) * count
     made = Trajectory(
         tokens=tokens,
-        states=(states[:, None],),
-        final_state=(tokens,),
+        states=states,
+        final_state=adapter.visible_state(tokens),
         commit_step=torch.arange(count, device=tokens.device)[None],
         confidence=torch.zeros(1, count),
         regime=regime,
@@ -70,9 +69,10 @@ def force(
         kept={k: v for k, v in kept.items() if k == "embedded"},
     )
     forward.bind(request, made)
+    rows = max(1, LOGITS_AT_ONCE // (count * adapter.vocabulary))
     with torch.no_grad():
-        logits = forward.replay(torch.zeros(count, dtype=torch.long), torch.arange(count))
-    at = torch.arange(count)
-    sure = logits[at, at].double().softmax(-1)[at, ids].float().cpu()
-    made.confidence.copy_(sure[None])
+        for at in torch.arange(count).split(rows):
+            logits = forward.replay(torch.zeros_like(at), at)[range(len(at)), at]
+            odds = logits.double().softmax(-1).gather(1, tokens[0, at, None].to(logits.device))
+            made.confidence[0, at] = odds[:, 0].float().cpu()
     return made

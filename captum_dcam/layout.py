@@ -48,8 +48,9 @@ class Grid:
     def to_pixels(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
         r"""Maps (…, h, w) at token resolution to (…, H, W) in pixels.
 
-        ``bilinear`` interpolates between the centres of the boxes and is flat outside the outermost
-        centres; pixels that no box covers (cropped away) are 0. ``nearest`` paints the boxes.
+        ``bilinear`` interpolates between the centres of the boxes, across gaps between them too,
+        and is flat outside the outermost centres; pixels beyond the outermost boxes (cropped away)
+        are 0. ``nearest`` paints the boxes.
         """
         if maps.shape[-2:] != self.positions.shape:
             raise ValueError(
@@ -82,7 +83,8 @@ def _weights(edges: Tensor, pixels: int, mode: str) -> Tensor:
         rows = torch.arange(pixels)
         out[rows, right - 1] = 1 - part
         out[rows, right] = part
-    return out * inside.any(1, keepdim=True)
+    covered = (at >= edges.min()) & (at < edges.max())
+    return out * covered[:, None]
 
 
 def uniform_grid(

@@ -6,7 +6,7 @@ the full regime one call gives both. Here they are put together, in the order of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import MethodError
 from captum_dcam.tap import hidden_of, replace_hidden
 
 
@@ -71,9 +72,12 @@ def split_grids(values: Tensor, forward: DenoisingForward) -> tuple[Tensor, ...]
 
 @contextmanager
 def outputs_of(
-    blocks: dict[int, nn.Module], edit: Callable[[Tensor, int], Tensor] | None = None
+    blocks: dict[int, nn.Module],
+    edit: Callable[[Tensor, int], Tensor] | None = None,
+    twins: Sequence[nn.Module] = (),
 ) -> Iterator[dict[int, list[Tensor]]]:
-    """Hidden states (B, L, D) that blocks return, call after call; ``edit`` may replace them."""
+    """Hidden states (B, L, D) that blocks return, call after call; ``edit`` may replace them.
+    ``twins`` are the adapter's ``step_blocks``: those of the same numbers count as the blocks."""
     found: dict[int, list[Tensor]] = {index: [] for index in blocks}
 
     def note(index: int) -> Callable[..., Any]:
@@ -85,7 +89,8 @@ def outputs_of(
 
         return hook
 
-    handles = [block.register_forward_hook(note(i)) for i, block in blocks.items()]
+    pairs = [*blocks.items(), *((i, twins[i]) for i in blocks if twins)]
+    handles = [block.register_forward_hook(note(i)) for i, block in pairs]
     try:
         yield found
     finally:
@@ -106,6 +111,24 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
     return fresh
 
 
+def check_single(count: int, length: int) -> None:
+    """Raise MethodError where a state of several canvases ran more positions than there are."""
+    if count > length:
+        raise MethodError(
+            f"the state ran {count} positions for a sequence of {length}: the answer's canvases "
+            "are read one after the other in it; choose the score commit or final"
+        )
+
+
+def padded(rows: Tensor, length: int) -> Tensor:
+    """Rows (L, …) of a sequence of which perhaps not all is there yet: zeros for the rest.
+
+    Families that write several canvases one after the other have no states of later ones.
+    """
+    check_single(len(rows), length)
+    return torch.cat((rows, rows.new_zeros(length - len(rows), *rows.shape[1:])))
+
+
 def hidden_states(
     forward: DenoisingForward,
     block: int,
@@ -124,7 +147,11 @@ def hidden_states(
         tuple: hidden (L, D), the prefix first, then the response; logits (T, V).
     """
     fresh = unkept(forward)
-    index = range(len(fresh.adapter.blocks))[block]
-    with outputs_of({index: fresh.adapter.blocks[index]}, edit) as found:
+    assert forward.request is not None
+    blocks, twins = fresh.adapter.blocks, fresh.adapter.step_blocks
+    index = range(len(blocks))[block]
+    with outputs_of({index: blocks[index]}, edit, twins) as found:
         logits = fresh.replay(torch.tensor([0]), torch.tensor([step]))
-    return torch.cat([h[0] for h in found[index]]), logits[0]
+    hidden = torch.cat([h[0] for h in found[index]])
+    length = forward.request.layout.prefix_length + logits.shape[1]
+    return padded(hidden, length) if twins else hidden, logits[0]

@@ -67,23 +67,29 @@ def replace_hidden(output: Any, hidden: Tensor) -> Any:
 
 
 @contextmanager
-def tapped(block: nn.Module, tap: SpatialTap, layout: Layout) -> Iterator[None]:
+def tapped(
+    block: nn.Module, tap: SpatialTap, layout: Layout, rows: int | None = None
+) -> Iterator[None]:
     """Send the block's image tokens through the tap while the context is open.
 
     Where gradients are wanted and nothing upstream requires them, the feature maps are made leaves:
-    parameters can stay frozen and the graph starts here.
+    parameters can stay frozen and the graph starts here. Only the first ``rows`` of the hooked
+    batch hold the image: guided decoding appends unconditional rows, which see none. Default: all
     """
 
     def open_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = hidden_of(output)
         if hidden.shape[1] < layout.image_end:
             return None
-        grids = gather(hidden, layout)
+        grids = gather(hidden[:rows], layout)
         if torch.is_grad_enabled() and not hidden.requires_grad:
             grids = tuple(g.detach().requires_grad_() for g in grids)
         out = tap(*grids)
         maps = out if isinstance(out, tuple) else (out,)
-        return replace_hidden(output, scatter(hidden, maps, layout))
+        opened = scatter(hidden[:rows], maps, layout)
+        if rows is not None and rows < len(hidden):
+            opened = torch.cat((opened, hidden[rows:]))
+        return replace_hidden(output, opened)
 
     handle = block.register_forward_hook(open_output)
     try:

@@ -35,7 +35,8 @@ class Target:
 
 
 def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
-    """The answer's words in order; pieces without a leading blank continue the word before.
+    """The answer's words in order; pieces without a leading blank continue the word before, unless
+    that ends with a blank, a newline or a sign.
 
     Stop tokens end nothing and are never part of a word. Words without a letter or digit
     (punctuation) are left out.
@@ -45,8 +46,11 @@ def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
     for position, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
         if token in adapter.stop_ids:
             continue
-        joined = groups and groups[-1][-1] == position - 1 and not piece[:1].isspace()
-        if joined and piece.strip().isalnum():
+        before = pieces[position - 1] if groups and groups[-1][-1] == position - 1 else " "
+        # a token in the middle of a character writes nothing
+        open_end = before == "" or before[-1].isalnum()
+        goes_on = piece == "" or (not piece[0].isspace() and piece.strip().isalnum())
+        if open_end and goes_on:
             groups[-1].append(position)
         else:
             groups.append([position])

@@ -16,6 +16,7 @@ from captum_dcam.sequence import (
     TextTokens,
     hidden_states,
     image_positions,
+    padded,
     split_grids,
     text_tokens,
 )
@@ -131,4 +132,7 @@ def gradient_times_activation(
         (g * h.detach() if h.dtype == torch.float64 else g.float() * h.detach().float())
         for g, h in zip(gradients, leaves, strict=True)
     ]
-    return torch.cat([w[0].sum(-1) for w in wide]).float().cpu()
+    found = torch.cat([w[0].sum(-1) for w in wide]).float().cpu()
+    assert forward.request is not None
+    length = forward.request.layout.prefix_length + logits.shape[0]
+    return padded(found, length) if forward.adapter.step_blocks else found

@@ -50,6 +50,8 @@ class Trajectory:
         image_end (int): one past the last image position.
         settings (dict): of the generation, as far as they matter to its result.
         kept (dict): outputs of blocks kept for replay, by call; never saved.
+        final_step (Tensor, optional): (B, T) int64, the last step whose logits tell about the
+            token, where that is not the last one of all (an answer of several canvases).
     """
 
     tokens: Tensor
@@ -62,6 +64,7 @@ class Trajectory:
     image_end: int
     settings: dict[str, Any]
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    final_step: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -115,12 +118,14 @@ class Trajectory:
         r"""The step whose logits are read for a token; ``steps`` stands for the visible answer.
 
         ``commit``: the step that committed it, when it was still masked. ``final``: the last step
-        (Eq. 2 read literally). ``teacher``: the whole answer visible, as in the reference code.
+        (Eq. 2 read literally), of several canvases the token's own. ``teacher``: the whole answer
+        visible, as in the reference code.
         """
         if score == "commit":
             return int(self.commit_step[example, position])
         if score == "final":
-            return self.steps - 1
+            last = self.final_step
+            return self.steps - 1 if last is None else int(last[example, position])
         if score == "teacher":
             return self.steps
         raise ValueError(f"score is {score!r}: expected one of {SCORES}")
@@ -141,4 +146,5 @@ class Trajectory:
             commit_step=self.commit_step[one],
             confidence=self.confidence[one],
             kept={},
+            final_step=None if self.final_step is None else self.final_step[one],
         )

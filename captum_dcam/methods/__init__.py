@@ -4,6 +4,7 @@ r"""Every method on the same forward: ours, Captum's, pytorch-grad-cam's and the
 from captum_dcam.methods import (  # noqa: F401
     attention,
     captum_layers,
+    captum_occlusion,
     captum_pixels,
     diffusion_cam,
     finer_cam,

@@ -161,8 +161,11 @@ class BlockMode(TorchFunctionMode):
 
 
 @contextmanager
-def inside_blocks(blocks: Sequence[nn.Module], mode: BlockMode) -> Iterator[None]:
-    """Enter a mode and keep ``mode.block`` up to date while the context is open."""
+def inside_blocks(
+    blocks: Sequence[nn.Module], mode: BlockMode, twins: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Enter a mode and keep ``mode.block`` up to date while the context is open. ``twins`` are the
+    adapter's ``step_blocks``: each counts as the block of its number."""
 
     def enter(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any) -> None:
@@ -173,9 +176,10 @@ def inside_blocks(blocks: Sequence[nn.Module], mode: BlockMode) -> Iterator[None
     def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
         mode.block = None
 
-    handles = [b.register_forward_pre_hook(enter(i)) for i, b in enumerate(blocks)]
+    every = [*enumerate(blocks), *enumerate(twins)]
+    handles = [b.register_forward_pre_hook(enter(i)) for i, b in every]
     # first of a block's hooks: what other hooks compute is not the block's
-    handles += [b.register_forward_hook(leave, prepend=True) for b in blocks]
+    handles += [b.register_forward_hook(leave, prepend=True) for _, b in every]
     try:
         with mode:
             yield

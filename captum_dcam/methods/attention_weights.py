@@ -27,7 +27,7 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.sequence_values import sequence_length
-from captum_dcam.sequence import unkept
+from captum_dcam.sequence import check_single, padded, unkept
 
 
 class _Recorder(BlockMode):
@@ -53,7 +53,7 @@ class _Recorder(BlockMode):
 
 @contextmanager
 def recording(
-    blocks: Sequence[nn.Module], gradients: bool = False
+    blocks: Sequence[nn.Module], gradients: bool = False, twins: Sequence[nn.Module] = ()
 ) -> Iterator[dict[int, list[Call]]]:
     r"""Record the attention of transformer blocks while the context is open.
 
@@ -61,12 +61,13 @@ def recording(
         blocks (sequence of nn.Module): attention computed outside them is ignored.
         gradients (bool, optional): make every call's ``node`` require grad, so that
             :func:`torch.autograd.grad` can be asked for it. Default: False
+        twins (sequence of nn.Module, optional): the adapter's ``step_blocks``.
 
     Yields:
         dict: block → its :class:`Call` s in order, filled as the model runs.
     """
     recorder = _Recorder(gradients)
-    with inside_blocks(blocks, recorder):
+    with inside_blocks(blocks, recorder, twins):
         yield recorder.calls
 
 
@@ -119,7 +120,7 @@ class Attentions:
         device = self.problem.pixels.device
         # rows() copies, so that a family whose cache grows in place leaves the prefill's alone
         own = forward.adapter.rows(memory, torch.zeros(1, dtype=torch.long, device=device))
-        with recording(self.blocks, self.wanted) as calls:
+        with recording(self.blocks, self.wanted, forward.adapter.step_blocks) as calls:
             logits = forward.step(own, torch.tensor([0]), torch.tensor([step]))
         kinds = [type(b).__name__ for b in self.blocks]
         check_seen(calls, range(len(self.blocks)), kinds)
@@ -127,14 +128,21 @@ class Attentions:
             check_seen(before, range(len(self.blocks)), kinds)
         found = tuple((*before.get(i, ()), *calls[i]) for i in range(len(self.blocks)))
         for index, parts in enumerate(found):
-            shapes = [(c.queries, c.keys) for c in parts]
-            if sum(q for q, _ in shapes) != self.length or max(k for _, k in shapes) > self.length:
-                raise MethodError(
-                    f"attention of block {index} has shapes {shapes} (queries, keys): expected "
-                    f"{self.length} queries in all, one for every position, and no more keys; "
-                    f"{INVISIBLE}"
-                )
+            self._check_shapes(index, [(c.queries, c.keys) for c in parts])
         return logits[0], found
+
+    def _check_shapes(self, index: int, shapes: Sequence[tuple[int, int]]) -> None:
+        """Raise MethodError unless queries make up the sequence, behind keys of their own."""
+        count = sum(q for q, _ in shapes)
+        if self.forward.adapter.step_blocks:  # written part after part: later ones are not there
+            check_single(count, self.length)
+            count = self.length
+        if count != self.length or max(k for _, k in shapes) > self.length:
+            raise MethodError(
+                f"attention of block {index} has shapes {shapes} (queries, keys): expected "
+                f"{self.length} queries in all, one for every position, and no more keys; "
+                f"{INVISIBLE}"
+            )
 
     def query(self, position: int) -> int:
         """The position in the sequence that predicts a response position."""
@@ -146,7 +154,12 @@ class Attentions:
         """Weights (L, L) of a block in a position's state, averaged over heads; 0 where a query
         does not see a key."""
         _, found = self.at(position)
-        return torch.cat([F.pad(c.mean, (0, self.length - c.keys)) for c in found[block]])
+        parts, start = [], 0
+        for call in found[block]:
+            first = first_key(start, call.queries, call.keys)
+            parts.append(F.pad(call.mean, (first, self.length - first - call.keys)))
+            start += call.queries
+        return padded(torch.cat(parts), self.length)
 
     def row(self, position: int, blocks: Sequence[int]) -> Tensor:
         """Weights (L,) from the query of a response position, averaged over heads and blocks."""
@@ -164,13 +177,21 @@ class Attentions:
         return [[call.mean_positive(next(grads)) for call in parts] for parts in found]
 
 
+def first_key(start: int, queries: int, keys: int) -> int:
+    """Position of a call's first key: its keys end with its own queries, and where a cache has a
+    sliding window they do not begin with the sequence."""
+    return max(0, start + queries - keys)
+
+
 def pick(parts: Sequence[Call], query: int, length: int) -> Tensor:
     """Row ``query`` (length,) of a block's weights on the CPU, averaged over heads."""
+    start = 0
     for call in parts:
-        if query < call.queries:
-            rows = [call.head(h)[query] for h in range(call.heads)]
-            return F.pad(torch.stack(rows).mean(0).cpu(), (0, length - call.keys))
-        query -= call.queries
+        if query < start + call.queries:
+            row = torch.stack([call.head(h)[query - start] for h in range(call.heads)]).mean(0)
+            first = first_key(start, call.queries, call.keys)
+            return F.pad(row.cpu(), (first, length - first - call.keys))
+        start += call.queries
     raise IndexError(f"query {query} behind the last")
 
 
@@ -180,6 +201,7 @@ def through(row: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     out, start = torch.zeros_like(row), 0
     for matrix in matrices:
         queries, keys = matrix.shape
-        out[:keys] += (row[start : start + queries].to(matrix) @ matrix).to(row)
+        first = first_key(start, queries, keys)
+        out[first : first + keys] += (row[start : start + queries].to(matrix) @ matrix).to(row)
         start += queries
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -262,18 +262,8 @@ def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
         raise ValueError(f"example {example} is not in the bound batch of {count}")
     if request.batch == 1:
         return forward
-    one = slice(example, example + 1)
     narrowed = DenoisingForward(forward.adapter, forward.layer, forward.score)
-    narrowed.bind(
-        replace(
-            request,
-            pixels=request.pixels[one],
-            extras=tuple(e[one] for e in request.extras),
-            prompts=request.prompts[one],
-            images=request.images[one],
-        ),
-        trajectory.single(example),
-    )
+    narrowed.bind(request.single(example), trajectory.single(example))
     return narrowed
 
 

@@ -17,7 +17,6 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
-from captum_dcam.errors import MethodError
 from captum_dcam.methods.base import Method, PerToken, Problem, seeded
 
 #: what stands for "no picture"
@@ -276,14 +275,3 @@ def _longest(values: Tensor, inside: Tensor, along: int) -> int:
     """The most pixels that one row (column) of tokens takes; ``along`` the other axis."""
     line = values.masked_fill(~inside, -1).amax(along)
     return max(int(row[row >= 0].bincount().max()) for row in line if bool((row >= 0).any()))
-
-
-def need_spatial(name: str, problem: Problem) -> None:
-    """Raise MethodError unless the pixel tensor's last two axes are rows and columns."""
-    owners = pixel_owners(problem)
-    if token_size(owners, problem.shapes) is None:
-        raise MethodError(
-            f"{name} slides a window over rows and columns of pixels, but the pixel tensor of "
-            f"{problem.forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
-            "feature_ablation, which masks groups of image tokens"
-        )

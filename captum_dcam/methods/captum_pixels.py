@@ -22,16 +22,14 @@ from captum_dcam.methods.captum_common import (
     PathMethod,
     ShapMethod,
     groups_of,
-    need_spatial,
-    token_size,
 )
 
-_GROUP = "Captum, pixels"
-_GRADIENTS = ("gradients", "pixel tokens")
-_MASKS = ("pixel tokens",)
+GROUP = "Captum, pixels"
+GRADIENTS = ("gradients", "pixel tokens")
+MASKS = ("pixel tokens",)
 
 
-class _Pixels(CaptumMethod):
+class PixelMethod(CaptumMethod):
     """Attributions like the pixels, averaged over every token's pixels and channels."""
 
     def build(self, case: Case) -> Any:
@@ -44,29 +42,29 @@ class _Pixels(CaptumMethod):
 
 @register_method("saliency")
 @dataclass(frozen=True)
-class Saliency(_Pixels):
+class Saliency(PixelMethod):
     """Absolute value of the gradient: how much a pixel matters, not in which direction; ≥ 0."""
 
     algorithm: ClassVar[type] = attr.Saliency
     facts: ClassVar[Facts] = Facts(
-        "Saliency", _GROUP, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back", _GRADIENTS
+        "Saliency", GROUP, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back", GRADIENTS
     )
 
 
 @register_method("input_x_gradient")
 @dataclass(frozen=True)
-class InputXGradient(_Pixels):
+class InputXGradient(PixelMethod):
     """Pixel times gradient, signed; a pixel at the normalisation's zero gets 0."""
 
     algorithm: ClassVar[type] = attr.InputXGradient
     facts: ClassVar[Facts] = Facts(
-        "InputXGradient", _GROUP, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back", _GRADIENTS
+        "InputXGradient", GROUP, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back", GRADIENTS
     )
 
 
 @register_method("integrated_gradients")
 @dataclass(frozen=True)
-class IntegratedGradients(PathMethod, _Pixels):
+class IntegratedGradients(PathMethod, PixelMethod):
     r"""Integrated gradients, signed: (pixel − baseline) × mean gradient on the line between them.
 
     The maps times the number of pixels of a token add up to the fall of the logit between picture
@@ -82,16 +80,16 @@ class IntegratedGradients(PathMethod, _Pixels):
     algorithm: ClassVar[type] = attr.IntegratedGradients
     facts: ClassVar[Facts] = Facts(
         "IntegratedGradients",
-        _GROUP,
+        GROUP,
         "Sundararajan et al., ICML 2017, Eq. 1",
         "16 + 16 back",
-        _GRADIENTS,
+        GRADIENTS,
     )
 
 
 @register_method("gradient_shap")
 @dataclass(frozen=True)
-class GradientShap(ShapMethod, _Pixels):
+class GradientShap(ShapMethod, PixelMethod):
     r"""Expected gradients, signed: integrated gradients at random points, on noisy pictures.
 
     Args:
@@ -104,76 +102,16 @@ class GradientShap(ShapMethod, _Pixels):
     algorithm: ClassVar[type] = attr.GradientShap
     facts: ClassVar[Facts] = Facts(
         "GradientShap",
-        _GROUP,
+        GROUP,
         "Lundberg & Lee, NeurIPS 2017; Captum",
         "8 + 8 back",
-        _GRADIENTS,
+        GRADIENTS,
         stochastic=True,
     )
 
 
-@register_method("occlusion")
 @dataclass(frozen=True)
-class Occlusion(_Pixels):
-    r"""Fall of the logit when a window is painted over, averaged over the windows of a pixel.
-
-    Args:
-        patch (int): tokens a side of the window. Default: 4
-        stride (int): tokens from one window to the next, at most ``patch``. Default: 3
-        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
-            Default: ``"mean"``
-        batch (int): so many windows in one pass. Default: 4
-    """
-
-    patch: int = 4
-    stride: int = 3
-    baseline: str = "mean"
-    batch: int = 4
-
-    algorithm: ClassVar[type] = attr.Occlusion
-    facts: ClassVar[Facts] = Facts(
-        "Occlusion",
-        _GROUP,
-        "Zeiler & Fergus, ECCV 2014, §4.2",
-        "1 + windows (64)",
-        _MASKS,
-        expensive=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stride > self.patch:
-            raise ValueError(
-                f"stride is {self.stride} tokens and the window {self.patch}: expected a stride of "
-                "at most the window, else tokens are never covered"
-            )
-
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        need_spatial(self.name, problem)
-
-    def call(self, case: Case) -> dict[str, Any]:
-        owners = case.owners
-        size = token_size(owners, case.problem.shapes)
-        assert size is not None  # check() says so
-        shape = owners.shape[1:]
-        # A window covers all channels of one picture or tile.
-        lead = [
-            1 if bool((owners.diff(dim=d + 1) != 0).any()) else n for d, n in enumerate(shape[:-2])
-        ]
-        window = [min(self.patch * s, n) for s, n in zip(size, shape[-2:], strict=True)]
-        stride = [min(self.stride * s, n) for s, n in zip(size, window, strict=True)]
-        return {
-            **super().call(case),
-            "sliding_window_shapes": (*lead, *window),
-            "strides": (*lead, *stride),
-            "baselines": self.emptied(case),
-            "perturbations_per_eval": self.batch,
-        }
-
-
-@dataclass(frozen=True)
-class _Masked(_Pixels):
+class _Masked(PixelMethod):
     """Masks groups of ``patch`` tokens a side."""
 
     patch: int = 4
@@ -213,10 +151,10 @@ class FeatureAblation(_Masked):
     algorithm: ClassVar[type] = attr.FeatureAblation
     facts: ClassVar[Facts] = Facts(
         "FeatureAblation",
-        _GROUP,
+        GROUP,
         "Zeiler & Fergus, ECCV 2014; Captum",
         "1 + groups (36)",
-        _MASKS,
+        MASKS,
         expensive=True,
     )
 
@@ -238,10 +176,10 @@ class ShapleyValueSampling(_Masked):
     algorithm: ClassVar[type] = attr.ShapleyValueSampling
     facts: ClassVar[Facts] = Facts(
         "ShapleyValueSampling",
-        _GROUP,
+        GROUP,
         "Castro et al., Computers & OR 2009; Štrumbelj & Kononenko, JMLR 2010",
         "1 + 2 × groups (36)",
-        _MASKS,
+        MASKS,
         stochastic=True,
         expensive=True,
     )
@@ -305,10 +243,10 @@ class KernelShap(_Surrogate):
     algorithm: ClassVar[type] = attr.KernelShap
     facts: ClassVar[Facts] = Facts(
         "KernelShap",
-        _GROUP,
+        GROUP,
         "Lundberg & Lee, NeurIPS 2017, Theorem 2",
         "72",
-        _MASKS,
+        MASKS,
         stochastic=True,
         expensive=True,
     )
@@ -330,10 +268,10 @@ class Lime(_Surrogate):
     algorithm: ClassVar[type] = attr.Lime
     facts: ClassVar[Facts] = Facts(
         "LIME",
-        _GROUP,
+        GROUP,
         "Ribeiro et al., KDD 2016, Eq. 1–2",
         "72",
-        _MASKS,
+        MASKS,
         stochastic=True,
         expensive=True,
     )

@@ -18,7 +18,7 @@ from captum_dcam.adapter import Adapter
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, LayerError
 from captum_dcam.methods.base import Attribution, Method, Problem
-from captum_dcam.sequence import image_positions, outputs_of, text_tokens, unkept
+from captum_dcam.sequence import image_positions, outputs_of, padded, text_tokens, unkept
 from captum_dcam.targets import Target
 
 #: so many logits are held at once: 2 ** 24 float32 are 64 MiB
@@ -94,6 +94,7 @@ class Lens:
         self.tokens = text_tokens(forward)
         self._image_at = image_positions(forward)
         answer = range(forward.trajectory.tokens.shape[1])
+        self._length = request.layout.prefix_length + len(answer)
         queries = [forward.adapter.query_position(request.layout, t) for t in answer]
         self._prompt_at = self.tokens.positions[: self.tokens.prompt]
         self._answer_at = torch.tensor(queries)
@@ -156,9 +157,12 @@ class Lens:
             memory, prefix = self._prefilled()
             # rows() copies: a cache that grows in place would grow with every step
             own = self._adapter.rows(memory, zero.to(prefix.device))
-            with outputs_of(blocks) as found:
+            twins = self._adapter.step_blocks
+            with outputs_of(blocks, twins=twins) as found:
                 self._forward.step(own, zero, at)
-            hidden = torch.cat((prefix, found[self._block][-1][0]))
+            parts = found[self._block] if twins else found[self._block][-1:]
+            hidden = torch.cat((prefix, *(h[0] for h in parts)))
+            hidden = padded(hidden, self._length) if twins else hidden
         else:
             with outputs_of(blocks) as found:
                 self._forward.replay(zero, at)

@@ -2,28 +2,22 @@ r"""Multi-scale explanation aggregation and activation ranking correlation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
-from captum_dcam.layout import Grid
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.causal import rank_biased_overlap, without_interference
 from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
+from captum_dcam.methods.rescaling import Back, rescaled
 from captum_dcam.methods.tam import check_order_and_filter, filtered
-from captum_dcam.pictures import to_rgb
 from captum_dcam.sequence import split_grids
 from captum_dcam.targets import Target
 
 AGGREGATES = ("mean", "max")
-
-#: for every grid, the matrices that bring a map (h', w') of another scale back: R @ map @ C.T
-Back = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,8 @@ class MseaArc(PerWord):
 
     MSEA (Eq. 3–5): the logit lens on the picture at several sizes, the answer held fixed; the maps
     are brought back to the picture's own grid (bilinearly, at the centres of its tokens) and
-    aggregated. Models that keep a picture's size get the resized picture, others get it in the
-    upper left corner of a black canvas of the picture's size.
+    aggregated. Models that keep a picture's size get the resized picture, others get it on a black
+    canvas of the picture's size, in the upper left corner of what their tokens show.
 
     ARC (Eq. 7–9): from the word's map A_t the mean of its context's maps is subtracted, a context
     token weighing :math:`1 - r_j`, with r_j the rank-biased overlap of the k tokens that it and the
@@ -131,7 +125,7 @@ class MseaArc(PerWord):
         maps = []
         for lens, back in reader.scales:
             values = lens.image(step, token)
-            maps.append(values if back is None else _brought_back(values, back))
+            maps.append(values if back is None else back.of(values))
         stacked = torch.stack(maps)
         return stacked.mean(0) if self.aggregate == "mean" else stacked.amax(0)
 
@@ -175,101 +169,3 @@ class Arc(MseaArc):
     facts: ClassVar[Facts] = Facts(
         "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (full regime: 1 a state)", ()
     )
-
-
-# -- pictures of other sizes ----------------------------------------------------------------------
-
-
-def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward, Back]:
-    r"""The same prompt and answer behind the pictures at another size (Eq. 3).
-
-    Args:
-        forward (DenoisingForward): bound, batch 1.
-        scale (float): factor of the pictures' sides.
-
-    Returns:
-        tuple: a forward bound to the new request and the same trajectory, and for every grid the
-        matrices that bring its maps back to ``forward``'s grid.
-
-    Raises:
-        MethodError: the new request has other pictures or grids, or a grid that shows another part.
-    """
-    request, adapter = forward.request, forward.adapter
-    assert request is not None
-    pictures, ratios = [], []
-    for picture in request.images[0]:
-        w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        small = to_rgb(picture).resize((w, h), Image.Resampling.BICUBIC)
-        ratios.append((h / picture.height, w / picture.width))
-        if adapter.any_size:
-            pictures.append(small)
-        else:
-            pictures.append(Image.new("RGB", picture.size))
-            pictures[-1].paste(small, (0, 0))
-    new = adapter.prepare([pictures], list(request.prompts))
-    old_grids, new_grids = request.layout.grids, new.layout.grids
-    if [g.image for g in old_grids] != [g.image for g in new_grids]:
-        raise MethodError(
-            f"at scale {scale:g} {adapter.family} lays out {len(new_grids)} grids of image tokens, "
-            f"at scale 1 {len(old_grids)}: their maps cannot be aggregated; choose other scales"
-        )
-    back = tuple(
-        _way_back(old, other, ratios[old.image], scale)
-        for old, other in zip(old_grids, new_grids, strict=True)
-    )
-    bound = DenoisingForward(adapter, forward.layer, forward.score)
-    trajectory = forward.trajectory
-    longer = new.layout.prefix_length - request.layout.prefix_length
-    holds_prefix = [i == 0 or trajectory.regime == "full" for i in range(len(trajectory.lengths))]
-    lengths = zip(trajectory.lengths, holds_prefix, strict=True)
-    bound.bind(
-        new,
-        replace(
-            trajectory,
-            lengths=tuple(n + longer * holds for n, holds in lengths),
-            image_end=new.layout.image_end,
-            kept={},
-        ),
-    )
-    return bound, back
-
-
-def _way_back(
-    old: Grid, new: Grid, ratio: tuple[float, float], scale: float
-) -> tuple[Tensor, Tensor]:
-    """Interpolation matrices (h, h') and (w, w') from a rescaled grid to the old one."""
-    matrices = []
-    for axis, (own, other) in enumerate(((old.y_edges, new.y_edges), (old.x_edges, new.x_edges))):
-        at, shown = own.mean(1) * ratio[axis], old.image_size[axis] * ratio[axis]
-        if float(at.min()) < float(other.min()) or float(at.max()) > float(other.max()):
-            raise MethodError(
-                f"at scale {scale:g} a grid of image tokens shows another part of the picture "
-                "(tiles): its map cannot be brought back; choose a model or setting without tiles"
-            )
-        matrices.append(_interpolation(other.mean(1), at, shown))
-    return matrices[0], matrices[1]
-
-
-def _interpolation(centers: Tensor, at: Tensor, shown: float) -> Tensor:
-    """(n, m): linear between centres, flat outside them and beyond where the picture ends."""
-    count = max(1, int((centers < shown).sum()))
-    at = at.clamp(centers[0], centers[count - 1])
-    right = torch.searchsorted(centers[:count].contiguous(), at).clamp(min(1, count - 1), count - 1)
-    left = (right - 1).clamp_min(0)
-    gap = centers[right] - centers[left]
-    part = (at - centers[left]) / gap.where(gap > 0, torch.ones_like(gap))
-    out = torch.zeros(len(at), len(centers), dtype=torch.float64)
-    rows = torch.arange(len(at))
-    out[rows, left] += 1 - part
-    out[rows, right] += part
-    return out
-
-
-def _brought_back(values: Tensor, back: Back) -> Tensor:
-    """Values (N',) of another scale's image tokens as (N,) of the problem's."""
-    parts = values.split([r.shape[1] * c.shape[1] for r, c in back])
-    maps = [
-        r @ part.double().view(r.shape[1], c.shape[1]) @ c.T
-        for part, (r, c) in zip(parts, back, strict=True)
-    ]
-    return torch.cat([m.flatten() for m in maps]).to(values.dtype)

@@ -17,8 +17,8 @@ from captum_dcam.errors import MethodError
 from captum_dcam.methods.attention_calls import INVISIBLE, inside_blocks, wide
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
 from captum_dcam.methods.relevance_rules import AttnRules, CPRules, RelevanceRules
-from captum_dcam.methods.sequence_values import over_tokens
-from captum_dcam.sequence import outputs_of, unkept
+from captum_dcam.methods.sequence_values import over_tokens, sequence_length
+from captum_dcam.sequence import outputs_of, padded, unkept
 
 
 class Relevance:
@@ -38,14 +38,15 @@ class Relevance:
 
     def _run(self, work: Any) -> tuple[Any, list[Tensor]]:
         """``work()`` under the rules, and the block's outputs, which were made leaves."""
-        blocks = list(self._forward.adapter.blocks)
+        adapter = self._forward.adapter
+        blocks, twins = list(adapter.blocks), adapter.step_blocks
         rules, block = self._rules(), self._block
 
         def leaf(hidden: Tensor, _index: int) -> Tensor:
             return hidden.detach().requires_grad_()
 
-        with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf) as found:
-            with inside_blocks(blocks, rules):
+        with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf, twins) as found:
+            with inside_blocks(blocks, rules, twins):
                 result = work()
         above = set(range(block + 1, len(blocks)))
         if found[block] and not above <= rules.attended:
@@ -82,7 +83,9 @@ class Relevance:
             score = logits[position, token]
         grads = torch.autograd.grad(score, leaves, retain_graph=True, materialize_grads=True)
         parts = zip(leaves, grads, strict=True)
-        return torch.cat([(wide(h.detach()) * wide(g)).sum(-1)[0] for h, g in parts])
+        found = torch.cat([(wide(h.detach()) * wide(g)).sum(-1)[0] for h, g in parts])
+        twins = self._forward.adapter.step_blocks
+        return padded(found, sequence_length(self._problem)) if twins else found
 
 
 class _LRP(Method):

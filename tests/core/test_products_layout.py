@@ -147,6 +147,18 @@ def test_cropped_pixels_are_zero():
     assert torch.equal(grid.to_pixels(torch.ones(2, 2), "nearest"), inside)
 
 
+def test_maps_run_across_gaps_between_tiles():
+    """Pixels that neither of two neighbours sees are no reason for a stripe in the map."""
+    edges = torch.tensor([[0.0, 10.0], [16.0, 26.0]], dtype=torch.float64)
+    grid = Grid(torch.arange(4).view(2, 2), edges, edges, (30, 30))
+    line = grid.to_pixels(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))[13]
+    expected = ((torch.arange(30) + 0.5 - 5) / 16).clamp(0, 1)
+    expected[26:] = 0  # cut off
+    assert torch.allclose(line, expected)
+    painted = grid.to_pixels(torch.ones(2, 2), "nearest")
+    assert not painted[10:16].any() and not painted[:, 10:16].any() and painted.sum() == 400
+
+
 @pytest.mark.parametrize("bad", (torch.zeros(8, 7), torch.zeros(8), torch.zeros(64)))
 def test_maps_of_another_shape_are_refused(bad):
     with pytest.raises(ValueError, match="expected"):

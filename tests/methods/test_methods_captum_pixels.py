@@ -189,12 +189,25 @@ def test_pixels_that_are_no_image(monkeypatch):
     owners = (torch.arange(3 * 64 * 64) % 64).view(1, 1, 3, 64, 64)  # token by element
     monkeypatch.setattr(forward.adapter, "pixel_tokens", lambda _request: owners)
     task = problem(forward, 5)
-    with pytest.raises(MethodError, match=r"occlusion slides a window .* use feature_ablation"):
-        method("occlusion").check(task)
-    for name in ("feature_ablation", "saliency", "integrated_gradients"):
+    for name in ("occlusion", "feature_ablation", "saliency", "integrated_gradients"):
         made = method(name)
         made.check(task)
         assert made.attribute(task).maps[0].any()
+
+
+@pytest.mark.parametrize("images", (1, 2))
+@pytest.mark.parametrize("settings", ({}, {"patch": 3, "stride": 2}, {"patch": 20, "stride": 20}))
+def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, settings):
+    """Where the pixel tensor has no rows and columns the window slides over tokens instead."""
+    from captum_dcam.methods import captum_occlusion
+
+    forward = tiny.bound("full", images=images)
+    made = method("occlusion", baseline="zero", **settings)
+    expected = made.attribute(problem(forward, 5)).maps
+    monkeypatch.setattr(captum_occlusion, "token_size", lambda *_: None)
+    found = made.attribute(problem(forward, 5)).maps
+    for one, two in zip(found, expected, strict=True):
+        assert tiny.relative(one, two) < 1e-4
 
 
 def test_without_pixel_tokens(monkeypatch):

@@ -15,7 +15,7 @@ from captum_dcam.errors import MethodError
 from captum_dcam.layout import Layout, uniform_grid
 from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.causal import rank_biased_overlap
-from captum_dcam.methods.msea_arc import rescaled
+from captum_dcam.methods.rescaling import rescaled
 from captum_dcam.sequence import text_tokens
 from captum_dcam.targets import Target
 
@@ -186,7 +186,8 @@ def test_maps_of_another_grid_come_back_bilinearly(monkeypatch):
     any_size(forward, monkeypatch, smaller)
     _, back = rescaled(forward, 0.5)
     values = torch.rand(4, 6, dtype=torch.float64)
-    rows, columns = back[0]
+    ((number, rows, columns),) = back.ways[0]
+    assert number == 0
     expected = F.interpolate(values[None, None], size=(8, 8), mode="bilinear", align_corners=False)
     assert torch.allclose(rows @ values @ columns.T, expected[0, 0])
     assert torch.allclose(rows.sum(1), torch.ones(8, dtype=torch.float64))
@@ -195,7 +196,8 @@ def test_maps_of_another_grid_come_back_bilinearly(monkeypatch):
 @pytest.mark.parametrize("scale", (0.01, 0.1, 0.3, 0.9))
 def test_any_scale_gives_weights_that_sum_to_one(scale):
     _, back = rescaled(tiny.bound("prefix"), scale)
-    for matrix in back[0]:
+    ((_, *matrices),) = back.ways[0]
+    for matrix in matrices:
         assert matrix.min() >= 0 and torch.allclose(matrix.sum(1), torch.ones(8).double())
 
 

@@ -1,0 +1,80 @@
+"""Tokens and their text, whatever the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: what an incomplete UTF-8 sequence decodes to
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class Words:
+    r"""Text of single tokens, with the blank that a tokenizer puts in front of a word.
+
+    Decoding a token alone loses it in sentencepiece vocabularies, which strip a text's first blank;
+    so every token is decoded behind an anchor.
+
+    Args:
+        tokenizer (object): of the family.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._anchor = self._ids("a")[-1:]
+        self._before = self._decode([])
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(
+            [*self._anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of every token; a character in several tokens is told by the last of them."""
+        out: list[str] = []
+        open_: list[int] = []  # tokens of a character that is not complete
+        for number in map(int, ids):
+            text = self._text([*open_, number])
+            if open_ and BROKEN in text.rstrip(BROKEN):
+                out[-1], open_ = BROKEN, []  # what was open is no character
+                text = self._text([number])
+            open_.append(number)
+            whole = not text.endswith(BROKEN) or len(open_) == 4  # bytes a character at most
+            out.append(text if whole else "")
+            open_ = [] if whole else open_
+        if open_:
+            out[-1] = BROKEN
+        return out
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._decode(ids).removeprefix(self._before)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text: joining their pieces gives it back."""
+        ids = self._ids(text)
+        if text.startswith(" ") and "".join(self.pieces(ids)) != text:
+            return self._ids(text[1:])  # the tokenizer puts a blank in front by itself
+        return ids
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of markers: special tokens, and added ones that stand for something else than text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset((*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)))
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end or pad an answer."""
+    found: set[Any] = set()
+    for holder in (
+        getattr(model, "generation_config", None),
+        model.config.get_text_config(),
+        tokenizer,
+    ):
+        for name in ("eos_token_id", "pad_token_id"):
+            value = getattr(holder, name, None)
+            found.update(value if isinstance(value, list | tuple) else [value])
+    return frozenset(int(i) for i in found if i is not None and int(i) >= 0)

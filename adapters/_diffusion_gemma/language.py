@@ -1,0 +1,215 @@
+r"""Encoder and decoder of DiffusionGemma, run as its ``generate`` runs them.
+
+The encoder reads the prompt once and every finished canvas after it; the decoder reads a canvas
+behind the encoder's keys and values. Nothing else leads from one to the other. Masks are the
+family's: given none, its forward would run image tokens causally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+#: an encoder layer's keys and values, each (B, heads, P or the sliding window, d)
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    r"""What all steps of B examples share.
+
+    Args:
+        embeds (Tensor): (B, P, D) input embeddings of prompt and pictures.
+        visual (Tensor): (B, P) bool, True at image tokens.
+        cache (tuple, optional): keys and values of every encoder layer, once prefilled.
+    """
+
+    embeds: Tensor
+    visual: Tensor
+    cache: tuple[KeyValue, ...] | None = None
+
+    def rows(self, index: Tensor) -> Prefix:
+        """The prefixes of examples ``index`` (R,): copies."""
+        cache = self.cache
+        return Prefix(
+            self.embeds[index],
+            self.visual[index],
+            None if cache is None else tuple((k[index], v[index]) for k, v in cache),
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What canvases see the prefix through."""
+        return [t for pair in self.cache or () for t in pair]
+
+    def replaced(self, tensors: Sequence[Tensor]) -> Prefix:
+        """Other tensors in place of those of :attr:`tensors` that require grad."""
+        new = iter(tensors)
+        flat = [next(new) if t.requires_grad else t for t in self.tensors]
+        return replace(self, cache=tuple(zip(flat[::2], flat[1::2], strict=True)))
+
+
+def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prefix:
+    """Vision tower, projection and word embeddings."""
+    encoder = model.model.encoder
+    words = encoder.get_input_embeddings()(input_ids)
+    pictures = encoder.get_image_features(
+        inputs["pixel_values"], inputs["image_position_ids"], return_dict=True
+    ).pooler_output.to(words.device, words.dtype)
+    visual = inputs["mm_token_type_ids"].bool()
+    return Prefix(words.masked_scatter(visual[..., None], pictures), visual)
+
+
+def prefilled(model: Any, prefix: Prefix) -> Prefix:
+    """The prefix with the encoder's keys and values."""
+    cache = _cache(model)
+    length = prefix.embeds.shape[1]
+    _encode(model, cache, prefix.embeds, length, prefix.visual.long())
+    return replace(prefix, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def denoised(model: Any, prefix: Prefix, before: Tensor, canvas: Tensor, signal: Tensor) -> Tensor:
+    r"""Logits (B, C, V) of a canvas.
+
+    Args:
+        model (nn.Module): the whole model.
+        prefix (Prefix): prefilled.
+        before (Tensor): (B, n · C) tokens of the canvases before it.
+        canvas (Tensor): (B, C) ids.
+        signal (Tensor): (B, C, D) self-conditioning; zeros at a canvas's first step.
+    """
+    cache = extended(model, prefix, before, canvas.shape[1])
+    with conditioned(model.model.decoder, signal):
+        return decoded(model, cache, prefix.embeds.shape[1] + before.shape[1], canvas)
+
+
+def extended(model: Any, prefix: Prefix, before: Tensor, size: int) -> DynamicCache:
+    """The prefix's cache with the canvases ``before``, encoded one after the other."""
+    assert prefix.cache is not None
+    length = prefix.embeds.shape[1]
+    cache = _cache(model, prefix.cache, length)
+    for part in before.split(size, 1) if before.shape[1] else ():
+        length += size
+        _encode(model, cache, model.model.encoder.get_input_embeddings()(part), length)
+    return cache
+
+
+def decoded(
+    model: Any, cache: DynamicCache, start: int, canvas: Tensor, **conditioning: Tensor | None
+) -> Tensor:
+    """Logits (B, C, V) of a canvas (B, C) at position ``start`` behind what the cache holds."""
+    hidden = model.model.decoder(
+        decoder_input_ids=canvas,
+        past_key_values=cache,
+        decoder_position_ids=_positions(start, canvas.shape[1], canvas.device),
+        **conditioning,
+    ).last_hidden_state
+    return head(model, hidden)
+
+
+@torch.no_grad()
+def signals(
+    model: Any, prefix: Prefix, before: Tensor, canvases: Tensor, settings: dict[str, Any]
+) -> Tensor:
+    r"""Self-conditioning of every step of a canvas, from its ids alone.
+
+    Args:
+        model, prefix, before: as in :func:`denoised`.
+        canvases (Tensor): (steps, B, C) ids before every step.
+        settings (dict): of ``generate``, as far as they are not the checkpoint's.
+
+    Returns:
+        Tensor: (steps, B, C, D).
+    """
+    config, _ = model._prepare_generation_config(None, **settings)
+    cooled = model._prepare_logits_processor(config)
+    cache = extended(model, prefix, before, canvases.shape[-1])
+    start = prefix.embeds.shape[1] + before.shape[1]
+    logits: Tensor | None = None
+    with conditioned(model.model.decoder) as found:
+        for step, canvas in enumerate(canvases):
+            logits = decoded(model, cache, start, canvas, self_conditioning_logits=logits)
+            left = torch.tensor(config.max_denoising_steps - step, dtype=torch.int32)
+            logits = cooled(canvas, logits, cur_step=left.to(canvas.device)).to(model.dtype)
+    return torch.stack(found)
+
+
+def head(model: Any, normed: Tensor) -> Tensor:
+    """Output head with the family's soft cap, float32 or wider: (…, D) to (…, V)."""
+    return capped(model, model.lm_head(normed))
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """The type of logits: float32, as the family has it, or float64 where the model is."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def capped(model: Any, logits: Tensor) -> Tensor:
+    """The soft cap on what the output head gave."""
+    logits = logits.to(wider(logits.dtype))
+    return torch.tanh(logits / model.final_logit_softcapping) * model.final_logit_softcapping
+
+
+@contextmanager
+def conditioned(decoder: Any, signal: Tensor | None = None) -> Iterator[list[Tensor]]:
+    """Let the decoder run with a recorded self-conditioning signal (B, C, D); None: with its own.
+
+    Yields:
+        list: the signals that it ran with, filled as it runs.
+    """
+    found: list[Tensor] = []
+
+    def swap(_module: Any, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        found.append(args[1].clone() if signal is None else signal.to(args[1]))
+        return args[0], found[-1]
+
+    handle = decoder.self_conditioning.register_forward_pre_hook(swap)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _cache(model: Any, pairs: Sequence[KeyValue] = (), length: int = 0) -> DynamicCache:
+    """A cache of the family's layers; with keys and values of ``length`` tokens, shared, as every
+    update makes new tensors."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for layer, (keys, values) in zip(cache.layers, pairs, strict=bool(pairs)):
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        if layer.is_sliding:
+            layer.cumulative_length = length
+    return cache
+
+
+def _encode(
+    model: Any, cache: DynamicCache, embeds: Tensor, length: int, types: Tensor | None = None
+) -> None:
+    """Fill the cache up to ``length`` tokens, the last of which are given."""
+    count = embeds.shape[1]
+    positions = _positions(length - count, count, embeds.device)
+    seen = torch.ones(len(embeds), length, dtype=torch.bool, device=embeds.device)
+    masks = model.model.encoder.create_masks_for_generate(
+        config=model.config,
+        inputs_embeds=embeds,
+        attention_mask=seen,
+        past_key_values=cache,
+        position_ids=positions,
+        mm_token_type_ids=types,
+    )
+    model.model.encoder.language_model(
+        inputs_embeds=embeds,
+        attention_mask=masks,
+        position_ids=positions,
+        past_key_values=cache,
+    )
+
+
+def _positions(start: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(start, start + count, dtype=torch.int32, device=device)[None]

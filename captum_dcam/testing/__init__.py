@@ -1,0 +1,35 @@
+r"""Conformance of an adapter: six checks that a third party runs against its own.
+
+Describe the adapter by an :class:`AdapterCase`, then run :func:`check_all`, a single check, or all
+of them as tests (:class:`AdapterSuite`); ``python -m captum_dcam.testing FILE…`` prints the table.
+"""
+
+from captum_dcam.testing.case import SIZES, AdapterCase, ConformanceError, Reference
+from captum_dcam.testing.feasibility import Feasibility, check_feasible, feasibility
+from captum_dcam.testing.gradients import check_gradient
+from captum_dcam.testing.inputs import check_inputs
+from captum_dcam.testing.placing import check_layout
+from captum_dcam.testing.replay import check_replay
+from captum_dcam.testing.report import CHECKS, AdapterSuite, Outcome, Row, check_all, markdown
+from captum_dcam.testing.residue import check_nothing_left
+
+__all__ = [
+    "CHECKS",
+    "SIZES",
+    "AdapterCase",
+    "AdapterSuite",
+    "ConformanceError",
+    "Feasibility",
+    "Outcome",
+    "Reference",
+    "Row",
+    "check_all",
+    "check_feasible",
+    "check_gradient",
+    "check_inputs",
+    "check_layout",
+    "check_nothing_left",
+    "check_replay",
+    "feasibility",
+    "markdown",
+]

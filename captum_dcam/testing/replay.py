@@ -1,0 +1,143 @@
+"""Check 1: recorded trajectory and replayed logits are the family's own generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.testing.case import AdapterCase, Reference, expect
+
+
+def check_replay(case: AdapterCase) -> str:
+    r"""Tokens, canvases, commit steps and the logits of every step, replayed with and without kept
+    block outputs, are those of the family's own ``generate``.
+
+    Returns:
+        str: how near they are.
+
+    Raises:
+        ConformanceError: the first thing that differs.
+    """
+    worst = 0.0
+    for keep in (True, False):
+        forward = case.bound(case.make(torch.float32), keep=keep)
+        worst = max(worst, agrees(case, forward))
+    return "bit-equal" if worst == 0 else f"within {worst:.0e}"
+
+
+def agrees(case: AdapterCase, forward: DenoisingForward, **changes: Any) -> float:
+    """Compare a bound generation with the family's own; the largest relative difference of
+    logits."""
+    request, trajectory = forward.request, forward.trajectory
+    assert request is not None
+    own = case.own(forward.adapter, request, **changes)
+    length = own.tokens.shape[1]
+    expect(
+        torch.equal(trajectory.tokens[:, :length].cpu(), own.tokens.cpu()),
+        f"the recorded answer {trajectory.tokens[:, :length].tolist()} is not the family's own, "
+        f"{own.tokens.tolist()}",
+    )
+    expect(
+        trajectory.steps == len(own.logits),
+        f"the trajectory has {trajectory.steps} steps, the family's own generation "
+        f"{len(own.logits)}: record what the model was given before every step",
+    )
+    _check_canvases(forward, own)
+    _check_commits(forward, own)
+    return _check_logits(case, forward, own)
+
+
+def _check_canvases(forward: DenoisingForward, own: Reference) -> None:
+    if own.canvases is None:
+        return
+    states = forward.trajectory.states[0][..., : own.tokens.shape[1]].cpu()
+    for step, (found, wanted) in enumerate(zip(states, own.canvases.cpu(), strict=True)):
+        expect(
+            torch.equal(found, wanted),
+            f"the canvas before step {step} was recorded as {found.tolist()}, but the model was "
+            f"given {wanted.tolist()}: clone it before the decoder changes it in place",
+        )
+
+
+def _check_commits(forward: DenoisingForward, own: Reference) -> None:
+    """A token's commit step is the last one before which it was masked, or the family's own."""
+    adapter, trajectory = forward.adapter, forward.trajectory
+    length = own.tokens.shape[1]
+    if own.commit_step is not None:
+        wanted = own.commit_step.cpu()
+    elif own.canvases is not None and adapter.mask_id is not None:
+        masked = own.canvases.cpu() == adapter.mask_id
+        steps = torch.arange(len(masked))[:, None, None]
+        wanted = torch.where(masked, steps, -1).amax(0)
+    else:
+        raise ValueError(
+            f"the reference of {adapter.family} tells neither commit steps nor canvases with a "
+            "mask token: give Reference.commit_step"
+        )
+    found = trajectory.commit_step[:, :length].cpu()
+    stop = torch.tensor(sorted(adapter.stop_ids))
+    compared = ~torch.isin(own.tokens.cpu(), stop)
+    expect(
+        torch.equal(found[compared], wanted[compared]),
+        f"commit steps are {found.tolist()}: expected {wanted.tolist()} at the tokens that are no "
+        "stop tokens",
+    )
+    sure = trajectory.confidence[:, :length].cpu()[compared]
+    expect(
+        bool(((sure >= 0) & (sure <= 1)).all()),
+        f"confidence is {sure.tolist()}: expected probabilities",
+    )
+
+
+def _check_logits(case: AdapterCase, forward: DenoisingForward, own: Reference) -> float:
+    worst = 0.0
+    request, trajectory = forward.request, forward.trajectory
+    assert request is not None
+    before = [t.clone() for t in (request.pixels, *request.extras, *trajectory.states)]
+    batch = torch.arange(request.batch)
+    for step, wanted in enumerate(own.logits):
+        wanted = wanted.cpu()
+        state = trajectory.state_at(batch, torch.full_like(batch, step))
+        with torch.no_grad():
+            whole = forward(request.pixels, *request.extras, *state).cpu()
+            rows = [forward.replay(b[None], torch.tensor([step])).cpu() for b in batch]
+        worst = max(
+            worst, _distance(case, f"forward at step {step}", whole, wanted, case.tolerance)
+        )
+        # a row at a time is another batch than the generation's
+        near = case.tolerance if request.batch == 1 else max(case.tolerance, 1e-4)
+        for b, row in enumerate(rows):
+            place = f"replay of example {b} at step {step}"
+            worst = max(worst, _distance(case, place, row, wanted[b : b + 1], near))
+    after = (request.pixels, *request.extras, *trajectory.states)
+    expect(
+        all(torch.equal(a, b) for a, b in zip(after, before, strict=True)),
+        "a replay changed the request or the recorded states: work on copies",
+    )
+    return worst
+
+
+def _distance(
+    case: AdapterCase, place: str, found: Tensor, wanted: Tensor, tolerance: float
+) -> float:
+    """Largest difference over the largest logit, where the family has logits."""
+    expect(
+        found.shape[0] == wanted.shape[0] and found.shape[2] == wanted.shape[2],
+        f"{place}: logits have shape {tuple(found.shape)}, the family's {tuple(wanted.shape)}",
+    )
+    found = found[:, : wanted.shape[1]]
+    there = ~wanted.isnan()
+    if not bool(there.any()):
+        return 0.0
+    gap, scale = (found - wanted)[there].abs().max(), wanted[there].abs().max()
+    distance = float(gap / scale.clamp_min(1e-30)) if gap > 0 else float(gap)
+    expect(
+        distance <= tolerance,
+        f"{place} differs from the family's own logits by {distance:.1e} of the largest: expected "
+        f"{f'at most {tolerance:.0e}' if tolerance else 'the same bits'}; compare masks, positions "
+        "and the shift of predictions",
+    )
+    return distance

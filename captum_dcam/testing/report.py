@@ -1,0 +1,106 @@
+"""All six checks of a case as one row of the conformance table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from captum_dcam.testing.case import AdapterCase
+from captum_dcam.testing.feasibility import check_feasible
+from captum_dcam.testing.gradients import check_gradient
+from captum_dcam.testing.inputs import check_inputs
+from captum_dcam.testing.placing import check_layout
+from captum_dcam.testing.replay import check_replay
+from captum_dcam.testing.residue import check_nothing_left
+
+#: the checks by name, in the order of the table's columns; each returns what it found
+CHECKS: dict[str, Callable[[AdapterCase], str]] = {
+    "replay": check_replay,
+    "gradient": check_gradient,
+    "feasible": check_feasible,
+    "layout": check_layout,
+    "inputs": check_inputs,
+    "nothing left": check_nothing_left,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one check: what it found, or the error that it raised."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a case and the outcomes of all checks, in order."""
+
+    name: str
+    source: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(o.passed for o in self.outcomes)
+
+
+def check_all(case: AdapterCase) -> Row:
+    """Run all six checks; an error of one does not keep the others from running."""
+    return Row(case.name, case.source, tuple(_outcome(n, case) for n in CHECKS))
+
+
+def _outcome(name: str, case: AdapterCase) -> Outcome:
+    try:
+        return Outcome(name, True, CHECKS[name](case))
+    except Exception as error:  # noqa: BLE001  whatever an adapter raises is its result
+        return Outcome(name, False, f"{type(error).__name__}: {error}")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, failures in words below it."""
+    head = ["Family and mode", "Code", *CHECKS]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        cells = [o.detail if o.passed else "**fails**" for o in row.outcomes]
+        lines.append(_line([row.name, row.source, *cells]))
+    failures = [
+        f"- {row.name}, {o.check}: {o.detail}" for row in rows for o in row.outcomes if not o.passed
+    ]
+    return "\n".join([*lines, *([""] if failures else []), *failures])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(c.replace('|', chr(0x2223)) for c in cells)} |"
+
+
+class AdapterSuite:
+    r"""Mixin of a pytest class: one test a check.
+
+    Examples::
+
+        >>> class TestMine(AdapterSuite):
+        ...     case = AdapterCase("mine", make, reference, settings, one_token)
+    """
+
+    case: AdapterCase
+
+    def test_replay(self) -> None:
+        check_replay(self.case)
+
+    def test_gradient(self) -> None:
+        check_gradient(self.case)
+
+    def test_feasible(self) -> None:
+        check_feasible(self.case)
+
+    def test_layout(self) -> None:
+        check_layout(self.case)
+
+    def test_inputs(self) -> None:
+        check_inputs(self.case)
+
+    def test_nothing_left(self) -> None:
+        check_nothing_left(self.case)

@@ -1,0 +1,171 @@
+"""Check 6: nothing is left behind on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.pipeline import explain_bound
+from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
+
+#: values that are compared as such; others by identity
+PLAIN = (bool, int, float, str, bytes, type(None))
+#: dictionaries of ``nn.Module``, compared entry by entry
+TABLES = (
+    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks",
+    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_load_state_dict_pre_hooks",
+)  # fmt: skip
+
+
+class _Interrupted(RuntimeError):
+    """Stands for an error in the middle of a run."""
+
+
+def check_nothing_left(case: AdapterCase) -> str:
+    r"""After generating, explaining and an error in the middle of each, the model has the hooks,
+    modes, attributes, caches, weights and gradients that it had before, its classes the same
+    methods, and torch the same random state and gradient mode.
+
+    Raises:
+        ConformanceError: what is left, and after what.
+    """
+    adapter = case.make(torch.float32)
+    model = adapter.model
+    request = adapter.prepare([[case.picture()]], [case.prompt])
+    case.own(adapter, request)  # what the family's own code leaves behind is its own
+    model.train()
+    for number, p in enumerate(model.parameters()):
+        p.requires_grad_(p.is_floating_point() and number % 2 == 0)
+    before = snapshot(model)
+
+    def compare(what: str) -> None:
+        changed = difference(before, snapshot(model))
+        expect(not changed, f"after {what} something is left behind: {'; '.join(changed[:5])}")
+
+    forward = case.bound(adapter)
+    compare("generating")
+    explain_bound(forward, [explained(forward)[0]], preset="base")
+    compare("explaining")
+    broken: dict[str, Callable[[], Any]] = {
+        "generating": lambda: case.bound(adapter),
+        "explaining": lambda: explain_bound(
+            case.bound(adapter, keep=False), [explained(forward)[0]], preset="base"
+        ),
+    }
+    calls = _calls(adapter.blocks[-1], broken["generating"])
+    for what, work in broken.items():
+        with _broken(adapter.blocks[-1], calls - 1 if what == "generating" else calls):
+            try:
+                work()
+            except _Interrupted:
+                pass
+            else:
+                raise ConformanceError(f"an error inside the last block is swallowed while {what}")
+        compare(f"an error while {what}")
+    return "nothing"
+
+
+def _calls(block: nn.Module, work: Callable[[], Any]) -> int:
+    """How many times a block runs."""
+    seen: list[None] = []
+    handle = block.register_forward_pre_hook(lambda *_: seen.append(None))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return len(seen)
+
+
+@contextmanager
+def _broken(block: nn.Module, after: int) -> Iterator[None]:
+    """Let a block raise when it was called ``after`` times already."""
+    count = 0
+
+    def fail(_module: nn.Module, _args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise _Interrupted("an error in the middle of a run")
+
+    handle = block.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything on a model and around it that a run could change, by name."""
+    found: dict[str, Any] = {
+        "torch.get_rng_state()": torch.get_rng_state().clone(),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.get_default_dtype()": torch.get_default_dtype(),
+    }
+    for name, module in model.named_modules():
+        place = f"model.{name}" if name else "model"
+        for key, value in vars(module).items():
+            if key in TABLES:
+                for entry, inner in (value or {}).items():
+                    found[f"{place}.{key}[{entry!r}]"] = _kept(inner)
+            else:
+                found[f"{place}.{key}"] = _kept(value)
+        for cls in type(module).__mro__:
+            if not cls.__module__.startswith(("torch.", "builtins")):
+                for key, value in vars(cls).items():
+                    found[f"class {cls.__qualname__}.{key}"] = _Same(value)
+    for name, parameter in model.named_parameters():
+        found[f"model.{name}.requires_grad"] = parameter.requires_grad
+        found[f"model.{name}.grad"] = _Same(parameter.grad)
+    for name in ("config", "generation_config"):
+        settings: Any = getattr(model, name, None)
+        if hasattr(settings, "to_dict"):
+            found[f"model.{name}"] = settings.to_dict()
+    return found
+
+
+class _Same:
+    """Holds a value and is equal to another that holds the very same one."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _kept(value: Any) -> Any:
+    """What a later value is compared with."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return (_Same(value), value.detach().clone())
+    if isinstance(value, dict):
+        return {k: _kept(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_Same(v) if not isinstance(v, PLAIN) else v for v in value]
+    return _Same(value)
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of what came, went or changed."""
+    came = [f"{k} is new" for k in after if k not in before]
+    gone = [f"{k} is gone" for k in before if k not in after]
+    changed = [f"{k} changed" for k in before if k in after and not _equal(before[k], after[k])]
+    return came + gone + changed
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    return bool(type(one) is type(other) and one == other)

@@ -1,0 +1,342 @@
+"""Tiny random instances of the real autoregressive classes, with real processors, made offline."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AddedToken,
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+import captum_dcam
+from captum_dcam.adapters._autoregressive.loading import Parts
+from captum_dcam.denoising import DenoisingForward
+
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+QWEN = KINDS[:3]
+PROMPT = "what is red ?"
+WORDS = ("a", "red", "blue", "circle", "square", "is", "what", "the", "image")
+LAYERS = 4
+
+TEXT = dict(
+    hidden_size=32,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+    attention_dropout=0.0,
+)
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+MROPE = {**ROPE, "mrope_section": [1, 1, 2]}
+
+
+# -- tokenizers ------------------------------------------------------------------------------------
+
+
+def _merges(first):
+    """Merges that make every word one token, ``first`` being the sign of a leading blank."""
+    found = []
+    for word in WORDS:
+        parts = [first, *word]
+        while len(parts) > 1:
+            pair = (parts[0], parts[1])
+            parts = ["".join(pair), *parts[2:]]
+            if pair not in found:
+                found.append(pair)
+    return found
+
+
+def _alphabet():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+@functools.cache
+def byte_level(special, named=()):
+    """A byte-level BPE tokenizer, as Qwen's and InternVL's; ``named``: (attribute, token) pairs."""
+    merges = _merges("Ġ")
+    vocab = {t: i for i, t in enumerate([*_alphabet(), *("".join(m) for m in merges)])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, pad_token="<|endoftext|>", extra_special_tokens=dict(named)
+    )
+    tokenizer.add_tokens([AddedToken(t, special=True) for t in special])
+    return tokenizer
+
+
+@functools.cache
+def sentencepiece():
+    """A BPE tokenizer with sentencepiece's signs and byte fallback, as LLaVA-1.5's."""
+    merges = _merges("▁")
+    single = sorted({c for w in WORDS for c in w} | set("▁?:.,\nUSERAITN"))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *single]
+    tokens += ["".join(m) for m in merges]
+    vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
+    tokenizer = LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True, pad_token="</s>")
+    tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)])
+    return tokenizer
+
+
+def qwen_tokenizer():
+    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    return byte_level(("<|im_start|>", "<|im_end|>", *vision))
+
+
+def internvl_tokenizer():
+    named = (
+        ("start_image_token", "<img>"),
+        ("end_image_token", "</img>"),
+        ("context_image_token", "<IMG_CONTEXT>"),
+        ("video_token", "<video>"),
+    )
+    return byte_level(("<|im_start|>", "<|im_end|>"), named)
+
+
+TOKENIZERS = {
+    **dict.fromkeys(QWEN, qwen_tokenizer),
+    "llava": sentencepiece,
+    "internvl": internvl_tokenizer,
+}
+
+
+# -- processors ------------------------------------------------------------------------------------
+
+QWEN_PIXELS = dict(
+    patch_size=4,
+    merge_size=2,
+    temporal_patch_size=2,
+    size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
+)
+
+
+def image_processor(kind):
+    if kind in QWEN:
+        return Qwen2VLImageProcessorPil(**QWEN_PIXELS)
+    if kind == "llava":
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
+    return GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4)
+
+
+class VideoSize:
+    """Stands for a video processor where torchvision is missing: only its sizes are used."""
+
+    def __init__(self):
+        self.size = {"shortest_edge": 8 * 8, "longest_edge": 32 * 32 * 4}
+
+
+def parts(kind):
+    video = VideoSize() if kind in QWEN else None
+    return Parts(TOKENIZERS[kind](), image_processor(kind), video)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _ids(tokenizer, **tokens):
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
+def _qwen2(cls, config, tokenizer, **vision):
+    return cls(
+        config(
+            text_config=dict(
+                **TEXT, vocab_size=len(tokenizer), rope_parameters=MROPE, eos_token_id=None
+            ),
+            vision_config=dict(
+                depth=2,
+                num_heads=2,
+                in_channels=3,
+                patch_size=4,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+                **vision,
+            ),
+            **_ids(
+                tokenizer,
+                image_token_id="<|image_pad|>",
+                video_token_id="<|video_pad|>",
+                vision_start_token_id="<|vision_start|>",
+                vision_end_token_id="<|vision_end|>",
+            ),
+        )
+    )
+
+
+def _model(kind):
+    tokenizer = TOKENIZERS[kind]()
+    count = len(tokenizer)
+    if kind == "qwen2_vl":
+        return _qwen2(
+            Qwen2VLForConditionalGeneration, Qwen2VLConfig, tokenizer, embed_dim=16, hidden_size=32
+        )
+    if kind == "qwen2_5_vl":
+        return _qwen2(
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2_5_VLConfig,
+            tokenizer,
+            hidden_size=16,
+            out_hidden_size=32,
+            intermediate_size=24,
+            window_size=16,
+            fullatt_block_indexes=[1],
+        )
+    if kind == "qwen3_vl":
+        config = Qwen3VLConfig(
+            text_config=dict(**TEXT, head_dim=8, vocab_size=count, rope_parameters=MROPE),
+            vision_config=dict(
+                depth=2,
+                num_heads=2,
+                in_channels=3,
+                patch_size=4,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+                hidden_size=16,
+                out_hidden_size=32,
+                intermediate_size=24,
+                deepstack_visual_indexes=[0],
+                num_position_embeddings=64,
+            ),
+            **_ids(
+                tokenizer,
+                image_token_id="<|image_pad|>",
+                video_token_id="<|video_pad|>",
+                vision_start_token_id="<|vision_start|>",
+                vision_end_token_id="<|vision_end|>",
+            ),
+        )
+        return Qwen3VLForConditionalGeneration(config)
+    if kind == "llava":
+        config = LlavaConfig(
+            text_config=LlamaConfig(**TEXT, vocab_size=count, rope_parameters=ROPE),
+            vision_config=CLIPVisionConfig(
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=4,
+            ),
+            **_ids(tokenizer, image_token_id="<image>"),
+        )
+        return LlavaForConditionalGeneration(config)
+    config = InternVLConfig(
+        text_config=Qwen2Config(**TEXT, vocab_size=count, rope_parameters=ROPE),
+        vision_config=InternVLVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=(32, 32),
+            patch_size=(4, 4),
+        ),
+        image_seq_length=16,
+        **_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+def model(kind, seed=0, dtype=torch.float32):
+    """Random weights, enlarged so that attention and answers are far from uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = _model(kind)
+        with torch.no_grad():
+            for name, p in made.named_parameters():
+                if p.ndim > 1 and "visual" not in name and "vision_tower" not in name:
+                    p.normal_(0, 1.5 * p.shape[1] ** -0.5)
+            tokenizer = TOKENIZERS[kind]()
+            spoken = [tokenizer(f"a {w}", add_special_tokens=False)["input_ids"][-1] for w in WORDS]
+            made.lm_head.weight[spoken] *= 3  # so that answers are made of words
+    made.generation_config.pad_token_id = tokenizer.pad_token_id
+    made.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
+        "</s>" if kind == "llava" else "<|im_end|>"
+    )
+    made.generation_config.bos_token_id = None
+    return made.to(dtype).eval()
+
+
+def adapter(kind, regime="prefix", seed=0, dtype=torch.float32):
+    return captum_dcam.wrap(model(kind, seed, dtype), parts(kind), regime=regime)
+
+
+def picture(seed=0, size=(40, 40)):
+    g = np.random.default_rng(seed)
+    coarse = Image.fromarray(g.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+def video(frames=5, size=(24, 16)):
+    return [picture(100 + i, size) for i in range(frames)]
+
+
+def bound(
+    kind,
+    regime="prefix",
+    *,
+    layer=1,
+    pictures=None,
+    prompts=(PROMPT,),
+    seed=0,
+    dtype=torch.float32,
+    length=5,
+    **settings,
+):
+    """A forward with a bound generation; by default one picture and one prompt."""
+    made = adapter(kind, regime, seed, dtype)
+    forward = DenoisingForward(made, layer)
+    given = [[picture(b)] for b in range(len(prompts))] if pictures is None else pictures
+    request = made.prepare(given, list(prompts))
+    forward.generate(request, max_new_tokens=length, **settings)
+    return forward
+
+
+def exact(monkeypatch):
+    """Norms in the type of their input: the families' compute in float32 whatever they get."""
+    from transformers.models.llama import modeling_llama
+    from transformers.models.qwen2 import modeling_qwen2
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+    from transformers.models.qwen2_vl import modeling_qwen2_vl
+    from transformers.models.qwen3_vl import modeling_qwen3_vl
+
+    def forward(self, x):
+        return (
+            self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        )
+
+    modules = (
+        modeling_llama,
+        modeling_qwen2,
+        modeling_qwen2_5_vl,
+        modeling_qwen2_vl,
+        modeling_qwen3_vl,
+    )
+    for module in modules:
+        for name in vars(module):
+            if name.endswith("RMSNorm"):
+                monkeypatch.setattr(getattr(module, name), "forward", forward)

@@ -1,0 +1,149 @@
+"""Every conformance check fails on an adapter that is broken in its way, and says what is wrong."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
+
+import broken
+
+from captum_dcam.testing import (
+    CHECKS,
+    AdapterSuite,
+    ConformanceError,
+    check_all,
+    check_replay,
+    feasibility,
+    markdown,
+)
+
+#: class, check, what the error says, regimes
+BROKEN = (
+    ("WrongCommits", "replay", "commit steps are", "prefix full"),
+    ("CanvasesNotCloned", "replay", "clone it before", "prefix full"),
+    ("MissingStep", "replay", "has 3 steps", "prefix full"),
+    ("OtherAnswer", "replay", "not the family's own", "prefix"),
+    ("ConfidenceOfLogits", "replay", "expected probabilities", "prefix"),
+    ("WrongShift", "replay", "shift of predictions", "prefix full"),
+    ("NearlyRight", "replay", "the same bits", "prefix full"),
+    ("ChangesItsState", "replay", "work on copies", "full"),
+    ("DetachedCache", "gradient", r"look for detach\(\)", "prefix"),
+    ("DetachedKeys", "gradient", "finite differences give", "prefix"),
+    ("ForgottenTensors", "gradient", "finite differences give", "prefix"),
+    ("NoGradient", "gradient", r"look for detach\(\)", "prefix full"),
+    ("TooDeep", "gradient", "block 3: no gradient", "prefix full"),
+    ("TooShallow", "gradient", "expected at least 2", "prefix full"),
+    ("InventedLengths", "feasible", "in calls of lengths", "prefix full"),
+    ("SpanCutOff", "feasible", "image span ends at 32, the layout's at 64", "prefix full"),
+    ("Transposed", "layout", "the order of tokens", "prefix"),
+    ("OffByOne", "layout", "the order of tokens", "prefix"),
+    ("UpsideDown", "layout", "the order of tokens", "full"),
+    ("OneCellAside", "layout", "the order of tokens", "full"),
+    ("HeightAndWidthSwapped", "layout", r"a grid says \(H, W\)", "prefix"),
+    ("PicturesSwapped", "layout", "tokens of picture 0 most: expected 1", "prefix"),
+    ("PixelsOfOthers", "layout", "pixels, patch", "prefix"),
+    ("RunsWhatItRefuses", "inputs", "a batch of two is neither run nor refused", "full"),
+    ("OnePictureOnly", "inputs", "two pictures is neither run nor refused", "full"),
+    ("NoVideoThough", "inputs", "Video|video", "full"),
+    ("FirstPromptForAll", "inputs", "other logits than alone", "prefix full"),
+    ("NoEmptyPrompt", "inputs", "list index out of range", "prefix"),
+    ("Peeking", "inputs", "a batch of two: forward at step 0", "full"),
+    ("LeavesHook", "nothing left", r"after generating .*_forward_hooks", "prefix"),
+    ("LeavesHookAfterErrors", "nothing left", "after an error while generating", "full"),
+    ("LeavesAttribute", "nothing left", "after explaining .*last_extras is new", "full"),
+    ("LeavesMode", "nothing left", "training changed", "prefix"),
+    ("LeavesFrozen", "nothing left", "requires_grad changed", "prefix"),
+    ("LeavesGradient", "nothing left", r"norm.weight.grad changed", "prefix"),
+    ("LeavesOtherWeights", "nothing left", "norm._parameters", "prefix"),
+    ("LeavesClassPatched", "nothing left", r"class \w+.forward changed", "prefix"),
+    ("LeavesConfigChanged", "nothing left", "config changed", "prefix"),
+    ("DrawsFromTheGlobalGenerator", "nothing left", "get_rng_state", "prefix"),
+    ("SwallowsErrors", "nothing left", "is swallowed while generating", "prefix"),
+)
+EACH = [(n, c, m, r) for n, c, m, regimes in BROKEN for r in regimes.split()]
+
+
+@pytest.fixture(autouse=True)
+def unpatched():
+    yield
+    undo = broken.LeavesClassPatched.undo
+    while undo:
+        undo.pop()()
+
+
+@pytest.mark.parametrize(("name", "check", "message", "regime"), EACH)
+def test_the_right_check_fails(name, check, message, regime):
+    case = broken.case(getattr(broken, name), regime)
+    kinds = (ConformanceError, IndexError, TypeError, ValueError, AttributeError)
+    with pytest.raises(kinds, match=message) as caught:
+        CHECKS[check](case)
+    plain = {"NoVideoThough", "NoEmptyPrompt"}  # the adapter's own error
+    assert caught.type is ConformanceError or name in plain
+
+
+def test_a_tolerance_lets_rounding_pass():
+    case = broken.case(broken.NearlyRight, "prefix")
+    assert check_replay(dataclasses.replace(case, tolerance=1e-5)).startswith("within")
+
+
+def test_a_row_holds_all_outcomes():
+    case = dataclasses.replace(broken.case(broken.WrongCommits, "prefix"), name="a | b")
+    row = check_all(case)
+    assert [o.check for o in row.outcomes] == list(CHECKS) and not row.passed
+    assert [o.passed for o in row.outcomes] == [False, True, True, True, False, True]
+    text = markdown([row]).splitlines()
+    assert text[0].count("|") == text[2].count("|") == len(CHECKS) + 3
+    assert "**fails**" in text[2] and "commit steps are" in text[4]
+
+
+def test_the_table_of_calls():
+    table = feasibility(broken.cases()["prefix"])
+    assert table.lines() == [
+        "prefix: length 69 ≥ 64, feasible",
+        "t = 0 … t = 3: length 8 < 64, infeasible",
+    ]
+    assert table.ratio == 1 / 5
+
+
+def test_fewer_than_eight_sizes_are_no_case():
+    with pytest.raises(ValueError, match="at least 8"):
+        dataclasses.replace(broken.cases()["full"], sizes=((64, 64),) * 9)
+
+
+def test_an_answer_of_stop_tokens_says_what_to_do():
+    class Silent(broken.MiniAdapter):
+        stop_ids = frozenset(range(71))
+
+    with pytest.raises(ConformanceError, match="stop tokens only"):
+        CHECKS["gradient"](broken.case(Silent, "prefix"))
+
+
+def test_a_reference_without_commit_steps_is_refused():
+    own = broken.cases()["prefix"]
+
+    def reference(*args):
+        return dataclasses.replace(own.reference(*args), canvases=None)
+
+    with pytest.raises(ValueError, match="tells neither commit steps"):
+        check_replay(dataclasses.replace(own, reference=reference))
+
+
+def test_positions_that_the_family_does_not_compute_are_left_out():
+    own = broken.cases()["prefix"]
+
+    def reference(*args):
+        made = own.reference(*args)
+        logits = [x.clone() for x in made.logits]
+        for x in logits:
+            x[:, 1:] = torch.nan
+        return dataclasses.replace(made, logits=logits)
+
+    assert check_replay(dataclasses.replace(own, reference=reference)) == "bit-equal"
+
+
+class TestMini(AdapterSuite):
+    case = broken.cases()["prefix"]

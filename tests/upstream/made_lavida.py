@@ -1,0 +1,119 @@
+"""Tiny random-weight models of LaViDa's own classes, from the checkout that
+CAPTUM_DCAM_UPSTREAM_LAVIDA names."""
+
+import os
+import sys
+import warnings
+
+import torch
+import torch._dynamo
+
+from captum_dcam.adapters import _compat
+
+NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA"
+PINS = "[(384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152)]"
+MASK, EOS, VOCABULARY = 90, 91, 96
+
+
+def package():
+    """Upstream's builder; its decoder layers are not compiled, which takes minutes on a CPU."""
+    torch._dynamo.config.disable = True
+    sys.path.insert(0, os.environ[NAME])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _compat.lavida_package()
+
+
+def tower(folder):
+    """A folder with a tiny SigLIP; upstream takes it for one because of its name."""
+    from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel
+
+    config = SigLipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    path = str(folder / "tiny-siglip")
+    SigLipVisionModel(config).save_pretrained(path)
+    return path
+
+
+def config(variant, **changes):
+    from llava.model.language_model.llava_dream import LlavaDreamConfig
+    from llava.model.language_model.llava_llada import LlavaLladaConfig
+
+    shared = dict(
+        image_aspect_ratio="anyres",
+        image_grid_pinpoints=PINS,
+        mm_patch_merge_type="spatial_unpad",
+        mm_spatial_pool_mode="bilinear",
+        tokenizer_model_max_length=8192,
+        vocab_size=VOCABULARY,
+        mask_token_id=MASK,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        **changes,
+    )
+    if variant == "dream":
+        return LlavaDreamConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=8192,
+            **shared,
+        )
+    return LlavaLladaConfig(
+        d_model=32,
+        n_heads=2,
+        n_kv_heads=2,
+        n_layers=4,
+        mlp_hidden_size=64,
+        embedding_size=VOCABULARY,
+        max_sequence_length=8192,
+        rope=True,
+        include_bias=False,
+        layer_norm_type="rms",
+        block_type="llama",
+        activation_type="silu",
+        weight_tying=False,
+        flash_attention=False,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        embedding_dropout=0.0,
+        **shared,
+    )
+
+
+def model(variant, folder, seed=0, **changes):
+    from llava.model.language_model.llava_dream import LlavaDreamForMaskedDiffusion
+    from llava.model.language_model.llava_llada import LlavaLladaForMaskedDiffusion
+
+    cls = {"llada": LlavaLladaForMaskedDiffusion, "dream": LlavaDreamForMaskedDiffusion}[variant]
+    sight = dict(
+        mm_vision_tower=tower(folder),
+        mm_resampler_type=None,
+        mm_projector_type="mlp2x_gelu",
+        mm_hidden_size=16,
+        use_mm_proj=True,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        made = cls(config(variant, **changes), vision_kwargs=sight)
+        spread(made)
+    _compat.lavida_buffers(made)
+    return made.float().eval()
+
+
+@torch.no_grad()
+def spread(model):
+    """Weights so large that attention is far from uniform and answers vary."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0) if "norm" in name or "ln" in name else weight.zero_()
+        else:
+            weight.normal_(std=weight[0].numel() ** -0.5)
+        if "q_proj" in name or "k_proj" in name:
+            weight.mul_(2)
+        if "wte" in name or "embed_tokens" in name or "image_newline" in name:
+            weight.normal_()
