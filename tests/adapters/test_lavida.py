@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import pytest
 import tiny
@@ -91,9 +92,11 @@ def test_the_models_own_generate_is_recorded_and_replayed_bit_for_bit(
     regime, variant, settings, own
 ):
     forward = made.bound(variant, regime, **settings)
-    canvases, seen = made.own(forward, **own)
+    own = dict(own)
+    length = own.pop("max_new_tokens")
+    canvases, seen = made.own(forward.adapter, forward.request, length, **own)
     check_record(forward, canvases)
-    for step, expected in enumerate(made.expected_logits(forward, seen)):
+    for step, expected in enumerate(made.expected_logits(forward.adapter, length, seen)):
         with torch.no_grad():
             got = forward.replay(torch.tensor([0]), torch.tensor([step]))[0]
             state = forward.trajectory.state_at(torch.tensor([0]), torch.tensor([step]))
@@ -125,7 +128,7 @@ def test_sampling_is_the_models_own_and_the_generators(regime, variant, settings
     forward = made.bound(variant, regime, generator=g(3), **settings)
     before = torch.random.get_rng_state()
     with made.as_drawn(g(3)):
-        canvases, _ = made.own(forward, max_new_tokens=8, **own)
+        canvases, _ = made.own(forward.adapter, forward.request, 8, **own)
     check_record(forward, canvases)
     again = made.bound(variant, regime, generator=g(3), **settings).trajectory
     assert torch.equal(again.states[0], forward.trajectory.states[0])
@@ -151,7 +154,7 @@ def test_batched_replay_agrees_within_rounding(regime, variant, keep):
 def test_dreams_first_token_is_the_prefills():
     """It is committed before the first step: its logits are the prefill's at every step."""
     forward = made.bound("dream", "prefix")
-    _, seen = made.own(forward, max_new_tokens=8)
+    _, seen = made.own(forward.adapter, forward.request, 8)
     t = forward.trajectory
     assert t.commit_step[0, 0] == 0 and t.states[0][0, 0, 0] == t.tokens[0, 0] != double.MASK
     assert t.tokens[0, 0] == seen[0][-1].argmax()
@@ -412,13 +415,13 @@ def test_settings_of_the_other_model_are_named(variant, name, message):
 def test_the_trap_that_the_check_keeps_from(regime):
     """Dream's own decoder fails in the middle of its work, or (full) not at all."""
     forward = made.bound("dream", regime)
-    settings = {"max_new_tokens": 8, "steps": 8, "schedule": "shift"}
+    run = functools.partial(made.own, forward.adapter, forward.request, 8, schedule="shift")
     if regime == "full":
-        made.own(forward, **settings)
+        run(steps=8)
         made.bound("dream", regime, schedule="shift")
         return
     with pytest.raises(IndexError):
-        made.own(forward, **settings)
+        run(steps=8)
 
 
 @variants

@@ -8,6 +8,7 @@ from doubles import lavida as double
 
 import captum_dcam
 from captum_dcam.denoising import DenoisingForward
+from captum_dcam.testing import Reference
 
 VARIANTS = ("llada", "dream")
 PROMPT = "what is this ?"
@@ -51,58 +52,67 @@ def as_drawn(generator):
         yield
 
 
-def arguments(forward):
-    """What the model's own generate is called with for the bound request."""
-    ids, sizes = forward.request.extras
-    tile = forward.model.get_vision_tower().image_size
-    views = forward.request.pixels[0]
-    assert views.shape[-1] == tile
-    wh = [tuple(s) for s in sizes[0].tolist()]
-    return {"inputs": ids, "images": [views], "image_sizes": wh}
+def arguments(adapter, request):
+    """What the model's own generate is called with for a request: its packing, spelt out."""
+    ids, sizes = request.extras
+    views, wh = request.pixels[0], [tuple(s) for s in sizes[0].tolist()]
+    if len(views) > len(wh):
+        images = [views]  # one picture, with tiles
+    else:
+        images = list(views) if adapter._packing.single == "list" else views
+    return {"inputs": ids, "images": images, "image_sizes": wh}
 
 
-def own(forward, **settings):
+def own(adapter, request, length, **settings):
     """Canvases (before every step, then the answer) and the logits of every run of the model."""
-    model, cached = forward.model, forward.adapter.regime == "prefix"
+    model, cached, dream = adapter.model, adapter.regime == "prefix", adapter.variant == "dream"
     seen = []
 
     def note(_module, _args, output):
         seen.append((output if isinstance(output, torch.Tensor) else output.logits)[0].clone())
 
-    dream = forward.adapter.variant == "dream"
-    handle = (model.lm_head if dream else model.model).register_forward_hook(note)
     if dream:
         given = {"output_history": True, "temperature": 0.0, "top_k": 50}
     else:
         given = {"verbose": True, "mask_id": double.MASK}
     frozen = [p for p in model.parameters() if p.requires_grad]
-    for (
-        p
-    ) in frozen:  # convolutions choose other kernels, with other rounding, for trainable weights
+    for p in frozen:  # for trainable weights convolutions choose other kernels
         p.requires_grad_(False)
+    handle = (model.lm_head if dream else model.model).register_forward_hook(note)
     try:
-        out = model.generate(**arguments(forward), prefix_lm=cached, **{**given, **settings})
+        settings = {"max_new_tokens": length, "prefix_lm": cached, **given, **settings}
+        out = model.generate(**arguments(adapter, request), **settings)
     finally:
         handle.remove()
         for p in frozen:
             p.requires_grad_(True)
-    history = out.history if dream else out[1]
-    length = forward.trajectory.tokens.shape[1]
-    history = [h[0, -length:] for h in history]
+    history = [h[0, -length:] for h in (out.history if dream else out[1])]
     first = torch.full((length,), double.MASK)
     if dream and cached:
         first[0] = seen[0][-1].argmax()
     return [first, *history], seen
 
 
-def expected_logits(forward, seen):
+def expected_logits(adapter, length, seen):
     """Logits (T, V) of every step by canvas position, from the runs of the model's own generate."""
-    trajectory = forward.trajectory
-    length, dream = trajectory.tokens.shape[1], forward.adapter.variant == "dream"
-    cached = forward.adapter.regime == "prefix"
+    dream, cached = adapter.variant == "dream", adapter.regime == "prefix"
     steps = seen[1:] if cached else seen
     if not dream:
         return [s[-length:] for s in steps]
     if cached:
         return [torch.cat((seen[0][-1:], s[:-1])) for s in steps]
     return [s[-length - 1 : -1] for s in steps]
+
+
+def reference(adapter, request, settings):
+    """For the conformance checks; settings are the adapter's: gen_length, steps, block_length."""
+    length, steps = settings["gen_length"], settings["steps"]
+    given = {"steps": steps}
+    if adapter.variant == "llada":
+        block = settings.get("block_length", length)
+        given = {"block_length": block, "step_per_block": steps * block // length}
+    canvases, seen = own(adapter, request, length, **given)
+    before = torch.stack(canvases[:-1])[:, None]
+    commits = ((before == double.MASK).sum(0) - 1).clamp_min(0)
+    logits = [s[None] for s in expected_logits(adapter, length, seen)]
+    return Reference(canvases[-1][None], logits, before, commits)
