@@ -21,73 +21,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:None of the inputs have requires_grad", "ignore:Converting a tensor with requires_grad"
 )
 variants = pytest.mark.parametrize("variant", made.VARIANTS)
-#: settings of the adapter, and of the model's own generate
-LLADA = (
-    ({}, {"max_new_tokens": 8, "block_length": 8}),
-    ({"steps": 4}, {"max_new_tokens": 8, "block_length": 8, "step_per_block": 4}),
-    ({"max_new_tokens": 6}, {"max_new_tokens": 6, "block_length": 6}),
-    (
-        {"gen_length": 12, "block_length": 4, "step_ratio": 0.5},
-        {"max_new_tokens": 12, "block_length": 4, "step_ratio": 0.5},
-    ),
-    (
-        {"schedule": "shift", "step_ratio": 0.5},
-        {"max_new_tokens": 8, "block_length": 8, "schedule": "shift", "step_ratio": 0.5},
-    ),
-    (
-        {"gen_length": 16, "schedule": "shift", "shift": 0.33, "step_ratio": 0.5},
-        {
-            "max_new_tokens": 16,
-            "block_length": 16,
-            "schedule": "shift",
-            "schedule_kwargs": {"shift": 0.33},
-            "step_ratio": 0.5,
-        },
-    ),
-    *(
-        (
-            {"gen_length": 12, "schedule": s, "steps": 5},
-            {"max_new_tokens": 12, "block_length": 12, "schedule": s, "step_per_block": 5},
-        )
-        for s in ("cosine", "logit_normal", "linear")
-    ),
-    ({"remasking": "margin"}, {"max_new_tokens": 8, "block_length": 8, "remasking": "margin"}),
-    ({"remasking": "entropy"}, {"max_new_tokens": 8, "block_length": 8, "remasking": "entrophy"}),
-)
-DREAM = (
-    ({}, {"max_new_tokens": 8, "steps": 8}),
-    ({"steps": 4}, {"max_new_tokens": 8, "steps": 4}),
-    ({"step_ratio": 0.5}, {"max_new_tokens": 8, "step_ratio": 0.5}),
-    (
-        {"gen_length": 9, "schedule": "shift", "steps": 4},
-        {"max_new_tokens": 9, "steps": 4, "schedule": "shift"},
-    ),
-    (
-        {"gen_length": 9, "schedule": "shift", "shift": 0.33, "step_ratio": 0.5},
-        {
-            "max_new_tokens": 9,
-            "schedule": "shift",
-            "schedule_kwargs": {"shift": 0.33},
-            "step_ratio": 0.5,
-        },
-    ),
-    (
-        {"alg": "topk_margin", "top_p": None},
-        {"max_new_tokens": 8, "alg": "topk_margin", "top_p": None},
-    ),
-    ({"alg": "maskgit_plus"}, {"max_new_tokens": 8, "alg": "maskgit_plus"}),
-)
-ALL = [("llada", *one) for one in LLADA] + [("dream", *one) for one in DREAM]
-SAMPLED = (
-    ("llada", {"temperature": 0.7}, {"temperature": 0.7, "block_length": 8}),
-    ("llada", {"remasking": "random"}, {"remasking": "random", "block_length": 8}),
-    ("dream", {"temperature": 0.7}, {"temperature": 0.7}),
-    ("dream", {"alg": "origin", "steps": 4}, {"alg": "origin", "steps": 4}),
-    ("dream", {"alg_temp": 0.5}, {"alg_temp": 0.5}),
-)
 
 
-@pytest.mark.parametrize(("variant", "settings", "own"), ALL)
+@pytest.mark.parametrize(("variant", "settings", "own"), made.GREEDY)
 def test_the_models_own_generate_is_recorded_and_replayed_bit_for_bit(
     regime, variant, settings, own
 ):
@@ -122,7 +58,7 @@ def check_record(forward, canvases):
         assert t.confidence[0, p] == pytest.approx(float(sure), rel=1e-4)
 
 
-@pytest.mark.parametrize(("variant", "settings", "own"), SAMPLED)
+@pytest.mark.parametrize(("variant", "settings", "own"), made.SAMPLED)
 def test_sampling_is_the_models_own_and_the_generators(regime, variant, settings, own):
     g = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
     forward = made.bound(variant, regime, generator=g(3), **settings)

@@ -12,6 +12,70 @@ from captum_dcam.testing import Reference
 
 VARIANTS = ("llada", "dream")
 PROMPT = "what is this ?"
+#: settings of the adapter, and of the model's own generate
+LLADA = (
+    ({}, {"max_new_tokens": 8, "block_length": 8}),
+    ({"steps": 4}, {"max_new_tokens": 8, "block_length": 8, "step_per_block": 4}),
+    ({"max_new_tokens": 6}, {"max_new_tokens": 6, "block_length": 6}),
+    (
+        {"gen_length": 12, "block_length": 4, "step_ratio": 0.5},
+        {"max_new_tokens": 12, "block_length": 4, "step_ratio": 0.5},
+    ),
+    (
+        {"schedule": "shift", "step_ratio": 0.5},
+        {"max_new_tokens": 8, "block_length": 8, "schedule": "shift", "step_ratio": 0.5},
+    ),
+    (
+        {"gen_length": 16, "schedule": "shift", "shift": 0.33, "step_ratio": 0.5},
+        {
+            "max_new_tokens": 16,
+            "block_length": 16,
+            "schedule": "shift",
+            "schedule_kwargs": {"shift": 0.33},
+            "step_ratio": 0.5,
+        },
+    ),
+    *(
+        (
+            {"gen_length": 12, "schedule": s, "steps": 5},
+            {"max_new_tokens": 12, "block_length": 12, "schedule": s, "step_per_block": 5},
+        )
+        for s in ("cosine", "logit_normal", "linear")
+    ),
+    ({"remasking": "margin"}, {"max_new_tokens": 8, "block_length": 8, "remasking": "margin"}),
+    ({"remasking": "entropy"}, {"max_new_tokens": 8, "block_length": 8, "remasking": "entrophy"}),
+)
+DREAM = (
+    ({}, {"max_new_tokens": 8, "steps": 8}),
+    ({"steps": 4}, {"max_new_tokens": 8, "steps": 4}),
+    ({"step_ratio": 0.5}, {"max_new_tokens": 8, "step_ratio": 0.5}),
+    (
+        {"gen_length": 9, "schedule": "shift", "steps": 4},
+        {"max_new_tokens": 9, "steps": 4, "schedule": "shift"},
+    ),
+    (
+        {"gen_length": 9, "schedule": "shift", "shift": 0.33, "step_ratio": 0.5},
+        {
+            "max_new_tokens": 9,
+            "schedule": "shift",
+            "schedule_kwargs": {"shift": 0.33},
+            "step_ratio": 0.5,
+        },
+    ),
+    (
+        {"alg": "topk_margin", "top_p": None},
+        {"max_new_tokens": 8, "alg": "topk_margin", "top_p": None},
+    ),
+    ({"alg": "maskgit_plus"}, {"max_new_tokens": 8, "alg": "maskgit_plus"}),
+)
+GREEDY = [("llada", *one) for one in LLADA] + [("dream", *one) for one in DREAM]
+SAMPLED = (
+    ("llada", {"temperature": 0.7}, {"temperature": 0.7, "block_length": 8}),
+    ("llada", {"remasking": "random"}, {"remasking": "random", "block_length": 8}),
+    ("dream", {"temperature": 0.7}, {"temperature": 0.7}),
+    ("dream", {"alg": "origin", "steps": 4}, {"alg": "origin", "steps": 4}),
+    ("dream", {"alg_temp": 0.5}, {"alg_temp": 0.5}),
+)
 
 
 def adapter(variant, regime="prefix", seed=0, dtype=torch.float32, **changes):
