@@ -67,6 +67,8 @@ def loaded(
                 torch_dtype=BUILT.get(dtype, "bfloat16"),
                 vision_kwargs=None if vision_tower is None else _sight(vision_tower),
             )
+    except RemoteCodeError:  # an OSError too
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{source} cannot be loaded: {error}") from error
     _compat.lavida_buffers(model)
