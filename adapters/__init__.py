@@ -4,6 +4,7 @@ from captum_dcam.adapters.autoregressive import AutoregressiveAdapter
 from captum_dcam.adapters.diffusion_gemma import DiffusionGemmaAdapter
 from captum_dcam.adapters.dream_vl import DreamVLAdapter
 from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.adapters.lavida_o import LavidaOAdapter
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.mini import MiniAdapter
 from captum_dcam.adapters.mmada import MmadaAdapter
@@ -13,6 +14,7 @@ __all__ = [
     "DiffusionGemmaAdapter",
     "DreamVLAdapter",
     "LavidaAdapter",
+    "LavidaOAdapter",
     "LladaVAdapter",
     "MiniAdapter",
     "MmadaAdapter",

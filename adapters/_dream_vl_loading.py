@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_dcam.adapters import _compat
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import RemoteCodeError, WeightsError
 
 
 def loaded(
@@ -32,11 +32,11 @@ def loaded(
             machine: it must be allowed. Default: False
 
     Raises:
-        PermissionError: remote code is not allowed.
+        RemoteCodeError: remote code is not allowed.
         WeightsError: files are missing, damaged, or of another family.
     """
     if not trust_remote_code:
-        raise PermissionError(
+        raise RemoteCodeError(
             f"{source} brings its own code (DreamVLModel is in no version of transformers): read "
             "it, fix its revision, and pass trust_remote_code=True to let it run; or load the "
             "model yourself and wrap(model, processor)"

@@ -12,7 +12,7 @@ import torch
 
 from captum_dcam.adapters import _compat
 from captum_dcam.adapters._lavida_facts import VARIANTS
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import RemoteCodeError, WeightsError
 
 CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
 #: the only two that the builder knows; at others it stops in a debugger
@@ -45,7 +45,7 @@ def loaded(
     Raises:
         ImportError: upstream's package is missing.
         WeightsError: files are missing, damaged, or of another model.
-        ValueError: the checkpoint needs remote code.
+        RemoteCodeError: the checkpoint needs remote code.
     """
     if source is None:
         raise WeightsError(
@@ -67,6 +67,8 @@ def loaded(
                 torch_dtype=BUILT.get(dtype, "bfloat16"),
                 vision_kwargs=None if vision_tower is None else _sight(vision_tower),
             )
+    except RemoteCodeError:  # an OSError too
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{source} cannot be loaded: {error}") from error
     _compat.lavida_buffers(model)
@@ -91,15 +93,13 @@ def _builder_name(source: str, folder: str, trust_remote_code: bool) -> str:
     kinds = config.get("architectures") or []
     names = [f"llava_{VARIANTS[k]}" for k in kinds if k in VARIANTS]
     if not names or "dual_tower" in config:
-        held = (
-            "LaViDa-O" if "dual_tower" in config else " or ".join(kinds) or "nothing that it names"
-        )
+        held = "LaViDa-O" if "dual_tower" in config else " or ".join(kinds) or "no architecture"
         raise WeightsError(
             f"{source} holds {held} (model_type {config.get('model_type')!r}): expected "
             f"{' or '.join(VARIANTS)}; other families with these types are llada_v and lavida_o"
         )
     if names[0] == "llava_dream" and not trust_remote_code:
-        raise ValueError(
+        raise RemoteCodeError(
             f"{source} has a tokenizer of its own code, which upstream's builder runs: look at it, "
             "then pass trust_remote_code=True; or load it yourself and use captum_dcam.wrap"
         )

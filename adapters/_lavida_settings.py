@@ -49,7 +49,9 @@ def checked(
     """The settings, checked before any work is done."""
     given = dict(given)
     if "max_new_tokens" in given:  # the family's own name
-        given.setdefault("gen_length", given.pop("max_new_tokens"))
+        if "gen_length" in given:
+            raise ValueError("gen_length and max_new_tokens are two names of one setting: give one")
+        given["gen_length"] = given.pop("max_new_tokens")
     other = "dream" if variant == "llada" else "llada"
     known = [n for n in Settings.__dataclass_fields__ if n not in ONLY[other]]
     for name in given:

@@ -31,10 +31,10 @@ from captum_dcam.adapters._autoregressive.loading import Parts, loaded, parts_of
 from captum_dcam.adapters._autoregressive.preparing import Conversations, prepared
 from captum_dcam.adapters._autoregressive.text import Words, special_ids, stop_ids
 from captum_dcam.adapters._diffusion_gemma.decoding import (
+    check_context,
     checked,
     options_of,
     sampled,
-    states_of,
 )
 from captum_dcam.adapters._diffusion_gemma.language import (
     Prefix,
@@ -46,6 +46,7 @@ from captum_dcam.adapters._diffusion_gemma.language import (
     wider,
 )
 from captum_dcam.adapters._diffusion_gemma.pictures import Gemma4
+from captum_dcam.adapters._diffusion_gemma.states import EVERY, forced, states_of
 from captum_dcam.errors import WeightsError
 from captum_dcam.trajectory import Trajectory
 
@@ -62,9 +63,6 @@ FACTS = Facts(
         "routing to experts flips between types: replay in the type of the generation",
     ),
 )
-
-#: number of the canvas in the state that shows the whole answer
-EVERY = -1
 
 
 @register
@@ -226,16 +224,12 @@ class DiffusionGemmaAdapter(Adapter):
                 "torch.Generator().manual_seed(0), or seed=0, one of them"
             )
         prefix = request.layout.prefix_length
-        self._check_context(prefix, options)
+        check_context(self.model.config, prefix, options)
         inputs = self._inputs(request.pixels, request.extras)
         with seeded(generator):
             recorder = sampled(self.model, request.extras[0], inputs, options)
         tokens = torch.cat(recorder.final, 1)
         commit, sure, last = recorder.commits
-        lengths = [prefix]
-        for number, steps in enumerate(recorder.canvases):
-            # before a later canvas the encoder reads the one before it
-            lengths += [self.canvas if number else 0, *[0] * (len(steps) - 1)]
         return Trajectory(
             tokens=tokens,
             states=recorder.states(self._filler),
@@ -243,23 +237,11 @@ class DiffusionGemmaAdapter(Adapter):
             commit_step=commit,
             confidence=sure,
             regime=self.regime,
-            lengths=tuple(lengths),
+            lengths=recorder.lengths(prefix),
             image_end=request.layout.image_end,
             settings=settings,
             final_step=last,
         )
-
-    def _check_context(self, prefix: int, options: dict[str, Any]) -> None:
-        """All canvases must fit behind the prompt."""
-        config = self.model.config.text_config
-        length = options.get("max_new_tokens", self.canvas)
-        whole = -(-length // self.canvas) * self.canvas
-        if prefix + whole > config.max_position_embeddings:
-            raise ValueError(
-                f"the prompt has {prefix} tokens and {whole} are asked for (whole canvases of "
-                f"{self.canvas}), but the model's context is {config.max_position_embeddings}: ask "
-                "for fewer, or give smaller or fewer pictures"
-            )
 
     @property
     def _filler(self) -> int:
@@ -302,27 +284,17 @@ class DiffusionGemmaAdapter(Adapter):
 
     def visible_state(self, tokens: Tensor) -> tuple[Tensor, ...]:
         every = torch.full_like(tokens[:, 0], EVERY)
-        return tokens, every, self._silence(tokens.shape[:1])
+        return tokens, every, self._silence.expand(len(tokens), -1, -1)
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Without a mask token, token t is hidden as the family's sampler hides it: a token drawn
-        from the whole vocabulary stands in its place (the same draw at every call). All other
-        tokens of its canvas and the canvases before are visible, later canvases are not;
-        self-conditioning is off, as at a canvas's first step."""
-        (batch, count), size = tokens.shape, self.canvas
-        draws = torch.Generator().manual_seed(0)
-        other = torch.randint(1, self.vocabulary, (count,), generator=draws).to(tokens.device)
-        states = tokens.expand(count, batch, count).clone()
-        at = torch.arange(count, device=tokens.device)
-        states[at, :, at] = ((tokens + other) % self.vocabulary).T
-        number = at // size
-        states[(number[:, None] < number)[:, None].expand_as(states)] = self._filler
-        return states, number[:, None].expand(count, batch), self._silence((count, batch))
+        """Token t is hidden behind noise, see :func:`._diffusion_gemma.states.forced`."""
+        return forced(tokens, self._silence, self.vocabulary, self._filler)
 
-    def _silence(self, shape: Sequence[int]) -> Tensor:
-        """Self-conditioning of no logits."""
+    @property
+    def _silence(self) -> Tensor:
+        """(C, D) self-conditioning of no logits."""
         width = self.model.config.text_config.hidden_size
-        return torch.zeros(*shape, self.canvas, width, dtype=self.dtype, device=self.device)
+        return torch.zeros(self.canvas, width, dtype=self.dtype, device=self.device)
 
     # -- replay -----------------------------------------------------------------------------------
 
@@ -357,12 +329,13 @@ class DiffusionGemmaAdapter(Adapter):
         """Logits (R, C, V) of a canvas, of the rows that read it."""
         if bool(read.all()):
             return denoised(self.model, memory, before, canvas, signal)
-        logits = signal.new_zeros(*canvas.shape, self.vocabulary, dtype=wider(signal.dtype))
+        shape, kind = (*canvas.shape, self.vocabulary), wider(signal.dtype)
+        logits = self.model.lm_head.weight.new_zeros(shape, dtype=kind)
         if not bool(read.any()):
             return logits
         at = read.nonzero()[:, 0]
         own = denoised(self.model, memory.rows(at), before[at], canvas[at], signal[at])
-        return logits.index_copy(0, at, own)
+        return logits.index_copy(0, at.to(own.device), own)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return head(self.model, self.model.model.decoder.norm(hidden))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.adapters import _dream_vl
 from captum_dcam.adapters._autoregressive.decoding import seeded
 from captum_dcam.adapters._autoregressive.loading import parts_of
@@ -52,7 +52,20 @@ class DreamVLAdapter(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
     regimes: ClassVar[tuple[str, ...]] = ("full",)
     any_size: ClassVar[bool] = True
+    takes_video: ClassVar[bool] = True
     default_checkpoint: ClassVar[str] = "Dream-org/Dream-VL-7B"
+    facts: ClassVar[Facts | None] = Facts(
+        checkpoints=(Checkpoint("Dream-org/Dream-VL-7B", blocks=28),),
+        remote_code=True,
+        notes=(
+            "its code comes with the checkpoint: load needs trust_remote_code=True",
+            "upstream decodes with temperature 1.0, top_k 50, 512 steps and alg origin unless told "
+            "otherwise; here greedy maskgit_plus with a step a token",
+            "the prompt cache fails upstream: use_cache=True is refused",
+            "the first steps can fill no token: a step fills int(m (1 - s/t)) of m masks",
+            "examples of a batch are decoded one by one: upstream ranks them together",
+        ),
+    )
     model: Any
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
@@ -118,6 +131,7 @@ class DreamVLAdapter(Adapter):
         Raises:
             TypeError, ValueError: say what was given, what was expected and what to do.
         """
+        self.check_request(images, prompts)
         request = prepared(self._family, self._template, images, prompts)
         return replace(
             request,

@@ -16,6 +16,7 @@ from captum_dcam.layout import Layout, uniform_grid
 from captum_dcam.mini import generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
+from captum_dcam.mini.processing import MiniProcessor
 from captum_dcam.trajectory import Trajectory
 
 
@@ -31,11 +32,40 @@ class MiniAdapter(Adapter):
     )
     model: MiniForMaskedDiffusion
 
+    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+        super().__init__(model, processor, regime)
+        if not isinstance(processor, MiniProcessor):
+            raise TypeError(
+                f"processor is a {type(processor).__name__}: expected a MiniProcessor, which "
+                "load_mini returns with the model"
+            )
+        config = self.model.config
+        size, words = processor.image_processor.size, len(processor.tokenizer)
+        found, wanted = (size, processor.grid, words), (config.image_size, config.grid)
+        if found != (*wanted, config.vocab_size):
+            raise ValueError(
+                f"processor and model do not fit: pictures of {size} px, {processor.grid} tokens a "
+                f"row and {words} words, the model has {config.image_size} px, {config.grid} and "
+                f"{config.vocab_size}; load both from one folder"
+            )
+
     @classmethod
     def load(
-        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+        cls,
+        source: str | None = None,
+        *,
+        regime: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
     ) -> MiniAdapter:
-        """Load the packaged weights (``source`` None or ``"mini"``), or a folder like them."""
+        """Load the packaged weights (``source`` None or ``"mini"``), or a folder like them; there
+        is no code in it to trust."""
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r}: the embedded model lies in the package or in a folder, "
+                "which have none"
+            )
         return cls(*load_mini(None if source in (None, "mini") else source, **options), regime)
 
     @staticmethod

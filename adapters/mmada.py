@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request, register
+from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.adapters import _compat, _mmada
-from captum_dcam.adapters._autoregressive.conversation import messages_of, summary
 from captum_dcam.adapters._autoregressive.decoding import seeded
 from captum_dcam.adapters._autoregressive.text import Words, special_ids
 from captum_dcam.adapters._autoregressive.visuals import Visual, visuals_of
+from captum_dcam.conversation import messages_of, summary
 from captum_dcam.errors import WeightsError
 from captum_dcam.layout import Layout
 from captum_dcam.trajectory import Trajectory
@@ -55,7 +55,26 @@ class MmadaAdapter(Adapter):
     family: ClassVar[str] = "mmada"
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
     regimes: ClassVar[tuple[str, ...]] = ("full",)
+    several_images: ClassVar[bool] = False
     default_checkpoint: ClassVar[str] = "Gen-Verse/MMaDA-8B-MixCoT"
+    facts: ClassVar[Facts | None] = Facts(
+        checkpoints=(
+            Checkpoint("Gen-Verse/MMaDA-8B-Base", blocks=32),
+            Checkpoint("Gen-Verse/MMaDA-8B-MixCoT", blocks=32),
+        ),
+        package="models",
+        install=_compat.MMADA_INSTALL,
+        notes=(
+            "no gradient reaches pixels: the picture is integer codes; methods that ask for it get "
+            "an error, those on the tapped block work",
+            "nothing ends an answer: eot_token is accepted and ignored upstream",
+            "upstream's steps are 128 whatever max_new_tokens; here a step a token",
+            "upstream squashes pictures whose file name holds ai2d, clevr, docvqa, geo or llava, "
+            'and crops all others; here fit="crop" or "squash" says so',
+            "an attention_mask with a zero would make the model causal: none is passed, so that "
+            "prompts of one batch need as many tokens",
+        ),
+    )
     model: Any
 
     def __init__(
@@ -161,11 +180,7 @@ class MmadaAdapter(Adapter):
                 of one batch need pictures of one size and prompts of as many tokens: positions
                 cannot be padded away in this family.
         """
-        if not prompts or len(images) != len(prompts):
-            raise ValueError(
-                f"{len(images)} lists of pictures for {len(prompts)} prompts: expected one list of "
-                "one picture for each prompt, at least one"
-            )
+        self.check_request(images, prompts)
         visuals = [_one_picture(given) for given in images]
         sizes = sorted({v.size for v in visuals})
         if len(sizes) > 1:
@@ -307,11 +322,6 @@ def _one_picture(given: Sequence[Any]) -> Visual:
     visuals = visuals_of(given)
     if any(v.video for v in visuals):
         raise ValueError("mmada takes no video: give a single frame as the picture")
-    if len(visuals) != 1:
-        raise ValueError(
-            f"{len(visuals)} pictures for one prompt: MMaDA reads one, in front of the text; ask "
-            "about them one by one, or paste them into one picture"
-        )
     height, width = visuals[0].size
     if max(height, width) > _mmada.LONGEST * min(height, width):
         raise ValueError(

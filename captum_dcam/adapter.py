@@ -93,6 +93,9 @@ class Facts:
         install (str, optional): the line that installs it.
         transformers (str, optional): versions that ``load`` accepts, as pip writes ranges.
             Default: those that this library is tested with
+        remote_code (bool): the model's code comes with its checkpoints, and runs only where
+            ``trust_remote_code=True`` allows it.
+        feasible (str, optional): which calls hold the image, where the regime does not say it all.
         notes (tuple of str): defaults of the family's own code that surprise.
     """
 
@@ -100,6 +103,8 @@ class Facts:
     package: str | None = None
     install: str | None = None
     transformers: str = ">=5.0"
+    remote_code: bool = False
+    feasible: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -380,7 +385,18 @@ def register(cls: A) -> A:
 def find(family: str) -> type[Adapter]:
     """The adapter class of a family; UnknownNameError with near names otherwise."""
     import captum_dcam.adapters  # noqa: F401  registers the families
+    from captum_dcam.plugins import load_plugin, plugins
 
+    others = plugins()
+    if family not in ADAPTERS and family in others:
+        broken = load_plugin(others[family])
+        if broken is not None:
+            raise UnknownNameError(
+                f"the adapter {family!r} ({others[family].value}) cannot be imported: "
+                f"{type(broken).__name__}: {broken}"
+            ) from broken
     if family not in ADAPTERS:
-        raise UnknownNameError(f"unknown model family {family!r}{near(family, ADAPTERS)}")
+        raise UnknownNameError(
+            f"unknown model family {family!r}{near(family, {*ADAPTERS, *others})}"
+        )
     return ADAPTERS[family]

@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import Tensor
 
 from captum_dcam.adapter import Adapter
+from captum_dcam.catalogue import list_models as list_models
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.explanation import Explanation
-from captum_dcam.hub import families, load
+from captum_dcam.hub import load
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.pictures import open_picture
 from captum_dcam.pipeline import explain_bound, sign_check
@@ -182,21 +183,6 @@ def check_name(kind: str, name: str | None, known: Collection[str]) -> None:
         raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
 
 
-def check_device(name: str) -> torch.device:
-    """The device, if this machine has it."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: expected cpu, cuda, cuda:1, mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name} is not here: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps is not here: torch finds no Apple GPU")
-    return device
-
-
 def picture_of(options: Common) -> tuple[Image.Image, Scene | None]:
     """The picture, and the scene it was drawn from (None for a file)."""
     if options.image is not None:
@@ -237,30 +223,3 @@ def _signs(
     generator = _generator(options.seed)
     score = explanation.settings["score"]
     return sign_check(forward, explanation.targets, explanation.maps, generator, score=score)
-
-
-def list_models() -> list[dict[str, Any]]:
-    """One record a family; depths where the family's default model lies on this machine."""
-    return [_model(name, cls) for name, cls in families().items()]
-
-
-def _model(name: str, cls: type[Adapter]) -> dict[str, Any]:
-    checkpoint = getattr(cls, "default_checkpoint", None)
-    record: dict[str, Any] = {
-        "family": name,
-        "class": f"{cls.__module__}.{cls.__qualname__}",
-        "regimes": list(cls.regimes),
-        "default_checkpoint": checkpoint or "inside the package",
-        "blocks": None,
-        "deepest_usable_block": None,
-        "recommended_block": None,
-    }
-    if checkpoint is None:  # embedded: small and at hand
-        try:
-            adapter = cls.load(None)
-        except FileNotFoundError:
-            return {**record, "default_checkpoint": "not installed"}
-        record["blocks"] = len(adapter.blocks)
-        record["deepest_usable_block"] = adapter.deepest_block
-        record["recommended_block"] = adapter.recommended_block
-    return record

@@ -204,7 +204,7 @@ class DenoisingForward(nn.Module):
         kept = self.trajectory.kept
         if "embedded" not in kept:
             request = self._request()
-            with torch.no_grad():
+            with torch.no_grad(), _inference(self.model):  # as generated: kernels depend on it
                 kept["embedded"] = self.adapter.embed(request.pixels, *request.extras)
         return kept["embedded"]
 

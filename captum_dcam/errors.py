@@ -33,6 +33,10 @@ class WeightsError(ValueError):
     """A weight file or folder that is damaged or belongs to another model."""
 
 
+class RemoteCodeError(PermissionError):
+    """Python code inside a checkpoint would have to run, and was not allowed to."""
+
+
 class MethodError(ValueError):
     """A method that cannot run on this model, or lacks what it needs; says what."""
 

@@ -13,7 +13,7 @@ import torch
 
 from captum_dcam.adapter import Adapter
 from captum_dcam.cli_options import UsageError
-from captum_dcam.command import DTYPES, check_device, check_name
+from captum_dcam.command import DTYPES, check_name
 from captum_dcam.data import DATASETS
 from captum_dcam.evaluation import (
     EvaluationError,
@@ -30,7 +30,7 @@ from captum_dcam.evaluation import (
 from captum_dcam.evaluation.launch import launched_device
 from captum_dcam.evaluation.plan import FLOORS, as_variant
 from captum_dcam.evaluation.suites import SUITES, Part, Setting, suite
-from captum_dcam.hub import load
+from captum_dcam.hub import check_device, load
 from captum_dcam.method_strings import parse_methods
 from captum_dcam.refine import Refinement, refinement
 from captum_dcam.trajectory import SCORES

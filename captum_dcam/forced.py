@@ -20,8 +20,9 @@ def force(
 
     Step ``t`` is the state in which the whole answer is visible but for token ``t``, and commits
     it: the ``commit`` score reads every token with all others known (autoregressive families: with
-    all before it known). The ``teacher`` score reads the visible answer, as the paper's controlled
-    comparison of wordings does (Table 12).
+    all before it known). Where a family has no mask token but starts from random ones
+    (DiffusionGemma), a random token hides it. The ``teacher`` score reads the visible answer, as
+    the paper's controlled comparison of wordings does (Table 12).
 
     Args:
         forward (DenoisingForward): with a bound request of one example (``forward.bind`` or

@@ -162,10 +162,14 @@ def skipped(blocks: list[nn.Module], outputs: list[Any]) -> Iterator[None]:
 
         return forward
 
+    own = [vars(block).get("forward") for block in blocks]  # accelerate's, where it spreads a model
     for block, output in zip(blocks, outputs, strict=True):
         block.forward = stand_in(output, block.forward)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

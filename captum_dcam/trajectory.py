@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError
@@ -132,8 +131,14 @@ class Trajectory:
 
     def state_at(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
         """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""
-        full = [torch.cat((s, f[None])) for s, f in zip(self.states, self.final_state, strict=True)]
-        return tuple(s[steps.to(s.device), examples.to(s.device)] for s in full)
+        found = []
+        for state, final in zip(self.states, self.final_state, strict=True):
+            at, rows = steps.to(state.device), examples.to(state.device)
+            visible = at == self.steps
+            one = state[at.masked_fill(visible, 0), rows]
+            one[visible] = final[rows[visible]]
+            found.append(one)
+        return tuple(found)
 
     def single(self, example: int) -> Trajectory:
         """The record of one example (B = 1), without what was kept for replay."""

@@ -6,7 +6,7 @@ caught where the decoder is given them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from captum_dcam.adapters._diffusion_gemma.language import capped
+from captum_dcam.adapters._diffusion_gemma.states import states_of
 
 #: the library's words for settings of ``generate``
 SAME = {"gen_length": "max_new_tokens", "steps": "max_denoising_steps"}
@@ -66,6 +67,18 @@ def checked(settings: dict[str, Any], canvas: int) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
     return out
+
+
+def check_context(config: Any, prefix: int, settings: dict[str, Any]) -> None:
+    """Raise ValueError unless all canvases fit behind a prompt of ``prefix`` tokens."""
+    canvas, context = config.canvas_length, config.text_config.max_position_embeddings
+    whole = -(-settings.get("max_new_tokens", canvas) // canvas) * canvas
+    if prefix + whole > context:
+        raise ValueError(
+            f"the prompt has {prefix} tokens and {whole} are asked for (whole canvases of "
+            f"{canvas}), but the model's context is {context}: ask for fewer, or give smaller or "
+            "fewer pictures"
+        )
 
 
 def options_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -188,34 +201,16 @@ class Recorder(BaseStreamer):
             last.append(torch.full_like(own, first - 1))
         return torch.cat(steps, 1), torch.cat(odds, 1), torch.cat(last, 1)
 
+    def lengths(self, prefix: int) -> tuple[int, ...]:
+        """Tokens that the encoder reads: the prompt's, then before every step. Before the first one
+        of a later canvas it reads the canvas before."""
+        found = [prefix]
+        for number, steps in enumerate(self.canvases):
+            found += [steps[0].shape[1] if number else 0, *[0] * (len(steps) - 1)]
+        return tuple(found)
+
 
 def settled(drafts: Tensor) -> Tensor:
     """(B, C) first step from which every draft (S, B, C) is the last one."""
     same = (drafts == drafts[-1]).flip(0).cumprod(0)
     return len(drafts) - same.sum(0)
-
-
-def states_of(
-    canvases: Sequence[Tensor], signals: Sequence[Tensor], tokens: Tensor, filler: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""What the model is given before every step, over all canvases.
-
-    Args:
-        canvases (sequence of Tensor): ids (steps, B, C) of every canvas.
-        signals (sequence of Tensor): self-conditioning (steps, B, C, D) of every canvas.
-        tokens (Tensor): (B, T) of the finished answer.
-        filler (int): id that stands where nothing is yet.
-
-    Returns:
-        tuple: ids (S, B, T), the answer as far as it is finished, then the canvas, then the filler;
-        number (S, B) of the canvas; signals (S, B, C, D).
-    """
-    ids, numbers = [], []
-    for number, steps in enumerate(canvases):
-        count, batch, size = steps.shape
-        whole = tokens.expand(count, *tokens.shape).clone()
-        whole[:, :, number * size : (number + 1) * size] = steps
-        whole[:, :, (number + 1) * size :] = filler
-        ids.append(whole)
-        numbers.append(torch.full((count, batch), number, device=tokens.device))
-    return torch.cat(ids), torch.cat(numbers), torch.cat(list(signals))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ def load_mini(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    device_map: Any = None,
 ) -> tuple[MiniForMaskedDiffusion, MiniProcessor]:
     r"""Model (eval mode, parameters frozen) and processor of the embedded model.
 
@@ -29,6 +31,7 @@ def load_mini(
         folder (path, optional): a folder written by ``save_pretrained``. Default: the packaged one
         device (torch.device, optional): Default: ``"cpu"``
         dtype (torch.dtype, optional): Default: ``torch.float32``
+        device_map (optional): in place of ``device``, as ``from_pretrained`` has it.
 
     Raises:
         FileNotFoundError: the folder lacks a file; the message lists what is expected.
@@ -42,13 +45,15 @@ def load_mini(
             f"{folder} is not a folder of the embedded model: {', '.join(missing)} missing "
             f"(expected {', '.join(expected)})"
         )
-    model = _read_model(folder, dtype).to(device).eval().requires_grad_(False)
+    model = _read_model(folder, dtype, device_map).eval().requires_grad_(False)
+    if device_map is None:
+        model = model.to(device)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     images = MiniImageProcessor.from_pretrained(folder, local_files_only=True)
     return model, MiniProcessor(images, tokenizer, model.config.grid)
 
 
-def _read_model(folder: Path, dtype: torch.dtype) -> MiniForMaskedDiffusion:
+def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMaskedDiffusion:
     """The model of a folder, every weight of which came from its file."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
@@ -64,7 +69,11 @@ def _read_model(folder: Path, dtype: torch.dtype) -> MiniForMaskedDiffusion:
     path = folder / "model.safetensors"
     try:
         model, info = MiniForMaskedDiffusion.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            device_map=device_map,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +14,17 @@ import typer
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.feasibility import feasibility
 from captum_dcam.testing.report import check_all, markdown
+from captum_dcam.testing.store import document, merge_rows
+
+#: environment variables that name a checkout of a family's own code
+UPSTREAM = "CAPTUM_DCAM_UPSTREAM_"
 
 
 def cases_in(path: Path) -> list[AdapterCase]:
     """``CASES`` of a file, or of every file of a folder."""
     if path.is_dir():
         return [case for file in sorted(path.glob("*.py")) for case in cases_in(file)]
-    name = f"captum_dcam_cases_{path.stem}"
+    name = f"captum_dcam_cases_{path.parent.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise typer.BadParameter(f"{path} is no Python file: expected one that defines CASES")
@@ -34,17 +40,42 @@ def main(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that define CASES.")],
     only: Annotated[str, typer.Option(help="Cases whose name holds this.")] = "",
     calls: Annotated[bool, typer.Option("--calls", help="Print the table of calls.")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="JSON file to which the rows are added.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Document whose table is written anew from --store.")
+    ] = None,
 ) -> None:
     """Run the six checks on every case and print the table in Markdown."""
+    if into is not None and store is None:
+        raise typer.BadParameter("--into writes what --store holds: give both")
     cases = [case for path in paths for case in cases_in(path) if only in case.name]
+    if not cases:
+        raise typer.BadParameter(
+            f"no case in {', '.join(map(str, paths))}: is the name in --only right, and the "
+            f"variable {UPSTREAM}NAME set, where the family's own code is needed?"
+        )
     if calls:
-        for row in map(feasibility, cases):
-            typer.echo(f"{row.name}: {row.ratio:.0%} of {len(row.calls)} calls")
-            typer.echo("".join(f"  {line}\n" for line in row.lines()), nl=False)
+        for table in map(feasibility, cases):
+            typer.echo(f"{table.name}: {table.ratio:.0%} of {len(table.calls)} calls")
+            typer.echo("".join(f"  {line}\n" for line in table.lines()), nl=False)
         return
-    rows = [check_all(case) for case in cases]
+    rows = [replace(check_all(case), command=command(paths)) for case in cases]
     typer.echo(markdown(rows))
+    if store is not None:
+        every = merge_rows(store, rows)
+        if into is not None:
+            into.write_text(document(into.read_text(encoding="utf-8"), every), encoding="utf-8")
     raise typer.Exit(0 if all(row.passed for row in rows) else 1)
+
+
+def command(paths: list[Path]) -> str:
+    """The command line, checkouts of other people's code without their place."""
+    names = sorted(name for name in os.environ if name.startswith(UPSTREAM))
+    settings = [f"{name}=CHECKOUT" for name in names]
+    files = " ".join(p.as_posix() for p in paths)
+    return " ".join([*settings, "PYTHONPATH=tests python -m captum_dcam.testing", files])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_dcam.adapter import Adapter, Request
 from captum_dcam.denoising import DenoisingForward
+from captum_dcam.tap import frozen
 
 #: (width, height): square, wide, tall, tiny, large, and ratios that divide nothing
 SIZES = (
@@ -131,8 +132,9 @@ class AdapterCase:
         return forward
 
     def own(self, adapter: Adapter, request: Request, **changes: Any) -> Reference:
-        """The family's own generation of a request."""
-        with torch.no_grad():
+        """The family's own generation of a request, its parameters frozen as in a replay: some
+        kernels round otherwise while weights ask for gradients."""
+        with torch.no_grad(), frozen(adapter.model):
             return self.reference(adapter, request, {**self.settings, **changes})
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+import transformers
+
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.feasibility import check_feasible
 from captum_dcam.testing.gradients import check_gradient
@@ -35,11 +38,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a case and the outcomes of all checks, in order."""
+    r"""A row of the table.
+
+    Args:
+        name (str): family and mode.
+        code (str): whose code the model is.
+        outcomes (tuple of Outcome): of all checks, in order.
+        versions (str): of torch and transformers.
+        command (str, optional): that ran the checks.
+    """
 
     name: str
-    source: str
+    code: str
     outcomes: tuple[Outcome, ...]
+    versions: str
+    command: str = ""
 
     @property
     def passed(self) -> bool:
@@ -49,7 +62,8 @@ class Row:
 
 def check_all(case: AdapterCase) -> Row:
     """Run all six checks; an error of one does not keep the others from running."""
-    return Row(case.name, case.source, tuple(_outcome(n, case) for n in CHECKS))
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return Row(case.name, case.source, tuple(_outcome(n, case) for n in CHECKS), versions)
 
 
 def _outcome(name: str, case: AdapterCase) -> Outcome:
@@ -65,7 +79,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         cells = [o.detail if o.passed else "**fails**" for o in row.outcomes]
-        lines.append(_line([row.name, row.source, *cells]))
+        lines.append(_line([row.name, row.code, *cells]))
     failures = [
         f"- {row.name}, {o.check}: {o.detail}" for row in rows for o in row.outcomes if not o.passed
     ]

@@ -144,9 +144,14 @@ def test_a_token_commits_where_its_argmax_becomes_final(monkeypatch, seed):
 
 def test_acceptance_is_not_sticky():
     """Somewhere a canvas held the final token and lost it again: commits cannot be read there."""
-    t = made_dg.bound(steps=12, seed=1).trajectory
-    right = t.states[0][:, 0] == t.tokens[0]
-    assert bool((right[:-1] & ~right[1:]).any())
+    forward = made_dg.bound()
+
+    def dropped(seed):
+        t = forward.generate(forward.request, gen_length=C, steps=12, seed=seed)
+        right = t.states[0][:, 0] == t.tokens[0]
+        return bool((right[:-1] & ~right[1:]).any())
+
+    assert any(dropped(seed) for seed in range(20))
 
 
 @pytest.mark.parametrize("score", ("commit", "final", "teacher"))

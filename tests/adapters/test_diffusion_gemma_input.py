@@ -216,5 +216,5 @@ def test_loading(tmp_path):
     assert torch.equal(made.generate(request, gen_length=6, steps=3, seed=1).tokens, same.tokens)
     with pytest.raises(WeightsError, match="diffusiongemma-26B"):
         captum_dcam.load("diffusion_gemma")
-    with pytest.raises(WeightsError, match="holds a diffusion_gemma"):
+    with pytest.raises(WeightsError, match="not 'autoregressive'"):
         captum_dcam.load(tmp_path, family="autoregressive")

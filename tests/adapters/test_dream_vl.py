@@ -15,7 +15,7 @@ import captum_dcam
 from captum_dcam.adapters import _compat
 from captum_dcam.adapters.dream_vl import DreamVLAdapter
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import LayerError, WeightsError
+from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
 from captum_dcam.methods import Problem, method, single
 from captum_dcam.targets import Target
 from captum_dcam.vjp import rows
@@ -56,7 +56,7 @@ def test_trajectory_and_replay_have_the_bits_of_the_familys_history(keep, images
     sizes = ((84, 56), (56, 112))[:images]
     pictures = [[tiny.picture(i, s) for i, s in enumerate(sizes)]]
     forward = bound(pictures=pictures, keep=keep, **settings)
-    suite.check_against_history(forward, double.DreamVLGenerationConfig, settings)
+    suite.check_against_history(forward, settings)
 
 
 def test_the_first_step_can_fill_nothing():
@@ -224,7 +224,7 @@ def test_a_video_has_a_grid_a_pair_of_frames():
     forward = bound(pictures=[[frames]])
     grids = forward.request.layout.grids
     assert [g.image for g in grids] == [0, 2] and all(g.shape == (2, 3) for g in grids)
-    suite.check_against_history(forward, double.DreamVLGenerationConfig, {})
+    suite.check_against_history(forward, {})
     again = forward.adapter.prepare_again(forward.request, forward.request.images[0])
     assert torch.equal(again.pixels, forward.request.pixels)
 
@@ -347,8 +347,9 @@ def test_input_that_cannot_work():
 
 def test_remote_code_is_refused_unless_it_is_allowed(tmp_path):
     double.model().save_pretrained(tmp_path)
-    with pytest.raises(PermissionError, match="trust_remote_code=True"):
-        captum_dcam.load(tmp_path)
+    for load in (captum_dcam.load, DreamVLAdapter.load):
+        with pytest.raises(RemoteCodeError, match="trust_remote_code=True"):
+            load(str(tmp_path))
     with pytest.raises(WeightsError, match="Dream-VL-7B"):
         DreamVLAdapter.load()
     with pytest.raises(WeightsError, match="cannot be loaded"):

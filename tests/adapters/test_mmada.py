@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 from doubles import mmada as double
+from doubles import mmada_checks as checks
 from doubles.gradients import fd
-from doubles.mmada_checks import SIDE, SIZES, TOKENS, left, own_ids
+from doubles.mmada_checks import QUICK, SIDE, SIZES, TOKENS, left, own_ids
 from PIL import Image
 
 import captum_dcam
@@ -20,8 +21,6 @@ from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError, Wei
 from captum_dcam.methods import Problem, method, single
 from captum_dcam.targets import Target
 from captum_dcam.vjp import rows
-
-QUICK = dict(max_new_tokens=8, block_length=4, steps=4)
 
 
 def adapter(seed=0, dtype=torch.float32, **options):
@@ -39,23 +38,9 @@ def bound(layer=1, dtype=torch.float32, batch=1, prompts=None, keep=True, **sett
 
 
 def reference(forward, **settings):
-    """The double's own generation: the answer, and the logits and canvases of every step."""
-    model, ids = forward.adapter.model, own_ids(forward)
-    canvases, logits = [], []
-    original = model._scores
-
-    def spy(x, *args):
-        out = original(x, *args)
-        canvases.append(x[:, ids.shape[1] :].clone())
-        logits.append(out[:, ids.shape[1] :].clone())
-        return out
-
-    model._scores = spy
-    try:
-        result = model.mmu_generate(ids, **{**QUICK, **settings})
-    finally:
-        del model._scores
-    return result[:, ids.shape[1] :], canvases, logits
+    """The double's own generation: the answer, and the canvases and logits of every step."""
+    found = checks.reference(forward.adapter, forward.request, {**QUICK, **settings})
+    return found.tokens, list(found.canvases), found.logits
 
 
 # -- 1. trajectory and replay ---------------------------------------------------------------------
@@ -97,7 +82,9 @@ def test_the_schedule_puts_remainders_first():
 def test_replay_is_not_causal_as_the_trap_is():
     """A mask with a zero makes the model causal; the adapter never passes one."""
     forward = bound()
-    ids = torch.cat((own_ids(forward), forward.trajectory.states[0][0]), dim=1)
+    ids = torch.cat(
+        (own_ids(forward.adapter, forward.request), forward.trajectory.states[0][0]), dim=1
+    )
     mask = torch.ones_like(ids)
     mask[:, 0] = 0
     model = forward.adapter.model
@@ -388,8 +375,8 @@ def test_a_configuration_without_use_cache_is_repaired_while_it_is_needed(monkey
     ("images", "prompts", "message"),
     (
         ([[]], ["x"], "no picture"),
-        ([], [], "one picture for each prompt"),
-        ([[tiny.picture()] * 2], ["x"], "MMaDA reads one"),
+        ([], [], "one prompt and one list"),
+        ([[tiny.picture()] * 2], ["x"], "mmada takes one"),
         ([[[tiny.picture()] * 2]], ["x"], "takes no video"),
         ([[tiny.picture()], [tiny.picture(size=(30, 30))]], ["x", "x"], "different sizes"),
         ([[tiny.picture()]] * 2, ["what", "what is this"], r"explain them one by one"),

@@ -1,5 +1,6 @@
 """What tests of Dream-VL check on the double and on upstream's code alike."""
 
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from captum_dcam.adapters import _compat
+from captum_dcam.testing import AdapterCase, Reference
 
 QUICK = dict(max_new_tokens=6, steps=4)
 #: width, height: square, wide, tall, tiny, above the largest size
@@ -42,12 +44,20 @@ def open_mask(model):
         handle.remove()
 
 
-def reference(forward, config_class, settings, example=0):
-    """The family's own generation of one example: answer, canvases from its history, and the
+def reference(adapter, request, settings):
+    """The model's own generation, example by example: answers, canvases from its history, and the
     shifted logits of every step."""
-    made, request = forward.adapter.model, forward.request
+    found = [one_reference(adapter, request, settings, b) for b in range(request.batch)]
+    answers, canvases, logits = zip(*found, strict=True)
+    steps = [torch.cat(same) for same in zip(*logits, strict=True)]
+    return Reference(torch.cat(answers), steps, torch.cat(canvases, dim=1))
+
+
+def one_reference(adapter, request, settings, example):
+    made = adapter.model
+    module = sys.modules[made.diffusion_generate.__func__.__module__]
     ids, mask, images, videos = (e[example : example + 1] for e in request.extras)
-    config = config_class(
+    config = module.DreamVLGenerationConfig(
         **{**QUICK, "alg": "maskgit_plus", "temperature": 0.0, **settings},
         use_cache=False,
         output_history=True,
@@ -81,11 +91,12 @@ def reference(forward, config_class, settings, example=0):
     return out.sequences[:, start:], torch.stack(canvases), logits
 
 
-def check_against_history(forward, config_class, settings):
+def check_against_history(forward, settings):
     """Answer, canvases, commits and replayed logits are those of the family's history, bit for
     bit; a step fills int(m (1 - s/t)) of m masks, the last one the rest."""
     t = forward.trajectory
-    answer, canvases, logits = reference(forward, config_class, settings)
+    found = reference(forward.adapter, forward.request, settings)
+    answer, canvases, logits = found.tokens, found.canvases, found.logits
     assert torch.equal(t.tokens, answer)
     assert torch.equal(t.states[0], canvases)
     assert len(logits) == t.steps and t.feasible == tuple(range(t.steps))
@@ -150,6 +161,33 @@ def check_batch(bound):
         several = both.replay(torch.tensor([1, 0, 1]), torch.tensor([0, 2, 3]))
         one = both.replay(torch.tensor([0]), torch.tensor([2]))
     assert tiny.relative(several[1:2], one) < 1e-4
+
+
+def entering(adapter, request):
+    """(B, N, D): image tokens as the first block gets them; examples are decoded one by one."""
+    with torch.no_grad():
+        embeds = adapter.embed(request.pixels, *request.extras).embeds
+    return embeds[:, torch.cat([g.positions.flatten() for g in request.layout.grids])]
+
+
+def cases(make, source, **changes):
+    """The default algorithm and one that ranks otherwise."""
+
+    def case(name, **more):
+        return AdapterCase(
+            f"dream_vl, {name}",
+            make,
+            reference,
+            settings={**QUICK, **more},
+            one_token={**dict(max_new_tokens=1, steps=1), **more},
+            other_prompt="is this a red circle on the left ?",
+            feasible=range(4),
+            image_states=entering,
+            source=source,
+            **changes,
+        )
+
+    return [case("full"), case("full, entropy", alg="entropy")]
 
 
 def left(made):

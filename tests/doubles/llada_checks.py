@@ -35,6 +35,30 @@ def heard(module):
         handle.remove()
 
 
+@contextmanager
+def masks_seen(transformer, words, width, mask_id):
+    """For every run on embeddings which of the last ``width`` positions held the mask token."""
+    seen = []
+
+    def note(_module, _args, kwargs):
+        part = kwargs["inputs_embeds"][:1, -width:]
+        mask = words(torch.tensor([mask_id]))
+        now = torch.zeros(1, width, dtype=torch.bool) if not seen else seen[-1].clone()
+        now[:, -part.shape[1] :] = (part == mask).all(-1)
+        seen.append(now)
+
+    handle = transformer.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def canvases(seen, tokens, mask_id):
+    """(S, 1, T) canvases from what :func:`masks_seen` saw and the answer."""
+    return torch.stack([torch.where(m[:, : tokens.shape[1]], mask_id, tokens) for m in seen])
+
+
 def read_of(forward, position, example=0):
     """The token written at a position as a target, and the step that its commit score reads."""
     token = int(forward.trajectory.tokens[example, position])

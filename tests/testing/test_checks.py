@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 
@@ -15,11 +17,18 @@ from captum_dcam.testing import (
     CHECKS,
     AdapterSuite,
     ConformanceError,
+    Outcome,
+    Row,
     check_all,
     check_replay,
     feasibility,
     markdown,
 )
+from captum_dcam.testing.__main__ import main
+from captum_dcam.testing.store import BEGIN, END, document, merge_rows, read_rows
+
+app = typer.Typer()
+app.command()(main)
 
 #: class, check, what the error says, regimes
 BROKEN = (
@@ -98,6 +107,32 @@ def test_a_row_holds_all_outcomes():
     text = markdown([row]).splitlines()
     assert text[0].count("|") == text[2].count("|") == len(CHECKS) + 3
     assert "**fails**" in text[2] and "commit steps are" in text[4]
+
+
+def test_rows_are_kept_and_written_into_a_document(tmp_path):
+    made = [Row("b", "own", (Outcome("replay", True, "bit-equal"),), "torch 2", "run b")]
+    store = tmp_path / "rows.json"
+    merge_rows(store, made)
+    again = Row("b", "own", (Outcome("replay", False, "no"),), "torch 2", "run b")
+    other = Row("a", "upstream 123", (Outcome("replay", True, "same"),), "torch 3", "run a")
+    assert merge_rows(store, [again, other]) == [other, again] == read_rows(store)
+    text = document(f"head\n{BEGIN}\nold\n{END}\ntail\n", [other, again])
+    assert text.startswith(f"head\n{BEGIN}\n| Family") and text.endswith(f"{END}\ntail\n")
+    assert "old" not in text and "- `run a` (torch 3)\n- `run b` (torch 2)" in text
+    with pytest.raises(ValueError, match="must hold the lines"):
+        document("head", [other])
+
+
+def test_the_command_line(tmp_path):
+    file = Path(broken.__file__).parents[1] / "adapters" / "cases" / "mini.py"
+    made = CliRunner().invoke(app, [str(file), "--only", "prefix", "--calls"])
+    assert made.exit_code == 0 and "mini, prefix: 20% of 5 calls\n  prefix: length" in made.stdout
+    (tmp_path / "mine.py").write_text("CASES = []")
+    nothing = CliRunner().invoke(app, [str(tmp_path)])
+    assert nothing.exit_code == 2 and "no case in" in nothing.output
+    (tmp_path / "mine.py").write_text("x = 1")
+    wrong = CliRunner().invoke(app, [str(tmp_path)])
+    assert wrong.exit_code == 2 and "defines no CASES" in wrong.output
 
 
 def test_the_table_of_calls():

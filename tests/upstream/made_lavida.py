@@ -1,16 +1,19 @@
 """Tiny random-weight models of LaViDa's own classes, from the checkout that
 CAPTUM_DCAM_UPSTREAM_LAVIDA names."""
 
+import contextlib
 import os
 import sys
 import warnings
 
+import pytest
 import torch
 import torch._dynamo
 
 from captum_dcam.adapters import _compat
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA"
+COMMIT = "284ef5c"  # of the checkout that the results in the docs are from
 PINS = "[(384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152)]"
 MASK, EOS, VOCABULARY = 90, 91, 96
 
@@ -50,8 +53,8 @@ def config(variant, **changes):
         mask_token_id=MASK,
         eos_token_id=EOS,
         pad_token_id=EOS,
-        **changes,
     )
+    shared |= changes
     if variant == "dream":
         return LlavaDreamConfig(
             hidden_size=32,
@@ -115,5 +118,36 @@ def spread(model):
             weight.normal_(std=weight[0].numel() ** -0.5)
         if "q_proj" in name or "k_proj" in name:
             weight.mul_(2)
+        if "vision_tower" in name and ("out_proj" in name or "fc2" in name):
+            weight.mul_(0.1)  # tokens stay where their pixels are
         if "wte" in name or "embed_tokens" in name or "image_newline" in name:
             weight.normal_()
+
+
+@contextlib.contextmanager
+def exact():
+    """Norms and rotary embeddings in the model's own type: upstream computes them in float32."""
+    from llava.model.language_model.dream import modeling_dream as dream
+    from llava.model.language_model.llada import modeling_llada as llada
+
+    def llada_norm(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+    def dream_norm(self, x):
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * x * scale
+
+    def full_precision(self, q, k):
+        sin, cos = (t.type_as(q) for t in self.get_rotary_embedding(k.shape[-2], q.device))
+        seen = k.shape[-2] - q.shape[-2]
+        turn = self.apply_rotary_pos_emb
+        return turn(sin[:, :, seen:], cos[:, :, seen:], q), turn(sin, cos, k)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(llada.RMSLayerNorm, "forward", llada_norm)
+    patch.setattr(llada.RotaryEmbedding, "forward", full_precision)
+    patch.setattr(dream.DreamRMSNorm, "forward", dream_norm)
+    try:
+        yield
+    finally:
+        patch.undo()

@@ -153,16 +153,17 @@ def test_the_answer_ends_before_the_stop(upstream):
     )
 
 
+def exact_norm(self, x):
+    return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
 @pytest.fixture
 def float64(monkeypatch, upstream):
     """Upstream normalises in float32 whatever the weights' type, which drowns finite differences:
     here the norm keeps its input's type."""
 
-    def forward(self, x):
-        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
-
     norm = type(model(upstream).model.norm)
-    monkeypatch.setattr(norm, "forward", forward)
+    monkeypatch.setattr(norm, "forward", exact_norm)
 
 
 @pytest.mark.parametrize(

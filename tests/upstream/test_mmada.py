@@ -4,7 +4,6 @@
 upstream imports installed: the error names it); skipped without the variable.
 """
 
-import os
 import sys
 
 import pytest
@@ -14,96 +13,33 @@ from doubles import mmada as double
 from doubles import mmada_checks as suite
 from doubles.gradients import fd
 from PIL import Image
+from upstream import made_mmada as real
 
 import captum_dcam
-from captum_dcam.adapters import _compat
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import LayerError, MethodError
 from captum_dcam.methods import Problem, method, single
 from captum_dcam.targets import Target
 from captum_dcam.vjp import rows
 
-FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_MMADA")
 pytestmark = pytest.mark.skipif(
-    FOLDER is None, reason="CAPTUM_DCAM_UPSTREAM_MMADA names no checkout of Gen-Verse/MMaDA"
+    real.FOLDER is None, reason="CAPTUM_DCAM_UPSTREAM_MMADA names no checkout of Gen-Verse/MMaDA"
 )
-QUICK = dict(max_new_tokens=8, block_length=4, steps=4)
+QUICK = suite.QUICK
 
 
 @pytest.fixture(scope="module")
 def upstream():
-    sys.path.insert(0, FOLDER)
-    yield _compat.mmada_package()
-    sys.path.remove(FOLDER)
-
-
-def config(upstream, **changes):
-    shape = dict(
-        d_model=32,
-        n_heads=4,
-        n_layers=4,
-        mlp_hidden_size=64,
-        max_sequence_length=256,
-        vocab_size=double.TEXT,
-        embedding_size=double.TEXT + double.CODES,
-        codebook_size=double.CODES,
-        weight_tying=False,
-        rope=True,
-        block_type="llama",
-        activation_type="silu",
-        layer_norm_type="rms",
-        attention_dropout=0.0,
-        residual_dropout=0.0,
-        embedding_dropout=0.0,
-        include_bias=False,
-        use_cache=False,
-        eos_token_id=126081,
-        pad_token_id=126081,
-        mask_token_id=double.MASK,
-    )
-    from models.configuration_llada import LLaDAConfig
-
-    filled = LLaDAConfig(**{**shape, **changes}).to_dict()
-    made = upstream.MMadaConfig(**{k: v for k, v in filled.items() if k != "model_type"})
-    made.codebook_size = double.CODES
-    return made
-
-
-def model(upstream, dtype=torch.float32):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = upstream.MMadaModelLM(config(upstream))
-        for name, p in made.named_parameters():
-            if p.ndim > 1:
-                torch.nn.init.normal_(p, std=1.0 if "wte" in name else p.shape[-1] ** -0.5)
-            else:
-                torch.nn.init.ones_(p)
-            if "k_proj" in name:
-                p.data.mul_(3)
-    return made.to(dtype).eval()
+    return real.package()
 
 
 @pytest.fixture(scope="module")
 def vq(upstream):
-    """The real encoder's architecture, the real code, narrow: 4 channels would not do for its
-    groups of 32."""
-    made = upstream.MAGVITv2.__new__(upstream.MAGVITv2)
-    torch.nn.Module.__init__(made)
-    from models.modeling_magvitv2 import LFQuantizer, VQGANEncoder
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made.encoder = VQGANEncoder(ch=32, ch_mult=[1, 1, 1, 1, 1], num_res_blocks=[1] * 5)
-        made.quantize = LFQuantizer()
-    return made.eval()
-
-
-def adapter(upstream, vq, dtype=torch.float32):
-    return captum_dcam.wrap(model(upstream, dtype), (double.tokenizer(), vq), resolution=suite.SIDE)
+    return real.vq(upstream)
 
 
 def bound(upstream, vq, layer=1, dtype=torch.float32, batch=1, prompts=None, **settings):
-    made = adapter(upstream, vq, dtype)
+    made = real.adapter(upstream, vq, dtype)
     forward = DenoisingForward(made, layer)
     pictures = [[tiny.picture(b)] for b in range(batch)]
     request = made.prepare(pictures, prompts or ["what is this ?"] * batch)
@@ -112,28 +48,8 @@ def bound(upstream, vq, layer=1, dtype=torch.float32, batch=1, prompts=None, **s
 
 
 def reference(forward, **settings):
-    """Upstream's own ``mmu_generate`` on ids put together by hand; its forward is spied on."""
-    made, ids = forward.adapter.model, suite.own_ids(forward)
-    start = ids.shape[1]
-    canvases, logits = [], []
-    original = made.model.forward
-
-    def spy(input_ids=None, **kwargs):
-        out = original(input_ids=input_ids, **kwargs)
-        canvases.append(input_ids[: len(ids), start:].clone())
-        found = out.logits[:, start:]
-        if len(found) > len(ids):
-            seeing, blind = found.chunk(2)
-            found = blind + (settings["cfg_scale"] + 1) * (seeing - blind)
-        logits.append(found.clone())
-        return out
-
-    made.model.forward = spy
-    try:
-        result = made.mmu_generate(ids, **{**QUICK, **settings})
-    finally:
-        del made.model.forward
-    return result[:, start:], canvases, logits
+    found = suite.reference(forward.adapter, forward.request, {**QUICK, **settings})
+    return found.tokens, list(found.canvases), found.logits
 
 
 @pytest.mark.parametrize(
@@ -164,35 +80,18 @@ def test_trajectory_and_replay_have_upstreams_bits(upstream, vq, settings):
         assert counts == [3, 3, 2, 3, 3, 2]
 
 
-@pytest.fixture
-def exact(upstream, monkeypatch):
-    """Upstream's norms and positions compute in float32 even in a float64 model."""
-    from models import modeling_llada
-
-    def norm(self, x):
-        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-
-    monkeypatch.setattr(modeling_llada.RMSLayerNorm, "forward", norm)
-    original = modeling_llada.RotaryEmbedding.forward
-
-    def rotary(self, q, k):
-        self.config.rope_full_precision = False
-        return original(self, q, k)
-
-    monkeypatch.setattr(modeling_llada.RotaryEmbedding, "forward", rotary)
-
-
 @pytest.mark.parametrize("settings", ({}, {"cfg_scale": 1.5}))
 @pytest.mark.parametrize("layer", range(3))
-def test_gradients_are_finite_differences(upstream, vq, exact, layer, settings):
-    forward = bound(upstream, vq, layer, torch.float64, **settings)
-    fd(forward, 0, "commit")
-    fd(forward, 7, "final")
+def test_gradients_are_finite_differences(upstream, vq, layer, settings):
+    with real.exact():
+        forward = bound(upstream, vq, layer, torch.float64, **settings)
+        fd(forward, 0, "commit")
+        fd(forward, 7, "final")
 
 
 def test_the_last_block_is_refused_and_pixels_have_no_gradient(upstream, vq):
     with pytest.raises(LayerError, match="deepest usable block of mmada is 2"):
-        DenoisingForward(adapter(upstream, vq), 3)
+        DenoisingForward(real.adapter(upstream, vq), 3)
     problem = Problem(single(bound(upstream, vq)), (Target("x", (1,), (7,)),))
     with pytest.raises(MethodError, match="VQ encoder"):
         method("saliency").attribute(problem)
@@ -206,13 +105,13 @@ def test_the_last_block_is_refused_and_pixels_have_no_gradient(upstream, vq):
 def test_pixels_are_those_of_upstreams_transforms(size, fit):
     """Bit for bit, where torchvision is there."""
     pytest.importorskip("torchvision")
-    sys.path.insert(0, FOLDER)
+    sys.path.insert(0, real.FOLDER)
     try:
         from training import utils
     except ImportError as error:
         pytest.skip(f"upstream's training package: {error}")
     finally:
-        sys.path.remove(FOLDER)
+        sys.path.remove(real.FOLDER)
     from captum_dcam.adapters._mmada import fitted
 
     picture = tiny.picture(size=size)
@@ -221,7 +120,7 @@ def test_pixels_are_those_of_upstreams_transforms(size, fit):
 
 
 def test_a_bright_patch_changes_codes_around_its_token(upstream, vq):
-    made = adapter(upstream, vq)
+    made = real.adapter(upstream, vq)
     for size in suite.SIZES[:5]:
         plain = Image.new("RGB", size)
         request = made.prepare([[plain]], ["what"])
@@ -245,7 +144,7 @@ def test_batches_have_upstreams_bits(upstream, vq):
 
 
 def test_nothing_is_left_behind(upstream, vq):
-    made = adapter(upstream, vq)
+    made = real.adapter(upstream, vq)
     made.model.train()
     request = made.prepare([[tiny.picture()]], [""])
     before = suite.left(made)
@@ -257,7 +156,7 @@ def test_nothing_is_left_behind(upstream, vq):
 
 
 def test_a_saved_checkpoint_is_loaded(upstream, vq, tmp_path, monkeypatch):
-    plain = model(upstream)
+    plain = real.model(upstream)
     plain.save_pretrained(tmp_path)
     double.tokenizer().save_pretrained(tmp_path)
     monkeypatch.setattr(upstream.MAGVITv2, "from_pretrained", lambda _name: vq)

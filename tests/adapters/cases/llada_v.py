@@ -1,0 +1,63 @@
+"""LLaDA-V's double: plain, guided, and with Fast-dLLM's cache."""
+
+import torch
+from doubles import llada_checks as checks
+from doubles import llada_v as double
+from doubles import llada_v_caches as caches
+
+import captum_dcam
+from captum_dcam.testing import AdapterCase, Reference
+
+SETTINGS = dict(gen_length=8, block_length=4, steps=4)
+
+
+def make(dtype=torch.float32, fast=False):
+    model = double.model(dtype=dtype)
+    if fast:
+        caches.register_fast_dllm_hook(model)
+    return captum_dcam.wrap(model, double.processor(), system="describe the image")
+
+
+def make_fast(dtype=torch.float32):
+    return make(dtype, fast=True)
+
+
+def reference(adapter, request, settings):
+    """The double's own ``generate``; logits as its head returns them, NaN where it ran no row."""
+    views = adapter._views(request.pixels, request.extras[1])
+    model, width = adapter.model, settings["gen_length"]
+    inner = model.model
+    with (
+        checks.masks_seen(inner, inner.embed_tokens, width, double.MASK) as masked,
+        checks.heard(model.lm_head) as seen,
+    ):
+        tokens = model.generate(request.extras[0], tokenizer=adapter.tokenizer, **views, **settings)
+    scale = settings.get("cfg_scale", 0.0)
+    logits = []
+    for one in seen:
+        if len(one) == 2:
+            one = one[1:] + (scale + 1) * (one[:1] - one[1:])
+        rows = one[:, -min(width, one.shape[1]) :]
+        full = torch.full((1, width, rows.shape[-1]), torch.nan, dtype=rows.dtype)
+        full[:, -rows.shape[1] :] = rows
+        logits.append(full)
+    return Reference(tokens, logits, checks.canvases(masked, tokens, double.MASK))
+
+
+def case(name, maker=make, feasible=range(4), **changes):
+    return AdapterCase(
+        f"llada_v, {name}",
+        maker,
+        reference,
+        settings={**SETTINGS, **changes},
+        one_token={**dict(gen_length=1, block_length=1, steps=1), **changes},
+        feasible=feasible,
+        source="double",
+    )
+
+
+CASES = [
+    case("full"),
+    case("full, guided", cfg_scale=1.0),
+    case("Fast-dLLM", make_fast, feasible=(0, 2)),
+]

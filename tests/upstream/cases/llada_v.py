@@ -1,0 +1,74 @@
+"""LLaDA-V's upstream code; Fast-dLLM where the checkout has it. See ``test_llada_v.py``."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_LLADA_V")
+
+
+def from_file(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cases():
+    from captum_dcam.adapters._llada_v_loading import package
+    from captum_dcam.testing import AdapterCase
+
+    sys.path.insert(0, str(Path(FOLDER) / "train"))
+    upstream = package()
+    tests = from_file("upstream_llada_v", HERE.parent / "test_llada_v.py")
+    ours = from_file("cases_llada_v", HERE.parents[1] / "adapters" / "cases" / "llada_v.py")
+    commit = subprocess.run(
+        ["git", "-C", FOLDER, "rev-parse", "--short=7", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+    def make(dtype=torch.float32):
+        return tests.adapter(upstream, dtype)
+
+    def make_fast(dtype=torch.float32):
+        from llava.hooks.fast_dllm_hook import register_fast_dllm_hook
+
+        made = make(dtype)
+        register_fast_dllm_hook(made.model)
+        return made
+
+    @contextmanager
+    def float64():
+        norm = type(make().model.model.norm)
+        before, norm.forward = norm.forward, tests.exact_norm
+        try:
+            yield
+        finally:
+            norm.forward = before
+
+    def case(name, maker, feasible, **changes):
+        return AdapterCase(
+            f"llada_v, {name}",
+            maker,
+            ours.reference,
+            settings={**ours.SETTINGS, **changes},
+            one_token={**dict(gen_length=1, block_length=1, steps=1), **changes},
+            feasible=feasible,
+            float64=float64,
+            source=f"upstream {commit}",
+        )
+
+    if tests.HOOK.is_file():
+        return [case("Fast-dLLM", make_fast, (0, 2))]
+    return [case("full", make, range(4)), case("full, guided", make, range(4), cfg_scale=1.0)]
+
+
+CASES = cases() if FOLDER else []

@@ -1,0 +1,63 @@
+"""Tiny random-weight models of Dream-VL's own classes, from the checkout that
+CAPTUM_DCAM_UPSTREAM_DREAM_VL names."""
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from doubles import dream_vl as double
+
+import captum_dcam
+from captum_dcam.adapters import _compat
+from captum_dcam.adapters._autoregressive.loading import Parts
+
+FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_DREAM_VL")
+COMMIT = "a72fa41"
+
+
+def package():
+    """Upstream's modules of models and of pictures, repaired."""
+    folder = str(Path(FOLDER) / "vl" / "train")
+    sys.path.insert(0, folder)
+    try:
+        with _compat.dream_vl_importable():
+            from dreamvl import image_processing_dreamvl, modeling_dreamvl
+    finally:
+        sys.path.remove(folder)
+    _compat.dream_vl_classes(modeling_dreamvl.DreamVLModel)
+    return modeling_dreamvl, image_processing_dreamvl
+
+
+@contextmanager
+def exact():
+    """Upstream's norms compute in float32 even in a float64 model: not in here."""
+    cls = package()[0].DreamVLRMSNorm
+    before = cls.forward
+
+    def norm(self, x):
+        return self.weight * (x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt())
+
+    cls.forward = norm
+    try:
+        yield
+    finally:
+        cls.forward = before
+
+
+def model(upstream, dtype=torch.float32, implementation="sdpa"):
+    module = upstream[0]
+    config = module.DreamVLConfig(**double.shape())
+    config._attn_implementation = config.vision_config._attn_implementation = implementation
+    with torch.random.fork_rng(devices=[]), _compat.dream_vl_importable():
+        torch.manual_seed(0)
+        made = module.DreamVLModel(config)
+        double.draw(made)
+    return made.to(dtype).eval()
+
+
+def adapter(upstream, dtype=torch.float32, implementation="sdpa"):
+    images = upstream[1].DreamVLImageProcessor(min_pixels=double.LEAST, max_pixels=double.MOST)
+    made = model(upstream, dtype, implementation)
+    return captum_dcam.wrap(made, Parts(double.tokenizer(), images, None, double.TEMPLATE))

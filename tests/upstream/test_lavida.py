@@ -1,0 +1,232 @@
+"""LaViDa's adapter on tiny random instances of the upstream code.
+
+``CAPTUM_DCAM_UPSTREAM_LAVIDA=/folder/LaViDa pytest tests/upstream/test_lavida.py``; skipped without
+the variable. The package needs einops and requests beside what this library needs. The six
+conformance checks: ``python -m captum_dcam.testing tests/upstream/cases/lavida.py``.
+"""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from doubles import lavida as double
+from doubles import lavida_bound as bound
+from PIL import Image
+from upstream import made_lavida as made
+
+from captum_dcam.adapters import _compat
+from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.denoising import DenoisingForward
+from captum_dcam.errors import RemoteCodeError
+
+pytestmark = [
+    pytest.mark.skipif(
+        made.NAME not in os.environ, reason=f"{made.NAME} names no checkout of LaViDa"
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+SIZES = (
+    (640, 480), (480, 640), (500, 500), (768, 768), (1000, 300), (200, 150), (97, 61), (9, 7),
+    (30, 400), (1920, 1080), (384, 384),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def package():
+    return made.package()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return {v: made.model(v, tmp_path_factory.mktemp(v)) for v in bound.VARIANTS}
+
+
+def adapter(model, regime="prefix", **options):
+    processor = double.Tokenizer(), model.get_vision_tower().image_processor
+    return LavidaAdapter(model, processor, regime, **{"system": None, **options})
+
+
+def ramp(size):
+    """A picture that encodes its own coordinates."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    planes = (x * 255 // size[0], y * 255 // size[1], (x * 31 + y * 17) % 256)
+    return Image.fromarray(np.stack(planes, -1).astype(np.uint8))
+
+
+# -- input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("aspect", ("anyres", "pad", "square"))
+def test_pixels_are_those_of_upstream(models, monkeypatch, size, aspect):
+    from llava.mm_utils import process_images
+
+    model = models["llada"]
+    monkeypatch.setattr(model.config, "image_aspect_ratio", aspect)
+    a = adapter(model)
+    own = process_images([ramp(size)], a._packing.image_processor, model.config)
+    assert torch.equal(
+        a.prepare([[ramp(size)]], ["a"]).pixels[0], own[0] if aspect == "anyres" else own
+    )
+
+
+def test_ids_are_those_of_upstream(models):
+    from llava.mm_utils import tokenizer_image_token
+
+    a = adapter(models["llada"])
+    request = a.prepare([[ramp((80, 60))]], ["what <image> is this ?"])
+    turn = [{"role": "user", "content": "what <image> is this ?"}]
+    text = a.tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+    assert request.extras[0][0].tolist() == tokenizer_image_token(text, a.tokenizer)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_spans_are_those_of_upstream(models, size):
+    a = adapter(models["dream"])
+    request = a.prepare([[ramp(size)]], ["a dog"])
+    with torch.no_grad():
+        embeds = a.embed(request.pixels, *request.extras).embeds[0]
+    assert len(embeds) == request.layout.prefix_length
+    mosaic = request.layout.grids[1]
+    newlines = mosaic.positions[:, -1] + 1
+    assert (embeds[newlines] == a.model.model.image_newline).all()
+    text, ids = a.prompt_tokens(request)
+    assert torch.equal(embeds[text], a.model.model.embed_tokens(ids))
+
+
+@pytest.mark.parametrize(
+    ("single", "pooled", "count"),
+    (("tensor", True, 729), ("tensor", False, 729), ("list", True, 197), ("list", False, 730)),
+)
+def test_low_resolution(models, monkeypatch, single, pooled, count):
+    from llava.model import llava_arch
+
+    monkeypatch.setattr(llava_arch, "ALWASY_DO_2DPOOL", pooled)
+    monkeypatch.setattr(models["llada"].config, "image_aspect_ratio", "pad")
+    a = adapter(models["llada"], single=single)
+    request = a.prepare([[ramp((80, 60))]], ["a"])
+    with torch.no_grad():
+        assert a.embed(request.pixels, *request.extras).embeds.shape[1] == (
+            request.layout.prefix_length
+        )
+    assert request.layout.prefix_length == int((request.extras[0] >= 0).sum()) + count
+
+
+def test_without_pooling(models, monkeypatch):
+    from llava.model import llava_arch
+
+    monkeypatch.setattr(llava_arch, "ALWASY_DO_2DPOOL", False)
+    a = adapter(models["llada"])
+    request = a.prepare([[ramp((640, 480))]], ["a"])
+    assert [g.shape for g in request.layout.grids] == [(27, 27), (40, 54)]
+    with torch.no_grad():
+        embeds = a.embed(request.pixels, *request.extras).embeds
+    assert embeds.shape[1] == request.layout.prefix_length
+
+
+# -- decoding --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+@pytest.mark.parametrize(("variant", "settings", "own"), bound.GREEDY)
+def test_upstreams_generate_is_recorded_and_replayed(models, regime, variant, settings, own):
+    forward = DenoisingForward(adapter(models[variant], regime), 1)
+    request = forward.adapter.prepare([[tiny.picture(1, (200, 150))]], [bound.PROMPT])
+    own = dict(own)
+    length = own.pop("max_new_tokens")
+    t = forward.generate(request, **{"gen_length": length, **settings} if length == 8 else settings)
+    canvases, seen = bound.own(forward.adapter, request, length, **own)
+    assert torch.equal(t.states[0][:, 0], torch.stack(canvases[:-1]))
+    assert torch.equal(t.tokens[0], canvases[-1])
+    for step, expected in enumerate(bound.expected_logits(forward.adapter, length, seen)):
+        with torch.no_grad():
+            got = forward.replay(torch.tensor([0]), torch.tensor([step]))[0]
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("regime", tiny.REGIMES)
+@pytest.mark.parametrize(("variant", "settings", "own"), bound.SAMPLED)
+def test_sampling_is_upstreams_own(models, regime, variant, settings, own):
+    g = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    a = adapter(models[variant], regime)
+    request = a.prepare([[tiny.picture(1, (200, 150))]], [bound.PROMPT])
+    t = DenoisingForward(a, 1).generate(request, generator=g(), gen_length=8, **settings)
+    with bound.as_drawn(g()):
+        canvases, _ = bound.own(a, request, 8, **own)
+    assert torch.equal(t.states[0][:, 0], torch.stack(canvases[:-1]))
+    assert torch.equal(t.tokens[0], canvases[-1])
+
+
+def test_traps_of_the_facts(models):
+    """What the adapter's checks keep from, and what it says of upstream's defaults."""
+    model = models["llada"]
+    a = adapter(model)
+    request = a.prepare([[tiny.picture(1, (200, 150))]], [bound.PROMPT])
+    run = lambda **s: bound.own(a, request, 8, block_length=8, **s)[0]  # noqa: E731
+    assert len(run(steps=2)) == len(run()) == 9  # steps is ignored
+    late, early = (
+        [int((c == made.MASK).sum()) for c in bound.own(a, request, 32, block_length=32, **s)[0]]
+        for s in (
+            dict(schedule="shift", step_ratio=0.25),
+            dict(schedule="shift", schedule_kwargs={"shift": 0.33}, step_ratio=0.25),
+        )
+    )
+    assert late[4] > 16 > early[4]
+    with pytest.raises(AssertionError):  # block_length is 128 by default
+        bound.own(a, request, 8)
+    assert model.model.activation_checkpointing_strategy == "whole_layer"
+    dream = adapter(models["dream"])
+    with pytest.raises(IndexError):
+        bound.own(dream, request, 8, schedule="shift", steps=8)
+    with pytest.raises(ValueError, match="the 7 tokens that the prefill leaves"):
+        DenoisingForward(dream, 1).generate(request, gen_length=8, schedule="shift")
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", bound.VARIANTS)
+def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant):
+    model = made.model(variant, tmp_path, mm_use_im_patch_token=False)
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    options = dict(vision_tower=None, dtype=torch.float32)
+    if variant == "dream":
+        with pytest.raises(RemoteCodeError, match="trust_remote_code"):
+            LavidaAdapter.load(str(folder), **options)
+        options["trust_remote_code"] = True
+    made_up = LavidaAdapter.load(str(folder), **options)
+    assert made_up.variant == variant and _compat.lavida_buffers(made_up.model) == 0
+    images = torch.randn(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[1, 2, 3]])
+    rounded = model.bfloat16().float()  # as the builder loads
+    with torch.no_grad():
+        for part in (lambda m: m.encode_images(images), lambda m: m.get_model().embed_tokens(ids)):
+            assert tiny.relative(part(made_up.model), part(rounded)) < 1e-6
+    forward = DenoisingForward(made_up, 1)
+    forward.generate(made_up.prepare([[ramp((200, 150))]], ["a dog"]), gen_length=4)
+    other = DenoisingForward(adapter(rounded, system=made_up._system), 1)
+    other.generate(forward.request, gen_length=4)
+    assert torch.equal(forward.trajectory.tokens, other.trajectory.tokens)
+
+
+def save_tokenizer(folder):
+    """A tokenizer of the double's words in transformers' own format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(made.VOCABULARY)}
+    words = {**words, **{w: i for i, w in enumerate(double.WORDS)}, **double.MARKERS}
+    inner = Tokenizer(models.WordLevel(words, unk_token="!"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made_up = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|eos|>")
+    made_up.chat_template = (
+        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
+    )
+    made_up.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"][0].startswith("Llava")
