@@ -124,8 +124,10 @@ def answer_shuffle(case: Case, kinds: Sequence[str] = OBJECTS) -> Scores:
 
 
 @register_metric("randomization")
-def randomization(case: Case, stages: int | None = None, kinds: Sequence[str] = OBJECTS) -> Scores:
-    """Rank correlation and structural similarity after each stage of weights drawn anew."""
+def randomization(
+    case: Case, stages: int | Sequence[int] | None = None, kinds: Sequence[str] = OBJECTS
+) -> Scores:
+    """Rank correlation and structural similarity after stages of weights drawn anew."""
     at, targets = _asked(case, kinds)
     if not at or case.explain is None:
         return Scores({})
