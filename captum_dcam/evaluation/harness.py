@@ -168,6 +168,7 @@ def _fill(
     todo = [i for i in part.indices if i not in part.done]
     progress.begin(len(part.indices), len(part.done), sum(part.done.values()))
     failures = 0
+    works = not all(part.done.values())  # an image of an earlier call was measured
     for count, index in enumerate(todo):
         if stop is not None and stop():
             return count
@@ -186,7 +187,7 @@ def _fill(
             failures += failures == count  # counts as long as nothing has worked
         part.append({**key, **result}, {**key, **cost})
         progress.image("error" in result)
-        if failures == HOPELESS and count + 1 == HOPELESS < len(todo):
+        if failures == HOPELESS and count + 1 == HOPELESS < len(todo) and not works:
             raise EvaluationError(
                 f"the first {HOPELESS} images all failed, the last with {result['error']}. Mend "
                 "the settings or the data, and run again with retry"

@@ -131,11 +131,17 @@ Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
 Metric = Callable[..., Scores]
 #: metric name → function of a case and its settings
 METRICS: dict[str, Metric] = {}
+#: metric name → function of its settings that raises for values out of range
+CHECKS: dict[str, Callable[..., None]] = {}
 F = TypeVar("F", bound=Metric)
 
 
-def register_metric(name: str) -> Callable[[F], F]:
-    """Decorator: enter a metric; refuses to overwrite another."""
+def register_metric(name: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
+    """Decorator: enter a metric; refuses to overwrite another.
+
+    ``check`` is given all settings by name when a plan is made, before any work, and raises
+    ValueError for those out of range.
+    """
 
     def enter(function: F) -> F:
         owner = METRICS.get(name, function)
@@ -145,6 +151,8 @@ def register_metric(name: str) -> Callable[[F], F]:
                 "choose another name"
             )
         METRICS[name] = function
+        if check is not None:
+            CHECKS[name] = check
         return function
 
     return enter
@@ -157,7 +165,10 @@ def metric_record(value: str | Mapping[str, Any]) -> Record:
     """
     record = {"name": value} if isinstance(value, str) else dict(value)
     label = str(record.pop("label", ""))
-    return {**filled("metric", METRICS, record, given=1), "label": label}
+    found = filled("metric", METRICS, record, given=1)
+    if found["name"] in CHECKS:
+        CHECKS[found["name"]](**{k: v for k, v in found.items() if k != "name"})
+    return {**found, "label": label}
 
 
 def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:
@@ -231,7 +242,12 @@ def _phrase(case: Case, head: int) -> float:
     return best
 
 
-@register_metric("pointing")
+def _check_tolerance(tolerance: float) -> None:
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance is {tolerance!r}: expected a distance in pixels, at least 0")
+
+
+@register_metric("pointing", _check_tolerance)
 def pointing(case: Case, tolerance: float = 0.0) -> Scores:
     """Whether the maximum lies on the mask; the share of the energy in the objects' boxes."""
     if not (at := case.where("object")):

@@ -65,8 +65,10 @@ class Variant:
             )
         if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
             raise ValueError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
-        if self.passes is not None and self.passes < 1:
-            raise ValueError(f"variant {self.name!r}: passes is {self.passes}: expected at least 1")
+        if self.passes is not None and not _whole(self.passes, 1):
+            raise ValueError(
+                f"variant {self.name!r}: passes is {self.passes!r}: expected an integer, at least 1"
+            )
         found = self.method or self.name
         write = object.__setattr__
         write(self, "method", found)
@@ -168,8 +170,8 @@ class Plan:
             raise UnknownNameError(f"unknown dtype {self.dtype!r}{near(self.dtype, DTYPES)}")
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < low):
-                raise ValueError(f"{name} is {value}: expected an integer of at least {low}")
+            if not (name == "limit" and value is None) and not _whole(value, low):
+                raise ValueError(f"{name} is {value!r}: expected an integer of at least {low}")
 
     def _checked_words(self) -> Sequence[str]:
         for kind in self.words:
@@ -231,7 +233,9 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
     for key in value:
         if key not in known:
             raise UnknownNameError(f"a variant has no {key!r}{near(key, known)}")
-    return Variant(**value)
+    if "name" not in value and "method" not in value:
+        raise ValueError(f"variant {dict(value)} has neither a name nor a method: give it one")
+    return Variant(**{"name": value.get("method"), **value})
 
 
 def _named(name: str, settings: Record) -> str:
@@ -280,6 +284,10 @@ def _settings(name: str, given: Mapping[str, Any]) -> Record:
         known = ", ".join(FLOORS[name]) or "none"
         raise SettingError(f"{name!r} has no setting {', '.join(unknown)}; it has {known}")
     return {**FLOORS[name], **given}
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _unique(kind: str, names: Sequence[str]) -> None:

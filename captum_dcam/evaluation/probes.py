@@ -6,13 +6,17 @@ They wrap :mod:`captum_dcam.faithfulness`. ``kinds`` says which words are worth 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_dcam import faithfulness as tests
+from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.evaluation.measure import Case, Scores, numbers, register_metric
-from captum_dcam.faithfulness import FRACTIONS
+from captum_dcam.evaluation.words import KINDS
+from captum_dcam.faithfulness import BASELINES, FRACTIONS
+from captum_dcam.faithfulness.curves import check_settings
 from captum_dcam.metrics import localization
 from captum_dcam.targets import Target
 
@@ -24,7 +28,35 @@ def _asked(case: Case, kinds: Sequence[str]) -> tuple[list[int], tuple[Target, .
     return at, tuple(case.words[i].target for i in at)
 
 
-@register_metric("faithfulness")
+def _check_kinds(kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
+
+
+def _check_curves(kinds: Sequence[str], curves: bool, **settings: Any) -> None:
+    _check_kinds(kinds)
+    check_settings(**settings)
+
+
+def _check_samples(
+    kinds: Sequence[str],
+    samples: int,
+    baseline: str = BASELINES[0],
+    radius: float = 1,
+    chunk: int = 1,
+) -> None:
+    _check_kinds(kinds)
+    for name, value in (("samples", samples), ("chunk", chunk)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+    if baseline not in BASELINES:
+        raise ValueError(f"baseline is {baseline!r}: expected one of {BASELINES}")
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius is {radius}: expected a share of the pixels' range, above 0")
+
+
+@register_metric("faithfulness", _check_curves)
 def faithfulness(
     case: Case,
     baseline: str = "mean",
@@ -69,7 +101,7 @@ def faithfulness(
     return Scores(out)
 
 
-@register_metric("infidelity")
+@register_metric("infidelity", _check_samples)
 def infidelity(
     case: Case,
     baseline: str = "mean",
@@ -94,7 +126,7 @@ def infidelity(
     return Scores(case.columns(at, infidelity=found))
 
 
-@register_metric("sensitivity")
+@register_metric("sensitivity", _check_samples)
 def sensitivity(
     case: Case, radius: float = 0.02, samples: int = 10, kinds: Sequence[str] = OBJECTS
 ) -> Scores:
@@ -124,8 +156,10 @@ def answer_shuffle(case: Case, kinds: Sequence[str] = OBJECTS) -> Scores:
 
 
 @register_metric("randomization")
-def randomization(case: Case, stages: int | None = None, kinds: Sequence[str] = OBJECTS) -> Scores:
-    """Rank correlation and structural similarity after each stage of weights drawn anew."""
+def randomization(
+    case: Case, stages: int | Sequence[int] | None = None, kinds: Sequence[str] = OBJECTS
+) -> Scores:
+    """Rank correlation and structural similarity after stages of weights drawn anew."""
     at, targets = _asked(case, kinds)
     if not at or case.explain is None:
         return Scores({})

@@ -162,7 +162,8 @@ class Store:
     def merge(self) -> Path:
         r"""Write ``results.jsonl`` and ``costs.jsonl``: all shards, in the data set's order.
 
-        The bytes do not depend on how many shards there were.
+        The bytes do not depend on how many shards there were. Images that only an earlier merged
+        file holds (its shards' files lie elsewhere) are kept.
 
         Raises:
             StoreError: images are missing; says which shards to run.
@@ -188,11 +189,9 @@ class Store:
         return {line.image: line.failed for line in lines}
 
     def missing(self) -> list[int]:
-        """Indices of images that no shard has measured yet."""
-        if (self.folder / f"{RESULTS}.jsonl").exists():
-            return []
-        there = {i for shard in range(self.shards) for i in self.stored(shard)}
-        return [i for i in range(self.start, self.start + self.count) if i not in there]
+        """Indices of images that neither a shard nor a merged file holds."""
+        there = {line.image for _, line in self._index(RESULTS)}
+        return [i for i in self._indices if i not in there]
 
     def records(self) -> Iterator[Record]:
         """Results so far, one an image, in the data set's order."""
@@ -204,12 +203,7 @@ class Store:
 
     def _lines(self, kind: str) -> Iterator[bytes]:
         """Stored lines in order, one at a time in memory."""
-        if not (index := self._index(kind)):
-            merged = self.folder / f"{kind}.jsonl"  # a store of which only this was copied
-            if merged.exists():
-                with merged.open("rb") as file:
-                    yield from file
-            return
+        index = self._index(kind)
         with contextlib.ExitStack() as stack:
             files = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in index}}
             for path, line in index:
@@ -217,14 +211,24 @@ class Store:
                 yield files[path].read(line.size)
 
     def _index(self, kind: str) -> list[tuple[Path, Line]]:
-        """(file, line) of every stored image, in the data set's order."""
-        found = [
-            (path, line)
-            for number in range(self.shards)
-            if (path := self.path(kind, number)).exists()
-            for line in scan(path, self.indices(number), self.digest)[0]
-        ]
-        return sorted(found, key=lambda one: one[1].image)
+        """(file, line) of every stored image, in the data set's order.
+
+        A shard's line goes before a merged one, which may be older.
+        """
+        files = [(self.folder / f"{kind}.jsonl", self._indices)]
+        files += [(self.path(kind, n), self.indices(n)) for n in range(self.shards)]
+        found = {
+            line.image: (path, line)
+            for path, indices in files
+            if path.exists()
+            for line in scan(path, indices, self.digest)[0]
+        }
+        return [found[image] for image in sorted(found)]
+
+    @property
+    def _indices(self) -> range:
+        """Indices in the data set of all images."""
+        return range(self.start, self.start + self.count)
 
     def path(self, kind: str, shard: int) -> Path:
         """File of a shard's results or costs."""

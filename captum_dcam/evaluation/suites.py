@@ -321,11 +321,11 @@ FINAL_STATE = frozenset(
 )
 #: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
 IMAGES = {
-    "faithfulness": 12,
-    "faithfulness-long": 3,
-    "baselines": 10,
-    "infidelity": 4,
-    "sanity": 5,
+    "faithfulness": 8,
+    "faithfulness-long": 1,
+    "baselines": 4,
+    "infidelity": 2,
+    "sanity": 4,
     "sanity-long": 1,
 }
 FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
@@ -374,15 +374,16 @@ def faithfulness(setting: Setting) -> list[Part]:
 def sanity(setting: Setting) -> list[Part]:
     """Weights drawn anew, answers shuffled, small noise, and another word's map, for every method.
 
-    Methods of many passes are measured on fewer images and without the cascade's inner stages.
+    Maps are compared after the last block and after all weights were drawn anew; methods of many
+    passes on fewer images, without the first of these and without noise.
     """
     parts = []
     for name, own in (("sanity", _every(False)), ("sanity-long", _every(True))):
         long = name == "sanity-long"
         metrics: list[Any] = ["localization", "placebo", "answer_shuffle"]
-        metrics.append({"name": "randomization", "stages": 1 if long else None})
+        metrics.append({"name": "randomization", "stages": (-1,) if long else (1, -1)})
         if not long:
-            metrics.append({"name": "sensitivity", "samples": 3})
+            metrics.append({"name": "sensitivity", "samples": 2})
         plan = setting.plan(
             own, words=("object",), metrics=tuple(metrics), limit=setting.first(IMAGES[name])
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.faithfulness.fills import pixel_fill
+from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
 from captum_dcam.faithfulness.reading import flat_maps, one_example, read, with_pixels
 from captum_dcam.methods.captum_common import groups_of
 from captum_dcam.targets import Target
@@ -160,6 +160,21 @@ def insertion(
                    controls, generator, chunk)  # fmt: skip
 
 
+def check_settings(
+    baseline: str, where: str, patch: int, fractions: Sequence[float], controls: int, chunk: int
+) -> None:
+    """ValueError for settings of :func:`deletion` that are out of range."""
+    for name, value, least in (("patch", patch, 1), ("controls", controls, 0), ("chunk", chunk, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
+    for name, text, known in (("baseline", baseline, BASELINES), ("where", where, WHERE)):
+        if text not in known:
+            raise ValueError(f"{name} is {text!r}: expected one of {known}")
+    asked = list(fractions)
+    if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
+        raise ValueError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
+
+
 def _curves(
     kind: str,
     forward: DenoisingForward,
@@ -174,16 +189,10 @@ def _curves(
     generator: torch.Generator | None,
     chunk: int,
 ) -> Curves:
-    for name, value, least in (("patch", patch, 1), ("controls", controls, 0), ("chunk", chunk, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
+    check_settings(baseline, where, patch, fractions, controls, chunk)
     if not targets:
         raise ValueError("no target is given: expected at least one word")
-    if where not in WHERE:
-        raise ValueError(f"where is {where!r}: expected one of {WHERE}")
     asked = list(fractions)
-    if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
-        raise ValueError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     values = flat_maps(forward, maps, targets)

@@ -39,7 +39,7 @@ def parameter_randomization(
     explain: Explain,
     generator: torch.Generator,
     *,
-    stages: int | None = None,
+    stages: int | Sequence[int] | None = None,
 ) -> Randomization:
     r"""Replace weights from the output side down, and compare each stage's maps with the model's.
 
@@ -54,10 +54,11 @@ def parameter_randomization(
         targets (sequence of Target): N words.
         explain (callable): ``(forward, targets) -> maps``.
         generator (torch.Generator): draws the weights.
-        stages (int, optional): how many of the blocks + 1 stages. Default: all
+        stages (int or sequence of int, optional): how many of the blocks + 1 stages; or after which
+            of them maps are compared, counted from 1, -1 for the last. Default: all
 
     Returns:
-        Randomization: of as many stages.
+        Randomization: of these stages.
 
     Raises:
         MethodError: quantised weights, which cannot be drawn.
@@ -66,19 +67,31 @@ def parameter_randomization(
         Adebayo et al., Sanity checks for saliency maps, 2018, section 3.1.
     """
     cascade = _cascade(forward.adapter)
-    count = len(cascade) if stages is None else stages
-    if not 1 <= count <= len(cascade):
-        raise ValueError(f"stages is {stages}: expected 1 to {len(cascade)}, or None for all")
+    wanted = _wanted(stages, len(cascade))
     words = tuple(targets)
     before = _explained(rebound(forward), words, explain)
     found = []
     with _restored() as replace_values:
-        for _, parameters in cascade[:count]:
+        for number, (_, parameters) in enumerate(cascade[: wanted[-1]], 1):
             for parameter in parameters:
                 replace_values(parameter, _drawn(parameter, generator))
-            found.append(_alike(before, _explained(rebound(forward), words, explain)))
+            if number in wanted:
+                found.append(_alike(before, _explained(rebound(forward), words, explain)))
     spearman, ssim = (torch.stack(rows) for rows in zip(*found, strict=True))
-    return Randomization(tuple(name for name, _ in cascade[:count]), spearman, ssim)
+    return Randomization(tuple(cascade[n - 1][0] for n in wanted), spearman, ssim)
+
+
+def _wanted(stages: int | Sequence[int] | None, count: int) -> list[int]:
+    """Numbers of stages, from 1, in order."""
+    if stages is None or isinstance(stages, int):
+        found = list(range(1, (count if stages is None else stages) + 1))
+    else:
+        found = sorted({n + count + 1 if n < 0 else n for n in stages})
+    if not found or not 1 <= found[0] <= found[-1] <= count:
+        raise ValueError(
+            f"stages is {stages}: expected 1 to {count}, numbers of stages, or None for all"
+        )
+    return found
 
 
 def shuffled_answer(

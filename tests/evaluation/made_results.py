@@ -55,7 +55,7 @@ def scores_of(generator, plan, kinds, variant):
             drawn = column(generator, kinds, KINDS, size=6)
             out["features"] = [[v + s for v in row] for row, s in zip(drawn, shift, strict=True)]
         elif metric["name"] == "randomization":
-            stages = metric["stages"] or 7
+            stages = len(metric["stages"])
             drawn = column(generator, kinds, ("object",), size=stages)
             out["randomization_spearman"] = drawn
     if any(r["name"] == "dacg" for r in variant.refinements):

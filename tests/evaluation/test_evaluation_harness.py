@@ -438,3 +438,19 @@ def test_scenes_of_the_registry_are_evaluated(tmp_path):
     assert named and all(name.split()[1] in scenes.SHAPES for name in named)
     header = Store.read(tmp_path).header
     assert header["facts"]["data"]["name"] == "scenes" and header["facts"]["family"] == "mini"
+
+
+def test_a_shard_that_is_run_again_does_not_lose_the_others(tmp_path):
+    for shard in ((0, 2), (1, 2)):
+        run(tmp_path, count=4, shard=shard)
+    whole = made.results(tmp_path)
+    for path in tmp_path.glob("*-00001-of-*"):
+        path.unlink()
+    run(tmp_path, count=4, shard=(0, 2))
+    assert made.results(tmp_path) == whole
+
+
+def test_many_damaged_images_among_good_ones_can_be_tried_again(tmp_path):
+    bad = range(4, 11)
+    run(tmp_path, count=14, bad=bad, on_error="skip")
+    assert run(tmp_path, count=14, bad=bad, on_error="skip", retry=True).failed == 7

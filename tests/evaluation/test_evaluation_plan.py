@@ -118,3 +118,36 @@ def test_differences_name_what_differs():
         "plan.variants.oracle is here only",
         "plan.variants.tam.settings.filter is 3 there and 5 here",
     ]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"name": "faithfulness", "baseline": "blurr"},
+        {"name": "faithfulness", "fractions": (0.5, 0.1)},
+        {"name": "faithfulness", "kinds": ("verb",)},
+        {"name": "infidelity", "samples": 0},
+        {"name": "sensitivity", "radius": -1.0},
+        {"name": "pointing", "tolerance": -1.0},
+    ],
+    ids=str,
+)
+def test_values_of_metric_settings_are_checked_before_any_work(metric):
+    with pytest.raises((ValueError, UnknownNameError), match=r"expected|did you mean|Known"):
+        Plan(("oracle",), metrics=(metric,))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"limit": 2.5}, {"start": 1.5}, {"threads": 1.5}, {"seed": 0.5}, {"start": "1"}]
+)
+def test_counts_are_whole_numbers(changes):
+    with pytest.raises(ValueError, match="expected an integer"):
+        Plan(("oracle",), **changes)
+    with pytest.raises(ValueError, match="expected an integer"):
+        Variant("tam", passes=2.5)
+
+
+def test_a_variant_needs_a_name_or_a_method():
+    with pytest.raises(ValueError, match="neither a name nor a method"):
+        Plan.from_record({"variants": [{"layer": 1}]})
+    assert Plan.from_record({"variants": [{"method": "tam"}]}).variants[0].name == "tam"

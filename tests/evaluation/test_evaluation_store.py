@@ -295,3 +295,41 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         holder.stdout.close()
     fill(store)
     assert store.missing() == [] and json.loads((tmp_path / "plan.json").read_text())["shards"] == 1
+
+
+def without_second_shard(folder):
+    whole = finished(folder, 2)
+    for path in folder.glob("*-00001-of-*"):
+        path.unlink()
+    return whole
+
+
+def test_a_merged_file_keeps_what_the_shards_at_hand_do_not_hold(tmp_path):
+    whole = without_second_shard(tmp_path)
+    store = Store.read(tmp_path)
+    assert store.missing() == [] and len(list(store.records())) == len(whole.splitlines())
+    assert store.merge().read_bytes() == whole
+
+
+def copied(tmp_path, results):
+    """The header of one store beside a merged file."""
+    finished(tmp_path / "a")
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "plan.json").write_bytes((tmp_path / "a/plan.json").read_bytes())
+    (folder / "results.jsonl").write_bytes(results)
+    return Store.read(folder)
+
+
+def test_a_merged_file_of_another_plan_is_refused(tmp_path):
+    other = finished(tmp_path / "b", plan={"seed": 1, "variants": []})
+    with pytest.raises(StoreError, match="another plan"):
+        list(copied(tmp_path, other).records())
+
+
+def test_a_merged_file_that_was_cut_off_is_not_whole(tmp_path):
+    lines = finished(tmp_path / "b").splitlines(keepends=True)
+    store = copied(tmp_path, b"".join(lines[:3]) + lines[3][:10])
+    assert len(list(store.records())) == 3 and len(store.missing()) == len(lines) - 3
+    with pytest.raises(StoreError, match="lacks"):
+        store.merge()

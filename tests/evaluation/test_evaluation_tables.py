@@ -177,6 +177,29 @@ def test_a_part_that_was_not_measured_says_how_to(tmp_path):
         table("comparson", tmp_path)
 
 
+FAILING = ("paper/full", "ours/full", "oracle", "llava_cam@2", "paper/base", "diffusion_cam", "tam")
+
+
+@pytest.mark.parametrize("fails", FAILING)
+def test_tables_stand_when_a_variant_failed_everywhere(tmp_path, fails):
+    for name in ("objects", "feasibility", "plausibility", "faithfulness", "sanity"):
+        made_results.results(tmp_path, name, count=3, fails=(fails,))
+    for name in TABLES.keys() - {"summary", "economy"}:
+        assert table(name, tmp_path).markdown()
+
+
+def test_cost_leaves_out_the_images_on_which_a_variant_failed(tmp_path, monkeypatch):
+    one, calls = made_results.made, []
+
+    def sometimes(generator, plan, kinds, regime, fails):
+        calls.append(plan)
+        return one(generator, plan, kinds, regime, ("paper/+akd",) if len(calls) == 3 else ())
+
+    monkeypatch.setattr(made_results, "made", sometimes)
+    made_results.results(tmp_path, "objects")
+    assert table("cost", tmp_path).cell("paper: +akd", "ms an image").value > 0
+
+
 def test_results_are_the_same_every_time(folder):
     for name in ("comparison", "faithfulness"):
         assert table(name, folder).csv() == table(name, Results(folder)).csv()

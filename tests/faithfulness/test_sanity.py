@@ -59,6 +59,16 @@ def test_scores_equal_scipy_and_runs_repeat():
     assert torch.equal(got.spearman, again.spearman) and torch.equal(got.ssim, again.ssim)
 
 
+def test_some_stages_are_those_of_the_whole_cascade():
+    forward = tiny.bound("prefix")
+    arguments = forward, words(forward), explain
+    whole = faithfulness.parameter_randomization(*arguments, generator())
+    some = faithfulness.parameter_randomization(*arguments, generator(), stages=(-1, 1))
+    assert some.stages == ("block 3", "rest")
+    assert torch.equal(some.spearman, whole.spearman[[0, -1]])
+    assert torch.equal(some.ssim, whole.ssim[[0, -1]])
+
+
 def test_a_method_that_ignores_the_model_is_found_out():
     forward = tiny.bound("prefix")
     fixed = maps(forward)
@@ -97,6 +107,10 @@ def test_quantised_weights_are_refused(monkeypatch):
     forward.model.layers[2].packed = packed
     with pytest.raises(MethodError, match=r"block 2 .*int8.*quantisation"):
         faithfulness.parameter_randomization(forward, words(forward), explain, generator())
+    with pytest.raises(ValueError, match="numbers of stages"):
+        faithfulness.parameter_randomization(
+            tiny.bound("prefix"), words(forward), explain, generator(), stages=(1, 9)
+        )
     with pytest.raises(ValueError, match="stages is 9"):
         faithfulness.parameter_randomization(
             tiny.bound("prefix"), words(forward), explain, generator(), stages=9

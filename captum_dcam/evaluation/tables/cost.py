@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from captum_dcam.evaluation.frame import Frame
 from captum_dcam.evaluation.suites import BASES, MODULES
@@ -20,25 +21,38 @@ from captum_dcam.evaluation.tables.registry import (
 STAGES = ("akd", "dacg", "cba", "sicd")
 
 
-def _stages(frame: Frame, variant: str, stage: str) -> list[float]:
-    """Milliseconds of a stage, image after image."""
-    return [
-        1000 * sum(s for name, s in cost["variants"][variant]["stages"] if name == stage)
-        for cost in frame.costs
-        if variant in cost.get("variants", {})
-    ]
+class Spent(NamedTuple):
+    """Of a variant on one image: milliseconds, and the run's peak memory (None: not known)."""
+
+    generation: float
+    run: float
+    stages: dict[str, float]
+    peak_bytes: float | None
 
 
-def _attribution(frame: Frame, variant: str) -> Iterator[tuple[float, float, float | None]]:
-    """Generation and the run that a variant shares (ms), and the run's peak memory, by image."""
+def spent(frame: Frame, variant: str) -> Iterator[Spent]:
+    """Image after image, where the variant gave maps."""
     for cost in frame.costs:
-        for run in cost.get("runs", ()):
+        own = cost.get("variants", {}).get(variant)
+        for run in cost.get("runs", ()) if own is not None else ():
             if variant in run["variants"]:
-                yield 1000 * cost["generation"], 1000 * run["seconds"], run["peak_bytes"]
+                stages: dict[str, float] = {}
+                for name, seconds in own["stages"]:
+                    stages[name] = stages.get(name, 0.0) + 1000 * seconds
+                yield Spent(
+                    1000 * cost["generation"], 1000 * run["seconds"], stages, run["peak_bytes"]
+                )
 
 
 def _median(values: list[float]) -> Cell:
     return Figure(statistics.median(values)) if values else None
+
+
+def _ratio(values: list[float], whole: list[float], factor: float = 1.0) -> Cell:
+    """Of medians; nothing where there is nothing to divide."""
+    if not values or not whole:
+        return None
+    return Figure(factor * statistics.median(values) / statistics.median(whole))
 
 
 def _note(frame: Frame) -> str:
@@ -54,19 +68,16 @@ def _note(frame: Frame) -> str:
 def cost_stages(results: Results) -> Table:
     """Table 10: the attribution pass and each module."""
     frame = results.part("objects")
-    base = list(_attribution(frame, "paper/base"))
-    whole = statistics.median([a + b for a, b, _ in base])
+    base = [one.generation + one.run for one in spent(frame, "paper/base")]
+    full = list(spent(frame, "paper/full"))
     printed = ["Base attribution pass", "AKD", "DACG", "CBA", "SICD", "Total post-processing"]
-    times = {stage: _stages(frame, "paper/full", stage) for stage in STAGES}
-    total = [sum(parts) for parts in zip(*times.values(), strict=True)]
     found: list[tuple[str, list[float]]] = [
-        ("generation and attribution", [a + b for a, b, _ in base]),
-        *((stage.upper(), own) for stage, own in times.items()),
-        ("four modules", total),
+        ("generation and attribution", base),
+        *((stage.upper(), [one.stages[stage] for one in full]) for stage in STAGES),
+        ("four modules", [sum(one.stages[stage] for stage in STAGES) for one in full]),
     ]
     rows: list[tuple[str, list[Cell]]] = [
-        (label, [_median(own), Figure(100 * statistics.median(own) / whole)])
-        for label, own in found
+        (label, [_median(own), _ratio(own, base, 100.0)]) for label, own in found
     ]
     columns, merged = beside(
         [Column("ms", 2), Column("% of the first row", 2)],
@@ -94,21 +105,14 @@ def cost(results: Results) -> Table:
     for base in BASES:
         for module in MODULES:
             name = f"{base}/{module}"
-            passes = list(_attribution(frame, name))
-            stages = [
-                1000 * sum(s for _, s in c["variants"][name]["stages"])
-                for c in frame.costs
-                if name in c.get("variants", {})
-            ]
-            whole = [a + b + c for (a, b, _), c in zip(passes, stages, strict=True)]
-            generation = statistics.median([a for a, _, _ in passes])
-            peaks = [p / 1e6 for _, _, p in passes if p is not None]
-            f3 = localization_cells(frame, name)[3]
+            found = list(spent(frame, name))
+            whole = [one.generation + one.run + sum(one.stages.values()) for one in found]
+            peaks = [one.peak_bytes / 1e6 for one in found if one.peak_bytes is not None]
             cells = [
                 _median(whole),
-                Figure(statistics.median(whole) / generation),
+                _ratio(whole, [one.generation for one in found]),
                 _median(peaks),
-                f3,
+                localization_cells(frame, name)[3],
             ]
             rows.append((f"{base}: {module}", cells))
             labels.append(printed[module] if base == "paper" else None)

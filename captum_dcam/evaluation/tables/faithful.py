@@ -209,15 +209,15 @@ def sanity(results: Results) -> Table:
             Figure.of(frame.values(variant, "randomization_spearman", at=at).mean())
             if stages
             else None
-            for at in ((0, stages - 1) if stages > 1 else (0,))
+            for at in (0, stages - 1)
         ]
         rows.append(
             (
                 label,
                 (
                     len(frame.values(variant, "answer_shuffle")),
-                    last[0],
-                    last[1] if len(last) > 1 else None,
+                    last[0] if stages > 1 else None,
+                    last[1],
                     _mean(frame, variant, "answer_shuffle"),
                     _mean(frame, variant, "sensitivity"),
                 ),

@@ -3,6 +3,7 @@ r"""Words with a mask, on their masks: Diffusion-CAM's Tables 1 to 3 and 6 to 9.
 from __future__ import annotations
 
 from captum_dcam.evaluation.frame import Frame
+from captum_dcam.evaluation.published import figures
 from captum_dcam.evaluation.suites import BASES, MODULES, PERCENTILES, SWEEPS
 from captum_dcam.evaluation.table import Cell, Column, Figure, Table
 from captum_dcam.evaluation.tables.registry import (
@@ -115,22 +116,24 @@ def layers(results: Results) -> Table:
         "default, unrefined": "ours/base",
         "LLaVA-CAM": "llava_cam",
     }
-    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    own = localization_columns()
+    rows: list[tuple[str, list[Cell]]] = []
     for label, variant in methods.items():
         for layer in found:
             name = at_layer(frame, variant, layer)
             if name in frame.variants and (name != variant or layer == _recommended(frame)):
-                rows.append((f"{label}: block {layer}", tuple(localization_cells(frame, name))))
+                rows.append((f"{label}: block {layer}", localization_cells(frame, name)))
+    printed: list[str | None] = [*[None] * len(rows), *figures("Diffusion-CAM 3")]
+    rows += [(f"{row} of 32", [None] * len(own)) for row in figures("Diffusion-CAM 3")]
+    columns, merged = beside(own, rows, Printed("Diffusion-CAM 3", printed, PRINTED))
     notes = (
         f"{frame.header['facts']['blocks']} blocks, counted from 0; the last has no path from the "
-        "image to the answer. The paper reads blocks 10, 20, 25 and 29 of 32 (F3 23.0, 15.4, 12.2, "
-        "10.9 for Diffusion-CAM; 18.1, 11.5, 10.6, 10.0 for LLaVA-CAM): about blocks 2, 4 and 5 "
-        "of 6.",
+        "image to the answer. In a model of 6 the paper's layers 10, 20, 25 and 29 of 32 lie at "
+        "about blocks 2, 4, 5 and 5.",
         settings_note(frame),
+        source_note("Diffusion-CAM 3"),
     )
-    return Table(
-        "layers", "Blocks (Table 3)", tuple(localization_columns()), tuple(rows), notes, "map"
-    )
+    return Table("layers", "Blocks (Table 3)", columns, merged, notes, "map")
 
 
 def _routed(frame: Frame, name: str) -> list[Cell]:

@@ -136,7 +136,7 @@ def tam_comparison(results: Results) -> Table:
 def arc_ablation(results: Results) -> Table:
     """Table 3 of MSEA and ARC."""
     lines = [
-        Line("neither (logit lens)", "logit_lens", "neither"),
+        Line("neither (rank Gaussian filter alone)", "tam:rgf", "neither"),
         Line("ECI-mean", "tam:mean", "Mean mitigation"),
         Line("TAM", "tam", "TAM"),
         Line("ARC", "arc", "ARC"),

@@ -1,0 +1,138 @@
+r"""The settings that are fitted, by flat names such as ``dacg.high_std``, in the search's order.
+
+A set of values is a dict from these names to numbers. ``akd.k_base`` may be None: AKD is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from captum_dcam.calibration.maps import CalibrationError
+from captum_dcam.refine import AKD, CBA, DACG, DACG_BRANCHES, SICD, NamedRefinement, Refinement
+
+Values = dict[str, float | None]
+Stages = tuple[Refinement, ...]
+
+#: shares of the calibration maps beyond a threshold that the labelled search tries
+SHARES = (0.0, 0.1, 0.221, 0.4, 0.6, 0.8, 1.0)
+#: percentiles that it tries for each branch
+PERCENTILES = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)
+_WEIGHTS = ("median", "quantile", "mean", "max")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    r"""One number of one stage.
+
+    Args:
+        stage (type): the refinement's class.
+        field (str): of it.
+        part (int or None): place in a field of several numbers.
+        label (str): what the place is called.
+        tried (tuple): values of the labelled search.
+        statistic (str): of thresholds: ``mean``, ``std`` or ``skewness`` of the maps as they come
+            to the stage; then the search tries the values that :data:`SHARES` of maps lie beyond.
+        below (bool): whether the maps below the threshold are meant.
+    """
+
+    stage: type[NamedRefinement]
+    field: str
+    part: int | None = None
+    label: str = ""
+    tried: tuple[float | None, ...] = ()
+    statistic: str = ""
+    below: bool = False
+
+    @property
+    def name(self) -> str:
+        """Flat name."""
+        return ".".join(filter(None, (self.stage.name, self.field, self.label)))
+
+
+def _parts(
+    stage: type[NamedRefinement], field: str, labels: Sequence[str], *tried: tuple[float, ...]
+) -> tuple[Parameter, ...]:
+    return tuple(
+        Parameter(stage, field, i, label, tried[min(i, len(tried) - 1)])
+        for i, label in enumerate(labels)
+    )
+
+
+PARAMETERS: dict[str, Parameter] = {
+    p.name: p
+    for p in (
+        Parameter(AKD, "k_base", tried=(None, 1.5, 3, 5, 7, 11)),
+        Parameter(DACG, "high_std", statistic="std"),
+        Parameter(DACG, "high_mean", statistic="mean"),
+        Parameter(DACG, "low_mean", statistic="mean", below=True),
+        *_parts(DACG, "percentiles", DACG_BRANCHES, PERCENTILES),
+        *_parts(
+            CBA,
+            "weights",
+            _WEIGHTS,
+            (0.0, 0.075, 0.15, 0.3, 0.6),
+            (0.0, 0.075, 0.15, 0.3, 0.6),
+            (0.0, 0.1, 0.2, 0.4, 0.8),
+            (0.0, 0.015, 0.05, 0.1, 0.2, 0.3),
+        ),
+        Parameter(CBA, "gamma", tried=(0.0, 0.25, 0.5, 0.75, 1.0)),
+        Parameter(SICD, "gate_std", statistic="std"),
+        Parameter(SICD, "gate_skewness", statistic="skewness"),
+        Parameter(SICD, "omega_rep", tried=(0.0, 0.025, 0.05, 0.1, 0.2)),
+        Parameter(SICD, "omega_out", tried=(0.0, 0.01, 0.02, 0.05, 0.1)),
+        Parameter(SICD, "lambda_max", tried=(0.25, 0.5, 0.75, 1.0)),
+    )
+}
+
+
+def values_of(stages: Sequence[Refinement]) -> Values:
+    r"""The parameters that these stages have, in the order of :data:`PARAMETERS`.
+
+    Raises:
+        CalibrationError: no stage that has any, or two of one class.
+    """
+    found: Values = {}
+    for name, parameter in PARAMETERS.items():
+        own = [s for s in stages if isinstance(s, parameter.stage)]
+        if len(own) > 1:
+            raise CalibrationError(
+                f"{len(own)} stages are {parameter.stage.name!r}: which of them should be fitted? "
+                "Expected each of akd, dacg, cba and sicd at most once"
+            )
+        if own:
+            value = getattr(own[0], parameter.field)
+            found[name] = value if parameter.part is None else value[parameter.part]
+    if not found:
+        listed = ", ".join(s.describe()["name"] for s in stages) or "none"
+        raise CalibrationError(
+            f"the preset has no refinement with a threshold (its stages: {listed}): start from "
+            "'default' or 'paper'"
+        )
+    return found
+
+
+def with_values(stages: Sequence[Refinement], values: Mapping[str, float | None]) -> Stages:
+    """The stages with these values; AKD is left out where its value is None."""
+    return tuple(_changed(stages, values))
+
+
+def _changed(
+    stages: Sequence[Refinement], values: Mapping[str, float | None]
+) -> Iterator[Refinement]:
+    for stage in stages:
+        changes: dict[str, Any] = {}
+        for name, value in values.items():
+            parameter = PARAMETERS[name]
+            if not isinstance(stage, parameter.stage):
+                continue
+            if parameter.part is not None:
+                whole = list(changes.get(parameter.field, getattr(stage, parameter.field)))
+                whole[parameter.part] = value
+                changes[parameter.field] = tuple(whole)
+            else:
+                changes[parameter.field] = value
+        if "k_base" in changes and changes["k_base"] is None:
+            continue
+        yield replace(stage, **changes) if changes else stage  # type: ignore[type-var]

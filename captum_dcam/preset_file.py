@@ -1,0 +1,166 @@
+r"""Presets in files: a base preset, refinements fitted to a model, and what they were fitted on.
+
+::
+
+    {"format": "captum-dcam preset", "version": 1, "base": "default",
+     "score": "commit", "product": "positionwise", "center": true,
+     "refinements": [{"name": "min_max"}, {"name": "akd", "k_base": 3, …}, …],
+     "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
+     "digest": "sha256 of all the rest"}
+
+``captum-dcam calibrate`` writes such a file; wherever a preset's name is accepted, its path is too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from captum_dcam.errors import SettingError
+from captum_dcam.presets import Preset
+from captum_dcam.products import PRODUCTS
+from captum_dcam.refine import Compose, Refinement, refinement
+from captum_dcam.trajectory import SCORES
+
+FORMAT, VERSION = "captum-dcam preset", 1
+_FIELDS = ("base", "score", "product", "center", "refinements", "fitted")
+AGAIN = "make it again with captum-dcam calibrate"
+
+
+class PresetError(ValueError):
+    """A preset file that cannot be read; says what is wrong with it."""
+
+
+def write_preset(
+    file: str | Path,
+    base: str,
+    preset: Preset,
+    refinements: Sequence[Refinement],
+    fitted: Mapping[str, Any],
+) -> None:
+    r"""Write a preset file, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        file (path): ends in ``.json``; an earlier preset file is replaced, nothing else is.
+        base (str): name of the preset that the fit started from.
+        preset (Preset): that preset; its score, product and centring are kept.
+        refinements (sequence of Refinement): in place of the preset's.
+        fitted (dict): what they were fitted on and how, JSON-able.
+
+    Raises:
+        PresetError: see :func:`check_writable`.
+        OSError: it cannot be written; what was there is still there.
+    """
+    from captum_dcam.evaluation.lines import write_atomically  # readers need no evaluation
+
+    file = Path(file)
+    check_writable(file)
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": base,
+        "score": preset.score,
+        "product": preset.product,
+        "center": preset.center,
+        "refinements": [stage.describe() for stage in refinements],
+        "fitted": dict(fitted),
+    }
+    record["digest"] = _digest(record)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, [text.encode()])
+
+
+def check_writable(file: Path) -> None:
+    """PresetError unless a preset file may be written there."""
+    if file.suffix != ".json":
+        raise PresetError(f"{file}: expected a file that ends in .json")
+    if file.is_dir():
+        raise PresetError(f"{file} is a folder: give a file in it, such as {file / 'preset.json'}")
+    if file.exists():
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise PresetError(f"{file} exists and is no preset file: give another name")
+
+
+def read_preset_file(file: str | Path) -> dict[str, Any]:
+    r"""Everything that a preset file says, checked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        PresetError: no preset file, too new, damaged or changed, or a setting that is unknown.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
+    version = record.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise PresetError(
+            f"{file} has format version {version!r}, this package reads up to {VERSION}: update "
+            "captum-dcam"
+        )
+    if missing := [name for name in _FIELDS if name not in record]:
+        raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
+    digest = record.pop("digest", None)
+    if digest is not None and digest != _digest(record):
+        raise PresetError(
+            f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
+            'changed it on purpose, take out its line "digest"'
+        )
+    _check(file, record)
+    return record
+
+
+def read_preset(file: str | Path) -> Preset:
+    """The preset of a file; raises as :func:`read_preset_file`."""
+    record = read_preset_file(file)
+    return Preset(
+        record["score"],
+        record["product"],
+        record["center"],
+        partial(_built, record["refinements"]),
+        f"{file}, fitted from {record['base']!r}",
+    )
+
+
+def _check(file: Path, record: Mapping[str, Any]) -> None:
+    for name, known in (("score", SCORES), ("product", PRODUCTS), ("center", (True, False))):
+        if record[name] not in known:
+            listed = ", ".join(map(str, known))
+            raise PresetError(f"{file}: {name} is {record[name]!r}: expected one of {listed}")
+    try:
+        _built(record["refinements"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PresetError(f"{file}: refinements: {error}; {AGAIN}") from error
+
+
+def _built(records: Sequence[Mapping[str, Any]]) -> Compose:
+    """The refinements; new objects at every call."""
+    stages = []
+    for record in records:
+        settings = dict(record)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise SettingError(f"{dict(record)} has no name")
+        stages.append(refinement(name, **settings))
+    return Compose(stages)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
