@@ -21,7 +21,7 @@ from captum_dcam.catalogue import list_models as list_models
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.explanation import Explanation
-from captum_dcam.hub import load
+from captum_dcam.hub import check_device, load
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.pictures import open_picture
 from captum_dcam.pipeline import explain_bound, sign_check
