@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from captum_dcam.calibrate_command import Calibrated
-from captum_dcam.calibration import Gain
+from captum_dcam.calibration import PARAMETERS, Gain
 from captum_dcam.refine import DACG_BRANCHES
 from captum_dcam.report import output_console, print_facts, table_of
 
@@ -28,9 +28,13 @@ def print_calibration(done: Calibrated) -> None:
             f"weights {done.record['weights']}",
         },
     )
-    drawn = table_of("Threshold", "Before", "After", right=("Before", "After"))
+    drawn = table_of("Threshold", "Before", "After", "", right=("Before", "After"))
     for name in found.changed:
-        drawn.add_row(Text(name), _value(found.before[name]), _value(found.after[name]))
+        after = found.after[name]
+        ends = found.labelled and PARAMETERS[name].ends(after)
+        drawn.add_row(
+            Text(name), _value(found.before[name]), _value(after), "end of its grid" if ends else ""
+        )
     if found.changed:
         console.print(drawn)
     kept = len(found.before) - len(found.changed)

@@ -50,6 +50,10 @@ class Parameter:
         """Flat name."""
         return ".".join(filter(None, (self.stage.name, self.field, self.label)))
 
+    def ends(self, value: float | None) -> bool:
+        """Whether a value is the last that the search tries, so that more might be better."""
+        return bool(self.tried) and value in (self.tried[0], self.tried[-1]) and bool(value)
+
 
 def _parts(
     stage: type[NamedRefinement], field: str, labels: Sequence[str], *tried: tuple[float, ...]
@@ -72,10 +76,10 @@ PARAMETERS: dict[str, Parameter] = {
             CBA,
             "weights",
             _WEIGHTS,
-            (0.0, 0.075, 0.15, 0.3, 0.6),
-            (0.0, 0.075, 0.15, 0.3, 0.6),
-            (0.0, 0.1, 0.2, 0.4, 0.8),
-            (0.0, 0.015, 0.05, 0.1, 0.2, 0.3),
+            (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
+            (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
+            (0.0, 0.1, 0.2, 0.4, 0.8, 1.6),
+            (0.0, 0.015, 0.05, 0.1, 0.2, 0.4),
         ),
         Parameter(CBA, "gamma", tried=(0.0, 0.25, 0.5, 0.75, 1.0)),
         Parameter(SICD, "gate_std", statistic="std"),

@@ -50,7 +50,7 @@ def cut(values: Tensor, count: float, *, below: bool = False) -> float:
     # a cut after the k-th value is one only where the next value is another
     allowed = torch.ones(n + 1, dtype=torch.bool)
     allowed[1:n] = outer != inner
-    sizes = torch.arange(n + 1)
+    sizes = torch.arange(n + 1, dtype=torch.float64)
     away = (sizes - count).abs().masked_fill(~allowed, float("inf"))
     k = int(away.argmin())
     if k == 0:

@@ -1,0 +1,91 @@
+"""Collections of made maps, pictures whose words have masks, and scores by hand."""
+
+import numpy as np
+import tiny
+import torch
+from evaluation import made
+
+from captum_dcam.calibration import Collection, collect, values_of, with_values
+from captum_dcam.calibration.maps import Batch
+from captum_dcam.layout import uniform_grid
+from captum_dcam.metrics import localization
+from captum_dcam.presets import preset
+from captum_dcam.refine import RefineContext, paper_refinements
+
+SIDE, SIZE = 8, (24, 32)
+SHORT = {"gen_length": 16}
+PAPER = tuple(paper_refinements())
+FITTED = with_values(PAPER, {**values_of(PAPER), "dacg.high_std": 0.031, "cba.gamma": 0.25})
+
+
+def collection(count=60, seed=0, per=2, masks=True, dull=0.2):
+    """Random spiky maps, ``per`` of an image, each with a bright block where its mask is."""
+    g = np.random.default_rng(seed)
+    values = g.random((count, SIDE, SIDE)) ** g.uniform(0.5, 12, (count, 1, 1)) * dull
+    found = []
+    for i, (y, x) in enumerate(g.integers(0, SIDE - 3, (count, 2))):
+        values[i, y : y + 3, x : x + 3] += g.random((3, 3))
+        mask = np.zeros((1, SIDE, SIDE), dtype=bool)
+        mask[:, y : y + 3, x : x + 3] = True
+        found.append(mask.repeat(SIZE[0] // SIDE, 1).repeat(SIZE[1] // SIDE, 2))
+    repeated = torch.from_numpy(g.random((count, SIDE, SIDE))).float()
+    batch = Batch(
+        torch.from_numpy(values).float(),
+        torch.arange(count) // per,
+        RefineContext(16, SIZE, repeated),
+        uniform_grid(0, (SIDE, SIDE), SIZE),
+        tuple(np.packbits(m) for m in found) if masks else (),
+    )
+    return Collection((batch,), tuple(range(count // per)), masks)
+
+
+def f3(found, stages):
+    """Mean F3 of a chain over a collection, without any of the calibration's own code."""
+    total = []
+    for batch in found.batches:
+        values = batch.maps
+        for stage in stages:
+            values = stage(values, batch.context)
+        masks = batch.masks_of(list(range(len(values))))
+        total.append(localization(batch.grid.to_pixels(values), masks).f3.double())
+    return float(torch.cat(total).mean())
+
+
+class Pictures(made.Pictures):
+    """What the tiny model says: "color" and "shape" have masks."""
+
+    names = ("color", "shape")
+
+    def sample(self, image_id):
+        sample = made.Sample(image_id)
+        things = [made.Thing(n, 7 * image_id + i) for i, n in enumerate(self.names)]
+        return _Labelled(sample, things)
+
+
+class _Labelled:
+    def __init__(self, sample, things):
+        self.sample, self.objects, self.prompt = sample, things, sample.prompt
+
+    def image(self):
+        return self.sample.image()
+
+
+class Maskless(Pictures):
+    def sample(self, image_id):
+        sample = super().sample(image_id)
+        del sample.objects
+        return sample
+
+
+def gathered(count=4, name="default", labelled=True, data=Pictures, first=0, **options):
+    """The collection of ``count`` pictures that the tiny model explains."""
+    options = {"generation": SHORT, **options}
+    ids = range(first, first + count)
+    return collect(
+        tiny.adapter("prefix"),
+        data(count, first=first),
+        ids,
+        preset(name),
+        labelled=labelled,
+        **options,
+    )

@@ -1,0 +1,128 @@
+"""``captum-dcam calibrate``: what it writes and prints, and how it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from calibration.made_maps import PAPER, Maskless, Pictures, f3, gathered
+
+from captum_dcam import calibrate_command, calibrate_report
+from captum_dcam.calibration import CalibrationError, Chain, fit_unlabelled, values_of
+from captum_dcam.errors import UnknownNameError
+from captum_dcam.preset_file import read_preset_file, write_preset
+from captum_dcam.presets import preset
+from captum_dcam.refine import CBA, Compose, MinMax
+
+
+def options(tmp_path, **changes):
+    own = dict(
+        images=None, dataset="scenes", root=None, data=["count=40"], labels=False, words="nouns",
+        start=0, limit=4, check_start=None, check_limit=None, prompt=None, preset="default",
+        model="mini", regime=None, layer=None, generation=["gen_length=16"], seed=0, device="cpu",
+        dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
+    )  # fmt: skip
+    return calibrate_command.CalibrateOptions(**{**own, **changes})
+
+
+@pytest.fixture
+def command(monkeypatch, adapter):
+    """The command on the tiny model and its pictures."""
+    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: adapter)
+    monkeypatch.setattr(calibrate_command, "dataset", lambda *_, **__: Pictures(40))
+    return calibrate_command.run
+
+
+def test_unlabelled_command_with_a_check(command, tmp_path, capsys):
+    done = command(options(tmp_path, check_start=10, check_limit=3))
+    record = read_preset_file(tmp_path / "p.json")
+    assert record["base"] == "default" and record["fitted"] == json.loads(json.dumps(done.record))
+    assert record["fitted"]["images"] == [0, 1, 2, 3]
+    assert record["fitted"]["check"]["images"] == [10, 11, 12]
+    assert record["fitted"]["scores"] is None and record["fitted"]["weights"]
+    fitted = preset(str(tmp_path / "p.json")).refinements()
+    assert fitted == Compose(done.calibration.fitted)
+    gain, (before, after) = done.checked
+    other = gathered(3, first=10)
+    assert gain.before["f3"] == pytest.approx(f3(other, PAPER), abs=1e-6)
+    assert gain.after["f3"] == pytest.approx(f3(other, fitted), abs=1e-6)
+    assert before != after == Chain(other).routing(tuple(fitted))
+    calibrate_report.print_calibration(done)
+    shown = capsys.readouterr().out
+    for text in ("dacg.high_std", "DACG routing", "other images", "Gain in F3", "explain --preset"):
+        assert text in shown
+    assert "cross-validated" not in shown
+    first = (tmp_path / "p.json").read_bytes()
+    command(options(tmp_path, check_start=10, check_limit=3))
+    assert (tmp_path / "p.json").read_bytes() == first
+
+
+def test_labelled_command_from_a_preset_file(command, tmp_path, capsys):
+    file, start = tmp_path / "start.json", (MinMax(), CBA(gamma=0.25))
+    write_preset(file, "paper", preset("paper"), start, {})
+    changes = {"preset": str(file), "generation": ["gen_length=8"], "seed": 4}
+    chosen = options(tmp_path, labels=True, limit=12, check_limit=2, **changes)
+    done = command(chosen)
+    record = read_preset_file(tmp_path / "p.json")
+    assert record["base"] == str(file) and done.calibration.start == start
+    assert record["fitted"]["cross_validated"]["words"] == done.calibration.words
+    assert record["fitted"]["check"]["images"] == [12, 13]  # those after the fitted ones
+    assert done.calibration.own.gain >= 0
+    calibrate_report.print_calibration(done)
+    assert "cross-validated" in capsys.readouterr().out
+    calibrate_report.print_json(done)
+    assert json.loads(capsys.readouterr().out)["seed"] == 4
+
+
+def test_a_folder_of_pictures_without_masks(monkeypatch, adapter, tmp_path):
+    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: adapter)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        tiny.picture(i).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("no picture")
+    chosen = options(tmp_path, images=folder, data=None, prompt=tiny.PROMPT)
+    done = calibrate_command.run(chosen)
+    assert done.record["images"] == ["0.png", "1.png", "2.png", "3.png"]
+    same = fit_unlabelled(gathered(labelled=False, data=Maskless), PAPER)
+    assert done.calibration.after == same.after != values_of(PAPER)
+    (folder / "0.png").write_bytes(b"no")
+    with pytest.raises(CalibrationError, match=r"image '0\.png'"):
+        calibrate_command.run(chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "base"}, "no refinement with a threshold"),
+        ({"preset": "papper"}, "did you mean 'paper'"),
+        ({"dtype": "float8"}, "unknown dtype"),
+        ({"words": "verbs"}, "unknown words"),
+        ({"dataset": "scene"}, "did you mean 'scenes'"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"output": Path("preset")}, r"ends in \.json"),
+        ({"start": 40}, "--start is 40, and the data set has 40 images"),
+        ({"limit": None, "check_limit": 5}, "--check-start is 40"),
+        ({"check_start": 2}, "2 images are in both parts, 2 first.*--check-start 4"),
+        ({"data": ["count"]}, "--data 'count': expected name=value"),
+        ({"generation": ["x"]}, "--generation 'x': expected name=value"),
+        ({"images": Path("x"), "labels": True}, "--images are pictures without masks"),
+        ({"images": Path("x"), "check_limit": 1}, "--images are pictures without masks"),
+        ({"images": Path("x")}, "leave out --root and --data"),
+        ({"images": Path("x"), "data": None}, "give one with --prompt"),
+        ({"images": Path("x"), "data": None, "prompt": "?"}, "x is no folder"),
+    ],
+)
+def test_errors_before_any_work(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises((ValueError, UnknownNameError, OSError), match=message):
+        calibrate_command.run(options(tmp_path, **changes))
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_too_little_data_writes_nothing(command, tmp_path):
+    with pytest.raises(CalibrationError, match="expected at least 20"):
+        command(options(tmp_path, limit=1))
+    with pytest.raises(CalibrationError, match="a search fits noise"):
+        command(options(tmp_path, limit=5, labels=True))
+    assert not (tmp_path / "p.json").exists()

@@ -1,0 +1,83 @@
+"""Maps of a model that thresholds are fitted on."""
+
+import pytest
+import tiny
+import torch
+from calibration.made_maps import PAPER, SHORT, Maskless, Pictures, gathered
+from evaluation import made
+
+from captum_dcam.calibration import (
+    CalibrationError,
+    Chain,
+    compare,
+    fit_unlabelled,
+    maps,
+    paper_routing,
+)
+from captum_dcam.evaluation import Plan, Store, Variant, evaluate
+
+
+def test_scores_are_those_of_an_evaluation(adapter, tmp_path):
+    found = gathered()
+    variant = Variant("all", "diffusion_cam", {"refined": False}, refinements=PAPER)
+    plan = Plan((variant,), words=("object",), metrics=("localization",), generation=SHORT)
+    evaluate(plan, tmp_path, adapter=adapter, data=Pictures(4))
+    expected, routes = [], []
+    for record in Store.read(tmp_path).records():
+        scores = record["variants"]["all"]["scores"]
+        expected += scores["f3"]
+        routes += scores["dacg_route"]
+    chain = Chain(found)
+    assert len(expected) == len(found) >= 12 and max(expected) > 0.05
+    assert chain.scores(PAPER)[:, 3].tolist() == pytest.approx(expected, abs=1e-5)
+    assert chain.routing(PAPER) == {b: routes.count(b) / len(routes) for b in paper_routing()}
+    assert any(float(b.context.repeated_maps.max()) > 0 for b in found.batches)
+
+
+def test_unlabelled_maps_need_no_masks():
+    found = gathered(labelled=False, data=Maskless)
+    assert not found.labelled and not any(b.masks for b in found.batches)
+    every = gathered(labelled=False, data=Maskless, words="all")
+    assert len(every) > len(found) >= 20
+    fitted = fit_unlabelled(found, PAPER)
+    assert fitted.own is None and fitted.held is None and fitted.images == 4
+    with pytest.raises(AttributeError):
+        gathered(data=Maskless)
+
+
+def test_words_of_pictures_of_several_sizes():
+    class Sizes(Pictures):
+        def sample(self, image_id):
+            sample = super().sample(image_id)
+            size = (80, 60) if image_id % 2 else (60, 80)
+            sample.image = lambda: tiny.picture(image_id, size)
+            for thing in sample.objects:
+                thing.size = size[::-1]
+            return sample
+
+    found = gathered(data=Sizes)
+    assert len(found.batches) == 2
+    alone = [gathered(1, data=Sizes, first=i) for i in (0, 2, 1, 3)]
+    rows = torch.cat([Chain(c).scores(PAPER) for c in alone])
+    torch.testing.assert_close(Chain(found).scores(PAPER), rows, rtol=0, atol=1e-6)
+    gain, routing = compare(found, PAPER, PAPER)
+    assert gain.gain == gain.low == gain.high == 0 and routing[0] == routing[1]
+
+
+def test_images_that_cannot_be_used_are_named(monkeypatch):
+    class Damaged(made.Pictures):
+        def __init__(self, count, first=0):
+            super().__init__(count, bad=(2,), first=first)
+
+    class Strange(Pictures):
+        names = ("zebra",)
+
+    with pytest.raises(CalibrationError, match="image 2: image 2 is damaged"):
+        gathered(data=Damaged, labelled=False)
+    with pytest.raises(CalibrationError, match="4 images and no word that names an object"):
+        gathered(data=Strange)
+    with pytest.raises(CalibrationError, match="words is 'verbs'"):
+        gathered(words="verbs")
+    monkeypatch.setattr(maps, "MOST_BYTES", 1000)
+    with pytest.raises(CalibrationError, match="smaller --limit"):
+        gathered()

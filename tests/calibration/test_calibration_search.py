@@ -1,0 +1,143 @@
+"""Thresholds with labels: the search, its optimum, its cross-validation."""
+
+import dataclasses
+
+import pytest
+import torch
+from calibration.made_maps import PAPER, collection, f3
+
+from captum_dcam.calibration import (
+    PARAMETERS,
+    CalibrationError,
+    Chain,
+    coordinate_descent,
+    fit_labelled,
+    fit_unlabelled,
+    values_of,
+    with_values,
+)
+from captum_dcam.refine import AKD, CBA, DACG, SICD, MinMax
+
+
+def test_coordinate_descent_finds_the_known_optimum():
+    best = {"a": 3.0, "b": 0.5, "c": None}
+
+    def objective(values):
+        loss = (values["a"] - 3) ** 2 + (values["b"] - 0.5) ** 2 + (values["c"] is not None)
+        return -loss - 0.1 * abs(values["a"] - 3) * abs(values["b"] - 0.5)
+
+    tried = {"a": (0, 1.0, 3.0, 5.0), "b": (0.0, 0.5, 1.0), "c": (None, 1.0)}
+    found = coordinate_descent({"a": 0.0, "b": 0.0, "c": 1.0}, lambda n, _: tried[n], objective)
+    assert found.values == best and found.objective == 0 and found.sweeps == 2
+    assert [s.name for s in found.steps] == ["a", "b", "c"]
+    still = coordinate_descent(best, lambda n, _: tried[n], objective)
+    assert still.values == best and still.steps == () and still.sweeps == 1
+
+
+def test_a_gain_below_the_least_is_none():
+    tried = {"a": (0.0, 1.0)}
+    low = coordinate_descent({"a": 0.0}, lambda n, _: tried[n], lambda v: 9e-5 * v["a"])
+    high = coordinate_descent({"a": 0.0}, lambda n, _: tried[n], lambda v: 2e-4 * v["a"])
+    assert low.values == {"a": 0.0} and high.values == {"a": 1.0}
+
+
+def test_a_background_that_only_lowers_f3_is_taken_away():
+    found = collection(40, dull=0.3)
+    fitted = fit_labelled(found, (MinMax(), CBA(weights=(0.0, 0.0, 0.8, 0.0))))
+    assert fitted.after["cba.gamma"] == 0.0 and fitted.own.gain > 0.01
+    assert fitted.held.low > 0, "the gain holds on images that were not seen"
+    assert fitted.own.before["f3"] == pytest.approx(f3(found, fitted.start), abs=1e-6)
+    assert fitted.own.after["f3"] == pytest.approx(f3(found, fitted.fitted), abs=1e-6)
+    assert fitted.own.gain == pytest.approx(fitted.own.after["f3"] - fitted.own.before["f3"])
+
+
+def test_no_single_change_betters_what_was_found():
+    found = collection(24, seed=2)
+    start = (MinMax(), AKD(), CBA(), SICD())
+    fitted = fit_labelled(found, start, folds=2)
+    best = f3(found, fitted.fitted)
+    assert best >= f3(found, start)
+    for name, parameter in PARAMETERS.items():
+        for value in parameter.tried if name in fitted.after else ():
+            other = f3(found, with_values(start, {**fitted.after, name: value}))
+            assert other < best + 1e-4 + 1e-6, (name, value)
+
+
+def test_the_same_images_give_the_same_fit():
+    def fields(fitted):
+        return [fitted.after, fitted.own, fitted.held, fitted.steps, fitted.statistics]
+
+    one, two = (fit_labelled(collection(24), (MinMax(), CBA()), folds=3) for _ in range(2))
+    assert fields(one) == fields(two)
+    other = fit_labelled(collection(24), (MinMax(), CBA()), folds=3, seed=1)
+    assert one.after == other.after and one.held != other.held  # other parts, the same search
+    assert fit_unlabelled(collection(), PAPER).after == fit_unlabelled(collection(), PAPER).after
+
+
+def test_held_out_words_are_scored_by_searches_without_their_image(monkeypatch):
+    """With labels that differ by image, a search that saw an image would follow it."""
+    from captum_dcam.calibration import fit
+
+    seen = []
+    real = fit.coordinate_descent
+
+    def watched(start, candidates, objective, say):
+        found = real(start, candidates, objective, say=say)
+        seen.append((found, objective))
+        return found
+
+    monkeypatch.setattr(fit, "coordinate_descent", watched)
+    found = collection(24)
+    fitted = fit_labelled(found, (MinMax(), CBA()), folds=3)
+    parts = fit._parts(found, 0, 3)
+    assert torch.stack(parts).sum(0).eq(1).all()  # every word in one part
+    for part in parts:
+        images = found.images[part]
+        assert torch.isin(found.images, images).eq(part).all()  # with all words of its image
+    total = 0.0
+    for (search, objective), part in zip(seen[1:], parts, strict=True):
+        scores = Chain(found).scores(with_values((MinMax(), CBA()), search.values))[:, 3]
+        assert search.objective == objective(search.values) == float(scores[~part].mean())
+        total += float(scores[part].sum())
+    assert fitted.held.after["f3"] == pytest.approx(total / 24)
+
+
+def test_tiny_splits_are_refused():
+    with pytest.raises(CalibrationError, match="9 images with a scored word and 27 words"):
+        fit_labelled(collection(27, per=3), PAPER)
+    with pytest.raises(CalibrationError, match=r"12 images .* and 12 words: expected at least 10"):
+        fit_labelled(collection(12, per=1), PAPER)
+    with pytest.raises(CalibrationError, match="folds is 13: expected 2 to 12"):
+        fit_labelled(collection(24), PAPER, folds=13)
+    with pytest.raises(CalibrationError, match="no masks"):
+        fit_labelled(collection(24, masks=False), PAPER)
+
+
+def test_values_go_into_stages_and_come_out():
+    values = values_of(PAPER)
+    assert list(values) == list(PARAMETERS) and values["cba.weights.max"] == 0.015
+    assert with_values(PAPER, values) == PAPER
+    changed = {**values, "dacg.percentiles.low_mean": 50.0, "cba.weights.mean": 0.4}
+    stages = with_values(PAPER, changed)
+    assert stages[2] == DACG(percentiles=(90.0, 75.0, 50.0, 85.0))
+    assert stages[3] == CBA(weights=(0.15, 0.15, 0.4, 0.015)) and stages[1] == AKD()
+    off = with_values(PAPER, {**values, "akd.k_base": None})
+    assert off == (PAPER[0], *PAPER[2:])
+
+
+def test_a_chain_computes_nothing_twice_and_nothing_wrong():
+    found, calls = collection(24), []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted(CBA):
+        def __call__(self, values, context=None):
+            calls.append(self.gamma)
+            return super().__call__(values, context)
+
+    chain = Chain(found)
+    for gamma in (0.5, 0.0, 0.5):
+        for std in (0.22, 0.1):
+            stages = (MinMax(), Counted(gamma=gamma), MinMax(), SICD(gate_std=std))
+            assert float(chain.scores(stages)[:, 3].mean()) == pytest.approx(f3(found, stages))
+    own = len(calls) - 6  # f3 runs every stage every time
+    assert chain.evaluations == 4 and own == 2
