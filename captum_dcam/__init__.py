@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_bound
     from captum_dcam.comparison import Comparison
+    from captum_dcam.conversation import Video
     from captum_dcam.denoising import DenoisingForward
     from captum_dcam.explanation import Explanation
     from captum_dcam.hub import families, load, wrap
@@ -21,6 +22,7 @@ __all__ = [
     "DenoisingForward",
     "DiffusionCAM",
     "Explanation",
+    "Video",
     "compare",
     "compare_bound",
     "explain",
@@ -37,6 +39,7 @@ _HOMES = {
     "DenoisingForward": "denoising",
     "DiffusionCAM": "attribution",
     "Explanation": "explanation",
+    "Video": "conversation",
     "compare": "comparing",
     "compare_bound": "comparing",
     "explain": "pipeline",

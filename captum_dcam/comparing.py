@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captum_dcam.adapter import Adapter
 from captum_dcam.comparison import Comparison, Row
+from captum_dcam.conversation import Pictures, Prompt, pictures_of
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, MethodError
 from captum_dcam.explanation import versions
@@ -58,8 +58,8 @@ MethodLike = str | Method
 
 def compare(
     adapter: Adapter,
-    image: Image.Image | Sequence[Image.Image],
-    prompt: str,
+    image: Pictures,
+    prompt: Prompt,
     words: WordsLike = None,
     methods: str | Sequence[MethodLike] | None = None,
     *,
@@ -77,8 +77,8 @@ def compare(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image or sequence): one picture or several.
-        prompt (str): the question.
+        image (PIL.Image.Image, Video or sequence): one picture or video, or several.
+        prompt (str or sequence of dict): the question, or the messages of a conversation.
         words (optional): what to explain, see :func:`captum_dcam.targets.resolve`.
             Default: every word
         methods (optional): ``"all"``, or names and methods (``method("tam", eci=False)``).
@@ -98,7 +98,7 @@ def compare(
         progress (callable, optional): is told every method's name before it runs.
         **generation: the family's decoding settings.
     """
-    images = [image] if isinstance(image, Image.Image) else list(image)
+    images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
     forward = DenoisingForward(adapter, layer, score)
     request = adapter.prepare([images], [prompt])

@@ -51,6 +51,17 @@ class Video(tuple[Image.Image, ...]):
         return made
 
 
+#: one picture or video, or several of them
+Pictures = Image.Image | Video | Sequence[Image.Image | Video]
+#: a question, or the messages of a conversation
+Prompt = str | Sequence[dict[str, Any]]
+
+
+def pictures_of(shown: Pictures) -> list[Any]:
+    """The pictures and videos of one example, whether one was given or several."""
+    return [shown] if isinstance(shown, Image.Image | Video) else list(shown)
+
+
 def messages_of(prompt: Any, visuals: Sequence[Shown]) -> Messages:
     r"""The conversation of one example, every visual in its place.
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captum_dcam.adapter import Adapter
+from captum_dcam.conversation import Pictures, Prompt, pictures_of
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import TargetError
 from captum_dcam.explanation import Explanation, versions
@@ -27,8 +27,8 @@ from captum_dcam.word_maps import (
 
 def explain(
     adapter: Adapter,
-    image: Image.Image | Sequence[Image.Image],
-    prompt: str,
+    image: Pictures,
+    prompt: Prompt,
     words: WordsLike = None,
     *,
     layer: int | None = None,
@@ -45,8 +45,9 @@ def explain(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image or sequence): one picture or several.
-        prompt (str): the question; may be empty.
+        image (PIL.Image.Image, Video or sequence): one picture or video, or several.
+        prompt (str or sequence of dict): the question, which may be empty, or the messages of a
+            conversation, see :mod:`captum_dcam.conversation`.
         words (optional): what to explain, see :func:`captum_dcam.targets.resolve`.
             Default: every word
         layer (int, optional): block to tap. Default: the family's recommended block
@@ -60,7 +61,7 @@ def explain(
     Returns:
         Explanation: maps of every target at token resolution.
     """
-    images = [image] if isinstance(image, Image.Image) else list(image)
+    images = pictures_of(image)
     forward = DenoisingForward(adapter, layer)
     request = adapter.prepare([images], [prompt])
     forward.generate(request, generator=generator, **generation)
