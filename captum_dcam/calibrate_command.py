@@ -26,7 +26,7 @@ from captum_dcam.calibration.fit import QUANTILES
 from captum_dcam.calibration.maps import WORDS
 from captum_dcam.command import DTYPES, check_device, check_name, progress
 from captum_dcam.data import DATASETS, dataset
-from captum_dcam.evaluate_command import _pairs, quiet_transformers
+from captum_dcam.evaluate_command import quiet_transformers, setting_pairs
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.progress import Live
 from captum_dcam.explanation import versions
@@ -148,7 +148,7 @@ def run(options: CalibrateOptions) -> Calibrated:
     values_of(stages)  # refuses what has nothing to fit
     device = check_device(options.device)
     check_writable(options.output)
-    generation = _pairs("--generation", options.generation)
+    generation = setting_pairs("--generation", options.generation)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
     with quiet_transformers(), _threads(options.threads):
@@ -193,7 +193,7 @@ def _opened(options: CalibrateOptions) -> Any:
     """The data set, or a folder of pictures."""
     if options.images is None:
         check_name("data set", options.dataset, DATASETS)
-        return dataset(options.dataset, options.root, **_pairs("--data", options.data))
+        return dataset(options.dataset, options.root, **setting_pairs("--data", options.data))
     if options.labels or options.checks:
         raise CalibrationError(
             "--images are pictures without masks: --labels and --check-start need a data set "

@@ -1,4 +1,4 @@
-r"""The command line: ``captum-dcam explain``, ``compare``, ``models``, ``evaluate``, ``table``.
+r"""The command line: ``captum-dcam explain``, ``compare``, and commands over data sets.
 
 Heavy packages are imported inside the commands, so that ``--help`` and ``--version`` are quick.
 Exit codes: 0 done; 2 usage or bad input, with one line that says what; 1 an error of the program.
@@ -235,6 +235,7 @@ def models(
 
 app.command()(cli_evaluation.evaluate)
 app.command()(cli_evaluation.table)
+app.command()(cli_evaluation.calibrate)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-r"""``captum-dcam evaluate`` and ``table``: measurements over data sets, and tables of them.
+r"""``captum-dcam evaluate``, ``table`` and ``calibrate``: what is done over data sets.
 
-Their work is in :mod:`captum_dcam.evaluate_command` and :mod:`captum_dcam.table_command`.
+Their work is in :mod:`captum_dcam.evaluate_command`, :mod:`captum_dcam.table_command` and
+:mod:`captum_dcam.calibrate_command`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from captum_dcam.cli_options import (
     HOW,
     OUT,
     WHAT,
+    Device,
     Dtype,
     Json,
     Layer,
@@ -27,6 +29,49 @@ from captum_dcam.cli_options import (
 )
 
 RUN = "Running"
+
+# -- options of both commands that read a data set -------------------------------------------------
+
+DataSet = Annotated[
+    str,
+    typer.Option("--dataset", "-d", rich_help_panel=WHAT, help="A data set; see evaluate --list."),
+]
+Root = Annotated[
+    Path | None, typer.Option(rich_help_panel=WHAT, help="Folder with the data set's files.")
+]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME=VALUE",
+        rich_help_panel=WHAT,
+        help="A setting of the data set, such as split=val2014 or missing=skip; repeatable.",
+    ),
+]
+Start = Annotated[
+    int, typer.Option(min=0, rich_help_panel=WHAT, help="First image, in the data's order.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="all", rich_help_panel=WHAT, help="So many images."),
+]
+Question = Annotated[
+    str | None, typer.Option("--prompt", "-p", show_default="the data's", rich_help_panel=WHAT)
+]
+Generation = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--generation",
+        metavar="NAME=VALUE",
+        rich_help_panel=DECODE,
+        help="A decoding setting of the family, such as steps=32; repeatable.",
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(min=0, rich_help_panel=RUN, help="Of torch on the CPU; 0: leave as it is.")
+]
+
+# -- commands --------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -68,22 +113,9 @@ def evaluate(
             help="A metric, with settings after a colon: pointing:tolerance=5; repeatable.",
         ),
     ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", "-d", rich_help_panel=WHAT, help="A data set; see --list.")
-    ] = "scenes",
-    root: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=WHAT, help="Folder with the data set's files."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="NAME=VALUE",
-            rich_help_panel=WHAT,
-            help="A setting of the data set, such as split=val2014 or missing=skip; repeatable.",
-        ),
-    ] = None,
+    dataset: DataSet = "scenes",
+    root: Root = None,
+    data: DataSettings = None,
     kinds: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,17 +127,9 @@ def evaluate(
             help="Kinds of words: object (named by a mask), modifier, noun, function, other.",
         ),
     ] = None,
-    start: Annotated[
-        int, typer.Option(min=0, rich_help_panel=WHAT, help="First image, in the data's order.")
-    ] = 0,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="all", rich_help_panel=WHAT, help="So many images."),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", show_default="the data's", rich_help_panel=WHAT),
-    ] = None,
+    start: Start = 0,
+    limit: Limit = None,
+    prompt: Question = None,
     answer: Annotated[
         str | None,
         typer.Option(
@@ -129,25 +153,14 @@ def evaluate(
             help="Forward passes an image after which a method stops.",
         ),
     ] = None,
-    generation: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--generation",
-            metavar="NAME=VALUE",
-            rich_help_panel=DECODE,
-            help="A decoding setting of the family, such as steps=32; repeatable.",
-        ),
-    ] = None,
+    generation: Generation = None,
     seed: Annotated[int, seed_option("Of everything that is drawn.")] = 0,
     device: Annotated[
         str | None,
         typer.Option(show_default="the process's GPU, or cpu", rich_help_panel=RUN),
     ] = None,
     dtype: Dtype = "float32",
-    threads: Annotated[
-        int,
-        typer.Option(min=0, rich_help_panel=RUN, help="Of torch on the CPU; 0: leave as it is."),
-    ] = 1,
+    threads: Threads = 1,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -232,3 +245,70 @@ def table(
             table_command.print_list()
             return
         table_command.run(names, results, output, markdown)
+
+
+def calibrate(
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=WHAT, help="A folder of pictures without masks, instead of a data set."
+        ),
+    ] = None,
+    dataset: DataSet = "scenes",
+    root: Root = None,
+    data: DataSettings = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels/--no-labels",
+            rich_help_panel=HOW,
+            help="Search for the highest F3 with the masks; else fit to the maps alone.",
+        ),
+    ] = False,
+    words: Annotated[
+        str,
+        typer.Option(rich_help_panel=WHAT, help="Without labels: 'nouns' or 'all' words."),
+    ] = "nouns",
+    start: Start = 0,
+    limit: Limit = None,
+    check_start: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="none",
+            rich_help_panel=WHAT,
+            help="First of other images, with masks, on which the gain is measured.",
+        ),
+    ] = None,
+    check_limit: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="all", rich_help_panel=WHAT, help="So many of these."),
+    ] = None,
+    prompt: Question = None,
+    preset: Annotated[
+        str, typer.Option(rich_help_panel=HOW, help="To start from: a name or a file.")
+    ] = "default",
+    model: Model = "mini",
+    regime: Regime = None,
+    layer: Layer = None,
+    generation: Generation = None,
+    seed: Annotated[int, seed_option("Of sampling, cross-validation and intervals.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", rich_help_panel=OUT, help="The preset file.")
+    ] = Path("preset.json"),
+    json: Json = False,
+) -> None:
+    """Fit the refinements' thresholds to a model, and save them as a preset.
+
+    Example: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
+    --check-limit 100; then captum-dcam explain photo.jpg --preset preset.json
+    """
+    options = dict(locals())
+    with clear_errors():
+        from captum_dcam import calibrate_command, calibrate_report
+
+        done = calibrate_command.run(calibrate_command.CalibrateOptions(**options))
+        (calibrate_report.print_json if json else calibrate_report.print_calibration)(done)

@@ -190,7 +190,7 @@ def parts_of(options: EvaluateOptions, adapters: Loaded) -> list[Part]:
         dtype=options.dtype,
         prompt=options.prompt,
         seed=options.seed,
-        generation=_pairs("--generation", options.generation),
+        generation=setting_pairs("--generation", options.generation),
         threads=options.threads,
     )
     parts = {part.name: part for name in options.suite or () for part in suite(name, setting)}
@@ -229,7 +229,7 @@ def _plan_of_options(options: EvaluateOptions) -> Plan:
         seed=options.seed,
         start=options.start,
         limit=options.limit,
-        generation=_pairs("--generation", options.generation),
+        generation=setting_pairs("--generation", options.generation),
         threads=options.threads,
         **changes,
     )
@@ -254,14 +254,14 @@ def variants_of(options: EvaluateOptions) -> Iterator[Variant]:
 def _metric(text: str) -> dict[str, Any]:
     """``name``, or ``name:setting=value,setting=value`` with values as JSON writes them."""
     name, _, settings = text.partition(":")
-    return {"name": name, **_pairs("--metrics", settings.split(",") if settings else [])}
+    return {"name": name, **setting_pairs("--metrics", settings.split(",") if settings else [])}
 
 
 def _dataset(options: EvaluateOptions) -> dict[str, Any]:
-    return {"name": options.dataset, **_pairs("--data", options.data)}
+    return {"name": options.dataset, **setting_pairs("--data", options.data)}
 
 
-def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, Any]:
+def setting_pairs(option: str, texts: Sequence[str] | None) -> dict[str, Any]:
     """``name=value`` settings; values as JSON writes them, anything else is a text."""
     out: dict[str, Any] = {}
     for text in texts or ():

@@ -126,3 +126,20 @@ def test_results_of_other_settings_are_refused_before_work(measured):
     done = call("evaluate", "-M", "tam", *FEW, "-o", folder)
     assert done.exit_code == 2 and "holds another evaluation" in done.stderr
     assert len(list(Store.read(folder).records())) == 2
+
+
+def test_a_calibrated_preset_is_used_by_its_file(tmp_path):
+    file = tmp_path / "preset.json"
+    options = ["--data", "count=6", "--limit", 6, "--generation", "gen_length=16", "-o", file]
+    done = call("calibrate", *options)
+    assert done.exit_code == 0, done.output
+    assert "high_std" in done.stdout and file.is_file()
+    shown = call("explain", "--preset", file, "--gen-length", 8, "-o", tmp_path / "out", "--json")
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["settings"]["preset"] == str(file)
+
+
+def test_a_fit_that_cannot_be_made_is_one_clear_line(tmp_path):
+    done = call("calibrate", "--preset", "base", "-o", tmp_path / "preset.json")
+    assert done.exit_code == 2 and done.stderr.startswith("Error: ")
+    assert not (tmp_path / "preset.json").exists()
