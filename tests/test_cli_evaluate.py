@@ -130,7 +130,7 @@ def test_results_of_other_settings_are_refused_before_work(measured):
 
 def test_a_calibrated_preset_is_used_by_its_file(tmp_path):
     file = tmp_path / "preset.json"
-    options = ["--data", "count=6", "--limit", 6, "--generation", "gen_length=16", "-o", file]
+    options = ["--data", "count=8", "--words", "all", "--generation", "gen_length=16", "-o", file]
     done = call("calibrate", *options)
     assert done.exit_code == 0, done.output
     assert "high_std" in done.stdout and file.is_file()
