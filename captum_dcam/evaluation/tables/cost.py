@@ -108,6 +108,8 @@ def cost(results: Results) -> Table:
             found = list(spent(frame, name))
             whole = [one.generation + one.run + sum(one.stages.values()) for one in found]
             peaks = [one.peak_bytes / 1e6 for one in found if one.peak_bytes is not None]
+            if frame.header["facts"]["device"] == "cpu":
+                peaks = []  # the high-water mark of a process hides all images but its first
             cells = [
                 _median(whole),
                 _ratio(whole, [one.generation for one in found]),

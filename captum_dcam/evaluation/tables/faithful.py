@@ -253,7 +253,9 @@ def placebo(results: Results) -> Table:
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     seen: set[str] = set()
     frames = [results.part("plausibility")] if results.has("plausibility") else []
-    for frame in [*frames, *_parts(results, "sanity")]:
+    if results.has("sanity") or not frames:
+        frames += _parts(results, "sanity")
+    for frame in frames:
         for variant in frame.variants:
             if variant in seen or variant in FLOORS:
                 continue
@@ -269,12 +271,11 @@ def placebo(results: Results) -> Table:
         Column("F3 %, own", better="up"),
         Column("F3 %, placebo"),
     )
-    first = [*frames, *_parts(results, "sanity")][0]
     notes = (
         "Words of pictures with at least two named objects. Placebo: the map of another object's "
         "word on this word's mask. TAM reports Obj-IoU 27.4 % falling to 6.2 % (Qwen2-VL-2B, COCO "
         "Caption). Methods that are not in the plausibility part have fewer words.",
-        settings_note(first),
+        settings_note(frames[0]),
     )
     return Table("placebo", "Placebo: another word's map", columns, tuple(rows), notes, "map")
 
