@@ -12,8 +12,8 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -160,9 +160,7 @@ def llada_v_classes(module: Any) -> None:
     - ``_tied_weights_keys`` must map; the family ties nothing.
     - ``SigLipVisionConfig.from_pretrained`` calls ``_set_token_in_kwargs``, which is gone.
     """
-    import transformers
-
-    if int(transformers.__version__.partition(".")[0]) < 5:
+    if _transformers() < 5:
         return
     config, parent = module.LlavaLLaDAConfig, module.LLaDAConfig
     if config.__init__ is not parent.__init__:
@@ -221,6 +219,26 @@ def position_ids(model: nn.Module) -> int:
             part.position_ids = right
             wrong += 1
     return wrong
+
+
+@contextmanager
+def empty_tower() -> Iterator[None]:
+    """SigLIP towers are built empty, to be filled from a LLaVA-type checkpoint that holds them.
+
+    Upstream loads them inside the model's constructor; transformers 5 refuses that, as constructors
+    run without storage.
+    """
+    siglip = importlib.import_module("llava.model.multimodal_encoder.siglip_encoder")
+    cls = siglip.SigLipVisionModel
+
+    def empty(name: str, **_options: Any) -> Any:
+        return cls(cls.config_class.from_pretrained(name))
+
+    cls.from_pretrained = empty
+    try:
+        yield
+    finally:
+        del cls.from_pretrained
 
 
 # -- LaViDa ---------------------------------------------------------------------------------------
@@ -285,9 +303,7 @@ def lavida_classes(llada: Any, dream: Any) -> None:
     - the generation configuration's ``validate`` takes none of its new arguments, and
       ``from_model_config`` looks for Dream's settings in transformers' own configuration.
     """
-    import transformers
-
-    if int(transformers.__version__.partition(".")[0]) < 5:
+    if _transformers() < 5:
         return
     for config, parent in (
         (llada.LlavaLladaConfig, llada.LLaDAConfig),
@@ -333,6 +349,61 @@ def default_frequencies(config: Any, device: Any = None, **_other: Any) -> tuple
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     even = torch.arange(0, size, 2, dtype=torch.int64, device=device).float()
     return 1.0 / base ** (even / size), 1.0
+
+
+@contextmanager
+def lavida_loading(classes: Sequence[Any]) -> Iterator[list[str]]:
+    r"""Upstream's builder loads with the vision tower that its checkpoint holds.
+
+    Under transformers 5 towers are built empty, see :func:`empty_tower`; see also
+    :func:`lavida_tower`.
+
+    Args:
+        classes (sequence of type): the model classes that the builder loads.
+
+    Yields:
+        list of str: filled with the names of parameters that the checkpoint does not hold.
+    """
+    from transformers import PreTrainedModel
+
+    missing: list[str] = []
+    original: Any = vars(PreTrainedModel)["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls not in classes:
+            return original.__func__(cls, *args, **kwargs)
+        model, info = original.__func__(cls, *args, output_loading_info=True, **kwargs)
+        missing.extend(info["missing_keys"])
+        return model
+
+    base: Any = PreTrainedModel  # Dream's class calls its parent's, and takes a model only
+    base.from_pretrained = classmethod(from_pretrained)
+    try:
+        with nullcontext() if _transformers() < 5 else empty_tower():
+            yield missing
+    finally:
+        base.from_pretrained = original
+
+
+def lavida_tower(tower: Any, missing: Sequence[str]) -> list[str]:
+    """Fill parts of a vision tower that the checkpoint does not hold from the tower's own; returns
+    the names of what is missing elsewhere."""
+    left = [n for n in missing if "vision_tower" not in n]
+    if len(left) == len(missing) or _transformers() < 5:  # older ones fill it in its constructor
+        return left
+    siglip = importlib.import_module("llava.model.multimodal_encoder.siglip_encoder")
+    held = siglip.SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
+    own = tower.vision_tower.state_dict()
+    short = [n.rpartition("vision_tower.")[2] for n in missing if n not in left]
+    tower.vision_tower.load_state_dict({**own, **{n: held[n] for n in short}})
+    return left
+
+
+def _transformers() -> int:
+    """The major version."""
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
 
 
 def lavida_buffers(model: nn.Module) -> int:
@@ -399,9 +470,7 @@ def dream_vl_classes(cls: Any) -> None:
     transformers 5 wants ``_tied_weights_keys`` as a dictionary, and validates a generation's
     configuration with arguments that upstream's empty check does not take.
     """
-    import transformers
-
-    if int(transformers.__version__.partition(".")[0]) < 5:
+    if _transformers() < 5:
         return
     if not isinstance(cls._tied_weights_keys, dict):
         cls._tied_weights_keys = {}

@@ -58,7 +58,7 @@ def loaded(
     try:
         folder = _folder(source, revision)
         name = _builder_name(source, folder, trust_remote_code)
-        with _quiet():
+        with _quiet(), _compat.lavida_loading(_classes(builder)) as missing:
             tokenizer, model, image_processor, _ = builder.load_pretrained_model(
                 folder,
                 None,
@@ -67,14 +67,24 @@ def loaded(
                 torch_dtype=BUILT.get(dtype, "bfloat16"),
                 vision_kwargs=None if vision_tower is None else _sight(vision_tower),
             )
-    except RemoteCodeError:  # an OSError too
+        lost = _compat.lavida_tower(model.get_vision_tower(), missing)
+    except (RemoteCodeError, WeightsError):
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    if lost:
+        raise WeightsError(
+            f"{source} lacks {len(lost)} of the model's tensors ({', '.join(sorted(lost)[:3])}, …):"
+            " they would be random; expected a whole LaViDa checkpoint"
+        )
     _compat.lavida_buffers(model)
     if device_map is None:
         model = model.to("cpu" if device is None else device)
     return model.to(dtype).eval(), (tokenizer, image_processor)
+
+
+def _classes(builder: Any) -> list[Any]:
+    return [getattr(builder, name) for name in VARIANTS]
 
 
 def _folder(source: str, revision: str | None) -> str:

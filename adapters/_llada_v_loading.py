@@ -3,8 +3,6 @@ r"""Loading LLaDA-V through its authors' package, under old transformers and new
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,7 +82,7 @@ def loaded(
         tokenizer = AutoTokenizer.from_pretrained(
             source, use_fast=False, trust_remote_code=trust_remote_code, **hub
         )
-        with _tower_from_checkpoint():
+        with _compat.empty_tower():
             model, info = module.LlavaLLaDAModelLM.from_pretrained(
                 source,
                 config=config,
@@ -116,23 +114,3 @@ def _check_kind(source: str, config: Any) -> None:
             f"{source} holds a {' or '.join(kinds)}: expected LlavaLLaDAModelLM; other families "
             "with model_type llava_llada are LaViDa's, family='lavida' or 'lavida_o'"
         )
-
-
-@contextmanager
-def _tower_from_checkpoint() -> Iterator[None]:
-    """The SigLIP tower is built empty and filled from the LLaDA-V checkpoint, which holds it.
-
-    Upstream loads it inside the model's constructor; transformers 5 refuses that, as constructors
-    run without storage.
-    """
-    siglip = importlib.import_module("llava.model.multimodal_encoder.siglip_encoder")
-    cls = siglip.SigLipVisionModel
-
-    def empty(name: str, **_options: Any) -> Any:
-        return cls(cls.config_class.from_pretrained(name))
-
-    cls.from_pretrained = empty
-    try:
-        yield
-    finally:
-        del cls.from_pretrained

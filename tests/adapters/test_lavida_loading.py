@@ -3,6 +3,7 @@
 That a checkpoint loads through the authors' builder is tested on it, tests/upstream.
 """
 
+import contextlib
 import importlib
 import json
 import sys
@@ -25,7 +26,13 @@ def folder(tmp_path, **config):
 
 
 @pytest.fixture
-def built(monkeypatch):
+def lost():
+    """Names of parameters that the checkpoint does not hold."""
+    return []
+
+
+@pytest.fixture
+def built(monkeypatch, lost):
     """What the builder is called with; it gives the double."""
     seen = {}
 
@@ -34,8 +41,11 @@ def built(monkeypatch):
         model = double.model(name.removeprefix("llava_"))
         return *double.processor()[:1], model, double.processor()[1], 4096
 
-    builder = SimpleNamespace(load_pretrained_model=load_pretrained_model)
+    classes = {cls.__name__: cls for cls in double.CLASSES.values()}
+    builder = SimpleNamespace(load_pretrained_model=load_pretrained_model, **classes)
     monkeypatch.setattr(_compat, "lavida_package", lambda: builder)
+    monkeypatch.setattr(_compat, "lavida_loading", lambda classes: contextlib.nullcontext(lost))
+    monkeypatch.setattr(_compat, "lavida_tower", lambda tower, missing: missing)
     return seen
 
 
@@ -79,6 +89,12 @@ def test_checkpoints_of_other_families(tmp_path, built, config):
     assert not built
 
 
+def test_a_checkpoint_with_holes(tmp_path, built, lost):
+    lost.append("model.transformer.wte.weight")
+    with pytest.raises(WeightsError, match="lacks 1 of the model's tensors"):
+        LavidaAdapter.load(folder(tmp_path, **LLADA))
+
+
 def test_no_checkpoint(tmp_path, built):
     with pytest.raises(WeightsError, match="no weights of its own: name a checkpoint"):
         LavidaAdapter.load(None)
@@ -87,7 +103,8 @@ def test_no_checkpoint(tmp_path, built):
 
 
 def test_a_missing_package_is_named_with_its_install_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llava", None)
+    for name in ("llava", "llava.model.language_model.llava_llada"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"git clone https://github.com/jacklishufan/LaViDa"):
         LavidaAdapter.load(folder(tmp_path, **LLADA))
     assert "deepspeed" not in sys.modules

@@ -20,7 +20,7 @@ from upstream import made_lavida as made
 from captum_dcam.adapters import _compat
 from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.denoising import DenoisingForward
-from captum_dcam.errors import RemoteCodeError
+from captum_dcam.errors import RemoteCodeError, WeightsError
 
 pytestmark = [
     pytest.mark.skipif(
@@ -214,13 +214,37 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
     assert torch.equal(forward.trajectory.tokens, other.trajectory.tokens)
 
 
+@pytest.mark.parametrize("lost", ("vision_tower", "ln_f"))
+def test_what_a_checkpoint_does_not_hold(tmp_path, lost):
+    """The tower comes from its own folder then; anything else would be random."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "checkpoint"
+    model = made.model("llada", tmp_path, mm_use_im_patch_token=False)
+    tower = model.get_vision_tower().vision_tower
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    held = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in held.items() if lost not in k}
+    assert len(kept) < len(held)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    if lost == "ln_f":
+        with pytest.raises(WeightsError, match=r"lacks 1 of the model's tensors .*ln_f"):
+            LavidaAdapter.load(str(folder), vision_tower=None)
+        return
+    found = LavidaAdapter.load(str(folder), vision_tower=None, dtype=torch.float32)
+    own = type(tower).from_pretrained(model.config.mm_vision_tower).state_dict()
+    for name, value in found.model.get_vision_tower().vision_tower.state_dict().items():
+        assert torch.equal(value, own[name].bfloat16().float())
+
+
 def save_tokenizer(folder):
     """A tokenizer of the double's words in transformers' own format."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{i}": i for i in range(made.VOCABULARY)}
-    words = {**words, **{w: i for i, w in enumerate(double.WORDS)}, **double.MARKERS}
+    words = {**{w: i for i, w in enumerate(double.WORDS)}, **double.MARKERS}
+    words |= {f"w{i}": i for i in range(made.VOCABULARY) if i not in words.values()}
     inner = Tokenizer(models.WordLevel(words, unk_token="!"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made_up = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|eos|>")
