@@ -15,6 +15,7 @@ from captum_dcam import vjp
 from captum_dcam.adapters import lavida
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError, TargetError
+from captum_dcam.methods import Problem, method
 from captum_dcam.targets import Target
 
 pytestmark = pytest.mark.filterwarnings(
@@ -262,6 +263,22 @@ def test_explain_in_one_call(regime, variant):
     )
     assert [m.shape for m in found.maps] == [(2, 4, 4), (2, 6, 8)]
     assert found.settings["family"] == "lavida" and found.settings["layer"] == 1
+
+
+@variants
+@pytest.mark.parametrize("name", ("attention", "attn_lrp", "logit_lens", "tam", "occlusion"))
+def test_methods_that_read_more_than_the_tap(variant, name):
+    forward = made.bound(variant, "prefix", gen_length=3)
+    token = int(forward.trajectory.tokens[0, 1])
+    problem = Problem(
+        forward,
+        (Target("", (1,), (token,)),),
+        score="commit",
+        generator=torch.Generator().manual_seed(0),
+    )
+    maps = method(name).attribute(problem).maps
+    assert [m.shape for m in maps] == [(1, 4, 4), (1, 6, 8)]
+    assert all(torch.isfinite(m).all() for m in maps) and any(m.any() for m in maps)
 
 
 @variants
