@@ -38,8 +38,9 @@ class Results:
         return self._frames[name]
 
     def has(self, name: str) -> bool:
-        """Whether a part was measured."""
-        return Store.exists(self.folder / name)
+        """Whether a part was measured, on one image at least."""
+        folder = self.folder / name
+        return Store.exists(folder) and next(Store.read(folder).records(), None) is not None
 
 
 #: name → the function that makes it from results
