@@ -19,6 +19,7 @@ from captum_dcam.faithfulness import BASELINES, FRACTIONS
 from captum_dcam.faithfulness.curves import check_settings
 from captum_dcam.metrics import localization
 from captum_dcam.targets import Target
+from captum_dcam.trajectory import SCORES
 
 OBJECTS = ("object",)
 
@@ -34,8 +35,14 @@ def _check_kinds(kinds: Sequence[str]) -> None:
             raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
 
 
-def _check_curves(kinds: Sequence[str], curves: bool, **settings: Any) -> None:
+def _check_state(state: str) -> None:
+    if state not in SCORES:
+        raise UnknownNameError(f"unknown state {state!r}{near(state, SCORES)}")
+
+
+def _check_curves(kinds: Sequence[str], curves: bool, state: str, **settings: Any) -> None:
     _check_kinds(kinds)
+    _check_state(state)
     check_settings(**settings)
 
 
@@ -45,8 +52,10 @@ def _check_samples(
     baseline: str = BASELINES[0],
     radius: float = 1,
     chunk: int = 1,
+    state: str = SCORES[0],
 ) -> None:
     _check_kinds(kinds)
+    _check_state(state)
     for name, value in (("samples", samples), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
@@ -67,8 +76,12 @@ def faithfulness(
     chunk: int = 8,
     curves: bool = False,
     kinds: Sequence[str] = OBJECTS,
+    state: str = "commit",
 ) -> Scores:
     r"""Deletion and insertion under a fixed answer, see :func:`captum_dcam.faithfulness.deletion`.
+
+    The word is read in ``state`` whatever state the map came from: masked, as it was when it was
+    written. Read visible it would be given away, and methods could not be compared.
 
     Columns: ``deletion`` and ``insertion`` (areas), ``…_gain`` over random orders,
     ``…_normalized`` (None for words that the picture does not support) and, with ``curves``, the
@@ -87,7 +100,7 @@ def faithfulness(
                 where=where,
                 patch=patch,
                 fractions=tuple(fractions),
-                score=case.score,
+                score=state,
                 controls=controls,
                 generator=case.generator(),
                 chunk=chunk,
@@ -108,8 +121,10 @@ def infidelity(
     samples: int = 32,
     chunk: int = 8,
     kinds: Sequence[str] = OBJECTS,
+    state: str = "commit",
 ) -> Scores:
-    """Captum's infidelity of the signed map, or of the refined one where it was refined."""
+    """Captum's infidelity of the signed map, or of the refined one where it was refined; of the
+    word's logit in ``state``, whatever state the map came from."""
     at, targets = _asked(case, kinds)
     if not at:
         return Scores({})
@@ -118,7 +133,7 @@ def infidelity(
         targets,
         [m[at] for m in (case.maps if case.refined else case.raw)],
         baseline=baseline,
-        score=case.score,
+        score=state,
         samples=samples,
         generator=case.generator(),
         chunk=chunk,
