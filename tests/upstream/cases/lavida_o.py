@@ -143,17 +143,24 @@ def model(upstream, dtype=torch.float32, tile=104, seed=0, **changes):
 def float64():
     """Norms and rotary embeddings in the type of their input: upstream computes in float32."""
     llada = importlib.import_module("llava.model.language_model.llada.modeling_llada")
-    norm, kept = llada.RMSLayerNorm.forward, torch.Tensor.float
+    norm, turn, kept = llada.RMSLayerNorm, llada.RotaryEmbedding, torch.Tensor.float
+    before = norm.forward, turn.forward
 
     def exact(self, x):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
-    llada.RMSLayerNorm.forward = exact
-    torch.Tensor.float = lambda self, *a, **k: self if self.is_floating_point() else kept(self)
+    def turned(self, *args, **options):
+        torch.Tensor.float = lambda x: x if x.is_floating_point() else kept(x)
+        try:
+            return before[1](self, *args, **options)
+        finally:
+            torch.Tensor.float = kept
+
+    norm.forward, turn.forward = exact, turned
     try:
         yield
     finally:
-        llada.RMSLayerNorm.forward, torch.Tensor.float = norm, kept
+        norm.forward, turn.forward = before
 
 
 def cases():
