@@ -1,7 +1,7 @@
 """A tiny stand-in for LaViDa-O's understanding path: LaViDa-LLaDA with a strided convolution behind
 the tower, and a decoder that rebuilds its cache at every block.
 
-Written from the family's description, not from its code. Tiles are 104 pixels of 7x7 patches,
+Of our own writing, after the family's behaviour. Tiles are 104 pixels of 7x7 patches,
 reduced to 3x3 tokens by default; ``tile=384`` has the real 27x27 and 13x13.
 """
 

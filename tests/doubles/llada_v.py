@@ -1,6 +1,6 @@
 """A tiny stand-in for LLaDA-V: same module paths, class names, packing, decoding and traps.
 
-Written from the family's description, not from its code. Tiles are 48 pixels with patches of 14, so
+Of our own writing, after the family's behaviour. Tiles are 48 pixels with patches of 14, so
 that a tile has 3x3 tokens and 6 pixels that no patch sees, as 384 and 27 have.
 """
 
