@@ -15,12 +15,12 @@ from captum_dcam.errors import TargetError
 from captum_dcam.explanation import Explanation, versions
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Refinement
-from captum_dcam.targets import Target, WordsLike, resolve
+from captum_dcam.targets import Target, WordsLike, repeated_function_words, resolve, words_of
 from captum_dcam.word_maps import (
     as_compose,
     context_for,
+    mean_maps,
     needs_repeated,
-    repeated_maps,
     word_maps,
 )
 
@@ -104,11 +104,13 @@ def explain_bound(
         raise TargetError(f"example {example} is not in the batch of {request.batch}")
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words)
-    raw = word_maps(forward, targets, [example] * len(targets), score, step, product, center)
-    raw = tuple(m.relu().float() for m in raw)
-    own = None
+    repeated: tuple[Target, ...] = ()
     if needs_repeated(refine):
-        own = repeated_maps(forward, example, score, step, product, center)
+        repeated = repeated_function_words(words_of(forward.adapter, tokens))
+    every = (*targets, *(t for t in repeated if t not in targets))
+    signed = word_maps(forward, every, [example] * len(every), score, step, product, center)
+    own = mean_maps([m[[every.index(t) for t in repeated]] for m in signed]) if repeated else None
+    raw = tuple(m[: len(targets)].relu().float() for m in signed)
     maps = tuple(
         refine(m, context_for(forward, grid.image_size, own, i)).cpu()
         for i, (m, grid) in enumerate(zip(raw, request.layout.grids, strict=True))

@@ -71,7 +71,13 @@ def repeated_maps(
     words = repeated_function_words(words_of(forward.adapter, tokens))
     if not words:
         return None
-    maps = word_maps(forward, words, [example] * len(words), score, step, product, center)
+    return mean_maps(
+        word_maps(forward, words, [example] * len(words), score, step, product, center)
+    )
+
+
+def mean_maps(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Signed maps (N, h, w), one tensor a grid, to what SICD takes: their mean (h, w) in 0..1."""
     return tuple(min_max(m.relu().mean(0)) for m in maps)
 
 

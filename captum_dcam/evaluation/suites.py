@@ -321,12 +321,12 @@ FINAL_STATE = frozenset(
 )
 #: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
 IMAGES = {
-    "faithfulness": 8,
-    "faithfulness-long": 1,
-    "baselines": 4,
-    "infidelity": 2,
-    "sanity": 4,
-    "sanity-long": 1,
+    "faithfulness": 24,
+    "faithfulness-long": 4,
+    "baselines": 8,
+    "infidelity": 6,
+    "sanity": 12,
+    "sanity-long": 4,
 }
 FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
 CORE = ("diffusion_cam", "diffusion_cam_paper", "diffusion_cam_base", "tam", "attention", "cp_lrp")

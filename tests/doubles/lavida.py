@@ -89,8 +89,9 @@ class Tower(nn.Module):
 def turned(x, start=0):
     """Rotary embedding of (B, heads, L, d) at positions from ``start``."""
     half = x.shape[-1] // 2
-    speed = 100.0 ** (-torch.arange(half, dtype=x.dtype) / half)
-    angle = torch.arange(start, start + x.shape[-2])[:, None].to(x.dtype) * speed
+    speed = 100.0 ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
+    at = torch.arange(start, start + x.shape[-2], device=x.device)
+    angle = at[:, None].to(x.dtype) * speed
     cos, sin = angle.cos(), angle.sin()
     a, b = x[..., :half], x[..., half:]
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
@@ -309,7 +310,7 @@ class LlavaLladaForMaskedDiffusion(nn.Module, Joint):
         if prefix_lm:
             past = self.model(None, input_embeddings=front, use_cache=True).attn_key_values
         start = 0 if prefix_lm else front.shape[1]
-        x = torch.full((1, start + max_new_tokens), mask_id)
+        x = torch.full((1, start + max_new_tokens), mask_id, device=self.device)
         x[:, :start] = 0
         assert max_new_tokens % block_length == 0
         steps = min(step_per_block, block_length) if step_per_block else block_length
@@ -332,12 +333,11 @@ class LlavaLladaForMaskedDiffusion(nn.Module, Joint):
                     wide = logits.double()
                     best = (wide.exp() / (-torch.rand_like(wide).log()) ** temperature).argmax(-1)
                 probs = logits.double().softmax(-1)
-                top = probs.sort(-1, descending=True).values
                 sure = {
                     "low_confidence": lambda: probs.gather(-1, best[..., None])[..., 0],  # noqa: B023
-                    "random": lambda: torch.rand(best.shape),  # noqa: B023
+                    "random": lambda: torch.rand(best.shape, device=best.device),  # noqa: B023
                     "entrophy": lambda: (probs * (probs + 1e-10).log()).sum(-1),  # noqa: B023
-                    "margin": lambda: top[..., 0] - top[..., 1],  # noqa: B023
+                    "margin": lambda: -probs.topk(2).values.diff(dim=-1)[..., 0],  # noqa: B023
                 }[remasking]()
                 sure = sure.masked_fill(~masked, -math.inf)
                 sure[:, open_until:] = -math.inf
@@ -490,7 +490,7 @@ class LlavaDreamForMaskedDiffusion(nn.Module, Joint):
             inputs, None, None, None, None, images, modalities, image_sizes
         )[4]
         start, past = front.shape[1], None
-        x = torch.full((1, start + max_new_tokens), MASK)
+        x = torch.full((1, start + max_new_tokens), MASK, device=self.device)
         x[:, :start] = 0
         if prefix_lm:
             run = self.forward_dream(None, None, None, inputs_embeds=front, use_cache=True)
