@@ -24,13 +24,12 @@ from captum_dcam.calibration import (
 )
 from captum_dcam.calibration.fit import QUANTILES
 from captum_dcam.calibration.maps import WORDS
-from captum_dcam.command import DTYPES, check_device, check_name, progress
+from captum_dcam.command import check_device, check_name, progress
 from captum_dcam.data import DATASETS, dataset
-from captum_dcam.evaluate_command import quiet_transformers, setting_pairs
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.progress import Live
 from captum_dcam.explanation import versions
-from captum_dcam.hub import load
+from captum_dcam.model_options import DTYPES, load_model, quiet_transformers, setting_pairs
 from captum_dcam.pictures import open_picture
 from captum_dcam.preset_file import check_writable, write_preset
 from captum_dcam.presets import preset as find_preset
@@ -55,6 +54,7 @@ class CalibrateOptions:
         prompt (str or None): Default: the data's
         preset (str): to start from. Default of the command: ``"default"``
         model, regime, layer, device, dtype: as in ``captum-dcam explain``.
+        load (list of str or None): settings of loading, ``name=value``.
         generation (list of str or None): decoding settings, ``name=value``.
         seed (int): of sampled decoding, the parts of the cross-validation, the bootstrap.
         threads (int): of torch on the CPU; 0 leaves them. Default of the command: 1
@@ -75,6 +75,7 @@ class CalibrateOptions:
     prompt: str | None
     preset: str
     model: str
+    load: list[str] | None
     regime: str | None
     layer: int | None
     generation: list[str] | None
@@ -149,11 +150,12 @@ def run(options: CalibrateOptions) -> Calibrated:
     device = check_device(options.device)
     check_writable(options.output)
     generation = setting_pairs("--generation", options.generation)
+    settings = setting_pairs("--load", options.load)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
     with quiet_transformers(), _threads(options.threads):
-        adapter = load(
-            options.model, regime=options.regime, device=device, dtype=DTYPES[options.dtype]
+        adapter = load_model(
+            options.model, settings, regime=options.regime, device=device, dtype=options.dtype
         )
         layer = adapter.check_layer(options.layer)
 

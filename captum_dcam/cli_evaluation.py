@@ -12,14 +12,15 @@ from typing import Annotated
 import typer
 
 from captum_dcam.cli_options import (
-    DECODE,
     HOW,
     OUT,
     WHAT,
     Device,
     Dtype,
+    Generation,
     Json,
     Layer,
+    LoadSettings,
     Model,
     Regime,
     clear_errors,
@@ -57,15 +58,6 @@ Limit = Annotated[
 ]
 Question = Annotated[
     str | None, typer.Option("--prompt", "-p", show_default="the data's", rich_help_panel=WHAT)
-]
-Generation = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--generation",
-        metavar="NAME=VALUE",
-        rich_help_panel=DECODE,
-        help="A decoding setting of the family, such as steps=32; repeatable.",
-    ),
 ]
 Threads = Annotated[
     int, typer.Option(min=0, rich_help_panel=RUN, help="Of torch on the CPU; 0: leave as it is.")
@@ -139,6 +131,7 @@ def evaluate(
         ),
     ] = None,
     model: Model = "mini",
+    load: LoadSettings = None,
     regime: Regime = None,
     layer: Layer = None,
     score: Annotated[str | None, score_option("commit")] = None,
@@ -289,6 +282,7 @@ def calibrate(
         str, typer.Option(rich_help_panel=HOW, help="To start from: a name or a file.")
     ] = "default",
     model: Model = "mini",
+    load: LoadSettings = None,
     regime: Regime = None,
     layer: Layer = None,
     generation: Generation = None,

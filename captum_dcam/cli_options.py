@@ -60,7 +60,20 @@ Scene = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Option("--model", "-m", rich_help_panel=HOW, help="A family ('mini') or a folder.")
+    str,
+    typer.Option(
+        "--model", "-m", rich_help_panel=HOW, help="'mini', a folder, or a name on the hub."
+    ),
+]
+LoadSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load",
+        metavar="NAME=VALUE",
+        rich_help_panel=HOW,
+        help="A setting of loading, such as trust_remote_code=true, device_map=auto, "
+        "revision=main, family=lavida or one of the family's; repeatable.",
+    ),
 ]
 Regime = Annotated[
     str | None,
@@ -76,6 +89,16 @@ Layer = Annotated[
         show_default="recommended",
         rich_help_panel=HOW,
         help="Block to read, from 0; negative counts from the end.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--internal-batch-size",
+        min=1,
+        show_default="16, or 4 in the full regime",
+        rich_help_panel=HOW,
+        help="Words differentiated at once: fewer need less memory.",
     ),
 ]
 SCORE = "State whose logits are read: 'commit', 'final' or 'teacher'."
@@ -102,6 +125,15 @@ BlockLength = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(min=0, show_default="greedy", rich_help_panel=DECODE, help="Of sampling."),
+]
+Generation = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--generation",
+        metavar="NAME=VALUE",
+        rich_help_panel=DECODE,
+        help="A decoding setting of the family, such as steps=32; repeatable.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(rich_help_panel=DECODE, help="'cpu', 'cuda', 'cuda:1', 'mps'.")

@@ -21,8 +21,9 @@ from captum_dcam.catalogue import list_models as list_models
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.explanation import Explanation
-from captum_dcam.hub import check_device, load
+from captum_dcam.hub import check_device
 from captum_dcam.metrics import LocalizationScores
+from captum_dcam.model_options import DTYPES, load_model, setting_pairs
 from captum_dcam.pictures import open_picture
 from captum_dcam.pipeline import explain_bound, sign_check
 from captum_dcam.presets import preset as find_preset
@@ -35,7 +36,6 @@ from captum_dcam.viewer import prepare_folder, scene_scores, write_folder
 if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: the held-out scene that is drawn when none is asked for, README's picture
 SHOWN = 12
 #: told before every part of the work
@@ -51,14 +51,17 @@ class Common:
     words: list[str] | None
     scene: int | None
     model: str
+    load: list[str] | None
     regime: str | None
     layer: int | None
+    internal_batch_size: int | None
     score: str | None
     refine: list[str] | None
     gen_length: int | None
     steps: int | None
     block_length: int | None
     temperature: float | None
+    generation: list[str] | None
     seed: int
     device: str
     dtype: str
@@ -128,7 +131,8 @@ def written(
     """The model with the answer that it wrote."""
     say("Loading the model")
     adapter = _adapter(options, device)
-    forward = DenoisingForward(adapter, options.layer)
+    size = options.internal_batch_size
+    forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
     request = adapter.prepare([[picture]], [options.prompt])
     say("Writing the answer")
     forward.generate(request, generator=_generator(options.seed), **_generation(options))
@@ -174,6 +178,8 @@ def check_options(options: Common) -> torch.device:
     check_name("dtype", options.dtype, DTYPES)
     if options.image is not None and options.scene is not None:
         raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+    setting_pairs("--load", options.load)
+    _generation(options)
     return check_device(options.device)
 
 
@@ -195,10 +201,10 @@ def picture_of(options: Common) -> tuple[Image.Image, Scene | None]:
 
 
 def _adapter(options: Common, device: torch.device) -> Adapter:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return load(options.model, regime=options.regime, device=device, dtype=DTYPES[options.dtype])
+    settings = setting_pairs("--load", options.load)
+    return load_model(
+        options.model, settings, regime=options.regime, device=device, dtype=options.dtype
+    )
 
 
 def _generation(options: Common) -> dict[str, Any]:
@@ -209,7 +215,11 @@ def _generation(options: Common) -> dict[str, Any]:
         "block_length": options.block_length,
         "temperature": options.temperature,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    named = {name: value for name, value in given.items() if value is not None}
+    others = setting_pairs("--generation", options.generation)
+    if twice := sorted(named.keys() & others.keys()):
+        raise ValueError(f"--generation {twice[0]}: --{twice[0].replace('_', '-')} is given too")
+    return named | others
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -31,6 +31,8 @@ class DenoisingForward(nn.Module):
             Default: the family's recommended block
         score (str, optional): which state a token is read at when the caller passes none:
             ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
+        internal_batch_size (int, optional): so many words are differentiated at once; fewer need
+            less memory. Default: 16 in the prefix regime, whose steps are short, 4 in the full one
 
     Attributes:
         tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
@@ -46,13 +48,22 @@ class DenoisingForward(nn.Module):
         ...     forward.request.pixels, (1, 40), additional_forward_args=args)
     """
 
-    def __init__(self, adapter: Adapter, layer: int | None = None, score: str = "commit") -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        layer: int | None = None,
+        score: str = "commit",
+        *,
+        internal_batch_size: int | None = None,
+    ) -> None:
         super().__init__()
         if score not in SCORES:
             raise ValueError(f"score is {score!r}: expected one of {SCORES}")
         self.adapter = adapter
         self.layer = adapter.check_layer(layer)
-        self.score = score
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(f"internal_batch_size is {internal_batch_size}: expected 1 or more")
+        self.score, self.internal_batch_size = score, internal_batch_size
         self.model = adapter.model
         self.tap = SpatialTap()
         self.request: Request | None = None

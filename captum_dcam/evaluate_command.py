@@ -3,8 +3,7 @@ r"""What ``captum-dcam evaluate`` does, without its printing: options to plans, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from captum_dcam.adapter import Adapter
 from captum_dcam.cli_options import UsageError
-from captum_dcam.command import DTYPES, check_name
+from captum_dcam.command import check_name
 from captum_dcam.data import DATASETS
 from captum_dcam.evaluation import (
     EvaluationError,
@@ -30,8 +29,9 @@ from captum_dcam.evaluation import (
 from captum_dcam.evaluation.launch import launched_device
 from captum_dcam.evaluation.plan import FLOORS, as_variant
 from captum_dcam.evaluation.suites import SUITES, Part, Setting, suite
-from captum_dcam.hub import check_device, load
+from captum_dcam.hub import check_device
 from captum_dcam.method_strings import parse_methods
+from captum_dcam.model_options import DTYPES, load_model, quiet_transformers, setting_pairs
 from captum_dcam.refine import Refinement, refinement
 from captum_dcam.trajectory import SCORES
 
@@ -48,6 +48,7 @@ class EvaluateOptions:
     root: Path | None
     data: list[str] | None
     model: str
+    load: list[str] | None
     regime: str | None
     layer: int | None
     score: str | None
@@ -145,8 +146,14 @@ class Loaded:
     """The model, loaded when it is first needed; each further regime from the same place."""
 
     def __init__(self, options: EvaluateOptions, device: torch.device | None) -> None:
-        self._options, self._device = options, device
+        self._model, self._dtype, self._device = options.model, options.dtype, device
+        self._settings = setting_pairs("--load", options.load)
         self._known: dict[str | None, Adapter] = {}
+
+    def follow(self, plan: Plan) -> None:
+        """Load what a plan from a file names, in place of what the options do."""
+        self._model, self._dtype = plan.model, plan.dtype
+        self._settings = {**plan.load, **self._settings}
 
     def of(self, regime: str | None) -> Adapter:
         """The adapter of a regime; None: the family's own."""
@@ -156,9 +163,10 @@ class Loaded:
         return self._known[regime]
 
     def _load(self, regime: str | None) -> Adapter:
-        options = self._options
         where = launched_device() if self._device is None else self._device
-        return load(options.model, regime=regime, device=where, dtype=DTYPES[options.dtype])
+        return load_model(
+            self._model, self._settings, regime=regime, device=where, dtype=self._dtype
+        )
 
 
 # -- options to plans ------------------------------------------------------------------------------
@@ -171,7 +179,9 @@ def parts_of(options: EvaluateOptions, adapters: Loaded) -> list[Part]:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
         raise ValueError(f"give one of --suite, --plan and --methods; {found} is given")
     if options.plan is not None:
-        return [Part("", _plan_of_file(options.plan))]
+        plan = _plan_of_file(options.plan)
+        adapters.follow(plan)
+        return [Part("", plan)]
     if options.methods:
         return [Part("", _plan_of_options(options))]
     own = ("metrics", "layer", "score", "refine", "answer", "kinds", "passes")
@@ -191,10 +201,17 @@ def parts_of(options: EvaluateOptions, adapters: Loaded) -> list[Part]:
         prompt=options.prompt,
         seed=options.seed,
         generation=setting_pairs("--generation", options.generation),
+        load=_load_record(options),
         threads=options.threads,
     )
     parts = {part.name: part for name in options.suite or () for part in suite(name, setting)}
     return list(parts.values())
+
+
+def _load_record(options: EvaluateOptions) -> dict[str, Any]:
+    """What of ``--load`` decides numbers: not where the model lies, nor what it may run."""
+    pairs = setting_pairs("--load", options.load)
+    return {k: v for k, v in pairs.items() if k not in ("device_map", "trust_remote_code")}
 
 
 def _plan_of_file(file: Path) -> Plan:
@@ -230,6 +247,7 @@ def _plan_of_options(options: EvaluateOptions) -> Plan:
         start=options.start,
         limit=options.limit,
         generation=setting_pairs("--generation", options.generation),
+        load=_load_record(options),
         threads=options.threads,
         **changes,
     )
@@ -259,34 +277,6 @@ def _metric(text: str) -> dict[str, Any]:
 
 def _dataset(options: EvaluateOptions) -> dict[str, Any]:
     return {"name": options.dataset, **setting_pairs("--data", options.data)}
-
-
-def setting_pairs(option: str, texts: Sequence[str] | None) -> dict[str, Any]:
-    """``name=value`` settings; values as JSON writes them, anything else is a text."""
-    out: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{option} {text!r}: expected name=value, such as split=val2014")
-        try:
-            out[name] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name] = value
-    return out
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars of its own beside ours, as before afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def list_choices() -> dict[str, list[str]]:

@@ -39,6 +39,7 @@ def explain(
     center: bool | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     generator: torch.Generator | None = None,
+    internal_batch_size: int | None = None,
     **generation: Any,
 ) -> Explanation:
     r"""Generate an answer and explain its words.
@@ -56,13 +57,15 @@ def explain(
         score, step, product, center, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         generator (torch.Generator, optional): for sampled decoding.
+        internal_batch_size (int, optional): words differentiated at once, see
+            :class:`~captum_dcam.denoising.DenoisingForward`. Default: the forward's
         **generation: the family's decoding settings (``gen_length``, ``steps``, …).
 
     Returns:
         Explanation: maps of every target at token resolution.
     """
     images = pictures_of(image)
-    forward = DenoisingForward(adapter, layer)
+    forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     forward.generate(request, generator=generator, **generation)
     return explain_bound(

@@ -20,6 +20,8 @@ from captum_dcam.errors import InfeasibleStepError
 from captum_dcam.targets import Target
 
 T = TypeVar("T")
+#: targets in one batch of steps
+CHUNKS = {"prefix": 16, "full": 4}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def rows(
         score (str, optional): the state each token is read at. Default: ``"commit"``
         call (int, optional): index of the call whose image states are explained. In the full regime
             the logits are then that call's too. Default: the call that the score needs
-        chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: 16
-            in the prefix regime, whose steps are short, 4 in the full one
+        chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: the
+            forward's ``internal_batch_size``; without one 16 in the prefix regime, whose steps are
+            short, and 4 in the full one
 
     Returns:
         list of Row: at least one a target, more where its tokens were read at different steps in
@@ -95,15 +98,22 @@ def rows(
     if call is not None:
         trajectory.check_call(call)
     reads = _reads(forward, targets, examples, score, call)
-    with torch.enable_grad():
-        if trajectory.regime == "prefix":
-            found = _prefix_rows(forward, reads, len(targets), chunk or 16)
-        else:
-            found = [
-                row
-                for start in range(0, len(reads), chunk or 4)
-                for row in _full_rows(forward, reads[start : start + (chunk or 4)])
-            ]
+    size = chunk or forward.internal_batch_size or CHUNKS[trajectory.regime]
+    try:
+        with torch.enable_grad():
+            if trajectory.regime == "prefix":
+                found = _prefix_rows(forward, reads, len(targets), size)
+            else:
+                found = [
+                    row
+                    for start in range(0, len(reads), size)
+                    for row in _full_rows(forward, reads[start : start + size])
+                ]
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{min(size, len(reads))} words at once do not fit into memory at block "
+            f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
+        ) from error
     for row in found:
         if not any(bool(g.any()) for g in row.gradients):
             raise InfeasibleStepError(

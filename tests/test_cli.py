@@ -113,6 +113,10 @@ BAD = {
     "regime": (["--regime", "half"], "regime is 'half'"),
     "layer": (["--layer", 99], "layer 99"),
     "blocks": (["--gen-length", 8, "--block-length", 3], "not a multiple of block_length 3"),
+    "load": (["--load", "revision"], "--load 'revision': expected name=value"),
+    "load setting": (["--load", "colour=red"], "--load colour: "),
+    "generation": (["--generation", "steps"], "expected name=value"),
+    "generation twice": (["--steps", 4, "--generation", "steps=4"], "--steps is given too"),
     "word": (["--words", "zebra", *SHORT], "'zebra' is not in the answer"),
 }
 
@@ -126,6 +130,35 @@ def test_bad_input_is_one_clear_line(case, tmp_path, monkeypatch):
     assert run.exit_code == 2 and message in run.stderr
     assert run.stdout == "" and run.stderr.strip().count("\n") == 0
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"], "something was left behind"
+
+
+def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
+    def missing(*_args: object, **_options: object) -> None:
+        raise ImportError("LaViDa's own code is needed: git clone it")
+
+    monkeypatch.setattr("captum_dcam.model_options.load", missing)
+    run = call("explain", "-o", tmp_path / "out")
+    assert run.exit_code == 2 and run.stderr.strip() == (
+        "Error: LaViDa's own code is needed: git clone it"
+    )
+
+
+def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch):
+    from captum_dcam import model_options
+
+    asked = {}
+    real = model_options.load
+
+    def loaded(source, **options):
+        asked.update(options)
+        return real(source, regime=options["regime"])
+
+    monkeypatch.setattr(model_options, "load", loaded)
+    load = ["--load", "revision=main", "--load", "device_map=auto", "--load", "family=mini"]
+    run = call("explain", *load, *SHORT, "--generation", "remasking=random", "-o", tmp_path / "o")
+    assert run.exit_code == 0, run.stderr
+    assert asked.pop("dtype") is torch.float32 and asked.pop("regime") is None
+    assert asked == {"revision": "main", "device_map": "auto", "family": "mini"}
 
 
 def test_output_that_is_not_ours_is_refused_before_any_work(tmp_path):

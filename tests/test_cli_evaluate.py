@@ -38,6 +38,26 @@ def test_one_plan_from_options(measured):
     assert len(list(Store.read(folder).records())) == 2
 
 
+def test_a_stored_plan_names_the_model_and_how_it_is_loaded(measured, tmp_path, monkeypatch):
+    from captum_dcam import evaluate_command
+
+    asked = []
+
+    def loaded(source, settings, **options):
+        asked.append((source, settings, options["dtype"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(evaluate_command, "load_model", loaded)
+    _, (found,) = measured
+    plan = Plan.from_record({**found["plan"], "model": "x", "dtype": "bfloat16"})
+    assert "load" not in plan.record()
+    made = {**plan.record(), "load": {"revision": "main", "family": "lavida"}}
+    assert Plan.from_record(made).record() == made
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    call("evaluate", "--plan", tmp_path / "plan.json", "--load", "family=dream_vl")
+    assert asked == [("x", {"revision": "main", "family": "dream_vl"}, "bfloat16")]
+
+
 def test_the_same_command_goes_on_and_a_stored_plan_is_the_same_again(measured, tmp_path):
     folder, (found,) = measured
     options = ["--plan", folder / "plan.json", "-o", folder]

@@ -248,7 +248,8 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
         where = launched_device()  # "cuda" is the process's own GPU, not the first one for all
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    return load(plan.model, regime=plan.regime, device=where, dtype=getattr(torch, plan.dtype))
+    dtype = getattr(torch, plan.dtype)
+    return load(plan.model, regime=plan.regime, device=where, dtype=dtype, **plan.load)
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class Plan:
         generation (dict, optional): the family's decoding settings. Default: the family's
         threads (int, optional): of torch on the CPU, because sums in another order round
             otherwise; 0 leaves the process's. Default: 1
+        load (dict, optional): further settings of :func:`captum_dcam.load`. Default: none
 
     Raises:
         UnknownNameError, ValueError, TypeError: before any work, with what is known.
@@ -147,6 +148,7 @@ class Plan:
     limit: int | None = None
     generation: Record = field(default_factory=dict)
     threads: int = 1
+    load: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         write = object.__setattr__
@@ -158,6 +160,7 @@ class Plan:
         write(self, "metrics", tuple(metric_record(m) for m in self.metrics))
         write(self, "words", tuple(k for k in KINDS if k in self._checked_words()))
         write(self, "generation", plain(self.generation))
+        write(self, "load", plain(self.load))
         _unique("variant", [v.name for v in variants])
         _unique("metric", [m["label"] or m["name"] for m in self.metrics])
         if not variants:
@@ -188,6 +191,8 @@ class Plan:
         """JSON-able; :meth:`from_record` gives an equal plan."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         out["variants"] = [v.record() for v in self.variants]
+        if not self.load:
+            del out["load"]  # as in stores of before it was known
         return plain(out)
 
     def json(self) -> str:

@@ -69,7 +69,7 @@ class Setting:
         model (str): its name or folder, for the plan.
         dataset (dict): name and settings.
         start, limit (int, optional): images, in the data set's order. Default: all
-        regime, dtype, prompt, seed, generation, threads: as in :class:`Plan`.
+        regime, dtype, prompt, seed, generation, threads, load: as in :class:`Plan`.
         passes (int, optional): budget an image and method. Default: none
     """
 
@@ -84,10 +84,11 @@ class Setting:
     seed: int = 0
     generation: Record = field(default_factory=dict)
     threads: int = 1
+    load: Record = field(default_factory=dict)
 
     def plan(self, variants: Sequence[Any], **changes: Any) -> Plan:
         """A plan on this model and data; images that a part wants fewer of are the first ones."""
-        names = "model dataset start limit regime dtype prompt seed generation threads".split()
+        names = "model dataset start limit regime dtype prompt seed generation threads load".split()
         return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
 
     def first(self, most: int) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from captum_dcam.hub import check_device
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.feasibility import feasibility
 from captum_dcam.testing.report import check_all, markdown
@@ -39,6 +40,9 @@ def cases_in(path: Path) -> list[AdapterCase]:
 def main(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that define CASES.")],
     only: Annotated[str, typer.Option(help="Cases whose name holds this.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Where the models go: 'cpu', 'cuda', 'cuda:1', 'mps'.")
+    ] = "cpu",
     calls: Annotated[bool, typer.Option("--calls", help="Print the table of calls.")] = False,
     store: Annotated[
         Path | None, typer.Option(help="JSON file to which the rows are added.")
@@ -56,12 +60,14 @@ def main(
             f"no case in {', '.join(map(str, paths))}: is the name in --only right, and the "
             f"variable {UPSTREAM}NAME set, where the family's own code is needed?"
         )
+    if check_device(device).type != "cpu":
+        cases = [case.on(device) for case in cases]
     if calls:
         for table in map(feasibility, cases):
             typer.echo(f"{table.name}: {table.ratio:.0%} of {len(table.calls)} calls")
             typer.echo("".join(f"  {line}\n" for line in table.lines()), nl=False)
         return
-    rows = [replace(check_all(case), command=command(paths)) for case in cases]
+    rows = [replace(check_all(case), command=command(paths, device)) for case in cases]
     typer.echo(markdown(rows))
     if store is not None:
         every = merge_rows(store, rows)
@@ -70,12 +76,14 @@ def main(
     raise typer.Exit(0 if all(row.passed for row in rows) else 1)
 
 
-def command(paths: list[Path]) -> str:
+def command(paths: list[Path], device: str) -> str:
     """The command line, checkouts of other people's code without their place."""
     names = sorted(name for name in os.environ if name.startswith(UPSTREAM))
     settings = [f"{name}=CHECKOUT" for name in names]
     files = " ".join(p.as_posix() for p in paths)
-    return " ".join([*settings, "PYTHONPATH=tests python -m captum_dcam.testing", files])
+    where = [] if device == "cpu" else [f"--device {device}"]
+    run = "PYTHONPATH=tests python -m captum_dcam.testing"
+    return " ".join([*settings, run, files, *where])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ SIZES = (
     (64, 64), (120, 40), (40, 120), (9, 7), (16, 16), (333, 250), (250, 333), (97, 61), (41, 87),
     (512, 300),
 )  # fmt: skip
+
+#: tolerance of replayed logits away from the CPU, over the largest logit
+ELSEWHERE = 1e-5
 
 
 class ConformanceError(AssertionError):
@@ -103,6 +106,22 @@ class AdapterCase:
     def __post_init__(self) -> None:
         if len(set(self.sizes)) < 8:
             raise ValueError(f"{self.name} has {len(set(self.sizes))} sizes: expected at least 8")
+
+    def on(self, device: str) -> AdapterCase:
+        """The same case with its model on another device.
+
+        Kernels for one row and for several need not round alike there: replayed logits may differ
+        by :data:`ELSEWHERE` of the largest.
+        """
+        made = self.make
+
+        def moved(dtype: torch.dtype) -> Adapter:
+            adapter = made(dtype)
+            adapter.model.to(torch.device(device))
+            return adapter
+
+        name, tolerance = f"{self.name}, {device}", max(self.tolerance, ELSEWHERE)
+        return replace(self, name=name, make=moved, tolerance=tolerance)
 
     def picture(self, seed: int = 0) -> Image.Image:
         """A picture of coarse coloured noise."""

@@ -19,8 +19,8 @@ def options(tmp_path, **changes):
     own = dict(
         images=None, dataset="scenes", root=None, data=["count=40"], labels=False, words="nouns",
         start=0, limit=4, check_start=None, check_limit=None, prompt=None, preset="default",
-        model="mini", regime=None, layer=None, generation=["gen_length=16"], seed=0, device="cpu",
-        dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
+        model="mini", load=None, regime=None, layer=None, generation=["gen_length=16"], seed=0,
+        device="cpu", dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
     )  # fmt: skip
     return calibrate_command.CalibrateOptions(**{**own, **changes})
 
@@ -28,7 +28,7 @@ def options(tmp_path, **changes):
 @pytest.fixture
 def command(monkeypatch, adapter):
     """The command on the tiny model and its pictures."""
-    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: adapter)
+    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: adapter)
     monkeypatch.setattr(calibrate_command, "dataset", lambda *_, **__: Pictures(40))
     return calibrate_command.run
 
@@ -75,7 +75,7 @@ def test_labelled_command_from_a_preset_file(command, tmp_path, capsys):
 
 
 def test_a_folder_of_pictures_without_masks(monkeypatch, adapter, tmp_path):
-    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: adapter)
+    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: adapter)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(4):
@@ -114,7 +114,7 @@ def test_a_folder_of_pictures_without_masks(monkeypatch, adapter, tmp_path):
     ],
 )
 def test_errors_before_any_work(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(calibrate_command, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises((ValueError, UnknownNameError, OSError), match=message):
         calibrate_command.run(options(tmp_path, **changes))
     assert not (tmp_path / "p.json").exists()

@@ -175,3 +175,40 @@ def test_cuda_agrees_with_cpu(regime):
     found = captum_dcam.explain_bound(other, [target]).maps[0]
     assert found.device.type == "cpu"
     assert tiny.relative(found, here) < 0.05
+
+
+def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
+    from captum_dcam import vjp
+
+    whole = captum_dcam.explain_bound(tiny.bound(regime))
+    forward = tiny.bound(regime)
+    forward.internal_batch_size = 1
+    sizes = []
+    name = "_cache_gradients" if regime == "prefix" else "_full_rows"
+    real = getattr(vjp, name)
+
+    def seen(*args):
+        sizes.append(len(args[-1]))
+        return real(*args)
+
+    monkeypatch.setattr(vjp, name, seen)
+    part = captum_dcam.explain_bound(forward)
+    assert len(sizes) >= len(part.words) > 1 and set(sizes) == {1}
+    assert tiny.relative(part.maps[0], whole.maps[0]) < 1e-5
+    with pytest.raises(ValueError, match="internal_batch_size is 0"):
+        captum_dcam.DenoisingForward(forward.adapter, internal_batch_size=0)
+    found = captum_dcam.explain(
+        forward.adapter, tiny.picture(), tiny.PROMPT, layer=1, gen_length=8, internal_batch_size=2
+    )
+    assert set(sizes[-3:]) <= {1, 2} and 2 in sizes and found.words == part.words
+
+
+def test_too_little_memory_says_what_needs_less(regime, monkeypatch):
+    from captum_dcam import vjp
+
+    def full(*_args):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(vjp, "_cache_gradients" if regime == "prefix" else "_full_rows", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"internal_batch_size=1.*20 GiB"):
+        captum_dcam.explain_bound(tiny.bound(regime))

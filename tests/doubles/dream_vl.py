@@ -319,7 +319,7 @@ class DreamVLGenerationMixin:
 
     def filled(self, logits, share, last, c):
         """What stands in the masked places afterwards, the whole batch in one list."""
-        out = torch.full((len(logits),), c.mask_token_id)
+        out = torch.full((len(logits),), c.mask_token_id, device=logits.device)
         if c.temperature > 0:
             logits = logits / c.temperature
         if c.top_k is not None:
@@ -330,7 +330,7 @@ class DreamVLGenerationMixin:
         if c.temperature > 0:
             best = torch.multinomial(probs, 1)[:, 0]
         if c.alg == "origin":
-            chosen = torch.rand(len(out)) < (1 if last else share)
+            chosen = torch.rand(len(out), device=out.device) < (1 if last else share)
             return torch.where(chosen, best, out)
         sure = probs.gather(1, best[:, None])[:, 0]
         if c.alg == "topk_margin":

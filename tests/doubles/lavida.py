@@ -519,7 +519,7 @@ class LlavaDreamForMaskedDiffusion(nn.Module, Joint):
             share = float(1 - times[step + 1] / times[step])
             last = step == steps - 1
             if alg == "origin":
-                hit = torch.rand(int(masked.sum())) < (1 if last else share)
+                hit = torch.rand(int(masked.sum()), device=x.device) < (1 if last else share)
                 where = masked[0].nonzero()[:, 0][hit]
                 x[0, where] = drawn(logits[0, where], temperature, top_p, top_k, alg)[1]
             else:

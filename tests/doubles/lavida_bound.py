@@ -151,7 +151,7 @@ def own(adapter, request, length, **settings):
         for p in frozen:
             p.requires_grad_(True)
     history = [h[0, -length:] for h in (out.history if dream else out[1])]
-    first = torch.full((length,), double.MASK)
+    first = torch.full((length,), double.MASK, device=request.pixels.device)
     if dream and cached:
         first[0] = seen[0][-1].argmax()
     return [first, *history], seen

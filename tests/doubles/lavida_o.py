@@ -120,7 +120,7 @@ class LlavaLladaForMaskedDiffusion(base.LlavaLladaForMaskedDiffusion):
     ):  # fmt: skip
         """A whole run at every block's beginning, then the block alone against its cache."""
         start = front.shape[1]
-        ids = torch.full((1, start + max_new_tokens), mask_id)
+        ids = torch.full((1, start + max_new_tokens), mask_id, device=self.device)
         ids[:, :start] = 0
         each = min(step_per_block or steps // (max_new_tokens // block_length), block_length)
         runs = 0

@@ -298,7 +298,7 @@ def decode(
     words = model.model.embed_tokens
     tail = [] if suffix is None else tokenizer.encode(suffix, add_special_tokens=False)
     front, total = embeds.shape[1], embeds.shape[1] + gen_length + len(tail)
-    ids = torch.full((1, total), mask_id)
+    ids = torch.full((1, total), mask_id, device=embeds.device)
     if tail:
         ids[0, -len(tail) :] = torch.tensor(tail)
     x = words(ids)
@@ -324,7 +324,7 @@ def decode(
             low = max(start, front)  # nothing in front of the canvas can be chosen
             if cfg_scale > 0:
                 blind = x.clone()
-                blind[:, :front] = words(torch.tensor(mask_id))
+                blind[:, :front] = words(torch.tensor(mask_id, device=x.device))
                 both = model.lm_head(run(torch.cat((x, blind)), 0, begin))[:, low:].float()
                 logits = both[1:] + (cfg_scale + 1) * (both[:1] - both[1:])
             else:
@@ -338,7 +338,7 @@ def decode(
                 noisy = logits.double().exp() / (-noise.log()) ** temperature
             chosen = noisy.argmax(-1)
             if remasking == "random":
-                sure = torch.rand(chosen.shape)
+                sure = torch.rand(chosen.shape, device=x.device)
             else:
                 sure = logits.double().softmax(-1).gather(-1, chosen[..., None])[..., 0]
             sure[:, (end if stop is None else stop) - low :] = -math.inf

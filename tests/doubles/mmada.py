@@ -140,7 +140,9 @@ class LLaDAModel(nn.Module):
         x = self.transformer.wte(ids) if embeds is None else embeds
         length = x.shape[1]
         if attention_mask is not None and bool((attention_mask == 0).any()):
-            attention_bias = torch.ones(length, length).tril()  # the trap: causal from here on
+            attention_bias = torch.ones(
+                length, length, device=x.device
+            ).tril()  # the trap: causal from here on
             attention_bias = attention_bias.bool() & attention_mask.bool()[:, None, None]
         for block in self.transformer.blocks:
             x, _ = block(x, attention_bias=attention_bias)
@@ -196,7 +198,7 @@ class MMadaModelLM(PreTrainedModel):
         attention_mask=None,
     ):
         batch, prompt = idx.shape
-        x = torch.cat((idx, torch.full((batch, max_new_tokens), mask_id)), dim=1)
+        x = torch.cat((idx, idx.new_full((batch, max_new_tokens), mask_id)), dim=1)
         assert max_new_tokens % block_length == 0
         blocks = max_new_tokens // block_length
         assert steps % blocks == 0
@@ -213,7 +215,7 @@ class MMadaModelLM(PreTrainedModel):
                     noisy = logits.double().exp() / (-noise.log()) ** temperature
                 best = noisy.argmax(-1)
                 if remasking == "random":
-                    sure = torch.rand(best.shape)
+                    sure = torch.rand(best.shape, device=best.device)
                 else:
                     sure = logits.double().softmax(-1).gather(-1, best[..., None])[..., 0]
                 for row in range(batch):
@@ -242,7 +244,7 @@ class MAGVITv2(nn.Module):
 
     def get_code(self, pixel_values):
         bits = self.encoder(pixel_values).flatten(2) > 0
-        return (bits * 2 ** torch.arange(13)[:, None]).sum(1)
+        return (bits * 2 ** torch.arange(13, device=bits.device)[:, None]).sum(1)
 
 
 def model(seed=0, dtype=torch.float32, **changes):

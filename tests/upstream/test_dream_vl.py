@@ -15,6 +15,7 @@ from doubles import dream_vl as double
 from doubles import dream_vl_checks as suite
 from doubles.gradients import fd
 from upstream import made_dream_vl as real
+from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.denoising import DenoisingForward
@@ -160,3 +161,8 @@ def test_a_saved_checkpoint_is_loaded_with_its_code(upstream, tmp_path, monkeypa
     forward = DenoisingForward(made, 1)
     forward.generate(request, **suite.QUICK)
     assert torch.equal(forward.trajectory.tokens, bound(upstream).trajectory.tokens)
+    options = ["--load", "trust_remote_code=true", "--gen-length", 6, "--steps", 3]
+    found = explained_and_compared(
+        folder, tmp_path / "out", "what is this", *options, size=(84, 56)
+    )
+    assert found["feasible_calls"] == found["calls"] == 3

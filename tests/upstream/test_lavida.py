@@ -16,6 +16,7 @@ from doubles import lavida as double
 from doubles import lavida_bound as bound
 from PIL import Image
 from upstream import made_lavida as made
+from upstream.commands import explained_and_compared
 
 from captum_dcam.adapters import _compat
 from captum_dcam.adapters.lavida import LavidaAdapter
@@ -212,6 +213,19 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
     other = DenoisingForward(adapter(rounded, system=made_up._system), 1)
     other.generate(forward.request, gen_length=4)
     assert torch.equal(forward.trajectory.tokens, other.trajectory.tokens)
+
+
+@pytest.mark.parametrize("regime", ("prefix", "full"))
+@pytest.mark.parametrize("variant", bound.VARIANTS)
+def test_explain_and_compare_run_from_the_command_line(tmp_path, variant, regime):
+    folder = tmp_path / "checkpoint"
+    made.model(variant, tmp_path, mm_use_im_patch_token=False).save_pretrained(folder)
+    save_tokenizer(folder)
+    options = ["--load", "vision_tower=null", "--regime", regime, "--gen-length", 6, "--steps", 3]
+    if variant == "dream":
+        options += ["--load", "trust_remote_code=true"]
+    found = explained_and_compared(folder, tmp_path / "out", "a dog", *options)
+    assert found["feasible_calls"] == (1 if regime == "prefix" else 3)
 
 
 @pytest.mark.parametrize("lost", ("vision_tower", "ln_f"))

@@ -15,6 +15,7 @@ import tiny
 import torch
 from doubles import llada_checks as checks
 from doubles import llada_v as double
+from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.adapters import _compat
@@ -336,6 +337,7 @@ def saved(upstream, tmp_path_factory):
         made.model.image_newline.normal_()
     made.save_pretrained(folder / "model")
     words = {w: i for i, w in enumerate("<unk> <s> </s> what is this ?".split())}
+    words |= {f"w{i}": i for i in range(len(words), double.VOCABULARY)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
@@ -358,6 +360,12 @@ def test_a_saved_checkpoint_is_loaded_whole(saved):
     rotary.inv_freq = rotary.inv_freq * 0 - 7
     assert _compat.rotary_frequencies(found.model) == 1
     assert torch.equal(rotary.inv_freq, made.model.layers[0].self_attn.rotary_emb.inv_freq)
+
+
+def test_explain_and_compare_run_from_the_command_line(saved, tmp_path):
+    settings = ["--gen-length", 6, "--steps", 3, "--block-length", 6]
+    found = explained_and_compared(saved[0], tmp_path, "what is this ?", *settings)
+    assert found["feasible_calls"] == found["calls"] == 3
 
 
 def test_the_real_tower_carries_gradients_to_the_pixels(saved):

@@ -14,6 +14,7 @@ from doubles import mmada_checks as suite
 from doubles.gradients import fd
 from PIL import Image
 from upstream import made_mmada as real
+from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.denoising import DenoisingForward
@@ -164,3 +165,8 @@ def test_a_saved_checkpoint_is_loaded(upstream, vq, tmp_path, monkeypatch):
     ids = torch.arange(70)[None]
     with torch.no_grad():
         assert torch.equal(made.model(ids).logits, plain(ids).logits)
+    options = ["--load", f"resolution={suite.SIDE}", "--gen-length", 4, "--steps", 2]
+    found = explained_and_compared(
+        tmp_path, tmp_path / "out", "what is this", *options, "--block-length", 4, size=(64, 48)
+    )
+    assert found["feasible_calls"] == found["calls"] == 2

@@ -50,13 +50,14 @@ def reference(adapter, request, settings):
         own = slice(number * C, number * C + C)
         part = seen[number * steps : number * steps + steps]
         drafts = torch.stack([x.argmax(-1) for _, x in part])
-        last = torch.where(drafts != drafts[-1], torch.arange(steps)[:, None, None] + 1, 0)
+        number_of = torch.arange(1, steps + 1, device=drafts.device)[:, None, None]
+        last = torch.where(drafts != drafts[-1], number_of, 0)
         commits.append(last.amax(0) + number * steps)
         for ids, values in part:
             canvases.append(torch.zeros_like(tokens))
             canvases[-1][:, : own.start] = tokens[:, : own.start]
             canvases[-1][:, own] = ids
-            logits.append(torch.full((*tokens.shape, values.shape[-1]), torch.nan))
+            logits.append(values.new_full((*tokens.shape, values.shape[-1]), torch.nan))
             logits[-1][:, own] = values
     return Reference(tokens, logits, torch.stack(canvases), torch.cat(commits, 1))
 
