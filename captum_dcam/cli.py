@@ -34,6 +34,7 @@ from captum_dcam.cli_options import (
     Steps,
     Temperature,
     clear_errors,
+    others_on_stderr,
     output_option,
     refine_option,
     score_option,
@@ -136,7 +137,8 @@ def explain(
         from captum_dcam.command import Options, run
         from captum_dcam.report import print_json, print_report
 
-        result = run(Options(**options))
+        with others_on_stderr():
+            result = run(Options(**options))
         (print_json if json else print_report)(result)
 
 
@@ -222,7 +224,8 @@ def compare(
             found = compare_command.list_methods()
             (compare_report.print_methods_json if json else compare_report.print_methods)(found)
             return
-        result = compare_command.run(compare_command.CompareOptions(**options))
+        with others_on_stderr():
+            result = compare_command.run(compare_command.CompareOptions(**options))
         (compare_report.print_comparison_json if json else compare_report.print_comparison)(result)
 
 

@@ -24,6 +24,7 @@ from captum_dcam.cli_options import (
     Model,
     Regime,
     clear_errors,
+    others_on_stderr,
     refine_option,
     score_option,
     seed_option,
@@ -201,9 +202,10 @@ def evaluate(
         if list_:
             evaluate_report.print_choices(evaluate_command.list_choices(), json)
             return
-        done = evaluate_command.run(
-            evaluate_command.EvaluateOptions(**options), evaluate_report.say_part
-        )
+        with others_on_stderr():
+            done = evaluate_command.run(
+                evaluate_command.EvaluateOptions(**options), evaluate_report.say_part
+            )
         (evaluate_report.print_json if json else evaluate_report.print_summaries)(done)
 
 
@@ -304,5 +306,6 @@ def calibrate(
     with clear_errors():
         from captum_dcam import calibrate_command, calibrate_report
 
-        done = calibrate_command.run(calibrate_command.CalibrateOptions(**options))
+        with others_on_stderr():
+            done = calibrate_command.run(calibrate_command.CalibrateOptions(**options))
         (calibrate_report.print_json if json else calibrate_report.print_calibration)(done)

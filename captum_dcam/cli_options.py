@@ -2,8 +2,9 @@ r"""Options that several commands have, and how their errors are shown."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,13 @@ def clear_errors() -> Iterator[None]:
         typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
         typer.echo(" ".join(text.splitlines()), err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def others_on_stderr() -> Iterator[None]:
+    """Stdout is the command's: what a model's own code prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 # Groups of options in the help.

@@ -71,6 +71,15 @@ class DenoisingForward(nn.Module):
 
     # -- binding a generation -----------------------------------------------------------------
 
+    def twin(self, layer: int | None = None) -> DenoisingForward:
+        """Another forward with the same settings, nothing bound. Default: at the same block"""
+        return DenoisingForward(
+            self.adapter,
+            self.layer if layer is None else layer,
+            self.score,
+            internal_batch_size=self.internal_batch_size,
+        )
+
     @property
     def trajectory(self) -> Trajectory:
         """The bound generation; an error says how to bind one."""

@@ -105,7 +105,7 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
     above and wrong for whoever looks at them.
     """
     kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
-    fresh = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    fresh = forward.twin()
     assert forward.request is not None
     fresh.bind(forward.request, replace(forward.trajectory, kept=kept))
     return fresh
@@ -117,6 +117,16 @@ def check_single(count: int, length: int) -> None:
         raise MethodError(
             f"the state ran {count} positions for a sequence of {length}: the answer's canvases "
             "are read one after the other in it; choose the score commit or final"
+        )
+
+
+def check_whole(count: int, length: int) -> None:
+    """Raise MethodError where a step ran a part of the sequence against a cache of the rest."""
+    if count < length:
+        raise MethodError(
+            f"a step ran {count} of the sequence's {length} positions and took the others from a "
+            "cache, and this method reads all of them in one pass: decode without that cache, or "
+            "choose a method that follows gradients"
         )
 
 

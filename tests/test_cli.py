@@ -143,6 +143,20 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
     )
 
 
+def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
+    from captum_dcam import model_options
+
+    real = model_options.load
+
+    def talkative(*args, **options):
+        print("Loading vision tower")
+        return real(*args, **options)
+
+    monkeypatch.setattr(model_options, "load", talkative)
+    run = call("explain", *SHORT, "-o", tmp_path / "out", "--json")
+    assert json.loads(run.stdout)["answer"] and "Loading vision tower" in run.stderr
+
+
 def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch):
     from captum_dcam import model_options
 

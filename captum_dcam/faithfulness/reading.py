@@ -40,7 +40,7 @@ def rebound(
     trajectory: Trajectory | None = None,
 ) -> DenoisingForward:
     """The same model and block on another request or trajectory, nothing of the old one kept."""
-    fresh = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    fresh = forward.twin()
     trajectory = forward.trajectory if trajectory is None else trajectory
     fresh.bind(request or one_example(forward), replace(trajectory, kept={}))
     return fresh

@@ -27,7 +27,7 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.sequence_values import sequence_length
-from captum_dcam.sequence import check_single, padded, unkept
+from captum_dcam.sequence import check_single, check_whole, padded, unkept
 
 
 class _Recorder(BlockMode):
@@ -133,6 +133,8 @@ class Attentions:
 
     def _check_shapes(self, index: int, shapes: Sequence[tuple[int, int]]) -> None:
         """Raise MethodError unless queries make up the sequence, behind keys of their own."""
+        if self.forward.trajectory.regime == "full" and len(shapes) > 1:
+            check_whole(min(q for q, _ in shapes), self.length)
         count = sum(q for q, _ in shapes)
         if self.forward.adapter.step_blocks:  # written part after part: later ones are not there
             check_single(count, self.length)

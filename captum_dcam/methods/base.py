@@ -262,7 +262,7 @@ def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
         raise ValueError(f"example {example} is not in the bound batch of {count}")
     if request.batch == 1:
         return forward
-    narrowed = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    narrowed = forward.twin()
     narrowed.bind(request.single(example), trajectory.single(example))
     return narrowed
 

@@ -194,12 +194,12 @@ class PgcRefineCAM(Bridge):
 
     def _forwards(self, forward: DenoisingForward) -> list[DenoisingForward]:
         """The same generation at every block."""
-        adapter, first = forward.adapter, forward.layer
+        first = forward.layer
         blocks = self.blocks or sorted({first // 2, first})
         assert forward.request is not None
         out = []
         for block in blocks:
-            out.append(DenoisingForward(adapter, block, forward.score))
+            out.append(forward.twin(block))
             out[-1].bind(forward.request, forward.trajectory)
         return out
 

@@ -18,7 +18,14 @@ from captum_dcam.adapter import Adapter
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, LayerError
 from captum_dcam.methods.base import Attribution, Method, Problem
-from captum_dcam.sequence import image_positions, outputs_of, padded, text_tokens, unkept
+from captum_dcam.sequence import (
+    check_whole,
+    image_positions,
+    outputs_of,
+    padded,
+    text_tokens,
+    unkept,
+)
 from captum_dcam.targets import Target
 
 #: so many logits are held at once: 2 ** 24 float32 are 64 MiB
@@ -167,6 +174,7 @@ class Lens:
             with outputs_of(blocks) as found:
                 self._forward.replay(zero, at)
             hidden = found[self._block][-1][0]
+            check_whole(len(hidden), self._length)
             self._keep_maps(step, hidden)
         rows = torch.cat((self._prompt_at, self._answer_at)).to(hidden.device)
         self._text[step] = hidden[rows]

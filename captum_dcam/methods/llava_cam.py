@@ -137,7 +137,7 @@ def noisy_copies(problem: Problem, samples: int, std: float) -> list[DenoisingFo
     out = []
     for _ in range(samples):
         noisy = pixels + noise(pixels, spread, problem.generator)
-        one = DenoisingForward(forward.adapter, forward.layer, forward.score)
+        one = forward.twin()
         request = replace(forward.request, pixels=noisy.detach())
         one.bind(request, replace(forward.trajectory, kept={}))
         out.append(one)

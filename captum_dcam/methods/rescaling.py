@@ -112,7 +112,7 @@ def _bound(forward: DenoisingForward, new: Request) -> DenoisingForward:
     """The generation bound to another request with the same answer."""
     request, trajectory = forward.request, forward.trajectory
     assert request is not None
-    bound = DenoisingForward(forward.adapter, forward.layer, forward.score)
+    bound = forward.twin()
     longer = new.layout.prefix_length - request.layout.prefix_length
     holds_prefix = [i == 0 or trajectory.regime == "full" for i in range(len(trajectory.lengths))]
     lengths = zip(trajectory.lengths, holds_prefix, strict=True)

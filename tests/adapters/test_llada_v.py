@@ -11,6 +11,7 @@ from doubles import llada_v_caches as caches
 
 import captum_dcam
 from captum_dcam.adapters.llada_v import LladaVAdapter
+from captum_dcam.comparing import compare_bound
 from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError
 from captum_dcam.forced import force
@@ -257,6 +258,13 @@ def test_fast_dllm_is_feasible_where_the_prefix_is_refreshed():
     assert forward.trajectory.feasible == (0, 4)
     with pytest.raises(InfeasibleStepError, match="has 16 tokens"):
         captum_dcam.explain_bound(forward, [0], step=1)
+    # a block of 8 in the cache of the rest: gradients go through it, one pass over all does not
+    commits = forward.trajectory.commit_step[0].tolist()
+    partly = next(p for p, step in enumerate(commits) if step not in (0, 4))
+    names = ["diffusion_cam", "tam", "logit_lens", "attention"]
+    cam, *others = compare_bound(forward, [partly], names).rows
+    assert cam.status == "done" and {r.status for r in others} == {"failed"}
+    assert all("of the sequence's" in r.note and "without that cache" in r.note for r in others)
     every = {"prefix_refresh_interval": 2}
     assert bound(made=made, **settings, **every).trajectory.feasible == (0, 2, 4, 6)
 
