@@ -37,7 +37,7 @@ methods: install ## Measure README's table of methods, and print it (an hour and
 	$(BIN)/python benchmarks/methods.py measure --shard 0/2 & $(BIN)/python benchmarks/methods.py measure --shard 1/2 & wait
 	$(BIN)/python benchmarks/methods.py table
 
-results: install ## Measure and print every table of docs/RESULTS.md (two hours on two cores and more)
+results: install ## Measure and print every table of docs/RESULTS.md (two hours and a half on two cores)
 	for i in 0 1; do $(BIN)/captum-dcam evaluate --suite all --data count=1100 --start 60 --limit 500 --shard $$i/2 -o runs/papers & done; wait
 	$(BIN)/python benchmarks/results.py --results runs/papers
 

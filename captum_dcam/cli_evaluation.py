@@ -25,6 +25,7 @@ from captum_dcam.cli_options import (
     Regime,
     clear_errors,
     others_on_stderr,
+    pairs_option,
     refine_option,
     score_option,
     seed_option,
@@ -43,11 +44,10 @@ Root = Annotated[
 ]
 DataSettings = Annotated[
     list[str] | None,
-    typer.Option(
+    pairs_option(
         "--data",
-        metavar="NAME=VALUE",
-        rich_help_panel=WHAT,
-        help="A setting of the data set, such as split=val2014 or missing=skip; repeatable.",
+        WHAT,
+        "A setting of the data set, such as split=val2014 or missing=skip; repeatable.",
     ),
 ]
 Start = Annotated[

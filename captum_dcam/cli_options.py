@@ -45,6 +45,11 @@ def others_on_stderr() -> Iterator[None]:
 # Groups of options in the help.
 WHAT, HOW, DECODE, OUT = "What to explain", "How to explain", "Generation", "Output"
 
+
+def pairs_option(name: str, panel: str, text: str) -> Any:
+    return typer.Option(name, metavar="NAME=VALUE", rich_help_panel=panel, help=text)
+
+
 # -- options of several commands -----------------------------------------------------------------
 
 ImageFile = Annotated[
@@ -75,12 +80,11 @@ Model = Annotated[
 ]
 LoadSettings = Annotated[
     list[str] | None,
-    typer.Option(
+    pairs_option(
         "--load",
-        metavar="NAME=VALUE",
-        rich_help_panel=HOW,
-        help="A setting of loading, such as trust_remote_code=true, device_map=auto, "
-        "revision=main, family=lavida or one of the family's; repeatable.",
+        HOW,
+        "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
+        "family=lavida or one of the family's; repeatable.",
     ),
 ]
 Regime = Annotated[
@@ -136,11 +140,8 @@ Temperature = Annotated[
 ]
 Generation = Annotated[
     list[str] | None,
-    typer.Option(
-        "--generation",
-        metavar="NAME=VALUE",
-        rich_help_panel=DECODE,
-        help="A decoding setting of the family, such as steps=32; repeatable.",
+    pairs_option(
+        "--generation", DECODE, "A decoding setting of the family, such as steps=32; repeatable."
     ),
 ]
 Device = Annotated[

@@ -15,6 +15,9 @@ from captum_dcam.hub import load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+#: what has an option of its own
+OWN = frozenset(("device", "dtype", "regime"))
+
 
 def load_model(
     source: str,
@@ -36,6 +39,8 @@ def load_model(
         UsageError: a setting that the family does not take, or a package that is missing.
         ValueError, OSError, UnknownNameError: as :func:`captum_dcam.load` has them.
     """
+    for name in OWN & settings.keys():
+        raise UsageError(f"--load {name}={settings[name]}: give it as --{name}")
     given = {"device": device, "dtype": DTYPES[dtype], "regime": regime, **settings}
     if settings.get("device_map") is not None:
         del given["device"]

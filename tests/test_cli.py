@@ -114,6 +114,7 @@ BAD = {
     "layer": (["--layer", 99], "layer 99"),
     "blocks": (["--gen-length", 8, "--block-length", 3], "not a multiple of block_length 3"),
     "load": (["--load", "revision"], "--load 'revision': expected name=value"),
+    "load option": (["--load", "dtype=int8"], "--load dtype=int8: give it as --dtype"),
     "load setting": (["--load", "colour=red"], "--load colour: "),
     "generation": (["--generation", "steps"], "expected name=value"),
     "generation twice": (["--steps", 4, "--generation", "steps=4"], "--steps is given too"),

@@ -60,7 +60,11 @@ def main(
             f"no case in {', '.join(map(str, paths))}: is the name in --only right, and the "
             f"variable {UPSTREAM}NAME set, where the family's own code is needed?"
         )
-    if check_device(device).type != "cpu":
+    try:
+        where = check_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+    if where.type != "cpu":
         cases = [case.on(device) for case in cases]
     if calls:
         for table in map(feasibility, cases):

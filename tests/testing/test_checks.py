@@ -135,6 +135,19 @@ def test_the_command_line(tmp_path):
     assert wrong.exit_code == 2 and "defines no CASES" in wrong.output
 
 
+def test_a_case_on_another_device(monkeypatch, tmp_path):
+    case = broken.cases()["prefix"]
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **_: moved.append(a) or self)
+    there = case.on("cuda:1")
+    adapter = there.make(torch.float32)
+    assert (torch.device("cuda:1"),) in moved and adapter.family == "mini"
+    assert there.name == f"{case.name}, cuda:1" and there.tolerance == 1e-5 > case.tolerance
+    file = Path(broken.__file__).parents[1] / "adapters" / "cases" / "mini.py"
+    wrong = CliRunner().invoke(app, [str(file), "--device", "cuda:99"])
+    assert wrong.exit_code == 2 and "cuda:99" in wrong.output
+
+
 def test_the_table_of_calls():
     table = feasibility(broken.cases()["prefix"])
     assert table.lines() == [
