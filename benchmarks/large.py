@@ -31,8 +31,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from captum_dcam import DenoisingForward, explain_bound
 from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.data.scenes import make_scene
-from captum_dcam.targets import words_of
-from captum_dcam.word_maps import repeated_function_words
+from captum_dcam.model_options import DTYPES
+from captum_dcam.targets import repeated_function_words, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from doubles import lavida as double  # noqa: E402
 
 PROMPT = "Describe the image."
+COLUMNS = ("regime", "what", "seconds", "times generation", "peak GiB")
 GIB = 2**30
 #: words that the ids of a random model are read as: a third of them function words
 WORDS = (
@@ -222,12 +223,6 @@ def measure(
         "one word": lambda: explain_bound(forward, one),
         f"{len(many)} words": lambda: explain_bound(forward, many),
     }
-    rows = []
-    for name, call in work.items():
-        took = seconds(call, repeats)
-        rows.append({"regime": adapter.regime, "what": name, "seconds": took})
-        rows[-1] |= {"peak GiB": peak_bytes(call) / GIB, "times generation": None}
-        rows[-1]["times generation"] = took / rows[0]["seconds"]
     place = request.layout
     facts = {
         "prefix tokens": place.prefix_length,
@@ -236,7 +231,13 @@ def measure(
         "repeated function words": len(repeated),
         "block": forward.layer,
     }
-    return [row | facts for row in rows]
+    rows: list[dict[str, Any]] = []
+    for name, call in work.items():
+        took = seconds(call, repeats)
+        ratio = took / rows[0]["seconds"] if rows else 1.0
+        row = (adapter.regime, name, took, ratio, peak_bytes(call) / GIB)
+        rows.append(dict(zip(COLUMNS, row, strict=True)) | facts)
+    return rows
 
 
 def machine(device: str) -> str:
@@ -248,13 +249,12 @@ def machine(device: str) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table of docs/COST.md."""
-    names = ("regime", "what", "seconds", "times generation", "peak GiB")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in report["rows"]:
-        cells = [f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        cells = [f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     settings = ", ".join(f"{k} {v}" for k, v in report.items() if k != "rows")
-    facts = [f"{k} {v}" for k, v in list(report["rows"][0].items())[5:]]
+    facts = [f"{k} {v}" for k, v in report["rows"][0].items() if k not in COLUMNS]
     return "\n".join([*lines, "", f"{settings}; {', '.join(facts)}."])
 
 
@@ -274,14 +274,15 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Print seconds and peak memory of explaining, beside those of generating."""
-    if size not in SHAPES:
-        raise typer.BadParameter(f"{size!r} is none of {', '.join(SHAPES)}", param_hint="--size")
+    for option, value, known in (("--size", size, SHAPES), ("--dtype", dtype, DTYPES)):
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     picture = make_scene(7, 0).image.resize((width, height))
     rows: list[dict[str, Any]] = []
     count = weights = 0
     for one in regime or ["prefix", "full"]:
-        adapter = build(SHAPES[size], device, getattr(torch, dtype), one, seed)
+        adapter = build(SHAPES[size], device, DTYPES[dtype], one, seed)
         count = sum(p.numel() for p in adapter.model.parameters())
         weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
         rows += measure(adapter, picture, layer, tokens, steps, words, repeats)

@@ -29,7 +29,7 @@ from captum_dcam.data import DATASETS, dataset
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.progress import Live
 from captum_dcam.explanation import versions
-from captum_dcam.model_options import DTYPES, load_model, quiet_transformers, setting_pairs
+from captum_dcam.model_options import DTYPES, load_model, setting_pairs
 from captum_dcam.pictures import open_picture
 from captum_dcam.preset_file import check_writable, write_preset
 from captum_dcam.presets import preset as find_preset
@@ -153,7 +153,7 @@ def run(options: CalibrateOptions) -> Calibrated:
     settings = setting_pairs("--load", options.load)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with quiet_transformers(), _threads(options.threads):
+    with _threads(options.threads):
         adapter = load_model(
             options.model, settings, regime=options.regime, device=device, dtype=options.dtype
         )

@@ -31,10 +31,10 @@ from captum_dcam.methods import (
     single,
 )
 from captum_dcam.metrics import localization
-from captum_dcam.refine import Compose, Refinement, min_max
+from captum_dcam.refine import Compose, Refinement
 from captum_dcam.sequence import text_tokens
 from captum_dcam.targets import Target, WordsLike, repeated_function_words, resolve, words_of
-from captum_dcam.word_maps import as_compose, context_for, needs_repeated
+from captum_dcam.word_maps import as_compose, context_for, mean_maps, needs_repeated
 
 #: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
 QUICK = (
@@ -270,14 +270,13 @@ def _finished(
     """Positive part, post-transforms and scores; maps of repeated words serve SICD and go."""
     assert forward.request is not None
     grids, maps = forward.request.layout.grids, []
+    repeated = [raw[count:] for raw in row.raw]
+    own = mean_maps(repeated) if len(repeated[0]) else None
     for i, (raw, grid) in enumerate(zip(row.raw, grids, strict=True)):
-        positive = raw.relu()
+        positive = raw[:count].relu()
         if len(refine) and row.status != "failed":
-            own = None
-            if len(positive) > count:
-                own = tuple(min_max(p.relu()[count:].mean(0)) for p in row.raw)
-            positive = refine(positive[:count], context_for(forward, grid.image_size, own, i))
-        maps.append(positive[:count])
+            positive = refine(positive, context_for(forward, grid.image_size, own, i))
+        maps.append(positive)
     complete = row.complete[:count]
     scores = None
     if masks is not None:

@@ -31,7 +31,7 @@ from captum_dcam.evaluation.plan import FLOORS, as_variant
 from captum_dcam.evaluation.suites import SUITES, Part, Setting, suite
 from captum_dcam.hub import check_device
 from captum_dcam.method_strings import parse_methods
-from captum_dcam.model_options import DTYPES, load_model, quiet_transformers, setting_pairs
+from captum_dcam.model_options import DTYPES, load_model, setting_pairs
 from captum_dcam.refine import Refinement, refinement
 from captum_dcam.trajectory import SCORES
 
@@ -97,21 +97,20 @@ def run(options: EvaluateOptions, say: Callable[[str], None]) -> list[Evaluated]
     check_name("data set", options.dataset, DATASETS)
     device = None if options.device is None else check_device(options.device)
     adapters = Loaded(options, device)
-    with quiet_transformers():
-        parts = parts_of(options, adapters)
-        for part in parts:  # a folder of other settings is refused before the first part runs
-            Store.check(_folder(options, part), part.plan.record(), shard[1])
-        out = []
-        with stop_on_signals() as stop:
-            for part in parts:
-                if part.name:
-                    say(part.name)
-                try:
-                    out.append(_measured(part, options, shard, adapters, stop))
-                except EvaluationError as error:
-                    raise UsageError(str(error)) from error
-                if stop():
-                    break
+    parts = parts_of(options, adapters)
+    for part in parts:  # a folder of other settings is refused before the first part runs
+        Store.check(_folder(options, part), part.plan.record(), shard[1])
+    out = []
+    with stop_on_signals() as stop:
+        for part in parts:
+            if part.name:
+                say(part.name)
+            try:
+                out.append(_measured(part, options, shard, adapters, stop))
+            except EvaluationError as error:
+                raise UsageError(str(error)) from error
+            if stop():
+                break
     return out
 
 

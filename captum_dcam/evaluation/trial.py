@@ -28,9 +28,9 @@ from captum_dcam.evaluation.words import (
     read_masks,
 )
 from captum_dcam.methods import Budget, Problem, single
-from captum_dcam.refine import DACG, DACG_BRANCHES, Compose, RefineContext, dacg_branch, min_max
+from captum_dcam.refine import DACG, DACG_BRANCHES, Compose, RefineContext, dacg_branch
 from captum_dcam.targets import Target, repeated_function_words
-from captum_dcam.word_maps import context_for, needs_repeated
+from captum_dcam.word_maps import context_for, mean_maps, needs_repeated
 
 Say = Callable[[str], None]
 
@@ -207,7 +207,7 @@ class Trial:
                 if target in bound.repeated and found.complete[i]
             ]
             if at:
-                own = tuple(min_max(raw.relu()[at].mean(0)) for raw in found.raw)
+                own = mean_maps([raw[at] for raw in found.raw])
         maps, contexts, routes = [], [], None
         for i, grid in enumerate(bound.forward.request.layout.grids):
             current = found.raw[i][:count].relu()

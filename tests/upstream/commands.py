@@ -16,7 +16,7 @@ def call(*arguments):
     return json.loads(run.stdout)
 
 
-def explained_and_compared(folder, out, prompt, *options, size=(200, 150), methods=METHODS):
+def explained_and_compared(folder, out, prompt, *options, size=(200, 150)):
     """Both commands, every word of the answer; returns what explain printed."""
     out.mkdir(exist_ok=True)
     tiny.picture(0, size).save(out / "picture.png")
@@ -24,7 +24,7 @@ def explained_and_compared(folder, out, prompt, *options, size=(200, 150), metho
     document = call("explain", *shared, "--json", "-o", out / "explained")
     files = [f for word in document["words"] for f in word["files"]]
     assert files and all((out / "explained" / f).is_file() for f in files)
-    rows = call("compare", *shared, "--json", "-o", out / "compared", "-M", methods)["methods"]
+    rows = call("compare", *shared, "--json", "-o", out / "compared", "-M", METHODS)["methods"]
     assert {r["status"] for r in rows} == {"done"}, [(r["name"], r.get("note")) for r in rows]
-    assert len(rows) == len(methods.split(","))
+    assert len(rows) == len(METHODS.split(","))
     return document
