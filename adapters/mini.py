@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Checkpoint, Facts, Request, register
-from captum_dcam.conversation import messages_of, summary
-from captum_dcam.layout import Layout, uniform_grid
-from captum_dcam.mini import generation
+from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniProcessor
-from captum_dcam.trajectory import Trajectory
+from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.model.layout import Layout, uniform_grid
+from captum_dcam.model.prompts import messages_of, summary
+from captum_dcam.model.trajectory import Trajectory
 
 
 @register

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 import typer
 
-from captum_dcam import DenoisingForward, explain_bound, load, vjp
+from captum_dcam import DenoisingForward, explain_bound, load
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, RankGaussian, RefineContext
-from captum_dcam.targets import Target, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

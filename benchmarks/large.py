@@ -30,9 +30,9 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from captum_dcam import DenoisingForward, explain_bound
 from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.cli.parsing import DTYPES
 from captum_dcam.data.scenes import make_scene
-from captum_dcam.model_options import DTYPES
-from captum_dcam.targets import repeated_function_words, words_of
+from captum_dcam.model.words import repeated_function_words, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

@@ -24,13 +24,13 @@ import typer
 
 from captum_dcam import DenoisingForward, load
 from captum_dcam.comparing import chosen_methods, compare_bound
-from captum_dcam.comparison import METRICS
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.metrics import bootstrap_ci
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
-from captum_dcam.targets import Target, words_of
+from captum_dcam.model.words import Target, words_of
+from captum_dcam.results.comparison import METRICS
 
 PROMPT = "describe the image ."
 FIRST = 60  # scenes before this one were looked at in training

@@ -17,8 +17,9 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_dcam import DenoisingForward, load, sign_check, vjp
+from captum_dcam import DenoisingForward, load, sign_check
 from captum_dcam.data.scenes import COLORS, Scene, make_scene
+from captum_dcam.maps import cam
 from captum_dcam.metrics import (
     bootstrap_ci,
     center_blob_map,
@@ -28,7 +29,9 @@ from captum_dcam.metrics import (
     random_map,
 )
 from captum_dcam.mini.evaluate import HELD_OUT_SEED, SHAPE_OF
-from captum_dcam.products import cam
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import (
     AKD,
     CBA,
@@ -40,8 +43,6 @@ from captum_dcam.refine import (
     min_max,
     paper_refinements,
 )
-from captum_dcam.targets import Target, repeated_function_words, words_of
-from captum_dcam.trajectory import SCORES
 
 app = typer.Typer(add_completion=False)
 #: maps and masks are compared at this side in pixels

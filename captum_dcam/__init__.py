@@ -10,12 +10,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_bound
-    from captum_dcam.comparison import Comparison
-    from captum_dcam.conversation import Video
-    from captum_dcam.denoising import DenoisingForward
-    from captum_dcam.explanation import Explanation
-    from captum_dcam.hub import families, load, wrap
-    from captum_dcam.pipeline import explain, explain_bound, sign_check
+    from captum_dcam.explaining import explain, explain_bound, sign_check
+    from captum_dcam.model.forward import DenoisingForward
+    from captum_dcam.model.hub import families, load, wrap
+    from captum_dcam.model.prompts import Video
+    from captum_dcam.results.comparison import Comparison
+    from captum_dcam.results.explanation import Explanation
 
 __all__ = [
     "Comparison",
@@ -35,19 +35,19 @@ __all__ = [
 
 #: where the public names live; they are imported when first used, so that ``--help`` is quick
 _HOMES = {
-    "Comparison": "comparison",
-    "DenoisingForward": "denoising",
+    "Comparison": "results.comparison",
+    "DenoisingForward": "model.forward",
     "DiffusionCAM": "attribution",
-    "Explanation": "explanation",
-    "Video": "conversation",
+    "Explanation": "results.explanation",
+    "Video": "model.prompts",
     "compare": "comparing",
     "compare_bound": "comparing",
-    "explain": "pipeline",
-    "explain_bound": "pipeline",
-    "families": "hub",
-    "load": "hub",
-    "sign_check": "pipeline",
-    "wrap": "hub",
+    "explain": "explaining",
+    "explain_bound": "explaining",
+    "families": "model.hub",
+    "load": "model.hub",
+    "sign_check": "explaining",
+    "wrap": "model.hub",
 }
 
 

@@ -12,19 +12,12 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward, positions_of
 from captum_dcam.errors import InfeasibleStepError, TargetError
+from captum_dcam.maps import as_compose, cam, context_for, needs_repeated, repeated_maps, word_maps
+from captum_dcam.model.forward import DenoisingForward, positions_of
+from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset, preset
-from captum_dcam.products import cam
 from captum_dcam.refine import Compose, Refinement
-from captum_dcam.targets import Target
-from captum_dcam.word_maps import (
-    as_compose,
-    context_for,
-    needs_repeated,
-    repeated_maps,
-    word_maps,
-)
 
 #: Captum's targets, or the library's own for several tokens at once
 TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
@@ -106,7 +99,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         Args:
             inputs (Tensor or tuple): pixels (B, …), as ``forward.request.pixels``.
             target (tuple, Target or list of them): Captum's ``(position, token_id)``, or
-                :class:`~captum_dcam.targets.Target`; one for all examples or one each.
+                :class:`~captum_dcam.model.words.Target`; one for all examples or one each.
             additional_forward_args (tuple, optional): the request's extras, then the state; from
                 ``forward.arguments``. Default: those of the bound request, at the score's step
             attribute_to_layer_input (bool, optional): read the tap's input. Default: False

@@ -11,13 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.adapter import Adapter
-from captum_dcam.comparison import Comparison, Row
-from captum_dcam.conversation import Pictures, Prompt, pictures_of
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, MethodError
-from captum_dcam.explanation import versions
-from captum_dcam.layout import Layout
+from captum_dcam.maps import as_compose, context_for, mean_maps, needs_repeated
 from captum_dcam.methods import (
     METHODS,
     Attribution,
@@ -28,13 +23,17 @@ from captum_dcam.methods import (
     metered,
     method,
     method_names,
-    single,
 )
 from captum_dcam.metrics import localization
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.layout import Layout
+from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
+from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.words import Target, WordsLike, repeated_function_words, resolve, words_of
 from captum_dcam.refine import Compose, Refinement
-from captum_dcam.sequence import text_tokens
-from captum_dcam.targets import Target, WordsLike, repeated_function_words, resolve, words_of
-from captum_dcam.word_maps import as_compose, context_for, mean_maps, needs_repeated
+from captum_dcam.results.comparison import Comparison, Row
+from captum_dcam.results.explanation import versions
 
 #: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
 QUICK = (
@@ -79,7 +78,7 @@ def compare(
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
         image (PIL.Image.Image, Video or sequence): one picture or video, or several.
         prompt (str or sequence of dict): the question, or the messages of a conversation.
-        words (optional): what to explain, see :func:`captum_dcam.targets.resolve`.
+        words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word
         methods (optional): ``"all"``, or names and methods (``method("tam", eci=False)``).
             Default: :data:`QUICK`, one of each kind

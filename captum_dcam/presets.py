@@ -2,12 +2,157 @@ r"""Named settings of Diffusion-CAM: the paper's, the reference code's, and our 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.refine import Compose, paper_refinements
+from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.maps import PRODUCTS
+from captum_dcam.model.trajectory import SCORES
+from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
+
+FORMAT, VERSION = "captum-dcam preset", 1
+_FIELDS = ("base", "score", "product", "center", "refinements", "fitted")
+AGAIN = "make it again with captum-dcam calibrate"
+
+
+class PresetError(ValueError):
+    """A preset file that cannot be read; says what is wrong with it."""
+
+
+def write_preset(
+    file: str | Path,
+    base: str,
+    preset: Preset,
+    refinements: Sequence[Refinement],
+    fitted: Mapping[str, Any],
+) -> None:
+    r"""Write a preset file, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        file (path): ends in ``.json``; an earlier preset file is replaced, nothing else is.
+        base (str): name of the preset that the fit started from.
+        preset (Preset): that preset; its score, product and centring are kept.
+        refinements (sequence of Refinement): in place of the preset's.
+        fitted (dict): what they were fitted on and how, JSON-able.
+
+    Raises:
+        PresetError: see :func:`check_writable`.
+        OSError: it cannot be written; what was there is still there.
+    """
+    from captum_dcam.files import write_atomically  # readers need no evaluation
+
+    file = Path(file)
+    check_writable(file)
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": base,
+        "score": preset.score,
+        "product": preset.product,
+        "center": preset.center,
+        "refinements": [stage.describe() for stage in refinements],
+        "fitted": dict(fitted),
+    }
+    record["digest"] = _digest(record)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, [text.encode()])
+
+
+def check_writable(file: Path) -> None:
+    """PresetError unless a preset file may be written there."""
+    if file.suffix != ".json":
+        raise PresetError(f"{file}: expected a file that ends in .json")
+    if file.is_dir():
+        raise PresetError(f"{file} is a folder: give a file in it, such as {file / 'preset.json'}")
+    if file.exists():
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise PresetError(f"{file} exists and is no preset file: give another name")
+
+
+def read_preset_file(file: str | Path) -> dict[str, Any]:
+    r"""Everything that a preset file says, checked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        PresetError: no preset file, too new, damaged or changed, or a setting that is unknown.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
+    version = record.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise PresetError(
+            f"{file} has format version {version!r}, this package reads up to {VERSION}: update "
+            "captum-dcam"
+        )
+    if missing := [name for name in _FIELDS if name not in record]:
+        raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
+    digest = record.pop("digest", None)
+    if digest is not None and digest != _digest(record):
+        raise PresetError(
+            f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
+            'changed it on purpose, take out its line "digest"'
+        )
+    _check(file, record)
+    return record
+
+
+def read_preset(file: str | Path) -> Preset:
+    """The preset of a file; raises as :func:`read_preset_file`."""
+    record = read_preset_file(file)
+    return Preset(
+        record["score"],
+        record["product"],
+        record["center"],
+        partial(_built, record["refinements"]),
+        f"{file}, fitted from {record['base']!r}",
+    )
+
+
+def _check(file: Path, record: Mapping[str, Any]) -> None:
+    for name, known in (("score", SCORES), ("product", PRODUCTS), ("center", (True, False))):
+        if record[name] not in known:
+            listed = ", ".join(map(str, known))
+            raise PresetError(f"{file}: {name} is {record[name]!r}: expected one of {listed}")
+    try:
+        _built(record["refinements"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PresetError(f"{file}: refinements: {error}; {AGAIN}") from error
+
+
+def _built(records: Sequence[Mapping[str, Any]]) -> Compose:
+    """The refinements; new objects at every call."""
+    stages = []
+    for record in records:
+        settings = dict(record)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise SettingError(f"{dict(record)} has no name")
+        stages.append(refinement(name, **settings))
+    return Compose(stages)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,6 +212,5 @@ def preset(name: str | Path) -> Preset:
     if Path(str(name)).suffix != ".json":
         hint = near(str(name), PRESETS)
         raise UnknownNameError(f"unknown preset {name!r}{hint}; or a file that ends in .json")
-    from captum_dcam.preset_file import read_preset  # which is built on this module
 
     return read_preset(name)

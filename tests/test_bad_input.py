@@ -18,7 +18,7 @@ from captum_dcam.errors import (
     TargetError,
     UnknownNameError,
 )
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 
 
 @pytest.fixture

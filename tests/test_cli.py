@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from viewer.made import picture
 
 from captum_dcam import Explanation, __version__
-from captum_dcam.cli import app
+from captum_dcam.cli.app import app
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
-from captum_dcam.pictures import PictureError, open_picture
+from captum_dcam.model.prompts import PictureError, open_picture
 from captum_dcam.refine import registered_refinements
 
 SHORT = ["--gen-length", "8"]
@@ -137,7 +137,7 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
     def missing(*_args: object, **_options: object) -> None:
         raise ImportError("LaViDa's own code is needed: git clone it")
 
-    monkeypatch.setattr("captum_dcam.model_options.load", missing)
+    monkeypatch.setattr("captum_dcam.cli.parsing.load", missing)
     run = call("explain", "-o", tmp_path / "out")
     assert run.exit_code == 2 and run.stderr.strip() == (
         "Error: LaViDa's own code is needed: git clone it"
@@ -145,7 +145,7 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
-    from captum_dcam import model_options
+    from captum_dcam.cli import parsing as model_options
 
     real = model_options.load
 
@@ -159,7 +159,7 @@ def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
 
 
 def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch):
-    from captum_dcam import model_options
+    from captum_dcam.cli import parsing as model_options
 
     asked = {}
     real = model_options.load
@@ -193,7 +193,7 @@ def test_unexpected_errors_are_not_hidden(monkeypatch, tmp_path):
     def broken(*_args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("captum_dcam.command.run", broken)
+    monkeypatch.setattr("captum_dcam.cli.explain.run", broken)
     run = CliRunner().invoke(app, ["explain", "-o", str(tmp_path / "out")])
     assert run.exit_code == 1 and isinstance(run.exception, RuntimeError)
 
@@ -219,7 +219,7 @@ def test_module_runs_and_the_command_line_itself_imports_little():
     )
     assert done.returncode == 0 and done.stdout.startswith("captum-dcam ")
     heavy = ("torch", "transformers", "captum", "matplotlib", "nltk", "sklearn")
-    code = f"import sys, captum_dcam.cli; print([n for n in {heavy} if n in sys.modules])"
+    code = f"import sys, captum_dcam.cli.app; print([n for n in {heavy} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 from viewer.made import picture
 
-from captum_dcam.cli import app
-from captum_dcam.compare_command import list_methods
-from captum_dcam.comparison import Comparison
-from captum_dcam.method_strings import built, parse_methods
+from captum_dcam.cli.app import app
+from captum_dcam.cli.compare import list_methods
+from captum_dcam.cli.parsing import built, parse_methods
 from captum_dcam.methods import METHODS, Facts, Method, method_names, register_method
+from captum_dcam.results.comparison import Comparison
 
 SHORT = ["--gen-length", "8"]
 OURS = "diffusion_cam,diffusion_cam_base"
@@ -134,7 +134,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("captum_dcam.comparison_files.save_file", full)
+    monkeypatch.setattr("captum_dcam.results.comparison.save_file", full)
     run = call("-M", "diffusion_cam_base", "-w", "all", "-o", tmp_path / "out", *SHORT)
     assert run.exit_code == 2 and "No space left" in run.stderr
     assert not list(tmp_path.iterdir())

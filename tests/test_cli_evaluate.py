@@ -7,7 +7,7 @@ import pytest
 from evaluation import made_results
 from typer.testing import CliRunner
 
-from captum_dcam.cli import app
+from captum_dcam.cli.app import app
 from captum_dcam.evaluation import Plan, Store
 
 FEW = ["--data", "count=3", "--limit", 2, "--generation", "gen_length=12"]
@@ -39,7 +39,7 @@ def test_one_plan_from_options(measured):
 
 
 def test_a_stored_plan_names_the_model_and_how_it_is_loaded(measured, tmp_path, monkeypatch):
-    from captum_dcam import evaluate_command
+    from captum_dcam.cli import evaluate as evaluate_command
 
     asked = []
 

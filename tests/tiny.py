@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
 from captum_dcam.mini.vocabulary import build_tokenizer
+from captum_dcam.model.forward import DenoisingForward
 
 REGIMES = ("prefix", "full")
 PROMPT = "describe the image ."

@@ -10,7 +10,7 @@ r"""Thresholds of the refinements, fitted to a model.
 - from maps with masks: :func:`fit_labelled`, :func:`coordinate_descent`, :data:`PARAMETERS`
 - on other images: :func:`compare`, :class:`Gain`
 
-:mod:`captum_dcam.preset_file` writes what was fitted into a file that every ``preset=`` accepts.
+:mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
 """
 
 from captum_dcam.calibration.chain import Chain

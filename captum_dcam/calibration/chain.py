@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_dcam.calibration.maps import Batch, Collection
 from captum_dcam.calibration.parameters import Stages
-from captum_dcam.evaluation.jsonable import canonical
+from captum_dcam.files import canonical
 from captum_dcam.metrics import localization
 from captum_dcam.refine import DACG, DACG_BRANCHES, SICD, Refinement, dacg_branch, min_max
 from captum_dcam.refine.base import NamedRefinement

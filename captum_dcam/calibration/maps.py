@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.adapter import Adapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import derived_seed
 from captum_dcam.evaluation.words import Word, read_answer, read_masks, stacked
-from captum_dcam.layout import Grid
+from captum_dcam.maps import context_for, needs_repeated, repeated_maps, word_maps
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.layout import Grid
 from captum_dcam.presets import Preset
 from captum_dcam.refine import RefineContext
-from captum_dcam.word_maps import context_for, needs_repeated, repeated_maps, word_maps
 
 #: what may be kept; a larger collection is refused, not swapped to disk
 MOST_BYTES = 2**31

@@ -29,7 +29,7 @@ from PIL import Image
 from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMask, Sample
 from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
 from captum_dcam.data.registry import register_dataset
-from captum_dcam.pictures import PictureError, open_picture
+from captum_dcam.model.prompts import PictureError, open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from captum_dcam.data.language import Group, captions, question_bank
+from captum_dcam.data.language import Group, captions, plural, question_bank
+from captum_dcam.model.words import Target
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 #: colour name → hue in degrees
@@ -284,3 +287,39 @@ def scene_stream(seed: int, start: int = 0, stop: int | None = None) -> Iterator
     while stop is None or index < stop:
         yield make_scene(seed, index)
         index += 1
+
+
+_SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
+
+
+def named_object(pieces: Sequence[str], target: Target) -> tuple[str | None, str | None]:
+    r"""Colour and shape of the object that a word of an answer names.
+
+    The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
+    colour word's noun. ``(None, None)`` where it names no object.
+
+    Args:
+        pieces (sequence of str): text of every token of the answer.
+        target (Target): the word.
+    """
+    words = [piece.strip().lower() for piece in pieces]
+    own = target.positions
+    inside = [words[p] for p in own]
+    color = next((w for w in inside if w in COLORS), None)
+    shape = next((_SHAPE_OF[w] for w in inside if w in _SHAPE_OF), None)
+    before = words[own[0] - 1] if own[0] > 0 else ""
+    after = words[own[-1] + 1] if own[-1] + 1 < len(words) else ""
+    if color is None and shape is not None and before in COLORS:
+        color = before
+    if shape is None and color is not None:
+        shape = _SHAPE_OF.get(after)
+    return color, shape
+
+
+def scene_mask(scene: Scene, pieces: Sequence[str], target: Target) -> Tensor | None:
+    """Mask (H, W) bool of what a word names; None if it names no object of the scene."""
+    color, shape = named_object(pieces, target)
+    if color is None and shape is None:
+        return None
+    mask = torch.from_numpy(scene.mask_of(color, shape))
+    return mask if bool(mask.any()) else None

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapter import Request
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import SampleLike
-from captum_dcam.forced import force
+from captum_dcam.model.adapter import Request
+from captum_dcam.model.forced import force
+from captum_dcam.model.forward import DenoisingForward
 
 #: binds an answer to a forward
 Answer = Callable[..., None]
@@ -34,7 +34,8 @@ def generated(forward: DenoisingForward, asked: Asked) -> None:
 
 
 def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> None:
-    r"""A text of the data set in place of the model's answer, see :func:`captum_dcam.forced.force`.
+    r"""A text of the data set in place of the model's answer: see
+    :func:`captum_dcam.model.forced.force`.
 
     Args:
         forward (DenoisingForward): what the answer is bound to.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_dcam.evaluation.words import Word
-from captum_dcam.layout import Grid, Layout
 from captum_dcam.metrics import center_blob_map, random_map
+from captum_dcam.model.layout import Grid, Layout
 
 
 def floor_maps(

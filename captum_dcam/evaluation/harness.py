@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from captum_dcam.adapter import Adapter
 from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.launch import launched_device, launched_shard
 from captum_dcam.evaluation.plan import Plan
@@ -20,7 +19,8 @@ from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
-from captum_dcam.explanation import versions
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.results.explanation import versions
 
 POLICIES = ("raise", "skip")
 #: so many images that fail at the start, none between them measured, are a mistake in the settings
@@ -241,7 +241,7 @@ def _selected(plan: Plan, data: DatasetLike) -> list[Any]:
 
 
 def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
-    from captum_dcam.hub import load
+    from captum_dcam.model.hub import load
 
     where = launched_device() if device is None else torch.device(device)
     if where.type == "cuda" and where.index is None:

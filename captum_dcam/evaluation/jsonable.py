@@ -3,26 +3,14 @@ r"""Plain JSON: one way of writing a value, and what differs between two."""
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.files import canonical, plain
 
 Record = dict[str, Any]
 _NAMED = ("variants", "metrics")
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and nothing superfluous: equal values give equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON gives it back: lists for tuples, text for keys."""
-    return json.loads(canonical(value))
 
 
 def filled(

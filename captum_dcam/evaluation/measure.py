@@ -20,11 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import Word, stacked
 from captum_dcam.metrics import (
-    OBJECT_WORD_TAGS,
     energy_pointing_game,
     function_iou,
     gini_index,
@@ -38,8 +36,9 @@ from captum_dcam.metrics import (
     pointing_game,
 )
 from captum_dcam.metrics import localization as localization_scores
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import OBJECT_WORD_TAGS, Target
 from captum_dcam.refine import min_max
-from captum_dcam.targets import Target
 
 
 class Scores(NamedTuple):

@@ -13,12 +13,13 @@ from typing import Any
 
 from captum_dcam.errors import SettingError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
-from captum_dcam.evaluation.jsonable import Record, canonical, plain
+from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
+from captum_dcam.files import canonical, plain
 from captum_dcam.methods import Method, method
+from captum_dcam.model.trajectory import REGIMES, SCORES
 from captum_dcam.refine import Refinement, refinement
-from captum_dcam.trajectory import REGIMES, SCORES
 
 #: maps that look at no model: the ceiling and two floors → their settings
 FLOORS: dict[str, Record] = {"oracle": {}, "random": {}, "center_blob": {"sigma": 0.25}}

@@ -18,8 +18,8 @@ from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
 from captum_dcam.faithfulness.curves import check_settings
 from captum_dcam.metrics import localization
-from captum_dcam.targets import Target
-from captum_dcam.trajectory import SCORES
+from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.words import Target
 
 OBJECTS = ("object",)
 

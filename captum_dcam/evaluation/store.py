@@ -14,16 +14,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
-from captum_dcam.evaluation.jsonable import Record, canonical, differences
-from captum_dcam.evaluation.lines import Line, StoreError, locked, scan, write_atomically
-from captum_dcam.evaluation.shard import COSTS, RESULTS, Shard
+from filelock import FileLock, Timeout
 
-__all__ = ["COSTS", "RESULTS", "Shard", "Store", "StoreError"]
+from captum_dcam.evaluation.jsonable import Record, differences
+from captum_dcam.files import canonical, sync_folder, write, write_atomically
 
 FORMAT, VERSION = "captum-dcam evaluation", 1
 HEADER = "plan.json"
@@ -244,3 +246,201 @@ def _refuse_orphans(folder: Path) -> None:
             f"{folder} holds {found[0]} but no {HEADER}: results whose plan is lost; choose "
             "another folder"
         )
+
+
+# Files of JSON lines that survive a killed process: read, cut, rewritten, written for good.
+
+
+class StoreError(ValueError):
+    """A store that is damaged, in use, unfinished, or belongs to another plan."""
+
+
+class Line(NamedTuple):
+    """Where a stored image lies in its file."""
+
+    image: int
+    failed: bool
+    offset: int
+    size: int
+
+
+def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
+    r"""The complete lines of a file, and where they end; what follows was never finished.
+
+    Raises:
+        StoreError: a damaged line before the last, an image twice, or one of another shard or plan.
+    """
+    lines: list[Line] = []
+    seen: set[int] = set()
+    end, broken = 0, None
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            if broken is not None:
+                raise StoreError(f"{path}, line {broken} is damaged: remove the line and run again")
+            found = _parsed(text)
+            if found is None:
+                broken = number  # the last line may be: its writing was interrupted
+                continue
+            index, failed, plan = found
+            if plan != digest:
+                raise StoreError(
+                    f"{path}, line {number} was made by another plan or machine ({plan}, here "
+                    f"{digest}): it does not belong in this folder"
+                )
+            if index in seen or index not in indices:
+                why = "comes twice" if index in seen else "belongs to another shard"
+                raise StoreError(f"{path}, line {number}: the image with index {index} {why}")
+            seen.add(index)
+            lines.append(Line(index, failed, end, len(text)))
+            end += len(text)
+    return lines, end
+
+
+def _parsed(text: bytes) -> tuple[int, bool, Any] | None:
+    """(index, failed, plan) of a complete line, else None."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(text)
+        return int(record["index"]), "error" in record, record["plan"]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def cut(path: Path, indices: range, digest: str) -> list[Line]:
+    """Complete lines of a file that may not be there; an unfinished one is cut off."""
+    if not path.exists():
+        return []
+    lines, end = scan(path, indices, digest)
+    if path.stat().st_size > end:
+        os.truncate(path, end)
+    return lines
+
+
+def keep(path: Path, lines: list[Line], indices: set[int]) -> list[Line]:
+    """Rewrite a file with the lines of these images alone, unless it holds no others."""
+    if all(line.image in indices for line in lines):
+        return lines
+    with path.open("rb") as file:
+        texts = []
+        for line in lines:
+            if line.image in indices:
+                file.seek(line.offset)
+                texts.append(file.read(line.size))
+    write_atomically(path, texts)
+    return [line for line in lines if line.image in indices]
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float, what: str) -> Iterator[None]:
+    try:
+        with FileLock(path, timeout=timeout):
+            yield
+    except Timeout as error:
+        raise StoreError(f"{what} by another process for {timeout:g} s: try again") from error
+
+
+# The writing end of one part of a store.
+
+
+RESULTS, COSTS = "results", "costs"
+
+
+class Shard:
+    r"""The writing end of a store's part; made by :meth:`Store.shard`, used in ``with``.
+
+    Attributes:
+        done (dict): index of every stored image → whether it failed.
+    """
+
+    def __init__(self, store: Store, number: int, retry: bool) -> None:
+        self.store, self.number, self.retry = store, number, retry
+        self.done: dict[int, bool] = {}
+        self._files: dict[str, int] = {}
+        name = f".shard-{number:05d}-of-{store.shards:05d}"
+        self._lock = FileLock(store.folder / f"{name}.lock")
+        self._owner = store.folder / f"{name}.owner"
+
+    @property
+    def indices(self) -> range:
+        """Indices in the data set of this shard's images."""
+        return self.store.indices(self.number)
+
+    def __enter__(self) -> Shard:
+        try:
+            # The system lets go of the lock when its holder dies, however it dies.
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"shard {self.number}/{self.store.shards} of {self.store.folder} is being written "
+                f"by another process ({_owner(self._owner)}): wait for it, or end it first"
+            ) from error
+        try:
+            self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            self._recover()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            for kind in (COSTS, RESULTS):
+                self._files[kind] = os.open(self.store.path(kind, self.number), flags, 0o644)
+            sync_folder(self.store.folder)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def append(self, record: Record, cost: Record) -> None:
+        r"""Store an image's result and cost, ``{"index": …, "id": …, …}``; on the disk on return.
+
+        Raises:
+            StoreError: the image is stored already, or belongs to another shard.
+            OSError: it cannot be written (a full disk): the store is as before the call.
+        """
+        index = record["index"]
+        if index in self.done or index not in self.indices:
+            why = "is stored already" if index in self.done else f"is not in shard {self.number}"
+            raise StoreError(f"image {record['id']} (index {index}) {why}")
+        lines = {COSTS: cost, RESULTS: record}
+        before = {kind: os.fstat(self._files[kind]).st_size for kind in lines}
+        try:
+            for kind, content in lines.items():
+                text = canonical({**content, "plan": self.store.digest})
+                write(self._files[kind], text.encode() + b"\n")
+        except BaseException:
+            for kind, size in before.items():
+                with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
+                    os.ftruncate(self._files[kind], size)
+            raise
+        self.done[index] = "error" in record
+
+    def _recover(self) -> None:
+        """Cut off what a killed process left half written; forget failures that are retried."""
+        results, costs = (self.store.path(kind, self.number) for kind in (RESULTS, COSTS))
+        lines = cut(results, self.indices, self.store.digest)
+        if self.retry and any(line.failed for line in lines):
+            for kind in (RESULTS, COSTS):  # what they held is no longer so
+                (self.store.folder / f"{kind}.jsonl").unlink(missing_ok=True)
+            lines = keep(results, lines, {line.image for line in lines if not line.failed})
+        self.done = {line.image: line.failed for line in lines}
+        spent = cut(costs, self.indices, self.store.digest)
+        keep(costs, spent, set(self.done))
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+        self._owner.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text() or "unknown"
+    except OSError:
+        return "unknown"

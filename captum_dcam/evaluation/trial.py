@@ -12,13 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.adapter import Adapter
 from captum_dcam.comparing import compare_bound
-from captum_dcam.comparison import Row
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import floor_maps
-from captum_dcam.evaluation.jsonable import Record, canonical
+from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.words import (
@@ -27,10 +24,14 @@ from captum_dcam.evaluation.words import (
     read_answer,
     read_masks,
 )
-from captum_dcam.methods import Budget, Problem, single
+from captum_dcam.files import canonical
+from captum_dcam.maps import context_for, mean_maps, needs_repeated
+from captum_dcam.methods import Budget, Problem
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.words import Target, repeated_function_words
 from captum_dcam.refine import DACG, DACG_BRANCHES, Compose, RefineContext, dacg_branch
-from captum_dcam.targets import Target, repeated_function_words
-from captum_dcam.word_maps import context_for, mean_maps, needs_repeated
+from captum_dcam.results.comparison import Row
 
 Say = Callable[[str], None]
 

@@ -11,9 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.metrics import FUNCTION_WORD_TAGS, OBJECT_WORD_TAGS, match_words_to_masks
-from captum_dcam.targets import Target, tag, words_of
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import (
+    FUNCTION_WORD_TAGS,
+    OBJECT_WORD_TAGS,
+    Target,
+    match_words_to_masks,
+    tag,
+    words_of,
+)
 
 #: the last word of a masked object's name; the words before it ("traffic"); nouns without a mask;
 #: words that no pixel shows (TAM, Supp. E); the rest

@@ -8,8 +8,8 @@ was committed, whatever the picture. So nothing vanishes and nothing shifts.
 - :func:`infidelity`, :func:`sensitivity_max`: Captum's, for maps of image tokens
 - :func:`parameter_randomization`, :func:`answer_shuffle`, :func:`placebo`: sanity checks
 
-All take a bound :class:`~captum_dcam.denoising.DenoisingForward` of one example
-(:func:`captum_dcam.methods.single`), targets, and maps (one (N, h, w) a grid) or a callable
+All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one example
+(:func:`captum_dcam.model.forward.single`), targets, and maps (one (N, h, w) a grid) or a callable
 ``explain(forward, targets) -> maps``, for example::
 
     explain = lambda forward, targets: method("tam").attribute(Problem(forward, targets)).maps

@@ -14,13 +14,13 @@ import torch
 from captum import metrics
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.faithfulness.fills import pixel_fill
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, read, with_pixels
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 
 def infidelity(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
 from captum_dcam.faithfulness.reading import flat_maps, one_example, read, with_pixels
 from captum_dcam.methods.captum_common import groups_of
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 #: shares of the picture removed or revealed
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)

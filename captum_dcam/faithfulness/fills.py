@@ -8,11 +8,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
 from captum_dcam.faithfulness.reading import one_example
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
+from captum_dcam.model.forward import DenoisingForward
 
 #: the mean colour, a Gaussian blur of the picture, or a smooth continuation of what is left
 BASELINES = ("mean", "blur", "inpaint")

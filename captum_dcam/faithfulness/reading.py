@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.adapter import Request
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.targets import Target
-from captum_dcam.trajectory import Trajectory
+from captum_dcam.model.adapter import Request
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.words import Target
 
 #: maps of targets: one (N, h, w) a grid
 Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
@@ -28,7 +28,7 @@ def one_example(forward: DenoisingForward) -> Request:
         count = 0 if request is None else request.batch
         raise ValueError(
             f"{count} examples are bound: expected one; narrow the forward with "
-            "captum_dcam.methods.single(forward, example)"
+            "captum_dcam.model.forward.single(forward, example)"
         )
     return request
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, rebound
 from captum_dcam.faithfulness.similarity import rank_correlation, structural_similarity
 from captum_dcam.metrics import obj_iou
-from captum_dcam.targets import Target
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 
 @dataclass(frozen=True, eq=False)

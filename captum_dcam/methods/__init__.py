@@ -29,9 +29,9 @@ from captum_dcam.methods.base import (
     method,
     method_names,
     register_method,
-    single,
 )
 from captum_dcam.methods.meter import Budget, Cost, metered
+from captum_dcam.model.forward import single
 
 __all__ = [
     "METHODS",

@@ -27,7 +27,7 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.sequence_values import sequence_length
-from captum_dcam.sequence import check_single, check_whole, padded, unkept
+from captum_dcam.model.sequence import check_single, check_whole, padded, unkept
 
 
 class _Recorder(BlockMode):

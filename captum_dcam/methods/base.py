@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, SettingError, UnknownNameError, near
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 #: what ``Facts.needs`` may hold, and what each means
 NEEDS = {
@@ -139,7 +139,7 @@ class Attribution:
         done (Tensor): (N,) bool; False where the budget ended before the word's map was complete
             (its map is then zero, or an estimate if ``note`` says so).
         text (Tensor, optional): (N, K) relevance of the K tokens of
-            :func:`captum_dcam.sequence.text_tokens`, on the scale of the maps.
+            :func:`captum_dcam.model.sequence.text_tokens`, on the scale of the maps.
         note (str): what a reader must know. Default: empty
     """
 
@@ -252,19 +252,6 @@ def method(name: str, **settings: Any) -> Method:
 def method_names() -> tuple[str, ...]:
     """All names, in the order of the table: group after group."""
     return tuple(sorted(METHODS, key=lambda name: GROUPS.index(METHODS[name].facts.group)))
-
-
-def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
-    """A forward of the same model and block, bound to one example of the generation alone."""
-    request, trajectory = forward.request, forward.trajectory
-    if request is None or not 0 <= example < request.batch:
-        count = 0 if request is None else request.batch
-        raise ValueError(f"example {example} is not in the bound batch of {count}")
-    if request.batch == 1:
-        return forward
-    narrowed = forward.twin()
-    narrowed.bind(request.single(example), trajectory.single(example))
-    return narrowed
 
 
 @contextmanager

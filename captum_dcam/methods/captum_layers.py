@@ -20,7 +20,7 @@ from captum_dcam.methods.captum_common import (
     check_baseline,
     groups_of,
 )
-from captum_dcam.sequence import split_grids
+from captum_dcam.model.sequence import split_grids
 
 _GROUP = "Captum, layer"
 

@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 
 from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.maps import PRODUCTS, context_for, needs_repeated, repeated_maps, word_maps
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
-from captum_dcam.products import PRODUCTS
-from captum_dcam.trajectory import SCORES
-from captum_dcam.word_maps import context_for, needs_repeated, repeated_maps, word_maps
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.maps import PRODUCTS, cam
 from captum_dcam.methods.base import Facts, PerToken, Problem, register_method
-from captum_dcam.products import PRODUCTS, cam
-from captum_dcam.vjp import _gradients, _watch
+from captum_dcam.model.gradients import _gradients, _watch
 
 #: how the rivals' logits are averaged
 WEIGHTS = ("equal", "probability")

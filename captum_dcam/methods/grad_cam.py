@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.methods import grad_cam_masking  # noqa: F401  registers its methods
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.grad_cam_bridge import (
@@ -27,8 +26,9 @@ from captum_dcam.methods.grad_cam_bridge import (
     released,
     upstream,
 )
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 
 class _Plain(Bridge):

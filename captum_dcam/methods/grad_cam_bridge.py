@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, MethodError
 from captum_dcam.methods.base import PerToken, Problem, seeded
+from captum_dcam.model.forward import DenoisingForward
 
 PACKAGE = "pytorch_grad_cam"
 #: where the methods stand in the table

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.adapter import Adapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError, LayerError
 from captum_dcam.methods.base import Attribution, Method, Problem
-from captum_dcam.sequence import (
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.sequence import (
     check_whole,
     image_positions,
     outputs_of,
@@ -26,7 +26,7 @@ from captum_dcam.sequence import (
     text_tokens,
     unkept,
 )
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 
 #: so many logits are held at once: 2 ** 24 float32 are 64 MiB
 LOGITS_AT_ONCE = 2**24
@@ -229,7 +229,7 @@ def context_of(problem: Problem, position: int, order: str) -> Tensor:
     tokens never are: in an autoregressive answer nothing follows them.
 
     Returns:
-        Tensor: (C,) int64, indices into :func:`captum_dcam.sequence.text_tokens`.
+        Tensor: (C,) int64, indices into :func:`captum_dcam.model.sequence.text_tokens`.
     """
     trajectory = problem.forward.trajectory
     rank = trajectory.commit_step[0].cpu()

@@ -10,12 +10,12 @@ import torch
 from captum.attr import LayerActivation
 from torch import Tensor
 
-from captum_dcam import vjp
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, noise, register_method
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 from captum_dcam.refine import min_max
-from captum_dcam.targets import Target
 
 #: tokens whose gradients are averaged at the same time: they share the noisy copies' passes
 TOKENS_AT_ONCE = 8

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.lens import Lens, PerWord, check_block, reads
-from captum_dcam.sequence import split_grids
-from captum_dcam.targets import Target
+from captum_dcam.model.sequence import split_grids
+from captum_dcam.model.words import Target
 
 
 @register_method("logit_lens")

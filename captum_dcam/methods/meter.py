@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.model.forward import DenoisingForward
 
 
 @dataclass(frozen=True)

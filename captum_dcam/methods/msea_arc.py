@@ -14,8 +14,8 @@ from captum_dcam.methods.causal import rank_biased_overlap, without_interference
 from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
 from captum_dcam.methods.tam import check_order_and_filter, filtered
-from captum_dcam.sequence import split_grids
-from captum_dcam.targets import Target
+from captum_dcam.model.sequence import split_grids
+from captum_dcam.model.words import Target
 
 AGGREGATES = ("mean", "max")
 

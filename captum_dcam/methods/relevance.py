@@ -18,7 +18,7 @@ from captum_dcam.methods.attention_calls import INVISIBLE, inside_blocks, wide
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
 from captum_dcam.methods.relevance_rules import AttnRules, CPRules, RelevanceRules
 from captum_dcam.methods.sequence_values import over_tokens, sequence_length
-from captum_dcam.sequence import outputs_of, padded, unkept
+from captum_dcam.model.sequence import outputs_of, padded, unkept
 
 
 class Relevance:

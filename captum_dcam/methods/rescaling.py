@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.adapter import Request
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
-from captum_dcam.layout import Grid, Layout
-from captum_dcam.pictures import to_rgb
+from captum_dcam.model.adapter import Request
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.layout import Grid, Layout
+from captum_dcam.model.prompts import to_rgb
 
 
 @dataclass(frozen=True)

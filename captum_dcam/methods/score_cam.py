@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import _inference
 from captum_dcam.errors import BudgetExhaustedError
-from captum_dcam.layout import Grid
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
-from captum_dcam.vjp import _watch
+from captum_dcam.model.forward import _inference
+from captum_dcam.model.gradients import _watch
+from captum_dcam.model.layout import Grid
 
 #: what of a token is read on the masked pictures
 SCORES = ("logit", "probability")

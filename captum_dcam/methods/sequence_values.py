@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError
 from captum_dcam.methods.base import Attribution, Problem
-from captum_dcam.sequence import image_positions, split_grids, text_tokens
+from captum_dcam.model.sequence import image_positions, split_grids, text_tokens
 
 
 def sequence_length(problem: Problem) -> int:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
 from captum_dcam.methods.attention_calls import (
     INVISIBLE,
@@ -29,8 +28,9 @@ from captum_dcam.methods.attention_calls import (
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
 from captum_dcam.methods.lens import check_block, lens_logits
 from captum_dcam.methods.sequence_values import over_tokens, sequence_length
-from captum_dcam.sequence import image_positions, outputs_of, unkept
-from captum_dcam.tap import hidden_of, replace_hidden
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.sequence import image_positions, outputs_of, unkept
+from captum_dcam.model.tap import hidden_of, replace_hidden
 
 
 class ValueAttention(BlockMode):

@@ -12,9 +12,9 @@ from captum_dcam.methods.attention import Attentions
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import ORDERS, Lens, PerWord, context_of, own_steps, reads
+from captum_dcam.model.sequence import split_grids
+from captum_dcam.model.words import Target
 from captum_dcam.refine import rank_gaussian_filter
-from captum_dcam.sequence import split_grids
-from captum_dcam.targets import Target
 
 RELEVANCES = ("activation", "mean", "attention")
 

@@ -13,8 +13,8 @@ from captum_dcam.methods.base import METHODS, Facts, Method, Problem, method, re
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import Lens, PerWord, context_of
 from captum_dcam.methods.tam import check_order_and_filter, filtered
-from captum_dcam.sequence import split_grids
-from captum_dcam.targets import Target
+from captum_dcam.model.sequence import split_grids
+from captum_dcam.model.words import Target
 
 RELEVANCES = ("activation", "mean")
 #: bases whose map depends on the token and the image's state alone: any token has one

@@ -6,7 +6,7 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
 - pointing: :func:`pointing_game`, :func:`energy_pointing_game`, :func:`bounding_boxes`
 - plausibility of objects and function words (TAM Eq. 8-10): :func:`phrase_iou`,
   :func:`function_iou`, :func:`f1_iou`, :func:`plausibility`, :func:`noun_threshold`,
-  :func:`joint_min_max`, :func:`match_words_to_masks`
+  :func:`joint_min_max`
 - sparseness: :func:`gini_index`, :func:`normalized_entropy`, :func:`hoyer`
 - does a map localise anything: :func:`map_features`, :class:`Reliability`, :func:`auroc`,
   :func:`expected_calibration_error`
@@ -35,15 +35,10 @@ from captum_dcam.metrics.localization_scores import (
 )
 from captum_dcam.metrics.otsu import OTSU_BINS, binarize_otsu, otsu_threshold
 from captum_dcam.metrics.plausibility import (
-    FUNCTION_WORD_TAGS,
-    OBJECT_WORD_TAGS,
     PlausibilityScores,
-    WordMatch,
-    WordMatches,
     f1_iou,
     function_iou,
     joint_min_max,
-    match_words_to_masks,
     noun_threshold,
     phrase_iou,
     plausibility,
@@ -61,16 +56,12 @@ from captum_dcam.metrics.sparseness import gini_index, hoyer, normalized_entropy
 
 __all__ = [
     "CONTRAST_CAP",
-    "FUNCTION_WORD_TAGS",
     "MAP_FEATURES",
-    "OBJECT_WORD_TAGS",
     "OTSU_BINS",
     "BootstrapInterval",
     "LocalizationScores",
     "PlausibilityScores",
     "Reliability",
-    "WordMatch",
-    "WordMatches",
     "auroc",
     "binarize_otsu",
     "bootstrap_ci",
@@ -89,7 +80,6 @@ __all__ = [
     "joint_min_max",
     "localization",
     "map_features",
-    "match_words_to_masks",
     "normalized_entropy",
     "noun_threshold",
     "obj_iou",

@@ -7,7 +7,6 @@ authors' OpenCV call works on maps rounded to 8 bits and can differ from it by a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +16,6 @@ from captum_dcam.metrics._checks import checked_maps, result_dtype
 from captum_dcam.metrics.localization_scores import obj_iou
 from captum_dcam.metrics.otsu import otsu_threshold
 
-#: Penn Treebank tags of words that are scored on masks (Supp. E)
-OBJECT_WORD_TAGS = frozenset(("NN", "NNS", "NNP", "NNPS"))
-#: tags of words that no pixel shows (Supp. E); IN and CD are left out, as they tell where and how
-#: many. (:data:`captum_dcam.targets.FUNCTION_TAGS` is another set, that of SICD.)
-FUNCTION_WORD_TAGS = frozenset(
-    ("CC", "DT", "EX", "MD", "POS", "PRP", "PRP$", "UH", "WDT", "WP", "WP$", "WRB")
-)
 #: how :func:`function_iou` brings the maps of one image to one scale
 SCALES = ("image", "map")
 
@@ -35,29 +27,6 @@ class PlausibilityScores:
     obj_iou: float
     func_iou: float
     f1_iou: float
-
-
-@dataclass(frozen=True)
-class WordMatch:
-    r"""Words that name a masked object.
-
-    Args:
-        words (tuple of int): indices of consecutive words, as many as the name has.
-        masks (tuple of int): indices of all masks of that name (its instances).
-        name (str): of the masks.
-    """
-
-    words: tuple[int, ...]
-    masks: tuple[int, ...]
-    name: str
-
-
-@dataclass(frozen=True)
-class WordMatches:
-    """What :func:`match_words_to_masks` found, and whose lemmas it compared."""
-
-    matches: tuple[WordMatch, ...]
-    lemmatizer: str
 
 
 def phrase_iou(maps: Tensor, masks: Tensor) -> Tensor:
@@ -246,70 +215,3 @@ def plausibility(obj: Tensor, func: Tensor) -> PlausibilityScores:
             )
     means = [float(scores.double().mean()) for scores in (obj.cpu(), func.cpu())]
     return PlausibilityScores(means[0], means[1], float(f1_iou(*means)))
-
-
-def match_words_to_masks(
-    words: Sequence[str], tags: Sequence[str], names: Sequence[str]
-) -> WordMatches:
-    r"""Which words name which masks: nouns whose lemma is that of a mask's name.
-
-    Names of several words ("traffic light") want all of them in a row; the longest name wins, and
-    no word is used twice. Case does not matter. Two words are equal when one's form or lemma is the
-    other's, because a lemmatizer may cut a singular ("glass") down as well.
-
-    Args:
-        words (sequence of str): of an answer, in order.
-        tags (sequence of str): their Penn Treebank tags, see :func:`captum_dcam.targets.tag`; the
-            last word of a match must have one of :data:`OBJECT_WORD_TAGS`.
-        names (sequence of str): one a mask; equal names are instances of one object.
-
-    Returns:
-        WordMatches: in the order of the words, and ``"wordnet"`` (NLTK's lemmatizer, the
-        authors', where its data is installed) or ``"textblob"`` (whose rules ship with it).
-
-    Source:
-        TAM section 4.1 and Supp. E.
-    """
-    if len(words) != len(tags):
-        raise ValueError(f"{len(words)} words and {len(tags)} tags: expected one tag a word")
-    lemma, source = _lemmatizer()
-    forms = [_forms(word, lemma) for word in words]
-    wanted: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        wanted.setdefault(" ".join(name.lower().split()), []).append(index)
-    parts = {name: [_forms(part, lemma) for part in name.split()] for name in wanted if name}
-    longest_first = sorted(parts, key=lambda name: -len(parts[name]))
-    found: list[WordMatch] = []
-    start = 0
-    while start < len(words):
-        for name in longest_first:
-            end = start + len(parts[name])
-            run = forms[start:end]
-            if len(run) < len(parts[name]) or tags[end - 1] not in OBJECT_WORD_TAGS:
-                continue
-            if all(a & b for a, b in zip(run, parts[name], strict=True)):
-                found.append(WordMatch(tuple(range(start, end)), tuple(wanted[name]), name))
-                start = end - 1
-                break
-        start += 1
-    return WordMatches(tuple(found), source)
-
-
-def _forms(word: str, lemma: Callable[[str], str]) -> frozenset[str]:
-    lower = word.lower()
-    return frozenset((lower, str(lemma(lower))))
-
-
-def _lemmatizer() -> tuple[Callable[[str], str], str]:
-    r"""NLTK's noun lemmatizer where WordNet is installed, else TextBlob's singular."""
-    import nltk
-
-    for where in ("corpora/wordnet", "corpora/wordnet.zip"):
-        try:
-            nltk.data.find(where)
-        except LookupError:
-            continue
-        return nltk.stem.WordNetLemmatizer().lemmatize, "wordnet"  # of nouns, by default
-    from textblob.inflect import singularize
-
-    return singularize, "textblob"

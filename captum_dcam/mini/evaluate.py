@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from captum_dcam.data.language import NUMBERS, plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
-from captum_dcam.mini.generation import generate
 from captum_dcam.mini.loading import load_mini
-from captum_dcam.mini.modeling import MiniForMaskedDiffusion
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
 from captum_dcam.mini.processing import MiniProcessor
 
 HELD_OUT_SEED = 2_000_003  # the stream of held-out scenes; training never draws from it

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 
-from captum_dcam.pictures import to_rgb
+from captum_dcam.model.prompts import to_rgb
 
 #: the longer side may be at most so many times the shorter one
 MAX_ASPECT = 100.0

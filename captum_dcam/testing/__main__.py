@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from captum_dcam.hub import check_device
+from captum_dcam.model.hub import check_device
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.feasibility import feasibility
 from captum_dcam.testing.report import check_all, markdown

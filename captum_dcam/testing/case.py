@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.adapter import Adapter, Request
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.tap import frozen
+from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.tap import frozen
 
 #: (width, height): square, wide, tall, tiny, large, and ratios that divide nothing
 SIZES = (

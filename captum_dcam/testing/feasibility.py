@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.tap import hidden_of
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.tap import hidden_of
 from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
 from captum_dcam.testing.gradients import target_at
-from captum_dcam.vjp import rows
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
-from captum_dcam.vjp import rows
 
 #: step of the difference, in the features' root mean square, and what may remain of the gradient
 STEP, TOLERANCE = 1e-4, 1e-5

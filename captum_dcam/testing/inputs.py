@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapter import Adapter
-from captum_dcam.conversation import Video
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.prompts import Video
 from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
 from captum_dcam.testing.gradients import target_at
 from captum_dcam.testing.replay import agrees
-from captum_dcam.vjp import rows
 
 #: logits of an example alone and in a batch, which are computed in other shapes
 ROUNDING = 1e-4

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapter import Adapter, Request
-from captum_dcam.conversation import Video
 from captum_dcam.errors import MethodError
-from captum_dcam.layout import Grid
+from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.layout import Grid
+from captum_dcam.model.prompts import Video
 from captum_dcam.testing.case import AdapterCase, expect
 
 GREY = (96, 96, 96)

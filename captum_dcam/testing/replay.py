@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.testing.case import AdapterCase, Reference, expect
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.pipeline import explain_bound
+from captum_dcam.explaining import explain_bound
 from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
 
 #: values that are compared as such; others by identity

@@ -8,18 +8,13 @@ from captum_dcam.viewer.folder import prepare_folder, write_comparison, write_fo
 from captum_dcam.viewer.overlay import overlay, word_map, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
-from captum_dcam.viewer.summary import WordSummary, scene_mask, scene_scores, summarise
 from captum_dcam.viewer.text import text_html, text_strip
 
 __all__ = [
-    "WordSummary",
     "comparison_panel",
     "contact_sheet",
     "overlay",
     "prepare_folder",
-    "scene_mask",
-    "scene_scores",
-    "summarise",
     "text_html",
     "text_strip",
     "word_map",

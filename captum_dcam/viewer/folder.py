@@ -9,10 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from captum_dcam.comparison import Comparison
-from captum_dcam.comparison_files import check_folder, save_comparison
-from captum_dcam.explanation import Explanation
-from captum_dcam.manifest import new_folder
+from captum_dcam.files import new_folder
+from captum_dcam.results.comparison import Comparison, check_folder, save_comparison
+from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet

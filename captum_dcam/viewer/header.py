@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 from captum_dcam.viewer.ink import MUTED, PAPER, Color, Ink, Run
 from captum_dcam.viewer.overlay import fitted, scaled
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.explanation import Explanation
-from captum_dcam.layout import Grid, Layout
-from captum_dcam.pictures import to_rgb
+from captum_dcam.model.layout import Grid, Layout
+from captum_dcam.model.prompts import to_rgb
+from captum_dcam.results.explanation import Explanation
 
 #: default colour map: perceptually uniform, its brightest colour for the highest value
 CMAP = "inferno"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from captum_dcam.comparison import Comparison, Row
+from captum_dcam.results.comparison import Comparison, Row
 from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, running
 from captum_dcam.viewer.ink import MUTED, PAPER, RULE, TEXT, Color, Ink, stacked
 from captum_dcam.viewer.overlay import CMAP

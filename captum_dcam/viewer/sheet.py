@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from captum_dcam.explanation import Explanation
+from captum_dcam.results.explanation import Explanation
+from captum_dcam.results.summary import WordSummary, summarise
 from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, mosaic, running
 from captum_dcam.viewer.ink import MUTED, PAPER, RULE, STEP_CMAP, Ink, Run, stacked, step_color
 from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
-from captum_dcam.viewer.summary import WordSummary, summarise
 
 
 def contact_sheet(

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from captum_dcam.comparison import Comparison
+from captum_dcam.results.comparison import Comparison
 from captum_dcam.viewer.ink import Color
 from captum_dcam.viewer.overlay import MUTE, fitted, muted, overlay, picture_maps, scaled
 

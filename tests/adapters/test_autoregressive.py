@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 import made_ar
 import tiny
 
-from captum_dcam import vjp
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.forced import force
-from captum_dcam.targets import Target
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forced import force
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
 both = pytest.mark.parametrize("regime", ("prefix", "full"))

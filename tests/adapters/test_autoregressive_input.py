@@ -13,7 +13,7 @@ import made_ar
 
 import captum_dcam
 from captum_dcam.errors import UnknownNameError, WeightsError
-from captum_dcam.targets import words_of
+from captum_dcam.model.words import words_of
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
 

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 
 import made_ar
 
-from captum_dcam import vjp
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.targets import Target
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
 VIDEO = (*made_ar.QWEN, "internvl")

@@ -14,9 +14,10 @@ import tiny
 from test_autoregressive_input import saved
 from test_autoregressive_layout import colours, ramps
 
-from captum_dcam.methods import METHODS, Problem, method, method_names, single
+from captum_dcam.methods import METHODS, Problem, method, method_names
 from captum_dcam.methods.rescaling import rescaled
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
 both = pytest.mark.parametrize("regime", ("prefix", "full"))
@@ -201,7 +202,7 @@ def test_maps_of_another_scale_come_back_to_their_places(kind, size, scale):
 def test_explain_and_compare_on_a_folder(kind, regime, tmp_path):
     from typer.testing import CliRunner
 
-    from captum_dcam.cli import app
+    from captum_dcam.cli.app import app
 
     folder = saved(kind, tmp_path / "model")
     picture = tmp_path / "picture.png"
@@ -223,7 +224,7 @@ def test_explain_and_compare_on_a_folder(kind, regime, tmp_path):
 def test_explain_asks_a_sampled_answer_of_its_seed(tmp_path):
     from typer.testing import CliRunner
 
-    from captum_dcam.cli import app
+    from captum_dcam.cli.app import app
 
     folder = saved("llava", tmp_path / "model")
     picture = tmp_path / "picture.png"

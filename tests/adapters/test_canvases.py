@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captum_dcam.adapters._canvases import CanvasLog
+from captum_dcam.adapters.common.recording import CanvasLog
 
 MASK = 9
 

@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 import made_diffusion_gemma as made_dg
 import tiny
 
-from captum_dcam import vjp
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.explanation import Explanation
-from captum_dcam.forced import force
-from captum_dcam.pipeline import explain_bound
-from captum_dcam.targets import Target
+from captum_dcam.explaining import explain_bound
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forced import force
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
+from captum_dcam.results.explanation import Explanation
 
 C = made_dg.CANVAS
 CASES = ({}, {"canvases": 3, "seed": 2}, {"canvases": 2, "text": {"sliding_window": 4096}})
@@ -285,7 +285,7 @@ def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
     memory, maps = vjp._watch(forward, forward.prefill)
     logits = forward.step(memory, torch.tensor([0]), torch.tensor([9]))
     whole = torch.autograd.grad(logits[0, C + 2, 9], maps, retain_graph=True)[0]
-    from captum_dcam.adapters._diffusion_gemma import language
+    from captum_dcam.adapters.diffusion_gemma import language
 
     original = language.extended
 

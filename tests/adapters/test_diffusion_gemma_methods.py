@@ -14,17 +14,18 @@ import made_diffusion_gemma as made_dg
 import tiny
 from typer.testing import CliRunner
 
-from captum_dcam import compare_bound, vjp
-from captum_dcam.cli import app
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam import compare_bound
+from captum_dcam.cli.app import app
 from captum_dcam.errors import MethodError
 from captum_dcam.methods import Problem, method
 from captum_dcam.methods.attention_weights import Attentions
 from captum_dcam.methods.relevance import Relevance
 from captum_dcam.methods.relevance_rules import CPRules, RelevanceRules
-from captum_dcam.sequence import hidden_states, text_tokens
-from captum_dcam.targets import Target
-from captum_dcam.text_relevance import gradient_times_activation
+from captum_dcam.methods.text_relevance import gradient_times_activation
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.sequence import hidden_states, text_tokens
+from captum_dcam.model.words import Target
 
 C = made_dg.CANVAS
 METHODS = (

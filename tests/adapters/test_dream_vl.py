@@ -12,13 +12,13 @@ from doubles.gradients import fd
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.dream_vl import DreamVLAdapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
-from captum_dcam.methods import Problem, method, single
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.methods import Problem, method
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 
 def adapter(dtype=torch.float32, **changes):

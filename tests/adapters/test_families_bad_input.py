@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import captum_dcam
-from captum_dcam.conversation import Video
 from captum_dcam.errors import WeightsError
+from captum_dcam.model.prompts import Video
 from captum_dcam.testing.__main__ import cases_in
 
 CASES = {}
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_family(made, tmp_path):
 
 
 def test_every_family_is_here():
-    from captum_dcam.hub import families
+    from captum_dcam.model.hub import families
 
     here = {case.make(torch.float32).family for case in CASES.values()}
     assert here == set(families())

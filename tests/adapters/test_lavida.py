@@ -11,12 +11,12 @@ from doubles import lavida as double
 from doubles import lavida_bound as made
 
 import captum_dcam
-from captum_dcam import vjp
-from captum_dcam.adapters import lavida
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.adapters.lavida import adapter as lavida
 from captum_dcam.errors import InfeasibleStepError, LayerError, TargetError
 from captum_dcam.methods import Problem, method
-from captum_dcam.targets import Target
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:None of the inputs have requires_grad", "ignore:Converting a tensor with requires_grad"
@@ -283,7 +283,7 @@ def test_methods_that_read_more_than_the_tap(variant, name):
 
 @variants
 def test_a_given_answer(regime, variant):
-    from captum_dcam.forced import force
+    from captum_dcam.model.forced import force
 
     forward = made.bound(variant, regime)
     t = force(forward, " the dog")

@@ -12,8 +12,9 @@ from doubles import lavida_bound as made
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters import _anyres, lavida
-from captum_dcam.conversation import Video
+from captum_dcam.adapters.common import anyres as _anyres
+from captum_dcam.adapters.lavida import adapter as lavida
+from captum_dcam.model.prompts import Video
 
 PINS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 REAL = _anyres.Tiling(384, 14, 27.0, PINS)

@@ -15,8 +15,9 @@ import torch
 from doubles import lavida as double
 from torch import nn
 
-from captum_dcam.adapters import _compat, _lavida_loading
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.adapters.lavida import loading as _lavida_loading
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
 

@@ -10,8 +10,8 @@ from doubles import llada_checks as checks
 import captum_dcam
 from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.adapters.lavida_o import LavidaOAdapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError, WeightsError
+from captum_dcam.model.forward import DenoisingForward
 
 PROMPT = "what is this ?"
 QUICK = dict(gen_length=8, block_length=4)

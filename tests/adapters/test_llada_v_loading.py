@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.errors import WeightsError
 

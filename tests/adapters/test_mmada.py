@@ -14,13 +14,13 @@ from doubles.mmada_checks import QUICK, SIDE, SIZES, TOKENS, left, own_ids
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.mmada import MmadaAdapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError, WeightsError
-from captum_dcam.methods import Problem, method, single
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.methods import Problem, method
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 
 def adapter(seed=0, dtype=torch.float32, **options):

@@ -4,8 +4,7 @@ import pytest
 import tiny
 from calibration.made_maps import FITTED
 
-from captum_dcam.preset_file import write_preset
-from captum_dcam.presets import preset
+from captum_dcam.presets import preset, write_preset
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from evaluation import made
 
 from captum_dcam.calibration import Collection, collect, values_of, with_values
 from captum_dcam.calibration.maps import Batch
-from captum_dcam.layout import uniform_grid
 from captum_dcam.metrics import localization
+from captum_dcam.model.layout import uniform_grid
 from captum_dcam.presets import preset
 from captum_dcam.refine import RefineContext, paper_refinements
 

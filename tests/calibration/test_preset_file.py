@@ -10,8 +10,7 @@ from calibration.made_maps import FITTED, SHORT
 from captum_dcam import explain
 from captum_dcam.attribution import DiffusionCAM
 from captum_dcam.errors import UnknownNameError
-from captum_dcam.preset_file import PresetError, read_preset_file, write_preset
-from captum_dcam.presets import PRESETS, preset
+from captum_dcam.presets import PRESETS, PresetError, preset, read_preset_file, write_preset
 from captum_dcam.refine import Compose
 
 
@@ -55,7 +54,7 @@ def test_the_same_content_gives_the_same_bytes_and_replaces_presets_alone(file):
 
 
 def test_a_failed_write_leaves_the_earlier_file(file, monkeypatch):
-    from captum_dcam.evaluation import lines
+    from captum_dcam.evaluation import store as lines
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -6,10 +6,11 @@ import tiny
 import torch
 from captum.attr import LayerGradCam
 
-from captum_dcam import DiffusionCAM, vjp
+from captum_dcam import DiffusionCAM
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.targets import Target
-from captum_dcam.word_maps import word_maps
+from captum_dcam.maps import word_maps
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.words import Target
 
 SCORES = ("commit", "final", "teacher")
 

@@ -7,7 +7,7 @@ from captum import attr
 from captum.attr import visualization
 
 from captum_dcam import DiffusionCAM
-from captum_dcam.products import PRODUCTS
+from captum_dcam.maps import PRODUCTS
 
 LAYER_METHODS = {
     "LayerActivation": (attr.LayerActivation, {}),
@@ -215,7 +215,7 @@ def test_nothing_is_left_behind_by_an_error(monkeypatch, regime, where, several)
         p.requires_grad_(True)
     target = tiny.pair(forward, 1)
     if several:
-        from captum_dcam.targets import Target
+        from captum_dcam.model.words import Target
 
         target = Target("two", (1, 2), (5, 6))
         if where in ("below", "tower"):

@@ -12,10 +12,9 @@ from methods import made
 from PIL import Image
 
 from captum_dcam.comparing import compare_bound
-from captum_dcam.comparison import METRICS, Comparison
-from captum_dcam.comparison_files import document, plain, save_comparison
 from captum_dcam.errors import ExplanationError
 from captum_dcam.methods import Budget, method
+from captum_dcam.results.comparison import METRICS, Comparison, document, plain, save_comparison
 
 FILES = ["comparison.csv", "comparison.json", "image-0.png", "maps.safetensors"]
 

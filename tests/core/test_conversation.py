@@ -7,7 +7,7 @@ import tiny
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.conversation import Video, messages_of, summary
+from captum_dcam.model.prompts import Video, messages_of, summary
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 
 import captum_dcam
 from captum_dcam import refine
-from captum_dcam.targets import Target, resolve, words_of
+from captum_dcam.model.words import Target, resolve, words_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -178,7 +178,7 @@ def test_cuda_agrees_with_cpu(regime):
 
 
 def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
-    from captum_dcam import vjp
+    from captum_dcam.model import gradients as vjp
 
     whole = captum_dcam.explain_bound(tiny.bound(regime))
     forward = tiny.bound(regime)
@@ -204,7 +204,7 @@ def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
 
 
 def test_too_little_memory_says_what_needs_less(regime, monkeypatch):
-    from captum_dcam import vjp
+    from captum_dcam.model import gradients as vjp
 
     def full(*_args):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

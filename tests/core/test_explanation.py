@@ -10,7 +10,7 @@ from PIL import Image
 
 import captum_dcam
 from captum_dcam.errors import ExplanationError, TargetError
-from captum_dcam.explanation import Explanation, region
+from captum_dcam.results.explanation import Explanation, region
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import tiny
 import torch
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import TargetError
-from captum_dcam.forced import force
-from captum_dcam.pipeline import explain_bound
+from captum_dcam.explaining import explain_bound
+from captum_dcam.model.forced import force
+from captum_dcam.model.forward import DenoisingForward
 
 
 @pytest.mark.parametrize("regime", tiny.REGIMES)

@@ -12,12 +12,14 @@ import torch
 import transformers
 
 import captum_dcam
-from captum_dcam import adapter as protocol
-from captum_dcam import checkpoints, hub, plugins
-from captum_dcam.adapter import ADAPTERS, Checkpoint, Facts
 from captum_dcam.adapters.mini import MiniAdapter
-from captum_dcam.catalogue import list_models
 from captum_dcam.errors import RemoteCodeError, UnknownNameError, WeightsError
+from captum_dcam.model import adapter as protocol
+from captum_dcam.model import hub
+from captum_dcam.model import hub as checkpoints
+from captum_dcam.model import hub as plugins
+from captum_dcam.model.adapter import ADAPTERS, Checkpoint, Facts
+from captum_dcam.model.hub import list_models
 
 
 @pytest.fixture
@@ -287,7 +289,7 @@ def installed(tmp_path, monkeypatch, registry):
 
 
 GOOD = """
-    from captum_dcam.adapter import register
+    from captum_dcam.model.adapter import register
     from captum_dcam.adapters.mini import MiniAdapter
 
     @register

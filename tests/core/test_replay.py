@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.mini import generation
+from captum_dcam.mini import modeling as generation
+from captum_dcam.model.forward import DenoisingForward
 
 
 def spied(monkeypatch, make):

@@ -8,7 +8,7 @@ import tiny
 import torch
 from PIL import Image
 
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.testing import AdapterCase, Reference
 
 QUICK = dict(max_new_tokens=6, steps=4)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 
 def fd(forward, position, score="commit", tolerance=1e-4):

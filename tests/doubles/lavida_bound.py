@@ -7,7 +7,7 @@ import torch
 from doubles import lavida as double
 
 import captum_dcam
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.testing import Reference
 
 VARIANTS = ("llada", "dream")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 #: width × height; square, wide, tall, tiny, large
 SIZES = (

@@ -4,7 +4,7 @@ import tiny
 import torch
 from doubles import mmada as double
 
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.testing import AdapterCase, Reference
 
 QUICK = dict(max_new_tokens=8, block_length=4, steps=4)

@@ -13,7 +13,6 @@ from methods.made import registered
 
 from captum_dcam.comparing import compare_bound
 from captum_dcam.data import scenes
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.evaluation import (
     EvaluationError,
     Live,
@@ -28,12 +27,13 @@ from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
-from captum_dcam.forced import force
-from captum_dcam.layout import Grid, uniform_grid
 from captum_dcam.methods import method
 from captum_dcam.metrics import localization, oracle_map, random_map
+from captum_dcam.model.forced import force
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.layout import Grid, uniform_grid
+from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, min_max, refinement
-from captum_dcam.targets import Target, repeated_function_words, words_of
 
 
 def run(folder, plan=None, count=3, bad=(), **settings):

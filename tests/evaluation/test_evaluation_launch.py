@@ -62,7 +62,9 @@ def test_every_process_has_its_own_gpu(monkeypatch):
     assert launched_device() == torch.device("cuda:2")
     asked = []
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    monkeypatch.setattr("captum_dcam.hub.load", lambda _model, **options: asked.append(options))
+    monkeypatch.setattr(
+        "captum_dcam.model.hub.load", lambda _model, **options: asked.append(options)
+    )
     _load(Plan(("random",)), "cuda")
     assert asked[0] == asked[1]["device"] == torch.device("cuda:2")
 

@@ -20,7 +20,6 @@ from captum_dcam.evaluation.measure import (
     register_metric,
 )
 from captum_dcam.evaluation.words import read_answer, read_masks
-from captum_dcam.forced import force
 from captum_dcam.methods import Problem, method
 from captum_dcam.metrics import (
     binarize_otsu,
@@ -32,6 +31,7 @@ from captum_dcam.metrics import (
     obj_iou,
     pointing_game,
 )
+from captum_dcam.model.forced import force
 
 TEXT = "a red circle and the star in the image ."
 

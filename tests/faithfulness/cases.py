@@ -4,7 +4,7 @@ import tiny
 import torch
 
 from captum_dcam.methods import Problem, method
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 
 
 def word(forward, *positions):

@@ -13,7 +13,8 @@ from scipy.sparse import linalg
 from captum_dcam.errors import MethodError
 from captum_dcam.faithfulness import BASELINES, Curves, deletion, fills, insertion
 from captum_dcam.faithfulness.reading import read, with_pixels
-from captum_dcam.methods import Problem, single
+from captum_dcam.methods import Problem
+from captum_dcam.model.forward import single
 
 KINDS = {"deletion": deletion, "insertion": insertion}
 
@@ -269,7 +270,7 @@ def test_wrong_maps_targets_and_families(monkeypatch):
     both = tiny.bound("prefix", batch=2)
     with pytest.raises(ValueError, match=r"methods\.single"):
         deletion(both, words(both), maps(both))
-    from captum_dcam.adapter import Adapter
+    from captum_dcam.model.adapter import Adapter
 
     monkeypatch.setattr(type(forward.adapter), "pixel_tokens", Adapter.pixel_tokens)
     with pytest.raises(MethodError, match="does not tell"):

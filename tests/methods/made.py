@@ -9,8 +9,9 @@ from typing import ClassVar
 import tiny
 import torch
 
-from captum_dcam.methods import METHODS, Facts, PerToken, Problem, register_method, single
-from captum_dcam.targets import Target
+from captum_dcam.methods import METHODS, Facts, PerToken, Problem, register_method
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 
 def targets(forward, positions=(0, 3), example=0):

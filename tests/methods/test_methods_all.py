@@ -7,7 +7,8 @@ import torch
 from methods import made
 
 from captum_dcam.errors import BudgetExhaustedError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method, method_names, single
+from captum_dcam.methods import METHODS, Budget, Problem, metered, method, method_names
+from captum_dcam.model.forward import single
 
 
 def have_grad_cam():

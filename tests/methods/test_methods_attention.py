@@ -8,12 +8,13 @@ import transformers
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method, single
+from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.attention_calls import Fused, FusedCall
 from captum_dcam.methods.attention_weights import Attentions, recording, through
 from captum_dcam.mini import modeling
-from captum_dcam.sequence import image_positions, text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.sequence import image_positions, text_tokens
+from captum_dcam.model.words import Target
 
 NAMES = ("attention", "attention_rollout", "grad_rollout")
 DOUBLE = torch.float64

@@ -20,10 +20,10 @@ from captum_dcam.methods import (
     method,
     method_names,
     register_method,
-    single,
 )
 from captum_dcam.methods.base import GROUPS, noise, pooled_pixels, seeded
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 
 def test_unknown_method_suggests_near_names():

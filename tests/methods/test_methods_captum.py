@@ -13,7 +13,7 @@ from captum_dcam.methods import Problem, method
 from captum_dcam.methods import captum_common as common
 from captum_dcam.methods.base import seeded
 from captum_dcam.methods.noise_tunnel import bases
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 
 SMALL = {  # settings that make a test quick
     "layer_integrated_gradients": {"steps": 4, "batch": 3},

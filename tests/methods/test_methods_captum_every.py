@@ -10,8 +10,9 @@ import tiny
 import torch
 
 from captum_dcam.errors import BudgetExhaustedError, MethodError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method, single
-from captum_dcam.targets import Target
+from captum_dcam.methods import METHODS, Budget, Problem, metered, method
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 PATH = {"steps": 2, "batch": 2}
 SMALL = {  # settings that make a test quick

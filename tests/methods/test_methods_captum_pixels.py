@@ -10,7 +10,7 @@ import torch
 from captum_dcam.errors import MethodError
 from captum_dcam.methods import Problem, method
 from captum_dcam.methods import captum_common as common
-from captum_dcam.targets import Target
+from captum_dcam.model.words import Target
 
 
 @functools.cache
@@ -211,7 +211,7 @@ def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, s
 
 
 def test_without_pixel_tokens(monkeypatch):
-    from captum_dcam.adapter import Adapter
+    from captum_dcam.model.adapter import Adapter
 
     forward = tiny.bound("full")
     monkeypatch.setattr(type(forward.adapter), "pixel_tokens", Adapter.pixel_tokens)

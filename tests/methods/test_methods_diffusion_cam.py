@@ -6,9 +6,9 @@ import torch
 from methods import made
 
 from captum_dcam.errors import InfeasibleStepError, UnknownNameError
+from captum_dcam.explaining import explain_bound
+from captum_dcam.maps import word_maps
 from captum_dcam.methods import Problem, method
-from captum_dcam.pipeline import explain_bound
-from captum_dcam.word_maps import word_maps
 
 PRESETS = {
     "diffusion_cam": "default",

@@ -13,14 +13,14 @@ import tiny
 import torch
 from torch import nn
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import InfeasibleStepError, MethodError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method, single
+from captum_dcam.methods import METHODS, Budget, Problem, metered, method
 from captum_dcam.methods import grad_cam_bridge as bridge
 from captum_dcam.methods.base import pooled_pixels
 from captum_dcam.methods.grad_cam_masking import picture_of
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 NAMES = tuple(n for n, cls in METHODS.items() if cls.facts.group == "pytorch-grad-cam")
 CHEAP = {

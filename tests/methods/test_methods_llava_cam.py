@@ -5,12 +5,12 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam import vjp
+from captum_dcam.maps import plus_plus
 from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.llava_cam import TOKENS_AT_ONCE, smooth_plus_plus
-from captum_dcam.products import plus_plus
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.words import Target
 from captum_dcam.refine import min_max
-from captum_dcam.targets import Target
 
 
 def by_loops(features, d1, d2, d3):

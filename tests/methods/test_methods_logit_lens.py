@@ -5,12 +5,12 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import LayerError
-from captum_dcam.methods import Budget, Problem, lens, metered, method, single
+from captum_dcam.methods import Budget, Problem, lens, metered, method
 from captum_dcam.methods.lens import Lens, context_of, lens_logits, own_steps, reads
-from captum_dcam.sequence import text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.words import Target
 
 
 def canvas_of(forward, step):

@@ -10,14 +10,14 @@ from methods.test_methods_logit_lens import whole
 from PIL import Image
 from refine import loops
 
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import MethodError
-from captum_dcam.layout import Layout, uniform_grid
 from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.causal import rank_biased_overlap
 from captum_dcam.methods.rescaling import rescaled
-from captum_dcam.sequence import text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.layout import Layout, uniform_grid
+from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.words import Target
 
 
 def rbo_by_definition(a, b, p):
@@ -203,7 +203,7 @@ def test_any_scale_gives_weights_that_sum_to_one(scale):
 
 def test_the_rescaled_forward_keeps_answer_and_steps(regime):
     forward = tiny.bound(regime, batch=2, prompts=["describe the image .", "image"])
-    from captum_dcam.methods import single
+    from captum_dcam.model.forward import single
 
     one = single(forward, 1)  # padded in the batch, not in the new request
     other, _ = rescaled(one, 0.5)

@@ -10,13 +10,14 @@ import transformers
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method, single
+from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.attention_calls import inside_blocks
 from captum_dcam.methods.relevance import Relevance
 from captum_dcam.methods.relevance_rules import AttnRules, CPRules
 from captum_dcam.mini import modeling
-from captum_dcam.sequence import image_positions, outputs_of, text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.sequence import image_positions, outputs_of, text_tokens
+from captum_dcam.model.words import Target
 
 NAMES = ("cp_lrp", "attn_lrp")
 RULES = {"cp_lrp": CPRules, "attn_lrp": AttnRules}

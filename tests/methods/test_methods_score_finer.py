@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 
 from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.methods import Budget, Problem, metered, method, single
+from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.score_cam import pixel_masks
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 NAMES = ("score_cam", "finer_cam")
 
@@ -84,8 +85,8 @@ def test_finer_cam_is_captums_layer_grad_cam_of_the_difference(regime):
 
 @pytest.mark.parametrize("product", ("pooled", "positionwise"))
 def test_finer_cam_without_comparison_is_grad_cam(regime, product):
-    from captum_dcam.products import cam
-    from captum_dcam.vjp import rows
+    from captum_dcam.maps import cam
+    from captum_dcam.model.gradients import rows
 
     forward = tiny.bound(regime)
     this = problem(forward, 2, score="teacher")

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method, single
+from captum_dcam.methods import Budget, Problem, metered, method
 from captum_dcam.methods.attention_calls import Fused, inside_blocks
 from captum_dcam.methods.surgery import Surgery, ValueAttention, answer_ids, without_redundancy
 from captum_dcam.mini import modeling
-from captum_dcam.targets import Target
+from captum_dcam.model.forward import single
+from captum_dcam.model.words import Target
 
 NAMES = ("architecture_surgery", "feature_surgery")
 DOUBLE = torch.float64

@@ -26,8 +26,8 @@ from captum_dcam.methods.causal import (
     least_squares_scale,
 )
 from captum_dcam.methods.tam import filtered, top_candidates
-from captum_dcam.sequence import text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.words import Target
 
 
 def causal_by_loops(target, context, relevance, same):

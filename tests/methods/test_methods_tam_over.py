@@ -24,8 +24,8 @@ from captum_dcam.methods import (
     method,
     register_method,
 )
-from captum_dcam.sequence import text_tokens
-from captum_dcam.targets import Target
+from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.words import Target
 
 
 def alone(base, problem, position, token):

@@ -7,13 +7,13 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam import vjp
-from captum_dcam.denoising import DenoisingForward
-from captum_dcam.methods import Problem, method, single
-from captum_dcam.products import positionwise
-from captum_dcam.sequence import hidden_states, text_tokens
-from captum_dcam.targets import Target
-from captum_dcam.text_relevance import gradient_times_activation, text_relevance
+from captum_dcam.maps import positionwise
+from captum_dcam.methods import Problem, method
+from captum_dcam.methods.text_relevance import gradient_times_activation, text_relevance
+from captum_dcam.model import gradients as vjp
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.sequence import hidden_states, text_tokens
+from captum_dcam.model.words import Target
 
 SCORES = ("commit", "final", "teacher")
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.filters import threshold_otsu
 
-from captum_dcam import metrics, targets
+from captum_dcam import metrics
+from captum_dcam.model import words as targets
 
 #: where and method: Obj-IoU, Func-IoU, printed F1-IoU, all in per cent
 #: TAM, Tables 1-3 (in TAM's Table 3 Grad-CAM and CAM are the same rows)
@@ -198,10 +199,10 @@ def test_means_and_f1_of_a_data_set():
 
 
 def test_tags_are_those_of_the_supplement():
-    assert metrics.OBJECT_WORD_TAGS == {"NN", "NNS", "NNP", "NNPS"}
-    assert len(metrics.FUNCTION_WORD_TAGS) == 12
-    assert not metrics.FUNCTION_WORD_TAGS & {"IN", "CD"}
-    assert metrics.FUNCTION_WORD_TAGS != targets.FUNCTION_TAGS
+    assert targets.OBJECT_WORD_TAGS == {"NN", "NNS", "NNP", "NNPS"}
+    assert len(targets.FUNCTION_WORD_TAGS) == 12
+    assert not targets.FUNCTION_WORD_TAGS & {"IN", "CD"}
+    assert targets.FUNCTION_WORD_TAGS != targets.FUNCTION_TAGS
 
 
 WORDS = "Two buses and a glass near traffic lights with people".split()
@@ -210,7 +211,7 @@ NAMES = ("bus", "person", "bus", "traffic light", "light", "Glass", "cat")
 
 
 def test_words_find_their_masks():
-    got = metrics.match_words_to_masks(WORDS, TAGS, NAMES)
+    got = targets.match_words_to_masks(WORDS, TAGS, NAMES)
     assert [(m.words, m.masks, m.name) for m in got.matches] == [
         ((1,), (0, 2), "bus"),
         ((4,), (5,), "glass"),
@@ -221,14 +222,14 @@ def test_words_find_their_masks():
 
 
 def test_only_nouns_count_and_no_word_twice():
-    assert metrics.match_words_to_masks(["bus"], ["VB"], ["bus"]).matches == ()
-    dogs = metrics.match_words_to_masks(
+    assert targets.match_words_to_masks(["bus"], ["VB"], ["bus"]).matches == ()
+    dogs = targets.match_words_to_masks(
         ["hot", "dog", "dog"], ["JJ", "NN", "NN"], ["dog", "hot dog"]
     )
     assert [m.name for m in dogs.matches] == ["hot dog", "dog"]
-    assert metrics.match_words_to_masks([], [], ["dog", " "]).matches == ()
+    assert targets.match_words_to_masks([], [], ["dog", " "]).matches == ()
     with pytest.raises(ValueError, match="2 words and 1 tags"):
-        metrics.match_words_to_masks(["a", "b"], ["DT"], [])
+        targets.match_words_to_masks(["a", "b"], ["DT"], [])
 
 
 def test_wordnet_is_used_where_it_is_installed(monkeypatch):
@@ -240,7 +241,7 @@ def test_wordnet_is_used_where_it_is_installed(monkeypatch):
 
     monkeypatch.setattr(nltk.data, "find", lambda _name: None)
     monkeypatch.setattr(nltk.stem, "WordNetLemmatizer", Lemmas)
-    got = metrics.match_words_to_masks(["oxen"], ["NNS"], ["ox"])
+    got = targets.match_words_to_masks(["oxen"], ["NNS"], ["ox"])
     assert got.lemmatizer == "wordnet" and got.matches[0].masks == (0,)
 
 

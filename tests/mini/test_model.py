@@ -7,7 +7,7 @@ from transformers import AutoModel
 
 from captum_dcam.data.language import PROMPTS
 from captum_dcam.data.scenes import make_scene
-from captum_dcam.mini import generation
+from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.batches import packed_mask
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import attend

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from captum_dcam.adapters.mini import MiniAdapter
-from captum_dcam.layout import Grid, Layout
+from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.testing.__main__ import cases_in
 
 

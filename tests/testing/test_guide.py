@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_model
 
 import captum_dcam
-from captum_dcam import plugins
-from captum_dcam.adapter import ADAPTERS
+from captum_dcam.model import hub as plugins
+from captum_dcam.model.adapter import ADAPTERS
 from captum_dcam.testing import CHECKS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "ADAPTERS.md").read_text(encoding="utf-8")

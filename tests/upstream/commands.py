@@ -5,7 +5,7 @@ import json
 import tiny
 from typer.testing import CliRunner
 
-from captum_dcam.cli import app
+from captum_dcam.cli.app import app
 
 METHODS = "diffusion_cam,diffusion_cam_paper,layer_grad_cam,tam,logit_lens,attention,cp_lrp"
 

@@ -10,8 +10,8 @@ import torch
 from doubles import dream_vl as double
 
 import captum_dcam
-from captum_dcam.adapters import _compat
-from captum_dcam.adapters._autoregressive.loading import Parts
+from captum_dcam.adapters.autoregressive.loading import Parts
+from captum_dcam.adapters.common import compat as _compat
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_DREAM_VL")
 COMMIT = "a72fa41"

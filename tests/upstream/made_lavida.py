@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA"
 COMMIT = "284ef5c"  # of the checkout that the results in the docs are from

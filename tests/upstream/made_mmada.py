@@ -10,7 +10,7 @@ from doubles import mmada as double
 from doubles import mmada_checks as suite
 
 import captum_dcam
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_MMADA")
 COMMIT = "3cdb870"

@@ -18,11 +18,11 @@ from upstream import made_dream_vl as real
 from upstream.commands import explained_and_compared
 
 import captum_dcam
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import LayerError
-from captum_dcam.methods import Problem, method, single
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.methods import Problem, method
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 pytestmark = pytest.mark.skipif(
     real.FOLDER is None,

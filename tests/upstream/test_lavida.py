@@ -18,10 +18,10 @@ from PIL import Image
 from upstream import made_lavida as made
 from upstream.commands import explained_and_compared
 
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.lavida import LavidaAdapter
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.model.forward import DenoisingForward
 
 pytestmark = [
     pytest.mark.skipif(

@@ -18,12 +18,12 @@ from doubles import llada_v as double
 from upstream.commands import explained_and_compared
 
 import captum_dcam
-from captum_dcam.adapters import _compat
-from captum_dcam.adapters import _llava as llava
-from captum_dcam.adapters._llada_v_loading import package
+from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common import llava
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.denoising import DenoisingForward
+from captum_dcam.adapters.llada_v.loading import package
 from captum_dcam.errors import LayerError, MethodError, WeightsError
+from captum_dcam.model.forward import DenoisingForward
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_LLADA_V")
 pytestmark = [

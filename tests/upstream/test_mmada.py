@@ -17,11 +17,11 @@ from upstream import made_mmada as real
 from upstream.commands import explained_and_compared
 
 import captum_dcam
-from captum_dcam.denoising import DenoisingForward
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Problem, method, single
-from captum_dcam.targets import Target
-from captum_dcam.vjp import rows
+from captum_dcam.methods import Problem, method
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import rows
+from captum_dcam.model.words import Target
 
 pytestmark = pytest.mark.skipif(
     real.FOLDER is None, reason="CAPTUM_DCAM_UPSTREAM_MMADA names no checkout of Gen-Verse/MMaDA"
@@ -113,7 +113,7 @@ def test_pixels_are_those_of_upstreams_transforms(size, fit):
         pytest.skip(f"upstream's training package: {error}")
     finally:
         sys.path.remove(real.FOLDER)
-    from captum_dcam.adapters._mmada import fitted
+    from captum_dcam.adapters.mmada.decoding import fitted
 
     picture = tiny.picture(size=size)
     own = utils.image_transform if fit == "crop" else utils.image_transform_squash

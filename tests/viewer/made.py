@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from captum_dcam import Explanation
-from captum_dcam.layout import Layout, uniform_grid
-from captum_dcam.targets import Target
-from captum_dcam.trajectory import Trajectory
+from captum_dcam.model.layout import Layout, uniform_grid
+from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.words import Target
 
 
 def picture(size: tuple[int, int], shift: int = 0) -> Image.Image:

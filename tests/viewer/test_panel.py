@@ -7,14 +7,14 @@ import pytest
 import torch
 from viewer.made import made
 
-from captum_dcam.comparison import Comparison, Row
-from captum_dcam.data.scenes import make_scene
-from captum_dcam.layout import Layout, uniform_grid
+from captum_dcam.data.scenes import make_scene, scene_mask
 from captum_dcam.methods import Cost
 from captum_dcam.metrics import localization
-from captum_dcam.sequence import TextTokens
-from captum_dcam.targets import Target
-from captum_dcam.viewer import comparison_panel, scene_mask
+from captum_dcam.model.layout import Layout, uniform_grid
+from captum_dcam.model.sequence import TextTokens
+from captum_dcam.model.words import Target
+from captum_dcam.results.comparison import Comparison, Row
+from captum_dcam.viewer import comparison_panel
 from captum_dcam.viewer.panel import FAILED, PARTIAL, seconds_text
 from captum_dcam.viewer.panel_plan import SMALLEST, plan_of
 from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, places

@@ -13,12 +13,11 @@ from captum_dcam import Explanation
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.errors import UnknownNameError
 from captum_dcam.metrics import localization
+from captum_dcam.results.summary import scene_scores, summarise
 from captum_dcam.viewer import (
     contact_sheet,
     overlay,
     prepare_folder,
-    scene_scores,
-    summarise,
     word_map,
     word_overlay,
     write_folder,

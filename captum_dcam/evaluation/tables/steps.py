@@ -18,7 +18,7 @@ from captum_dcam.evaluation.tables.registry import (
     settings_note,
     source_note,
 )
-from captum_dcam.trajectory import REGIMES
+from captum_dcam.model.trajectory import REGIMES
 
 
 def _parts(results: Results) -> list[tuple[str, Frame]]:

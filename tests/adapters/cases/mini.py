@@ -5,7 +5,7 @@ import functools
 import tiny
 import torch
 
-from captum_dcam.mini import generation
+from captum_dcam.mini import modeling as generation
 from captum_dcam.testing import AdapterCase, Reference
 
 

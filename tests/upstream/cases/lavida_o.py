@@ -20,7 +20,7 @@ from doubles import lavida_o as double
 from torch import nn
 
 import captum_dcam
-from captum_dcam.adapters import _compat
+from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.testing import AdapterCase
 
 HERE = Path(__file__).parent

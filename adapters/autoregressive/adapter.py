@@ -1,0 +1,248 @@
+r"""Autoregressive multimodal LLMs native to transformers, as the rivals' own setting.
+
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5 and InternVL (``-hf``). An answer of T tokens is a
+trajectory of T steps: before step s the tokens before s are visible, step s commits token s. The
+model is causal, so what stands behind does not matter; it is filled with padding.
+
+Regimes: ``prefix`` (prompt and pictures computed once, the answer behind their keys and values) and
+``full`` (teacher forcing, no cache). Position p is predicted from p - 1; the first token's logits
+are the prefill's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_dcam.adapters.autoregressive.decoding import checked, decoded
+from captum_dcam.adapters.autoregressive.language import Prefix, denoised, embedded, prefilled
+from captum_dcam.adapters.autoregressive.loading import FAMILIES, family_of, loaded, parts_of
+from captum_dcam.adapters.autoregressive.preparing import Conversations, prepared
+from captum_dcam.adapters.common.text import Words, special_ids, stop_ids
+from captum_dcam.errors import WeightsError
+from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.model.layout import Layout
+from captum_dcam.model.trajectory import Trajectory
+
+#: settings that a record can hold as they are; others (a stopping criterion) by how they print
+PLAIN = (str, int, float, bool, type(None))
+
+FACTS = Facts(
+    checkpoints=(
+        Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen2-VL-7B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen2.5-VL-3B-Instruct", blocks=36),
+        Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", blocks=28),
+        Checkpoint("Qwen/Qwen3-VL-4B-Instruct", blocks=36),
+        Checkpoint("Qwen/Qwen3-VL-8B-Instruct", blocks=36),
+        Checkpoint("llava-hf/llava-1.5-7b-hf", blocks=32),
+        Checkpoint("llava-hf/llava-1.5-13b-hf", blocks=40),
+        Checkpoint("OpenGVLab/InternVL3-1B-hf", blocks=24),
+        Checkpoint("OpenGVLab/InternVL3-8B-hf", blocks=28),
+    ),
+    transformers=">=5.23",
+    notes=(
+        "checkpoints whose generation_config samples (Qwen) decode greedily here unless do_sample "
+        "or temperature asks for sampling; its repetition_penalty stays in force",
+        "LLaVA-1.5 crops the centre: no token sees the sides of a picture that is not square",
+        "InternVL squashes the picture to its canvas of tiles; the thumbnail has a grid of its own",
+        "Qwen3-VL adds visual features behind its first blocks too: a tap there sees them "
+        "incomplete",
+        "frames of a video are used as given, at 24 a second where text or positions tell the time",
+    ),
+)
+
+
+@register
+class AutoregressiveAdapter(Adapter):
+    r"""Adapter of the families named above.
+
+    Args:
+        model (nn.Module): with its language-model head (``AutoModelForImageTextToText``).
+        processor (object): the checkpoint's, or its
+            :class:`~captum_dcam.adapters.autoregressive.loading.Parts`.
+        regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``
+
+    Raises:
+        TypeError, ValueError: a model of another family, a processor that does not fit it.
+    """
+
+    family: ClassVar[str] = "autoregressive"
+    model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
+    takes_video: ClassVar[bool] = True
+    default_checkpoint: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    facts: ClassVar[Facts | None] = FACTS
+    model: Any
+
+    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+        super().__init__(model, processor, regime)
+        parts = parts_of(processor)
+        self._template, self._tokenizer = parts.chat_template, parts.tokenizer
+        self._family = family_of(model, parts)
+        self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
+        self._words = Words(parts.tokenizer)
+
+    @classmethod
+    def load(
+        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+    ) -> AutoregressiveAdapter:
+        """Load a checkpoint; options: those of ``loaded`` in ``_autoregressive/loading.py``."""
+        if source is None:
+            raise WeightsError(
+                f"{cls.family} has no weights of its own: name a checkpoint or a folder, such as "
+                f"{cls.default_checkpoint}"
+            )
+        model, processor = loaded(source, **options)
+        return cls(model, processor, regime)
+
+    @staticmethod
+    def owns(model: nn.Module) -> bool:
+        """Whether a loaded model belongs to one of the families, with its head."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return kind in FAMILIES and hasattr(model, "lm_head")
+
+    # -- what the families declare ----------------------------------------------------------------
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.model.language_model.layers)
+
+    @property
+    def recommended_block(self) -> int:
+        """As for other families, but behind the blocks that visual features are added to."""
+        vision = self.model.config.vision_config
+        deep = len(getattr(vision, "deepstack_visual_indexes", ()))
+        return min(self.deepest_block, max(super().recommended_block, deep))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return stop_ids(self.model, self._tokenizer)
+
+    @property
+    def any_size(self) -> bool:  # type: ignore[override]  # it depends on the model
+        return self._family.any_size
+
+    def encode(self, text: str) -> list[int]:
+        return self._words.encode(text)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return self._words.pieces(ids)
+
+    def query_position(self, layout: Layout, position: int) -> int:
+        return layout.prefix_length + position - 1
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
+        r"""Pictures and prompts to a request.
+
+        Args:
+            images (sequence): for every example its pictures; a list of pictures among them is a
+                video, given as frames (Qwen, InternVL), and gets a grid a group of frames.
+            prompts (sequence): for every example a string, or a conversation: messages
+                ``{"role": …, "content": …}`` that end with the user's.
+
+        Raises:
+            TypeError, ValueError: say what was given, what was expected and what to do.
+        """
+        request = prepared(self._family, self._template, images, prompts)
+        return replace(
+            request,
+            pixels=request.pixels.to(self.device, self.dtype),
+            extras=tuple(e.to(self.device) for e in request.extras),
+        )
+
+    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
+        assert isinstance(request, Conversations)
+        left, given = list(pictures), []
+        for count in request.frames:
+            given.append(left[:count] if count else left[0])
+            left = left[max(count, 1) :]
+        return self.prepare([given] * request.batch, list(request.asked))
+
+    def pixel_tokens(self, request: Request) -> Tensor:
+        assert isinstance(request, Conversations) and request.owners is not None
+        return request.owners
+
+    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
+        ids, mask = (e[example].cpu() for e in request.extras[:2])
+        markers = torch.tensor(sorted({*special_ids(self._tokenizer), *self._family.image_ids}))
+        positions = (mask.bool() & ~torch.isin(ids, markers)).nonzero()[:, 0]
+        return positions, ids[positions]
+
+    # -- decoding ---------------------------------------------------------------------------------
+
+    def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
+        """Keyword arguments of the family's forward and ``generate``."""
+        ids, mask, *rest = extras
+        named = dict(zip(self._family.extra_names, rest, strict=True))
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            **self._family.inputs(pixels, ids, named),
+        }
+
+    def generate(
+        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+    ) -> Trajectory:
+        r"""Decode with the family's own ``generate``; its settings are taken as they are.
+
+        ``gen_length`` means ``max_new_tokens`` (default 64). Greedy unless ``do_sample=True`` or a
+        ``temperature`` above 0 asks for sampling, which needs ``generator``; the checkpoint's
+        ``generation_config`` gives everything else (stop ids, ``repetition_penalty``, ``top_p``).
+        """
+        options = checked(settings, generator)
+        cached = self.regime == "prefix"
+        inputs = self._inputs(request.pixels, request.extras)
+        tokens, confidence = decoded(self.model, inputs, options, generator, cached)
+        count = tokens.shape[1]
+        prefix = request.layout.prefix_length
+        # the cached run reads the first token from the prefill: step 0 has no run of its own
+        behind = (prefix, 0, *[1] * (count - 1))
+        return Trajectory(
+            tokens=tokens,
+            states=self.forced_states(tokens),
+            final_state=(tokens,),
+            commit_step=torch.arange(count, device=tokens.device).expand_as(tokens).clone(),
+            confidence=confidence,
+            regime=self.regime,
+            lengths=behind if cached else tuple(prefix + t for t in range(count)),
+            image_end=request.layout.image_end,
+            settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
+        )
+
+    def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Step t sees the tokens before t; padding stands for the rest."""
+        count = tokens.shape[1]
+        filler = self._tokenizer.pad_token_id
+        filler = min(self.stop_ids, default=0) if filler is None else filler
+        seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril(-1)
+        return (tokens[None].where(seen[:, None], filler),)
+
+    # -- replay -----------------------------------------------------------------------------------
+
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+        return embedded(self.model, self._inputs(pixels, extras))
+
+    def prefill(self, embedded: Prefix) -> Prefix:
+        return prefilled(self.model, embedded) if self.regime == "prefix" else embedded
+
+    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
+        return memory.rows(index)
+
+    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
+        return memory.tensors
+
+    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
+        return memory.replaced(tensors)
+
+    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+        return denoised(self.model, memory, state[0])
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(self.model.model.language_model.norm(hidden))

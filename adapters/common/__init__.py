@@ -1,0 +1,1 @@
+"""What several families share; nothing here knows which family calls it."""

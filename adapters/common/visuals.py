@@ -1,0 +1,220 @@
+"""What the prompt shows: pictures and videos, and where a family's tokens lie in them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_dcam.model.layout import Grid
+from captum_dcam.model.prompts import to_rgb
+
+
+@dataclass(frozen=True)
+class Visual:
+    r"""A picture, or a video that is given as frames.
+
+    Args:
+        frames (tuple of Image): RGB; a picture is one frame.
+        video (bool): whether the family sees them as a video.
+        first (int): index of the first frame among all pictures and frames of the request.
+    """
+
+    frames: tuple[Image.Image, ...]
+    video: bool
+    first: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.frames[0].height, self.frames[0].width
+
+
+def visuals_of(given: Sequence[Any]) -> tuple[Visual, ...]:
+    r"""Pictures of one example; a list or tuple of pictures among them is a video.
+
+    Raises:
+        TypeError: something that is no picture.
+        ValueError: no picture at all, an empty video, or frames of different sizes.
+    """
+    found: list[Visual] = []
+    count = 0
+    for number, one in enumerate(given):
+        video = isinstance(one, list | tuple)
+        frames = tuple(one) if video else (one,)
+        for frame in frames:
+            if not isinstance(frame, Image.Image):
+                raise TypeError(
+                    f"picture {number} is a {type(frame).__name__}: expected a PIL image, or a "
+                    "list of PIL images for a video; open files with PIL.Image.open"
+                )
+        sizes = sorted({f.size for f in frames})
+        if len(sizes) != 1:
+            said = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
+            raise ValueError(f"video {number} has {said}: give one or more frames of one size")
+        if not all(sizes[0]):
+            raise ValueError(f"picture {number} has size {sizes[0]}: expected at least one pixel")
+        found.append(Visual(tuple(to_rgb(f) for f in frames), video, count))
+        count += len(frames)
+    if not found:
+        raise ValueError("no picture was given: every example needs at least one")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Region:
+    r"""A rectangle of image tokens in a picture, before its place in the sequence is known.
+
+    Args:
+        x_edges (Tensor): (w, 2) float64 pixel edges of every column.
+        y_edges (Tensor): (h, 2) float64 pixel edges of every row.
+        image_size (tuple): (H, W) of the picture.
+        image (int): index of the picture or frame in the request.
+        skip (int): tokens in the sequence before the rectangle that belong to no place (CLS).
+    """
+
+    x_edges: Tensor
+    y_edges: Tensor
+    image_size: tuple[int, int]
+    image: int
+    skip: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.y_edges), len(self.x_edges)
+
+    def place(self, positions: Tensor) -> Grid:
+        """The grid whose tokens lie at ``positions`` (h · w,) of the sequence, row by row."""
+        return Grid(
+            positions.view(self.shape), self.x_edges, self.y_edges, self.image_size, self.image
+        )
+
+
+def edges(start: float, stop: float, count: int) -> Tensor:
+    """(count, 2) float64: ``count`` equal cells from ``start`` to ``stop``."""
+    marks = torch.linspace(start, stop, count + 1, dtype=torch.float64)
+    return torch.stack((marks[:-1], marks[1:]), dim=1)
+
+
+def region(visual: Visual, shape: tuple[int, int], box: Sequence[float] | None = None) -> Region:
+    r"""Equal cells over a whole picture, or over ``box`` (x0, y0, x1, y1) of it."""
+    height, width = visual.size
+    x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
+    return Region(edges(x0, x1, shape[1]), edges(y0, y1, shape[0]), visual.size, visual.first)
+
+
+@dataclass(frozen=True)
+class Seen:
+    r"""One visual as the family's tensors.
+
+    Args:
+        pixels (Tensor): (n, …), rows of the family's pixel tensor.
+        owners (Tensor): (n, …) int64, broadcast to ``pixels``: the image token of every element,
+            counted over this visual's regions row by row; -1 for none.
+        regions (tuple of Region): in the order of their tokens in the sequence.
+        text (str): what stands for the visual's placeholder, one token a place.
+        extras (dict): the family's further tensors (n, …) of this visual, by name.
+    """
+
+    pixels: Tensor
+    owners: Tensor
+    regions: tuple[Region, ...]
+    text: str
+    extras: dict[str, Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens with a place in a picture."""
+        return sum(h * w for h, w in (r.shape for r in self.regions))
+
+
+class Family(ABC):
+    r"""How one family prepares pictures.
+
+    Args:
+        config (object): of the model.
+        tokenizer, image_processor (object): parts of its processor.
+        video_processor (object, optional): where videos have settings of their own.
+    """
+
+    #: ``model_type`` values
+    model_types: ClassVar[tuple[str, ...]]
+    any_size: ClassVar[bool] = False
+    #: videos have a pixel tensor of their own, which stands behind that of the pictures
+    videos_last: ClassVar[bool] = False
+    #: names of the per-example tensors that go with the pixels, in the order of ``extras``
+    extra_names: ClassVar[tuple[str, ...]] = ()
+    #: the placeholder tokens of the chat template: a picture's and a video's
+    placeholders: ClassVar[tuple[str, str]]
+    image_token: ClassVar[str]
+    #: what stands for a video in the chat template; None for families without
+    video_token: ClassVar[str | None] = None
+
+    def __init__(
+        self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
+    ) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.image_processor, self.video_processor = image_processor, video_processor
+        found = tokenizer.convert_tokens_to_ids(self.image_token)
+        if found != config.image_token_id:
+            raise misfit(
+                f"the tokenizer's id of {self.image_token} is {found}",
+                f"the model's is {config.image_token_id}",
+            )
+        vocabulary = config.get_text_config().vocab_size
+        if len(tokenizer) > vocabulary:
+            raise misfit(
+                f"the tokenizer has {len(tokenizer)} tokens", f"the model {vocabulary} embeddings"
+            )
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError where the image processor does not fit the model."""
+
+    @abstractmethod
+    def see(self, visual: Visual) -> Seen:
+        """One picture or video as tensors."""
+
+    @abstractmethod
+    def turn(self, role: str, content: str) -> str:
+        """One message of a conversation in the family's published format."""
+
+    @abstractmethod
+    def frame(self, turns: Sequence[str], system: bool) -> str:
+        """A whole conversation in it, up to where the answer begins; ``system``: it has one."""
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens whose embeddings pictures replace."""
+        return (self.config.image_token_id,)
+
+    def spare(self) -> dict[str, tuple[int, ...]]:
+        """Shapes (0, …) of extras for an example without any, by name."""
+        return {}
+
+    @abstractmethod
+    def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
+        """Keyword arguments of the model besides ids and mask; tensors as it wants them."""
+
+
+def misfit(processor: str, model: str) -> ValueError:
+    """The error about a processor and a model of different checkpoints."""
+    return ValueError(
+        f"processor and model do not fit: {processor}, {model}; load both from one checkpoint"
+    )
+
+
+def shifted(seen: Sequence[Seen]) -> list[Seen]:
+    """The visuals of one example with their owners counted over all of them."""
+    out, first = [], 0
+    for one in seen:
+        owners = torch.where(one.owners >= 0, one.owners + first, one.owners)
+        out.append(replace(one, owners=owners))
+        first += one.tokens
+    return out

@@ -1,0 +1,341 @@
+r"""DiffusionGemma: block diffusion from uniform noise, encoder and decoder with shared weights.
+
+The encoder reads prompt and pictures once and every finished canvas after it; the decoder denoises
+one canvas of C tokens behind the encoder's keys and values. So the encoder's prefill is the only
+call that holds the picture, and the blocks are the encoder's: gradients of every canvas reach their
+image states through the cache, those of later canvases also by way of the canvases before.
+
+There is no mask token. A canvas starts as random tokens, every step accepts those it is sure of
+and draws the others anew, accepted ones may be dropped again, and the answer is the argmax of the
+last step. A token commits at the first step from which its argmax stays what it is at the end.
+
+A state is the answer as far as it is finished with the canvas behind it (T ids), the number of the
+canvas, and the decoder's self-conditioning (C, D): the words that the step before expected. It is
+part of what the step was given, and a constant as the canvas is. The ``teacher`` state has number
+-1: every canvas is read with all its tokens visible and without self-conditioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_dcam.adapters.autoregressive.decoding import seeded
+from captum_dcam.adapters.autoregressive.loading import Parts, loaded, parts_of
+from captum_dcam.adapters.autoregressive.preparing import Conversations, prepared
+from captum_dcam.adapters.common.text import Words, special_ids, stop_ids
+from captum_dcam.adapters.diffusion_gemma.decoding import (
+    check_context,
+    checked,
+    options_of,
+    sampled,
+)
+from captum_dcam.adapters.diffusion_gemma.language import (
+    Prefix,
+    denoised,
+    embedded,
+    head,
+    prefilled,
+    signals,
+    wider,
+)
+from captum_dcam.adapters.diffusion_gemma.pictures import Gemma4
+from captum_dcam.adapters.diffusion_gemma.states import EVERY, forced, states_of
+from captum_dcam.errors import WeightsError
+from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.model.trajectory import Trajectory
+
+FACTS = Facts(
+    checkpoints=(Checkpoint("google/diffusiongemma-26B-A4B-it", blocks=30),),
+    transformers=">=5.23",
+    notes=(
+        "there is no greedy mode: every generation needs a generator or a seed",
+        "max_new_tokens is rounded up to whole canvases (256 tokens)",
+        "generate ignores settings that it does not know (use_cache, do_sample, top_k, …) without "
+        "a word; the adapter refuses them",
+        "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones only; "
+        "generate and the adapter give the family's own masks",
+        "routing to experts flips between types: replay in the type of the generation",
+    ),
+)
+
+
+@register
+class DiffusionGemmaAdapter(Adapter):
+    r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
+
+    Args:
+        model (nn.Module): as transformers loads it.
+        processor (object): the checkpoint's, or its
+            :class:`~captum_dcam.adapters.autoregressive.loading.Parts`.
+        regime (str, optional): ``prefix`` is the only one. Default: ``"prefix"``
+
+    Raises:
+        TypeError, ValueError: a model of another family, a processor that does not fit it.
+    """
+
+    family: ClassVar[str] = "diffusion_gemma"
+    model_types: ClassVar[tuple[str, ...]] = ("diffusion_gemma",)
+    regimes: ClassVar[tuple[str, ...]] = ("prefix",)
+    default_checkpoint: ClassVar[str] = "google/diffusiongemma-26B-A4B-it"
+    any_size: ClassVar[bool] = True
+    facts: ClassVar[Facts | None] = FACTS
+    model: Any
+
+    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+        super().__init__(model, processor, regime)
+        if not self.owns(model):
+            raise ValueError(
+                f"the model is a {type(model).__name__}: expected DiffusionGemmaForBlockDiffusion, "
+                "with its output head"
+            )
+        parts: Parts = parts_of(processor)
+        self._template, self._tokenizer = parts.chat_template, parts.tokenizer
+        self._family = Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
+        self._words = Words(parts.tokenizer)
+
+    @classmethod
+    def load(
+        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+    ) -> DiffusionGemmaAdapter:
+        """Load a checkpoint; options: those of ``loaded`` in ``_autoregressive/loading.py``."""
+        if source is None:
+            raise WeightsError(
+                f"{cls.family} has no weights of its own: name a checkpoint or a folder, such as "
+                f"{cls.default_checkpoint}"
+            )
+        model, processor = loaded(source, cls.model_types, **options)
+        return cls(model, processor, regime)
+
+    @staticmethod
+    def owns(model: nn.Module) -> bool:
+        """Whether a loaded model belongs to this family, with its head."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return kind == "diffusion_gemma" and hasattr(model, "lm_head")
+
+    # -- what the family declares -----------------------------------------------------------------
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The encoder's; the decoder's layer of the same number has its weights."""
+        return list(self.model.model.encoder.language_model.layers)
+
+    @property
+    def step_blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.model.decoder.layers)
+
+    @property
+    def canvas(self) -> int:
+        """C, tokens of a canvas."""
+        return int(self.model.config.canvas_length)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return stop_ids(self.model, self._tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        return self._words.encode(text)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return self._words.pieces(ids)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
+        r"""Pictures and prompts to a request.
+
+        Args:
+            images (sequence): for every example its pictures.
+            prompts (sequence): for every example a string, or a conversation: messages
+                ``{"role": …, "content": …}`` that end with the user's. In a batch all must have as
+                many tokens: the family counts positions without regard to padding.
+
+        Raises:
+            TypeError, ValueError: say what was given, what was expected and what to do.
+        """
+        self.check_request(images, prompts)
+        request = prepared(self._family, self._template, images, prompts)
+        mask = request.extras[1]
+        if not bool(mask.all()):
+            raise ValueError(
+                f"the prompts have {sorted(set(mask.sum(1).tolist()))} tokens: the family counts "
+                "positions without regard to padding, so a batch needs prompts of one length; "
+                "explain them one by one"
+            )
+        return replace(
+            request,
+            pixels=request.pixels.to(self.device, self.dtype),
+            extras=tuple(e.to(self.device) for e in request.extras),
+        )
+
+    def pixel_tokens(self, request: Request) -> Tensor:
+        assert isinstance(request, Conversations) and request.owners is not None
+        return request.owners
+
+    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
+        ids = request.extras[0][example].cpu()
+        config = self.model.config
+        markers = (config.image_token_id, config.boi_token_id, config.eoi_token_id)
+        known = torch.tensor(sorted({*special_ids(self._tokenizer), *markers}))
+        positions = (~torch.isin(ids, known)).nonzero()[:, 0]
+        return positions, ids[positions]
+
+    def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The family's tensors besides the ids."""
+        ids, _, positions = extras
+        return self._family.inputs(pixels, ids, {"image_position_ids": positions})
+
+    # -- decoding ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Trajectory:
+        r"""Decode with the family's own ``generate``.
+
+        Args:
+            request (Request): from :meth:`prepare`.
+            generator (torch.Generator, optional): of all randomness; there is no greedy mode.
+            seed (int, optional): in place of a generator.
+            **settings: ``max_new_tokens`` (or ``gen_length``; rounded up to whole canvases),
+                ``max_denoising_steps`` (or ``steps``; at most so many a canvas), ``t_min``,
+                ``t_max``, ``entropy_bound``, ``stability_threshold``, ``confidence_threshold``.
+                Default: the checkpoint's, else the family's (256, 48, 0.4, 0.8, 0.1, 1, 0.005)
+
+        Raises:
+            ValueError: no source of randomness, or settings that ``generate`` would ignore.
+        """
+        options = checked(settings, self.canvas)
+        if seed is not None and generator is None:
+            generator = torch.Generator().manual_seed(seed)
+            settings["seed"] = seed
+        elif generator is None or seed is not None:
+            raise ValueError(
+                "the family samples, it has no greedy mode: pass generator="
+                "torch.Generator().manual_seed(0), or seed=0, one of them"
+            )
+        prefix = request.layout.prefix_length
+        check_context(self.model.config, prefix, options)
+        inputs = self._inputs(request.pixels, request.extras)
+        with seeded(generator):
+            recorder = sampled(self.model, request.extras[0], inputs, options)
+        tokens = torch.cat(recorder.final, 1)
+        commit, sure, last = recorder.commits
+        return Trajectory(
+            tokens=tokens,
+            states=recorder.states(self._filler),
+            final_state=self.visible_state(tokens),
+            commit_step=commit,
+            confidence=sure,
+            regime=self.regime,
+            lengths=recorder.lengths(prefix),
+            image_end=request.layout.image_end,
+            settings=settings,
+            final_step=last,
+        )
+
+    @property
+    def _filler(self) -> int:
+        """The id that stands where nothing is."""
+        pad = self._tokenizer.pad_token_id
+        return min(self.stop_ids, default=0) if pad is None else int(pad)
+
+    def rebuilt_states(
+        self, request: Request, canvases: Sequence[Tensor], tokens: Tensor, **settings: Any
+    ) -> tuple[Tensor, ...]:
+        r"""States of a generation of one example that is known by its canvases' ids alone.
+
+        Self-conditioning is computed again, step by step: it depends on nothing else.
+
+        Args:
+            request (Request): of one example.
+            canvases (sequence of Tensor): (steps, 1, C) ids before every step, of every canvas.
+            tokens (Tensor): (1, T) the answer.
+            **settings: as in :meth:`generate`.
+
+        Returns:
+            tuple of Tensor: a :class:`~captum_dcam.model.trajectory.Trajectory`'s ``states``.
+        """
+        options = options_of(checked(settings, self.canvas))
+        with torch.no_grad():
+            memory = self.prefill(self.embed(request.pixels, *request.extras))
+        found = [
+            signals(self.model, memory, tokens[:, : n * self.canvas], steps, options)
+            for n, steps in enumerate(canvases)
+        ]
+        return states_of(canvases, found, tokens, self._filler)
+
+    # -- given answers ----------------------------------------------------------------------------
+
+    def whole_answer(self, ids: Sequence[int]) -> list[int]:
+        """An end of the answer and padding behind it, up to the end of its canvas."""
+        missing = -len(ids) % self.canvas
+        ends = sorted(self.stop_ids - {self._filler}) or [self._filler]
+        return [*ids, *[ends[0], *[self._filler] * missing][:missing]]
+
+    def visible_state(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        every = torch.full_like(tokens[:, 0], EVERY)
+        return tokens, every, self._silence.expand(len(tokens), -1, -1)
+
+    def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Token t is hidden behind noise, see :func:`._diffusion_gemma.states.forced`."""
+        return forced(tokens, self._silence, self.vocabulary, self._filler)
+
+    @property
+    def _silence(self) -> Tensor:
+        """(C, D) self-conditioning of no logits."""
+        width = self.model.config.text_config.hidden_size
+        return torch.zeros(self.canvas, width, dtype=self.dtype, device=self.device)
+
+    # -- replay -----------------------------------------------------------------------------------
+
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+        return embedded(self.model, extras[0], self._inputs(pixels, extras))
+
+    def prefill(self, embedded: Prefix) -> Prefix:
+        return prefilled(self.model, embedded)
+
+    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
+        return memory.rows(index)
+
+    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
+        return memory.tensors
+
+    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
+        return memory.replaced(tensors)
+
+    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+        """Logits (R, T, V); zeros at positions of canvases that a row's state does not read."""
+        ids, numbers, signal = state
+        parts = []
+        for number, canvas in enumerate(ids.split(self.canvas, 1)):
+            read = (numbers == number) | (numbers == EVERY)
+            before = ids[:, : number * self.canvas]
+            parts.append(self._canvas(memory, read, before, canvas, signal))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _canvas(
+        self, memory: Prefix, read: Tensor, before: Tensor, canvas: Tensor, signal: Tensor
+    ) -> Tensor:
+        """Logits (R, C, V) of a canvas, of the rows that read it."""
+        if bool(read.all()):
+            return denoised(self.model, memory, before, canvas, signal)
+        shape, kind = (*canvas.shape, self.vocabulary), wider(signal.dtype)
+        logits = self.model.lm_head.weight.new_zeros(shape, dtype=kind)
+        if not bool(read.any()):
+            return logits
+        at = read.nonzero()[:, 0]
+        own = denoised(self.model, memory.rows(at), before[at], canvas[at], signal[at])
+        return logits.index_copy(0, at.to(own.device), own)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return head(self.model, self.model.model.decoder.norm(hidden))

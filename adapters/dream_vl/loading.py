@@ -1,0 +1,68 @@
+r"""Loading of a Dream-VL checkpoint, whose code comes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.errors import RemoteCodeError, WeightsError
+
+
+def loaded(
+    source: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> tuple[nn.Module, Any]:
+    r"""Model and processor of a Dream-VL checkpoint, repaired for the transformers at hand.
+
+    Args:
+        source (str): folder or hub name.
+        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
+        dtype (dtype, optional): Default: the checkpoint's
+        device_map, revision, attn_implementation: as ``from_pretrained`` has them.
+        trust_remote_code (bool, optional): the model's code is in the checkpoint, and runs on this
+            machine: it must be allowed. Default: False
+
+    Raises:
+        RemoteCodeError: remote code is not allowed.
+        WeightsError: files are missing, damaged, or of another family.
+    """
+    if not trust_remote_code:
+        raise RemoteCodeError(
+            f"{source} brings its own code (DreamVLModel is in no version of transformers): read "
+            "it, fix its revision, and pass trust_remote_code=True to let it run; or load the "
+            "model yourself and wrap(model, processor)"
+        )
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    hub = {} if revision is None else {"revision": revision}
+    options = {"device_map": device_map, "attn_implementation": attn_implementation}
+    options = {k: v for k, v in options.items() if v is not None}
+    try:
+        with _compat.dream_vl_importable():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
+            named = getattr(config, "auto_map", {}).get("AutoModel")
+            if config.model_type != "dream-vl" or named is None:
+                raise WeightsError(
+                    f"{source} holds a {config.model_type}: expected dream-vl, with its code"
+                )
+            cls = get_class_from_dynamic_module(named, source, **hub)
+            _compat.dream_vl_classes(cls)
+            model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
+            _compat.dream_vl_frequencies(model)
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    if device is not None and device_map is None:
+        model = model.to(device)
+    return model.eval(), processor

@@ -1,0 +1,5 @@
+"""LaViDa-O: the understanding path, a picture and a question in, text out."""
+
+from captum_dcam.adapters.lavida_o.adapter import LavidaOAdapter
+
+__all__ = ["LavidaOAdapter"]

@@ -1,0 +1,176 @@
+r"""LaViDa-O: the understanding path, a picture and a question in, text out.
+
+Upstream: ``adobe-research/LaVida-O`` (package ``llava``, under Adobe's research licence: it is
+imported where it is installed, nothing of it is here), checkpoint ``jacklishufan/LaViDa-O-v1.0``.
+A picture is a base view of 13×13 tokens in a padded square and a mosaic of such tiles. Regimes:
+``prefix`` (``prefix_lm=True``, as in the authors' demo) and ``full``; in the latter
+``use_fast_dlm=True`` decodes with a cache that every block makes anew, so that lengths vary by
+step.
+
+Supported: text answers to pictures. Not supported: making and editing pictures and grounding by box
+tokens (``text_to_image``, ``predict_grounding``), ``draft_tokens``, and ``cfg_scale`` > 0, with
+which upstream fails on text.
+
+Of its relatives, Sparse-LaViDa (arXiv 2512.14008) feeds a subset of the masked tokens and register
+tokens behind a cache of what is decoded, and LaViDa-R1 (arXiv 2602.14147) is trained further by
+reinforcement learning. No code of either is published: Sparse-LaViDa's decoder has no adapter, and
+its checkpoints are not claimed by this one; a LaViDa-R1 checkpoint in the format of LaViDa or
+LaViDa-O would load as one of them, and its own sampling is not reproduced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common.recording import seeded
+from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.adapters.lavida.decoding import Prefix, as_written
+from captum_dcam.adapters.lavida.facts import MASK
+from captum_dcam.adapters.lavida.settings import arguments, checked, steps_of
+from captum_dcam.adapters.lavida_o import decoding as own
+from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.trajectory import Trajectory
+
+
+@register
+class LavidaOAdapter(LavidaAdapter):
+    r"""Adapter of LaViDa-O's ``LlavaLladaForMaskedDiffusion`` (two towers in its configuration).
+
+    Args:
+        model (nn.Module): as upstream's ``build_model`` or ``load_pretrained_model`` returns it.
+        processor (tuple): ``(tokenizer, image_processor)``.
+        regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``
+        system (str, optional): system prompt; None for the template's own. Default: the authors'
+        base (str, optional): base view in a square that is ``pad`` (the authors'
+            DEBUG_FIX_PADDING=1) or ``stretch``. Default: ``"pad"``
+    """
+
+    family: ClassVar[str] = "lavida_o"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
+    architectures: ClassVar[tuple[str, ...]] = ("LlavaLladaForMaskedDiffusion",)
+    facts: ClassVar[Facts | None] = Facts(
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
+        package="llava",
+        install=INSTALL,
+        notes=(
+            "NOT_ALWASY_DO_2DPOOL=1 must be set before its package is imported, or it fails",
+            "the base view is padded here; upstream stretches it unless DEBUG_FIX_PADDING=1",
+            "upstream ignores steps (passed on here as step_per_block); nothing stops an answer",
+            "with use_fast_dlm upstream commits by a rising bar of confidence, not by steps",
+            "generation and editing of pictures, and grounding, are not supported",
+        ),
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        regime: str | None = None,
+        *,
+        system: str | None = llava.SYSTEM,
+        base: str = "pad",
+    ) -> None:
+        if not self.owns(model):
+            raise TypeError(
+                f"the model is a {type(model).__name__}: expected LaViDa-O's "
+                "LlavaLladaForMaskedDiffusion, with dual_tower in its configuration"
+            )
+        super().__init__(model, processor, regime, system=system, single="list")
+        image_processor = llava.parts_of(processor)[1]
+        self._packing = own.PackingO(model, image_processor, "list", base)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | None = None,
+        *,
+        regime: str | None = None,
+        system: str | None = llava.SYSTEM,
+        base: str = "pad",
+        **options: Any,
+    ) -> LavidaOAdapter:
+        """Load a checkpoint through upstream's package; options: those of
+        :func:`~captum_dcam.adapters.lavida_o.loading.loaded`."""
+        model, processor = loaded(source, **options)
+        return cls(model, processor, regime, system=system, base=base)
+
+    @classmethod
+    def claims(cls, config: dict[str, Any]) -> bool:
+        return "dual_tower" in config
+
+    @staticmethod
+    def owns(model: nn.Module) -> bool:
+        named = any(c.__name__ == "LlavaLladaForMaskedDiffusion" for c in type(model).__mro__)
+        return named and hasattr(model.config, "dual_tower")
+
+    @property
+    def mask_id(self) -> int:
+        given = getattr(self.model.config, "mask_token_id", None)
+        return MASK["llada"] if given is None else int(given)
+
+    def generate(
+        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+    ) -> Trajectory:
+        r"""Decode with the family's own ``generate`` and record it.
+
+        Args:
+            request (Request): from :meth:`prepare`.
+            generator (torch.Generator, optional): for sampled decoding.
+            gen_length, block_length, steps, step_ratio, temperature, schedule, shift, remasking: as
+                LaViDa-LLaDA's, see :meth:`LavidaAdapter.generate`.
+            use_fast_dlm (bool, optional): decode with a cache a block (regime ``full`` only).
+                Default: False
+            factor (float, optional), threshold (float, optional): its bar of confidence. Default:
+                upstream's factor 1; ``threshold`` or ``factor=None`` switch it off
+
+        Raises:
+            TypeError, ValueError: settings that cannot work.
+        """
+        rest = dict(settings)
+        fast = own.fast_settings(rest, self.regime)
+        if fast is None:
+            return super().generate(request, generator=generator, **rest)
+        made = checked(rest, "llada", False, generator)
+        assert made.block_length is not None
+        prefix = request.layout.prefix_length
+        if made.block_length >= request.layout.image_end:
+            raise ValueError(
+                f"block_length {made.block_length} with an image span that ends at "
+                f"{request.layout.image_end}: a block alone would pass for the whole sequence; "
+                "give shorter blocks"
+            )
+        log = own.FastLog(self.mask_id, prefix=prefix, block=made.block_length)
+        options = {**arguments(made, "llada", False), "mask_id": self.mask_id}
+        options = own.fast_arguments(options, fast, steps_of(made))
+        views = self._packing.arguments(request.pixels, request.extras[1])
+        with (
+            seeded(generator, self.device),
+            as_written(self.model),
+            log.watching(self.model.model),
+        ):
+            result, _ = self.model.generate(request.extras[0], **views, **options)
+        tokens = result[:, -made.gen_length :].clone()
+        log.finish(tokens)
+        return Trajectory(
+            tokens=tokens,
+            states=log.all_states(),
+            final_state=log.final(tokens),
+            commit_step=log.commit_step.clamp_min(0),
+            confidence=log.confidence,
+            regime="full",
+            lengths=tuple(log.lengths),
+            image_end=request.layout.image_end,
+            settings=settings,
+            final_step=log.last_runs(),
+        )
+
+    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+        if len(state) == 1:
+            return super().denoise(memory, *state)
+        with as_written(self.model):
+            return own.fast_logits(self.model, memory.embeds, *state)

@@ -1,0 +1,205 @@
+r"""LaViDa-O's own parts: pictures behind a strided convolution, and decoding with ``use_fast_dlm``.
+
+``use_fast_dlm`` runs the whole sequence at every block's beginning and the block alone at its other
+steps, against keys and values of the whole run in which the block's own are replaced. A step's
+state is then the canvas, the canvas of that whole run, and where the block lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common.anyres import Tiling
+from captum_dcam.adapters.common.recording import CanvasLog
+from captum_dcam.adapters.lavida.packing import Packing, pools
+
+BASES = ("pad", "stretch")
+
+
+@dataclass(frozen=True)
+class PackingO(Packing):
+    r"""Pictures of LaViDa-O: every one becomes a base view and a mosaic.
+
+    Args:
+        base (str): ``pad``, the picture in a padded square (the authors set DEBUG_FIX_PADDING), or
+            ``stretch``. Default: ``"pad"``
+    """
+
+    base: str = "pad"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base not in BASES:
+            raise ValueError(f"base is {self.base!r}: expected one of {BASES}")
+        if pools(self.model):
+            raise ValueError(
+                "upstream pools pictures a second time and fails, unless the environment has "
+                "NOT_ALWASY_DO_2DPOOL=1 when its package llava is imported: set it and start anew"
+            )
+
+    def tiling(self, pictures: int) -> Tiling:
+        inner, tower = self.model.model, self.model.get_vision_tower()
+        tile, patches, patch = tower.image_size, tower.num_patches_per_side, tower.config.patch_size
+        stride = int(getattr(inner.vision_resampler, "stride", 1))
+        pinpoints, most = llava.cutting_of(self.model.config, tile)
+        red, green, blue = (int(m * 255) for m in self.image_processor.image_mean)
+        base = self.base if pinpoints else "pad"
+        side, cell = patches // stride, float(patch * stride)
+        return Tiling(tile, side, cell, pinpoints, base, (red, green, blue), most)
+
+
+@dataclass(frozen=True)
+class Fast:
+    """Settings of ``use_fast_dlm``: upstream commits all tokens above a rising bar of confidence
+    (``factor``), above ``threshold``, or as many a step as the number of steps says (neither)."""
+
+    factor: float | None = 1.0
+    threshold: float | None = None
+
+
+def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
+    """Take them out of ``settings``; None without ``use_fast_dlm``. Raises what cannot work."""
+    wanted = bool(settings.pop("use_fast_dlm", False))
+    given = {n: settings.pop(n) for n in ("factor", "threshold") if n in settings}
+    if not wanted:
+        if given:
+            raise ValueError(f"{' and '.join(given)}: of use_fast_dlm=True, which was not given")
+        return None
+    if regime == "prefix":
+        raise ValueError(
+            "use_fast_dlm runs the whole sequence at every block, regime 'prefix' only once: "
+            "captum_dcam.wrap(model, processor, regime='full')"
+        )
+    if given.get("threshold") is not None:
+        given.setdefault("factor", None)
+    made = Fast(**given)
+    if made.factor is not None and made.threshold is not None:
+        raise ValueError("factor and threshold: upstream ignores threshold beside factor; give one")
+    for name in ("schedule", "shift", "step_ratio"):
+        if settings.get(name) is not None:
+            raise ValueError(f"{name} has no effect with use_fast_dlm: leave it out")
+    if settings.get("remasking", "low_confidence") not in ("low_confidence", "random"):
+        raise ValueError(
+            f"remasking is {settings['remasking']!r}: use_fast_dlm knows low_confidence and random"
+        )
+    return made
+
+
+def fast_arguments(options: dict[str, Any], made: Fast, steps: int) -> dict[str, Any]:
+    """Arguments of the family's ``generate``, from those of decoding without."""
+    out = {
+        k: v for k, v in options.items() if k not in ("prefix_lm", "schedule", "schedule_kwargs")
+    }
+    return {**out, "use_fast_dlm": True, "steps": steps, **vars(made)}
+
+
+@dataclass
+class FastLog(CanvasLog):
+    r"""Recording of ``use_fast_dlm`` through hooks.
+
+    Args:
+        prefix (int): P, tokens before the canvas.
+        block (int): tokens of a block.
+    """
+
+    prefix: int = 0
+    block: int = 0
+    wholes: list[Tensor] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def watching(self, inner: nn.Module) -> Iterator[None]:
+        """Hooks on the word embedding and on the transformer while the context is open."""
+        blocks_begun = 0
+
+        def embedded(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal blocks_begun
+            ids = args[0]
+            if ids.ndim != 2:  # the prompt's ids come as one row without a batch
+                return
+            if ids.shape[1] > self.prefix:
+                canvas = ids[:, self.prefix :]
+                self.wholes.append(canvas.clone())
+                self.spans.append((-1, -1))
+                blocks_begun += 1
+            else:
+                begin = (blocks_begun - 1) * self.block
+                canvas = self.canvases[-1].clone()
+                canvas[:, begin : begin + self.block] = ids
+                # what the whole run committed lies in the block too
+                self.wholes.append(self.wholes[-1])
+                self.spans.append((begin, begin + self.block))
+            self.lengths.append(ids.shape[1])
+            self.see(canvas)
+
+        def scored(_module: nn.Module, _args: Any, output: Any) -> None:
+            begin, end = self.spans[-1]
+            width = self.canvases[-1].shape[1]
+            logits = output.logits
+            if begin < 0:
+                self.read(logits[:, -width:])
+                return
+            self.read(nn.functional.pad(logits, (0, 0, begin, width - end)))
+
+        words: Any = inner.get_submodule("transformer.wte")
+        handles = [
+            words.register_forward_pre_hook(embedded),
+            inner.register_forward_hook(scored),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def all_states(self) -> tuple[Tensor, ...]:
+        """(S, 1, …): canvas, canvas of the last whole run, block's bounds (-1 at whole runs)."""
+        canvases = self.states
+        spans = torch.tensor(self.spans, device=canvases.device)[:, None]
+        return canvases, torch.stack(self.wholes), spans
+
+    def final(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """The same with the whole answer visible, as a whole run."""
+        return tokens, tokens, torch.full((1, 2), -1, device=tokens.device)
+
+    def last_runs(self) -> Tensor:
+        """(1, T): the last step that ran each position."""
+        last = torch.zeros(1, self.canvases[0].shape[1], dtype=torch.int64)
+        for step, (begin, end) in enumerate(self.spans):
+            ran = slice(None) if begin < 0 else slice(begin, end)
+            last[:, ran] = step
+        return last
+
+
+def fast_logits(model: Any, prefix: Tensor, canvas: Tensor, whole: Tensor, spans: Tensor) -> Tensor:
+    """Logits (R, T, V): one whole run for all rows, then each row's block against its own cache.
+
+    Positions that a row's step did not run have logits 0.
+    """
+    inner, width = model.model, canvas.shape[1]
+    words = inner.transformer.wte(whole)
+    embeds = torch.cat((prefix.to(words.dtype), words), dim=1)
+    out = inner(None, input_embeddings=embeds, use_cache=True)
+    rows = []
+    for row, (begin, end) in enumerate(spans.tolist()):
+        own = slice(row, row + 1)
+        if begin < 0:
+            rows.append(out.logits[own, -width:])
+            continue
+        # the block's keys are written into the cache in place: copies keep the graph whole
+        cache = [(k[own].clone(), v[own].clone()) for k, v in out.attn_key_values]
+        here = torch.zeros(1, embeds.shape[1], dtype=torch.bool, device=embeds.device)
+        here[:, prefix.shape[1] + begin : prefix.shape[1] + end] = True
+        part = inner(
+            canvas[own, begin:end], past_key_values=cache, use_cache=True, replace_position=here
+        ).logits
+        rows.append(nn.functional.pad(part, (0, 0, begin, width - end)))
+    return torch.cat(rows)

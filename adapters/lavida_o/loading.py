@@ -1,0 +1,86 @@
+r"""Loading LaViDa-O through its authors' package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+from captum_dcam.adapters.lavida.loading import BUILT
+from captum_dcam.errors import WeightsError
+
+CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
+INSTALL = (
+    "get adobe-research/LaVida-O under its own licence, install it with its requirements "
+    "(torch 2.6.0, transformers 4.50.3, flash-attn 2.7.4.post1, deepspeed, diffusers), and set "
+    "NOT_ALWASY_DO_2DPOOL=1 and DEBUG_FIX_PADDING=1"
+)
+
+
+def loaded(
+    source: str | None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.bfloat16,
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, tuple[Any, Any]]:
+    r"""Model and ``(tokenizer, image_processor)`` of a checkpoint, by upstream's builder.
+
+    Args:
+        source (str): folder or hub name.
+        device (device, optional): where the model goes. Default: as ``device_map`` says
+        dtype (dtype, optional): float16 or bfloat16, else converted. Default: bfloat16
+        device_map (optional): Default: upstream's ``auto``
+        revision, trust_remote_code (optional): upstream's builder takes neither; the revision's
+            files are fetched first.
+
+    Raises:
+        ImportError: upstream's package is missing, or another project's is in front.
+        ValueError: the environment that upstream needs is not set.
+        WeightsError: files are missing, damaged, or of another model.
+    """
+    if source is None:
+        raise WeightsError(
+            f"lavida_o has no weights of its own: name a checkpoint or a folder, as {CHECKPOINT}"
+        )
+    if not os.environ.get("NOT_ALWASY_DO_2DPOOL"):
+        raise ValueError(
+            "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
+            "set it before Python starts"
+        )
+    try:
+        builder = importlib.import_module("llava.model.builder")
+        arch = importlib.import_module("llava.model.language_model.llava_llada")
+    except ImportError as error:
+        raise ImportError(
+            f"LaViDa-O's own code is needed and cannot be imported ({error}): {INSTALL}"
+        ) from error
+    if not hasattr(arch, "generate_with_dual_cache"):
+        raise ImportError(
+            f"the package llava in {arch.__file__} is not LaViDa-O's: another project's is in "
+            f"front; {INSTALL}"
+        )
+    from safetensors import SafetensorError
+
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    try:
+        if revision is not None and not os.path.isdir(source):
+            from huggingface_hub import snapshot_download
+
+            source = snapshot_download(source, revision=revision)
+        tokenizer, model, image_processor, _ = builder.load_pretrained_model(
+            source,
+            None,
+            "llava_llada",
+            device_map="auto" if device_map is None else device_map,
+            torch_dtype=BUILT.get(dtype, "bfloat16"),
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    if device is not None and device_map is None:
+        model = model.to(device)
+    return model.to(dtype).eval(), (tokenizer, image_processor)

@@ -1,0 +1,205 @@
+r"""From a picture and a prompt to an explanation, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import TargetError
+from captum_dcam.maps import as_compose, context_for, mean_maps, needs_repeated, word_maps
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
+from captum_dcam.model.words import Target, WordsLike, repeated_function_words, resolve, words_of
+from captum_dcam.presets import preset as find_preset
+from captum_dcam.refine import Refinement
+from captum_dcam.results.explanation import Explanation, versions
+
+
+def explain(
+    adapter: Adapter,
+    image: Pictures,
+    prompt: Prompt,
+    words: WordsLike = None,
+    *,
+    layer: int | None = None,
+    preset: str = "default",
+    score: str | None = None,
+    step: int | None = None,
+    product: str | None = None,
+    center: bool | None = None,
+    refinements: Refinement | Sequence[Refinement] | None = None,
+    generator: torch.Generator | None = None,
+    internal_batch_size: int | None = None,
+    **generation: Any,
+) -> Explanation:
+    r"""Generate an answer and explain its words.
+
+    Args:
+        adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
+        image (PIL.Image.Image, Video or sequence): one picture or video, or several.
+        prompt (str or sequence of dict): the question, which may be empty, or the messages of a
+            conversation, see :mod:`captum_dcam.model.prompts`.
+        words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
+            Default: every word
+        layer (int, optional): block to tap. Default: the family's recommended block
+        preset (str, optional): ``default``, ``paper`` or ``base``, or the path of a preset file
+            that ``captum-dcam calibrate`` wrote. Default: ``"default"``
+        score, step, product, center, refinements: as in
+            :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
+        generator (torch.Generator, optional): for sampled decoding.
+        internal_batch_size (int, optional): words differentiated at once, see
+            :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
+        **generation: the family's decoding settings (``gen_length``, ``steps``, …).
+
+    Returns:
+        Explanation: maps of every target at token resolution.
+    """
+    images = pictures_of(image)
+    forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
+    request = adapter.prepare([images], [prompt])
+    forward.generate(request, generator=generator, **generation)
+    return explain_bound(
+        forward,
+        words,
+        preset=preset,
+        score=score,
+        step=step,
+        product=product,
+        center=center,
+        refinements=refinements,
+    )
+
+
+def explain_bound(
+    forward: DenoisingForward,
+    words: WordsLike = None,
+    *,
+    example: int = 0,
+    preset: str = "default",
+    score: str | None = None,
+    step: int | None = None,
+    product: str | None = None,
+    center: bool | None = None,
+    refinements: Refinement | Sequence[Refinement] | None = None,
+) -> Explanation:
+    r"""Explain words of one example of a generation that is bound to ``forward`` already.
+
+    Args and returns as :func:`explain`; ``example`` chooses from the batch.
+    """
+    chosen = find_preset(preset)
+    score = chosen.score if score is None else score
+    product = chosen.product if product is None else product
+    center = chosen.center if center is None else center
+    refine = chosen.refinements() if refinements is None else as_compose(refinements)
+    request, trajectory = forward.request, forward.trajectory
+    assert request is not None
+    if not 0 <= example < request.batch:
+        raise TargetError(f"example {example} is not in the batch of {request.batch}")
+    tokens = trajectory.tokens[example].tolist()
+    targets = resolve(forward.adapter, tokens, words)
+    repeated: tuple[Target, ...] = ()
+    if needs_repeated(refine):
+        repeated = repeated_function_words(words_of(forward.adapter, tokens))
+    every = (*targets, *(t for t in repeated if t not in targets))
+    signed = word_maps(forward, every, [example] * len(every), score, step, product, center)
+    own = mean_maps([m[[every.index(t) for t in repeated]] for m in signed]) if repeated else None
+    raw = tuple(m[: len(targets)].relu().float() for m in signed)
+    maps = tuple(
+        refine(m, context_for(forward, grid.image_size, own, i)).cpu()
+        for i, (m, grid) in enumerate(zip(raw, request.layout.grids, strict=True))
+    )
+    stop = forward.adapter.stop_ids
+    texts = forward.adapter.pieces(tokens)
+    pieces = tuple("" if t in stop else p for t, p in zip(tokens, texts, strict=True))
+    return Explanation(
+        prompt=request.prompts[example],
+        answer="".join(pieces).strip(),
+        targets=targets,
+        maps=maps,
+        peaks=tuple(m.amax((-2, -1)).cpu() for m in raw),
+        pieces=pieces,
+        layout=request.layout,
+        trajectory=trajectory.single(example),
+        settings={
+            "family": forward.adapter.family,
+            "layer": forward.layer,
+            "preset": str(preset),
+            "score": score,
+            "step": step,
+            "product": product,
+            "center": center,
+            "refinements": refine.describe(),
+            "dtype": str(forward.adapter.dtype),
+        },
+        versions=versions(),
+        images=request.images[example],
+    )
+
+
+def sign_check(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
+    example: int = 0,
+    score: str = "commit",
+    share: float = 0.1,
+) -> Tensor:
+    r"""Does removing what a map highlights lower the token's probability?
+
+    The ``share`` of image tokens with the highest (and, for comparison, as many random) values is
+    replaced at the tap by the mean image token, and the explained tokens are read again.
+
+    Args:
+        forward (DenoisingForward): with the bound generation.
+        targets (sequence of Target): N targets of the example.
+        maps (sequence of Tensor): one (N, h, w) a grid.
+        generator (torch.Generator): draws the random tokens.
+        example (int, optional), score (str, optional): as in :func:`explain_bound`.
+        share (float, optional): fraction of image tokens removed. Default: 0.1
+
+    Returns:
+        Tensor: (N, 2) float64: the fall of the log-probability (mean over the target's tokens) when
+        highlighted, and when random tokens are removed. A map whose first column is not above the
+        second is no evidence; one whose first column is below zero is inverted.
+    """
+    out = torch.zeros(len(targets), 2, dtype=torch.float64)
+    for n, target in enumerate(targets):
+        before = _log_probability(forward, target, example, score)
+        for column, values in enumerate(
+            ([m[n] for m in maps], [torch.rand(m[n].shape, generator=generator) for m in maps])
+        ):
+            masks = [_top(v, share) for v in values]
+
+            def erase(features: Tensor, grid: int, masks: list[Tensor] = masks) -> Tensor:
+                mean = features.mean((-2, -1), keepdim=True)
+                return torch.where(masks[grid].to(features.device), mean, features)
+
+            with forward.edited(erase):
+                out[n, column] = before - _log_probability(forward, target, example, score)
+    return out
+
+
+def _top(values: Tensor, share: float) -> Tensor:
+    """Boolean mask of the highest ``share`` of values; ties go to the first."""
+    count = max(1, round(share * values.numel()))
+    order = values.flatten().float().argsort(descending=True, stable=True)[:count]
+    mask = torch.zeros(values.numel(), dtype=torch.bool)
+    mask[order.cpu()] = True
+    return mask.view(values.shape)
+
+
+def _log_probability(forward: DenoisingForward, target: Target, example: int, score: str) -> float:
+    """Mean log-probability of a target's tokens, each read at its own step."""
+    trajectory = forward.trajectory
+    steps = [trajectory.step_of(example, p, score) for p in target.positions]
+    with torch.no_grad():
+        logits = forward.replay(torch.full((len(steps),), example), torch.tensor(steps))
+    rows = torch.arange(len(steps))
+    chosen = logits[rows, list(target.positions)].double().log_softmax(-1)
+    return float(chosen[rows, list(target.token_ids)].mean())

@@ -1,0 +1,138 @@
+r"""Which tokens of the prompt and of the answer speak for a word, on one scale with its map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_dcam.methods.base import Problem
+from captum_dcam.methods.causal import joint_min_max
+from captum_dcam.methods.tam import TokenActivationMap
+from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.sequence import (
+    TextTokens,
+    hidden_states,
+    image_positions,
+    padded,
+    split_grids,
+    text_tokens,
+)
+from captum_dcam.model.words import Target
+
+WAYS = ("gradient", "activation")
+
+
+@dataclass(frozen=True)
+class TextRelevance:
+    r"""Relevance of text tokens for N words.
+
+    Args:
+        tokens (TextTokens): the K tokens, the prompt's first.
+        values (Tensor): (N, K) float32, signed; NaN: the word itself, or (``activation``) a token
+            that is no context.
+        maps (tuple of Tensor): (N, h, w) float32, one a grid: the same quantity at image tokens.
+    """
+
+    tokens: TextTokens
+    values: Tensor
+    maps: tuple[Tensor, ...]
+
+    def normalised(self) -> TextRelevance:
+        """Image and text of every word stretched to [0, 1] together (TAM Eq. 3)."""
+        flat = torch.cat([m.flatten(1) for m in self.maps], dim=1)
+        image, text = joint_min_max(flat, self.values)
+        parts = image.split([m[0].numel() for m in self.maps], dim=1)
+        maps = tuple(p.view_as(m) for p, m in zip(parts, self.maps, strict=True))
+        return replace(self, values=text, maps=maps)
+
+
+def text_relevance(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    example: int = 0,
+    *,
+    score: str | None = None,
+    by: str = "gradient",
+) -> TextRelevance:
+    r"""Relevance of all text tokens of a bound generation for words of its answer.
+
+    ``gradient``: gradient × activation at the tapped block's output, summed over channels, at every
+    token: image, prompt and the whole answer. Later tokens count as well, as they do in a model
+    that attends both ways; a position that is masked in the state that is read counts as what it
+    is there, a mask. ``activation``: TAM's positive logits (Eq. 1) at the context tokens, beside
+    its causal map before normalisation and filter.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        targets (sequence of Target): N words; of several tokens: the sum of theirs.
+        example (int, optional): of the batch. Default: 0
+        score (str, optional): state that a token is read at. Default: the forward's own
+        by (str, optional): ``gradient`` or ``activation``. Default: ``"gradient"``
+
+    Returns:
+        TextRelevance: raw values; :meth:`TextRelevance.normalised` brings them to [0, 1].
+    """
+    if by not in WAYS:
+        raise ValueError(f"by is {by!r}: expected one of {WAYS}")
+    one = single(forward, example)
+    problem = Problem(one, tuple(targets), forward.score if score is None else score)
+    tokens, image_at = text_tokens(one), image_positions(one)
+    values = torch.zeros(len(targets), len(tokens))
+    image = torch.zeros(len(targets), len(image_at))
+    tam = TokenActivationMap()
+    reader = tam.reader(problem) if by == "activation" else None
+    for n, target in enumerate(targets):
+        if reader is not None:
+            image[n], values[n] = tam.activation(reader, target)
+            continue
+        for step, pairs in _by_step(problem, target).items():
+            product = gradient_times_activation(one, step, pairs)
+            image[n] += product[image_at]
+            values[n] += product[tokens.positions]
+        values[n, [tokens.prompt + p for p in target.positions]] = float("nan")
+    return TextRelevance(tokens, values, split_grids(image, one))
+
+
+def _by_step(problem: Problem, target: Target) -> dict[int, list[tuple[int, int]]]:
+    """A word's (position, token) pairs by the step at which they are read."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for pair in zip(target.positions, target.token_ids, strict=True):
+        found.setdefault(problem.step(pair[0]), []).append(pair)
+    return found
+
+
+def gradient_times_activation(
+    forward: DenoisingForward, step: int, pairs: Sequence[tuple[int, int]]
+) -> Tensor:
+    r"""Gradient × activation at the tapped block, summed over channels, of the logits read there.
+
+    Args:
+        forward (DenoisingForward): bound, batch 1.
+        step (int): of the generation.
+        pairs (sequence): (position, token id) whose logits are added up.
+
+    Returns:
+        Tensor: (L,) float32 on the CPU: every token of the sequence.
+    """
+    leaves: list[Tensor] = []
+
+    def leaf(hidden: Tensor, _block: int) -> Tensor:
+        leaves.append(hidden.detach().requires_grad_())
+        return leaves[-1]
+
+    with torch.enable_grad():
+        _, logits = hidden_states(forward, forward.layer, step, leaf)
+        positions, ids = zip(*pairs, strict=True)
+        total = logits[list(positions), list(ids)].sum()
+    gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+    wide = [
+        (g * h.detach() if h.dtype == torch.float64 else g.float() * h.detach().float())
+        for g, h in zip(gradients, leaves, strict=True)
+    ]
+    found = torch.cat([w[0].sum(-1) for w in wide]).float().cpu()
+    assert forward.request is not None
+    length = forward.request.layout.prefix_length + logits.shape[0]
+    return padded(found, length) if forward.adapter.step_blocks else found

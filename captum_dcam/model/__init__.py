@@ -1,0 +1,1 @@
+"""The model side: families, requests, the tapped forward, gradients, words; no method."""

@@ -1,0 +1,385 @@
+r"""What a model family implements, and how families are found.
+
+An adapter splits one denoising call into three parts, so that attribution can put its graph where
+it belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what
+all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing of methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_dcam.errors import LayerError, MethodError
+from captum_dcam.model.layout import Layout
+from captum_dcam.model.prompts import Video
+from captum_dcam.model.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Request:
+    r"""Prepared input of B examples with one layout.
+
+    Args:
+        pixels (Tensor): (B, …), the differentiable input: what Captum calls ``inputs``.
+        extras (tuple of Tensor): flat, batch first: the rest of the model's input.
+        layout (Layout): shared by all examples.
+        prompts (tuple of str): one an example.
+        images (tuple): for every example its pictures, for drawing.
+    """
+
+    pixels: Tensor
+    extras: tuple[Tensor, ...]
+    layout: Layout
+    prompts: tuple[str, ...]
+    images: tuple[tuple[Image.Image, ...], ...] = field(repr=False)
+
+    @property
+    def batch(self) -> int:
+        return self.pixels.shape[0]
+
+    def single(self, example: int) -> Request:
+        """The request of one example (B = 1)."""
+        one = slice(example, example + 1)
+        return replace(
+            self,
+            pixels=self.pixels[one],
+            extras=tuple(e[one] for e in self.extras),
+            prompts=self.prompts[one],
+            images=self.images[one],
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    r"""Depths of a published model, for those who have not loaded it.
+
+    Args:
+        name (str): on the hub.
+        blocks (int): transformer blocks.
+        deepest (int, optional): deepest usable block. Default: the last but one
+        recommended (int, optional): block used when none is named. Default: a third of the depth
+    """
+
+    name: str
+    blocks: int
+    deepest: int | None = None
+    recommended: int | None = None
+
+    @property
+    def deepest_block(self) -> int:
+        return last_but_one(self.blocks) if self.deepest is None else self.deepest
+
+    @property
+    def recommended_block(self) -> int:
+        rule = min(self.deepest_block, third_of(self.blocks))
+        return rule if self.recommended is None else self.recommended
+
+
+@dataclass(frozen=True)
+class Facts:
+    r"""What can be said of a family without a model of it.
+
+    Args:
+        checkpoints (tuple of Checkpoint): published ones that its adapter runs.
+        package (str, optional): name by which the authors' package is imported. Default: None,
+            none is needed
+        install (str, optional): the line that installs it.
+        transformers (str, optional): versions that ``load`` accepts, as pip writes ranges.
+            Default: those that this library is tested with
+        remote_code (bool): the model's code comes with its checkpoints, and runs only where
+            ``trust_remote_code=True`` allows it.
+        feasible (str, optional): which calls hold the image, where the regime does not say it all.
+        notes (tuple of str): defaults of the family's own code that surprise.
+    """
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    package: str | None = None
+    install: str | None = None
+    transformers: str = ">=5.0"
+    remote_code: bool = False
+    feasible: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def last_but_one(blocks: int) -> int:
+    """Of ``blocks``, the deepest with a path from image tokens to the response."""
+    return blocks - 2
+
+
+def third_of(blocks: int) -> int:
+    """A third of the depth, as the paper's block 10 of 32."""
+    return round(blocks * 10 / 32)
+
+
+__all__ = ["ADAPTERS", "Adapter", "Checkpoint", "Facts", "Request", "register"]
+
+
+class Adapter(ABC):
+    r"""One model family.
+
+    Args:
+        model (nn.Module): as its authors load it.
+        processor (object): the family's processor.
+        regime (str): ``prefix`` or ``full``: how the family is decoded.
+    """
+
+    family: ClassVar[str]
+    #: ``model_type`` values of the family's Hugging Face configurations
+    model_types: ClassVar[tuple[str, ...]] = ()
+    #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
+    architectures: ClassVar[tuple[str, ...]] = ()
+    regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
+    #: several examples can be run in one batch
+    batches: ClassVar[bool] = True
+    #: an example may show several pictures
+    several_images: ClassVar[bool] = True
+    #: a :class:`~captum_dcam.model.prompts.Video` may stand in a picture's place
+    takes_video: ClassVar[bool] = False
+    facts: ClassVar[Facts | None] = None
+
+    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+        regime = self.regimes[0] if regime is None else regime
+        if regime not in self.regimes:
+            raise ValueError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
+        self.model, self.processor, self.regime = model, processor, regime
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str | None, **options: Any) -> Adapter:
+        """Load from a folder or hub name; None: the family's own default."""
+
+    @staticmethod
+    @abstractmethod
+    def owns(model: nn.Module) -> bool:
+        """Whether a loaded model belongs to this family."""
+
+    @classmethod
+    def claims(cls, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint's ``config.json`` is this family's, where others have the same
+        ``architectures`` or ``model_type``."""
+        return True
+
+    # -- what a family declares ---------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Transformer blocks in order; each returns hidden states (B, L, D), perhaps in a tuple."""
+
+    @property
+    def step_blocks(self) -> Sequence[nn.Module]:
+        """What runs in the blocks' place in a step, where that is other modules than in the prefill
+        (encoder and decoder); the same number is the same block. Empty: the blocks themselves."""
+        return ()
+
+    @property
+    def deepest_block(self) -> int:
+        """Deepest block with a path from image tokens to the response; the last has none."""
+        return last_but_one(len(self.blocks))
+
+    @property
+    def recommended_block(self) -> int:
+        """Block used when the user names none: a third of the depth, as the paper's 10 of 32."""
+        return min(self.deepest_block, third_of(len(self.blocks)))
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end or pad an answer and are never explained."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V: ids 0 to V - 1 have a logit."""
+        model: Any = self.model
+        return int(model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter: where requests are put."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the first parameter."""
+        return next(self.model.parameters()).dtype
+
+    # -- what a family computes ---------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
+        """Pictures and prompts of B examples to a request; raises before any work on bad input.
+
+        A prompt is a string, or a conversation as :mod:`captum_dcam.model.prompts` takes it; where
+        the family takes videos, a picture may be a :class:`~captum_dcam.model.prompts.Video`, which
+        gets one grid a group of frames.
+        """
+
+    def check_request(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> None:
+        """Raise for input of a kind that the family does not take; first thing in ``prepare``."""
+        if not prompts or len(images) != len(prompts):
+            raise ValueError(
+                f"{len(images)} lists of pictures for {len(prompts)} prompts: every example of a "
+                "batch needs one prompt and one list of pictures"
+            )
+        if len(prompts) > 1 and not self.batches:
+            raise ValueError(
+                f"a batch of {len(prompts)} examples: {self.family} runs one at a time; prepare "
+                "and explain them one by one"
+            )
+        for number, pictures in enumerate(images):
+            if len(pictures) > 1 and not self.several_images:
+                raise ValueError(
+                    f"example {number} has {len(pictures)} pictures: {self.family} takes one"
+                )
+            if not self.takes_video and any(isinstance(p, Video) for p in pictures):
+                raise ValueError(
+                    f"example {number} has a video: {self.family} takes none; give single frames "
+                    "as pictures instead"
+                )
+
+    @abstractmethod
+    def generate(
+        self, request: Request, *, generator: torch.Generator | None, **settings: Any
+    ) -> Trajectory:
+        """Decode without gradients. The caller fills ``lengths`` and ``kept``, unless the adapter
+        gives the lengths: then the generation's calls are not a replay's, and none are kept."""
+
+    @abstractmethod
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
+        """Everything below the first block, differentiable in ``pixels``."""
+
+    @abstractmethod
+    def prefill(self, embedded: Any) -> Any:
+        """What all steps share: in the prefix regime a run of the blocks over the prefix."""
+
+    @abstractmethod
+    def rows(self, memory: Any, index: Tensor) -> Any:
+        """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
+
+    def memory_tensors(self, memory: Any) -> list[Tensor]:
+        """Tensors (B, …) of the cache through which steps see the prefix (prefix regime)."""
+        raise NotImplementedError(f"{self.family} does not cache its prefix")
+
+    def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
+        """The memory with other tensors in place of those that require grad in the cache."""
+        raise NotImplementedError(f"{self.family} does not cache its prefix")
+
+    @abstractmethod
+    def denoise(self, memory: Any, *state: Tensor) -> Tensor:
+        """Logits (B, T, V) of one step; row t predicts response position t, whatever the family."""
+
+    @abstractmethod
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Final norm and output head: (…, D) to (…, V)."""
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of every token, with a leading blank where it begins a word."""
+
+    # -- what some methods ask for beyond the above ------------------------------------------------
+
+    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
+        """The same prompts with other ``pictures`` in place of those of ``request.images[0]``."""
+        return self.prepare([list(pictures)] * request.batch, list(request.prompts))
+
+    def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """States (T, B, …) in which a given answer (B, T) is read, token t in state t: all of the
+        answer visible but token t. Causal families: the tokens before t."""
+        if self.mask_id is None:
+            raise MethodError(
+                f"{self.family} has no mask token: a given answer cannot be masked token by token"
+            )
+        count = tokens.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=tokens.device)
+        return (tokens[None].where(~own[:, None], self.mask_id),)
+
+    def visible_state(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """The state (B, …) in which the whole answer (B, T) is visible."""
+        return (tokens,)
+
+    def whole_answer(self, ids: Sequence[int]) -> list[int]:
+        """A given answer as the family would have written it: with padding, where its answers have
+        lengths of their own."""
+        return list(ids)
+
+    #: pictures of any size keep their size; False: they are resized to the model's
+    any_size: ClassVar[bool] = False
+
+    def pixel_tokens(self, request: Request) -> Tensor:
+        """(1, …) int64 like one example's pixels: the image token (counted over all grids, row by
+        row) that every element of the pixel tensor belongs to, -1 for none."""
+        raise MethodError(
+            f"{self.family} does not tell which image token a pixel belongs to: methods that read "
+            "or mask pixels cannot run on it; use one that reads the tapped block"
+        )
+
+    @abstractmethod
+    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
+        """Positions (K,) in the hooked sequence and ids (K,) of the prompt's text tokens, without
+        image tokens, padding and markers."""
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token; None for families without one."""
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without markers: the inverse of joining :meth:`pieces`."""
+        raise MethodError(f"{self.family} cannot encode a text: give token ids")
+
+    def query_position(self, layout: Layout, position: int) -> int:
+        """The hooked position whose output predicts a response position; models that predict the
+        next token: one less."""
+        return layout.prefix_length + position
+
+    def attention_module(self, block: nn.Module) -> nn.Module:
+        """The part of a block whose output is its attention (after the output projection)."""
+        for name, part in block.named_children():
+            if "attn" in name or "attention" in name:
+                return part
+        raise MethodError(
+            f"{self.family}: no part of {type(block).__name__} is called attention: methods that "
+            "change attention cannot run on it"
+        )
+
+    # -- shared ----------------------------------------------------------------------------------
+
+    def check_layer(self, layer: int | None) -> int:
+        """The block to hook, counted from 0 (negative: from the end); LayerError when unusable."""
+        count = len(self.blocks)
+        if layer is None:
+            return self.recommended_block
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"layer is {layer!r}: expected a block's number, 0 to {count - 1}")
+        index = layer + count if layer < 0 else layer
+        if not 0 <= index < count:
+            raise LayerError(
+                f"layer {layer} is not in the model: {self.family} has {count} blocks, 0 to "
+                f"{count - 1}; the deepest usable one is {self.deepest_block}"
+            )
+        if index > self.deepest_block:
+            raise LayerError(
+                f"block {index} has no path from its image tokens to the response: the deepest "
+                f"usable block of {self.family} is {self.deepest_block}"
+            )
+        return index
+
+
+#: family name → adapter class
+ADAPTERS: dict[str, type[Adapter]] = {}
+
+A = TypeVar("A", bound=type[Adapter])
+
+
+def register(cls: A) -> A:
+    """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
+    if ADAPTERS.setdefault(cls.family, cls) is not cls:
+        raise ValueError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
+    return cls

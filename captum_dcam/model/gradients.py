@@ -1,0 +1,210 @@
+r"""Features and gradients of many targets of one generation, in as few passes as their steps need.
+
+Prefix regime: the image states come from one prefill, shared by every token: one forward of the
+prefill, one of all needed states as a batch, then a vector-Jacobian product a target. Full regime:
+every step has image states of its own: targets are rows of one batch, and one backward of their sum
+gives each row its own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.words import Target
+
+T = TypeVar("T")
+#: targets in one batch of steps
+CHUNKS = {"prefix": 16, "full": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Features and gradients (D, h, w), one pair a grid, of target number ``target``."""
+
+    target: int
+    features: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One read of logits: target, example, step, and the (position, token) pairs read there."""
+
+    target: int
+    example: int
+    step: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+def _reads(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    score: str,
+    call: int | None,
+) -> list[_Read]:
+    """Group every target's tokens by the step that their score reads."""
+    trajectory = forward.trajectory
+    out = []
+    for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
+        by_step: dict[int, list[tuple[int, int]]] = {}
+        for pair in zip(target.positions, target.token_ids, strict=True):
+            step = trajectory.step_of(example, pair[0], score)
+            if call is not None and trajectory.regime == "full":
+                step = call
+            by_step.setdefault(step, []).append(pair)
+        out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
+    return out
+
+
+def rows(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int] | None = None,
+    *,
+    score: str = "commit",
+    call: int | None = None,
+    chunk: int | None = None,
+) -> list[Row]:
+    r"""Features and gradients at the tap of targets of the bound generation.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        targets (sequence of Target): the sums of logits to differentiate.
+        examples (sequence of int, optional): example of every target. Default: all 0
+        score (str, optional): the state each token is read at. Default: ``"commit"``
+        call (int, optional): index of the call whose image states are explained. In the full regime
+            the logits are then that call's too. Default: the call that the score needs
+        chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: the
+            forward's ``internal_batch_size``; without one 16 in the prefix regime, whose steps are
+            short, and 4 in the full one
+
+    Returns:
+        list of Row: at least one a target, more where its tokens were read at different steps in
+        the full regime (each step has its own image states).
+
+    Raises:
+        InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
+    """
+    trajectory = forward.trajectory
+    examples = [0] * len(targets) if examples is None else examples
+    if call is not None:
+        trajectory.check_call(call)
+    reads = _reads(forward, targets, examples, score, call)
+    size = chunk or forward.internal_batch_size or CHUNKS[trajectory.regime]
+    try:
+        with torch.enable_grad():
+            if trajectory.regime == "prefix":
+                found = _prefix_rows(forward, reads, len(targets), size)
+            else:
+                found = [
+                    row
+                    for start in range(0, len(reads), size)
+                    for row in _full_rows(forward, reads[start : start + size])
+                ]
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{min(size, len(reads))} words at once do not fit into memory at block "
+            f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
+        ) from error
+    for row in found:
+        if not any(bool(g.any()) for g in row.gradients):
+            raise InfeasibleStepError(
+                f"the logits of {targets[row.target].text!r} have no gradient path to the image "
+                f"states of block {forward.layer}: choose another step or a shallower block"
+            )
+    return found
+
+
+def _watch(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[Tensor, ...]]:
+    """Run ``work`` and catch the feature maps that went into the tap."""
+    seen: list[tuple[Tensor, ...]] = []
+    handle = forward.tap.register_forward_pre_hook(lambda _m, maps: seen.append(maps))
+    try:
+        result = work()
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise InfeasibleStepError(
+            f"the tapped block saw the image {len(seen)} times in one replay: expected once; "
+            "choose a block that runs once a call"
+        )
+    return result, seen[0]
+
+
+def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tensor:
+    positions, tokens = zip(*pairs, strict=True)
+    return logits[row, list(positions), list(tokens)].sum()
+
+
+def _gradients(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients of a score; zeros where no path leads."""
+    if not score.requires_grad:
+        return tuple(torch.zeros_like(m) for m in maps)
+    grads = torch.autograd.grad(score, maps, allow_unused=True)
+    return tuple(torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True))
+
+
+def _prefix_rows(
+    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int
+) -> list[Row]:
+    """All targets from one prefill graph; tokens of one target add up whatever their steps.
+
+    The steps see the prefix through the cache alone. So one backward of a batch of steps gives
+    every row its gradient with respect to the cache, and each target then needs one product with
+    the prefill only.
+    """
+    memory, maps = _watch(forward, forward.prefill)
+    links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
+    out = []
+    for start in range(0, count, chunk):
+        numbers = range(start, min(start + chunk, count))
+        part = [r for r in reads if r.target in numbers]
+        into_cache = _cache_gradients(forward, memory, links, part)
+        for number in numbers:
+            mine = [i for i, r in enumerate(part) if r.target == number]
+            b = part[mine[0]].example
+            cotangents = [torch.zeros_like(link) for link in links]
+            for whole, gradient in zip(cotangents, into_cache, strict=True):
+                whole[b] = gradient[mine].sum(0)
+            last = number == count - 1
+            grads = torch.autograd.grad(
+                links, maps, cotangents, retain_graph=not last, materialize_grads=True
+            )
+            out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
+    return out
+
+
+def _cache_gradients(
+    forward: DenoisingForward, memory: Any, links: list[Tensor], reads: list[_Read]
+) -> tuple[Tensor, ...]:
+    """Gradient (R, …) of every read's logits with respect to each cached tensor."""
+    if not links:
+        return ()
+    examples = torch.tensor([r.example for r in reads], device=links[0].device)
+    steps = torch.tensor([r.step for r in reads])
+    leaves = [t[examples].detach().requires_grad_() for t in links]
+    own = forward.adapter.replace_memory(forward.adapter.rows(memory, examples), leaves)
+    logits = forward.step(own, examples, steps)
+    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
+    return torch.autograd.grad(total, leaves)
+
+
+def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
+    """One batch row a read; the backward of the sum leaves every row its own gradient."""
+    examples = torch.tensor([r.example for r in reads])
+    steps = torch.tensor([r.step for r in reads])
+    logits, maps = _watch(forward, lambda: forward.replay(examples, steps))
+    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
+    grads = _gradients(total, maps)
+    return [
+        Row(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
+        for i, r in enumerate(reads)
+    ]

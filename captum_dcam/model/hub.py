@@ -1,0 +1,407 @@
+"""``load`` a model by name, or ``wrap`` one that is loaded already."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.specifiers import SpecifierSet
+from torch import nn
+
+from captum_dcam.errors import RemoteCodeError, UnknownNameError, WeightsError, near
+from captum_dcam.model.adapter import ADAPTERS, Adapter, Checkpoint, Facts
+
+
+def families() -> dict[str, type[Adapter]]:
+    """All registered families by name, those of other packages too."""
+    import captum_dcam.adapters  # noqa: F401  registers them
+
+    load_plugins()
+    return dict(sorted(ADAPTERS.items()))
+
+
+def load(
+    source: str | Path = "mini",
+    family: str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Adapter:
+    r"""Load a model and its adapter.
+
+    Args:
+        source (str or path, optional): ``"mini"`` for the embedded model, a folder that
+            ``save_pretrained`` wrote, or a name on the Hugging Face hub. Default: ``"mini"``
+        family (str, optional): family name. Default: found from the checkpoint's ``config.json``
+        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
+        dtype (dtype, optional): Default: the family's own
+        device_map (str or dict, optional): spreads the model over devices, through accelerate.
+        revision (str, optional): branch, tag or commit on the hub. Default: the newest
+        trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
+            machine. Default: False
+        **options: the family's own (``regime``, ``attn_implementation``, …).
+
+    Raises:
+        UnknownNameError: neither a known name nor a checkpoint of a known family.
+        WeightsError: files are missing, damaged, or belong to another family.
+        ImportError: the family's upstream package is missing, transformers is of a version that
+            the family does not run with, or ``device_map`` is given without accelerate.
+        RemoteCodeError: the checkpoint's own code would have to run, and is not allowed.
+        ValueError: options that exclude each other, a device that is not here.
+    """
+    _check_options(source, device, device_map)
+    cls, name = _found(str(source), family, revision)
+    _check_environment(cls, str(source), trust_remote_code)
+    given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
+    given = {key: value for key, value in given.items() if value is not None}
+    if trust_remote_code:
+        given["trust_remote_code"] = True
+    return cls.load(name, **given, **options)
+
+
+def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:
+    r"""Adapter of a loaded model, whatever version of whatever package it is of.
+
+    Args:
+        model (nn.Module): as its authors load it.
+        processor (object): the family's processor.
+        family (str, optional): Default: the family that recognises the model
+        **options: the family's (``regime``, …).
+
+    Raises:
+        TypeError: ``model`` is no module.
+        UnknownNameError: no family recognises it, or several do.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}: expected a torch.nn.Module, "
+            "wrap(model, processor); to load a checkpoint by its name: captum_dcam.load(name)"
+        )
+    if family is not None:
+        return find(family)(model, processor, **options)
+    owners = [name for name, cls in families().items() if cls.owns(model)]
+    if len(owners) == 1:
+        return find(owners[0])(model, processor, **options)
+    if owners:
+        raise UnknownNameError(
+            f"several families recognise a {type(model).__name__}: name one with family=…: "
+            f"{', '.join(owners)}"
+        )
+    raise UnknownNameError(
+        f"no family recognises a {type(model).__name__}; known: {', '.join(families())}. Name one "
+        "with family=…, or write an adapter (docs/ADAPTERS.md)"
+    )
+
+
+def _found(
+    source: str, family: str | None, revision: str | None
+) -> tuple[type[Adapter], str | None]:
+    """The adapter class, and what it is to load: None for its own default."""
+    if family is not None:
+        cls = find(family)
+        if source == family:
+            return cls, None
+        _check_family(cls, source, revision)
+        return cls, source
+    known = families()
+    if source in known:
+        return known[source], None
+    config = read_config(source, revision)
+    name = None if config is None else family_of(source, config, known)
+    if name is None:
+        raise UnknownNameError(_unknown(source, config, list(known)))
+    return known[name], source
+
+
+def _unknown(source: str, config: dict[str, Any] | None, known: list[str]) -> str:
+    """What to say of a source that no family knows."""
+    if config is None:
+        return (
+            f"unknown model {source!r}{near(source, known)}. Or give a folder that save_pretrained "
+            "wrote, or a name on the hub (owner/name); another family: docs/ADAPTERS.md"
+        )
+    kinds = " or ".join(config.get("architectures") or ()) or "model"
+    code = ", whose code comes with it (it was not run)" if config.get("auto_map") else ""
+    return (
+        f"unknown model {source!r}: it holds a {kinds} of type {config.get('model_type')!r}{code}; "
+        f"known families: {', '.join(known)}. If it is one of theirs, say family=…; another family "
+        "is added as docs/ADAPTERS.md says"
+    )
+
+
+def _check_family(cls: type[Adapter], source: str, revision: str | None) -> None:
+    """Raise WeightsError for a checkpoint that another family claims."""
+    config = read_config(source, revision)
+    if config is None:
+        return  # the family says what it expects
+    other = family_of(source, config, families())
+    if other is not None and other != cls.family:
+        kinds = " or ".join(config.get("architectures") or ()) or "model"
+        raise WeightsError(
+            f"{source} holds a {kinds} of type {config.get('model_type')!r}, which is of family "
+            f"{other!r}, not {cls.family!r}: leave out family=…, or give a checkpoint of "
+            f"{cls.family}"
+        )
+
+
+# -- what must be there before anything is loaded ------------------------------------------------
+
+
+def _check_options(source: str | Path, device: torch.device | str | None, device_map: Any) -> None:
+    if device is not None and device_map is not None:
+        raise ValueError(
+            f"device={device!s} and device_map={device_map!r} exclude each other: give one"
+        )
+    if device_map is not None and importlib.util.find_spec("accelerate") is None:
+        raise ImportError(
+            f"device_map={device_map!r} needs accelerate, which is not installed: "
+            "pip install accelerate; or give device=…"
+        )
+    if device is not None:
+        check_device(device)
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device; ValueError where this machine does not have it."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: expected cpu, cuda, cuda:1, mps") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device} is not here: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps is not here: torch finds no Apple GPU")
+    return found
+
+
+def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
+    facts = Facts() if cls.facts is None else cls.facts
+    check_transformers(cls.family, facts.transformers)
+    if facts.package is not None and not importable(facts.package):
+        raise ImportError(
+            f"{cls.family} needs its authors' package {facts.package!r}, which cannot be imported: "
+            f"{facts.install}; or load the model as they do and use captum_dcam.wrap"
+        )
+    if facts.remote_code and not trusted:
+        raise RemoteCodeError(
+            f"{source} brings its own Python code, which would run on this machine: read it, fix "
+            "its revision=…, and pass trust_remote_code=True; or load the model yourself and use "
+            "captum_dcam.wrap"
+        )
+
+
+def check_transformers(family: str, wanted: str) -> None:
+    """Raise ImportError unless the installed transformers lies in a range such as ``>=5.0,<6``."""
+    import transformers
+
+    version = transformers.__version__
+    if not SpecifierSet(wanted).contains(version, prereleases=True):
+        raise ImportError(
+            f"{family} runs with transformers{wanted}, and {version} is installed: pip install "
+            f"'transformers{wanted}'; or load the model in the way that works for you and use "
+            "captum_dcam.wrap, which asks for no version"
+        )
+
+
+def importable(package: str) -> bool:
+    """Whether a top-level package is there; it is not imported."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None
+
+
+# Whose a checkpoint is: its ``config.json``, and the family that claims it.
+
+
+def read_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
+    r"""``config.json`` of a folder or of a name on the hub.
+
+    Returns:
+        dict: or None where ``source`` is neither a folder with that file nor like ``owner/name``.
+
+    Raises:
+        WeightsError: the file is damaged, or the hub did not give it.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return None
+        path: str | Path = folder / "config.json"
+    elif source.count("/") == 1 and not folder.exists():
+        path = _from_hub(source, revision)
+    else:
+        return None
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(
+            f"{path} is damaged: it holds a {type(config).__name__}, expected an object"
+        )
+    return config
+
+
+def _from_hub(source: str, revision: str | None) -> str:
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(source, "config.json", revision=revision)
+    except (OSError, ValueError) as error:  # ValueError: a name that the hub cannot have
+        raise WeightsError(
+            f"{source} is no folder here, and the hub gave no config.json of it: {error}"
+        ) from error
+    return str(found)
+
+
+def family_of(
+    source: str, config: Mapping[str, Any], known: Mapping[str, type[Adapter]]
+) -> str | None:
+    r"""The family that claims a configuration: by its ``architectures``, else by ``model_type``.
+
+    A family that declares architectures is not asked about configurations that name others.
+
+    Raises:
+        UnknownNameError: several families claim it.
+    """
+    kinds = set(config.get("architectures") or ())
+    kind = config.get("model_type")
+    named = [n for n, c in known.items() if kinds & set(c.architectures)]
+    typed = [
+        n for n, c in known.items() if kind in c.model_types and not (kinds and c.architectures)
+    ]
+    claimed = [n for n in named or typed if known[n].claims(dict(config))]
+    if len(claimed) > 1:
+        raise UnknownNameError(
+            f"{source} holds a {' or '.join(sorted(kinds)) or 'model'} of type {kind!r}, which "
+            f"several families know: say which with family=…: {', '.join(claimed)}"
+        )
+    return claimed[0] if claimed else None
+
+
+# What ``captum-dcam models`` lists: families, checkpoints, which calls and blocks can be used.
+
+
+#: which calls of a generation hold the image, by regime
+FEASIBLE = {"prefix": "the prefill (1 of S + 1 calls)", "full": "every step (S of S calls)"}
+
+
+def list_models() -> list[dict[str, Any]]:
+    r"""One record a family, JSON-able; no model is loaded.
+
+    Returns:
+        list of dict: ``family``, ``class``, ``regimes``, ``feasible`` (regime → calls),
+        ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
+        ``installed``, ``remote_code``, ``notes``, and the first checkpoint's ``blocks``,
+        ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
+    """
+    return [_record(name, cls) for name, cls in families().items()]
+
+
+def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
+    facts = Facts() if cls.facts is None else cls.facts
+    checkpoints = [_depths(c) for c in facts.checkpoints]
+    unknown = {"name": None, **_no_depths()}
+    first = checkpoints[0] if checkpoints else unknown
+    return {
+        "family": name,
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "regimes": list(cls.regimes),
+        "feasible": {r: facts.feasible or FEASIBLE[r] for r in cls.regimes},
+        "default_checkpoint": first["name"],
+        **{key: first[key] for key in _no_depths()},
+        "checkpoints": checkpoints,
+        "batches": cls.batches,
+        "several_images": cls.several_images,
+        "video": bool(cls.takes_video),
+        "transformers": facts.transformers,
+        "package": facts.package,
+        "install": facts.install,
+        "installed": facts.package is None or importable(facts.package),
+        "remote_code": facts.remote_code,
+        "notes": list(facts.notes),
+    }
+
+
+def _no_depths() -> dict[str, None]:
+    return dict.fromkeys(("blocks", "deepest_usable_block", "recommended_block"))
+
+
+def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "blocks": checkpoint.blocks,
+        "deepest_usable_block": checkpoint.deepest_block,
+        "recommended_block": checkpoint.recommended_block,
+    }
+
+
+# Adapters from other packages, found by entry point.
+
+
+GROUP = "captum_dcam.adapters"
+
+#: entry points that were loaded already, or could not be: (name, value) → the error, if any
+_seen: dict[tuple[str, str], Exception | None] = {}
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Entry points of the group by name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def load_plugin(point: EntryPoint) -> Exception | None:
+    """Import what an entry point names, once; the error where that fails, after a warning."""
+    key = (point.name, point.value)
+    if key not in _seen:
+        _seen[key] = None
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001  another package's import may raise anything
+            _seen[key] = error
+            package = point.dist.name if point.dist is not None else "an unknown package"
+            warnings.warn(
+                f"the adapter {point.name!r} of {package} ({point.value}) cannot be imported and "
+                f"is left out: {type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+    return _seen[key]
+
+
+def load_plugins() -> None:
+    """Import all of them; a broken one is a warning that names it."""
+    for point in plugins().values():
+        load_plugin(point)
+
+
+def find(family: str) -> type[Adapter]:
+    """The adapter class of a family; UnknownNameError with near names otherwise."""
+    import captum_dcam.adapters  # noqa: F401  registers the families
+    from captum_dcam.model.hub import load_plugin, plugins
+
+    others = plugins()
+    if family not in ADAPTERS and family in others:
+        broken = load_plugin(others[family])
+        if broken is not None:
+            raise UnknownNameError(
+                f"the adapter {family!r} ({others[family].value}) cannot be imported: "
+                f"{type(broken).__name__}: {broken}"
+            ) from broken
+    if family not in ADAPTERS:
+        raise UnknownNameError(
+            f"unknown model family {family!r}{near(family, {*ADAPTERS, *others})}"
+        )
+    return ADAPTERS[family]

@@ -1,0 +1,164 @@
+r"""Which sequence position is which pixel box.
+
+A :class:`Grid` is one rectangle of image tokens (an image, a tile, a thumbnail, a frame); a
+:class:`Layout` is all grids of a request. Positions are those of the sequence that the transformer
+blocks see, boxes are in pixels of the picture that the user gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: interpolation modes of :meth:`Grid.to_pixels`
+MODES = ("bilinear", "nearest")
+
+
+@dataclass(frozen=True)
+class Grid:
+    r"""A rectangle of image tokens.
+
+    Args:
+        positions (Tensor): (h, w) int64, position in the hooked sequence of every token.
+        x_edges (Tensor): (w, 2) float64, left and right pixel edge of every column.
+        y_edges (Tensor): (h, 2) float64, upper and lower pixel edge of every row.
+        image_size (tuple): (H, W) of the picture in pixels.
+        image (int): index of the picture in the request. Default: 0
+    """
+
+    positions: Tensor
+    x_edges: Tensor
+    y_edges: Tensor
+    image_size: tuple[int, int]
+    image: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) in tokens."""
+        return self.positions.shape[0], self.positions.shape[1]
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels of the token at (row, column)."""
+        (x0, x1), (y0, y1) = self.x_edges[column].tolist(), self.y_edges[row].tolist()
+        return x0, y0, x1, y1
+
+    def to_pixels(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
+        r"""Maps (…, h, w) at token resolution to (…, H, W) in pixels.
+
+        ``bilinear`` interpolates between the centres of the boxes, across gaps between them too,
+        and is flat outside the outermost centres; pixels beyond the outermost boxes (cropped away)
+        are 0. ``nearest`` paints the boxes.
+        """
+        if maps.shape[-2:] != self.positions.shape:
+            raise ValueError(
+                f"maps have shape {tuple(maps.shape)}: expected (…, {self.shape[0]}, "
+                f"{self.shape[1]}), the grid of image tokens"
+            )
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}: expected one of {MODES}")
+        wide = maps.double() if maps.dtype == torch.float64 else maps.float()
+        rows = _weights(self.y_edges, self.image_size[0], mode).to(wide)
+        columns = _weights(self.x_edges, self.image_size[1], mode).to(wide)
+        return (rows @ wide @ columns.T).to(maps.dtype)
+
+
+def _weights(edges: Tensor, pixels: int, mode: str) -> Tensor:
+    """Interpolation matrix (pixels, cells) of one axis."""
+    at = torch.arange(pixels, dtype=torch.float64) + 0.5
+    inside = (at[:, None] >= edges[:, 0]) & (at[:, None] < edges[:, 1])
+    if mode == "nearest":
+        first = inside & (inside.cumsum(1) == 1)
+        return first.double()
+    centers = edges.mean(1)
+    right = torch.searchsorted(centers, at).clamp(1, max(len(centers) - 1, 1))
+    out = torch.zeros(pixels, len(centers), dtype=torch.float64)
+    if len(centers) == 1:
+        out[:, 0] = 1.0
+    else:
+        gap = centers[right] - centers[right - 1]
+        part = ((at - centers[right - 1]) / gap).clamp(0, 1)
+        rows = torch.arange(pixels)
+        out[rows, right - 1] = 1 - part
+        out[rows, right] = part
+    covered = (at >= edges.min()) & (at < edges.max())
+    return out * covered[:, None]
+
+
+def uniform_grid(
+    start: int, shape: tuple[int, int], image_size: tuple[int, int], image: int = 0
+) -> Grid:
+    """Grid of consecutive positions from ``start``, row-major, that divides the picture evenly."""
+    h, w = shape
+    x = torch.linspace(0, image_size[1], w + 1, dtype=torch.float64)
+    y = torch.linspace(0, image_size[0], h + 1, dtype=torch.float64)
+    return Grid(
+        torch.arange(start, start + h * w).reshape(h, w),
+        torch.stack((x[:-1], x[1:]), dim=1),
+        torch.stack((y[:-1], y[1:]), dim=1),
+        image_size,
+        image,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""All image tokens of a request.
+
+    Args:
+        grids (tuple of Grid): in sequence order.
+        prefix_length (int): tokens before the response.
+    """
+
+    grids: tuple[Grid, ...]
+    prefix_length: int
+
+    def __post_init__(self) -> None:
+        if not self.grids:
+            raise ValueError("the layout has no image tokens: give the request at least one image")
+
+    @cached_property
+    def image_end(self) -> int:
+        """One past the last image position: a hooked sequence must be at least so long."""
+        return 1 + max(int(g.positions.max()) for g in self.grids)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of every grid."""
+        return tuple(g.shape for g in self.grids)
+
+
+def layout_record(layout: Layout) -> dict[str, Any]:
+    """The part of a layout that goes into a manifest."""
+    return {
+        "grids": [{"image_size": g.image_size, "image": g.image} for g in layout.grids],
+        "prefix_length": layout.prefix_length,
+    }
+
+
+def layout_tensors(layout: Layout) -> dict[str, Tensor]:
+    """The part of a layout that goes into a file of tensors."""
+    out = {}
+    for i, grid in enumerate(layout.grids):
+        out[f"grid.{i}.positions"] = grid.positions
+        out[f"grid.{i}.x_edges"], out[f"grid.{i}.y_edges"] = grid.x_edges, grid.y_edges
+    return out
+
+
+def read_layout(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layout:
+    """The layout of both parts."""
+    grids = tuple(
+        Grid(
+            tensors[f"grid.{i}.positions"],
+            tensors[f"grid.{i}.x_edges"],
+            tensors[f"grid.{i}.y_edges"],
+            (g["image_size"][0], g["image_size"][1]),
+            g["image"],
+        )
+        for i, g in enumerate(manifest["grids"])
+    )
+    return Layout(grids, manifest["prefix_length"])

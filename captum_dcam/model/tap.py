@@ -1,0 +1,175 @@
+r"""The tap: image tokens of a transformer block as feature maps (B, D, H, W).
+
+The hooked block's output is opened, its image tokens pass through :class:`SpatialTap`, an ordinary
+submodule, and are put back. Captum's and pytorch-grad-cam's layer methods can hook that submodule
+as they hook a convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_dcam.model.layout import Layout
+
+#: a function of one feature map (B, D, H, W) and its grid's index
+Edit = Callable[[Tensor, int], Tensor]
+
+
+class SpatialTap(nn.Module):
+    """Identity on feature maps; ``edit`` may replace them (ablations)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edit: Edit | None = None
+
+    def forward(self, *grids: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, D, h, w) for one grid, a tuple of them for several."""
+        if self.edit is not None:
+            grids = tuple(self.edit(grid, i) for i, grid in enumerate(grids))
+        return grids[0] if len(grids) == 1 else grids
+
+
+def gather(hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """Image tokens of a sequence (B, L, D) as feature maps, one (B, D, h, w) a grid."""
+    maps = []
+    for grid in layout.grids:
+        rows = hidden[:, grid.positions.flatten().to(hidden.device)]
+        maps.append(rows.transpose(1, 2).unflatten(2, grid.shape))
+    return tuple(maps)
+
+
+def scatter(hidden: Tensor, maps: tuple[Tensor, ...], layout: Layout) -> Tensor:
+    """Put feature maps back into a sequence: the inverse of :func:`gather`."""
+    rows = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+    where = torch.cat([g.positions.flatten() for g in layout.grids]).to(hidden.device)
+    return hidden.index_copy(1, where, rows.to(hidden.dtype))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in a block's output: a tensor, ``(hidden,)``, ``(hidden, anything)``."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        raise TypeError(
+            f"the hooked block returned {type(output).__name__}: expected hidden states (B, L, D), "
+            "alone or first in a tuple; choose a transformer block as the layer"
+        )
+    return hidden
+
+
+def replace_hidden(output: Any, hidden: Tensor) -> Any:
+    """The block's output with other hidden states, in the same form."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def tapped(
+    block: nn.Module, tap: SpatialTap, layout: Layout, rows: int | None = None
+) -> Iterator[None]:
+    """Send the block's image tokens through the tap while the context is open.
+
+    Where gradients are wanted and nothing upstream requires them, the feature maps are made leaves:
+    parameters can stay frozen and the graph starts here. Only the first ``rows`` of the hooked
+    batch hold the image: guided decoding appends unconditional rows, which see none. Default: all
+    """
+
+    def open_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = hidden_of(output)
+        if hidden.shape[1] < layout.image_end:
+            return None
+        grids = gather(hidden[:rows], layout)
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            grids = tuple(g.detach().requires_grad_() for g in grids)
+        out = tap(*grids)
+        maps = out if isinstance(out, tuple) else (out,)
+        opened = scatter(hidden[:rows], maps, layout)
+        if rows is not None and rows < len(hidden):
+            opened = torch.cat((opened, hidden[rows:]))
+        return replace_hidden(output, opened)
+
+    handle = block.register_forward_hook(open_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters without ``requires_grad`` inside the context, as before afterwards."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def recorded(blocks: list[nn.Module], keep: bool) -> Iterator[tuple[list[int], list[list[Any]]]]:
+    """Record the last block's sequence length at every call, and with ``keep`` all outputs.
+
+    Yields:
+        lengths (one a call) and outputs (for every call, one a block), both filled as calls happen.
+    """
+    lengths: list[int] = []
+    outputs: list[list[Any]] = []
+    current: list[Any] = []
+
+    def note(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if keep:
+                last = index == len(blocks) - 1
+                current.append(output if last else _without_hidden(output))
+            if index == len(blocks) - 1:
+                lengths.append(hidden_of(output).shape[1])
+                outputs.append(current.copy())
+                current.clear()
+
+        return hook
+
+    handles = [b.register_forward_hook(note(i)) for i, b in enumerate(blocks)]
+    try:
+        yield lengths, outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_hidden(output: Any) -> Any:
+    """Below the tap only what a block hands to a cache is needed later, not its hidden states."""
+    return (None, *output[1:]) if isinstance(output, tuple) else None
+
+
+@contextmanager
+def skipped(blocks: list[nn.Module], outputs: list[Any]) -> Iterator[None]:
+    """Let ``blocks`` return recorded outputs without computing them, while the context is open."""
+
+    def stand_in(output: Any, original: Any) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            if output is None:
+                return hidden
+            if isinstance(output, tuple) and output[0] is None:
+                return (hidden, *output[1:])
+            return output
+
+        return forward
+
+    own = [vars(block).get("forward") for block in blocks]  # accelerate's, where it spreads a model
+    for block, output in zip(blocks, outputs, strict=True):
+        block.forward = stand_in(output, block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

@@ -1,0 +1,373 @@
+r"""The result of a comparison: maps of the same words by several methods, and what each cost."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from captum_dcam.errors import ExplanationError, UnknownNameError, near
+from captum_dcam.files import (
+    FILES,
+    check_files,
+    new_folder,
+    read_manifest,
+    read_tensors,
+    replaceable,
+    unknown_files,
+    write_manifest,
+)
+from captum_dcam.methods import Cost
+from captum_dcam.metrics import LocalizationScores
+from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
+from captum_dcam.model.prompts import to_rgb
+from captum_dcam.model.sequence import TextTokens
+from captum_dcam.model.words import Target
+
+METRICS = ("obj_iou", "contrast", "concentration", "f3")
+
+
+@dataclass(frozen=True)
+class Row:
+    r"""One method's part of a comparison.
+
+    Args:
+        name (str): unique in the comparison: the method's name, numbered where it comes twice.
+        label (str), group (str): as in its facts.
+        settings (dict): of the method.
+        status (str): ``done``, ``partial`` (its budget ended) or ``failed`` (``note`` says why).
+        note (str): what a reader must know; empty if nothing.
+        maps (tuple of Tensor): one (N, h, w) a grid, non-negative, after post-transforms; zeros
+            where there is none.
+        raw (tuple of Tensor): the same with the method's own sign and scale.
+        complete (tuple of bool): for every word, whether its map is whole.
+        text (Tensor or None): (N, K) relevance of text tokens on the scale of ``raw``.
+        cost (Cost): of all words together.
+        scores (tuple or None): localisation of every word that has a mask.
+    """
+
+    name: str
+    label: str
+    group: str
+    settings: dict[str, Any]
+    status: str
+    note: str
+    maps: tuple[Tensor, ...]
+    raw: tuple[Tensor, ...]
+    complete: tuple[bool, ...]
+    text: Tensor | None
+    cost: Cost
+    scores: tuple[LocalizationScores | None, ...] | None
+
+    def mean(self, metric: str) -> float | None:
+        """Mean of a localisation score over the words that have one."""
+        found = [float(getattr(s, metric)) for s in self.scores or () if s is not None]
+        return sum(found) / len(found) if found else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    r"""Maps of N words by several methods, with what each cost.
+
+    Args:
+        prompt (str), answer (str): the question and the whole answer.
+        targets (tuple of Target): the words.
+        rows (tuple of Row): one a method, in the order asked for.
+        layout (Layout): from token to pixel.
+        tokens (TextTokens): what the columns of ``Row.text`` are.
+        commit_steps (tuple): for every word, the step that committed each of its tokens.
+        settings (dict): model, block, score, refinements, seed, …: JSON-able.
+        versions (dict): of this package and what it computes with.
+        images (tuple): the pictures.
+        masks (tuple or None): (H, W) bool of every word that has one.
+    """
+
+    prompt: str
+    answer: str
+    targets: tuple[Target, ...]
+    rows: tuple[Row, ...]
+    layout: Layout
+    tokens: TextTokens
+    commit_steps: tuple[tuple[int, ...], ...]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    images: tuple[Image.Image, ...] = field(repr=False)
+    masks: tuple[Tensor | None, ...] | None = field(default=None, repr=False)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of every word."""
+        return tuple(t.text for t in self.targets)
+
+    def row(self, name: str) -> Row:
+        """A method's row; UnknownNameError with near names otherwise."""
+        for one in self.rows:
+            if one.name == name:
+                return one
+        raise UnknownNameError(f"no method {name!r} here{near(name, [r.name for r in self.rows])}")
+
+    def pixel_maps(self, name: str, grid: int = 0, mode: str = "bilinear") -> Tensor:
+        """A method's maps (N, H, W) in the pixels of the grid's picture."""
+        return self.layout.grids[grid].to_pixels(self.row(name).maps[grid], mode)
+
+    def records(self) -> list[dict[str, Any]]:
+        r"""One flat record for every method and word: ``pandas.DataFrame(comparison.records())``.
+
+        ``seconds``, ``forwards``, ``backwards`` and ``peak_bytes`` are those of the method for all
+        words together; scores are None for words without a mask and for maps that are not whole.
+        """
+        out = []
+        for row in self.rows:
+            for n, target in enumerate(self.targets):
+                own = None if row.scores is None else row.scores[n]
+                out.append(
+                    {
+                        "method": row.name,
+                        "label": row.label,
+                        "group": row.group,
+                        "status": row.status,
+                        "note": row.note,
+                        "word": target.text,
+                        "position": target.positions[0],
+                        "complete": row.complete[n],
+                        **{m: None if own is None else float(getattr(own, m)) for m in METRICS},
+                        "peak": max(float(r[n].max()) for r in row.raw),
+                        "seconds": row.cost.seconds,
+                        "forwards": row.cost.forwards,
+                        "backwards": row.cost.backwards,
+                        "peak_bytes": row.cost.peak_bytes,
+                    }
+                )
+        return out
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        r"""Write the comparison into a new folder, all or nothing, or in an earlier one's place.
+
+        Files: ``comparison.json`` (words, settings, methods, records; versioned),
+        ``comparison.csv`` (:meth:`records`), ``maps.safetensors``, ``image-0.png``, …
+
+        Raises:
+            FileExistsError: the folder exists and is not an earlier comparison.
+            OSError: it cannot be written; nothing is left behind.
+        """
+
+        return save_comparison(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read a saved comparison; ExplanationError says what is missing or damaged."""
+
+        return load_comparison(folder)
+
+
+# A comparison as files: for programs (JSON, CSV) and to load again (tensors, pictures).
+
+
+TABLE, TENSORS = "comparison.csv", "maps.safetensors"
+
+
+def check_folder(folder: str | Path) -> None:
+    """FileExistsError unless the folder is free, empty, or holds an earlier comparison alone."""
+    folder = Path(folder)
+    if not folder.exists() or replaceable(folder, "comparison"):
+        return
+    strange = unknown_files(folder, "comparison") if folder.is_dir() else []
+    found = f" (it holds {strange[0]})" if strange else ""
+    raise FileExistsError(
+        f"{folder} exists and is not an earlier comparison{found}: choose another folder"
+    )
+
+
+def save_comparison(
+    comparison: Comparison,
+    folder: str | Path,
+    pictures: Mapping[str, Image.Image] | None = None,
+) -> Path:
+    r"""Write a comparison into ``folder``, which appears complete or not at all.
+
+    Files: ``comparison.json`` (versioned: words, settings, rows, records, a hash of each file),
+    ``comparison.csv`` (one line a method and word), ``maps.safetensors``, ``image-0.png``, … An
+    earlier comparison is replaced.
+
+    Args:
+        comparison (Comparison): the result.
+        folder (path): where to.
+        pictures (dict, optional): more files, for example ``{"panel.png": panel}``. Default: none
+
+    Raises:
+        FileExistsError: the folder exists and is not an earlier comparison.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    check_folder(folder)
+    with new_folder(folder) as new:
+        for name, picture in (pictures or {}).items():
+            picture.save(new / name)
+        for i, image in enumerate(comparison.images):
+            to_rgb(image).save(new / f"image-{i}.png")
+        save_file(_tensors(comparison), new / TENSORS)
+        write_table(comparison, new / TABLE)
+        content = {
+            **document(comparison),
+            **layout_record(comparison.layout),
+            "tokens": {"pieces": comparison.tokens.pieces, "prompt": comparison.tokens.prompt},
+            "images": len(comparison.images),
+            "masked": comparison.masks is not None,
+            "scored": [row.scores is not None for row in comparison.rows],
+        }
+        write_manifest(new, content, "comparison")
+    return Path(folder)
+
+
+def document(comparison: Comparison) -> dict[str, Any]:
+    """Everything but maps and pictures as JSON-able data; None for what is no finite number."""
+    words = [
+        {**asdict(target), "commit_steps": steps}
+        for target, steps in zip(comparison.targets, comparison.commit_steps, strict=True)
+    ]
+    rows = [
+        {
+            "name": row.name,
+            "label": row.label,
+            "group": row.group,
+            "settings": row.settings,
+            "status": row.status,
+            "note": row.note,
+            "complete": row.complete,
+            "cost": asdict(row.cost),
+            "means": {metric: row.mean(metric) for metric in METRICS},
+        }
+        for row in comparison.rows
+    ]
+    content = {
+        "prompt": comparison.prompt,
+        "answer": comparison.answer,
+        "words": words,
+        "methods": rows,
+        "records": comparison.records(),
+        "settings": comparison.settings,
+        "versions": comparison.versions,
+    }
+    return plain(content)
+
+
+def plain(value: Any) -> Any:
+    """The same in strict JSON's terms: NaN and infinities become None, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_table(comparison: Comparison, path: str | Path) -> Path:
+    """The records as CSV in UTF-8, empty where there is no figure."""
+    records = plain(comparison.records())
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        if records:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+    return Path(path)
+
+
+def _tensors(comparison: Comparison) -> dict[str, Tensor]:
+    out = layout_tensors(comparison.layout)
+    out["tokens.positions"], out["tokens.ids"] = comparison.tokens.positions, comparison.tokens.ids
+    for n, mask in enumerate(comparison.masks or ()):
+        if mask is not None:
+            out[f"mask.{n}"] = mask
+    for r, row in enumerate(comparison.rows):
+        for i, (maps, raw) in enumerate(zip(row.maps, row.raw, strict=True)):
+            out[f"row.{r}.maps.{i}"], out[f"row.{r}.raw.{i}"] = maps, raw
+        if row.text is not None:
+            out[f"row.{r}.text"] = row.text
+        for n, own in enumerate(row.scores or ()):
+            if own is not None:
+                out[f"row.{r}.scores.{n}"] = torch.stack([getattr(own, m) for m in METRICS])
+    # A copy each: safetensors refuses tensors that share memory.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in out.items()}
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """Read a saved comparison; ExplanationError says what is missing or damaged."""
+    folder = Path(folder)
+    manifest = read_manifest(folder, "comparison")
+    try:
+        return _read(folder, manifest)
+    except ExplanationError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        path = folder / FILES["comparison"]
+        raise ExplanationError(
+            f"{path} is damaged ({error!r}): make the comparison again"
+        ) from error
+
+
+def _read(folder: Path, manifest: dict[str, Any]) -> Comparison:
+    check_files(folder, manifest, "comparison")
+    tensors = read_tensors(folder / TENSORS)
+    words, tokens = manifest["words"], manifest["tokens"]
+    masks = tuple(tensors.get(f"mask.{n}") for n in range(len(words)))
+    rows = tuple(
+        _row(record, r, len(manifest["grids"]), scored, tensors)
+        for r, (record, scored) in enumerate(
+            zip(manifest["methods"], manifest["scored"], strict=True)
+        )
+    )
+    return Comparison(
+        prompt=manifest["prompt"],
+        answer=manifest["answer"],
+        targets=tuple(
+            Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"])) for x in words
+        ),
+        rows=rows,
+        layout=read_layout(manifest, tensors),
+        tokens=TextTokens(
+            tensors["tokens.positions"],
+            tensors["tokens.ids"],
+            tuple(tokens["pieces"]),
+            tokens["prompt"],
+        ),
+        commit_steps=tuple(tuple(x["commit_steps"]) for x in words),
+        settings=manifest["settings"],
+        versions=manifest["versions"],
+        images=tuple(
+            Image.open(folder / f"image-{i}.png").convert("RGB") for i in range(manifest["images"])
+        ),
+        masks=masks if manifest["masked"] else None,
+    )
+
+
+def _row(
+    record: dict[str, Any], r: int, grids: int, scored: bool, tensors: dict[str, Tensor]
+) -> Row:
+    scores: list[LocalizationScores | None] = []
+    for n in range(len(record["complete"])):
+        own = tensors.get(f"row.{r}.scores.{n}")
+        scores.append(None if own is None else LocalizationScores(*own.unbind()))
+    return Row(
+        name=record["name"],
+        label=record["label"],
+        group=record["group"],
+        settings=record["settings"],
+        status=record["status"],
+        note=record["note"],
+        maps=tuple(tensors[f"row.{r}.maps.{i}"] for i in range(grids)),
+        raw=tuple(tensors[f"row.{r}.raw.{i}"] for i in range(grids)),
+        complete=tuple(record["complete"]),
+        text=tensors.get(f"row.{r}.text"),
+        cost=Cost(**record["cost"]),
+        scores=tuple(scores) if scored else None,
+    )

@@ -1,0 +1,239 @@
+r"""The result: maps of the words of one answer, with everything that made them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from captum_dcam.errors import ExplanationError, TargetError
+from captum_dcam.files import (
+    check_files,
+    new_folder,
+    read_manifest,
+    read_tensors,
+    replaceable,
+    write_manifest,
+)
+from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
+from captum_dcam.model.prompts import to_rgb
+from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.words import Target
+
+
+@dataclass(frozen=True)
+class Explanation:
+    r"""Maps of N targets of one answer.
+
+    Args:
+        prompt (str), answer (str): the question and the whole answer.
+        targets (tuple of Target): what was explained, in order.
+        maps (tuple of Tensor): one (N, h, w) float32 a grid, non-negative, after refinements.
+        peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so
+            that maps can be compared across words after they were normalised.
+        pieces (tuple of str): text of every token of the answer.
+        layout (Layout): from token to pixel.
+        trajectory (Trajectory): of the generation (one example).
+        settings (dict): layer, score, product, refinements, …: JSON-able.
+        versions (dict): of this package and what it computes with.
+        images (tuple): the pictures.
+    """
+
+    prompt: str
+    answer: str
+    targets: tuple[Target, ...]
+    maps: tuple[Tensor, ...]
+    peaks: tuple[Tensor, ...]
+    pieces: tuple[str, ...]
+    layout: Layout
+    trajectory: Trajectory
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    images: tuple[Image.Image, ...] = field(repr=False)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of every target."""
+        return tuple(t.text for t in self.targets)
+
+    def index(self, word: str | int) -> int:
+        """Number of a word's first target, or the number itself."""
+        if isinstance(word, int):
+            if not 0 <= word < len(self.targets):
+                raise TargetError(f"target {word} is not one of the {len(self.targets)} explained")
+            return word
+        if word not in self.words:
+            raise TargetError(
+                f"word {word!r} was not explained; explained: {', '.join(self.words)}"
+            )
+        return self.words.index(word)
+
+    def pixel_maps(self, grid: int = 0, mode: str = "bilinear") -> Tensor:
+        """Maps (N, H, W) of a grid in the pixels of its picture."""
+        return self.layout.grids[grid].to_pixels(self.maps[grid], mode)
+
+    def commit_steps(self) -> tuple[tuple[int, ...], ...]:
+        """For every target, the step that committed each of its tokens."""
+        steps = self.trajectory.commit_step[0].tolist()
+        return tuple(tuple(steps[p] for p in t.positions) for t in self.targets)
+
+    def focus(self, word: str | int, grid: int = 0) -> dict[str, Any]:
+        r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its share.
+
+        Returns:
+            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the picture,
+            ``region`` in words, ``area`` the fraction of tokens that hold half of the mass (1:
+            diffuse).
+        """
+        number = self.index(word)
+        values = self.maps[grid][number].double()
+        box = self.layout.grids[grid]
+        h, w = box.shape
+        total = float(values.sum())
+        if total <= 0:
+            return {"peak": None, "center": None, "region": "nowhere", "area": 1.0}
+        peak = int(values.argmax())
+        height, width = box.image_size
+        x = float((values.sum(0) * box.x_edges.mean(1)).sum()) / total / width
+        y = float((values.sum(1) * box.y_edges.mean(1)).sum()) / total / height
+        ranked = values.flatten().sort(descending=True).values.cumsum(0)
+        half = int((ranked < total / 2).sum()) + 1
+        return {
+            "peak": box.box(peak // w, peak % w),
+            "center": (x, y),
+            "region": region(x, y),
+            "area": half / (h * w),
+        }
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        r"""Write the explanation into a new folder, all or nothing.
+
+        Files: ``manifest.json`` (versioned, with a hash of each file), ``tensors.safetensors``,
+        ``image-0.png``, …
+
+        Raises:
+            FileExistsError: the folder exists and is not an earlier explanation.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        folder = Path(folder)
+        if folder.exists() and not replaceable(folder):
+            raise FileExistsError(
+                f"{folder} exists and is not a saved explanation: choose another folder"
+            )
+        with new_folder(folder) as new:
+            self._write(new)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        save_file(self._tensors(), folder / "tensors.safetensors")
+        for i, image in enumerate(self.images):
+            to_rgb(image).save(folder / f"image-{i}.png")
+        t = self.trajectory
+        content = {
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "targets": [asdict(x) for x in self.targets],
+            "pieces": self.pieces,
+            "settings": self.settings,
+            "versions": self.versions,
+            **layout_record(self.layout),
+            "trajectory": {
+                "regime": t.regime,
+                "lengths": t.lengths,
+                "image_end": t.image_end,
+                "settings": t.settings,
+                "states": len(t.states),
+            },
+        }
+        write_manifest(folder, content)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        t = self.trajectory
+        out = {"tokens": t.tokens, "commit_step": t.commit_step, "confidence": t.confidence}
+        for i, (state, final) in enumerate(zip(t.states, t.final_state, strict=True)):
+            out[f"state.{i}"], out[f"final_state.{i}"] = state, final
+        if t.final_step is not None:
+            out["final_step"] = t.final_step
+        for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
+            out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
+        out |= layout_tensors(self.layout)
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in out.items()}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Explanation:
+        """Read a saved explanation; ExplanationError says what is missing or damaged."""
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        try:
+            return cls._read(folder, manifest)
+        except ExplanationError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ExplanationError(
+                f"{folder / 'manifest.json'} is damaged ({error!r}): make the explanation again"
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: dict[str, Any]) -> Explanation:
+        check_files(folder, manifest)
+        tensors = read_tensors(folder / "tensors.safetensors")
+        layout = read_layout(manifest, tensors)
+        t = manifest["trajectory"]
+        trajectory = Trajectory(
+            tokens=tensors["tokens"],
+            states=tuple(tensors[f"state.{i}"] for i in range(t["states"])),
+            final_state=tuple(tensors[f"final_state.{i}"] for i in range(t["states"])),
+            commit_step=tensors["commit_step"],
+            confidence=tensors["confidence"],
+            regime=t["regime"],
+            lengths=tuple(t["lengths"]),
+            image_end=t["image_end"],
+            settings=t["settings"],
+            final_step=tensors.get("final_step"),
+        )
+        count = sum(name.startswith("image-") for name in manifest["files"])
+        return cls(
+            manifest["prompt"],
+            manifest["answer"],
+            tuple(
+                Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"]))
+                for x in manifest["targets"]
+            ),
+            tuple(tensors[f"maps.{i}"] for i in range(len(layout.grids))),
+            tuple(tensors[f"peaks.{i}"] for i in range(len(layout.grids))),
+            tuple(manifest["pieces"]),
+            layout,
+            trajectory,
+            manifest["settings"],
+            manifest["versions"],
+            tuple(Image.open(folder / f"image-{i}.png").convert("RGB") for i in range(count)),
+        )
+
+
+def region(x: float, y: float) -> str:
+    """A point of the picture (fractions) in words: ``"upper left"``, ``"center"``."""
+    row = ("upper", "", "lower")[min(int(y * 3), 2)]
+    column = ("left", "", "right")[min(int(x * 3), 2)]
+    return f"{row} {column}".strip() or "center"
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import captum
+    import transformers
+
+    import captum_dcam
+
+    return {
+        "captum_dcam": captum_dcam.__version__,
+        "captum": captum.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }

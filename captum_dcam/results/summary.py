@@ -1,0 +1,85 @@
+r"""An explanation in a few words: one row a word, and its scores where masks are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from captum_dcam.data.scenes import Scene, scene_mask
+from captum_dcam.metrics import LocalizationScores, localization
+from captum_dcam.results.explanation import Explanation, region
+
+
+@dataclass(frozen=True)
+class WordSummary:
+    r"""One explained word.
+
+    Args:
+        number (int): from 1, in the order of the explanation.
+        word (str): its text.
+        positions (tuple of int): of its tokens in the answer.
+        steps (tuple of int): the step that committed each of them, without repeats.
+        confidence (float): probability at that step, of the least sure token.
+        image (int): the picture it looks at most, from 0.
+        region (str): where its highest token lies, in words.
+        peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
+        area (float): fraction of image tokens that hold half of its mass.
+    """
+
+    number: int
+    word: str
+    positions: tuple[int, ...]
+    steps: tuple[int, ...]
+    confidence: float
+    image: int
+    region: str
+    peak: tuple[float, float, float, float] | None
+    area: float
+
+
+def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
+    """One row for every explained word, in order."""
+    confidence = explanation.trajectory.confidence[0].tolist()
+    grids = explanation.layout.grids
+    rows = []
+    for n, (target, steps) in enumerate(
+        zip(explanation.targets, explanation.commit_steps(), strict=True)
+    ):
+        peaks = [float(p[n]) for p in explanation.peaks]
+        best = peaks.index(max(peaks))
+        focus = explanation.focus(n, best)
+        rows.append(
+            WordSummary(
+                number=n + 1,
+                word=target.text,
+                positions=target.positions,
+                steps=tuple(sorted(set(steps))),
+                confidence=min(confidence[p] for p in target.positions),
+                image=grids[best].image,
+                region=_region(focus["peak"], grids[best].image_size),
+                peak=focus["peak"],
+                area=focus["area"],
+            )
+        )
+    return tuple(rows)
+
+
+def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int]) -> str:
+    """The peak's place in words: a faint haze far from it does not move it, as it would a mean."""
+    if peak is None:
+        return "nowhere"
+    return region((peak[0] + peak[2]) / 2 / size[1], (peak[1] + peak[3]) / 2 / size[0])
+
+
+def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationScores | None, ...]:
+    r"""Localisation of every word that names an object of the scene, against its masks.
+
+    Returns:
+        tuple: one a target: scalars of :func:`captum_dcam.metrics.localization` on the bilinear map
+        in pixels; None for words that name no object, or one that is not in the scene.
+    """
+    maps = explanation.pixel_maps()
+    masks = [scene_mask(scene, explanation.pieces, target) for target in explanation.targets]
+    return tuple(
+        None if mask is None else localization(own, mask)
+        for own, mask in zip(maps, masks, strict=True)
+    )
