@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
@@ -35,7 +36,7 @@ class MiniAdapter(Adapter):
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         super().__init__(model, processor, regime)
         if not isinstance(processor, MiniProcessor):
-            raise TypeError(
+            raise InputTypeError(
                 f"processor is a {type(processor).__name__}: expected a MiniProcessor, which "
                 "load_mini returns with the model"
             )
@@ -43,7 +44,7 @@ class MiniAdapter(Adapter):
         size, words = processor.image_processor.size, len(processor.tokenizer)
         found, wanted = (size, processor.grid, words), (config.image_size, config.grid)
         if found != (*wanted, config.vocab_size):
-            raise ValueError(
+            raise InputError(
                 f"processor and model do not fit: pictures of {size} px, {processor.grid} tokens a "
                 f"row and {words} words, the model has {config.image_size} px, {config.grid} and "
                 f"{config.vocab_size}; load both from one folder"
@@ -62,7 +63,7 @@ class MiniAdapter(Adapter):
         """Load the packaged weights (``source`` None or ``"mini"``), or a folder like them; there
         is no code in it to trust."""
         if revision is not None:
-            raise ValueError(
+            raise InputError(
                 f"revision={revision!r}: the embedded model lies in the package or in a folder, "
                 "which have none"
             )
@@ -93,7 +94,7 @@ class MiniAdapter(Adapter):
         inputs = self.processor(images, [joined(p) for p in prompts]).to(self.device)
         sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}
         if len(sizes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"pictures of different sizes in one batch ({sorted(sizes)}, height × width): "
                 "their layouts differ; explain them one by one, or resize them to one size"
             )

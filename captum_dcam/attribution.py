@@ -12,7 +12,7 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, TargetError
+from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, TargetError
 from captum_dcam.maps import as_compose, cam, context_for, needs_repeated, repeated_maps, word_maps
 from captum_dcam.model.forward import DenoisingForward, positions_of
 from captum_dcam.model.words import Target
@@ -64,7 +64,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         preset: str = "default",
     ) -> None:
         if not isinstance(forward_func, DenoisingForward):
-            raise TypeError(
+            raise InputTypeError(
                 f"forward_func is a {type(forward_func).__name__}: expected a DenoisingForward "
                 "(DenoisingForward(adapter, layer))"
             )
@@ -130,13 +130,13 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         refine = settings.refinements() if refinements is None else as_compose(refinements)
         pixels = _format_tensor_into_tuples(inputs)
         if additional_forward_args is not None and (score is not None or step is not None):
-            raise ValueError(
+            raise InputError(
                 f"score={score!r}, step={step} together with additional_forward_args: the "
                 "arguments hold a state already; leave the ones or the others out"
             )
         score = settings.score if score is None else score
         if len(refine) and not (relu_attributions and attr_dim_summation):
-            raise ValueError(
+            raise InputError(
                 "refinements need non-negative maps (B, 1, h, w): leave relu_attributions and "
                 "attr_dim_summation on, or pass refinements=[]"
             )
@@ -156,7 +156,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             )
         else:
             if additional_forward_args is not None or grad_kwargs or not attr_dim_summation:
-                raise ValueError(
+                raise InputError(
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
@@ -201,7 +201,6 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         """Extras and state of every row; NoiseTunnel repeats every example, one after the other."""
         forward: DenoisingForward = self.forward_func
         trajectory, request = forward.trajectory, forward.request
-        assert request is not None
         copies = max(1, len(pairs) // request.batch)
         positions_of(pairs, request.batch * copies, trajectory.tokens.shape[1])
         if step is None or trajectory.regime == "prefix":
@@ -223,7 +222,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         """Maps of sums over several tokens, each token read at its own step."""
         forward: DenoisingForward = self.forward_func
         request = forward.request
-        if request is None or not torch.equal(inputs[0], request.pixels):
+        if not torch.equal(inputs[0], request.pixels):
             raise TargetError(
                 "a target of several tokens is explained on the bound request only: pass "
                 "forward.request.pixels, or one (position, token_id) at a time"
@@ -243,7 +242,6 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
     ) -> tuple[Tensor, ...]:
         forward: DenoisingForward = self.forward_func
         request = forward.request
-        assert request is not None
         copies = maps[0].shape[0] // request.batch  # NoiseTunnel repeats every example
         repeated: list[tuple[Tensor, ...] | None] = []
         for example in range(request.batch):
@@ -269,7 +267,7 @@ def _product(
     if summed:
         return cam(features, gradients, product, center).unsqueeze(1).to(features.dtype)
     if product != "pooled" or center:
-        raise ValueError(
+        raise InputError(
             "attr_dim_summation=False keeps the channels apart, which is defined for "
             "product='pooled', center=False alone"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, MethodError
+from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, MethodError
 from captum_dcam.maps import as_compose, context_for, mean_maps, needs_repeated
 from captum_dcam.methods import (
     METHODS,
@@ -138,11 +138,10 @@ def compare_bound(
     Args and returns as :func:`compare`; ``example`` chooses from the batch.
     """
     if errors not in ("report", "raise"):
-        raise ValueError(f"errors is {errors!r}: expected 'report' or 'raise'")
+        raise InputError(f"errors is {errors!r}: expected 'report' or 'raise'")
     chosen = chosen_methods(methods)
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
-    assert request is not None
     tokens = trajectory.tokens[0].tolist()
     targets = resolve(one.adapter, tokens, words)
     refine = as_compose(refinements)
@@ -194,10 +193,10 @@ def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, 
     out = []
     for one in methods:
         if not isinstance(one, str | Method):
-            raise TypeError(f"method is a {type(one).__name__}: expected a name or a Method")
+            raise InputTypeError(f"method is a {type(one).__name__}: expected a name or a Method")
         out.append(method(one) if isinstance(one, str) else one)
     if not out:
-        raise ValueError(f"no methods: give names of {', '.join(METHODS)}, or 'all'")
+        raise InputError(f"no methods: give names of {', '.join(METHODS)}, or 'all'")
     return tuple(out)
 
 
@@ -267,7 +266,6 @@ def _finished(
     masks: tuple[Tensor | None, ...] | None,
 ) -> Row:
     """Positive part, post-transforms and scores; maps of repeated words serve SICD and go."""
-    assert forward.request is not None
     grids, maps = forward.request.layout.grids, []
     repeated = [raw[count:] for raw in row.raw]
     own = mean_maps(repeated) if len(repeated[0]) else None
@@ -312,13 +310,13 @@ def _masks(
     else:
         found = list(masks)
         if len(found) != len(targets):
-            raise ValueError(f"{len(found)} masks for {len(targets)} words: give one each, or None")
+            raise InputError(f"{len(found)} masks for {len(targets)} words: give one each, or None")
     size = layout.grids[0].image_size
     out: list[Tensor | None] = []
     for target, one in zip(targets, found, strict=True):
         mask = None if one is None else torch.as_tensor(one).bool().cpu()
         if mask is not None and mask.shape != size:
-            raise ValueError(
+            raise InputError(
                 f"the mask of {target.text!r} has shape {tuple(mask.shape)}: expected {size}, the "
                 "picture's height and width"
             )

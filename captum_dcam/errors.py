@@ -1,4 +1,9 @@
-"""Exceptions that name the value, what was expected, and the next step."""
+"""Exceptions that name the value, what was expected, and the next step.
+
+All of them are a :class:`DcamError`, so that ``except DcamError`` tells what this library refuses
+from what goes wrong inside torch, or inside this library. Where Python has a type for the kind of
+mistake, it is a second base: ``except ValueError`` catches an :class:`InputError` as well.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +11,119 @@ import difflib
 from collections.abc import Iterable
 
 
-class InfeasibleStepError(ValueError):
-    """The chosen call's hooked states do not hold the image, or have no path to the logits."""
+class DcamError(Exception):
+    """Base of every exception that this library raises on purpose."""
 
 
-class LayerError(ValueError):
-    """The chosen block does not exist, or its image states cannot influence the answer."""
+class InputError(DcamError, ValueError):
+    """A value that is out of range, or does not fit what else was given."""
 
 
-class TargetError(ValueError):
-    """The word, position or token to explain is not in the answer."""
+class InputTypeError(DcamError, TypeError):
+    """A value of another type than expected."""
 
 
-class UnknownNameError(KeyError):
+class SettingError(DcamError, TypeError, ValueError):
+    """A setting that what is called by name does not have; names those it has."""
+
+
+class UnknownNameError(DcamError, KeyError, ValueError):
     """A name that no registry holds."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class SettingError(TypeError, ValueError):
-    """A setting that what is called by name does not have; names those it has."""
+class RegistrationError(InputError):
+    """A name that belongs to something else already."""
 
 
-class WeightsError(ValueError):
+class InfeasibleStepError(InputError):
+    """The chosen call's hooked states do not hold the image, or have no path to the logits."""
+
+
+class LayerError(InputError):
+    """The chosen block does not exist, or its image states cannot influence the answer."""
+
+
+class TargetError(InputError):
+    """The word, position or token to explain is not in the answer."""
+
+
+class WeightsError(InputError):
     """A weight file or folder that is damaged or belongs to another model."""
 
 
-class RemoteCodeError(PermissionError):
-    """Python code inside a checkpoint would have to run, and was not allowed to."""
-
-
-class MethodError(ValueError):
+class MethodError(InputError):
     """A method that cannot run on this model, or lacks what it needs; says what."""
 
 
-class BudgetExhaustedError(RuntimeError):
+class ExplanationError(InputError):
+    """A saved explanation that cannot be read."""
+
+
+class NotBoundError(DcamError, RuntimeError):
+    """A forward that has no generation yet; says how to bind one."""
+
+
+class BudgetExhaustedError(DcamError, RuntimeError):
     """A method's budget is spent."""
 
 
-class ExplanationError(ValueError):
-    """A saved explanation that cannot be read."""
+class MissingPackageError(DcamError, ImportError):
+    """A package that is not installed, or of a version that does not fit; says what to install."""
+
+
+class FileError(DcamError, OSError):
+    """A file or folder that is damaged, or cannot be written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class OccupiedError(FileError, FileExistsError):
+    """A folder or file that holds something else, which is not replaced."""
+
+
+class ForbiddenError(FileError, PermissionError):
+    """A folder that may not be written."""
+
+
+class NoFolderError(FileError, NotADirectoryError):
+    """A file where a folder is needed."""
+
+
+class RemoteCodeError(DcamError, PermissionError):
+    """Python code inside a checkpoint would have to run, and was not allowed to."""
+
+
+class PictureError(InputError):
+    """A file that cannot be used as a picture."""
+
+
+class EvaluationError(DcamError, RuntimeError):
+    """An image that could not be measured; names it. What was measured before is stored."""
+
+
+class StoreError(InputError):
+    """A store that is damaged, in use, unfinished, or belongs to another plan."""
+
+
+class PresetError(InputError):
+    """A preset file that cannot be read; says what is wrong with it."""
+
+
+class UsageError(InputError):
+    """What the user can mend, in place of an error that says so for programs."""
+
+
+class CalibrationError(InputError):
+    """Images that nothing can be fitted on, or settings that cannot be fitted; says what to do."""
+
+
+class ConformanceError(DcamError, AssertionError):
+    """An adapter does not keep the protocol; says where, and what was expected."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -96,7 +96,6 @@ def explain_bound(
     center = chosen.center if center is None else center
     refine = chosen.refinements() if refinements is None else as_compose(refinements)
     request, trajectory = forward.request, forward.trajectory
-    assert request is not None
     if not 0 <= example < request.batch:
         raise TargetError(f"example {example} is not in the batch of {request.batch}")
     tokens = trajectory.tokens[example].tolist()

@@ -82,8 +82,7 @@ def word_maps(
         ``targets``; tokens of one target that were read at different steps add up.
     """
     if not targets:
-        shapes = forward.request.layout.shapes if forward.request else ()
-        return tuple(torch.zeros(0, *shape) for shape in shapes)
+        return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
     found = vjp.rows(forward, targets, list(examples), score=score, call=step)
     sums: dict[tuple[int, int], Tensor] = {}
     for row in found:

@@ -10,7 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.errors import (
+    MissingFileError,
+    PresetError,
+    SettingError,
+    UnknownNameError,
+    near,
+)
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -18,10 +24,6 @@ from captum_dcam.refine import Compose, Refinement, paper_refinements, refinemen
 FORMAT, VERSION = "captum-dcam preset", 1
 _FIELDS = ("base", "score", "product", "center", "refinements", "fitted")
 AGAIN = "make it again with captum-dcam calibrate"
-
-
-class PresetError(ValueError):
-    """A preset file that cannot be read; says what is wrong with it."""
 
 
 def write_preset(
@@ -88,9 +90,7 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
-        )
+        raise MissingFileError(f"no preset file {file}: captum-dcam calibrate -o {file} writes one")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -14,8 +14,9 @@ from viewer.made import picture
 from captum_dcam import Explanation, __version__
 from captum_dcam.cli.app import app
 from captum_dcam.data.scenes import make_scene
+from captum_dcam.errors import PictureError
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
-from captum_dcam.model.prompts import PictureError, open_picture
+from captum_dcam.model.prompts import open_picture
 from captum_dcam.refine import registered_refinements
 
 SHORT = ["--gen-length", "8"]

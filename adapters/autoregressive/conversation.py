@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captum_dcam.adapters.common.visuals import Family, Seen, Visual
+from captum_dcam.errors import InputError
 from captum_dcam.model.prompts import Messages, messages_of, summary
 
 __all__ = ["Messages", "expanded", "messages_of", "rendered", "summary"]
@@ -18,7 +19,7 @@ def rendered(family: Family, messages: Messages, template: str | None) -> str:
     for part in (p for m in messages for p in m["content"] if p["type"] == "text"):
         for token in reserved:
             if token in part["text"]:
-                raise ValueError(
+                raise InputError(
                     f"the prompt holds {token}, which stands for a picture: leave it out, pictures "
                     "are placed by themselves"
                 )
@@ -43,7 +44,7 @@ def expanded(family: Family, text: str, visuals: Sequence[Visual], seen: Sequenc
     found = re.findall("|".join(map(re.escape, signs)), text)
     wanted = [signs[v.video] for v in visuals]
     if found != wanted:
-        raise ValueError(
+        raise InputError(
             f"the chat template writes {found} for {wanted}: it does not belong to this family; "
             "give the processor its own chat template, or none for the published format"
         )

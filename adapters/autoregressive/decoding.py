@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.adapters.autoregressive.language import unchanged
+from captum_dcam.errors import InputError
 
 #: tokens of an answer at most, where the caller does not say
 MAX_NEW_TOKENS = 64
@@ -51,26 +52,26 @@ def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict
         if ones and out.get(name) == 1:
             del out[name]
         if out.get(name) is not None:
-            raise ValueError(f"{name}={out[name]!r} cannot be used here: {reason}")
+            raise InputError(f"{name}={out[name]!r} cannot be used here: {reason}")
         out.pop(name, None)
     if "gen_length" in out:
         if out.get("max_new_tokens") is not None:
-            raise ValueError("gen_length and max_new_tokens mean the same: give one of them")
+            raise InputError("gen_length and max_new_tokens mean the same: give one of them")
         out["max_new_tokens"] = out.pop("gen_length")
     length = out.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"max_new_tokens is {length!r}: an answer has at least one token")
+        raise InputError(f"max_new_tokens is {length!r}: an answer has at least one token")
     temperature = out.get("temperature")
     if temperature is not None and not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature!r}: expected 0 (greedy) or more")
+        raise InputError(f"temperature is {temperature!r}: expected 0 (greedy) or more")
     if temperature == 0:
         if out.get("do_sample"):
-            raise ValueError("do_sample with temperature 0 draws nothing: leave out one of them")
+            raise InputError("do_sample with temperature 0 draws nothing: leave out one of them")
         out["do_sample"] = False
         del out["temperature"]
     out.setdefault("do_sample", temperature is not None and temperature > 0)
     if out["do_sample"] and generator is None:
-        raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
     return out
 
 

@@ -13,7 +13,7 @@ from captum_dcam.adapters.autoregressive.internvl import InternVL
 from captum_dcam.adapters.autoregressive.llava import Llava
 from captum_dcam.adapters.autoregressive.qwen import Qwen, Qwen3, Qwen25
 from captum_dcam.adapters.common.visuals import Family
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import InputError, InputTypeError, WeightsError
 
 FAMILIES: dict[str, type[Family]] = {
     kind: cls for cls in (Qwen, Qwen25, Qwen3, Llava, InternVL) for kind in cls.model_types
@@ -44,7 +44,7 @@ def parts_of(processor: Any) -> Parts:
     """The parts of any processor that has them."""
     missing = [n for n in ("tokenizer", "image_processor") if getattr(processor, n, None) is None]
     if missing:
-        raise TypeError(
+        raise InputTypeError(
             f"the processor is a {type(processor).__name__} without {' and '.join(missing)}: "
             "expected what AutoProcessor.from_pretrained returns for the checkpoint, or Parts("
             "tokenizer, image_processor)"
@@ -65,7 +65,7 @@ def family_of(model: nn.Module, parts: Parts) -> Family:
     config: Any = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
-        raise ValueError(
+        raise InputError(
             f"a {type(model).__name__} of type {kind!r} is not among {', '.join(FAMILIES)}: give a "
             "model of one of them, with its language-model head"
         )

@@ -16,6 +16,7 @@ from captum_dcam.adapters.autoregressive.conversation import (
     summary,
 )
 from captum_dcam.adapters.common.visuals import Family, Seen, Visual, shifted, visuals_of
+from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
 
@@ -62,7 +63,7 @@ def prepared(
             holds, or examples whose image tokens lie at different places.
     """
     if not prompts or len(images) != len(prompts):
-        raise ValueError(
+        raise InputError(
             f"{len(images)} lists of pictures for {len(prompts)} prompts: expected one list of "
             "pictures for each prompt, at least one"
         )
@@ -85,7 +86,7 @@ def prepared(
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:
     visuals = visuals_of(given)
     if family.video_token is None and any(v.video for v in visuals):
-        raise ValueError(
+        raise InputError(
             f"{family.model_types[0]} takes no video: give single frames as pictures instead"
         )
     messages = messages_of(prompt, visuals)
@@ -106,7 +107,7 @@ def _check_length(family: Family, ids: Sequence[int]) -> None:
     if context is None or len(ids) < context:
         return
     pictures = [p for p, i in enumerate(ids) if i in family.image_ids]
-    raise ValueError(
+    raise InputError(
         f"the prompt has {len(ids)} tokens, {len(pictures)} of them of pictures (the last at "
         f"{pictures[-1]}), but the model's context is {context}: the image span would be "
         "truncated; give smaller or fewer pictures, or lower the image processor's largest size"
@@ -134,7 +135,7 @@ def _sequence(
     for number, other in enumerate(layouts[1:], start=1):
         if not _same(layouts[0], other):
             shapes = [[g.shape for g in one] for one in (layouts[0], other)]
-            raise ValueError(
+            raise InputError(
                 f"the image tokens of examples 0 and {number} lie at different places (grids "
                 f"{shapes[0]} and {shapes[1]} of pictures {layouts[0][0].image_size} and "
                 f"{other[0].image_size}): one layout serves a batch; explain them one by one, or "
@@ -148,7 +149,7 @@ def _grids(example: Example, at: Tensor) -> tuple[Grid, ...]:
     regions = [r for s in example.seen for r in s.regions]
     sizes = [r.skip + r.shape[0] * r.shape[1] for r in regions]
     if sum(sizes) != len(at):
-        raise ValueError(
+        raise InputError(
             f"the prompt has {len(at)} image tokens for pictures of {sum(sizes)}: the tokenizer "
             "does not know the family's image token; load processor and model from one checkpoint"
         )

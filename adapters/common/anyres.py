@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.model.layout import Grid
 
 Size = tuple[int, int]
@@ -53,14 +54,14 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
-            raise ValueError(f"base is {self.base!r}: expected one of {BASES}")
+            raise InputError(f"base is {self.base!r}: expected one of {BASES}")
         if self.side * self.cell > self.tile + 1e-6:
-            raise ValueError(
+            raise InputError(
                 f"{self.side} tokens of {self.cell} px do not fit into a tile of {self.tile} px"
             )
         odd = [p for p in self.pinpoints if p[0] % self.tile or p[1] % self.tile]
         if odd:
-            raise ValueError(f"pinpoints {odd} are no multiples of the tile's {self.tile} px")
+            raise InputError(f"pinpoints {odd} are no multiples of the tile's {self.tile} px")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def parse_pinpoints(value: object, tile: int) -> tuple[Size, ...]:
         return tuple((w * tile, h * tile) for w in range(w0, w1 + 1) for h in range(h0, h1 + 1))
     listed: Any = ast.literal_eval(value) if isinstance(value, str) else value
     if not isinstance(listed, Sequence) or not listed:
-        raise ValueError(
+        raise InputError(
             f"image_grid_pinpoints is {value!r}: expected pairs (W, H) in pixels, or a range "
             "such as '(1x1),...,(6x6)' in tiles"
         )

@@ -20,6 +20,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from captum_dcam.errors import InputError, MissingPackageError
+
 # -- MMaDA --------------------------------------------------------------------------------------
 
 MMADA_INSTALL = (
@@ -44,12 +46,12 @@ def mmada_package() -> Any:
         with _flax_name():
             package = importlib.import_module("models")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"MMaDA's own code is needed and cannot be imported ({error}): {MMADA_INSTALL}"
         ) from error
     missing = [n for n in ("MMadaModelLM", "MAGVITv2") if not hasattr(package, n)]
     if missing:
-        raise ImportError(
+        raise MissingPackageError(
             f"the package models in {getattr(package, '__file__', None)} has no "
             f"{' and no '.join(missing)}: another project's is in front; {MMADA_INSTALL}"
         )
@@ -147,7 +149,9 @@ def moved_names() -> None:
 
 def _dropped(name: str) -> Any:
     def dropped(*_args: Any, **_kwargs: Any) -> None:
-        raise ImportError(f"transformers.modeling_utils.{name} is gone since transformers 5")
+        raise MissingPackageError(
+            f"transformers.modeling_utils.{name} is gone since transformers 5"
+        )
 
     return dropped
 
@@ -266,7 +270,7 @@ def lavida_package() -> Any:
             dream = importlib.import_module("llava.model.language_model.llava_dream")
             builder = importlib.import_module("llava.model.builder")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"LaViDa's own code is needed and cannot be imported ({error}): {LAVIDA_INSTALL}. "
             "Other projects have a package llava too (LLaDA-V, LLaVA): one at a time can be "
             "installed"
@@ -508,7 +512,7 @@ def _unexpanded(
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """Input as it is; several sequences an example are not asked for here."""
     if expand_size != 1:
-        raise ValueError(f"num_return_sequences is {expand_size}: expected 1")
+        raise InputError(f"num_return_sequences is {expand_size}: expected 1")
     return input_ids, inputs
 
 

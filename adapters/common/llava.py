@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_dcam.adapters.autoregressive.conversation import messages_of, summary
 from captum_dcam.adapters.common.anyres import parse_pinpoints
 from captum_dcam.adapters.common.visuals import Visual, visuals_of
+from captum_dcam.errors import InputError, InputTypeError
 
 __all__ = [
     "IMAGE_ID",
@@ -46,7 +47,7 @@ def parts_of(processor: Any) -> tuple[Any, Any]:
         tokenizer = getattr(processor, "tokenizer", None)
         image_processor = getattr(processor, "image_processor", None)
     if not hasattr(tokenizer, "encode") or not hasattr(image_processor, "preprocess"):
-        raise TypeError(
+        raise InputTypeError(
             f"processor is a {type(processor).__name__}: expected (tokenizer, image_processor), "
             "the first and third results of the family's load_pretrained_model"
         )
@@ -58,13 +59,13 @@ def pictures_of(
 ) -> tuple[Visual, ...]:
     """The pictures of the one example that such families run at a time, as RGB; raises else."""
     if len(images) != 1 or len(prompts) != 1:
-        raise ValueError(
+        raise InputError(
             f"{len(images)} lists of pictures and {len(prompts)} prompts: {family} decodes one "
             "example at a time; prepare and explain them one by one"
         )
     visuals = visuals_of(images[0])
     if any(v.video for v in visuals):
-        raise ValueError(
+        raise InputError(
             f"{family} takes no video here: give single frames as pictures instead, "
             "images=[[frame1, frame2]]"
         )
@@ -85,12 +86,12 @@ def asked(tokenizer: Any, prompt: Any, visuals: Sequence[Visual], system: str | 
     if isinstance(prompt, str) and signs:
         messages = [{"role": "user", "content": prompt}]
         if signs != len(visuals):
-            raise ValueError(
+            raise InputError(
                 f"the prompt places {signs} pictures by {SIGN}, but {len(visuals)} were given: "
                 "expected as many; leave the signs out to have pictures in front"
             )
     elif signs:
-        raise ValueError(f"a message holds {SIGN}: place pictures by parts {{'type': 'image'}}")
+        raise InputError(f"a message holds {SIGN}: place pictures by parts {{'type': 'image'}}")
     else:
         messages = [
             {"role": m["role"], "content": "".join(map(_plain, m["content"]))}
@@ -169,7 +170,7 @@ def cutting_of(config: Any, tile: int) -> tuple[tuple[tuple[int, int], ...], int
         return (), None
     found = re.fullmatch(r"anyres(?:_max_(\d+))?", str(aspect))
     if found is None or merge != "spatial_unpad":
-        raise ValueError(
+        raise InputError(
             f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r}: expected 'pad', or "
             "'anyres' or 'anyres_max_N' with 'spatial_unpad', as the family's checkpoints have"
         )
@@ -184,7 +185,7 @@ def check_length(family: str, length: int, config: Any, sizes: Sequence[tuple[in
     small = [(v, n) for n, v in limits.items() if isinstance(v, int) and v < length]
     if small:
         limit, name = min(small)
-        raise ValueError(
+        raise InputError(
             f"prompt and pictures of {list(sizes)} (width × height) make {length} tokens, but "
             f"{family}'s {name} is {limit}: the image span would be cut off; give smaller or fewer "
             "pictures or a shorter prompt"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.layout import Grid
 from captum_dcam.model.prompts import to_rgb
 
@@ -49,20 +50,20 @@ def visuals_of(given: Sequence[Any]) -> tuple[Visual, ...]:
         frames = tuple(one) if video else (one,)
         for frame in frames:
             if not isinstance(frame, Image.Image):
-                raise TypeError(
+                raise InputTypeError(
                     f"picture {number} is a {type(frame).__name__}: expected a PIL image, or a "
                     "list of PIL images for a video; open files with PIL.Image.open"
                 )
         sizes = sorted({f.size for f in frames})
         if len(sizes) != 1:
             said = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
-            raise ValueError(f"video {number} has {said}: give one or more frames of one size")
+            raise InputError(f"video {number} has {said}: give one or more frames of one size")
         if not all(sizes[0]):
-            raise ValueError(f"picture {number} has size {sizes[0]}: expected at least one pixel")
+            raise InputError(f"picture {number} has size {sizes[0]}: expected at least one pixel")
         found.append(Visual(tuple(to_rgb(f) for f in frames), video, count))
         count += len(frames)
     if not found:
-        raise ValueError("no picture was given: every example needs at least one")
+        raise InputError("no picture was given: every example needs at least one")
     return tuple(found)
 
 

@@ -46,7 +46,7 @@ from captum_dcam.adapters.diffusion_gemma.language import (
 )
 from captum_dcam.adapters.diffusion_gemma.pictures import Gemma4
 from captum_dcam.adapters.diffusion_gemma.states import EVERY, forced, states_of
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import InputError, WeightsError
 from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
@@ -90,7 +90,7 @@ class DiffusionGemmaAdapter(Adapter):
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         super().__init__(model, processor, regime)
         if not self.owns(model):
-            raise ValueError(
+            raise InputError(
                 f"the model is a {type(model).__name__}: expected DiffusionGemmaForBlockDiffusion, "
                 "with its output head"
             )
@@ -162,7 +162,7 @@ class DiffusionGemmaAdapter(Adapter):
         request = prepared(self._family, self._template, images, prompts)
         mask = request.extras[1]
         if not bool(mask.all()):
-            raise ValueError(
+            raise InputError(
                 f"the prompts have {sorted(set(mask.sum(1).tolist()))} tokens: the family counts "
                 "positions without regard to padding, so a batch needs prompts of one length; "
                 "explain them one by one"
@@ -219,7 +219,7 @@ class DiffusionGemmaAdapter(Adapter):
             generator = torch.Generator().manual_seed(seed)
             settings["seed"] = seed
         elif generator is None or seed is not None:
-            raise ValueError(
+            raise InputError(
                 "the family samples, it has no greedy mode: pass generator="
                 "torch.Generator().manual_seed(0), or seed=0, one of them"
             )

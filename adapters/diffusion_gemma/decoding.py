@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from captum_dcam.adapters.diffusion_gemma.language import capped
 from captum_dcam.adapters.diffusion_gemma.states import states_of
+from captum_dcam.errors import InputError
 
 #: the library's words for settings of ``generate``
 SAME = {"gen_length": "max_new_tokens", "steps": "max_denoising_steps"}
@@ -44,28 +45,28 @@ def checked(settings: dict[str, Any], canvas: int) -> dict[str, Any]:
     for ours, theirs in SAME.items():
         if ours in out:
             if theirs in out:
-                raise ValueError(f"{ours} and {theirs} mean the same: give one of them")
+                raise InputError(f"{ours} and {theirs} mean the same: give one of them")
             out[theirs] = out.pop(ours)
     if "temperature" in out:
-        raise ValueError(
+        raise InputError(
             f"temperature={out['temperature']!r}: the family's falls from t_max to t_min over the "
             "steps: give those (0.8 and 0.4 by default); there is no greedy mode"
         )
     if out.pop("block_length", canvas) != canvas:
-        raise ValueError(
+        raise InputError(
             f"block_length is {settings['block_length']}: the model's canvas has {canvas} tokens; "
             "leave it out"
         )
     unknown = sorted(out.keys() - set(KNOWN))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"unknown settings {unknown}: the family's generate would ignore them without a word; "
             f"known are {', '.join((*SAME, *KNOWN))}"
         )
     for name in COUNTS:
         value = out.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
     return out
 
 
@@ -74,7 +75,7 @@ def check_context(config: Any, prefix: int, settings: dict[str, Any]) -> None:
     canvas, context = config.canvas_length, config.text_config.max_position_embeddings
     whole = -(-settings.get("max_new_tokens", canvas) // canvas) * canvas
     if prefix + whole > context:
-        raise ValueError(
+        raise InputError(
             f"the prompt has {prefix} tokens and {whole} are asked for (whole canvases of "
             f"{canvas}), but the model's context is {context}: ask for fewer, or give smaller or "
             "fewer pictures"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.adapters.common.visuals import Family, Seen, Visual, misfit, region
+from captum_dcam.errors import InputError
 
 
 class Gemma4(Family):
@@ -30,7 +31,7 @@ class Gemma4(Family):
     ) -> None:
         seen = config.text_config.use_bidirectional_attention
         if seen != "vision":
-            raise ValueError(
+            raise InputError(
                 f"use_bidirectional_attention is {seen!r} in the model's text_config: expected "
                 '"vision", the family\'s image tokens see each other'
             )

@@ -15,6 +15,7 @@ from captum_dcam.adapters.autoregressive.qwen import Qwen
 from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.common.recording import CanvasLog
 from captum_dcam.adapters.common.visuals import Seen, Visual
+from captum_dcam.errors import InputError, InputTypeError
 
 ALGORITHMS = ("maskgit_plus", "topk_margin", "entropy", "origin")
 
@@ -60,37 +61,37 @@ def checked(given: dict[str, Any], generator: torch.Generator | None) -> dict[st
     """Settings for ``diffusion_generate``; raises before any work on what cannot work."""
     given = dict(given)
     if given.pop("use_cache", False):
-        raise ValueError(
+        raise InputError(
             "use_cache is True: Dream-VL's prompt cache fails at the second step (transformers 4: "
             "a shape error, 5: DynamicCache), so every step runs the whole sequence; leave it out"
         )
     if "gen_length" in given:
         if "max_new_tokens" in given:
-            raise ValueError("gen_length and max_new_tokens mean the same: give one of them")
+            raise InputError("gen_length and max_new_tokens mean the same: give one of them")
         given["max_new_tokens"] = given.pop("gen_length")
     known = list(Settings.__dataclass_fields__)
     for name in given:
         if name not in known:
-            raise TypeError(f"setting {name!r} is not taken. Known: {', '.join(known)}")
+            raise InputTypeError(f"setting {name!r} is not taken. Known: {', '.join(known)}")
     out = asdict(Settings(**given))
     out["steps"] = out["max_new_tokens"] if out["steps"] is None else out["steps"]
     for name in ("max_new_tokens", "steps"):
         if isinstance(out[name], bool) or not isinstance(out[name], int) or out[name] < 1:
-            raise ValueError(f"{name} is {out[name]!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {out[name]!r}: expected a whole number of at least 1")
     if out["alg"] not in ALGORITHMS:
-        raise ValueError(f"alg is {out['alg']!r}: expected one of {ALGORITHMS}")
+        raise InputError(f"alg is {out['alg']!r}: expected one of {ALGORITHMS}")
     for name in ("temperature", "alg_temp"):
         if out[name] is not None and not 0 <= out[name] < float("inf"):
-            raise ValueError(f"{name} is {out[name]!r}: expected a finite number, 0 or more")
+            raise InputError(f"{name} is {out[name]!r}: expected a finite number, 0 or more")
     if not 0 < out["eps"] < 1:
-        raise ValueError(f"eps is {out['eps']!r}: expected a time between 0 and 1")
+        raise InputError(f"eps is {out['eps']!r}: expected a time between 0 and 1")
     if out["top_k"] is not None and out["top_k"] < 1:
-        raise ValueError(f"top_k is {out['top_k']!r}: expected at least 1, or None")
+        raise InputError(f"top_k is {out['top_k']!r}: expected at least 1, or None")
     if out["top_p"] is not None and not 0 < out["top_p"] <= 1:
-        raise ValueError(f"top_p is {out['top_p']!r}: expected a share in (0, 1], or None")
+        raise InputError(f"top_p is {out['top_p']!r}: expected a share in (0, 1], or None")
     drawn = out["alg"] == "origin" or out["temperature"] > 0 or (out["alg_temp"] or 0) > 0
     if drawn and generator is None:
-        raise ValueError(
+        raise InputError(
             f"sampling (alg {out['alg']!r}, temperature {out['temperature']}, alg_temp "
             f"{out['alg_temp']}) needs a generator: pass torch.Generator().manual_seed(0)"
         )

@@ -32,6 +32,7 @@ from captum_dcam.adapters.lavida.facts import FACTS, MASK, STOP, VARIANTS, varia
 from captum_dcam.adapters.lavida.loading import loaded
 from captum_dcam.adapters.lavida.packing import Packing
 from captum_dcam.adapters.lavida.settings import arguments, checked
+from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Adapter, Facts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
@@ -270,7 +271,7 @@ class LavidaAdapter(Adapter):
         embeds = pack(ids, None, None, None, None, **views_of)[4]
         expected = self._packing.place(ids[0].tolist(), views_of["image_sizes"][: sizes.shape[1]])
         if embeds.shape[1] != expected.length:
-            raise ValueError(
+            raise InputError(
                 f"the model's packing makes {embeds.shape[1]} tokens of {views_of['image_sizes']} "
                 f"(width × height) where {expected.length} were expected: its configuration or "
                 "NOT_ALWASY_DO_2DPOOL has changed since the request was prepared, or its code is "

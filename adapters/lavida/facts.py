@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from captum_dcam.adapters.common.compat import LAVIDA_INSTALL
+from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Checkpoint, Facts
 
 #: class name → language model
@@ -36,7 +37,7 @@ def variant_of(model: nn.Module) -> str:
     for cls in type(model).__mro__:
         if cls.__name__ in VARIANTS:
             return VARIANTS[cls.__name__]
-    raise TypeError(
+    raise InputTypeError(
         f"the model is a {type(model).__name__}: LaViDa's are {' and '.join(VARIANTS)}, from "
         "upstream's load_pretrained_model"
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_dcam.adapters.common import llava
 from captum_dcam.adapters.common.anyres import Size, Tiling, token_count, view_count
 from captum_dcam.adapters.common.anyres import grids as grids_of
+from captum_dcam.errors import InputError
 from captum_dcam.model.layout import Grid
 
 #: how packing treats pictures of a model without tiles
@@ -43,12 +44,12 @@ class Packing:
 
     def __post_init__(self) -> None:
         if self.single not in SINGLE:
-            raise ValueError(f"single is {self.single!r}: expected one of {SINGLE}")
+            raise InputError(f"single is {self.single!r}: expected one of {SINGLE}")
         given = getattr(self.image_processor, "crop_size", None)
         height = given.get("height") if isinstance(given, dict) else None
         side = self.model.get_vision_tower().image_size
         if height is not None and height != side:
-            raise ValueError(
+            raise InputError(
                 f"the image processor cuts {height} px, the model's vision tower takes {side} px: "
                 "give the image processor that load_pretrained_model returns for this checkpoint"
             )
@@ -72,7 +73,7 @@ class Packing:
     def _pooled(self, patches: int) -> int:
         mode = getattr(self.model.config, "mm_spatial_pool_mode", None)
         if mode not in POOLING:
-            raise ValueError(
+            raise InputError(
                 f"the configuration's mm_spatial_pool_mode is {mode!r}: expected one of {POOLING}, "
                 "as the family's checkpoints have (bilinear)"
             )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from captum_dcam.errors import InputError, InputTypeError
+
 #: ways of choosing what a step commits: LLaDA's ``remasking`` (upstream spells ``entrophy``)
 REMASKING = ("low_confidence", "random", "entropy", "margin")
 #: Dream's ``alg``
@@ -50,7 +52,7 @@ def checked(
     given = dict(given)
     if "max_new_tokens" in given:  # the family's own name
         if "gen_length" in given:
-            raise ValueError("gen_length and max_new_tokens are two names of one setting: give one")
+            raise InputError("gen_length and max_new_tokens are two names of one setting: give one")
         given["gen_length"] = given.pop("max_new_tokens")
     other = "dream" if variant == "llada" else "llada"
     known = [n for n in Settings.__dataclass_fields__ if n not in ONLY[other]]
@@ -58,7 +60,7 @@ def checked(
         if name not in known:
             own = "alg" if name == "remasking" else "remasking"
             hint = f"; its counterpart here is {own}" if name in ("remasking", "alg") else ""
-            raise TypeError(
+            raise InputTypeError(
                 f"unknown setting {name!r} of LaViDa-{variant.capitalize()}{hint}. Known: "
                 f"{', '.join(known)}"
             )
@@ -67,7 +69,7 @@ def checked(
         made = replace(made, remasking="random")  # it draws which tokens it commits
     length = made.gen_length
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"gen_length is {length!r}: the canvas needs at least one token")
+        raise InputError(f"gen_length is {length!r}: the canvas needs at least one token")
     for name, allowed in (
         ("remasking", REMASKING),
         ("alg", ALGORITHMS),
@@ -75,14 +77,14 @@ def checked(
     ):
         value = getattr(made, name)
         if value not in allowed:
-            raise ValueError(f"{name} is {value!r}: expected one of {allowed}")
+            raise InputError(f"{name} is {value!r}: expected one of {allowed}")
     if made.shift is not None and (made.schedule != "shift" or made.shift <= 0):
-        raise ValueError(
+        raise InputError(
             f"shift is {made.shift} with schedule {made.schedule!r}: it is a positive setting of "
             "schedule='shift' (0.33 in the authors' evaluation)"
         )
     if made.random and generator is None:
-        raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
     made = replace(made, block_length=_block_length(made, variant))
     _check_steps(made, variant, cached)
     return made
@@ -95,7 +97,7 @@ def _block_length(made: Settings, variant: str) -> int:
     if block is None:
         return made.gen_length
     if block < 1 or made.gen_length % block:
-        raise ValueError(f"gen_length {made.gen_length} is not a multiple of block_length {block}")
+        raise InputError(f"gen_length {made.gen_length} is not a multiple of block_length {block}")
     return block
 
 
@@ -104,31 +106,31 @@ def _check_steps(made: Settings, variant: str, cached: bool) -> None:
     assert made.block_length is not None
     blocks = made.gen_length // made.block_length
     if made.steps is not None and made.step_ratio is not None:
-        raise ValueError(
+        raise InputError(
             f"steps {made.steps} and step_ratio {made.step_ratio}: give one of them, both say how "
             "many steps there are"
         )
     if made.steps is not None and (made.steps < blocks or made.steps % blocks):
-        raise ValueError(
+        raise InputError(
             f"steps is {made.steps}: expected a positive multiple of the {blocks} blocks "
             f"(gen_length {made.gen_length} / block_length {made.block_length})"
         )
     if made.step_ratio is not None and not 0 < made.step_ratio <= 1:
-        raise ValueError(f"step_ratio is {made.step_ratio}: expected 0 < step_ratio <= 1")
+        raise InputError(f"step_ratio is {made.step_ratio}: expected 0 < step_ratio <= 1")
     each = steps_of(made) // blocks
     if each < 1:
-        raise ValueError(
+        raise InputError(
             f"step_ratio {made.step_ratio} of a block of {made.block_length} tokens is no step: "
             f"give at least {1 / made.block_length:g}"
         )
     if each > made.block_length:
-        raise ValueError(
+        raise InputError(
             f"{each} steps for a block of {made.block_length} tokens: expected at most one step a "
             "token"
         )
     first = 1 if variant == "dream" and cached else 0  # Dream's prefill commits a token
     if made.schedule is not None and each > made.block_length - first:
-        raise ValueError(
+        raise InputError(
             f"{each} steps with schedule {made.schedule!r}: LaViDa-Dream fails when there are more "
             f"steps than the {made.block_length - first} tokens that the prefill leaves; give "
             "fewer steps, a longer gen_length, or no schedule"

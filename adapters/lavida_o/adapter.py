@@ -33,6 +33,7 @@ from captum_dcam.adapters.lavida.facts import MASK
 from captum_dcam.adapters.lavida.settings import arguments, checked, steps_of
 from captum_dcam.adapters.lavida_o import decoding as own
 from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
@@ -76,7 +77,7 @@ class LavidaOAdapter(LavidaAdapter):
         base: str = "pad",
     ) -> None:
         if not self.owns(model):
-            raise TypeError(
+            raise InputTypeError(
                 f"the model is a {type(model).__name__}: expected LaViDa-O's "
                 "LlavaLladaForMaskedDiffusion, with dual_tower in its configuration"
             )
@@ -139,7 +140,7 @@ class LavidaOAdapter(LavidaAdapter):
         assert made.block_length is not None
         prefix = request.layout.prefix_length
         if made.block_length >= request.layout.image_end:
-            raise ValueError(
+            raise InputError(
                 f"block_length {made.block_length} with an image span that ends at "
                 f"{request.layout.image_end}: a block alone would pass for the whole sequence; "
                 "give shorter blocks"

@@ -19,6 +19,7 @@ from captum_dcam.adapters.common import llava
 from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.recording import CanvasLog
 from captum_dcam.adapters.lavida.packing import Packing, pools
+from captum_dcam.errors import InputError
 
 BASES = ("pad", "stretch")
 
@@ -37,9 +38,9 @@ class PackingO(Packing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.base not in BASES:
-            raise ValueError(f"base is {self.base!r}: expected one of {BASES}")
+            raise InputError(f"base is {self.base!r}: expected one of {BASES}")
         if pools(self.model):
-            raise ValueError(
+            raise InputError(
                 "upstream pools pictures a second time and fails, unless the environment has "
                 "NOT_ALWASY_DO_2DPOOL=1 when its package llava is imported: set it and start anew"
             )
@@ -70,10 +71,10 @@ def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
     given = {n: settings.pop(n) for n in ("factor", "threshold") if n in settings}
     if not wanted:
         if given:
-            raise ValueError(f"{' and '.join(given)}: of use_fast_dlm=True, which was not given")
+            raise InputError(f"{' and '.join(given)}: of use_fast_dlm=True, which was not given")
         return None
     if regime == "prefix":
-        raise ValueError(
+        raise InputError(
             "use_fast_dlm runs the whole sequence at every block, regime 'prefix' only once: "
             "captum_dcam.wrap(model, processor, regime='full')"
         )
@@ -81,12 +82,12 @@ def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
         given.setdefault("factor", None)
     made = Fast(**given)
     if made.factor is not None and made.threshold is not None:
-        raise ValueError("factor and threshold: upstream ignores threshold beside factor; give one")
+        raise InputError("factor and threshold: upstream ignores threshold beside factor; give one")
     for name in ("schedule", "shift", "step_ratio"):
         if settings.get(name) is not None:
-            raise ValueError(f"{name} has no effect with use_fast_dlm: leave it out")
+            raise InputError(f"{name} has no effect with use_fast_dlm: leave it out")
     if settings.get("remasking", "low_confidence") not in ("low_confidence", "random"):
-        raise ValueError(
+        raise InputError(
             f"remasking is {settings['remasking']!r}: use_fast_dlm knows low_confidence and random"
         )
     return made

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from captum_dcam.adapters.lavida.loading import BUILT
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import InputError, MissingPackageError, WeightsError
 
 CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
 INSTALL = (
@@ -48,7 +48,7 @@ def loaded(
             f"lavida_o has no weights of its own: name a checkpoint or a folder, as {CHECKPOINT}"
         )
     if not os.environ.get("NOT_ALWASY_DO_2DPOOL"):
-        raise ValueError(
+        raise InputError(
             "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
             "set it before Python starts"
         )
@@ -56,11 +56,11 @@ def loaded(
         builder = importlib.import_module("llava.model.builder")
         arch = importlib.import_module("llava.model.language_model.llava_llada")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"LaViDa-O's own code is needed and cannot be imported ({error}): {INSTALL}"
         ) from error
     if not hasattr(arch, "generate_with_dual_cache"):
-        raise ImportError(
+        raise MissingPackageError(
             f"the package llava in {arch.__file__} is not LaViDa-O's: another project's is in "
             f"front; {INSTALL}"
         )

@@ -24,6 +24,7 @@ from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import Words, special_ids
 from captum_dcam.adapters.llada_v import decoding
 from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
@@ -72,7 +73,7 @@ class LladaVAdapter(Adapter):
     ) -> None:
         super().__init__(model, processor, regime)
         if not self.owns(model):
-            raise TypeError(
+            raise InputTypeError(
                 f"the model is a {type(model).__name__}: expected LlavaLLaDAModelLM, as upstream's "
                 "load_pretrained_model(…, 'llava_llada') returns it"
             )
@@ -279,7 +280,7 @@ def tiling_of(model: Any, image_processor: Any) -> Tiling:
     tile, side = int(tower.image_size), int(tower.num_patches_per_side)
     crop = image_processor.crop_size["height"]
     if crop != tile:
-        raise ValueError(
+        raise InputError(
             f"the image processor makes tiles of {crop} px, the vision tower sees {tile}: load "
             "both from one checkpoint"
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import CanvasRecorder, Step
-from captum_dcam.errors import MethodError
+from captum_dcam.errors import InputError, InputTypeError, MethodError
 
 MASK, BOS, EOS = 126336, 126080, 126081
 HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
@@ -51,35 +51,35 @@ def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool
     for name in given:
         if name not in known:
             hint = "; LLaDA-V ignores it: use gen_length" if name == "max_new_tokens" else ""
-            raise TypeError(f"unknown setting {name!r}{hint}. Known: {', '.join(known)}")
+            raise InputTypeError(f"unknown setting {name!r}{hint}. Known: {', '.join(known)}")
     out = asdict(Settings(**given))
     length = out["gen_length"]
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"gen_length is {length!r}: the canvas needs at least one token")
+        raise InputError(f"gen_length is {length!r}: the canvas needs at least one token")
     block = out["block_length"] = out["block_length"] or length
     if block < 1 or length % block:
-        raise ValueError(f"gen_length {length} is not a multiple of block_length {block}")
+        raise InputError(f"gen_length {length} is not a multiple of block_length {block}")
     blocks = length // block
     steps = out["steps"] = out["steps"] or length
     if steps < blocks or steps % blocks:
-        raise ValueError(
+        raise InputError(
             f"steps is {steps}: expected a positive multiple of the {blocks} blocks (gen_length "
             f"{length} / block_length {block})"
         )
     if out["remasking"] not in REMASKING:
-        raise ValueError(f"remasking is {out['remasking']!r}: expected one of {REMASKING}")
+        raise InputError(f"remasking is {out['remasking']!r}: expected one of {REMASKING}")
     if isinstance(out["stopping_criteria"], str):
-        raise TypeError("stopping_criteria is a string: expected a list of stop strings")
+        raise InputTypeError("stopping_criteria is a string: expected a list of stop strings")
     if (out["temperature"] > 0 or out["remasking"] == "random") and generator is None:
-        raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
     if fast and out["cfg_scale"] > 0:
-        raise ValueError(
+        raise InputError(
             f"cfg_scale is {out['cfg_scale']}: Fast-dLLM fails on guided decoding; call "
             "unregister_fast_dllm_hook(hook), or leave cfg_scale at 0"
         )
     refresh = out.pop("prefix_refresh_interval")
     if refresh is not None and (not fast or refresh < 1):
-        raise ValueError(
+        raise InputError(
             f"prefix_refresh_interval is {refresh}: it is a setting of Fast-dLLM, at least 1; "
             "register its hook first"
         )

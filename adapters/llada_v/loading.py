@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from captum_dcam.adapters.common import compat as _compat
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import MissingPackageError, WeightsError
 
 CHECKPOINT = "GSAI-ML/LLaDA-V"
 INSTALL = (
@@ -27,11 +27,11 @@ def package() -> Any:
     try:
         module = importlib.import_module("llava.model.language_model.llava_llada")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"LLaDA-V's own code is needed and cannot be imported ({error}): {INSTALL}"
         ) from error
     if not hasattr(module, "LlavaLLaDAModelLM"):
-        raise ImportError(
+        raise MissingPackageError(
             f"the package llava in {module.__file__} has no LlavaLLaDAModelLM: another project's "
             f"is in front; {INSTALL}"
         )

@@ -28,7 +28,7 @@ from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.common.text import Words, special_ids
 from captum_dcam.adapters.common.visuals import Visual, visuals_of
 from captum_dcam.adapters.mmada import decoding as _mmada
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import InputError, InputTypeError, WeightsError
 from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import messages_of, summary
@@ -93,22 +93,22 @@ class MmadaAdapter(Adapter):
             pair = processor
         self._tokenizer, self._vq = pair
         if not callable(self._tokenizer) or not hasattr(self._vq, "get_code"):
-            raise TypeError(
+            raise InputTypeError(
                 f"the processor is a {type(processor).__name__}: expected (tokenizer, vq_model), "
                 "the checkpoint's AutoTokenizer and upstream's MAGVITv2"
             )
         if resolution < _mmada.STRIDE or resolution % _mmada.STRIDE:
-            raise ValueError(
+            raise InputError(
                 f"resolution is {resolution}: expected a positive multiple of {_mmada.STRIDE} "
                 "pixels, 512 or 256 for the published checkpoints"
             )
         if fit not in _mmada.FITS:
-            raise ValueError(f"fit is {fit!r}: expected one of {_mmada.FITS}")
+            raise InputError(f"fit is {fit!r}: expected one of {_mmada.FITS}")
         self.resolution, self.fit = resolution, fit
         self._offset = len(self._tokenizer)
         codes = getattr(model.config, "codebook_size", 8192)
         if self._offset + codes > self.vocabulary:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer has {self._offset} ids and the codebook {codes}, but the model "
                 f"embeds {self.vocabulary}: an image token's id is its code + len(tokenizer); give "
                 "the checkpoint's own tokenizer, without added tokens (UniversalPrompting adds "
@@ -185,13 +185,13 @@ class MmadaAdapter(Adapter):
         visuals = [_one_picture(given) for given in images]
         sizes = sorted({v.size for v in visuals})
         if len(sizes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"pictures of different sizes in one batch ({sizes}, height × width): their "
                 "layouts differ; explain them one by one, or resize them to one size"
             )
         rows = [self._text(p, v) for p, v in zip(prompts, visuals, strict=True)]
         if len({len(r) for r in rows}) > 1:
-            raise ValueError(
+            raise InputError(
                 f"prompts of {[len(r) for r in rows]} tokens in one batch: MMaDA takes no "
                 "positions, so that padding would move the answer; explain them one by one"
             )
@@ -200,7 +200,7 @@ class MmadaAdapter(Adapter):
         length = _mmada.BEFORE + grid.positions.numel() + 1 + len(rows[0])
         context = getattr(self.model.config, "max_sequence_length", None)
         if context is not None and length >= context:
-            raise ValueError(
+            raise InputError(
                 f"the prompt has {length} tokens, {grid.positions.numel()} of them of the picture, "
                 f"but the model's context is {context}: shorten the text, or give a resolution "
                 f"below {self.resolution}"
@@ -322,10 +322,10 @@ def _one_picture(given: Sequence[Any]) -> Visual:
     """The one picture of an example; TypeError or ValueError for anything else."""
     visuals = visuals_of(given)
     if any(v.video for v in visuals):
-        raise ValueError("mmada takes no video: give a single frame as the picture")
+        raise InputError("mmada takes no video: give a single frame as the picture")
     height, width = visuals[0].size
     if max(height, width) > _mmada.LONGEST * min(height, width):
-        raise ValueError(
+        raise InputError(
             f"the picture has {width} × {height} pixels: MMaDA would see less than a hundredth of "
             "it; cut it into pieces"
         )

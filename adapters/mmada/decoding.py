@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.common.recording import CanvasLog
 from captum_dcam.adapters.common.visuals import edges
-from captum_dcam.errors import MethodError, WeightsError
+from captum_dcam.errors import InputError, InputTypeError, MethodError, WeightsError
 from captum_dcam.model.layout import Grid
 
 #: ids that upstream reserves in LLaDA's vocabulary
@@ -57,34 +57,34 @@ def checked(given: dict[str, Any], generator: torch.Generator | None) -> dict[st
     given = dict(given)
     if "gen_length" in given:
         if "max_new_tokens" in given:
-            raise ValueError("gen_length and max_new_tokens mean the same: give one of them")
+            raise InputError("gen_length and max_new_tokens mean the same: give one of them")
         given["max_new_tokens"] = given.pop("gen_length")
     known = list(Settings.__dataclass_fields__)
     for name in given:
         if name not in known:
             why = f": {REFUSED[name]}" if name in REFUSED else ""
-            raise TypeError(f"setting {name!r} is not taken{why}. Known: {', '.join(known)}")
+            raise InputTypeError(f"setting {name!r} is not taken{why}. Known: {', '.join(known)}")
     out = asdict(Settings(**given))
     length = out["max_new_tokens"]
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"max_new_tokens is {length!r}: the canvas needs at least one token")
+        raise InputError(f"max_new_tokens is {length!r}: the canvas needs at least one token")
     block = out["block_length"] = length if out["block_length"] is None else out["block_length"]
     if block < 1 or length % block:
-        raise ValueError(f"max_new_tokens {length} is not a multiple of block_length {block}")
+        raise InputError(f"max_new_tokens {length} is not a multiple of block_length {block}")
     blocks = length // block
     steps = out["steps"] = length if out["steps"] is None else out["steps"]
     if steps < blocks or steps % blocks:
-        raise ValueError(
+        raise InputError(
             f"steps is {steps}: expected a positive multiple of the {blocks} blocks "
             f"(max_new_tokens {length} / block_length {block})"
         )
     if out["remasking"] not in REMASKING:
-        raise ValueError(f"remasking is {out['remasking']!r}: expected one of {REMASKING}")
+        raise InputError(f"remasking is {out['remasking']!r}: expected one of {REMASKING}")
     for name in ("temperature", "cfg_scale"):
         if not 0 <= out[name] < float("inf"):
-            raise ValueError(f"{name} is {out[name]!r}: expected a finite number, 0 or more")
+            raise InputError(f"{name} is {out[name]!r}: expected a finite number, 0 or more")
     if (out["temperature"] > 0 or out["remasking"] == "random") and generator is None:
-        raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
     return out
 
 
@@ -193,7 +193,7 @@ def codes_of(vq_model: Any, pixels: Tensor) -> Tensor:
     codes = vq_model.get_code(pixels.to(like.device, like.dtype))
     side = pixels.shape[-1] // STRIDE
     if codes.shape != (len(pixels), side * side):
-        raise ValueError(
+        raise InputError(
             f"the VQ model gave codes {tuple(codes.shape)} for pixels {tuple(pixels.shape)}: "
             f"expected ({len(pixels)}, {side * side}), one for every {STRIDE} × {STRIDE} pixels; "
             "give the MAGVITv2 model that MMaDA is trained with"

@@ -21,10 +21,11 @@ from captum_dcam.calibration.fit import (
     fit_labelled,
     fit_unlabelled,
 )
-from captum_dcam.calibration.maps import CalibrationError, Collection, collect
+from captum_dcam.calibration.maps import Collection, collect
 from captum_dcam.calibration.parameters import PARAMETERS, SHARES, values_of, with_values
 from captum_dcam.calibration.routing import cut, fit_routing, paper_routing
 from captum_dcam.calibration.search import coordinate_descent
+from captum_dcam.errors import CalibrationError
 
 __all__ = [
     "PARAMETERS",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.calibration.chain import SCORES, STATISTICS, Chain
-from captum_dcam.calibration.maps import CalibrationError, Collection
+from captum_dcam.calibration.maps import Collection
 from captum_dcam.calibration.parameters import (
     PARAMETERS,
     SHARES,
@@ -21,6 +21,7 @@ from captum_dcam.calibration.parameters import (
 )
 from captum_dcam.calibration.routing import cut, fit_routing
 from captum_dcam.calibration.search import Found, Step, coordinate_descent
+from captum_dcam.errors import CalibrationError
 from captum_dcam.metrics import BootstrapInterval, cluster_bootstrap
 from captum_dcam.refine import DACG, SICD
 

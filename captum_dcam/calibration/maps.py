@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import derived_seed
 from captum_dcam.evaluation.words import Word, read_answer, read_masks, stacked
@@ -33,10 +34,6 @@ _COPIES = 10
 #: which words are explained without labels: nouns by the tagger, or every word
 WORDS = ("nouns", "all")
 _KINDS = {"nouns": ("noun",), "all": ("noun", "function", "other")}
-
-
-class CalibrationError(ValueError):
-    """Images that nothing can be fitted on, or settings that cannot be fitted; says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +201,6 @@ class _Reader:
 
     def read(self, number: int, image_id: Any, sample: Any) -> None:
         forward = self._answered(image_id, sample)
-        assert forward.request is not None
         objects = sample.objects if self.labelled else ()
         words = [w for w in read_answer(forward, objects).words if w.kind in self.kinds]
         grid = forward.request.layout.grids[0]

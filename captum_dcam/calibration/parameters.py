@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from captum_dcam.calibration.maps import CalibrationError
+from captum_dcam.errors import CalibrationError
 from captum_dcam.refine import AKD, CBA, DACG, DACG_BRANCHES, SICD, NamedRefinement, Refinement
 
 Values = dict[str, float | None]

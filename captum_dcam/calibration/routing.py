@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from captum_dcam.calibration.chain import Chain
-from captum_dcam.calibration.maps import CalibrationError
 from captum_dcam.calibration.parameters import Stages, Values, with_values
+from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation.published import published
 from captum_dcam.refine import DACG, DACG_BRANCHES, SICD
 

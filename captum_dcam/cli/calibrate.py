@@ -12,7 +12,6 @@ import torch
 
 from captum_dcam.calibration import (
     Calibration,
-    CalibrationError,
     Collection,
     Gain,
     collect,
@@ -26,6 +25,7 @@ from captum_dcam.calibration.maps import WORDS
 from captum_dcam.cli.explain import check_device, check_name, progress
 from captum_dcam.cli.parsing import DTYPES, load_model, setting_pairs
 from captum_dcam.data import DATASETS, dataset
+from captum_dcam.errors import CalibrationError, MissingFileError
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.progress import Live
 from captum_dcam.model.adapter import Adapter
@@ -115,11 +115,11 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder: give --images a folder of pictures")
+            raise MissingFileError(f"{folder} is no folder: give --images a folder of pictures")
         found = (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
         self.folder, self.ids = folder, tuple(sorted(p.name for p in found))
         if not self.ids:
-            raise FileNotFoundError(f"{folder} has no pictures: expected {', '.join(SUFFIXES)}")
+            raise MissingFileError(f"{folder} has no pictures: expected {', '.join(SUFFIXES)}")
 
     def sample(self, image_id: str) -> _Picture:
         """One picture; not opened yet."""

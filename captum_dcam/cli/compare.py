@@ -20,6 +20,7 @@ from captum_dcam.cli.explain import (
 from captum_dcam.cli.parsing import parse_methods
 from captum_dcam.comparing import compare_bound
 from captum_dcam.data.scenes import scene_mask
+from captum_dcam.errors import InputError
 from captum_dcam.methods import METHODS, Budget, method_names
 from captum_dcam.model.words import Target
 from captum_dcam.results.comparison import Comparison
@@ -100,7 +101,7 @@ def _check_some_worked(comparison: Comparison) -> None:
         if any(row.complete) or any(bool(maps.any()) for maps in row.maps):
             return
     reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)
-    raise ValueError(f"no method gave a map. {reasons}")
+    raise InputError(f"no method gave a map. {reasons}")
 
 
 def list_methods() -> list[dict[str, Any]]:

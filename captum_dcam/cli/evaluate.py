@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from captum_dcam.cli.explain import check_name
-from captum_dcam.cli.options import UsageError
 from captum_dcam.cli.parsing import DTYPES, load_model, parse_methods, setting_pairs
 from captum_dcam.data import DATASETS
+from captum_dcam.errors import EvaluationError, InputError, UsageError
 from captum_dcam.evaluation import (
-    EvaluationError,
     Live,
     Plan,
     Store,
@@ -175,7 +174,7 @@ def parts_of(options: EvaluateOptions, adapters: Loaded) -> list[Part]:
     given = [name for name in ("suite", "plan", "methods") if getattr(options, name)]
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise ValueError(f"give one of --suite, --plan and --methods; {found} is given")
+        raise InputError(f"give one of --suite, --plan and --methods; {found} is given")
     if options.plan is not None:
         plan = _plan_of_file(options.plan)
         adapters.follow(plan)
@@ -185,7 +184,7 @@ def parts_of(options: EvaluateOptions, adapters: Loaded) -> list[Part]:
     own = ("metrics", "layer", "score", "refine", "answer", "kinds", "passes")
     fixed = [name for name in own if getattr(options, name) is not None]
     if fixed:
-        raise ValueError(f"a suite brings its own {', '.join(fixed)}: leave out --{fixed[0]}")
+        raise InputError(f"a suite brings its own {', '.join(fixed)}: leave out --{fixed[0]}")
     for name in options.suite or ():
         check_name("suite", name, SUITES)
     setting = Setting(
@@ -216,9 +215,9 @@ def _plan_of_file(file: Path) -> Plan:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise InputError(f"{file} is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{file} holds a {type(record).__name__}: expected a plan, {{…}}")
+        raise InputError(f"{file} holds a {type(record).__name__}: expected a plan, {{…}}")
     # the header of a store holds its plan: "the same again" needs no copying out
     return Plan.from_record(record["plan"] if "plan" in record else record)
 

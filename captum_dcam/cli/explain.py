@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from captum_dcam.cli.parsing import DTYPES, load_model, setting_pairs
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.explaining import explain_bound, sign_check
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.metrics import LocalizationScores
@@ -158,7 +158,7 @@ def chosen_words(words: list[str] | None) -> WordsLike:
         return None
     groups = [w for w in words if w in ("all", "nouns")]
     if groups and len(words) > 1:
-        raise ValueError(f"--words {groups[0]} stands alone: leave out the other --words")
+        raise InputError(f"--words {groups[0]} stands alone: leave out the other --words")
     return words[0] if groups else list(words)
 
 
@@ -168,7 +168,7 @@ def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
         return None
     if "none" in names:
         if len(names) > 1:
-            raise ValueError("--refine none stands alone: leave out the other --refine")
+            raise InputError("--refine none stands alone: leave out the other --refine")
         return []
     return [refinement(name) for name in names]
 
@@ -178,7 +178,7 @@ def check_options(options: Common) -> torch.device:
     check_name("score", options.score, SCORES)
     check_name("dtype", options.dtype, DTYPES)
     if options.image is not None and options.scene is not None:
-        raise ValueError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+        raise InputError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
     _generation(options)
     return check_device(options.device)
@@ -219,7 +219,7 @@ def _generation(options: Common) -> dict[str, Any]:
     named = {name: value for name, value in given.items() if value is not None}
     others = setting_pairs("--generation", options.generation)
     if twice := sorted(named.keys() & others.keys()):
-        raise ValueError(f"--generation {twice[0]}: --{twice[0].replace('_', '-')} is given too")
+        raise InputError(f"--generation {twice[0]}: --{twice[0].replace('_', '-')} is given too")
     return named | others
 
 

@@ -13,10 +13,6 @@ import typer
 PROMPT = "describe the image ."
 
 
-class UsageError(ValueError):
-    """What the user can mend, in place of an error that says so for programs."""
-
-
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn errors that the user can mend into one line on stderr and exit code 2."""

@@ -11,9 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from captum_dcam.cli.options import UsageError
 from captum_dcam.comparing import QUICK
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, UsageError, near
 from captum_dcam.methods import METHODS, Method, method, method_names
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.hub import load
@@ -43,7 +42,7 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
         if name:
             found += _begun(name)
         elif not found or not setting:
-            raise ValueError(f"--methods {','.join(texts)}: there is no name before {part!r}")
+            raise InputError(f"--methods {','.join(texts)}: there is no name before {part!r}")
         if setting.strip() or colon:
             _enter(found, setting)
     out: list[Method] = []
@@ -65,7 +64,7 @@ def _begun(name: str) -> list[tuple[str, dict[str, str]]]:
 def _enter(found: list[tuple[str, dict[str, str]]], setting: str) -> None:
     name, equals, value = setting.partition("=")
     if not equals or not name.strip():
-        raise ValueError(
+        raise InputError(
             f"setting {setting!r} of {found[-1][0]}: expected name=value, as in tam:filter=5"
         )
     found[-1][1][name.strip()] = value.strip()
@@ -82,7 +81,7 @@ def built(name: str, settings: dict[str, str]) -> Method:
     for key, text in settings.items():
         if key not in known:
             hint = near(key, known) if known else "; it has none"
-            raise ValueError(f"method {name!r} has no setting {key!r}{hint}")
+            raise InputError(f"method {name!r} has no setting {key!r}{hint}")
         values[key] = value_of(text, hints[key], f"{name}:{key}")
     return method(name, **values)
 
@@ -116,8 +115,8 @@ def value_of(text: str, kind: Any, where: str) -> Any:
             pass
     wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind)
     if wanted is None:
-        raise ValueError(f"{where} cannot be set on the command line: use the library")
-    raise ValueError(f"{where} is {text!r}: expected {wanted}")
+        raise InputError(f"{where} cannot be set on the command line: use the library")
+    raise InputError(f"{where} is {text!r}: expected {wanted}")
 
 
 # The model that a command's options ask for.
@@ -171,7 +170,7 @@ def setting_pairs(option: str, texts: Sequence[str] | None) -> dict[str, Any]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"{option} {text!r}: expected name=value, such as split=val2014")
+            raise InputError(f"{option} {text!r}: expected name=value, such as split=val2014")
         try:
             out[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from captum_dcam.cli.explain import check_name
 from captum_dcam.cli.printing import output_console, show, table_of
-from captum_dcam.evaluation.store import StoreError
+from captum_dcam.errors import InputError, StoreError
 from captum_dcam.evaluation.table import FORMATS, Table
 from captum_dcam.evaluation.tables import TABLES, Results, table
 from captum_dcam.files import write_atomically
@@ -25,7 +25,7 @@ def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool)
     for name in names:
         check_name("table", name, (*TABLES, "all"))
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give --results what evaluate wrote to")
+        raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
     results, found = Results(folder), []
     for name in dict.fromkeys(n for one in names for n in (TABLES if one == "all" else (one,))):
         try:
@@ -35,7 +35,7 @@ def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool)
                 raise
             typer.echo(f"left out {name}: {error}", err=True)
     if not found:
-        raise ValueError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
+        raise InputError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
     if output is not None:
         write(found, output)
     for one in found:

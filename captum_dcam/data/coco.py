@@ -32,6 +32,7 @@ from captum_dcam.data.coco_writer import ObjectLike, SceneLike, write_coco
 from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sample
 from captum_dcam.data.files import expect, select
 from captum_dcam.data.registry import register_dataset
+from captum_dcam.errors import MissingFileError
 
 __all__ = [
     "CocoDataset",
@@ -133,7 +134,7 @@ class CocoDataset(BaseDataset[CocoSample]):
         report = Ledger(missing)
         self.images_dir, source = Path(images_dir), Path(instances_json)
         if not self.images_dir.is_dir():
-            raise FileNotFoundError(f"{self.images_dir} is no folder: expected the images there")
+            raise MissingFileError(f"{self.images_dir} is no folder: expected the images there")
         table, digest = read_table(source, "images", "annotations", "categories")
         images = by_id(table, "images", ("file_name", "height", "width"), source, report)
         check_images(images.values(), source, report)

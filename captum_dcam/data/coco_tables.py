@@ -14,6 +14,7 @@ import numpy as np
 
 from captum_dcam.data.common import Mask
 from captum_dcam.data.files import Report, inside, read_json
+from captum_dcam.errors import InputError, MissingPackageError
 
 Row = dict[str, Any]
 
@@ -28,14 +29,16 @@ def write_json(value: object) -> str:
 
 def need(good: bool, message: str) -> None:
     if not good:
-        raise ValueError(message)
+        raise InputError(message)
 
 
 def mask_engine() -> ModuleType:
     try:
         return import_module("pycocotools.mask")
     except ImportError as error:
-        raise ImportError("COCO's masks need pycocotools: pip install pycocotools") from error
+        raise MissingPackageError(
+            "COCO's masks need pycocotools: pip install pycocotools"
+        ) from error
 
 
 def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
@@ -54,7 +57,7 @@ def read_table(source: Path, *lists: str) -> tuple[Row, str]:
 
 def refuse(image_id: object, reason: str) -> None:
     r"""Reports a problem by raising it."""
-    raise ValueError(reason)
+    raise InputError(reason)
 
 
 def by_id(
@@ -154,14 +157,14 @@ def decode(row: Row, size: tuple[int, int]) -> Mask:
     coded = shape if isinstance(shape, dict) else {}
     counts = coded.get("counts")
     if not isinstance(counts, (list, str)) or "size" not in coded:
-        raise ValueError(
+        raise InputError(
             f"{where}: segmentation is {str(shape)[:80]}: expected polygons of at least three "
             f"points, or run lengths with size and counts; leave such annotations out of the file"
         )
     need(coded["size"] == list(size), f"{where}: mask {coded['size']}, image {size} (H, W)")
     runs, pixels = run_lengths(counts), size[0] * size[1]
     if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != pixels:
-        raise ValueError(
+        raise InputError(
             f"{where} is damaged: its runs {str(runs)[:80]} do not fill {pixels} pixels"
         )
     filled = np.repeat(np.arange(len(runs)) % 2 == 1, runs)

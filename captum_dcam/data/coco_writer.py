@@ -22,6 +22,7 @@ from captum_dcam.data.coco_tables import (
     numbered,
     write_json,
 )
+from captum_dcam.errors import InputError, OccupiedError
 
 
 class ObjectLike(Protocol):
@@ -76,7 +77,7 @@ def write_coco(
     targets = (root / split, captions, instances)  # the reader looks for instances: they come last
     for target in targets:
         if target.exists():
-            raise FileExistsError(f"{target} is there already: take another split or remove it")
+            raise OccupiedError(f"{target} is there already: take another split or remove it")
     nearest = next(folder for folder in (root, *root.parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".coco-", dir=nearest) as folder, ExitStack() as undo:
         staged = _stage(Path(folder), split, samples, categories)
@@ -132,7 +133,7 @@ def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> 
     try:
         return {**row, "extra": json.loads(write_json(extra))} if extra else row
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: extra is not plain JSON ({error})") from error
+        raise InputError(f"{where}: extra is not plain JSON ({error})") from error
 
 
 def _encode(item: ObjectLike, size: tuple[int, int], where: str) -> Row:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captum_dcam.data.files import read_picture
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import InputError, UnknownNameError
 
 Mask = NDArray[np.bool_]
 ImageId = int | str
@@ -102,7 +102,7 @@ class Sample:
         self.image()
         for name, mask in self.masks().items():
             if mask.shape != (self.height, self.width) or mask.dtype != bool:
-                raise ValueError(
+                raise InputError(
                     f"image {self.image_id}: the mask of {name!r} is {mask.dtype} {mask.shape}, "
                     f"the picture {self.height, self.width} (H, W)"
                 )
@@ -140,14 +140,14 @@ class Ledger:
 
     def __init__(self, missing: str) -> None:
         if missing not in MISSING:
-            raise ValueError(f"missing is {missing!r}: expected one of {', '.join(MISSING)}")
+            raise InputError(f"missing is {missing!r}: expected one of {', '.join(MISSING)}")
         self.skips = missing == "skip"
         self._found: dict[DataProblem, None] = {}
         self._first: dict[ImageId, str] = {}
 
     def __call__(self, image_id: ImageId | None, reason: str) -> None:
         if not self.skips:
-            raise ValueError(reason)
+            raise InputError(reason)
         self._found.setdefault(DataProblem(image_id, reason))
         if image_id is not None:
             self._first.setdefault(image_id, reason)
@@ -226,7 +226,7 @@ class BaseDataset(ABC, Generic[S]):
             raise UnknownNameError(f"no image {image_id!r} among the {len(self)} ids ({ends})")
         reason = self._ledger.reason(image_id)
         if reason is not None:
-            raise ValueError(reason)
+            raise InputError(reason)
         return self._sample(image_id)
 
     def samples(self, ids: Iterable[ImageId] | None = None) -> Iterator[S]:

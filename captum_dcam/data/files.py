@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from captum_dcam.errors import FileError, InputError, MissingFileError
+
 Report = Callable[[Any, str], None]
 _ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 swap height and width
 #: which of these Pillow raises at a damaged file depends on its format
@@ -29,12 +31,12 @@ DAMAGED = (
 def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], Any]) -> Any:
     where = f"image {image_id}: {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{where} is missing: fetch it again")
+        raise MissingFileError(f"{where} is missing: fetch it again")
     try:
         with Image.open(path) as stored:
             return convert(stored)
     except DAMAGED as error:
-        raise OSError(f"{where} is damaged ({error}): fetch it again") from error
+        raise FileError(f"{where} is damaged ({error}): fetch it again") from error
 
 
 def read_picture(path: Path, image_id: object, size: tuple[int, int] | None = None) -> Image.Image:
@@ -47,7 +49,7 @@ def read_picture(path: Path, image_id: object, size: tuple[int, int] | None = No
     """
     picture: Image.Image = _decoded(path, image_id, lambda stored: stored.convert("RGB"))
     if size is not None and picture.size != size[::-1]:
-        raise ValueError(
+        raise InputError(
             f"image {image_id}: {path} is {picture.size}, annotated as {size[::-1]} (W, H)"
         )
     return picture
@@ -83,7 +85,7 @@ def grey_labels(path: Path, image_id: object) -> NDArray[np.int64]:
 
     mode, labels = _decoded(path, image_id, numbers)
     if labels.ndim != 2:
-        raise ValueError(f"image {image_id}: {path} is {mode}: expected one number a pixel (L, P)")
+        raise InputError(f"image {image_id}: {path} is {mode}: expected one number a pixel (L, P)")
     return np.asarray(labels, dtype=np.int64)
 
 
@@ -101,12 +103,12 @@ def panoptic_labels(path: Path, image_id: object) -> NDArray[np.int64]:
 def read_json(source: Path, what: str) -> tuple[Any, str]:
     r"""The content of a JSON file, and a short hash of its bytes."""
     if not source.is_file():
-        raise FileNotFoundError(f"{source} is no file: expected {what} there")
+        raise MissingFileError(f"{source} is no file: expected {what} there")
     raw = source.read_bytes()
     try:
         return json.loads(raw), hashlib.sha256(raw).hexdigest()[:16]
     except ValueError as error:  # a UnicodeDecodeError is one as well
-        raise ValueError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
+        raise InputError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
 
 
 def expect(
@@ -130,7 +132,7 @@ def expect(
         f"{label} in {' or '.join(map(str, paths))} ({'found' if path else 'missing'})"
         for (label, paths), path in zip(parts, found, strict=True)
     )
-    raise FileNotFoundError(f"no {what} under {root}: expected {listed}{also}")
+    raise MissingFileError(f"no {what} under {root}: expected {listed}{also}")
 
 
 def inside(name: object) -> bool:
@@ -162,7 +164,7 @@ def select(
         report (callable): told of an id that is not known.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
+        raise InputError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
     chosen: set[Any] = set(known)
     if ids is not None:
         source = f"id list {ids}" if isinstance(ids, (str, Path)) else "ids"
@@ -179,14 +181,14 @@ def select(
 
 def _listed(source: Path) -> list[Any]:
     if not source.is_file():
-        raise FileNotFoundError(f"{source} is no file: expected image ids there, one a line")
+        raise MissingFileError(f"{source} is no file: expected image ids there, one a line")
     try:
         text = source.read_text(encoding="utf-8").strip()
         listed = json.loads(text) if text.startswith("[") else text.split()
     except ValueError as error:
-        raise ValueError(f"{source} is damaged or no id list ({error})") from error
+        raise InputError(f"{source} is damaged or no id list ({error})") from error
     if not listed:
-        raise ValueError(f"{source} lists no ids")
+        raise InputError(f"{source} lists no ids")
     return list(listed)
 
 

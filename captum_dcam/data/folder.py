@@ -29,7 +29,8 @@ from PIL import Image
 from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMask, Sample
 from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
 from captum_dcam.data.registry import register_dataset
-from captum_dcam.model.prompts import PictureError, open_picture
+from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
+from captum_dcam.model.prompts import open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -50,9 +51,9 @@ class FolderSample(Sample):
         try:
             return open_picture(self.path)
         except PictureError as error:
-            raise OSError(f"image {self.image_id}: {error}") from error
+            raise FileError(f"image {self.image_id}: {error}") from error
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"image {self.image_id}: {error}") from error
+            raise MissingFileError(f"image {self.image_id}: {error}") from error
 
 
 def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]) -> Mask:
@@ -61,11 +62,11 @@ def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]
     for path in paths:
         mask = grey_labels(path, image_id) != 0
         if mask.shape != size:
-            raise ValueError(
+            raise InputError(
                 f"image {image_id}: {path} is {mask.shape}, the upright picture {size} (H, W)"
             )
         if not mask.any():
-            raise ValueError(f"image {image_id}: {path} is empty: leave out what is not seen")
+            raise InputError(f"image {image_id}: {path} is empty: leave out what is not seen")
         whole |= mask
     return whole
 
@@ -107,7 +108,7 @@ class FolderDataset(BaseDataset[FolderSample]):
                 report(path.stem, f"image {path.stem}: {other} and {path.name} share a stem")
             self._paths.setdefault(path.stem, path)
         if not self._paths:
-            raise FileNotFoundError(f"{pictures} has no pictures: expected {', '.join(SUFFIXES)}")
+            raise MissingFileError(f"{pictures} has no pictures: expected {', '.join(SUFFIXES)}")
         table = root / "masks.csv"
         find = self._table if table.is_file() else self._named
         self._parts = find(table if table.is_file() else root / "masks", report)
@@ -162,7 +163,7 @@ class FolderDataset(BaseDataset[FolderSample]):
                 reader = csv.DictReader(file)
                 header = reader.fieldnames or []
                 if not {"image", column} <= set(header):
-                    raise ValueError(f"the header is {list(header)}: expected image,{column}")
+                    raise InputError(f"the header is {list(header)}: expected image,{column}")
                 for row in reader:
                     where = f"{source}, line {reader.line_num}"
                     image = row["image"] or ""
@@ -173,7 +174,7 @@ class FolderDataset(BaseDataset[FolderSample]):
                         what = f"no {column}" if known else "no picture of that name"
                         report(known[0] if known else image, f"{where}: image {image!r}: {what}")
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{source} is damaged or no CSV in UTF-8 ({error})") from error
+            raise InputError(f"{source} is damaged or no CSV in UTF-8 ({error})") from error
         return out
 
     def _digest(self) -> str:

@@ -18,6 +18,7 @@ from captum_dcam.data.coco_tables import by_id, by_image, read_table
 from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sample
 from captum_dcam.data.files import distinct, expect, inside, read_json, select, stored_size
 from captum_dcam.data.registry import register_dataset
+from captum_dcam.errors import InputError
 
 Row = dict[str, Any]
 
@@ -80,7 +81,7 @@ class GrandfDataset(BaseDataset[Sample]):
         report = Ledger(missing)
         sources = [Path(one) for one in annotations]
         if len(sources) not in (1, 2):
-            raise ValueError(f"{len(sources)} annotation files: expected a list, or two tables")
+            raise InputError(f"{len(sources)} annotation files: expected a list, or two tables")
         read = _read_list if len(sources) == 1 else _read_tables
         rows, digest = read(sources, report)
         self._rows = {one: rows[one] for one in select(rows, ids, limit, report)}
@@ -120,7 +121,7 @@ def _read_list(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], str
     source = sources[0]
     table, digest = read_json(source, "GranD-f annotations")
     if not isinstance(table, list):
-        raise ValueError(f"{source} is a {type(table).__name__}: expected a list of images")
+        raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
     good: list[tuple[str, Row]] = []
     for number, entry in enumerate(table):
         whole = entry if isinstance(entry, dict) else {}
@@ -255,7 +256,7 @@ def open_grandf(
         prompt (str): Default: TAM's, for two sentences, or three for OpenPSG.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        raise InputError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
     root, parts = Path(root), SPLITS[split]
     tops = [root / "GranDf", root]
     folders = [top / parts.images for top in (root / "GranDf", root, root.parent)]

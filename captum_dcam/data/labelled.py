@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_dcam.data.common import ImageId, Mask, ObjectMask, Sample
+from captum_dcam.errors import InputError
 
 ReadLabels = Callable[[Path, object], NDArray[np.int64]]
 
@@ -21,7 +22,7 @@ def labels_of(
     r"""The label picture (H, W), checked against the size of its image."""
     labels = read(path, image_id)
     if labels.shape != size:
-        raise ValueError(f"image {image_id}: {path} is {labels.shape}, the picture {size} (H, W)")
+        raise InputError(f"image {image_id}: {path} is {labels.shape}, the picture {size} (H, W)")
     return labels
 
 
@@ -29,7 +30,7 @@ def pick(labels: NDArray[np.int64], numbers: tuple[int, ...], name: str, where: 
     r"""The pixels that hold one of these numbers; all of them must occur."""
     lacking = sorted(set(numbers) - set(np.unique(labels).tolist()))
     if lacking:
-        raise ValueError(f"{where} has no pixel of label {lacking}, which is {name!r}")
+        raise InputError(f"{where} has no pixel of label {lacking}, which is {name!r}")
     return np.isin(labels, numbers)
 
 

@@ -22,6 +22,7 @@ from captum_dcam.data.files import (
 )
 from captum_dcam.data.labelled import LabelledSample, label_objects
 from captum_dcam.data.registry import register_dataset
+from captum_dcam.errors import InputError
 
 Row = dict[str, Any]
 #: TAM's public evaluation asks so of OpenPSG
@@ -74,7 +75,7 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
         prompt: str | None = PROMPT,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+            raise InputError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
         report = Ledger(missing)
         source = Path(annotations)
         table, digest = read_json(source, "OpenPSG annotations")
@@ -82,10 +83,10 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
         found = table if isinstance(table, dict) else {}
         lacking = [one for one in lists if not isinstance(found.get(one), list)]
         if lacking:
-            raise ValueError(f"{source} lacks the lists {lacking}: is it OpenPSG's psg.json?")
+            raise InputError(f"{source} lacks the lists {lacking}: is it OpenPSG's psg.json?")
         names = [one for kind in _LISTS[1:] for one in table[kind] if not isinstance(one, str)]
         if names:
-            raise ValueError(f"{source}: class names {names[:5]}: expected strings")
+            raise InputError(f"{source}: class names {names[:5]}: expected strings")
         self._classes = [*table["thing_classes"], *table["stuff_classes"]]
         self._predicates = table["predicate_classes"]
         rows: dict[Any, Row] = {}

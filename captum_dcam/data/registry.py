@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from captum_dcam.data.common import Dataset, Sample
-from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
 
 #: name → the function that opens it
 DATASETS: dict[str, Callable[..., Dataset[Sample]]] = {}
@@ -22,7 +22,7 @@ def register_dataset(name: str) -> Callable[[F], F]:
         owner: Any = DATASETS.get(name, opener)
         mine: Any = opener
         if (owner.__module__, owner.__qualname__) != (mine.__module__, mine.__qualname__):
-            raise ValueError(
+            raise InputError(
                 f"data set {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
                 "choose another name"
             )

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from captum_dcam.data.language import Group, captions, plural, question_bank
+from captum_dcam.errors import InputError
 from captum_dcam.model.words import Target
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
@@ -134,7 +135,7 @@ def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return (x * x + y * y - 1) ** 3 - x * x * y**3 <= 0
     if shape == "moon":
         return (r2 <= 1) & ((u - 0.5) ** 2 + v * v >= 0.75**2)
-    raise ValueError(f"unknown shape {shape!r}: expected one of {SHAPES}")
+    raise InputError(f"unknown shape {shape!r}: expected one of {SHAPES}")
 
 
 def _coverage(shape: str, cx: float, cy: float, width: float, angle: float, size: int) -> tuple:
@@ -262,9 +263,9 @@ def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: in
         ValueError: ``max_objects`` or ``size`` out of range.
     """
     if not 1 <= max_objects <= 6:
-        raise ValueError(f"max_objects is {max_objects}: expected 1 to 6")
+        raise InputError(f"max_objects is {max_objects}: expected 1 to 6")
     if size < 128:
-        raise ValueError(f"size is {size} px: at least 128 are needed to place objects apart")
+        raise InputError(f"size is {size} px: at least 128 are needed to place objects apart")
     rng = np.random.default_rng([seed, index])
     canvas = _background(rng, size)
     objects = []

@@ -19,6 +19,7 @@ from captum_dcam.data.common import (
 from captum_dcam.data.language import PROMPTS, plural
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.data.scenes import IMAGE_SIZE, Scene, make_scene
+from captum_dcam.errors import InputError
 
 #: the stream of scenes that the embedded model has never seen in training
 HELD_OUT = 2_000_003
@@ -75,9 +76,9 @@ class SceneDataset(BaseDataset[SceneSample]):
     ) -> None:
         for what, value, least in (("count", count, 1), ("start", start, 0), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what} is {value!r}: expected a whole number from {least} on")
+                raise InputError(f"{what} is {value!r}: expected a whole number from {least} on")
         if wording not in PROMPTS:
-            raise ValueError(f"wording is {wording!r}: expected one of {', '.join(PROMPTS)}")
+            raise InputError(f"wording is {wording!r}: expected one of {', '.join(PROMPTS)}")
         self.seed, self.size, self.max_objects = seed, size, max_objects
         self.wording = wording
         self._prompt = PROMPTS[wording][0] if prompt is None else prompt

@@ -26,6 +26,7 @@ from captum_dcam.data.files import (
 )
 from captum_dcam.data.labelled import LabelledSample, label_objects, labels_of
 from captum_dcam.data.registry import register_dataset
+from captum_dcam.errors import InputError, MissingFileError
 
 Row = dict[str, Any]
 _SENTENCES = "Write a description for this image using around {} sentences:"
@@ -74,7 +75,7 @@ class TamDataset(BaseDataset[Sample]):
             rows, digest = _read_coco(instances, captions, report)
         else:
             state = {one: "found" if one.is_file() else "missing" for one in (instances, captions)}
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no folder in TAM's layout at {root}: expected {listed} (missing), or "
                 f"{' and '.join(f'{one} ({said})' for one, said in state.items())} beside the "
                 f"folders image/ and seg_label/"
@@ -131,7 +132,7 @@ def _names(name: str) -> tuple[str, ...]:
 def _read_list(source: Path, report: Ledger) -> tuple[dict[Any, Row], str]:
     table, digest = read_json(source, "TAM's list of images")
     if not isinstance(table, list):
-        raise ValueError(f"{source} is a {type(table).__name__}: expected a list of images")
+        raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
     faults = [_fault(entry) for entry in table]
     names = [
         Path(entry[0]).stem if fault is None else f"entry {number}"

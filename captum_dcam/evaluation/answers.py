@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from captum_dcam.errors import InputError
 from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import SampleLike
 from captum_dcam.model.adapter import Request
@@ -53,7 +54,7 @@ def _text(sample: Any, wording: str | int) -> str:
         known = dict(enumerate(sample.captions))
     if wording not in known:
         listed = ", ".join(map(repr, known)) or "none"
-        raise ValueError(f"the sample has no caption {wording!r}; it has {listed}")
+        raise InputError(f"the sample has no caption {wording!r}; it has {listed}")
     return str(known[wording])
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import StoreError
 from captum_dcam.evaluation.jsonable import Record
-from captum_dcam.evaluation.store import Store, StoreError
+from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.metrics import BootstrapInterval, cluster_bootstrap
 

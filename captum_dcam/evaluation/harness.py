@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from captum_dcam.errors import EvaluationError, InputError
 from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.launch import launched_device, launched_shard
 from captum_dcam.evaluation.plan import Plan
@@ -25,10 +26,6 @@ from captum_dcam.results.explanation import versions
 POLICIES = ("raise", "skip")
 #: so many images that fail at the start, none between them measured, are a mistake in the settings
 HOPELESS = 5
-
-
-class EvaluationError(RuntimeError):
-    """An image that could not be measured; names it. What was measured before is stored."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,11 @@ def evaluate(
         OSError: the store cannot be written (a full disk); what is stored stays, run again.
     """
     if on_error not in POLICIES:
-        raise ValueError(f"on_error is {on_error!r}: expected one of {', '.join(POLICIES)}")
+        raise InputError(f"on_error is {on_error!r}: expected one of {', '.join(POLICIES)}")
     folder, progress = Path(folder), progress or Silent()
     number, count = launched_shard() if shard is None else shard
     if not 0 <= number < count:
-        raise ValueError(f"shard is {(number, count)}: expected (i, n) with i from 0 to n - 1")
+        raise InputError(f"shard is {(number, count)}: expected (i, n) with i from 0 to n - 1")
     Store.check(folder, plan.record(), count)
     if (finished := _finished(folder, (number, count), retry)) is not None:
         return finished
@@ -234,7 +231,7 @@ def _selected(plan: Plan, data: DatasetLike) -> list[Any]:
     end = None if plan.limit is None else plan.start + plan.limit
     ids = list(data.ids)[plan.start : end]
     if not ids:
-        raise ValueError(
+        raise InputError(
             f"no images: the data set has {len(data.ids)}, the plan starts at {plan.start}"
         )
     return ids

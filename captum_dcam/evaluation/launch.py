@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from captum_dcam.errors import InputError
+
 #: what accelerate launch, torchrun and MPI launchers call rank, number and local rank of a process
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -28,7 +30,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """``"0/2"`` as (0, 2); ValueError otherwise."""
     found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not found or not 0 <= int(found[1]) < int(found[2]):
-        raise ValueError(f"shard is {text!r}: expected i/n with i from 0 to n - 1, such as 0/2")
+        raise InputError(f"shard is {text!r}: expected i/n with i from 0 to n - 1, such as 0/2")
     return int(found[1]), int(found[2])
 
 
@@ -44,7 +46,7 @@ def launched_shard() -> tuple[int, int]:
         return int(state.process_index), int(state.num_processes)
     rank, size = _number(RANKS, 0), _number(SIZES, 1)
     if not 0 <= rank < size:
-        raise ValueError(f"rank {rank} of {size} processes, by the launcher's variables")
+        raise InputError(f"rank {rank} of {size} processes, by the launcher's variables")
     return rank, size
 
 
@@ -70,7 +72,7 @@ def _number(names: tuple[str, ...], default: int) -> int:
         text = os.environ.get(name, "")
         if text:
             if not text.lstrip("-").isdigit():
-                raise ValueError(f"{name} is {text!r}: expected a whole number")
+                raise InputError(f"{name} is {text!r}: expected a whole number")
             return int(text)
     return default
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import Word, stacked
 from captum_dcam.metrics import (
@@ -80,7 +81,6 @@ class Case:
     @cached_property
     def pixels(self) -> Tensor:
         """Maps (N, H, W) of the first grid in the pixels of its picture, as masks are."""
-        assert self.forward.request is not None
         return self.forward.request.layout.grids[0].to_pixels(self.maps[0])
 
     def generator(self) -> torch.Generator:
@@ -145,7 +145,7 @@ def register_metric(name: str, check: Callable[..., None] | None = None) -> Call
     def enter(function: F) -> F:
         owner = METRICS.get(name, function)
         if (owner.__module__, owner.__qualname__) != (function.__module__, function.__qualname__):
-            raise ValueError(
+            raise InputError(
                 f"metric {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
                 "choose another name"
             )
@@ -182,7 +182,7 @@ def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:
         for out, given in ((words, found.words), (image, found.image)):
             own = {f"{before}{key}": value for key, value in given.items()}
             if twice := out.keys() & own.keys():
-                raise ValueError(
+                raise InputError(
                     f"metric {name!r} gives {sorted(twice)}, as another does: label it"
                 )
             out.update(own)
@@ -243,7 +243,7 @@ def _phrase(case: Case, head: int) -> float:
 
 def _check_tolerance(tolerance: float) -> None:
     if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance is {tolerance!r}: expected a distance in pixels, at least 0")
+        raise InputError(f"tolerance is {tolerance!r}: expected a distance in pixels, at least 0")
 
 
 @register_metric("pointing", _check_tolerance)

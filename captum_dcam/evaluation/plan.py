@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
 from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import metric_record
@@ -59,15 +59,15 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
-            raise ValueError(f"variant name is {self.name!r}: expected a text that tables show")
+            raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
         if self.score not in SCORES:
             raise UnknownNameError(
                 f"variant {self.name!r}: unknown score {self.score!r}{near(self.score, SCORES)}"
             )
         if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
-            raise ValueError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
+            raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
         if self.passes is not None and not _whole(self.passes, 1):
-            raise ValueError(
+            raise InputError(
                 f"variant {self.name!r}: passes is {self.passes!r}: expected an integer, at least 1"
             )
         found = self.method or self.name
@@ -165,9 +165,9 @@ class Plan:
         _unique("variant", [v.name for v in variants])
         _unique("metric", [m["label"] or m["name"] for m in self.metrics])
         if not variants:
-            raise ValueError("no variants: give at least one method, or 'oracle'")
+            raise InputError("no variants: give at least one method, or 'oracle'")
         if not isinstance(dataset.get("name"), str):
-            raise ValueError(f"dataset is {dataset}: expected a name, or a record with 'name'")
+            raise InputError(f"dataset is {dataset}: expected a name, or a record with 'name'")
         if self.regime is not None and self.regime not in REGIMES:
             raise UnknownNameError(f"unknown regime {self.regime!r}{near(self.regime, REGIMES)}")
         if self.dtype not in DTYPES:
@@ -175,14 +175,14 @@ class Plan:
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
             if not (name == "limit" and value is None) and not _whole(value, low):
-                raise ValueError(f"{name} is {value!r}: expected an integer of at least {low}")
+                raise InputError(f"{name} is {value!r}: expected an integer of at least {low}")
 
     def _checked_words(self) -> Sequence[str]:
         for kind in self.words:
             if kind not in KINDS:
                 raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
         if not self.words:
-            raise ValueError(f"no kinds of words: choose from {', '.join(KINDS)}")
+            raise InputError(f"no kinds of words: choose from {', '.join(KINDS)}")
         return self.words
 
     def __hash__(self) -> int:
@@ -213,7 +213,7 @@ class Plan:
             if key not in known:
                 raise UnknownNameError(f"a plan has no {key!r}{near(key, known)}")
         if "variants" not in record:
-            raise ValueError("the plan has no 'variants': list what to evaluate")
+            raise InputError("the plan has no 'variants': list what to evaluate")
         return cls(**record)
 
     def runs(self) -> list[tuple[Record, list[Variant]]]:
@@ -240,7 +240,7 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
         if key not in known:
             raise UnknownNameError(f"a variant has no {key!r}{near(key, known)}")
     if "name" not in value and "method" not in value:
-        raise ValueError(f"variant {dict(value)} has neither a name nor a method: give it one")
+        raise InputError(f"variant {dict(value)} has neither a name nor a method: give it one")
     return Variant(**{"name": value.get("method"), **value})
 
 
@@ -262,7 +262,7 @@ def refinement_records(values: RefineLike | Sequence[RefineLike]) -> list[Record
         if record.get("name") == "compose":
             out += refinement_records(record["stages"])
         elif "name" not in record:
-            raise ValueError(f"refinement {record} has no 'name'")
+            raise InputError(f"refinement {record} has no 'name'")
         else:
             out.append(plain(_refinement(record).describe()))
     return out
@@ -299,4 +299,4 @@ def _whole(value: Any, least: int) -> bool:
 def _unique(kind: str, names: Sequence[str]) -> None:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise ValueError(f"{kind} {twice[0]!r} is in the plan twice: give each its own name")
+        raise InputError(f"{kind} {twice[0]!r} is in the plan twice: give each its own name")

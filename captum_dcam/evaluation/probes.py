@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam import faithfulness as tests
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.evaluation.measure import Case, Scores, numbers, register_metric
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
@@ -58,11 +58,11 @@ def _check_samples(
     _check_state(state)
     for name, value in (("samples", samples), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
     if baseline not in BASELINES:
-        raise ValueError(f"baseline is {baseline!r}: expected one of {BASELINES}")
+        raise InputError(f"baseline is {baseline!r}: expected one of {BASELINES}")
     if not 0 < radius < float("inf"):
-        raise ValueError(f"radius is {radius}: expected a share of the pixels' range, above 0")
+        raise InputError(f"radius is {radius}: expected a share of the pixels' range, above 0")
 
 
 @register_metric("faithfulness", _check_curves)

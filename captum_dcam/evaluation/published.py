@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.evaluation.published_figures import DIFFUSION_CAM, PAPERS, Printed
 from captum_dcam.evaluation.published_plausibility import MSEA_ARC, TAM
 
@@ -68,7 +68,7 @@ def _rows(printed: Printed, group: int) -> Rows:
             pairs = zip(printed.columns, groups[group], strict=True)
             row = {column: float(value) for column, value in pairs if value != "-"}
             if found.setdefault(label, row) is not row:
-                raise ValueError(f"{printed.paper} {printed.number} has the row {label!r} twice")
+                raise InputError(f"{printed.paper} {printed.number} has the row {label!r} twice")
         return found
 
     rows = numbers(printed.rows)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from captum_dcam.errors import StoreError
 from captum_dcam.evaluation.jsonable import Record, differences
 from captum_dcam.files import canonical, sync_folder, write, write_atomically
 
@@ -249,10 +250,6 @@ def _refuse_orphans(folder: Path) -> None:
 
 
 # Files of JSON lines that survive a killed process: read, cut, rewritten, written for good.
-
-
-class StoreError(ValueError):
-    """A store that is damaged, in use, unfinished, or belongs to another plan."""
 
 
 class Line(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics import BootstrapInterval
 
 
@@ -84,7 +85,7 @@ class Table:
     def __post_init__(self) -> None:
         for label, cells in self.rows:
             if len(cells) != len(self.columns):
-                raise ValueError(
+                raise InputError(
                     f"table {self.name!r}, row {label!r}: {len(cells)} cells for "
                     f"{len(self.columns)} columns"
                 )

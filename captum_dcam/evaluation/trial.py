@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.comparing import compare_bound
+from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import floor_maps
 from captum_dcam.evaluation.jsonable import Record
@@ -75,7 +76,6 @@ class Bound:
         if adapter.check_layer(layer) == self.forward.layer:
             return self.forward
         other = DenoisingForward(adapter, layer)
-        assert self.forward.request is not None
         other.bind(self.forward.request, self.forward.trajectory)
         return other
 
@@ -124,7 +124,7 @@ class Trial:
         plan = self.plan
         prompt = sample.prompt if plan.prompt is None else plan.prompt
         if prompt is None:
-            raise ValueError("the data set has no prompt for it: give the plan one")
+            raise InputError("the data set has no prompt for it: give the plan one")
         forward = DenoisingForward(self.adapter, self.layer)
         request = self.adapter.prepare([[sample.image()]], [prompt])
         generator = torch.Generator().manual_seed(derived_seed(plan.seed, image_id, "answer"))
@@ -159,7 +159,6 @@ class Trial:
     # -- maps -----------------------------------------------------------------------------------
 
     def _floor(self, bound: Bound, variant: Variant) -> Found:
-        assert bound.forward.request is not None
         maps, complete = floor_maps(
             variant.method,
             bound.words,
@@ -198,7 +197,6 @@ class Trial:
         self, bound: Bound, stages: Sequence[Any], found: Found, cost: Record
     ) -> tuple[tuple[Tensor, ...], list[RefineContext], list[str] | None]:
         """Positive maps after post-transforms, each stage's context, DACG's branch of every map."""
-        assert bound.forward.request is not None
         count = len(bound.words)
         own = None
         if self.wants_repeated and found.row is not None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import (
     FUNCTION_WORD_TAGS,
@@ -130,7 +131,7 @@ def read_masks(
         if item.name in named:
             mask = np.asarray(item.mask())
             if mask.dtype != bool or mask.shape != size:
-                raise ValueError(
+                raise InputError(
                     f"the mask of {item.name!r} is {mask.dtype} {mask.shape}: expected bool "
                     f"{size}, the picture's height and width"
                 )

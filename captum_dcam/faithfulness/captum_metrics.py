@@ -14,6 +14,7 @@ import torch
 from captum import metrics
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.fills import pixel_fill
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, read, with_pixels
 from captum_dcam.methods.base import Problem
@@ -139,9 +140,9 @@ def sensitivity_max(
     """
     _check_counts(samples=samples)
     if not 0 < radius < float("inf"):
-        raise ValueError(f"radius is {radius}: expected a share of the pixels' range, above 0")
+        raise InputError(f"radius is {radius}: expected a share of the pixels' range, above 0")
     if not targets:
-        raise ValueError("no target is given: expected at least one word")
+        raise InputError("no target is given: expected at least one word")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     pixels = one_example(forward).pixels.detach()
@@ -198,4 +199,4 @@ def _sizes(owners: Tensor, tokens: int) -> Tensor:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
 from captum_dcam.faithfulness.reading import flat_maps, one_example, read, with_pixels
 from captum_dcam.methods.captum_common import groups_of
@@ -83,7 +84,7 @@ class Curves:
 
     def _need_control(self) -> None:
         if self.control.shape[1] == 0:
-            raise ValueError("no random order was drawn: ask for controls=1 or more")
+            raise InputError("no random order was drawn: ask for controls=1 or more")
 
 
 def deletion(
@@ -166,13 +167,13 @@ def check_settings(
     """ValueError for settings of :func:`deletion` that are out of range."""
     for name, value, least in (("patch", patch, 1), ("controls", controls, 0), ("chunk", chunk, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least {least}")
     for name, text, known in (("baseline", baseline, BASELINES), ("where", where, WHERE)):
         if text not in known:
-            raise ValueError(f"{name} is {text!r}: expected one of {known}")
+            raise InputError(f"{name} is {text!r}: expected one of {known}")
     asked = list(fractions)
     if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
-        raise ValueError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
+        raise InputError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
 
 
 def _curves(
@@ -191,7 +192,7 @@ def _curves(
 ) -> Curves:
     check_settings(baseline, where, patch, fractions, controls, chunk)
     if not targets:
-        raise ValueError("no target is given: expected at least one word")
+        raise InputError("no target is given: expected at least one word")
     asked = list(fractions)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
@@ -273,7 +274,6 @@ class _Erase:
     removed: Tensor
 
     def __call__(self, rows: Tensor) -> AbstractContextManager[None]:
-        assert self.copies.request is not None
         shapes = self.copies.request.layout.shapes
         parts = self.removed[rows].split([h * w for h, w in shapes], dim=1)
 

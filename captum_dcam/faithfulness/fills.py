@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_dcam.errors import MethodError
+from captum_dcam.errors import InputError, MethodError
 from captum_dcam.faithfulness.reading import one_example
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
@@ -45,7 +45,7 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
             ``inpaint`` are asked for where pixels are no image.
     """
     if baseline not in BASELINES:
-        raise ValueError(f"baseline is {baseline!r}: expected one of {BASELINES}")
+        raise InputError(f"baseline is {baseline!r}: expected one of {BASELINES}")
     problem = Problem(forward, ())
     owners = pixel_owners(problem)[0]
     if baseline != "mean" and token_size(owners[None], problem.shapes) is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import Trajectory
@@ -24,10 +25,9 @@ VALUES = ("logit", "log_probability")
 def one_example(forward: DenoisingForward) -> Request:
     """The bound request, of one example; ValueError otherwise."""
     request = forward.request
-    if request is None or request.batch != 1:
-        count = 0 if request is None else request.batch
-        raise ValueError(
-            f"{count} examples are bound: expected one; narrow the forward with "
+    if request.batch != 1:
+        raise InputError(
+            f"{request.batch} examples are bound: expected one; narrow the forward with "
             "captum_dcam.model.forward.single(forward, example)"
         )
     return request
@@ -113,7 +113,7 @@ def read(
             step = trajectory.step_of(row, position, score)
             part = (index, position, token, len(target.positions))
             reads.setdefault((row, step), []).append(part)
-    everyone = torch.arange(copies.request.batch if copies.request else 0)
+    everyone = torch.arange(copies.request.batch)
     during = edited or (lambda _rows: nullcontext())
     with torch.no_grad():
         memory: Any = None
@@ -123,8 +123,8 @@ def read(
         for some in _chunks(sorted(reads), chunk):
             rows, steps = (torch.tensor(column) for column in zip(*some, strict=True))
             if trajectory.regime == "prefix":
-                device = copies.request.pixels.device if copies.request else None
-                logits = copies.step(adapter.rows(memory, rows.to(device)), rows, steps)
+                at = rows.to(copies.request.pixels.device)
+                logits = copies.step(adapter.rows(memory, at), rows, steps)
             else:
                 with during(rows):
                     logits = copies.replay(rows, steps)
@@ -145,13 +145,13 @@ def flat_maps(
     given = tuple(maps)
     expected = [(len(targets), *shape) for shape in shapes]
     if [tuple(m.shape) for m in given] != expected:
-        raise ValueError(
+        raise InputError(
             f"maps have shapes {[tuple(m.shape) for m in given]}: expected {expected}, one (N, h, "
             "w) for each grid of image tokens, N targets"
         )
     rows = torch.cat([m.detach().cpu().double().flatten(1) for m in given], dim=1)
     if not bool(torch.isfinite(rows).all()):
-        raise ValueError("maps hold values that are NaN or infinite: expected finite maps")
+        raise InputError("maps hold values that are NaN or infinite: expected finite maps")
     return rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import MethodError
+from captum_dcam.errors import InputError, MethodError
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, rebound
 from captum_dcam.faithfulness.similarity import rank_correlation, structural_similarity
 from captum_dcam.metrics import obj_iou
@@ -88,7 +88,7 @@ def _wanted(stages: int | Sequence[int] | None, count: int) -> list[int]:
     else:
         found = sorted({n + count + 1 if n < 0 else n for n in stages})
     if not found or not 1 <= found[0] <= found[-1] <= count:
-        raise ValueError(
+        raise InputError(
             f"stages is {stages}: expected 1 to {count}, numbers of stages, or None for all"
         )
     return found
@@ -197,7 +197,7 @@ def placebo(
     count = len(maps)
     kinds = torch.arange(count) if groups is None else groups.cpu()
     if maps.ndim != 3 or kinds.shape != (count,):
-        raise ValueError(
+        raise InputError(
             f"maps have shape {tuple(maps.shape)} and groups {tuple(kinds.shape)}: expected (N, H, "
             "W) and (N,)"
         )
@@ -205,7 +205,7 @@ def placebo(
     for n in range(count):
         others = (kinds != kinds[n]).nonzero()[:, 0]
         if len(others) == 0:
-            raise ValueError(
+            raise InputError(
                 f"word {n} has no other word to draw a map from: expected words of at least two "
                 "objects"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
+
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     r"""Spearman's correlation over the last axis; equal values share their mean rank.
@@ -19,7 +21,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         Tensor: (...) float64, in [-1, 1].
     """
     if first.shape != second.shape or first.ndim < 1 or first.shape[-1] == 0:
-        raise ValueError(
+        raise InputError(
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
             "(..., N) with N of at least 1"
         )
@@ -49,12 +51,12 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
         Wang et al., Image quality assessment, 2004, Eq. 13.
     """
     if first.shape != second.shape or first.ndim < 2 or 0 in first.shape[-2:]:
-        raise ValueError(
+        raise InputError(
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
             "(..., H, W) with H and W of at least 1"
         )
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window is {window}: expected an odd number of at least 1")
+        raise InputError(f"window is {window}: expected an odd number of at least 1")
     shortest = min(first.shape[-2:])
     side = min(window, shortest - 1 + shortest % 2)
     leading = first.shape[:-2]

@@ -149,7 +149,6 @@ class Attentions:
     def query(self, position: int) -> int:
         """The position in the sequence that predicts a response position."""
         request = self.forward.request
-        assert request is not None
         return self.forward.adapter.query_position(request.layout, position)
 
     def matrix(self, position: int, block: int) -> Tensor:

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, SettingError, UnknownNameError, near
+from captum_dcam.errors import (
+    BudgetExhaustedError,
+    InputError,
+    SettingError,
+    UnknownNameError,
+    near,
+)
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 
@@ -73,9 +79,9 @@ class Facts:
     def __post_init__(self) -> None:
         unknown = set(self.needs) - NEEDS.keys()
         if unknown:
-            raise ValueError(f"{self.label} needs {sorted(unknown)}: known are {sorted(NEEDS)}")
+            raise InputError(f"{self.label} needs {sorted(unknown)}: known are {sorted(NEEDS)}")
         if self.group not in GROUPS:
-            raise ValueError(f"{self.label} is of group {self.group!r}: known are {GROUPS}")
+            raise InputError(f"{self.label} is of group {self.group!r}: known are {GROUPS}")
 
 
 @dataclass(frozen=True)
@@ -95,21 +101,19 @@ class Problem:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        if self.forward.request is None or self.forward.request.batch != 1:
-            raise ValueError(
+        if self.forward.request.batch != 1:
+            raise InputError(
                 "a problem is one example: narrow the forward with single(forward, example)"
             )
 
     @property
     def pixels(self) -> Tensor:
         """(1, …), what Captum calls ``inputs``."""
-        assert self.forward.request is not None
         return self.forward.request.pixels
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(h, w) of every grid of image tokens."""
-        assert self.forward.request is not None
         return self.forward.request.layout.shapes
 
     def step(self, position: int) -> int:
@@ -118,7 +122,6 @@ class Problem:
 
     def arguments(self, position: int) -> tuple[Tensor, ...]:
         """Captum's ``additional_forward_args`` for a token at a response position."""
-        assert self.forward.request is not None
         state = self.forward.trajectory.state_at(
             torch.tensor([0]), torch.tensor([self.step(position)])
         )
@@ -162,7 +165,6 @@ class Method(ABC):
     def check(self, problem: Problem) -> None:
         """Raise before any work when the method cannot run on this model or generation."""
         if "pixel tokens" in self.facts.needs:
-            assert problem.forward.request is not None
             problem.forward.adapter.pixel_tokens(problem.forward.request)
 
     def describe(self) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def register_method(name: str) -> Callable[[M], M]:
     def enter(cls: M) -> M:
         owner = METHODS.get(name, cls)
         if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
+            raise InputError(
                 f"method {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
                 "choose another name"
             )

@@ -17,6 +17,7 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.base import Method, PerToken, Problem, seeded
 
 #: what stands for "no picture"
@@ -77,7 +78,6 @@ def _wide(values: Tensor) -> Tensor:
 def pixel_owners(problem: Problem) -> Tensor:
     """``adapter.pixel_tokens`` of the problem's request, on the pixels' device."""
     request = problem.forward.request
-    assert request is not None
     owners = problem.forward.adapter.pixel_tokens(request).to(request.pixels.device)
     return owners.expand_as(request.pixels)
 
@@ -88,11 +88,11 @@ def check_settings(method: Method) -> None:
         name, value = one.name, getattr(method, one.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in _COUNTS and not (number and isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
         if name in _SIZES and not (number and 0 < value < math.inf):
-            raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
+            raise InputError(f"{name} is {value!r}: expected a finite number above 0")
         if name == "baseline" and value not in BASELINES:
-            raise ValueError(f"baseline is {value!r}: expected one of {BASELINES}")
+            raise InputError(f"baseline is {value!r}: expected one of {BASELINES}")
 
 
 class CaptumMethod(PerToken):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from captum import attr
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.captum_common import (
     CaptumMethod,
@@ -216,7 +217,7 @@ class LayerFeatureAblation(_Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fill not in ("mean", "zero"):
-            raise ValueError(f"fill is {self.fill!r}: expected one of ('mean', 'zero')")
+            raise InputError(f"fill is {self.fill!r}: expected one of ('mean', 'zero')")
 
     def call(self, case: Case) -> dict[str, Any]:
         groups = groups_of(case.problem.shapes, self.patch).to(case.pixels.device)

@@ -9,6 +9,7 @@ import torch
 from captum import attr
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.base import Facts, register_method
 from captum_dcam.methods.captum_common import Case, token_size
 from captum_dcam.methods.captum_pixels import GROUP, MASKS, PixelMethod
@@ -45,7 +46,7 @@ class Occlusion(PixelMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stride > self.patch:
-            raise ValueError(
+            raise InputError(
                 f"stride is {self.stride} tokens and the window {self.patch}: expected a stride of "
                 "at most the window, else tokens are never covered"
             )

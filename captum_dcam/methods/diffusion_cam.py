@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS, context_for, needs_repeated, repeated_maps, word_maps
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
 from captum_dcam.model.trajectory import SCORES
@@ -40,7 +40,7 @@ class _Preset(Method):
             if value is not None and value not in known:
                 raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
         if self.at is not None and not 0 <= self.at <= 1:
-            raise ValueError(f"at is {self.at}: expected a share of the steps, 0 to 1")
+            raise InputError(f"at is {self.at}: expected a share of the steps, 0 to 1")
 
     def attribute(self, problem: Problem) -> Attribution:
         chosen, forward = preset(self.preset), problem.forward
@@ -59,7 +59,6 @@ class _Preset(Method):
             own = None
             if needs_repeated(refine):
                 own = repeated_maps(forward, 0, score, step, product, center)
-            assert forward.request is not None
             maps = tuple(
                 refine(m.relu(), context_for(forward, grid.image_size, own, i))
                 for i, (m, grid) in enumerate(zip(maps, forward.request.layout.grids, strict=True))

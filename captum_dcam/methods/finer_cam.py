@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.maps import PRODUCTS, cam
 from captum_dcam.methods.base import Facts, PerToken, Problem, register_method
 from captum_dcam.model.gradients import _gradients, _watch
@@ -48,12 +48,12 @@ class FinerCam(PerToken):
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"gamma is {self.gamma}: expected a number of at least 0")
+            raise InputError(f"gamma is {self.gamma}: expected a number of at least 0")
         if not isinstance(self.comparisons, int) or self.comparisons < 1:
-            raise ValueError(f"comparisons is {self.comparisons!r}: expected at least 1 token")
+            raise InputError(f"comparisons is {self.comparisons!r}: expected at least 1 token")
         for name, known in (("weights", WEIGHTS), ("product", tuple(PRODUCTS))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
 
     def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
         step = torch.tensor([problem.step(position)])

@@ -196,7 +196,6 @@ class PgcRefineCAM(Bridge):
         """The same generation at every block."""
         first = forward.layer
         blocks = self.blocks or sorted({first // 2, first})
-        assert forward.request is not None
         out = []
         for block in blocks:
             out.append(forward.twin(block))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import InfeasibleStepError, MethodError
+from captum_dcam.errors import InfeasibleStepError, InputError, MethodError
 from captum_dcam.methods.base import PerToken, Problem, seeded
 from captum_dcam.model.forward import DenoisingForward
 
@@ -217,4 +217,4 @@ def positive(method: Any, *names: str) -> None:
         if value is None and name == "channels":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")

@@ -42,7 +42,6 @@ def picture_of(problem: Problem, grid: int) -> int:
             f"{family}'s pixels are {tuple(pixels.shape)}: this class of pytorch-grad-cam changes "
             "pictures (C, H, W); use one that reads the tapped block, such as pgc_gradcam"
         )
-    assert forward.request is not None
     owners = pictures(forward.adapter.pixel_tokens(forward.request))[0]
     sizes = [h * w for h, w in problem.shapes]
     number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(
@@ -261,6 +260,5 @@ class PgcSESS(Bridge):
             released(sess.base_cam)
         values = torch.zeros(problem.pixels.shape)
         (values if values.ndim == 5 else values[:, None])[:, picture] = found
-        assert forward.request is not None
         owners = forward.adapter.pixel_tokens(forward.request)
         return pooled_pixels(values, owners, problem.shapes)[grid]

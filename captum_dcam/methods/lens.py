@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, LayerError
+from captum_dcam.errors import BudgetExhaustedError, InputTypeError, LayerError
 from captum_dcam.methods.base import Attribution, Method, Problem
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
@@ -61,7 +61,7 @@ def check_block(adapter: Adapter, block: int) -> int:
     """A block's index from 0; unlike the tapped one, the last block may be read."""
     count = len(adapter.blocks)
     if isinstance(block, bool) or not isinstance(block, int):
-        raise TypeError(f"block is {block!r}: expected a block's number, 0 to {count - 1}")
+        raise InputTypeError(f"block is {block!r}: expected a block's number, 0 to {count - 1}")
     if not -count <= block < count:
         raise LayerError(
             f"block {block} is not in the model: {adapter.family} has {count} blocks, 0 to "
@@ -97,7 +97,6 @@ class Lens:
         for step, token in sorted(set(wanted)):
             self._wanted.setdefault(self._state(step), []).append(token)
         request = self._forward.request
-        assert request is not None
         self.tokens = text_tokens(forward)
         self._image_at = image_positions(forward)
         answer = range(forward.trajectory.tokens.shape[1])
@@ -217,7 +216,6 @@ def own_steps(problem: Problem) -> list[int]:
 
 
 def _prompt_length(problem: Problem) -> int:
-    assert problem.forward.request is not None
     return len(problem.forward.adapter.prompt_tokens(problem.forward.request)[0])
 
 

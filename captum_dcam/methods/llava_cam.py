@@ -10,7 +10,7 @@ import torch
 from captum.attr import LayerActivation
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, noise, register_method
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward
@@ -78,11 +78,11 @@ class LlavaCam(Method):
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"samples is {self.samples!r}: expected at least 1 noisy copy")
+            raise InputError(f"samples is {self.samples!r}: expected at least 1 noisy copy")
         if not 0 <= self.std < float("inf"):
-            raise ValueError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
+            raise InputError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}: expected 0 to 1, or None")
+            raise InputError(f"threshold is {self.threshold}: expected 0 to 1, or None")
 
     def attribute(self, problem: Problem) -> Attribution:
         maps = problem.empty()
@@ -132,7 +132,6 @@ def _single_tokens(target: Target) -> list[Target]:
 def noisy_copies(problem: Problem, samples: int, std: float) -> list[DenoisingForward]:
     """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
     forward, pixels = problem.forward, problem.pixels
-    assert forward.request is not None
     spread = std * float(pixels.max() - pixels.min())
     out = []
     for _ in range(samples):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.model.forward import DenoisingForward
 
 
@@ -33,7 +33,7 @@ class Budget:
         for name in ("passes", "seconds"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"budget of {value} {name}: expected more than 0, or None")
+                raise InputError(f"budget of {value} {name}: expected more than 0, or None")
 
 
 @dataclass
@@ -59,7 +59,6 @@ def metered(forward: DenoisingForward, budget: Budget | None = None) -> Iterator
     """Count passes, time and memory while the context is open; BudgetExhaustedError when spent."""
     budget = Budget() if budget is None else budget
     cost, start = Cost(), time.perf_counter()
-    assert forward.request is not None
     end = forward.request.layout.image_end
     above = forward.adapter.blocks[forward.layer + 1]
 

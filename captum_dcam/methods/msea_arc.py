@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import MethodError
+from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.causal import rank_biased_overlap, without_interference
 from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
@@ -82,13 +82,13 @@ class MseaArc(PerWord):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales or any(not 0 < s <= 4 for s in self.scales):
-            raise ValueError(f"scales is {self.scales}: expected factors above 0, at most 4")
+            raise InputError(f"scales is {self.scales}: expected factors above 0, at most 4")
         if self.aggregate not in AGGREGATES:
-            raise ValueError(f"aggregate is {self.aggregate!r}: expected one of {AGGREGATES}")
+            raise InputError(f"aggregate is {self.aggregate!r}: expected one of {AGGREGATES}")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k is {self.k!r}: expected a depth of at least 1")
+            raise InputError(f"k is {self.k!r}: expected a depth of at least 1")
         if not 0 < self.p < 1:
-            raise ValueError(f"p is {self.p}: expected a number between 0 and 1")
+            raise InputError(f"p is {self.p}: expected a number between 0 and 1")
         check_order_and_filter(self.order, self.filter)
 
     def check(self, problem: Problem) -> None:

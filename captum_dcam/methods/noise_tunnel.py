@@ -8,6 +8,7 @@ from typing import ClassVar
 from captum import attr
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (
     METHODS,
     Facts,
@@ -70,12 +71,12 @@ class NoiseTunnel(PerToken):
 
     def __post_init__(self) -> None:
         if self.base not in bases():
-            raise ValueError(f"base is {self.base!r}: expected one of {', '.join(bases())}")
+            raise InputError(f"base is {self.base!r}: expected one of {', '.join(bases())}")
         if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}: expected one of {KINDS}")
+            raise InputError(f"kind is {self.kind!r}: expected one of {KINDS}")
         check_settings(self)
         if self.kind == "vargrad" and self.samples < 2:
-            raise ValueError("samples is 1: a variance needs at least 2")
+            raise InputError("samples is 1: a variance needs at least 2")
 
     @property
     def inner(self) -> CaptumMethod:

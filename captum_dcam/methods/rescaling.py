@@ -60,7 +60,6 @@ def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward,
         MethodError: the new request has other pictures or grids, or grids that show other parts.
     """
     request, adapter = forward.request, forward.adapter
-    assert request is not None
     pictures, places = [], []
     for index, picture in enumerate(request.images[0]):
         small, place = _small(to_rgb(picture), scale)
@@ -111,7 +110,6 @@ def _shown(layout: Layout, image: int) -> tuple[float, float]:
 def _bound(forward: DenoisingForward, new: Request) -> DenoisingForward:
     """The generation bound to another request with the same answer."""
     request, trajectory = forward.request, forward.trajectory
-    assert request is not None
     bound = forward.twin()
     longer = new.layout.prefix_length - request.layout.prefix_length
     holds_prefix = [i == 0 or trajectory.regime == "full" for i in range(len(trajectory.lengths))]

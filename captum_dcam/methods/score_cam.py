@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
 from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import _watch
@@ -77,11 +77,11 @@ class ScoreCam(Method):
             if name == "channels" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+                raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
         if self.score not in SCORES:
-            raise ValueError(f"score is {self.score!r}: expected one of {SCORES}")
+            raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
         if not torch.isfinite(torch.tensor(self.baseline)):
-            raise ValueError(f"baseline is {self.baseline}: expected a finite number")
+            raise InputError(f"baseline is {self.baseline}: expected a finite number")
 
     def attribute(self, problem: Problem) -> Attribution:
         maps = problem.empty()
@@ -143,7 +143,6 @@ class ScoreCam(Method):
     def _scores(self, problem: Problem, group: list[_Read], features: list[Tensor]) -> Tensor:
         """Scores (K, reads) on the pixels masked by K channels (K, h, w)."""
         forward, request = problem.forward, problem.forward.request
-        assert request is not None
         owners = forward.adapter.pixel_tokens(request)
         masks = pixel_masks(_stretched(features), owners).to(problem.pixels)
         pixels = problem.pixels.detach() * masks + self.baseline * (1 - masks)

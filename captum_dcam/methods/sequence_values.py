@@ -15,7 +15,6 @@ from captum_dcam.model.sequence import image_positions, split_grids, text_tokens
 def sequence_length(problem: Problem) -> int:
     """L, tokens of the hooked sequence: the prefix and the answer."""
     forward = problem.forward
-    assert forward.request is not None
     return forward.request.layout.prefix_length + forward.trajectory.tokens.shape[1]
 
 

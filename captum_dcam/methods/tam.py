@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.attention import Attentions
 from captum_dcam.methods.base import Facts, Problem, register_method
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
@@ -77,7 +78,7 @@ class TokenActivationMap(PerWord):
 
     def __post_init__(self) -> None:
         if self.relevance not in RELEVANCES:
-            raise ValueError(f"relevance is {self.relevance!r}: expected one of {RELEVANCES}")
+            raise InputError(f"relevance is {self.relevance!r}: expected one of {RELEVANCES}")
         check_order_and_filter(self.order, self.filter)
 
     def reader(self, problem: Problem) -> Reader:
@@ -129,10 +130,10 @@ class TokenActivationMap(PerWord):
 def check_order_and_filter(order: str, window: int) -> None:
     """Settings that TAM and ARC share."""
     if order not in ORDERS:
-        raise ValueError(f"order is {order!r}: expected one of {ORDERS}")
+        raise InputError(f"order is {order!r}: expected one of {ORDERS}")
     whole = isinstance(window, int) and not isinstance(window, bool)
     if not whole or window < 0 or (window and window % 2 == 0):
-        raise ValueError(f"filter is {window!r}: expected an odd window such as 3, or 0 for none")
+        raise InputError(f"filter is {window!r}: expected an odd window such as 3, or 0 for none")
 
 
 def filtered(maps: tuple[Tensor, ...], window: int) -> tuple[Tensor, ...]:
@@ -162,7 +163,7 @@ def top_candidates(problem: Problem, position: int, k: int = 3) -> tuple[Candida
     """
     adapter = problem.forward.adapter
     if not 1 <= k <= adapter.vocabulary:
-        raise ValueError(f"k is {k}: expected 1 to {adapter.vocabulary}, the vocabulary")
+        raise InputError(f"k is {k}: expected 1 to {adapter.vocabulary}, the vocabulary")
     with torch.no_grad():
         step = torch.tensor([problem.step(position)])
         logits = problem.forward.replay(torch.tensor([0]), step)[0, position].float()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, UnknownNameError, near
+from captum_dcam.errors import BudgetExhaustedError, InputError, UnknownNameError, near
 from captum_dcam.methods.base import METHODS, Facts, Method, Problem, method, register_method
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import Lens, PerWord, context_of
@@ -144,7 +144,7 @@ class TamOver(PerWord):
 
     def __post_init__(self) -> None:
         if self.relevance not in RELEVANCES:
-            raise ValueError(f"relevance is {self.relevance!r}: expected one of {RELEVANCES}")
+            raise InputError(f"relevance is {self.relevance!r}: expected one of {RELEVANCES}")
         check_order_and_filter(self.order, self.filter)
         _ = self.inner  # whatever is wrong with the base is said now
 
@@ -156,12 +156,12 @@ class TamOver(PerWord):
         cls = METHODS[self.base]
         if cls is TamOver or cls.facts.target_blind:
             why = "has one map for all words" if cls.facts.target_blind else "is this method"
-            raise ValueError(f"base is {self.base!r}, which {why}: choose another method")
+            raise InputError(f"base is {self.base!r}, which {why}: choose another method")
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # dataclasses all
         settings: dict[str, Any] = dict(PLAIN) if "refined" in known else {}
         if self.product is not None:
             if "product" not in known:
-                raise ValueError(
+                raise InputError(
                     f"product is {self.product!r}, and the base {self.base!r} has no such setting: "
                     "leave it out, or choose a preset of Diffusion-CAM"
                 )

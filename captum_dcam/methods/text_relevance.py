@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.methods.base import Problem
 from captum_dcam.methods.causal import joint_min_max
 from captum_dcam.methods.tam import TokenActivationMap
@@ -76,7 +77,7 @@ def text_relevance(
         TextRelevance: raw values; :meth:`TextRelevance.normalised` brings them to [0, 1].
     """
     if by not in WAYS:
-        raise ValueError(f"by is {by!r}: expected one of {WAYS}")
+        raise InputError(f"by is {by!r}: expected one of {WAYS}")
     one = single(forward, example)
     problem = Problem(one, tuple(targets), forward.score if score is None else score)
     tokens, image_at = text_tokens(one), image_positions(one)
@@ -133,6 +134,5 @@ def gradient_times_activation(
         for g, h in zip(gradients, leaves, strict=True)
     ]
     found = torch.cat([w[0].sum(-1) for w in wide]).float().cpu()
-    assert forward.request is not None
     length = forward.request.layout.prefix_length + logits.shape[0]
     return padded(found, length) if forward.adapter.step_blocks else found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError, InputTypeError
+
 
 def working_dtype(device: torch.device) -> torch.dtype:
     r"""The dtype of the arithmetic: float64, or float32 on Apple's GPUs, which have no float64."""
@@ -30,24 +32,26 @@ def checked_maps(maps: Tensor) -> Tensor:
         ValueError: another dtype, shape or value; the message says what to do.
     """
     if not isinstance(maps, Tensor):
-        raise TypeError(f"maps is a {type(maps).__name__}: expected a torch tensor (..., H, W)")
+        raise InputTypeError(
+            f"maps is a {type(maps).__name__}: expected a torch tensor (..., H, W)"
+        )
     shape = tuple(maps.shape)
     if not maps.is_floating_point():
-        raise ValueError(f"maps of shape {shape} are {maps.dtype}: expected floats: maps.float()")
+        raise InputError(f"maps of shape {shape} are {maps.dtype}: expected floats: maps.float()")
     if maps.ndim < 2 or 0 in shape[-2:]:
-        raise ValueError(
+        raise InputError(
             f"maps have shape {shape}: expected (..., H, W) with H and W of at least 1; "
             f"a flat list of tokens becomes a map with maps.reshape(h, w)"
         )
     values = maps.detach().to(working_dtype(maps.device))
     if not bool(torch.isfinite(values).all()):
         count = int((~torch.isfinite(values)).sum())
-        raise ValueError(
+        raise InputError(
             f"maps of shape {shape} hold {count} values that are NaN or infinite: expected finite "
             f"maps; look for the step that made them (half precision overflows above 65504)"
         )
     if bool((values < 0).any()):
-        raise ValueError(
+        raise InputError(
             f"maps of shape {shape} hold negative values, the lowest is {float(values.min()):.4g}: "
             f"expected non-negative maps; take maps.relu() (evidence for the target only) or "
             f"maps.abs() of a signed attribution first"
@@ -67,23 +71,23 @@ def checked_masks(maps: Tensor, masks: Tensor) -> Tensor:
         ValueError: not boolean, or of a shape that does not fit; the message says what to do.
     """
     if not isinstance(masks, Tensor):
-        raise TypeError(f"masks is a {type(masks).__name__}: use torch.as_tensor(masks)")
+        raise InputTypeError(f"masks is a {type(masks).__name__}: use torch.as_tensor(masks)")
     if masks.dtype != torch.bool:
-        raise ValueError(f"masks are {masks.dtype}: expected torch.bool, for example masks > 0.5")
+        raise InputError(f"masks are {masks.dtype}: expected torch.bool, for example masks > 0.5")
     if masks.ndim < 2 or masks.shape[-2:] != maps.shape[-2:]:
-        raise ValueError(_resolution_message(maps, masks))
+        raise InputError(_resolution_message(maps, masks))
     if masks.shape == maps.shape:
         return masks.to(maps.device).unsqueeze(-3)
     if masks.ndim != maps.ndim + 1 or masks.shape[:-3] != maps.shape[:-2]:
         height, width = maps.shape[-2:]
         before = "".join(f"{n}, " for n in maps.shape[:-2])
-        raise ValueError(
+        raise InputError(
             f"masks have shape {tuple(masks.shape)} and maps {tuple(maps.shape)}: expected "
             f"({before}{height}, {width}), one mask a map, or ({before}C, {height}, {width}), "
             f"C classes a map; repeat one mask for many maps with masks.expand(maps.shape)"
         )
     if masks.shape[-3] == 0:
-        raise ValueError(f"masks have shape {tuple(masks.shape)}: expected at least one class")
+        raise InputError(f"masks have shape {tuple(masks.shape)}: expected at least one class")
     return masks.to(maps.device)
 
 

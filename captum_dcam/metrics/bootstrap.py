@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import result_dtype, working_dtype
 
 _RESAMPLED_AT_ONCE = 2**20
@@ -82,7 +83,7 @@ def paired_bootstrap(
     _check(first, n, level)
     _check(second, n, level)
     if first.shape != second.shape:
-        raise ValueError(
+        raise InputError(
             f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: expected the "
             f"same images in the same order; keep the images that both methods have scored"
         )
@@ -120,7 +121,7 @@ def cluster_bootstrap(
     """
     _check(values, n, level)
     if images.dtype != torch.long or images.shape != values.shape[-1:]:
-        raise ValueError(
+        raise InputError(
             f"images are {images.dtype} {tuple(images.shape)} and values {tuple(values.shape)}: "
             "expected int64, one image's number for each of the N words"
         )
@@ -161,16 +162,16 @@ def _resampled_means(scores: Tensor, generator: torch.Generator, n: int) -> Tens
 def _check(values: Tensor, n: int, level: float) -> None:
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"values are {kind}: expected a tensor of floats (..., N)")
+        raise InputError(f"values are {kind}: expected a tensor of floats (..., N)")
     if values.ndim < 1 or values.shape[-1] == 0:
-        raise ValueError(
+        raise InputError(
             f"values have shape {tuple(values.shape)}: expected (..., N) with one score an image"
         )
     if not bool(torch.isfinite(values).all()):
         count = int((~torch.isfinite(values)).sum())
-        raise ValueError(
+        raise InputError(
             f"values of shape {tuple(values.shape)} hold {count} NaN or infinite scores: leave "
             f"those images out, for every method alike, and report how many there were"
         )
     if n < 1 or not 0 < level < 1:
-        raise ValueError(f"n is {n} and level {level}: expected n ≥ 1 and level between 0 and 1")
+        raise InputError(f"n is {n} and level {level}: expected n ≥ 1 and level between 0 and 1")

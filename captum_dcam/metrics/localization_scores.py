@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import checked_maps, checked_masks, result_dtype
 from captum_dcam.metrics.otsu import otsu_region
 
@@ -223,7 +224,7 @@ def _f3(iou: Tensor, contrast: Tensor, share: Tensor) -> Tensor:
 
 def _checked_eps(eps: float) -> float:
     if not 1e-30 <= eps <= 1:
-        raise ValueError(f"eps is {eps}: expected a number from 1e-30 to 1, by default {_EPS}")
+        raise InputError(f"eps is {eps}: expected a number from 1e-30 to 1, by default {_EPS}")
     return float(eps)
 
 
@@ -237,5 +238,5 @@ def _checked_score(
     if not bool(good.all()):
         worst = float(score[~good].flatten()[0])
         span = "a ratio ≥ 0" if highest is None else "a fraction: divide per cent by 100"
-        raise ValueError(f"{name} of shape {tuple(score.shape)} holds {worst}: expected {span}")
+        raise InputError(f"{name} of shape {tuple(score.shape)} holds {worst}: expected {span}")
     return score

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.metrics._checks import checked_maps, result_dtype
 from captum_dcam.metrics.localization_scores import obj_iou
 from captum_dcam.metrics.otsu import otsu_threshold
@@ -49,14 +50,14 @@ def phrase_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """
     checked_maps(maps)
     if maps.ndim < 3 or maps.shape[-3] == 0:
-        raise ValueError(
+        raise InputError(
             f"maps have shape {tuple(maps.shape)}: expected (..., K, H, W), one map for each of at "
             "least one token; a word of one token: maps[None]"
         )
     if not isinstance(masks, Tensor):
-        raise TypeError(f"masks is a {type(masks).__name__}: use torch.as_tensor(masks)")
+        raise InputTypeError(f"masks is a {type(masks).__name__}: use torch.as_tensor(masks)")
     if masks.ndim not in (maps.ndim - 1, maps.ndim):
-        raise ValueError(
+        raise InputError(
             f"masks have shape {tuple(masks.shape)} and maps {tuple(maps.shape)}: expected one "
             "(H, W) or C of them, (C, H, W), for all K tokens of a phrase"
         )
@@ -80,7 +81,7 @@ def noun_threshold(maps: Tensor) -> Tensor:
     """
     values = checked_maps(maps)
     if values.ndim != 3 or len(values) == 0:
-        raise ValueError(
+        raise InputError(
             f"noun maps have shape {tuple(maps.shape)}: expected (n, H, W) with at least one noun; "
             "an image without nouns has no threshold: leave its function words out"
         )
@@ -118,10 +119,10 @@ def function_iou(function_maps: Tensor, noun_maps: Tensor, scale: str = "image")
         TAM Eq. 9.
     """
     if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}: expected one of {SCALES}")
+        raise InputError(f"scale is {scale!r}: expected one of {SCALES}")
     values, nouns = checked_maps(function_maps), checked_maps(noun_maps)
     if values.ndim != 3 or values.shape[-2:] != nouns.shape[-2:]:
-        raise ValueError(
+        raise InputError(
             f"function maps have shape {tuple(function_maps.shape)} and noun maps "
             f"{tuple(noun_maps.shape)}: expected (u, H, W) and (n, H, W) of one image"
         )
@@ -152,7 +153,7 @@ def joint_min_max(maps: Tensor, text: Tensor | None = None) -> Tensor:
     pool = values.flatten(-2)
     if text is not None:
         if text.shape[:-1] != maps.shape[:-2] or not bool(torch.isfinite(text).all()):
-            raise ValueError(
+            raise InputError(
                 f"text has shape {tuple(text.shape)} and maps {tuple(maps.shape)}: expected a "
                 "finite (..., K) for maps (..., H, W)"
             )
@@ -182,7 +183,7 @@ def f1_iou(obj: Tensor | float, func: Tensor | float) -> Tensor:
         score = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         good = torch.isfinite(score) & (score >= 0) & (score <= 1 + 1e-6)
         if not bool(good.all()):
-            raise ValueError(
+            raise InputError(
                 f"{name} holds {float(score[~good].flatten()[0])}: expected fractions from 0 to 1; "
                 "divide per cent by 100"
             )
@@ -210,7 +211,7 @@ def plausibility(obj: Tensor, func: Tensor) -> PlausibilityScores:
     """
     for name, scores in (("obj", obj), ("func", func)):
         if scores.ndim != 1 or len(scores) == 0:
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {tuple(scores.shape)}: expected one score a word, at least one"
             )
     means = [float(scores.double().mean()) for scores in (obj.cpu(), func.cpu())]

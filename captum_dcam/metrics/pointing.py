@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import checked_maps, checked_masks, result_dtype
 from captum_dcam.metrics.localization_scores import concentration
 
@@ -34,7 +35,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0.0) -> Tensor
         Zhang et al., Top-down neural attention by excitation backprop, 2018, section 4.2.
     """
     if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance is {tolerance}: expected a distance in pixels, at least 0")
+        raise InputError(f"tolerance is {tolerance}: expected a distance in pixels, at least 0")
     values = checked_maps(maps)
     union = _grown(checked_masks(values, masks).any(-3), float(tolerance))
     peak = values.amax((-2, -1), keepdim=True)
@@ -54,7 +55,7 @@ def bounding_boxes(masks: Tensor) -> Tensor:
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim < 2:
         what = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise ValueError(f"masks are {what}: expected a tensor of torch.bool (..., H, W)")
+        raise InputError(f"masks are {what}: expected a tensor of torch.bool (..., H, W)")
     rows, columns = masks.any(-1, keepdim=True), masks.any(-2, keepdim=True)
     return _between(rows, -2) & _between(columns, -1)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import working_dtype
 
 
@@ -29,9 +30,9 @@ def oracle_map(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask is {kind}: expected a tensor of torch.bool (..., H, W)")
+        raise InputError(f"mask is {kind}: expected a tensor of torch.bool (..., H, W)")
     if mask.ndim < 2 or 0 in mask.shape[-2:]:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: expected (..., H, W)")
+        raise InputError(f"mask has shape {tuple(mask.shape)}: expected (..., H, W)")
     h, w = _checked_grid(grid)
     dtype = working_dtype(mask.device)
     rows = _cell_weights(mask.shape[-2], h).to(mask.device, dtype)
@@ -54,7 +55,7 @@ def random_map(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """
     sizes = tuple(shape)
     if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"shape is {sizes}: expected (..., h, w), all at least 1")
+        raise InputError(f"shape is {sizes}: expected (..., h, w), all at least 1")
     return torch.rand(sizes, generator=generator, device=generator.device)
 
 
@@ -73,7 +74,7 @@ def center_blob_map(grid: tuple[int, int], sigma: float = 0.25) -> Tensor:
     """
     h, w = _checked_grid(grid)
     if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}: expected a positive share of the side, such as 0.25")
+        raise InputError(f"sigma is {sigma}: expected a positive share of the side, such as 0.25")
     vertical, horizontal = _bell(h, sigma), _bell(w, sigma)
     return (vertical[:, None] * horizontal[None, :]).float()
 
@@ -95,5 +96,5 @@ def _cell_weights(pixels: int, cells: int) -> Tensor:
 
 def _checked_grid(grid: tuple[int, int]) -> tuple[int, int]:
     if len(grid) != 2 or any(not isinstance(n, int) or n < 1 for n in grid):
-        raise ValueError(f"grid is {tuple(grid)}: expected (h, w), two integers of at least 1")
+        raise InputError(f"grid is {tuple(grid)}: expected (h, w), two integers of at least 1")
     return grid[0], grid[1]

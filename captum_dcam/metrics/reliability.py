@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage, optimize, stats
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import checked_maps, result_dtype
 from captum_dcam.metrics.otsu import otsu_region
 from captum_dcam.metrics.sparseness import gini_index, normalized_entropy
@@ -84,12 +85,12 @@ class Reliability:
         for name in ("weights", "mean", "std"):
             row = getattr(self, name)
             if len(row) != len(MAP_FEATURES) or not all(math.isfinite(v) for v in row):
-                raise ValueError(
+                raise InputError(
                     f"{name} is {row}: expected {len(MAP_FEATURES)} finite numbers, for "
                     f"{MAP_FEATURES}"
                 )
         if not math.isfinite(self.bias) or min(self.std) <= 0:
-            raise ValueError(f"bias is {self.bias}, std {self.std}: expected finite, and std > 0")
+            raise InputError(f"bias is {self.bias}, std {self.std}: expected finite, and std > 0")
 
     @classmethod
     def fit(
@@ -110,13 +111,13 @@ class Reliability:
             ValueError: other shapes, or labels of one kind only.
         """
         if features.ndim != 2 or features.shape[1] != len(MAP_FEATURES):
-            raise ValueError(
+            raise InputError(
                 f"features have shape {tuple(features.shape)}: expected (M, "
                 f"{len(MAP_FEATURES)}) from map_features(maps)"
             )
         truth = _both_kinds(labels, len(features))
         if not 0 < l2 < math.inf:
-            raise ValueError(f"l2 is {l2}: expected a finite number above 0")
+            raise InputError(f"l2 is {l2}: expected a finite number above 0")
         rows = features.detach().double().cpu().numpy()
         mean, std = rows.mean(0), rows.std(0)
         std = np.where(std > 1e-12, std, 1.0)
@@ -139,7 +140,7 @@ class Reliability:
     def probability(self, features: Tensor) -> Tensor:
         """Probability (...) that maps of such features (..., 6) localise an object."""
         if features.shape[-1:] != (len(MAP_FEATURES),):
-            raise ValueError(f"features have shape {tuple(features.shape)}: expected (..., 6)")
+            raise InputError(f"features have shape {tuple(features.shape)}: expected (..., 6)")
         wide = features.detach().to(
             torch.float32 if features.device.type == "mps" else torch.double
         )
@@ -161,7 +162,7 @@ class Reliability:
         record = json.loads(text)
         kind = record.get("format") if isinstance(record, dict) else type(record).__name__
         if kind != _FORMAT or tuple(record.get("features", ())) != MAP_FEATURES:
-            raise ValueError(
+            raise InputError(
                 f"format is {kind!r}: expected {_FORMAT!r} with the features {MAP_FEATURES}; "
                 "fit it again with this version"
             )
@@ -196,12 +197,12 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     """
     predicted, truth = _row(probabilities), labels.detach().cpu().numpy()
     if len(predicted) == 0 or truth.shape != predicted.shape or truth.dtype != bool or bins < 1:
-        raise ValueError(
+        raise InputError(
             f"{len(predicted)} probabilities, labels {tuple(labels.shape)} {labels.dtype} and "
             f"{bins} bins: expected as many labels of torch.bool, at least one of each"
         )
     if predicted.min() < 0 or predicted.max() > 1:
-        raise ValueError(
+        raise InputError(
             f"probabilities reach from {predicted.min()} to {predicted.max()}: expected 0 to 1"
         )
     index = np.minimum((predicted * bins).astype(int), bins - 1)
@@ -253,16 +254,16 @@ def _connected(values: Tensor, region: Tensor) -> Tensor:
 
 def _both_kinds(labels: Tensor, count: int) -> np.ndarray:
     if labels.dtype != torch.bool or labels.shape != (count,):
-        raise ValueError(
+        raise InputError(
             f"labels are {labels.dtype} {tuple(labels.shape)}: expected torch.bool ({count},)"
         )
     if not bool(labels.any()) or bool(labels.all()):
-        raise ValueError(f"all {count} labels are the same: expected words of both kinds")
+        raise InputError(f"all {count} labels are the same: expected words of both kinds")
     return labels.cpu().numpy()
 
 
 def _row(scores: Tensor | Sequence[float]) -> np.ndarray:
     row = torch.as_tensor(scores).detach().double().cpu().numpy()
     if row.ndim != 1 or not np.isfinite(row).all():
-        raise ValueError(f"scores have shape {row.shape}: expected one finite number a word, (M,)")
+        raise InputError(f"scores have shape {row.shape}: expected one finite number a word, (M,)")
     return row

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
-from captum_dcam.errors import WeightsError
+from captum_dcam.errors import MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
@@ -41,7 +41,7 @@ def load_mini(
     expected = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
     missing = [name for name in expected if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is not a folder of the embedded model: {', '.join(missing)} missing "
             f"(expected {', '.join(expected)})"
         )

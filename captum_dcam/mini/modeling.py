@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from captum_dcam.errors import InputError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.vision import MiniVisionTower, attend
 
@@ -188,7 +189,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             return words
         images = self.get_image_features(pixel_values.flatten(0, -4)).reshape(-1, words.shape[-1])
         if int(where.sum()) != images.shape[0]:
-            raise ValueError(
+            raise InputError(
                 f"input_ids hold {int(where.sum())} image placeholders but pixel_values "
                 f"{tuple(pixel_values.shape)} give {images.shape[0]} image tokens: prepare both "
                 "with the same MiniProcessor call"
@@ -241,12 +242,12 @@ class MiniForMaskedDiffusion(PreTrainedModel):
         """
         if inputs_embeds is None:
             if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds: both are None")
+                raise InputError("give input_ids or inputs_embeds: both are None")
             inputs_embeds = self.embed(input_ids, pixel_values)
         length = inputs_embeds.shape[1]
         segments = (length,) if segments is None else tuple(segments)
         if sum(segments) != length:
-            raise ValueError(
+            raise InputError(
                 f"segments {segments} add up to {sum(segments)}, the input to {length}"
             )
         masks = (None,) * len(segments) if segment_masks is None else segment_masks
@@ -397,21 +398,21 @@ def check_settings(
 ) -> None:
     """Raise ValueError for decoding settings that cannot work, before any work is done."""
     if gen_length < 1:
-        raise ValueError(f"gen_length is {gen_length}: the canvas needs at least one token")
+        raise InputError(f"gen_length is {gen_length}: the canvas needs at least one token")
     if block_length < 1 or gen_length % block_length:
-        raise ValueError(
+        raise InputError(
             f"gen_length {gen_length} is not a multiple of block_length {block_length}"
         )
     blocks = gen_length // block_length
     if steps < blocks or steps % blocks:
-        raise ValueError(
+        raise InputError(
             f"steps is {steps}: expected a positive multiple of the {blocks} blocks "
             f"(gen_length {gen_length} / block_length {block_length})"
         )
     if remasking not in REMASKING:
-        raise ValueError(f"remasking is {remasking!r}: expected one of {REMASKING}")
+        raise InputError(f"remasking is {remasking!r}: expected one of {REMASKING}")
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}: expected one of {SCHEDULES}")
+        raise InputError(f"schedule is {schedule!r}: expected one of {SCHEDULES}")
 
 
 @torch.no_grad()
@@ -457,7 +458,7 @@ def generate(
         block_length = 4 if fits else gen_length
     check_settings(gen_length, block_length, steps, remasking, schedule)
     if (temperature > 0 or remasking == "random") and generator is None:
-        raise ValueError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
     prefix = embed_prefix(model, pixel_values, input_ids, attention_mask)
     if prefix_cache:
         prefix = cache_prefix(model, prefix)

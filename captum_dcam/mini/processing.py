@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.prompts import to_rgb
 
 #: the longer side may be at most so many times the shorter one
@@ -34,15 +35,15 @@ class MiniImageProcessor(ImageProcessingMixin):
 
     def _one(self, image: Image.Image) -> torch.Tensor:
         if not isinstance(image, Image.Image):
-            raise TypeError(
+            raise InputTypeError(
                 f"image is a {type(image).__name__}: expected a PIL.Image.Image; open a file with "
                 "PIL.Image.open(path), turn an array into one with PIL.Image.fromarray(array)"
             )
         w, h = image.size
         if w == 0 or h == 0:
-            raise ValueError(f"image is {w}×{h} px: it has no pixels to explain")
+            raise InputError(f"image is {w}×{h} px: it has no pixels to explain")
         if max(w, h) > MAX_ASPECT * min(w, h):
-            raise ValueError(
+            raise InputError(
                 f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to "
                 f"see at {self.size}×{self.size}; crop it first"
             )
@@ -76,7 +77,7 @@ class MiniProcessor:
         """
         counts = {len(pictures) for pictures in images}
         if len(images) != len(text) or len(counts) != 1 or 0 in counts:
-            raise ValueError(
+            raise InputError(
                 f"{len(images)} examples with {sorted(counts)} pictures and {len(text)} prompts: "
                 "every example of a batch needs one prompt and the same number (≥ 1) of pictures"
             )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_dcam.data.scenes import COLORS, SHAPES
+from captum_dcam.errors import InputError
 from captum_dcam.mini.batches import Masking, packed_mask
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
@@ -248,7 +249,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.aux.load_state_dict(state["aux"])
         if len(state["optimizers"]) != self.world:
-            raise ValueError(
+            raise InputError(
                 f"{path} was written by {len(state['optimizers'])} processes, this run has "
                 f"{self.world}: resume with the same number"
             )

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.errors import LayerError, MethodError
+from captum_dcam.errors import InputError, InputTypeError, LayerError, MethodError
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
@@ -147,7 +147,7 @@ class Adapter(ABC):
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         regime = self.regimes[0] if regime is None else regime
         if regime not in self.regimes:
-            raise ValueError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
+            raise InputError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
         self.model, self.processor, self.regime = model, processor, regime
 
     @classmethod
@@ -224,22 +224,22 @@ class Adapter(ABC):
     def check_request(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> None:
         """Raise for input of a kind that the family does not take; first thing in ``prepare``."""
         if not prompts or len(images) != len(prompts):
-            raise ValueError(
+            raise InputError(
                 f"{len(images)} lists of pictures for {len(prompts)} prompts: every example of a "
                 "batch needs one prompt and one list of pictures"
             )
         if len(prompts) > 1 and not self.batches:
-            raise ValueError(
+            raise InputError(
                 f"a batch of {len(prompts)} examples: {self.family} runs one at a time; prepare "
                 "and explain them one by one"
             )
         for number, pictures in enumerate(images):
             if len(pictures) > 1 and not self.several_images:
-                raise ValueError(
+                raise InputError(
                     f"example {number} has {len(pictures)} pictures: {self.family} takes one"
                 )
             if not self.takes_video and any(isinstance(p, Video) for p in pictures):
-                raise ValueError(
+                raise InputError(
                     f"example {number} has a video: {self.family} takes none; give single frames "
                     "as pictures instead"
                 )
@@ -357,7 +357,7 @@ class Adapter(ABC):
         if layer is None:
             return self.recommended_block
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"layer is {layer!r}: expected a block's number, 0 to {count - 1}")
+            raise InputTypeError(f"layer is {layer!r}: expected a block's number, 0 to {count - 1}")
         index = layer + count if layer < 0 else layer
         if not 0 <= index < count:
             raise LayerError(
@@ -381,5 +381,5 @@ A = TypeVar("A", bound=type[Adapter])
 def register(cls: A) -> A:
     """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
     if ADAPTERS.setdefault(cls.family, cls) is not cls:
-        raise ValueError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
+        raise InputError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
     return cls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from captum_dcam.errors import TargetError
+from captum_dcam.errors import InputError, TargetError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import Trajectory
@@ -39,12 +39,11 @@ def force(
         TargetError: the answer is empty.
     """
     adapter, kept, regime = forward.adapter, {}, forward.adapter.regime
-    if request is None:
+    if request is None and forward.bound:
         request = forward.request
-        if request is not None:
-            kept, regime = forward.trajectory.kept, forward.trajectory.regime
+        kept, regime = forward.trajectory.kept, forward.trajectory.regime
     if request is None or request.batch != 1:
-        raise ValueError(
+        raise InputError(
             "force needs a request of one example: forward.generate(request) first, or "
             "force(forward, answer, request)"
         )

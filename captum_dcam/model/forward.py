@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import TargetError
+from captum_dcam.errors import InputError, InputTypeError, NotBoundError, TargetError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.tap import Edit, SpatialTap, frozen, recorded, skipped, tapped
 from captum_dcam.model.trajectory import SCORES, Trajectory
@@ -58,16 +58,15 @@ class DenoisingForward(nn.Module):
     ) -> None:
         super().__init__()
         if score not in SCORES:
-            raise ValueError(f"score is {score!r}: expected one of {SCORES}")
+            raise InputError(f"score is {score!r}: expected one of {SCORES}")
         self.adapter = adapter
         self.layer = adapter.check_layer(layer)
         if internal_batch_size is not None and internal_batch_size < 1:
-            raise ValueError(f"internal_batch_size is {internal_batch_size}: expected 1 or more")
+            raise InputError(f"internal_batch_size is {internal_batch_size}: expected 1 or more")
         self.score, self.internal_batch_size = score, internal_batch_size
         self.model = adapter.model
         self.tap = SpatialTap()
-        self.request: Request | None = None
-        self._trajectory: Trajectory | None = None
+        self._bound: tuple[Request, Trajectory] | None = None
 
     # -- binding a generation -----------------------------------------------------------------
 
@@ -81,11 +80,26 @@ class DenoisingForward(nn.Module):
         )
 
     @property
+    def bound(self) -> bool:
+        """Whether a generation is bound."""
+        return self._bound is not None
+
+    @property
+    def request(self) -> Request:
+        """What the bound generation was made from; NotBoundError when nothing is bound."""
+        return self._binding()[0]
+
+    @property
     def trajectory(self) -> Trajectory:
-        """The bound generation; an error says how to bind one."""
-        if self._trajectory is None:
-            raise RuntimeError("no generation is bound: call forward.generate(request) first")
-        return self._trajectory
+        """The bound generation; NotBoundError when nothing is bound."""
+        return self._binding()[1]
+
+    def _binding(self) -> tuple[Request, Trajectory]:
+        if self._bound is None:
+            raise NotBoundError(
+                "no generation is bound to this forward: call forward.generate(request) first"
+            )
+        return self._bound
 
     def generate(
         self,
@@ -118,11 +132,11 @@ class DenoisingForward(nn.Module):
     def bind(self, request: Request, trajectory: Trajectory) -> None:
         """Bind a generation made elsewhere (another layer's forward, a saved one)."""
         if trajectory.tokens.shape[0] != request.batch:
-            raise ValueError(
+            raise InputError(
                 f"the trajectory has {trajectory.tokens.shape[0]} examples, the request "
                 f"{request.batch}: bind the request that was generated from"
             )
-        self.request, self._trajectory = request, trajectory
+        self._bound = (request, trajectory)
 
     # -- Captum's contract ----------------------------------------------------------------------
 
@@ -138,7 +152,7 @@ class DenoisingForward(nn.Module):
             tuple of Tensor: extras and state, each (B, …).
         """
         score = self.score if score is None else score
-        trajectory, request = self.trajectory, self._request()
+        trajectory, request = self.trajectory, self.request
         if target is None and score == "commit":
             raise TargetError(
                 "the commit score reads every token at its own step: pass the target, "
@@ -168,25 +182,20 @@ class DenoisingForward(nn.Module):
                 return self.adapter.denoise(memory, *state)
 
     def _split(self, args: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        count = len(self._request().extras)
+        count = len(self.request.extras)
         wanted = count + len(self.trajectory.states)
         if len(args) != wanted:
-            raise ValueError(
+            raise InputError(
                 f"{len(args)} additional arguments: expected {wanted} ({count} of the request, "
                 "then the state); take them from forward.arguments(target)"
             )
         return args[:count], args[count:]
 
-    def _request(self) -> Request:
-        if self.request is None:
-            raise RuntimeError("no request is bound: call forward.generate(request) first")
-        return self.request
-
     def _tapped(self, regime: str, rows: int) -> Any:
         """The tap, in the regime in which the wrapped part runs the blocks over ``rows`` images."""
         if self.trajectory.regime != regime:
             return nullcontext()
-        return tapped(self.adapter.blocks[self.layer], self.tap, self._request().layout, rows)
+        return tapped(self.adapter.blocks[self.layer], self.tap, self.request.layout, rows)
 
     # -- replay without recomputing what is known -----------------------------------------------
 
@@ -199,17 +208,17 @@ class DenoisingForward(nn.Module):
         equal it within rounding.
         """
         trajectory, adapter = self.trajectory, self.adapter
-        rows = examples.to(self._request().pixels.device)
+        rows = examples.to(self.request.pixels.device)
         if trajectory.regime == "prefix":
             memory = self.prefill()
-            if self._request().batch > 1 or len(examples) > 1:
+            if self.request.batch > 1 or len(examples) > 1:
                 memory = adapter.rows(memory, rows)
             return self.step(memory, examples, steps)
         return self.step(adapter.rows(self._embedded(), rows), examples, steps)
 
     def prefill(self) -> Any:
         """What all steps of the bound request share; runs through the tap in the prefix regime."""
-        with _inference(self.model), self._tapped("prefix", self._request().batch), self._known(0):
+        with _inference(self.model), self._tapped("prefix", self.request.batch), self._known(0):
             return self.adapter.prefill(self._embedded())
 
     def step(self, memory: Any, examples: Tensor, steps: Tensor) -> Tensor:
@@ -223,7 +232,7 @@ class DenoisingForward(nn.Module):
         """Tower, projector and word embeddings, computed once a generation."""
         kept = self.trajectory.kept
         if "embedded" not in kept:
-            request = self._request()
+            request = self.request
             with torch.no_grad(), _inference(self.model):  # as generated: kernels depend on it
                 kept["embedded"] = self.adapter.embed(request.pixels, *request.extras)
         return kept["embedded"]
@@ -288,10 +297,10 @@ def check_pixels(pixels: Tensor) -> None:
     """Raise for inputs that no explanation can come from."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
         kind = str(pixels.dtype) if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise TypeError(f"pixels are {kind}: expected a floating-point tensor, request.pixels")
+        raise InputTypeError(f"pixels are {kind}: expected a floating-point tensor, request.pixels")
     if not bool(torch.isfinite(pixels).all()):
         bad = int((~torch.isfinite(pixels)).sum())
-        raise ValueError(
+        raise InputError(
             f"pixels {tuple(pixels.shape)} hold {bad} values that are NaN or infinite: check the "
             "image and its preprocessing"
         )
@@ -326,9 +335,8 @@ def positions_of(target: Any, batch: int, length: int) -> list[int]:
 def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
     """A forward of the same model and block, bound to one example of the generation alone."""
     request, trajectory = forward.request, forward.trajectory
-    if request is None or not 0 <= example < request.batch:
-        count = 0 if request is None else request.batch
-        raise ValueError(f"example {example} is not in the bound batch of {count}")
+    if not 0 <= example < request.batch:
+        raise InputError(f"example {example} is not in the bound batch of {request.batch}")
     if request.batch == 1:
         return forward
     narrowed = forward.twin()

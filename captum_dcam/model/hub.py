@@ -15,7 +15,15 @@ import torch
 from packaging.specifiers import SpecifierSet
 from torch import nn
 
-from captum_dcam.errors import RemoteCodeError, UnknownNameError, WeightsError, near
+from captum_dcam.errors import (
+    InputError,
+    InputTypeError,
+    MissingPackageError,
+    RemoteCodeError,
+    UnknownNameError,
+    WeightsError,
+    near,
+)
 from captum_dcam.model.adapter import ADAPTERS, Adapter, Checkpoint, Facts
 
 
@@ -84,7 +92,7 @@ def wrap(model: nn.Module, processor: Any, family: str | None = None, **options:
         UnknownNameError: no family recognises it, or several do.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
+        raise InputTypeError(
             f"model is a {type(model).__name__}: expected a torch.nn.Module, "
             "wrap(model, processor); to load a checkpoint by its name: captum_dcam.load(name)"
         )
@@ -160,11 +168,11 @@ def _check_family(cls: type[Adapter], source: str, revision: str | None) -> None
 
 def _check_options(source: str | Path, device: torch.device | str | None, device_map: Any) -> None:
     if device is not None and device_map is not None:
-        raise ValueError(
+        raise InputError(
             f"device={device!s} and device_map={device_map!r} exclude each other: give one"
         )
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise ImportError(
+        raise MissingPackageError(
             f"device_map={device_map!r} needs accelerate, which is not installed: "
             "pip install accelerate; or give device=…"
         )
@@ -177,13 +185,13 @@ def check_device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: expected cpu, cuda, cuda:1, mps") from error
+        raise InputError(f"unknown device {device!r}: expected cpu, cuda, cuda:1, mps") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"device {device} is not here: torch sees {torch.cuda.device_count()} CUDA devices"
         )
     if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps is not here: torch finds no Apple GPU")
+        raise InputError("device mps is not here: torch finds no Apple GPU")
     return found
 
 
@@ -191,7 +199,7 @@ def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
     facts = Facts() if cls.facts is None else cls.facts
     check_transformers(cls.family, facts.transformers)
     if facts.package is not None and not importable(facts.package):
-        raise ImportError(
+        raise MissingPackageError(
             f"{cls.family} needs its authors' package {facts.package!r}, which cannot be imported: "
             f"{facts.install}; or load the model as they do and use captum_dcam.wrap"
         )
@@ -209,7 +217,7 @@ def check_transformers(family: str, wanted: str) -> None:
 
     version = transformers.__version__
     if not SpecifierSet(wanted).contains(version, prereleases=True):
-        raise ImportError(
+        raise MissingPackageError(
             f"{family} runs with transformers{wanted}, and {version} is installed: pip install "
             f"'transformers{wanted}'; or load the model in the way that works for you and use "
             "captum_dcam.wrap, which asks for no version"
@@ -390,7 +398,6 @@ def load_plugins() -> None:
 def find(family: str) -> type[Adapter]:
     """The adapter class of a family; UnknownNameError with near names otherwise."""
     import captum_dcam.adapters  # noqa: F401  registers the families
-    from captum_dcam.model.hub import load_plugin, plugins
 
     others = plugins()
     if family not in ADAPTERS and family in others:

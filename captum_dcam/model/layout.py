@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
+
 #: interpolation modes of :meth:`Grid.to_pixels`
 MODES = ("bilinear", "nearest")
 
@@ -55,12 +57,12 @@ class Grid:
         are 0. ``nearest`` paints the boxes.
         """
         if maps.shape[-2:] != self.positions.shape:
-            raise ValueError(
+            raise InputError(
                 f"maps have shape {tuple(maps.shape)}: expected (…, {self.shape[0]}, "
                 f"{self.shape[1]}), the grid of image tokens"
             )
         if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}: expected one of {MODES}")
+            raise InputError(f"mode is {mode!r}: expected one of {MODES}")
         wide = maps.double() if maps.dtype == torch.float64 else maps.float()
         rows = _weights(self.y_edges, self.image_size[0], mode).to(wide)
         columns = _weights(self.x_edges, self.image_size[1], mode).to(wide)
@@ -119,7 +121,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not self.grids:
-            raise ValueError("the layout has no image tokens: give the request at least one image")
+            raise InputError("the layout has no image tokens: give the request at least one image")
 
     @cached_property
     def image_end(self) -> int:

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from captum_dcam.errors import InputError, InputTypeError, MissingFileError, PictureError
+
 ROLES = ("system", "user", "assistant")
 #: messages whose content is a list of parts, as chat templates want them
 Messages = list[dict[str, Any]]
@@ -43,14 +45,14 @@ class Video(tuple[Image.Image, ...]):
         made = super().__new__(cls, frames)
         for number, frame in enumerate(made):
             if not isinstance(frame, Image.Image):
-                raise TypeError(
+                raise InputTypeError(
                     f"frame {number} is a {type(frame).__name__}: expected a PIL image; turn an "
                     "array into one with PIL.Image.fromarray"
                 )
         sizes = sorted({f.size for f in made})
         if len(sizes) != 1:
             found = f"of sizes {sizes} (width × height)" if sizes else "without any"
-            raise ValueError(f"a video with frames {found}: give one or more frames of one size")
+            raise InputError(f"a video with frames {found}: give one or more frames of one size")
         return made
 
 
@@ -81,21 +83,21 @@ def messages_of(prompt: Any, visuals: Sequence[Shown]) -> Messages:
     """
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, list | tuple) or not all(isinstance(m, dict) for m in given):
-        raise TypeError(
+        raise InputTypeError(
             f"the prompt is a {type(prompt).__name__}: expected a string, or a list of messages "
             '{"role": "user", "content": "…"}'
         )
     messages = [_message(m) for m in given]
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "nothing"
-        raise ValueError(f"the conversation ends with {last}: expected a user message to answer")
+        raise InputError(f"the conversation ends with {last}: expected a user message to answer")
     kinds = ["video" if v.video else "image" for v in visuals]
     placed = [p["type"] for m in messages for p in m["content"] if p["type"] != "text"]
     if not placed:
         first = next(m for m in messages if m["role"] == "user")
         first["content"] = [*({"type": k} for k in kinds), *first["content"]]
     elif placed != kinds:
-        raise ValueError(
+        raise InputError(
             f"the conversation places {placed}, but {kinds} were given: expected as many, in the "
             "same order; leave out the parts to have them in front of the first user message"
         )
@@ -105,21 +107,21 @@ def messages_of(prompt: Any, visuals: Sequence[Shown]) -> Messages:
 def _message(given: dict[str, Any]) -> dict[str, Any]:
     role, content = given.get("role"), given.get("content")
     if role not in ROLES:
-        raise ValueError(f"a message has role {role!r}: expected one of {ROLES}")
+        raise InputError(f"a message has role {role!r}: expected one of {ROLES}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple):
-        raise TypeError(
+        raise InputTypeError(
             f"a message's content is a {type(content).__name__}: expected a string or a list of "
             'parts {"type": "text", "text": "…"}'
         )
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image", "video"):
-            raise ValueError(f"part {part!r} of a message: expected type text, image or video")
+            raise InputError(f"part {part!r} of a message: expected type text, image or video")
         if kind == "text" and not isinstance(part.get("text"), str):
-            raise ValueError(f"part {part!r} of a message has no text")
+            raise InputError(f"part {part!r} of a message has no text")
         if kind != "text" and role != "user":
-            raise ValueError(
+            raise InputError(
                 f"a message of {role} holds a {kind}: pictures belong to user messages"
             )
     plain = [dict(p) if p["type"] == "text" else {"type": p["type"]} for p in parts]
@@ -139,10 +141,6 @@ def summary(prompt: Any) -> str:
 
 
 # Pictures from files: upright, RGB, fully read; and errors that say what is wrong with one.
-
-
-class PictureError(ValueError):
-    """A file that cannot be used as a picture."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -166,7 +164,7 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingFileError(f"{path}: no such file")
     if path.is_dir():
         raise PictureError(f"{path} is a folder: expected a picture file")
     try:

@@ -42,7 +42,6 @@ class TextTokens:
 
 def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
     """Text tokens of the bound request's prompt and of its answer."""
-    assert forward.request is not None
     positions, ids = forward.adapter.prompt_tokens(forward.request, example)
     answer = forward.trajectory.tokens[example].cpu()
     start = forward.request.layout.prefix_length
@@ -58,13 +57,11 @@ def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
 
 def image_positions(forward: DenoisingForward) -> Tensor:
     """Positions (N,) of all image tokens, grid after grid, row by row."""
-    assert forward.request is not None
     return torch.cat([g.positions.flatten() for g in forward.request.layout.grids])
 
 
 def split_grids(values: Tensor, forward: DenoisingForward) -> tuple[Tensor, ...]:
     """Values (…, N) of all image tokens as maps (…, h, w), one a grid."""
-    assert forward.request is not None
     shapes = forward.request.layout.shapes
     parts = values.split([h * w for h, w in shapes], dim=-1)
     return tuple(p.unflatten(-1, s) for p, s in zip(parts, shapes, strict=True))
@@ -106,7 +103,6 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
     """
     kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
     fresh = forward.twin()
-    assert forward.request is not None
     fresh.bind(forward.request, replace(forward.trajectory, kept=kept))
     return fresh
 
@@ -157,7 +153,6 @@ def hidden_states(
         tuple: hidden (L, D), the prefix first, then the response; logits (T, V).
     """
     fresh = unkept(forward)
-    assert forward.request is not None
     blocks, twins = fresh.adapter.blocks, fresh.adapter.step_blocks
     index = range(len(blocks))[block]
     with outputs_of({index: blocks[index]}, edit, twins) as found:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.errors import InputTypeError
 from captum_dcam.model.layout import Layout
 
 #: a function of one feature map (B, D, H, W) and its grid's index
@@ -54,7 +55,7 @@ def hidden_of(output: Any) -> Tensor:
     """The hidden states in a block's output: a tensor, ``(hidden,)``, ``(hidden, anything)``."""
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-        raise TypeError(
+        raise InputTypeError(
             f"the hooked block returned {type(output).__name__}: expected hidden states (B, L, D), "
             "alone or first in a tuple; choose a transformer block as the layer"
         )

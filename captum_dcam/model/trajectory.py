@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.errors import InfeasibleStepError, InputError
 
 #: which state of the canvas a token's logit is read at; see :meth:`Trajectory.step_of`
 SCORES = ("commit", "final", "teacher")
@@ -67,7 +67,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
-            raise ValueError(f"regime is {self.regime!r}: expected one of {REGIMES}")
+            raise InputError(f"regime is {self.regime!r}: expected one of {REGIMES}")
 
     @property
     def steps(self) -> int:
@@ -127,7 +127,7 @@ class Trajectory:
             return self.steps - 1 if last is None else int(last[example, position])
         if score == "teacher":
             return self.steps
-        raise ValueError(f"score is {score!r}: expected one of {SCORES}")
+        raise InputError(f"score is {score!r}: expected one of {SCORES}")
 
     def state_at(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
         """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""

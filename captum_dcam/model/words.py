@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from captum_dcam.errors import TargetError
+from captum_dcam.errors import InputError, TargetError
 from captum_dcam.model.adapter import Adapter
 
 FUNCTION_TAGS = frozenset(("DT", "IN", "CC", "TO", "EX", "PRP", "PRP$", "MD", "WDT", "WP", "RP"))
@@ -245,7 +245,7 @@ def match_words_to_masks(
         TAM section 4.1 and Supp. E.
     """
     if len(words) != len(tags):
-        raise ValueError(f"{len(words)} words and {len(tags)} tags: expected one tag a word")
+        raise InputError(f"{len(words)} words and {len(tags)} tags: expected one tag a word")
     lemma, source = _lemmatizer()
     forms = [_forms(word, lemma) for word in words]
     wanted: dict[str, list[int]] = {}

@@ -10,6 +10,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError, InputTypeError
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,22 +31,22 @@ def check_maps(maps: Tensor, caller: str, *, name: str = "maps", non_negative: b
         ValueError: fewer than two dimensions, H or W of 0, NaN or infinite values, negatives.
     """
     if not isinstance(maps, Tensor):
-        raise TypeError(
+        raise InputTypeError(
             f"{caller}: `{name}` is a {type(maps).__name__}, expected a torch.Tensor of shape "
             "(..., H, W): convert it first, for example with torch.as_tensor(array)."
         )
     if maps.dtype not in FLOAT_DTYPES:
-        raise TypeError(
+        raise InputTypeError(
             f"{caller}: `{name}` has dtype {maps.dtype} (shape {tuple(maps.shape)}), expected "
             f"one of {', '.join(map(str, FLOAT_DTYPES))}: convert it, for example {name}.float()."
         )
     if maps.dim() < 2:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` has shape {tuple(maps.shape)}, expected (..., H, W) with at "
             f"least two dimensions: give a row of token scores its grid, {name}.view(H, W)."
         )
     if 0 in maps.shape[-2:]:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` has shape {tuple(maps.shape)}, so its maps have no pixel; "
             "expected H >= 1 and W >= 1: check the image span the maps were cut from."
         )
@@ -58,13 +60,13 @@ def _check_values(maps: Tensor, caller: str, name: str, non_negative: bool) -> N
     if not (isfinite(low) and isfinite(high)):
         bad = (~torch.isfinite(maps)).nonzero()
         where = tuple(bad[0].tolist())
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` (shape {tuple(maps.shape)}, {maps.dtype}) holds {len(bad)} NaN or "
             f"infinite values, the first, {float(maps[where])}, at index {where}; expected finite "
             "values: attribute in bf16 or fp32 if fp16 overflowed, or look at the gradients."
         )
     if non_negative and low < 0:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` (shape {tuple(maps.shape)}) has negative values down to {low:g}, "
             "expected non-negative maps, as after the paper's ReLU (Eq. 4): pass "
             f"relu_attributions=True to the method, or {name}.relu(), or min_max({name})."
@@ -74,13 +76,13 @@ def _check_values(maps: Tensor, caller: str, name: str, non_negative: bool) -> N
 def check_odd(value: int, caller: str, name: str = "kernel_size") -> None:
     r"""Refuse a window side that is not an odd integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
+        raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected an odd int "
             "such as 3: a window needs a centre pixel."
         )
     if value < 1 or value % 2 == 0:
         instead = f"{value - 1} or {value + 1}" if value > 1 else "3"
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` is {value}, expected an odd integer >= 1, because a window needs "
             f"a centre pixel: use {instead}."
         )
@@ -99,12 +101,12 @@ def check_number(
     interval = f"{'above' if open_low else 'at least'} {low:g}"
     interval += f" and at most {high:g}" if isfinite(high) else ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
+        raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected a number "
             f"{interval}: pass a plain int or float."
         )
     if not isfinite(value) or value < low or value > high or (open_low and value == low):
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` is {value}, expected a finite number {interval}: "
             "leave it out to get the documented default."
         )
@@ -115,7 +117,7 @@ def check_numbers(
 ) -> None:
     r"""Refuse what is not a sequence of ``length`` finite numbers in [0, high]."""
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `{name}` is {values!r}, expected {length} numbers in the order that the "
             "docstring gives: leave it out to get the documented default."
         )
@@ -126,18 +128,18 @@ def check_numbers(
 def check_count(value: int, caller: str, name: str, meaning: str) -> None:
     r"""Refuse what is not an integer of at least 1; numpy's integers are taken too."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
+        raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected an int >= 1 "
             f"({meaning}): pass a plain int."
         )
     if value < 1:
-        raise ValueError(f"{caller}: `{name}` is {value}, expected an int >= 1: pass {meaning}.")
+        raise InputError(f"{caller}: `{name}` is {value}, expected an int >= 1: pass {meaning}.")
 
 
 def check_image_size(value: tuple[int, int], caller: str) -> None:
     r"""Refuse what is not a pair (height, width) of positive integers."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `image_size` is {value!r}, expected (height, width) in pixels, for "
             "example (480, 640); PIL's Image.size is (width, height): turn it round."
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.refine._checks import (
     check_count,
     check_image_size,
@@ -124,7 +125,7 @@ def _check_kernel_settings(caller: str, k_base: float, k_min: int, k_max: int) -
     check_odd(k_min, caller, "k_min")
     check_odd(k_max, caller, "k_max")
     if k_min > k_max:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `k_min` is {k_min} and `k_max` is {k_max}, expected k_min <= k_max: "
             "exchange them, or give both the same value for a fixed window."
         )

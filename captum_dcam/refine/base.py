@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.refine._checks import check_count, check_image_size, check_maps
 
 _Value = TypeVar("_Value")
@@ -93,7 +94,7 @@ def required(value: _Value | None, caller: str, name: str) -> _Value:
         ValueError: the value is None.
     """
     if value is None:
-        raise ValueError(
+        raise InputError(
             f"{caller} needs `{name}` ({_MEANINGS[name]}), but the context holds none: give it "
             "one, for example refine(maps, RefineContext(steps=32, image_size=(480, 640)))."
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_dcam.errors import InputTypeError
 from captum_dcam.refine._checks import check_maps
 from captum_dcam.refine.akd import AKD
 from captum_dcam.refine.base import RefineContext, Refinement
@@ -30,14 +31,14 @@ class Compose:
 
     def __init__(self, stages: Sequence[Refinement]) -> None:
         if isinstance(stages, Refinement):
-            raise TypeError(
+            raise InputTypeError(
                 f"Compose: `stages` is one {type(stages).__name__}, expected a sequence: put it "
                 "in a list."
             )
         self.stages: tuple[Refinement, ...] = tuple(stages)
         for index, stage in enumerate(self.stages):
             if isinstance(stage, type) or not isinstance(stage, Refinement):
-                raise TypeError(
+                raise InputTypeError(
                     f"Compose: stages[{index}] is {stage!r}, expected a refinement, an object "
                     "with __call__(maps, context) and describe(): build it first (DACG(), not "
                     'DACG), or look it up, refinement("dacg").'

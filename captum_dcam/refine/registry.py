@@ -5,7 +5,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from captum_dcam.errors import SettingError
+from captum_dcam.errors import InputError, SettingError
 from captum_dcam.refine.base import NamedRefinement
 
 _Class = TypeVar("_Class", bound=type[NamedRefinement])
@@ -29,7 +29,7 @@ def register_refinement(name: str) -> Callable[[_Class], _Class]:
         owner = _REGISTRY.get(name, cls)
         # The same class defined again, by a notebook cell or an autoreload, takes its own place.
         if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
+            raise InputError(
                 f"register_refinement: the name {name!r} already belongs to "
                 f"{owner.__module__}.{owner.__qualname__}, so {cls.__name__} was not entered: "
                 "choose another name."
@@ -68,7 +68,7 @@ def refinement(name: str, **settings: Any) -> NamedRefinement:
     if name not in _REGISTRY:
         near = get_close_matches(str(name).lower(), _REGISTRY, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(
+        raise InputError(
             f"refinement: no refinement is called {name!r}; {hint}Known: "
             f"{', '.join(registered_refinements())}. To add one, decorate its class with "
             f"@register_refinement({name!r})."

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.refine._checks import check_maps, check_number
 from captum_dcam.refine._maps import mean_std, peak, skewness, to_working
 from captum_dcam.refine.base import NamedRefinement, RefineContext
@@ -158,7 +159,7 @@ def _span(values: Tensor) -> Tensor:
 
 def _check_repeated(repeated_maps: Tensor, maps: Tensor, caller: str) -> None:
     if isinstance(repeated_maps, Tensor) and repeated_maps.device != maps.device:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `repeated_maps` is on {repeated_maps.device} and `maps` on {maps.device}, "
             "expected one device: move it, repeated_maps.to(maps.device)."
         )
@@ -168,7 +169,7 @@ def _check_repeated(repeated_maps: Tensor, maps: Tensor, caller: str) -> None:
         a in (1, b) for a, b in zip(reversed(own), reversed(wanted), strict=False)
     )
     if not fits:
-        raise ValueError(
+        raise InputError(
             f"{caller}: `repeated_maps` has shape {own}, which does not broadcast to the maps' "
             f"{wanted}: give one map for all, one a map, or a (1, 1) tensor for a uniform one."
         )
@@ -192,7 +193,7 @@ def _check_settings(
     ):  # fmt: skip
         check_number(value, caller, name)
     if outlier_form not in get_args(OutlierForm):
-        raise ValueError(
+        raise InputError(
             f"{caller}: `outlier_form` is {outlier_form!r}, expected 'mask' (the paper's) or "
             "'excess': see the docstring for what each subtracts."
         )

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, UnknownNameError, near
+from captum_dcam.errors import ExplanationError, OccupiedError, UnknownNameError, near
 from captum_dcam.files import (
     FILES,
     check_files,
@@ -183,7 +183,7 @@ def check_folder(folder: str | Path) -> None:
         return
     strange = unknown_files(folder, "comparison") if folder.is_dir() else []
     found = f" (it holds {strange[0]})" if strange else ""
-    raise FileExistsError(
+    raise OccupiedError(
         f"{folder} exists and is not an earlier comparison{found}: choose another folder"
     )
 

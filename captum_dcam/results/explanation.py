@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, TargetError
+from captum_dcam.errors import ExplanationError, OccupiedError, TargetError
 from captum_dcam.files import (
     check_files,
     new_folder,
@@ -124,7 +124,7 @@ class Explanation:
         """
         folder = Path(folder)
         if folder.exists() and not replaceable(folder):
-            raise FileExistsError(
+            raise OccupiedError(
                 f"{folder} exists and is not a saved explanation: choose another folder"
             )
         with new_folder(folder) as new:

@@ -4,7 +4,8 @@ Describe the adapter by an :class:`AdapterCase`, then run :func:`check_all`, a s
 of them as tests (:class:`AdapterSuite`); ``python -m captum_dcam.testing FILE…`` prints the table.
 """
 
-from captum_dcam.testing.case import SIZES, AdapterCase, ConformanceError, Reference
+from captum_dcam.errors import ConformanceError
+from captum_dcam.testing.case import SIZES, AdapterCase, Reference
 from captum_dcam.testing.feasibility import Feasibility, check_feasible, feasibility
 from captum_dcam.testing.gradients import check_gradient
 from captum_dcam.testing.inputs import check_inputs

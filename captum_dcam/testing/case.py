@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.errors import ConformanceError, InputError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tap import frozen
@@ -24,10 +25,6 @@ SIZES = (
 
 #: tolerance of replayed logits away from the CPU, over the largest logit
 ELSEWHERE = 1e-5
-
-
-class ConformanceError(AssertionError):
-    """An adapter does not keep the protocol; says where, and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class AdapterCase:
 
     def __post_init__(self) -> None:
         if len(set(self.sizes)) < 8:
-            raise ValueError(f"{self.name} has {len(set(self.sizes))} sizes: expected at least 8")
+            raise InputError(f"{self.name} has {len(set(self.sizes))} sizes: expected at least 8")
 
     def on(self, device: str) -> AdapterCase:
         """The same case with its model on another device.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.errors import InfeasibleStepError
+from captum_dcam.errors import ConformanceError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import rows
 from captum_dcam.model.tap import hidden_of
-from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
+from captum_dcam.testing.case import AdapterCase, expect, explained
 from captum_dcam.testing.gradients import target_at
 
 
@@ -67,7 +67,6 @@ def check_feasible(case: AdapterCase) -> str:
     """
     adapter = case.make(torch.float32)
     forward = case.bound(adapter)
-    assert forward.request is not None
     trajectory = forward.trajectory
     positions = torch.cat([g.positions.flatten() for g in forward.request.layout.grids])
     end = 1 + int(positions.max())
@@ -100,7 +99,6 @@ def _own_lengths(case: AdapterCase, forward: DenoisingForward) -> list[int]:
     def note(_module: nn.Module, _args: Any, output: Any) -> None:
         lengths.append(hidden_of(output).shape[1])
 
-    assert forward.request is not None
     handle = forward.adapter.blocks[forward.layer].register_forward_hook(note)
     try:
         case.own(forward.adapter, forward.request)

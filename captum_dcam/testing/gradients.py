@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, LayerError
+from captum_dcam.errors import ConformanceError, InfeasibleStepError, LayerError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import rows
 from captum_dcam.model.words import Target
-from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
+from captum_dcam.testing.case import AdapterCase, expect, explained
 
 #: step of the difference, in the features' root mean square, and what may remain of the gradient
 STEP, TOLERANCE = 1e-4, 1e-5
@@ -41,7 +41,6 @@ def check_gradient(case: AdapterCase) -> str:
 
 def _at(forward: DenoisingForward, block: int) -> DenoisingForward:
     """The same generation at another block."""
-    assert forward.request is not None
     other = DenoisingForward(forward.adapter, block)
     other.bind(forward.request, replace(forward.trajectory, kept={}))
     return other
@@ -102,7 +101,6 @@ def _score(
     forward: DenoisingForward, pair: tuple[int, int], directions: list[Tensor], size: float
 ) -> float:
     """A token's logit with the image states moved along ``directions``."""
-    assert forward.request is not None
     args = forward.arguments(pair)
     with torch.no_grad(), forward.edited(lambda m, i: m + size * directions[i]):
         return float(forward(forward.request.pixels, *args)[0, pair[0], pair[1]])
@@ -131,7 +129,6 @@ def _check_refused(first: DenoisingForward, block: int) -> None:
 
 def _blown_up(forward: DenoisingForward, pair: tuple[int, int], size: float) -> float:
     """A token's logit with the image states multiplied by ``size``."""
-    assert forward.request is not None
     args = forward.arguments(pair)
     with torch.no_grad(), forward.edited(lambda m, _i: m * size):
         return float(forward(forward.request.pixels, *args)[0, pair[0], pair[1]])

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from captum_dcam.errors import ConformanceError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import rows
 from captum_dcam.model.prompts import Video
-from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
+from captum_dcam.testing.case import AdapterCase, expect, explained
 from captum_dcam.testing.gradients import target_at
 from captum_dcam.testing.replay import agrees
 
@@ -63,7 +64,6 @@ def _try(
     """Generate as the family's own code does, and take a gradient of every example."""
     forward = case.bound(adapter, images=images, prompts=prompts, **changes)
     request = forward.request
-    assert request is not None
     positions = torch.cat([g.positions.flatten() for g in request.layout.grids])
     unique = len(positions.unique()) == len(positions)
     expect(unique, f"{what}: two image tokens are said to lie at one position")
@@ -96,8 +96,7 @@ def _check_batch(
 ) -> None:
     """Every example of a batch has the logits and the gradient that it has alone."""
     forward = _try(case, adapter, "a batch of two", images, prompts)
-    request, trajectory = forward.request, forward.trajectory
-    assert request is not None
+    trajectory = forward.trajectory
     targets = [target_at(forward, explained(forward, b)[0], b) for b in range(2)]
     found = rows(forward, targets, [0, 1])
     for b in range(2):
@@ -132,5 +131,5 @@ def _refused(
         return
     raise ConformanceError(
         f"{what} is neither run nor refused: {type(adapter).__name__} declares "
-        "that it takes none (batches, several_images, takes_video); raise ValueError in prepare"
+        "that it takes none (batches, several_images, takes_video); raise InputError in prepare"
     )

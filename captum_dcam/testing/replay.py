@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.testing.case import AdapterCase, Reference, expect
 
@@ -32,7 +33,6 @@ def agrees(case: AdapterCase, forward: DenoisingForward, **changes: Any) -> floa
     """Compare a bound generation with the family's own; the largest relative difference of
     logits."""
     request, trajectory = forward.request, forward.trajectory
-    assert request is not None
     own = case.own(forward.adapter, request, **changes)
     length = own.tokens.shape[1]
     expect(
@@ -73,7 +73,7 @@ def _check_commits(forward: DenoisingForward, own: Reference) -> None:
         steps = torch.arange(len(masked))[:, None, None]
         wanted = torch.where(masked, steps, -1).amax(0)
     else:
-        raise ValueError(
+        raise InputError(
             f"the reference of {adapter.family} tells neither commit steps nor canvases with a "
             "mask token: give Reference.commit_step"
         )
@@ -95,7 +95,6 @@ def _check_commits(forward: DenoisingForward, own: Reference) -> None:
 def _check_logits(case: AdapterCase, forward: DenoisingForward, own: Reference) -> float:
     worst = 0.0
     request, trajectory = forward.request, forward.trajectory
-    assert request is not None
     before = [t.clone() for t in (request.pixels, *request.extras, *trajectory.states)]
     batch = torch.arange(request.batch)
     for step, wanted in enumerate(own.logits):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.errors import ConformanceError
 from captum_dcam.explaining import explain_bound
-from captum_dcam.testing.case import AdapterCase, ConformanceError, expect, explained
+from captum_dcam.testing.case import AdapterCase, expect, explained
 
 #: values that are compared as such; others by identity
 PLAIN = (bool, int, float, str, bytes, type(None))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from captum_dcam.errors import InputError
 from captum_dcam.testing.report import Outcome, Row, markdown
 
 #: what stands around the table in a document
@@ -34,7 +35,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
 def document(text: str, rows: Sequence[Row]) -> str:
     """A document with the table, and the commands that made it, between its two marks."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"the document must hold the lines {BEGIN} and {END} once")
+        raise InputError(f"the document must hold the lines {BEGIN} and {END} once")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     return f"{head}{BEGIN}\n{markdown(rows)}\n\n{_commands(rows)}\n{END}{tail}"

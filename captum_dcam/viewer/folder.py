@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from captum_dcam.errors import ForbiddenError, NoFolderError, OccupiedError
 from captum_dcam.files import new_folder
 from captum_dcam.results.comparison import Comparison, check_folder, save_comparison
 from captum_dcam.results.explanation import Explanation
@@ -44,21 +45,21 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
         _check_ours(folder)
     parent = next(p for p in folder.parents if p.exists())
     if not parent.is_dir():
-        raise NotADirectoryError(f"{parent} is not a folder: choose another output folder")
+        raise NoFolderError(f"{parent} is not a folder: choose another output folder")
     for place in (parent, folder):
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(f"{place} is not writable: choose another output folder")
+            raise ForbiddenError(f"{place} is not writable: choose another output folder")
     return folder
 
 
 def _check_ours(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileExistsError(f"{folder} exists and is not a folder: choose another output")
+        raise OccupiedError(f"{folder} exists and is not a folder: choose another output")
     names = sorted(p.name for p in folder.iterdir())
     strange = [name for name in names if not _OURS.fullmatch(name)]
     if strange or (names and not (folder / DATA / "manifest.json").is_file()):
         found = f" (it holds {strange[0]})" if strange else ""
-        raise FileExistsError(
+        raise OccupiedError(
             f"{folder} exists and is not an earlier output{found}: choose another folder"
         )
 

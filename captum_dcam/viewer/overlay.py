@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import to_rgb
 from captum_dcam.results.explanation import Explanation
@@ -68,9 +68,9 @@ def overlay(
     colors = palette(cmap)
     values = _checked(image, map_pixels)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: expected an opacity from 0 to 1")
+        raise InputError(f"alpha is {alpha}: expected an opacity from 0 to 1")
     if vmax is not None and not (vmax > 0 and np.isfinite(vmax)):
-        raise ValueError(f"vmax is {vmax}: expected a positive number")
+        raise InputError(f"vmax is {vmax}: expected a positive number")
     picture = muted(to_rgb(image), mute)
     if values.min() == values.max():
         plain = picture.copy()
@@ -87,7 +87,7 @@ def overlay(
 def muted(picture: Image.Image, share: float) -> Image.Image:
     """The picture with ``share`` of its colour withdrawn, and dimmed: 0 as it is, 1 dark grey."""
     if not 0 <= share <= 1:
-        raise ValueError(f"mute is {share}: expected a share from 0 to 1")
+        raise InputError(f"mute is {share}: expected a share from 0 to 1")
     grey = picture.convert("L").point([round(v * 0.7) for v in range(256)]).convert("RGB")
     return Image.blend(picture, grey, share)
 
@@ -98,12 +98,12 @@ def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
         map_pixels = map_pixels.detach().cpu().double().numpy()
     values = np.asarray(map_pixels, dtype=np.float64)
     if values.shape != (image.height, image.width):
-        raise ValueError(
+        raise InputError(
             f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
             "picture's height and width; explanation.pixel_maps() gives maps of that size"
         )
     if not np.isfinite(values).all() or values.min() < 0:
-        raise ValueError(
+        raise InputError(
             f"map holds values from {values.min()} to {values.max()}: expected finite, "
             "non-negative ones"
         )

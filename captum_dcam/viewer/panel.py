@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from captum_dcam.errors import InputError
 from captum_dcam.results.comparison import Comparison, Row
 from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, running
 from captum_dcam.viewer.ink import MUTED, PAPER, RULE, TEXT, Color, Ink, stacked
@@ -58,9 +59,9 @@ def comparison_panel(
         ValueError: unknown ``scale``, or less than 600 pixels of ``width``.
     """
     if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}: expected one of {SCALES}")
+        raise InputError(f"scale is {scale!r}: expected one of {SCALES}")
     if width < 600:
-        raise ValueError(f"width is {width} px: nothing can be read below 600")
+        raise InputError(f"width is {width} px: nothing can be read below 600")
     ink = Ink(width)
     answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
     plan = _plan(ink, comparison)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
+from captum_dcam.errors import InputError
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.summary import WordSummary, summarise
 from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, mosaic, running
@@ -35,7 +36,7 @@ def contact_sheet(
         PIL.Image.Image: RGB.
     """
     if width < 300:
-        raise ValueError(f"width is {width} px: nothing can be read below 300")
+        raise InputError(f"width is {width} px: nothing can be read below 300")
     ink = Ink(width)
     rows = summarise(explanation)
     answer = _answer(explanation, rows)

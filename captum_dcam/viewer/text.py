@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
+from captum_dcam.errors import InputError
+
 #: red, green and blue of what speaks for the word, and of what speaks against it
 FOR, AGAINST = (232, 118, 0), (38, 112, 220)
 #: opacity of the strongest value: text on it stays readable on a light and on a dark page
@@ -172,7 +174,7 @@ def text_strip(
     """
     tokens = _tokens(pieces, values, prompt, explained, vmax)
     if not 2 <= width <= 100 or not 4 <= size <= 72:
-        raise ValueError(f"width {width} in, text {size} pt: expected 2 to 100 in and 4 to 72 pt")
+        raise InputError(f"width {width} in, text {size} pt: expected 2 to 100 in and 4 to 72 pt")
     chosen = _checked(candidates)
     strip = _Strip(width, size)
     strip.section("Prompt", tokens[:prompt])
@@ -277,16 +279,16 @@ def _tokens(
         values = values.detach().cpu().double().numpy()
     raw = np.asarray(values, dtype=np.float64)
     if raw.shape != (len(pieces),):
-        raise ValueError(f"values have shape {raw.shape}: expected ({len(pieces)},), one a token")
+        raise InputError(f"values have shape {raw.shape}: expected ({len(pieces)},), one a token")
     if not 0 <= prompt <= len(pieces):
-        raise ValueError(f"prompt is {prompt}: expected a number of tokens, 0 to {len(pieces)}")
+        raise InputError(f"prompt is {prompt}: expected a number of tokens, 0 to {len(pieces)}")
     strange = sorted(set(explained) - set(range(len(pieces))))
     if strange:
-        raise ValueError(f"explained token {strange[0]} is not one of the {len(pieces)} tokens")
+        raise InputError(f"explained token {strange[0]} is not one of the {len(pieces)} tokens")
     if np.isinf(raw).any():
-        raise ValueError("values hold an infinity: expected numbers, or NaN for none")
+        raise InputError("values hold an infinity: expected numbers, or NaN for none")
     if vmax is not None and not (vmax > 0 and math.isfinite(vmax)):
-        raise ValueError(f"vmax is {vmax}: expected a positive number")
+        raise InputError(f"vmax is {vmax}: expected a positive number")
     known = np.abs(raw[~np.isnan(raw)])
     top = vmax if vmax is not None else float(known.max(initial=0.0)) or 1.0
     out = []
@@ -307,5 +309,5 @@ def _visible(piece: str) -> str:
 def _checked(candidates: Sequence[Candidate]) -> list[Candidate]:
     for text, probability in candidates:
         if not 0 <= probability <= 1:
-            raise ValueError(f"candidate {text!r} has probability {probability}: expected 0 to 1")
+            raise InputError(f"candidate {text!r} has probability {probability}: expected 0 to 1")
     return list(candidates)

@@ -7,10 +7,10 @@ import pytest
 import tiny
 from calibration.made_maps import PAPER, Maskless, Pictures, f3, gathered
 
-from captum_dcam.calibration import CalibrationError, Chain, fit_unlabelled, values_of
+from captum_dcam.calibration import Chain, fit_unlabelled, values_of
 from captum_dcam.cli import calibrate as calibrate_command
 from captum_dcam.cli import print_calibrate as calibrate_report
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import CalibrationError, UnknownNameError
 from captum_dcam.presets import preset, read_preset_file, write_preset
 from captum_dcam.refine import CBA, Compose, MinMax
 

@@ -6,14 +6,8 @@ import torch
 from calibration.made_maps import PAPER, SHORT, Maskless, Pictures, gathered
 from evaluation import made
 
-from captum_dcam.calibration import (
-    CalibrationError,
-    Chain,
-    compare,
-    fit_unlabelled,
-    maps,
-    paper_routing,
-)
+from captum_dcam.calibration import Chain, compare, fit_unlabelled, maps, paper_routing
+from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation import Plan, Store, Variant, evaluate
 
 

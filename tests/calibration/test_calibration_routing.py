@@ -7,7 +7,8 @@ import pytest
 import torch
 from calibration.made_maps import PAPER, collection
 
-from captum_dcam.calibration import CalibrationError, cut, fit_unlabelled, paper_routing, values_of
+from captum_dcam.calibration import cut, fit_unlabelled, paper_routing, values_of
+from captum_dcam.errors import CalibrationError
 from captum_dcam.refine import AKD, CBA, DACG, SICD, Gaussian, MinMax
 
 

@@ -8,7 +8,6 @@ from calibration.made_maps import PAPER, collection, f3
 
 from captum_dcam.calibration import (
     PARAMETERS,
-    CalibrationError,
     Chain,
     coordinate_descent,
     fit_labelled,
@@ -16,6 +15,7 @@ from captum_dcam.calibration import (
     values_of,
     with_values,
 )
+from captum_dcam.errors import CalibrationError
 from captum_dcam.refine import AKD, CBA, DACG, SICD, MinMax
 
 

@@ -9,8 +9,8 @@ from calibration.made_maps import FITTED, SHORT
 
 from captum_dcam import explain
 from captum_dcam.attribution import DiffusionCAM
-from captum_dcam.errors import UnknownNameError
-from captum_dcam.presets import PRESETS, PresetError, preset, read_preset_file, write_preset
+from captum_dcam.errors import PresetError, UnknownNameError
+from captum_dcam.presets import PRESETS, preset, read_preset_file, write_preset
 from captum_dcam.refine import Compose
 
 

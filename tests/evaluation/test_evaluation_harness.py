@@ -13,16 +13,8 @@ from methods.made import registered
 
 from captum_dcam.comparing import compare_bound
 from captum_dcam.data import scenes
-from captum_dcam.evaluation import (
-    EvaluationError,
-    Live,
-    Plan,
-    Store,
-    StoreError,
-    Variant,
-    evaluate,
-    rows,
-)
+from captum_dcam.errors import EvaluationError, StoreError
+from captum_dcam.evaluation import Live, Plan, Store, Variant, evaluate, rows
 from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
 from captum_dcam.evaluation.harness import fingerprint

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from captum_dcam.evaluation.store import Store, StoreError
+from captum_dcam.errors import StoreError
+from captum_dcam.evaluation.store import Store
 
 PLAN = {"seed": 0, "variants": [{"name": "a", "layer": 1}]}
 FACTS = {"versions": {"torch": "2"}}

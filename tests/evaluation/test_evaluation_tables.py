@@ -9,9 +9,8 @@ from statistics import mean, median
 import pytest
 from evaluation import made_results
 
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import StoreError, UnknownNameError
 from captum_dcam.evaluation.frame import Frame
-from captum_dcam.evaluation.store import StoreError
 from captum_dcam.evaluation.table import Column, Figure, Table, with_published
 from captum_dcam.evaluation.tables import TABLES, Results, register_table, table
 from captum_dcam.metrics import Reliability, auroc

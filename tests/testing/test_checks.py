@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 
 import broken
 
+from captum_dcam.errors import ConformanceError
 from captum_dcam.testing import (
     CHECKS,
     AdapterSuite,
-    ConformanceError,
     Outcome,
     Row,
     check_all,

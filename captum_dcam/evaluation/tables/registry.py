@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import InputError, StoreError, UnknownNameError, near
 from captum_dcam.evaluation.frame import Frame, Values
 from captum_dcam.evaluation.published import published, source
-from captum_dcam.evaluation.store import Store, StoreError
+from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.table import Cell, Column, Figure, Table, with_published
 from captum_dcam.metrics import CONTRAST_CAP, f3_score
 
@@ -54,7 +54,7 @@ def register_table(
 
     def enter(function: Callable[[Results], Table]) -> Callable[[Results], Table]:
         if TABLES.setdefault(name, function) is not function:
-            raise ValueError(f"table {name!r} is registered already: choose another name")
+            raise InputError(f"table {name!r} is registered already: choose another name")
         return function
 
     return enter

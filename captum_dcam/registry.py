@@ -1,0 +1,126 @@
+r"""What is looked up by name: families, methods, refinements, metrics, data sets, suites, tables.
+
+>>> SHAPES: Registry[type] = Registry("shape")
+>>> @SHAPES.register("disc")
+... @dataclass(frozen=True)
+... class Disc:
+...     radius: int = 3
+>>> SHAPES.get("disc", radius=5)
+Disc(radius=5)
+>>> SHAPES["disk"]
+Traceback (most recent call last):
+captum_dcam.errors.UnknownNameError: unknown shape 'disk'; did you mean 'disc'? Known: disc
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError, near
+
+T = TypeVar("T", bound=Callable[..., Any])
+E = TypeVar("E", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    r"""Classes or functions by name, in the order in which they were entered.
+
+    Args:
+        kind (str): what they are, for messages: ``"method"``.
+        given (int, optional): how many of an entry's first arguments are its caller's and no
+            settings (the case of a metric). Default: 0
+    """
+
+    def __init__(self, kind: str, given: int = 0) -> None:
+        self.kind, self.given = kind, given
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[E], E]:
+        r"""Decorator that enters a class or function; a class with a ``name`` is told it.
+
+        The same definition again, by a notebook cell or an autoreload, takes its own place.
+
+        Raises:
+            RegistrationError: the name belongs to something else.
+        """
+
+        def enter(entry: E) -> E:
+            owner: Any = self._entries.get(name, entry)
+            mine: Any = entry
+            if (owner.__module__, owner.__qualname__) != (mine.__module__, mine.__qualname__):
+                raise RegistrationError(
+                    f"{self.kind} {name!r} belongs to {owner.__module__}.{owner.__qualname__} "
+                    f"already, so {mine.__qualname__} was not entered: choose another name"
+                )
+            if isinstance(entry, type) and hasattr(entry, "name"):
+                mine.name = name
+            self._entries[name] = mine
+            return entry
+
+        return enter
+
+    def remove(self, name: str) -> None:
+        """Forget an entry: what a test or a notebook has entered for itself."""
+        del self._entries[name]
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted(self))
+
+    def settings(self, name: str) -> dict[str, inspect.Parameter]:
+        """The settings of an entry by name, without its caller's arguments."""
+        parameters = list(inspect.signature(self[name]).parameters.values())[self.given :]
+        return {p.name: p for p in parameters}
+
+    def check(self, name: str, settings: Mapping[str, Any]) -> None:
+        r"""Refuse settings that an entry does not have.
+
+        Raises:
+            UnknownNameError: no such name, with near ones.
+            SettingError: a setting it does not have, with those it has.
+        """
+        known = self.settings(name)
+        unknown = sorted(settings.keys() - known.keys())
+        if unknown and all(p.kind is not p.VAR_KEYWORD for p in known.values()):
+            raise SettingError(
+                f"{self.kind} {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+
+    def get(self, name: str, **settings: Any) -> Any:
+        """What the entry makes of ``settings``; raises as :meth:`check`."""
+        self.check(name, settings)
+        return self[name](**settings)
+
+    def record(self, value: str | Mapping[str, Any]) -> dict[str, Any]:
+        r"""A name, or ``{"name": …, **settings}``, as a record of the name and all settings.
+
+        Raises:
+            UnknownNameError, SettingError: as :meth:`check`.
+        """
+        settings = {"name": value} if isinstance(value, str) else dict(value)
+        name = str(settings.pop("name", ""))
+        self.check(name, settings)
+        own = {p.name: settings.get(p.name, p.default) for p in self.settings(name).values()}
+        return {"name": name, **own}
+
+    def __getitem__(self, name: str) -> T:
+        """The entry itself; UnknownNameError with near names otherwise."""
+        if name not in self._entries:
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{near(str(name), self)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names with their entries, in the order of entering."""
+        return iter(self._entries.items())

@@ -1,0 +1,167 @@
+"""The layout: which room may import from which, and how much lies in the hall."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+#: rooms on one floor; each imports from its own floor's same room and from the floors before
+FLOORS = (
+    ("errors", "registry", "files"),
+    ("model", "refine"),
+    ("maps", "metrics", "data", "presets"),
+    ("methods", "mini"),
+    ("adapters",),
+    ("faithfulness", "results"),
+    ("comparing", "viewer"),
+    ("explaining", "attribution", "evaluation"),
+    ("calibration", "testing"),
+    ("cli",),
+)
+#: within one floor: who may import whom
+NEIGHBOURS = {("maps", "presets"), ("registry", "errors"), ("files", "errors")}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def sources() -> dict[str, Path]:
+    """Dotted name → file of every module of the package, as it is installed."""
+    found = {}
+    for folder, package in (
+        (ROOT / "captum_dcam", "captum_dcam"),
+        (ROOT / "adapters", "captum_dcam.adapters"),
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            if folder.name == "captum_dcam" and "adapters" in path.relative_to(folder).parts:
+                continue
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((package, *(p for p in parts if p != "__init__")))
+            found[name] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module of ours; None for the package itself and for others' modules."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "captum_dcam" and len(parts) > 1 else None
+
+
+def imports(text: str, module: str) -> set[str]:
+    """Our modules that a source imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: -node.level]
+                base = ".".join((*above, base)).rstrip(".")
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= names & SOURCES.keys()
+            if names - SOURCES.keys():
+                found.add(base)
+    return {name for name in found if name.split(".")[0] == "captum_dcam"}
+
+
+def faults(module: str, text: str) -> list[str]:
+    """Imports of a module that go up, or across."""
+    own = room_of(module)
+    if own is None or own.startswith("__"):
+        return []
+    out = []
+    for name in sorted(imports(text, module)):
+        other = room_of(name)
+        if other is None or other == own:
+            continue
+        if FLOOR[other] > FLOOR[own] or (
+            FLOOR[other] == FLOOR[own] and (own, other) not in NEIGHBOURS
+        ):
+            out.append(f"{module} imports {name}: {own} may not know {other}")
+    return out
+
+
+def test_imports_go_down():
+    found = [fault for name, path in SOURCES.items() for fault in faults(name, path.read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "module, text",
+    [
+        ("captum_dcam.methods.tam", "from captum_dcam.viewer import overlay"),
+        ("captum_dcam.methods.tam", "def f():\n    import captum_dcam.viewer.overlay"),
+        ("captum_dcam.methods.tam", "from captum_dcam import viewer"),
+        ("captum_dcam.methods.tam", "from ..viewer import overlay"),
+        ("captum_dcam.model.hub", "import captum_dcam.adapters"),
+        ("captum_dcam.results.explanation", "from captum_dcam.viewer import overlay"),
+    ],
+)
+def test_an_import_that_goes_up_is_found(module, text):
+    assert faults(module, text)
+
+
+def test_every_room_has_a_floor_and_the_hall_is_not_full():
+    rooms = {room_of(name) for name in SOURCES} - {None, "__main__"}
+    assert rooms == FLOOR.keys()
+    assert len(list((ROOT / "captum_dcam").glob("*.py"))) <= 10
+
+
+def test_no_import_circle():
+    edges = {
+        name: {
+            o
+            for o in imports(path.read_text(), name)
+            if o in SOURCES and o not in (name, "captum_dcam")
+        }
+        for name, path in SOURCES.items()
+        if name
+        != "captum_dcam"  # it names its public parts, and imports them when they are asked for
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " → ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_a_family_imports_no_other_family():
+    found = []
+    for module, path in SOURCES.items():
+        parts = module.split(".")
+        if parts[:2] != ["captum_dcam", "adapters"] or len(parts) < 3:
+            continue
+        allowed = {parts[2], "common"} if parts[2] != "common" else {"common"}
+        for name in imports(path.read_text(), module):
+            other = name.split(".")
+            if (
+                other[:2] == ["captum_dcam", "adapters"]
+                and len(other) > 2
+                and other[2] not in allowed
+            ):
+                found.append(f"{module} imports {name}")
+    assert not found, "\n".join(found)
+
+
+FAMILY_FILES = {"__init__", "adapter", "decoding", "loading"}
+MORE_FILES = {"settings", "packing", "compat"}
+#: files of other names, each with its reason in CONTRIBUTING
+OWN_FILES = {"autoregressive": {"internvl", "language", "llava", "qwen"}}
+
+
+def test_every_family_has_the_same_files():
+    for folder in sorted(p for p in (ROOT / "adapters").iterdir() if (p / "__init__.py").is_file()):
+        if folder.name == "common":
+            continue
+        names = {p.stem for p in folder.glob("*.py")}
+        assert names >= FAMILY_FILES, folder.name
+        assert names <= FAMILY_FILES | MORE_FILES | OWN_FILES.get(folder.name, set()), folder.name
