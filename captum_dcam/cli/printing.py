@@ -207,7 +207,7 @@ def _model_lines(record: dict[str, Any]) -> list[str]:
     return [*lines, *(f"Note: {note}" for note in record["notes"])]
 
 
-def show(made: Table) -> None:
+def show(made: Measured) -> None:
     """For people, on the terminal; columns without any figure are left out."""
     shown = made.shown()
     console = output_console(200)
