@@ -12,11 +12,12 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_dcam import maps as word_maps
 from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, TargetError
-from captum_dcam.maps import as_compose, cam, context_for, needs_repeated, repeated_maps, word_maps
+from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, positions_of
 from captum_dcam.model.words import Target
-from captum_dcam.presets import Preset, preset
+from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
 
 #: Captum's targets, or the library's own for several tokens at once
@@ -72,10 +73,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self.preset = preset
-        self._settings()
-
-    def _settings(self) -> Preset:
-        return preset(self.preset)
+        self._preset = find_preset(preset)  # a file is read now, whatever becomes of it later
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -123,18 +121,17 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         Raises:
             InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
         """
-        settings = self._settings()
         forward: DenoisingForward = self.forward_func
-        product = settings.product if product is None else product
-        center = settings.center if center is None else center
-        refine = settings.refinements() if refinements is None else as_compose(refinements)
+        reading = self._preset.reading(score=score, product=product, center=center, step=step)
+        refine = word_maps.as_compose(
+            self._preset.refinements() if refinements is None else refinements
+        )
         pixels = _format_tensor_into_tuples(inputs)
         if additional_forward_args is not None and (score is not None or step is not None):
             raise InputError(
                 f"score={score!r}, step={step} together with additional_forward_args: the "
                 "arguments hold a state already; leave the ones or the others out"
             )
-        score = settings.score if score is None else score
         if len(refine) and not (relu_attributions and attr_dim_summation):
             raise InputError(
                 "refinements need non-negative maps (B, 1, h, w): leave relu_attributions and "
@@ -146,12 +143,12 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if all(len(t.positions) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
-                additional_forward_args = self._arguments(pairs, score, step)
+                additional_forward_args = self._arguments(pairs, reading)
             gradients, features = self._evaluate(
                 pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
             )
             maps = tuple(
-                _product(f.detach(), g.detach(), product, center, attr_dim_summation)
+                _product(f.detach(), g.detach(), reading, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)
             )
         else:
@@ -160,11 +157,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
-            maps = self._several(pixels, targets, score, step, product, center)
+            maps = self._several(pixels, targets, reading)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
         if len(refine):
-            maps = self._refined(maps, refine, score, step, product, center)
+            maps = self._refined(maps, refine, reading)
         return _format_output(len(maps) > 1, maps)
 
     def _evaluate(
@@ -195,78 +192,54 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             raise InfeasibleStepError(NO_PATH)
         return gradients, features
 
-    def _arguments(
-        self, pairs: list[tuple[int, int]], score: str, step: int | None
-    ) -> tuple[Tensor, ...]:
+    def _arguments(self, pairs: list[tuple[int, int]], reading: Reading) -> tuple[Tensor, ...]:
         """Extras and state of every row; NoiseTunnel repeats every example, one after the other."""
         forward: DenoisingForward = self.forward_func
         trajectory, request = forward.trajectory, forward.request
         copies = max(1, len(pairs) // request.batch)
         positions_of(pairs, request.batch * copies, trajectory.tokens.shape[1])
-        if step is None or trajectory.regime == "prefix":
-            args = forward.arguments(pairs[::copies], score)
+        if reading.step is None or trajectory.regime == "prefix":
+            args = forward.arguments(pairs[::copies], reading.score)
         else:
             at = torch.arange(request.batch)
-            args = (*request.extras, *trajectory.state_at(at, torch.full_like(at, step)))
+            args = (*request.extras, *trajectory.state_at(at, torch.full_like(at, reading.step)))
         return tuple(a.repeat_interleave(copies, 0) for a in args) if copies > 1 else args
 
     def _several(
-        self,
-        inputs: tuple[Tensor, ...],
-        targets: list[Target],
-        score: str,
-        step: int | None,
-        product: str,
-        center: bool,
+        self, inputs: tuple[Tensor, ...], targets: list[Target], reading: Reading
     ) -> tuple[Tensor, ...]:
         """Maps of sums over several tokens, each token read at its own step."""
         forward: DenoisingForward = self.forward_func
-        request = forward.request
-        if not torch.equal(inputs[0], request.pixels):
+        if not torch.equal(inputs[0], forward.request.pixels):
             raise TargetError(
                 "a target of several tokens is explained on the bound request only: pass "
                 "forward.request.pixels, or one (position, token_id) at a time"
             )
-        return word_maps(
-            forward, targets, range(len(targets)), score, step, product, center, unsqueeze=True
-        )
+        found = word_maps.word_maps(forward, targets, range(len(targets)), reading)
+        return tuple(m.unsqueeze(1) for m in found)
 
     def _refined(
-        self,
-        maps: tuple[Tensor, ...],
-        refine: Compose,
-        score: str,
-        step: int | None,
-        product: str,
-        center: bool,
+        self, maps: tuple[Tensor, ...], refine: Compose, reading: Reading
     ) -> tuple[Tensor, ...]:
+        """Every example's maps in its own context; NoiseTunnel repeats every example."""
         forward: DenoisingForward = self.forward_func
-        request = forward.request
-        copies = maps[0].shape[0] // request.batch  # NoiseTunnel repeats every example
-        repeated: list[tuple[Tensor, ...] | None] = []
-        for example in range(request.batch):
-            repeated.append(
-                repeated_maps(forward, example, score, step, product, center)
-                if needs_repeated(refine)
-                else None
+        batch = forward.request.batch
+        wants_repeated = word_maps.needs_repeated(refine)
+        parts = []
+        for example, own in enumerate(zip(*(m.chunk(batch) for m in maps), strict=True)):
+            repeated = (
+                word_maps.repeated_maps(forward, example, reading) if wants_repeated else None
             )
-        out = []
-        for i, grid in enumerate(request.layout.grids):
-            parts = []
-            for example, own in enumerate(repeated):
-                context = context_for(forward, grid.image_size, own, i)
-                chunk = maps[i][example * copies : (example + 1) * copies]
-                parts.append(refine(chunk, context))
-            out.append(torch.cat(parts))
-        return tuple(out)
+            contexts = word_maps.contexts_of(forward, repeated)
+            parts.append(word_maps.refine_words(own, refine, contexts))
+        return tuple(torch.cat(grid) for grid in zip(*parts, strict=True))
 
 
-def _product(
-    features: Tensor, gradients: Tensor, product: str, center: bool, summed: bool
-) -> Tensor:
+def _product(features: Tensor, gradients: Tensor, reading: Reading, summed: bool) -> Tensor:
     if summed:
-        return cam(features, gradients, product, center).unsqueeze(1).to(features.dtype)
-    if product != "pooled" or center:
+        found = cam(features, gradients, reading.product, reading.center)
+        return found.unsqueeze(1).to(features.dtype)
+    if reading.product != "pooled" or reading.center:
         raise InputError(
             "attr_dim_summation=False keeps the channels apart, which is defined for "
             "product='pooled', center=False alone"

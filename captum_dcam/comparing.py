@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captum_dcam import maps
 from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, MethodError
-from captum_dcam.maps import as_compose, context_for, mean_maps, needs_repeated
 from captum_dcam.methods import (
     METHODS,
     Attribution,
@@ -30,7 +30,7 @@ from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
-from captum_dcam.model.words import Target, WordsLike, repeated_function_words, resolve, words_of
+from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, Row
 from captum_dcam.results.explanation import versions
@@ -144,24 +144,21 @@ def compare_bound(
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
     targets = resolve(one.adapter, tokens, words)
-    refine = as_compose(refinements)
+    refine = maps.as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
-    extra: tuple[Target, ...] = ()
-    if needs_repeated(refine):
-        extra = repeated_function_words(words_of(one.adapter, tokens))
+    repeated = maps.repeated_words(one) if maps.needs_repeated(refine) else ()
+    asked = maps.with_repeated(targets, repeated)
     rows = []
     for name, method_ in _named(chosen):
         if progress is not None:
             progress(name)
-        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-        problem = Problem(one, (*targets, *extra), score, generator)
-        row = _run(name, method_, problem, _budget(budget, name, method_), errors)
-        rows.append(_finished(row, len(targets), one, refine, own_masks))
-    stop, texts = one.adapter.stop_ids, one.adapter.pieces(tokens)
+        problem = Problem(one, asked, score, generator_of(seed, name))
+        run = run_method(method_, problem, _budget(budget, name, method_), errors)
+        rows.append(_row(name, method_, run, asked, len(targets), repeated, one, refine, own_masks))
     steps = trajectory.commit_step[0].tolist()
     return Comparison(
         prompt=request.prompts[0],
-        answer="".join(p for t, p in zip(tokens, texts, strict=True) if t not in stop).strip(),
+        answer=answer_text(one.adapter, tokens),
         targets=targets,
         rows=tuple(rows),
         layout=request.layout,
@@ -219,9 +216,51 @@ def _budget(
     return budget
 
 
-def _run(name: str, method_: Method, problem: Problem, budget: Budget | None, errors: str) -> Row:
-    """One method under the meter; a failure becomes a row that says why."""
-    count = len(problem.targets)
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A method's source of randomness: the same whatever others run beside it."""
+    return torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+
+
+@dataclass(frozen=True, eq=False)
+class MethodRun:
+    r"""One method under the meter, on N words.
+
+    Args:
+        found (Attribution): its maps; zeros where there is none.
+        status (str): ``done``, ``partial`` (its budget ended) or ``failed`` (``note`` says why).
+        note (str): what a reader must know; empty if nothing.
+        cost (Cost): of all words together.
+    """
+
+    found: Attribution
+    status: str
+    note: str
+    cost: Cost
+
+    @property
+    def complete(self) -> tuple[bool, ...]:
+        """For every word, whether its map is whole."""
+        return tuple(self.found.done.tolist())
+
+    def status_of(self, count: int) -> str:
+        """The status of the first ``count`` words: others' maps may be what is missing."""
+        whole = self.status == "partial" and all(self.complete[:count])
+        return "done" if whole else self.status
+
+
+def run_method(
+    method_: Method, problem: Problem, budget: Budget | None = None, errors: str = "report"
+) -> MethodRun:
+    r"""One method under the meter, with nothing at hand that another one has remembered.
+
+    Args:
+        method_ (Method): what to run.
+        problem (Problem): words of a bound generation.
+        budget (Budget, optional): where it stops. Default: never
+        errors (str, optional): ``report`` (a failure becomes a run that says why) or ``raise``.
+            Default: ``"report"``
+    """
+    problem = replace(problem, forward=problem.forward.again())
     found, note, cost = None, "", Cost()
     try:
         method_.check(problem)
@@ -231,67 +270,54 @@ def _run(name: str, method_: Method, problem: Problem, budget: Budget | None, er
             found = None
             raise MethodError("its maps hold values that are not finite")
     except BudgetExhaustedError as error:
-        note = f"{error} before any map was complete"
-        status = "partial"
+        note, status = f"{error} before any map was complete", "partial"
     except Exception as error:  # a rival that cannot run is a result, not the end
         if errors == "raise":
             raise
         note, status = f"{type(error).__name__}: {error}", "failed"
     if found is None:
-        found = Attribution(problem.empty(), torch.zeros(count, dtype=torch.bool))
-    else:
-        note, status = found.note, "done" if bool(found.done.all()) else "partial"
-    facts = method_.facts
-    return Row(
-        name,
-        facts.label,
-        facts.group,
-        method_.describe(),
-        status,
-        note,
-        found.maps,
-        found.maps,
-        tuple(found.done.tolist()),
-        found.text,
-        cost,
-        None,
-    )
+        none = torch.zeros(len(problem.targets), dtype=torch.bool)
+        return MethodRun(Attribution(problem.empty(), none), status, note, cost)
+    status = "done" if bool(found.done.all()) else "partial"
+    return MethodRun(found, status, found.note, cost)
 
 
-def _finished(
-    row: Row,
+def _row(
+    name: str,
+    method_: Method,
+    run: MethodRun,
+    asked: Sequence[Target],
     count: int,
+    repeated: Sequence[Target],
     forward: DenoisingForward,
     refine: Compose,
     masks: tuple[Tensor | None, ...] | None,
 ) -> Row:
-    """Positive part, post-transforms and scores; maps of repeated words serve SICD and go."""
-    grids, maps = forward.request.layout.grids, []
-    repeated = [raw[count:] for raw in row.raw]
-    own = mean_maps(repeated) if len(repeated[0]) else None
-    for i, (raw, grid) in enumerate(zip(row.raw, grids, strict=True)):
-        positive = raw[:count].relu()
-        if len(refine) and row.status != "failed":
-            positive = refine(positive, context_for(forward, grid.image_size, own, i))
-        maps.append(positive)
-    complete = row.complete[:count]
+    """The first ``count`` words' maps, refined and scored; repeated words' maps serve SICD."""
+    raw, complete = run.found.maps, run.complete
+    own = maps.mean_of(raw, asked, repeated, complete)
+    raw = tuple(m[:count] for m in raw)
+    contexts = maps.contexts_of(forward, own)
+    refined = maps.refine_words(raw, refine if run.status != "failed" else [], contexts)
     scores = None
     if masks is not None:
-        pixels = grids[0].to_pixels(maps[0])
+        pixels = forward.request.layout.grids[0].to_pixels(refined[0])
         scores = tuple(
             localization(p, m) if m is not None and whole else None
-            for p, m, whole in zip(pixels, masks, complete, strict=True)
+            for p, m, whole in zip(pixels, masks, complete[:count], strict=True)
         )
-    status = row.status
-    if status == "partial" and all(complete):
-        status = "done"  # only maps that nobody asked for are missing
-    return replace(
-        row,
-        status=status,
-        maps=tuple(maps),
-        raw=tuple(r[:count] for r in row.raw),
-        complete=complete,
-        text=None if row.text is None else row.text[:count],
+    return Row(
+        name=name,
+        label=method_.facts.label,
+        group=method_.facts.group,
+        settings=method_.describe(),
+        status=run.status_of(count),
+        note=run.note,
+        maps=refined,
+        raw=raw,
+        complete=complete[:count],
+        text=None if run.found.text is None else run.found.text[:count],
+        cost=run.cost,
         scores=scores,
     )
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam import maps
 from captum_dcam.errors import TargetError
-from captum_dcam.maps import as_compose, context_for, mean_maps, needs_repeated, word_maps
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
-from captum_dcam.model.words import Target, WordsLike, repeated_function_words, resolve, words_of
+from captum_dcam.model.words import Target, WordsLike, answer_pieces, answer_text, resolve
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Refinement
 from captum_dcam.results.explanation import Explanation, versions
@@ -59,6 +59,8 @@ def explain(
         Explanation: maps of every target at token resolution.
     """
     images = pictures_of(image)
+    chosen = find_preset(preset)  # what cannot be read is refused before any work
+    chosen.reading(score=score, product=product, center=center, step=step)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     forward.generate(request, generator=generator, **generation)
@@ -91,46 +93,31 @@ def explain_bound(
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
-    score = chosen.score if score is None else score
-    product = chosen.product if product is None else product
-    center = chosen.center if center is None else center
-    refine = chosen.refinements() if refinements is None else as_compose(refinements)
+    reading = chosen.reading(score=score, product=product, center=center, step=step)
+    refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
     if not 0 <= example < request.batch:
         raise TargetError(f"example {example} is not in the batch of {request.batch}")
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words)
-    repeated: tuple[Target, ...] = ()
-    if needs_repeated(refine):
-        repeated = repeated_function_words(words_of(forward.adapter, tokens))
-    every = (*targets, *(t for t in repeated if t not in targets))
-    signed = word_maps(forward, every, [example] * len(every), score, step, product, center)
-    own = mean_maps([m[[every.index(t) for t in repeated]] for m in signed]) if repeated else None
-    raw = tuple(m[: len(targets)].relu().float() for m in signed)
-    maps = tuple(
-        refine(m, context_for(forward, grid.image_size, own, i)).cpu()
-        for i, (m, grid) in enumerate(zip(raw, request.layout.grids, strict=True))
-    )
-    stop = forward.adapter.stop_ids
-    texts = forward.adapter.pieces(tokens)
-    pieces = tuple("" if t in stop else p for t, p in zip(tokens, texts, strict=True))
+    signed, refined = maps.explained(forward, targets, reading, refine, example)
     return Explanation(
         prompt=request.prompts[example],
-        answer="".join(pieces).strip(),
+        answer=answer_text(forward.adapter, tokens),
         targets=targets,
-        maps=maps,
-        peaks=tuple(m.amax((-2, -1)).cpu() for m in raw),
-        pieces=pieces,
+        maps=tuple(m.cpu() for m in refined),
+        peaks=tuple(m.relu().amax((-2, -1)).cpu() for m in signed),
+        pieces=answer_pieces(forward.adapter, tokens),
         layout=request.layout,
         trajectory=trajectory.single(example),
         settings={
             "family": forward.adapter.family,
             "layer": forward.layer,
             "preset": str(preset),
-            "score": score,
-            "step": step,
-            "product": product,
-            "center": center,
+            "score": reading.score,
+            "step": reading.step,
+            "product": reading.product,
+            "center": reading.center,
             "refinements": refine.describe(),
             "dtype": str(forward.adapter.dtype),
         },

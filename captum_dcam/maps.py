@@ -1,17 +1,28 @@
-r"""Maps of many words of a bound generation, and what refinements need to know of it."""
+r"""From words to maps: how gradients become a map, and how maps are refined.
+
+The one way: :func:`word_maps` reads the signed maps of words, :func:`contexts_of` says what
+refinements may know of the generation, :func:`refine_words` applies them. :func:`explained` does
+all three. Whoever refines maps of words, calls :func:`refine_words`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.model import gradients as vjp
+from captum_dcam.errors import InputError, UnknownNameError, near
+from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
-from captum_dcam.refine import SICD, Compose, RefineContext, Refinement, min_max
+from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
+
+# -- how a feature map and its gradient become one map ---------------------------------------------
+#
+# All take features and gradients (…, D, H, W) and return the signed map (…, H, W).
 
 
 def pooled(features: Tensor, gradients: Tensor) -> Tensor:
@@ -57,6 +68,120 @@ def cam(features: Tensor, gradients: Tensor, product: str, center: bool) -> Tens
     return PRODUCTS[product](centered(a) if center else a, g)
 
 
+@dataclass(frozen=True)
+class Reading:
+    r"""How a word's map is read: everything between a bound generation and the signed map.
+
+    Args:
+        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
+        center (bool): subtract each channel's spatial mean from the features first.
+        step (int, optional): the call whose image states are explained. Default: the one that the
+            score needs
+
+    Raises:
+        UnknownNameError: no such score or product, with near names.
+    """
+
+    score: str = "commit"
+    product: str = "pooled"
+    center: bool = False
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("score", self.score, SCORES),
+            ("product", self.product, PRODUCTS),
+        ):
+            if name not in known:
+                raise UnknownNameError(f"unknown {kind} {name!r}{near(str(name), known)}")
+
+
+# -- maps of words ---------------------------------------------------------------------------------
+
+
+def word_maps(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    reading: Reading,
+) -> tuple[Tensor, ...]:
+    r"""Signed maps of many targets in as few passes as their steps need.
+
+    Returns:
+        tuple of Tensor: one (N, h, w) a grid, in the order of ``targets``; tokens of one target
+        that were read at different steps add up.
+    """
+    if not targets:
+        return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
+    found = gradients.rows(forward, targets, list(examples), score=reading.score, call=reading.step)
+    sums: dict[tuple[int, int], Tensor] = {}
+    for row in found:
+        for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
+            one = cam(f, g, reading.product, reading.center).detach()
+            at = (i, row.target)
+            sums[at] = sums[at] + one if at in sums else one
+    count = range(len(targets))
+    return tuple(torch.stack([sums[i, n] for n in count]) for i in range(len(found[0].features)))
+
+
+# -- maps of repeated words, which SICD subtracts --------------------------------------------------
+
+
+def repeated_words(forward: DenoisingForward, example: int = 0) -> tuple[Target, ...]:
+    """Occurrences of function words that an example's answer holds more than once."""
+    tokens = forward.trajectory.tokens[example].tolist()
+    return repeated_function_words(words_of(forward.adapter, tokens))
+
+
+def repeated_maps(
+    forward: DenoisingForward, example: int, reading: Reading
+) -> tuple[Tensor, ...] | None:
+    r"""Mean map (h, w) of an example's repeated function words in 0..1, one a grid (SICD).
+
+    Computed once per bound generation and reading, and remembered with it; not while the tap is
+    edited. None where no word is repeated.
+    """
+
+    def compute() -> tuple[Tensor, ...] | None:
+        words = repeated_words(forward, example)
+        maps = word_maps(forward, words, [example] * len(words), reading)
+        return mean_of(maps, words, words)
+
+    return forward.remembered(("repeated maps", example, reading), compute)
+
+
+def mean_of(
+    maps: Sequence[Tensor],
+    targets: Sequence[Target],
+    repeated: Sequence[Target],
+    complete: Sequence[bool] | None = None,
+) -> tuple[Tensor, ...] | None:
+    r"""What SICD takes of the maps of some words: the repeated ones' mean (h, w) in 0..1.
+
+    Args:
+        maps (sequence of Tensor): signed, one (N, h, w) a grid.
+        targets (sequence of Target): N words.
+        repeated (sequence of Target): those that count.
+        complete (sequence of bool, optional): whether a word's map is whole: one that a budget
+            has cut short is no map. Default: all are
+
+    Returns:
+        tuple of Tensor: or None where no whole map of a repeated word is there.
+    """
+    known = {target: n for n, target in reversed(list(enumerate(targets)))}
+    at = [known[t] for t in repeated if t in known and (complete is None or complete[known[t]])]
+    return tuple(min_max(m[at].relu().mean(0)) for m in maps) if at else None
+
+
+def with_repeated(targets: Sequence[Target], repeated: Sequence[Target]) -> tuple[Target, ...]:
+    """The words, then the repeated ones that are not among them: none is explained twice."""
+    return (*targets, *(t for t in repeated if t not in targets))
+
+
+# -- refinements -----------------------------------------------------------------------------------
+
+
 def as_compose(refinements: Refinement | Sequence[Refinement]) -> Compose:
     """One refinement or several as a :class:`Compose`."""
     if isinstance(refinements, Compose):
@@ -64,74 +189,69 @@ def as_compose(refinements: Refinement | Sequence[Refinement]) -> Compose:
     return Compose([refinements] if isinstance(refinements, Refinement) else list(refinements))
 
 
-def word_maps(
-    forward: DenoisingForward,
-    targets: Sequence[Target],
-    examples: Sequence[int],
-    score: str,
-    step: int | None,
-    product: str,
-    center: bool,
-    *,
-    unsqueeze: bool = False,
+def needs_repeated(refinements: Refinement | Sequence[Refinement]) -> bool:
+    """Whether a stage, at any depth, reads the maps of repeated words."""
+    return "repeated_maps" in needs_of(as_compose(refinements))
+
+
+def contexts_of(
+    forward: DenoisingForward, repeated: Sequence[Tensor] | None = None
+) -> tuple[RefineContext, ...]:
+    """What refinements may know of the bound generation, one a grid."""
+    return tuple(
+        RefineContext(
+            steps=forward.trajectory.steps,
+            image_size=grid.image_size,
+            repeated_maps=None if repeated is None else repeated[i],
+        )
+        for i, grid in enumerate(forward.request.layout.grids)
+    )
+
+
+def refine_words(
+    maps: Sequence[Tensor],
+    refinements: Refinement | Sequence[Refinement],
+    contexts: Sequence[RefineContext],
 ) -> tuple[Tensor, ...]:
-    r"""Signed maps of many targets in as few passes as their steps need.
+    r"""The positive part of words' maps after refinements: what is shown and measured.
+
+    Args:
+        maps (sequence of Tensor): signed or positive, (…, h, w), one a grid.
+        refinements (Refinement or sequence): in order; none leaves the positive part.
+        contexts (sequence of RefineContext): one a grid, see :func:`contexts_of`.
 
     Returns:
-        tuple of Tensor: one (N, h, w) a grid ((N, 1, h, w) with ``unsqueeze``), in the order of
-        ``targets``; tokens of one target that were read at different steps add up.
+        tuple of Tensor: like ``maps``.
     """
-    if not targets:
-        return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
-    found = vjp.rows(forward, targets, list(examples), score=score, call=step)
-    sums: dict[tuple[int, int], Tensor] = {}
-    for row in found:
-        for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
-            one = cam(f, g, product, center).detach()
-            at = (i, row.target)
-            sums[at] = sums[at] + one if at in sums else one
-    count = range(len(targets))
-    maps = [torch.stack([sums[i, n] for n in count]) for i in range(len(found[0].features))]
-    return tuple(m.unsqueeze(1) if unsqueeze else m for m in maps)
+    if len(maps) != len(contexts):
+        raise InputError(f"{len(maps)} grids of maps and {len(contexts)} contexts: give one each")
+    refine = as_compose(refinements)
+    return tuple(refine(m.relu(), c) for m, c in zip(maps, contexts, strict=True))
 
 
-def needs_repeated(refine: Compose) -> bool:
-    """Whether a stage wants the maps of repeated function words."""
-    return any(isinstance(stage, SICD) for stage in refine)
-
-
-def repeated_maps(
+def explained(
     forward: DenoisingForward,
-    example: int,
-    score: str,
-    step: int | None,
-    product: str,
-    center: bool,
-) -> tuple[Tensor, ...] | None:
-    """Min-max normalised mean map (h, w) of the repeated function words, one a grid (SICD)."""
-    tokens = forward.trajectory.tokens[example].tolist()
-    words = repeated_function_words(words_of(forward.adapter, tokens))
-    if not words:
-        return None
-    return mean_maps(
-        word_maps(forward, words, [example] * len(words), score, step, product, center)
-    )
+    targets: Sequence[Target],
+    reading: Reading,
+    refinements: Refinement | Sequence[Refinement],
+    example: int = 0,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    r"""Maps of words of one example, signed and refined.
 
+    The repeated words' maps are taken from the words' own where all of them are asked for, and
+    from what the generation remembers otherwise.
 
-def mean_maps(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Signed maps (N, h, w), one tensor a grid, to what SICD takes: their mean (h, w) in 0..1."""
-    return tuple(min_max(m.relu().mean(0)) for m in maps)
-
-
-def context_for(
-    forward: DenoisingForward,
-    image_size: tuple[int, int],
-    repeated: tuple[Tensor, ...] | None,
-    grid: int,
-) -> RefineContext:
-    """What refinements may need of the bound generation."""
-    return RefineContext(
-        steps=forward.trajectory.steps,
-        image_size=image_size,
-        repeated_maps=None if repeated is None else repeated[grid],
-    )
+    Returns:
+        tuple: signed maps, and refined ones; each float32, one (N, h, w) a grid.
+    """
+    signed = word_maps(forward, targets, [example] * len(targets), reading)
+    refine, own = as_compose(refinements), None
+    if needs_repeated(refine):
+        repeated = repeated_words(forward, example)
+        own = (
+            mean_of(signed, targets, repeated)
+            if set(repeated) <= set(targets)
+            else repeated_maps(forward, example, reading)
+        )
+    signed = tuple(m.float() for m in signed)
+    return signed, refine_words(signed, refine, contexts_of(forward, own))

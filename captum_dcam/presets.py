@@ -17,7 +17,7 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
-from captum_dcam.maps import PRODUCTS
+from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
 
@@ -172,6 +172,22 @@ class Preset:
     center: bool
     refinements: Callable[[], Compose]
     source: str
+
+    def reading(
+        self,
+        *,
+        score: str | None = None,
+        product: str | None = None,
+        center: bool | None = None,
+        step: int | None = None,
+    ) -> Reading:
+        """How maps are read: the preset's way, but for what is given."""
+        return Reading(
+            self.score if score is None else score,
+            self.product if product is None else product,
+            self.center if center is None else center,
+            step,
+        )
 
 
 def no_refinements() -> Compose:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_dcam import maps
 from captum_dcam.calibration.maps import Batch, Collection
 from captum_dcam.calibration.parameters import Stages
 from captum_dcam.files import canonical
@@ -61,10 +62,8 @@ class Chain:
         del self._done[same:]
         for stage in stages[same:]:
             before = self._done[-1][1] if self._done else self._raw
-            after = [
-                stage(m, b.context) for m, b in zip(before, self.collection.batches, strict=True)
-            ]
-            self._done.append((stage, after))
+            contexts = [b.context for b in self.collection.batches]
+            self._done.append((stage, list(maps.refine_words(before, [stage], contexts))))
         return self._done[-1][1]
 
     def before(self, stages: Sequence[Refinement], stage: type[NamedRefinement]) -> list[Tensor]:

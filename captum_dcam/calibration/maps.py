@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_dcam import maps as word_maps
 from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import derived_seed
 from captum_dcam.evaluation.words import Word, read_answer, read_masks, stacked
-from captum_dcam.maps import context_for, needs_repeated, repeated_maps, word_maps
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid
@@ -195,7 +195,7 @@ class _Reader:
         self.adapter, self.preset, self.layer = adapter, preset, layer
         self.labelled, self.prompt, self.generation, self.seed = labelled, prompt, generation, seed
         self.kinds = ("object",) if labelled else _KINDS[words]
-        self.wants_repeated = needs_repeated(preset.refinements())
+        self.wants_repeated = word_maps.needs_repeated(preset.refinements())
         self.parts: dict[Any, _Part] = {}
         self.bytes = 0
 
@@ -230,12 +230,12 @@ class _Reader:
         masks: list[np.ndarray],
         grid: Grid,
     ) -> None:
-        how = (self.preset.score, None, self.preset.product, self.preset.center)
-        targets = [w.target for w in words]
-        maps = word_maps(forward, targets, [0] * len(targets), *how)[0].relu().float().cpu()
-        own = repeated_maps(forward, 0, *how) if self.wants_repeated else None
+        reading, targets = self.preset.reading(), [w.target for w in words]
+        signed = word_maps.word_maps(forward, targets, [0] * len(targets), reading)
+        maps = signed[0].relu().float().cpu()
+        own = word_maps.repeated_maps(forward, 0, reading) if self.wants_repeated else None
         repeated = torch.zeros_like(maps) if own is None else own[0].float().cpu().expand_as(maps)
-        context = context_for(forward, grid.image_size, None, 0)
+        context = word_maps.contexts_of(forward)[0]
         edges = (grid.x_edges.numpy().tobytes(), grid.y_edges.numpy().tobytes())
         key = (grid.shape, grid.image_size, context.steps, edges)
         part = self.parts.setdefault(key, _Part(context, grid))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.comparing import compare_bound
+from captum_dcam import maps
+from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import floor_maps
@@ -26,13 +27,11 @@ from captum_dcam.evaluation.words import (
     read_masks,
 )
 from captum_dcam.files import canonical
-from captum_dcam.maps import context_for, mean_maps, needs_repeated
 from captum_dcam.methods import Budget, Problem
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.words import Target, repeated_function_words
-from captum_dcam.refine import DACG, DACG_BRANCHES, Compose, RefineContext, dacg_branch
-from captum_dcam.results.comparison import Row
+from captum_dcam.model.words import Target, answer_text, repeated_function_words
+from captum_dcam.refine import DACG, DACG_BRANCHES, RefineContext, Refinement, dacg_branch, needs_of
 
 Say = Callable[[str], None]
 
@@ -45,13 +44,17 @@ def derived_seed(seed: int, *parts: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A run's raw maps of the words, then of the repeated words that refinements ask for."""
+    """A variant's raw maps of the words, then of the repeated words that refinements ask for.
 
-    row: Row | None
+    ``text`` is the relevance of text tokens, ``floor`` says that no method was run.
+    """
+
     raw: tuple[Tensor, ...]
-    complete: list[bool]
+    complete: tuple[bool, ...]
     status: str = "done"
     note: str = ""
+    text: Tensor | None = None
+    floor: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +70,14 @@ class Bound:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The words, then the repeated words that are not among them."""
-        own = tuple(w.target for w in self.words)
-        return own + tuple(t for t in self.repeated if t not in own)
+        return maps.with_repeated([w.target for w in self.words], self.repeated)
 
     def at(self, layer: int | None) -> DenoisingForward:
         """The same generation, tapped at another block."""
         adapter = self.forward.adapter
         if adapter.check_layer(layer) == self.forward.layer:
             return self.forward
-        other = DenoisingForward(adapter, layer)
-        other.bind(self.forward.request, self.forward.trajectory)
-        return other
+        return self.forward.again(adapter.check_layer(layer))
 
 
 class Trial:
@@ -97,7 +97,7 @@ class Trial:
         counts = [adapter.check_layer(run["layer"]) for run, _ in self.runs]
         # the block that most runs read: its outputs are kept, so that they recompute nothing below
         self.layer = max(counts, key=counts.count) if counts else adapter.recommended_block
-        self.wants_repeated = any(needs_repeated(Compose(v.stages())) for v in plan.variants)
+        self.wants_repeated = any(maps.needs_repeated(v.stages()) for v in plan.variants)
 
     def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
         r"""Result and cost of one image, without its index; says every variant's name before it."""
@@ -139,12 +139,10 @@ class Trial:
         if self.wants_repeated:
             repeated = repeated_function_words(tuple(w.target for w in answer.words))
         tokens = trajectory.tokens[0].tolist()
-        stop = self.adapter.stop_ids
-        pieces = zip(tokens, self.adapter.pieces(tokens), strict=True)
         record = {
             "prompt": prompt,
-            "answer": "".join(piece for token, piece in pieces if token not in stop).strip(),
-            "length": len([t for t in tokens if t not in stop]),
+            "answer": answer_text(self.adapter, tokens),
+            "length": len([t for t in tokens if t not in self.adapter.stop_ids]),
             "steps": trajectory.steps,
             "calls": len(trajectory.calls),
             "feasible": len(trajectory.feasible),
@@ -159,7 +157,7 @@ class Trial:
     # -- maps -----------------------------------------------------------------------------------
 
     def _floor(self, bound: Bound, variant: Variant) -> Found:
-        maps, complete = floor_maps(
+        found, complete = floor_maps(
             variant.method,
             bound.words,
             bound.masks,
@@ -167,63 +165,49 @@ class Trial:
             derived_seed(self.plan.seed, bound.image_id, variant.method),
             **variant.settings,
         )
-        return Found(None, maps, complete)
+        return Found(found, tuple(complete), floor=True)
 
     def _run(self, bound: Bound, run: Record, variants: list[Variant], cost: Record) -> Found:
-        row = compare_bound(
-            bound.at(run["layer"]),
-            bound.targets,
-            [variants[0].build()],
-            score=run["score"],
-            budget=None if run["passes"] is None else Budget(run["passes"]),
-            seed=self._run_seed(bound, run),
-            errors="raise" if self.on_error == "raise" else "report",
-        ).rows[0]
+        method, words = variants[0].build(), bound.targets
+        generator = generator_of(self._run_seed(bound, run), method.name)
+        done = run_method(
+            method,
+            Problem(bound.at(run["layer"]), words, run["score"], generator),
+            None if run["passes"] is None else Budget(run["passes"]),
+            "raise" if self.on_error == "raise" else "report",
+        )
+        spent = {k: getattr(done.cost, k) for k in ("seconds", "forwards", "backwards")}
         cost["runs"].append(
             {
                 "variants": [v.name for v in variants],
-                "seconds": row.cost.seconds,
-                "forwards": row.cost.forwards,
-                "backwards": row.cost.backwards,
-                "peak_bytes": row.cost.peak_bytes,
+                **spent,
+                "peak_bytes": done.cost.peak_bytes,
             }
         )
-        return Found(row, row.raw, list(row.complete), row.status, row.note)
+        return Found(
+            done.found.maps,
+            done.complete,
+            done.status_of(len(bound.words)),
+            done.note,
+            done.found.text,
+        )
 
     def _run_seed(self, bound: Bound, run: Record) -> int:
         return derived_seed(self.plan.seed, bound.image_id, run)
 
     def _refined(
-        self, bound: Bound, stages: Sequence[Any], found: Found, cost: Record
-    ) -> tuple[tuple[Tensor, ...], list[RefineContext], list[str] | None]:
-        """Positive maps after post-transforms, each stage's context, DACG's branch of every map."""
-        count = len(bound.words)
+        self, bound: Bound, stages: Sequence[Refinement], found: Found, cost: Record
+    ) -> tuple[tuple[Tensor, ...], Sequence[RefineContext], list[str] | None]:
+        """Positive maps after post-transforms, each grid's context, DACG's branch of every map."""
         own = None
-        if self.wants_repeated and found.row is not None:
-            at = [
-                i
-                for i, target in enumerate(bound.targets)
-                if target in bound.repeated and found.complete[i]
-            ]
-            if at:
-                own = mean_maps([raw[at] for raw in found.raw])
-        maps, contexts, routes = [], [], None
-        for i, grid in enumerate(bound.forward.request.layout.grids):
-            current = found.raw[i][:count].relu()
-            contexts.append(context_for(bound.forward, grid.image_size, own, i))
-            for number, stage in enumerate(stages):
-                if i == 0 and isinstance(stage, DACG):
-                    bounds = {k: getattr(stage, k) for k in ("high_std", "high_mean", "low_mean")}
-                    routes = [DACG_BRANCHES[b] for b in dacg_branch(current, **bounds).tolist()]
-                before = time.perf_counter()
-                current = stage(current, contexts[i])
-                seconds = time.perf_counter() - before
-                if i == 0:
-                    cost["stages"].append([stage.describe()["name"], seconds])
-                else:
-                    cost["stages"][number][1] += seconds
-            maps.append(current)
-        return tuple(maps), contexts, routes
+        if not found.floor:
+            own = maps.mean_of(found.raw, bound.targets, bound.repeated, found.complete)
+        contexts = maps.contexts_of(bound.forward, own)
+        watched = [_Watched(stage) for stage in stages]
+        count = len(bound.words)
+        refined = maps.refine_words([m[:count] for m in found.raw], watched, contexts)
+        cost["stages"] += [[w.describe()["name"], w.seconds] for w in watched]
+        return refined, contexts, next((w.routes for w in reversed(watched) if w.routes), None)
 
     # -- scores ---------------------------------------------------------------------------------
 
@@ -237,13 +221,11 @@ class Trial:
         result["variants"][variant.name] = record
         if found.status == "failed":
             return
-        complete = found.complete[: len(bound.words)]
+        complete = list(found.complete[: len(bound.words)])
         if not all(complete):
             record["complete"] = complete
-            if found.row is not None:
+            if not found.floor:
                 record["status"] = "partial"
-        elif record["status"] == "partial":
-            record["status"] = "done"  # only maps that nobody asked for are missing
         spent: Record = {"stages": []}
         cost["variants"][variant.name] = spent
         try:
@@ -261,7 +243,7 @@ class Trial:
         self, bound: Bound, variant: Variant, found: Found, complete: list[bool], spent: Record
     ) -> tuple[Scores, list[str | None] | None]:
         count, stages = len(bound.words), variant.stages()
-        maps, contexts, routes = self._refined(bound, stages, found, spent)
+        refined, contexts, routes = self._refined(bound, stages, found, spent)
         at = [i for i in range(count) if complete[i]]
         spread = (
             None if routes is None else [r if complete[i] else None for i, r in enumerate(routes)]
@@ -269,13 +251,12 @@ class Trial:
         if not at:
             return Scores({}), spread
         before = time.perf_counter()
-        text = None if found.row is None else found.row.text
         run_seed = self._run_seed(bound, variant.run)
         case = Case(
             tuple(bound.words[i] for i in at),
-            tuple(m[at] for m in maps),
+            tuple(m[at] for m in refined),
             tuple(m[:count][at] for m in found.raw),
-            None if text is None else text[:count][at],
+            None if found.text is None else found.text[:count][at],
             bound.masks,
             bound.forward if variant.floor else bound.at(variant.layer),
             None if variant.floor else _explain(variant, contexts, run_seed),
@@ -294,7 +275,29 @@ class Trial:
         return Scores(words, scores.image), spread
 
 
-def _explain(variant: Variant, contexts: list[RefineContext], seed: int) -> Callable[..., Any]:
+class _Watched:
+    """A post-transform that notes its seconds, and DACG's branch of the first grid's maps."""
+
+    def __init__(self, stage: Refinement) -> None:
+        self.stage, self.needs = stage, needs_of(stage)
+        self.seconds, self._first = 0.0, True
+        self.routes: list[str] | None = None
+
+    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
+        if self._first and isinstance(self.stage, DACG):
+            bounds = {k: getattr(self.stage, k) for k in ("high_std", "high_mean", "low_mean")}
+            self.routes = [DACG_BRANCHES[b] for b in dacg_branch(maps, **bounds).tolist()]
+        self._first = False
+        before = time.perf_counter()
+        refined = self.stage(maps, context)
+        self.seconds += time.perf_counter() - before
+        return refined
+
+    def describe(self) -> Record:
+        return self.stage.describe()
+
+
+def _explain(variant: Variant, contexts: Sequence[RefineContext], seed: int) -> Callable[..., Any]:
     """The variant as a function of any bound forward and targets; always the same draws."""
 
     def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
@@ -302,10 +305,7 @@ def _explain(variant: Variant, contexts: list[RefineContext], seed: int) -> Call
         problem = Problem(single(forward), tuple(targets), variant.score, generator)
         raw = variant.build().attribute(problem).maps
         stages = variant.stages()
-        if not stages:
-            return raw
-        refine = Compose(stages)
-        return tuple(refine(m.relu(), c) for m, c in zip(raw, contexts, strict=True))
+        return maps.refine_words(raw, stages, contexts) if stages else raw
 
     return explain
 

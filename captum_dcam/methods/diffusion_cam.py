@@ -7,11 +7,14 @@ from typing import ClassVar
 
 import torch
 
+from captum_dcam import maps
 from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.maps import PRODUCTS, context_for, needs_repeated, repeated_maps, word_maps
+from captum_dcam.maps import PRODUCTS
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
+from captum_dcam.refine import Compose
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,25 @@ class _Preset(Method):
 
     def attribute(self, problem: Problem) -> Attribution:
         chosen, forward = preset(self.preset), problem.forward
-        score = chosen.score if self.score is None else self.score
-        score = problem.score if score == "problem" else score
-        product = chosen.product if self.product is None else self.product
-        center = chosen.center if self.center is None else self.center
-        step = None if self.at is None else round(self.at * (forward.trajectory.steps - 1))
-        if step is not None and forward.trajectory.regime == "prefix" and self.at:
-            step += 1  # the prefill is a call of its own
-        examples = [0] * len(problem.targets)
-        maps = word_maps(forward, problem.targets, examples, score, step, product, center)
-        maps = tuple(m.float() for m in maps)
-        refine = chosen.refinements()
-        if self.refined and len(refine):
-            own = None
-            if needs_repeated(refine):
-                own = repeated_maps(forward, 0, score, step, product, center)
-            maps = tuple(
-                refine(m.relu(), context_for(forward, grid.image_size, own, i))
-                for i, (m, grid) in enumerate(zip(maps, forward.request.layout.grids, strict=True))
-            )
+        reading = chosen.reading(
+            score=problem.score if self.score == "problem" else self.score,
+            product=self.product,
+            center=self.center,
+            step=self._step(forward),
+        )
+        refine = chosen.refinements() if self.refined else Compose([])
+        signed, refined = maps.explained(forward, problem.targets, reading, refine)
+        found = refined if len(refine) else signed
         done = torch.ones(len(problem.targets), dtype=torch.bool)
-        return Attribution(tuple(m.cpu() for m in maps), done)
+        return Attribution(tuple(m.cpu() for m in found), done)
+
+    def _step(self, forward: DenoisingForward) -> int | None:
+        """The call at the share ``at`` of the steps."""
+        if self.at is None:
+            return None
+        step = round(self.at * (forward.trajectory.steps - 1))
+        # behind a cached prefix the prefill, the only call that holds the image, is the first
+        return step + 1 if forward.trajectory.regime == "prefix" and self.at else step
 
 
 @register_method("diffusion_cam")

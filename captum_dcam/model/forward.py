@@ -8,10 +8,10 @@ perturb around it, and a token's committing call is explained by passing that ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from captum_dcam.errors import InputError, InputTypeError, NotBoundError, Target
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.tap import Edit, SpatialTap, frozen, recorded, skipped, tapped
 from captum_dcam.model.trajectory import SCORES, Trajectory
+
+T = TypeVar("T")
 
 
 class DenoisingForward(nn.Module):
@@ -67,6 +69,7 @@ class DenoisingForward(nn.Module):
         self.model = adapter.model
         self.tap = SpatialTap()
         self._bound: tuple[Request, Trajectory] | None = None
+        self._remembered: dict[Any, Any] = {}
 
     # -- binding a generation -----------------------------------------------------------------
 
@@ -137,6 +140,26 @@ class DenoisingForward(nn.Module):
                 f"{request.batch}: bind the request that was generated from"
             )
         self._bound = (request, trajectory)
+        self._remembered = {}
+
+    def again(self, layer: int | None = None) -> DenoisingForward:
+        """Another forward, bound to the same generation, that remembers nothing of it yet.
+        Default: at the same block"""
+        other = self.twin(layer)
+        other.bind(self.request, self.trajectory)
+        return other
+
+    def remembered(self, key: Any, compute: Callable[[], T]) -> T:
+        """What ``compute`` found for this generation; it is called once for every key.
+
+        While the tap is edited it is called every time: what it finds is another model's.
+        """
+        if self.tap.edit is not None:
+            return compute()
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        found: T = self._remembered[key]
+        return found
 
     # -- Captum's contract ----------------------------------------------------------------------
 

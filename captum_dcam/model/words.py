@@ -34,6 +34,17 @@ class Target:
     token_ids: tuple[int, ...]
 
 
+def answer_pieces(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
+    """Text of every token of an answer, empty for stop tokens."""
+    texts, stop = adapter.pieces(tokens), adapter.stop_ids
+    return tuple("" if t in stop else p for t, p in zip(tokens, texts, strict=True))
+
+
+def answer_text(adapter: Adapter, tokens: Sequence[int]) -> str:
+    """The answer as one reads it."""
+    return "".join(answer_pieces(adapter, tokens)).strip()
+
+
 def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
     """The answer's words in order; pieces without a leading blank continue the word before, unless
     that ends with a blank, a newline or a sign.

@@ -12,7 +12,7 @@ without randomness; they never change their input.
 
 from captum_dcam.refine.adaptive_median import AdaptiveMedian, adaptive_median_filter
 from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
-from captum_dcam.refine.base import NamedRefinement, RefineContext, Refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, Refinement, needs_of
 from captum_dcam.refine.cba import CBA, CBA_WEIGHTS, contextual_background_attenuation
 from captum_dcam.refine.compose import Compose, paper_refinements
 from captum_dcam.refine.dacg import (
@@ -64,6 +64,7 @@ __all__ = [
     "gaussian_filter",
     "median_filter",
     "min_max",
+    "needs_of",
     "paper_refinements",
     "rank_gaussian_filter",
     "refinement",

@@ -1,6 +1,7 @@
 r"""Adaptive median filter: only impulses are replaced, by the median of a window that grows."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ def _low_median_high(ordered: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class AdaptiveMedian(NamedRefinement):
     r""":func:`adaptive_median_filter` as a refinement."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     max_size: int = 7
 

@@ -1,6 +1,7 @@
 r"""Adaptive Kernel Denoising: a rank Gaussian filter whose window follows the map's noise."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -141,6 +142,8 @@ class AKD(NamedRefinement):
         k_min (int, optional): smallest window, odd. Default: 3
         k_max (int, optional): largest window, odd. Default: 11
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset(("steps", "image_size"))
 
     k_base: float = 3
     k_min: int = 3

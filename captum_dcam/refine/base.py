@@ -23,6 +23,8 @@ _MEANINGS = {
     "image_size": "the image's (height, width) in pixels",
     "repeated_maps": "the maps of the repeated function words",
 }
+#: what a stage may need of a :class:`RefineContext`: the names of its fields
+EVERYTHING = frozenset(_MEANINGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,11 @@ class RefineContext:
 
 @runtime_checkable
 class Refinement(Protocol):
-    r"""Maps (..., H, W) in, maps of the same shape and dtype out, and a record of the settings."""
+    r"""Maps (..., H, W) in, maps of the same shape and dtype out, and a record of the settings.
+
+    An attribute ``needs`` may name what the stage reads of its context; without it the stage is
+    given everything, see :func:`needs_of`.
+    """
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         r"""Refine the maps."""
@@ -69,10 +75,12 @@ class Refinement(Protocol):
 class NamedRefinement(ABC):
     r"""Base of the registered dataclasses: their record is their name and their fields.
 
-    ``@register_refinement`` gives the class its name.
+    ``@register_refinement`` gives the class its name. A class that reads nothing of its context,
+    or only a part, says so in ``needs``: the maps of repeated words cost passes of the model.
     """
 
     name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = EVERYTHING
 
     @abstractmethod
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
@@ -99,3 +107,18 @@ def required(value: _Value | None, caller: str, name: str) -> _Value:
             "one, for example refine(maps, RefineContext(steps=32, image_size=(480, 640)))."
         )
     return value
+
+
+def needs_of(stage: Refinement) -> frozenset[str]:
+    r"""What a stage reads of its context: its ``needs``, everything where it does not say.
+
+    Raises:
+        ValueError: a name that no context has.
+    """
+    needs = frozenset(getattr(stage, "needs", EVERYTHING))
+    if unknown := sorted(needs - EVERYTHING):
+        raise InputError(
+            f"{type(stage).__name__} needs {', '.join(map(repr, unknown))}, which no context has: "
+            f"expected names of {', '.join(sorted(EVERYTHING))}"
+        )
+    return needs

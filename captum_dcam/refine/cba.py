@@ -2,6 +2,7 @@ r"""Contextual Background Attenuation: fade what lies below a threshold of the m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +75,8 @@ def _check_settings(caller: str, weights: Sequence[float], gamma: float) -> None
 @dataclass(frozen=True)
 class CBA(NamedRefinement):
     r""":func:`contextual_background_attenuation` as a refinement; same settings and defaults."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     weights: tuple[float, ...] = CBA_WEIGHTS
     gamma: float = 0.5

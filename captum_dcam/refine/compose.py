@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_dcam.errors import InputTypeError
 from captum_dcam.refine._checks import check_maps
 from captum_dcam.refine.akd import AKD
-from captum_dcam.refine.base import RefineContext, Refinement
+from captum_dcam.refine.base import RefineContext, Refinement, needs_of
 from captum_dcam.refine.cba import CBA
 from captum_dcam.refine.dacg import DACG
 from captum_dcam.refine.normalise import MinMax
@@ -50,6 +50,11 @@ class Compose:
         for stage in self.stages:
             maps = stage(maps, context)
         return maps
+
+    @property
+    def needs(self) -> frozenset[str]:
+        r"""What any of its stages needs, at any depth."""
+        return frozenset[str]().union(*map(needs_of, self.stages))
 
     def describe(self) -> dict[str, Any]:
         r"""``{"name": "compose", "stages": [the stages' records]}``."""

@@ -2,6 +2,7 @@ r"""Distribution-Aware Confidence Gating: blur where a map is unsure, spare wher
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -139,6 +140,8 @@ def _check_settings(
 @dataclass(frozen=True)
 class DACG(NamedRefinement):
     r""":func:`distribution_aware_confidence_gating` as a refinement; same settings and defaults."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     high_std: float = 0.22
     high_mean: float = 0.35

@@ -5,6 +5,7 @@ All reflect at the border without repeating the edge pixel; along an axis too sh
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -107,6 +108,8 @@ def gaussian_filter(maps: Tensor, kernel_size: int = 3, sigma: float = 1.0) -> T
 class RankGaussian(NamedRefinement):
     r""":func:`rank_gaussian_filter` as a refinement: TAM's denoiser with a fixed window."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     kernel_size: int = 3
 
     def __post_init__(self) -> None:
@@ -122,6 +125,8 @@ class RankGaussian(NamedRefinement):
 class Median(NamedRefinement):
     r""":func:`median_filter` as a refinement."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     kernel_size: int = 3
 
     def __post_init__(self) -> None:
@@ -136,6 +141,8 @@ class Median(NamedRefinement):
 @dataclass(frozen=True)
 class Gaussian(NamedRefinement):
     r""":func:`gaussian_filter` as a refinement."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     kernel_size: int = 3
     sigma: float = 1.0

@@ -1,6 +1,7 @@
 r"""Min-max normalisation: what the paper's thresholds take for granted."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ def min_max(maps: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class MinMax(NamedRefinement):
     r""":func:`min_max` as a refinement."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         r"""Stretch every map (..., H, W) to [0, 1]."""

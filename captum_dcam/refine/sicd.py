@@ -1,7 +1,7 @@
 r"""Single-Instance Causal Debiasing: subtract what repeated words and outliers contribute."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -208,6 +208,8 @@ class SICD(NamedRefinement):
 
     ``repeated_maps`` comes from the context; without it only outliers are subtracted.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset(("repeated_maps",))
 
     omega_rep: float = 0.05
     omega_out: float = 0.02

@@ -8,7 +8,7 @@ from captum.attr import LayerGradCam
 
 from captum_dcam import DiffusionCAM
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.maps import word_maps
+from captum_dcam.maps import Reading, word_maps
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.words import Target
 
@@ -105,7 +105,7 @@ def test_many_words_at_once_equal_one_at_a_time(regime, score, product):
     wanted = [(b, p) for b in (0, 1) for p in (0, 1, 4, 7)]
     targets = [Target("", (p,), (tiny.pair(forward, p, b)[1],)) for b, p in wanted]
     examples = [b for b, _ in wanted]
-    (many,) = word_maps(forward, targets, examples, score, None, product, True)
+    (many,) = word_maps(forward, targets, examples, Reading(score, product, True))
     cam = DiffusionCAM(forward)
     for n, (b, p) in enumerate(wanted):
         one = cam.attribute(
@@ -191,7 +191,7 @@ def test_a_step_can_be_chosen(regime, step):
     read = forward.trajectory.steps - 1 if regime == "prefix" else step
     f, g = by_hand(forward, 0, *target, read, 1)
     assert tiny.relative(got[0, 0], grad_cam(f, g)) < 1e-9
-    several = word_maps(forward, [Target("", *zip(target))], [0], "final", step, "pooled", False)
+    several = word_maps(forward, [Target("", *zip(target))], [0], Reading("final", step=step))
     assert tiny.relative(several[0].relu(), got[0]) < 1e-9
 
 
@@ -205,6 +205,6 @@ def test_padding_is_invisible(regime):
         alone.generate(request, gen_length=8)
         assert torch.equal(alone.trajectory.tokens[0], together.trajectory.tokens[b])
         targets = [Target("", (p,), (9,)) for p in (0, 5)]
-        one = word_maps(alone, targets, [0, 0], "commit", None, "positionwise", True)[0]
-        many = word_maps(together, targets, [b, b], "commit", None, "positionwise", True)[0]
+        one = word_maps(alone, targets, [0, 0], Reading("commit", "positionwise", True))[0]
+        many = word_maps(together, targets, [b, b], Reading("commit", "positionwise", True))[0]
         assert tiny.relative(many, one) < 1e-9

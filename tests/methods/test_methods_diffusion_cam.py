@@ -7,7 +7,7 @@ from methods import made
 
 from captum_dcam.errors import InfeasibleStepError, UnknownNameError
 from captum_dcam.explaining import explain_bound
-from captum_dcam.maps import word_maps
+from captum_dcam.maps import Reading, word_maps
 from captum_dcam.methods import Problem, method
 
 PRESETS = {
@@ -31,7 +31,7 @@ def test_the_problems_score_is_read_on_demand(score):
     problem = made.problem("full")
     problem = Problem(problem.forward, problem.targets, score)
     found = method("diffusion_cam_base", score="problem").attribute(problem)
-    expected = word_maps(problem.forward, problem.targets, [0, 0], score, None, "pooled", False)
+    expected = word_maps(problem.forward, problem.targets, [0, 0], Reading(score))
     assert torch.equal(found.maps[0], expected[0])
 
 
@@ -39,9 +39,7 @@ def test_a_share_of_the_steps_is_a_call():
     problem = made.problem("full")
     for at, call in ((0.0, 0), (0.5, 4), (1.0, 7)):
         found = method("diffusion_cam_base", at=at).attribute(problem)
-        expected = word_maps(
-            problem.forward, problem.targets, [0, 0], "final", call, "pooled", False
-        )
+        expected = word_maps(problem.forward, problem.targets, [0, 0], Reading("final", step=call))
         assert torch.equal(found.maps[0], expected[0])
 
 
