@@ -1,0 +1,71 @@
+"""What was written before the house was rebuilt is read as it was, and written again the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from calibration.made_maps import FITTED
+from evaluation import made
+from safetensors.torch import load_file
+
+from captum_dcam import Comparison, Explanation
+from captum_dcam.evaluation import Plan, Store, evaluate
+from captum_dcam.evaluation.tables import table
+from captum_dcam.presets import PRESETS, preset, write_preset
+from captum_dcam.refine import Compose
+
+BEFORE = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.mark.parametrize(
+    "kind, folder, manifest, tensors",
+    [
+        (Explanation, "explanation", "manifest.json", "tensors.safetensors"),
+        (Comparison, "comparison", "comparison.json", "maps.safetensors"),
+    ],
+)
+def test_results_are_read_and_written_again_the_same(tmp_path, kind, folder, manifest, tensors):
+    found = kind.load(BEFORE / folder)
+    assert found.prompt == "describe the image ." and len(found.words) == 2
+    again = found.save(tmp_path / "again")
+    old, new = (json.loads((f / manifest).read_text()) for f in (BEFORE / folder, again))
+    assert {**old, "files": 0} == {**new, "files": 0} and old["files"].keys() == new["files"].keys()
+    old, new = (load_file(f / tensors) for f in (BEFORE / folder, again))
+    assert old.keys() == new.keys()
+    for name in old:
+        assert torch.equal(old[name].nan_to_num(), new[name].nan_to_num()), name
+    if kind is Comparison:
+        table_of = [(f / "comparison.csv").read_bytes() for f in (BEFORE / folder, again)]
+        assert table_of[0] == table_of[1]
+
+
+def test_a_preset_is_read_and_written_again_the_same(tmp_path):
+    read = preset(str(BEFORE / "preset.json"))
+    assert read.refinements() == Compose(FITTED) and read.score == PRESETS["default"].score
+    write_preset(
+        tmp_path / "preset.json",
+        "default",
+        PRESETS["default"],
+        FITTED,
+        {"seed": 3, "images": [1, "b"]},
+    )
+    assert (tmp_path / "preset.json").read_bytes() == (BEFORE / "preset.json").read_bytes()
+
+
+def test_a_store_is_read_and_its_plan_is_todays(tmp_path):
+    store = Store.read(BEFORE / "store")
+    assert Plan.from_record(store.header["plan"]) == made.plan()
+    assert store.header["plan"] == made.plan().record() and not store.missing()
+    assert [r["index"] for r in store.records()] == [0, 1]
+    assert table("summary", BEFORE / "store").rows
+    done = evaluate(made.plan(), tmp_path, adapter=made.adapter(), data=made.Pictures(2))
+    old, new = (json.loads((f / "plan.json").read_text()) for f in (BEFORE / "store", done.folder))
+    assert old["plan"] == new["plan"] and old["images"] == new["images"]
+    assert old["facts"].keys() == new["facts"].keys()
+    old, new = (list(Store.read(f).records()) for f in (BEFORE / "store", done.folder))
+    for one, other in zip(old, new, strict=True):
+        assert one.keys() == other.keys() and one["answer"] == other["answer"]
+        assert one["variants"].keys() == other["variants"].keys()
+        for name, variant in one["variants"].items():
+            assert variant["scores"].keys() == other["variants"][name]["scores"].keys()
