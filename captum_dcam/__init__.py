@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_bound
+    from captum_dcam.errors import DcamError
     from captum_dcam.explaining import explain, explain_bound, sign_check
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.hub import families, load, wrap
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "DcamError",
     "DenoisingForward",
     "DiffusionCAM",
     "Explanation",
@@ -36,6 +38,7 @@ __all__ = [
 #: where the public names live; they are imported when first used, so that ``--help`` is quick
 _HOMES = {
     "Comparison": "results.comparison",
+    "DcamError": "errors",
     "DenoisingForward": "model.forward",
     "DiffusionCAM": "attribution",
     "Explanation": "results.explanation",
@@ -52,11 +55,18 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'captum_dcam' has no attribute {name!r}")
-    value = getattr(import_module(f"captum_dcam.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    """Public names, and rooms such as ``captum_dcam.refine``, imported when first used."""
+    if name in _HOMES:
+        value = getattr(import_module(f"captum_dcam.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return import_module(f"captum_dcam.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"captum_dcam.{name}":
+                raise
+    raise AttributeError(f"module 'captum_dcam' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
