@@ -1,7 +1,8 @@
 r"""What an explanation costs, as ratios from one run: ``python benchmarks/cost.py``.
 
 Time: one word and all words of an answer against the floor (one forward and one backward of the
-blocks above the tap) and against the generation they explain. Memory: peak while generating and
+blocks above the tap) and against the generation they explain; a word with the default refinements
+against Captum's LayerGradCam, when the maps of repeated words are still to be computed and after. Memory: peak while generating and
 explaining over peak while generating. Refinements: against the plain numpy loops of
 ``tests/refine/loops.py`` on a batch of maps.
 """
@@ -20,11 +21,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from captum.attr import LayerGradCam
 
-from captum_dcam import DenoisingForward, explain_bound, load
+from captum_dcam import DenoisingForward, DiffusionCAM, explain_bound, load
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
-from captum_dcam.model import gradients as vjp
+from captum_dcam.model.gradients import rows
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, RankGaussian, RefineContext
 
@@ -122,8 +124,15 @@ def attribution(model: str, regime: str, layer: int | None, repeats: int, device
         explain_bound(forward, list(words))
 
     base = seconds(floor(forward, one[0]), repeats)
-    single = seconds(lambda: vjp.rows(forward, one), repeats)
-    every = seconds(lambda: vjp.rows(forward, words), max(3, repeats // 3))
+    single = seconds(lambda: rows(forward, one), repeats)
+    every = seconds(lambda: rows(forward, words), max(3, repeats // 3))
+    pixels, target = request.pixels, (one[0].positions[0], one[0].token_ids[0])
+    captums, arguments = LayerGradCam(forward, forward.tap), forward.arguments(target)
+    grad_cam = seconds(
+        lambda: captums.attribute(pixels, target, additional_forward_args=arguments), repeats
+    )
+    first = seconds(lambda: DiffusionCAM(forward.again()).attribute(pixels, target), repeats)
+    later = seconds(lambda: DiffusionCAM(forward).attribute(pixels, target), repeats)
     generation = seconds(generate, max(3, repeats // 3))
     plain, explained = peak_bytes(generate), peak_bytes(everything)
     return {
@@ -133,6 +142,8 @@ def attribution(model: str, regime: str, layer: int | None, repeats: int, device
         "floor ms": base * 1e3,
         "one word / floor": single / base,
         "all words / one word": every / single,
+        "first word refined / LayerGradCam": first / grad_cam,
+        "next word refined / LayerGradCam": later / grad_cam,
         "one word / generation": single / generation,
         "all words / generation": every / generation,
         "peak memory / generation's": explained / plain,
@@ -175,10 +186,10 @@ def main(
     """Print ratios; every one compares two timings of this run."""
     torch.set_num_threads(threads)
     layers = layer or range(load(model).deepest_block + 1)
-    rows = [attribution(model, r, b, repeats, device) for r in ("prefix", "full") for b in layers]
-    names = list(rows[0])
+    found = [attribution(model, r, b, repeats, device) for r in ("prefix", "full") for b in layers]
+    names = list(found[0])
     typer.echo("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for row in rows:
+    for row in found:
         cells = [f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()]
         typer.echo("| " + " | ".join(cells) + " |")
     speed = refinements(repeats)
@@ -188,7 +199,7 @@ def main(
     machine = {"machine": platform.machine(), "threads": threads, "torch": str(torch.__version__)}
     typer.echo(f"\n{machine}")
     if output is not None:
-        content = {"machine": machine, "attribution": rows, "refinements": speed}
+        content = {"machine": machine, "attribution": found, "refinements": speed}
         output.write_text(json.dumps(content, indent=1) + "\n")
 
 
