@@ -2,9 +2,9 @@ r"""What an explanation costs, as ratios from one run: ``python benchmarks/cost.
 
 Time: one word and all words of an answer against the floor (one forward and one backward of the
 blocks above the tap) and against the generation they explain; a word with the default refinements
-against Captum's LayerGradCam, when the maps of repeated words are still to be computed and after. Memory: peak while generating and
-explaining over peak while generating. Refinements: against the plain numpy loops of
-``tests/refine/loops.py`` on a batch of maps.
+against Captum's LayerGradCam, when the maps of repeated words are still to be computed and after.
+Memory: peak while generating and explaining over peak while generating. Refinements: against the
+plain numpy loops of ``tests/refine/loops.py`` on a batch of maps.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.methods.base import Attribution, Facts, Method, Problem, noise, register_method
-from captum_dcam.model import gradients as vjp
+from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 from captum_dcam.refine import min_max
@@ -174,7 +174,7 @@ def mean_powers(
     used, note = 0, ""
     for copy in copies:
         try:
-            rows = vjp.rows(copy, tokens, score=problem.score)
+            rows = gradients.rows(copy, tokens, score=problem.score)
         except BudgetExhaustedError as error:
             note = str(error)
             break

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from captum_dcam.errors import MethodError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tap import hidden_of, replace_hidden
+from captum_dcam.model.words import answer_pieces
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,10 @@ def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
     answer = forward.trajectory.tokens[example].cpu()
     start = forward.request.layout.prefix_length
     every = torch.cat((ids.cpu(), answer))
-    texts, stop = forward.adapter.pieces(every.tolist()), forward.adapter.stop_ids
     return TextTokens(
         torch.cat((positions.cpu(), torch.arange(start, start + len(answer)))),
         every,
-        tuple("" if i in stop else t for i, t in zip(every.tolist(), texts, strict=True)),
+        answer_pieces(forward.adapter, every.tolist()),
         len(ids),
     )
 
