@@ -24,7 +24,7 @@ from captum_dcam.methods import (
     method,
     method_names,
 )
-from captum_dcam.metrics import localization
+from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.layout import Layout
@@ -147,14 +147,14 @@ def compare_bound(
     refine = maps.as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
     repeated = maps.repeated_words(one) if maps.needs_repeated(refine) else ()
-    asked = maps.with_repeated(targets, repeated)
+    shared = _Shared(one, targets, repeated, refine, own_masks)
     rows = []
     for name, method_ in _named(chosen):
         if progress is not None:
             progress(name)
-        problem = Problem(one, asked, score, generator_of(seed, name))
+        problem = Problem(one, shared.asked, score, generator_of(seed, name))
         run = run_method(method_, problem, _budget(budget, name, method_), errors)
-        rows.append(_row(name, method_, run, asked, len(targets), repeated, one, refine, own_masks))
+        rows.append(shared.row(name, method_, run))
     steps = trajectory.commit_step[0].tolist()
     return Comparison(
         prompt=request.prompts[0],
@@ -282,44 +282,54 @@ def run_method(
     return MethodRun(found, status, found.note, cost)
 
 
-def _row(
-    name: str,
-    method_: Method,
-    run: MethodRun,
-    asked: Sequence[Target],
-    count: int,
-    repeated: Sequence[Target],
-    forward: DenoisingForward,
-    refine: Compose,
-    masks: tuple[Tensor | None, ...] | None,
-) -> Row:
-    """The first ``count`` words' maps, refined and scored; repeated words' maps serve SICD."""
-    raw, complete = run.found.maps, run.complete
-    own = maps.mean_of(raw, asked, repeated, complete)
-    raw = tuple(m[:count] for m in raw)
-    contexts = maps.contexts_of(forward, own)
-    refined = maps.refine_words(raw, refine if run.status != "failed" else [], contexts)
-    scores = None
-    if masks is not None:
-        pixels = forward.request.layout.grids[0].to_pixels(refined[0])
-        scores = tuple(
-            localization(p, m) if m is not None and whole else None
-            for p, m, whole in zip(pixels, masks, complete[:count], strict=True)
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What all methods of a comparison have in common: words, refinements, masks."""
+
+    forward: DenoisingForward
+    targets: tuple[Target, ...]
+    repeated: tuple[Target, ...]
+    refine: Compose
+    masks: tuple[Tensor | None, ...] | None
+
+    @property
+    def asked(self) -> tuple[Target, ...]:
+        """Every word that a method explains: SICD wants the repeated ones too."""
+        return maps.with_repeated(self.targets, self.repeated)
+
+    def row(self, name: str, method_: Method, run: MethodRun) -> Row:
+        """A method's maps of the words that were asked for, refined and scored."""
+        count, complete = len(self.targets), run.complete
+        own = maps.mean_of(run.found.maps, self.asked, self.repeated, complete)
+        raw = tuple(m[:count] for m in run.found.maps)
+        stages = self.refine if run.status != "failed" else Compose([])
+        refined = maps.refine_words(raw, stages, maps.contexts_of(self.forward, own))
+        return Row(
+            name=name,
+            label=method_.facts.label,
+            group=method_.facts.group,
+            settings=method_.describe(),
+            status=run.status_of(count),
+            note=run.note,
+            maps=refined,
+            raw=raw,
+            complete=complete[:count],
+            text=None if run.found.text is None else run.found.text[:count],
+            cost=run.cost,
+            scores=self._scores(refined[0], complete[:count]),
         )
-    return Row(
-        name=name,
-        label=method_.facts.label,
-        group=method_.facts.group,
-        settings=method_.describe(),
-        status=run.status_of(count),
-        note=run.note,
-        maps=refined,
-        raw=raw,
-        complete=complete[:count],
-        text=None if run.found.text is None else run.found.text[:count],
-        cost=run.cost,
-        scores=scores,
-    )
+
+    def _scores(
+        self, values: Tensor, complete: Sequence[bool]
+    ) -> tuple[LocalizationScores | None, ...] | None:
+        """Localisation of every word that has a mask and a whole map."""
+        if self.masks is None:
+            return None
+        pixels = self.forward.request.layout.grids[0].to_pixels(values)
+        return tuple(
+            localization(p, m) if m is not None and whole else None
+            for p, m, whole in zip(pixels, self.masks, complete, strict=True)
+        )
 
 
 def _masks(
