@@ -53,7 +53,7 @@ def typed():
     try:
         yield Typed
     finally:
-        del METHODS["typed"]
+        METHODS.remove("typed")
 
 
 # -- a run on a scene ------------------------------------------------------------------------------

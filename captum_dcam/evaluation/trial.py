@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_dcam.comparing import compare_bound
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
-from captum_dcam.evaluation.floors import floor_maps
+from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
 from captum_dcam.evaluation.plan import Plan, Variant
@@ -159,8 +159,7 @@ class Trial:
     # -- maps -----------------------------------------------------------------------------------
 
     def _floor(self, bound: Bound, variant: Variant) -> Found:
-        maps, complete = floor_maps(
-            variant.method,
+        maps, complete = FLOORS[variant.method](
             bound.words,
             bound.masks,
             bound.forward.request.layout,

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine._checks import check_count, check_image_size, check_maps
+from captum_dcam.refine.checks import check_count, check_image_size, check_maps
+from captum_dcam.registry import Registry
 
 _Value = TypeVar("_Value")
 
@@ -69,7 +70,7 @@ class Refinement(Protocol):
 class NamedRefinement(ABC):
     r"""Base of the registered dataclasses: their record is their name and their fields.
 
-    ``@register_refinement`` gives the class its name.
+    :func:`register_refinement` gives the class its name.
     """
 
     name: ClassVar[str] = ""
@@ -85,6 +86,14 @@ class NamedRefinement(ABC):
             value = getattr(self, field.name)
             record[field.name] = list(value) if isinstance(value, tuple) else value
         return record
+
+
+#: name → class; ``@register_refinement("name")`` stands above ``@dataclass(frozen=True)``
+REFINEMENTS: Registry[type[NamedRefinement]] = Registry("refinement")
+register_refinement = REFINEMENTS.register
+registered_refinements = REFINEMENTS.names
+#: ``refinement("rank_gaussian", kernel_size=5)``; ``refinement(**other.describe())`` equals other
+refinement = REFINEMENTS.get
 
 
 def required(value: _Value | None, caller: str, name: str) -> _Value:
