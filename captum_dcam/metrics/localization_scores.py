@@ -59,7 +59,7 @@ def obj_iou(maps: Tensor, masks: Tensor) -> Tensor:
     Source:
         Eq. 14.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "obj_iou")
     return _iou(values, checked_masks(values, masks)).to(result_dtype(maps))
 
 
@@ -86,7 +86,7 @@ def foreground_background_contrast(maps: Tensor, masks: Tensor, eps: float = _EP
     Source:
         Eq. 15.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "foreground_background_contrast"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
     return _contrast(_unit_peak(values), union, epsilon).to(result_dtype(maps))
 
@@ -114,7 +114,7 @@ def concentration(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Tensor:
     Source:
         Eq. 16.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "concentration"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
     return _concentration(_unit_peak(values), union, epsilon).to(result_dtype(maps))
 
@@ -174,7 +174,7 @@ def localization(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Localization
     Source:
         Eq. 14-17.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "localization"), _checked_eps(eps)
     classes = checked_masks(values, masks)
     scaled, union = _unit_peak(values), classes.any(-3)
     iou = _iou(values, classes)

@@ -36,7 +36,7 @@ def otsu_threshold(maps: Tensor) -> Tensor:
     Source:
         Section 3.3 ("obtained via Otsu thresholding") and 4.1; N. Otsu, 1979.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "otsu_threshold")
     _, cut = _levels_and_cut(values)
     low, high = values.amin((-2, -1)), values.amax((-2, -1))
     return (low + cut * (high - low)).to(result_dtype(maps))
@@ -59,7 +59,7 @@ def binarize_otsu(maps: Tensor) -> Tensor:
     Source:
         Section 3.3 and 4.1.
     """
-    return otsu_region(checked_maps(maps))
+    return otsu_region(checked_maps(maps, "binarize_otsu"))
 
 
 def otsu_region(values: Tensor) -> Tensor:
