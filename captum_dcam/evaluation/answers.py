@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.words import SampleLike
-from captum_dcam.files import plain
+from captum_dcam.files import Record, plain
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forced import force
 from captum_dcam.model.forward import DenoisingForward

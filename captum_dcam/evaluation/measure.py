@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.words import Word, stacked
-from captum_dcam.files import plain
+from captum_dcam.files import Record, plain
 from captum_dcam.metrics import (
     energy_pointing_game,
     function_iou,

@@ -6,7 +6,6 @@ it does not depend on (where the files lie, how many processes share the work, o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
 from captum_dcam.evaluation.floors import FLOORS
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
-from captum_dcam.files import canonical, plain
+from captum_dcam.files import Record, canonical, digest, plain
 from captum_dcam.methods import Method, method
 from captum_dcam.model.trajectory import REGIMES, SCORES
 from captum_dcam.refine import Refinement, refinement
@@ -203,7 +201,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of :meth:`json`."""
-        return hashlib.sha256(self.json().encode()).hexdigest()
+        return digest(self.json())
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Plan:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_records
+from captum_dcam.files import Record
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.refine import paper_refinements

@@ -16,7 +16,6 @@ from captum_dcam.comparing import compare_bound
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import FLOORS
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.words import (
@@ -25,7 +24,7 @@ from captum_dcam.evaluation.words import (
     read_answer,
     read_masks,
 )
-from captum_dcam.files import canonical
+from captum_dcam.files import Record, canonical
 from captum_dcam.maps import context_for, mean_maps, needs_repeated
 from captum_dcam.methods import Budget, Problem
 from captum_dcam.model.adapter import Adapter

@@ -6,7 +6,7 @@ import pytest
 
 from captum_dcam.errors import UnknownNameError
 from captum_dcam.evaluation import Plan, Variant
-from captum_dcam.evaluation.jsonable import differences
+from captum_dcam.evaluation.store import differences
 from captum_dcam.files import canonical
 from captum_dcam.methods import method
 from captum_dcam.refine import AKD, Compose, MinMax, paper_refinements
