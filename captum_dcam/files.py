@@ -99,6 +99,8 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # who reads our output has gone: no matter of files
+        raise
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error) if work is None else str(error).replace(str(work), str(path))
         if isinstance(error, DcamError):
@@ -302,16 +304,17 @@ def check_folder(folder: str | Path, kind: str = "explanation", beside: str | No
     """
     folder = Path(folder)
     other = f"{folder} exists and is not an earlier {kind}"
-    if folder.exists() and not folder.is_dir():
-        raise OccupiedError(f"{other} (it is not a folder): choose another folder")
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise NoFolderError(f"{parent} is not a folder: choose another output folder")
-    for place in (parent, folder):
-        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise ForbiddenError(f"{place} is not writable: choose another output folder")
-    if folder.exists() and (strange := _strange(folder, kind, beside)):
-        raise OccupiedError(f"{other} (it holds {strange[0]}): choose another folder")
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise OccupiedError(f"{other} (it is not a folder): choose another folder")
+        parent = next(p for p in folder.absolute().parents if p.exists())
+        if not parent.is_dir():
+            raise NoFolderError(f"{parent} is not a folder: choose another output folder")
+        for place in (parent, folder):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise ForbiddenError(f"{place} is not writable: choose another output folder")
+        if folder.exists() and (strange := _strange(folder, kind, beside)):
+            raise OccupiedError(f"{other} (it holds {strange[0]}): choose another folder")
 
 
 def _strange(folder: Path, kind: str, beside: str | None) -> list[str]:

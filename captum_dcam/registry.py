@@ -114,13 +114,19 @@ class Registry(Generic[T]):
         r"""A name, or ``{"name": …, **settings}``, as a record of the name and all settings.
 
         Raises:
-            UnknownNameError, SettingError: as :meth:`check`.
+            UnknownNameError, SettingError: as :meth:`check`, or a setting without a default is
+                missing.
             ValueError, TypeError: what the entry's own check raises.
         """
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = str(settings.pop("name", ""))
         self.check(name, settings)
-        own = {p.name: settings.get(p.name, p.default) for p in self.settings(name).values()}
+        defaults = {
+            p.name: p.default for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD
+        }
+        own = {**defaults, **settings}
+        if missing := [key for key, value in own.items() if value is inspect.Parameter.empty]:
+            raise SettingError(f"{self.kind} {name!r} needs {', '.join(map(repr, missing))}")
         if name in self._checks:
             self._checks[name](**own)
         return {"name": name, **own}

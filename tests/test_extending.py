@@ -284,6 +284,19 @@ def test_a_check_goes_with_its_entry():
     made.register("thing")(thing)  # the cell again, without its check
     assert made.record({"name": "thing", "size": 0})["size"] == 0
     made.remove("thing")
+
+    @made.register("open")
+    def open_thing(case, size, **more):
+        return case, size, more
+
+    assert made.record({"name": "open", "size": 2, "any": 3}) == {
+        "name": "open",
+        "size": 2,
+        "any": 3,
+    }
+    with pytest.raises(SettingError, match="thing 'open' needs 'size'"):
+        made.record("open")
+    made.remove("open")
     assert len(made) == 0 and "thing" not in made
 
 

@@ -40,6 +40,7 @@ from captum_dcam.metrics import localization as localization_scores
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import OBJECT_WORD_TAGS, Target
 from captum_dcam.refine import min_max
+from captum_dcam.refine.checks import check_number
 from captum_dcam.registry import Registry
 
 
@@ -216,8 +217,7 @@ def _phrase(case: Case, head: int) -> float:
 
 
 def _check_tolerance(tolerance: float) -> None:
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance is {tolerance!r}: expected a distance in pixels, at least 0")
+    check_number(tolerance, "pointing", "tolerance")
 
 
 @register_metric("pointing", _check_tolerance)

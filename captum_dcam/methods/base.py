@@ -7,7 +7,7 @@ Every method, ours or a rival's, gets the same :class:`Problem` and returns an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -203,7 +203,7 @@ class PerToken(Method):
 METHODS: Registry[type[Method]] = Registry("method")
 register_method = METHODS.register
 #: ``method("tam", eci=False)``: a method by its name, with fields of its class as settings
-method = METHODS.get
+method: Callable[..., Method] = METHODS.get
 
 
 def method_names() -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def obj_iou(maps: Tensor, masks: Tensor) -> Tensor:
         Tensor: (...), in [0, 1]; float32, or float64 for float64 maps.
 
     Raises:
+        TypeError: maps that are not of floats.
         ValueError: maps that are negative or non-finite; masks that are not boolean or do not fit.
 
     Source:

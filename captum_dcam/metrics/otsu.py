@@ -31,7 +31,8 @@ def otsu_threshold(maps: Tensor) -> Tensor:
         Tensor: (...), in the units of the map; float32, or float64 for float64 maps.
 
     Raises:
-        ValueError: negative or non-finite values, or another dtype or shape.
+        TypeError: no tensor, or not of floats.
+        ValueError: negative or non-finite values, or another shape.
 
     Source:
         Section 3.3 ("obtained via Otsu thresholding") and 4.1; N. Otsu, 1979.
@@ -54,7 +55,8 @@ def binarize_otsu(maps: Tensor) -> Tensor:
         Tensor: (..., H, W), bool.
 
     Raises:
-        ValueError: negative or non-finite values, or another dtype or shape.
+        TypeError: no tensor, or not of floats.
+        ValueError: negative or non-finite values, or another shape.
 
     Source:
         Section 3.3 and 4.1.

@@ -8,6 +8,7 @@ denoising steps, how large the image, which maps the repeated words have) comes 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -93,7 +94,7 @@ REFINEMENTS: Registry[type[NamedRefinement]] = Registry("refinement")
 register_refinement = REFINEMENTS.register
 registered_refinements = REFINEMENTS.names
 #: ``refinement("rank_gaussian", kernel_size=5)``; ``refinement(**other.describe())`` equals other
-refinement = REFINEMENTS.get
+refinement: Callable[..., NamedRefinement] = REFINEMENTS.get
 
 
 def required(value: _Value | None, caller: str, name: str) -> _Value:

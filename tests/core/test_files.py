@@ -43,7 +43,11 @@ def test_what_the_system_refuses_is_one_error_that_is_both(tmp_path, raised, our
 
 
 def test_what_is_no_matter_of_files_passes(tmp_path):
-    for error in (ZeroDivisionError(), errors.MissingFileError("picture.png is missing")):
+    for error in (
+        ZeroDivisionError(),
+        BrokenPipeError(),
+        errors.MissingFileError("picture.png is missing"),
+    ):
         with pytest.raises(type(error)) as caught, writing(tmp_path, tmp_path / "work"):
             raise error
         assert caught.value is error
