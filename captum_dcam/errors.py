@@ -129,6 +129,7 @@ class ConformanceError(DcamError, AssertionError):
 def near(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'? Known: …"`` for an unknown name."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=2)
+    folded = {each.lower(): each for each in names}
+    close = [folded[one] for one in difflib.get_close_matches(name.lower(), folded, n=2)]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
     return f"{hint} Known: {', '.join(names)}"

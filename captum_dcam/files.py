@@ -1,42 +1,247 @@
-r"""Folders that results are saved into: complete or not at all, with a versioned manifest."""
+r"""The only writer of files and folders: each appears complete or not at all.
+
+Also what every written result shares: plain JSON, manifests with a version, and hashes. Whatever
+the operating system refuses while writing becomes a :class:`captum_dcam.errors.FileError` that
+names what was to be written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError
+from captum_dcam.errors import (
+    DcamError,
+    ExplanationError,
+    FileError,
+    ForbiddenError,
+    MissingFileError,
+    NoFolderError,
+    OccupiedError,
+)
 
 VERSION = 1
 #: what is saved → the file that holds its manifest
 FILES = {"explanation": "manifest.json", "comparison": "comparison.json"}
 
+#: plain JSON by name
+Record = dict[str, Any]
+
+# -- plain JSON ------------------------------------------------------------------------------------
+
+
+def canonical(value: Any, ascii_only: bool = False) -> str:
+    """JSON with sorted keys and nothing superfluous: equal values give equal bytes."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=ascii_only, allow_nan=False
+    )
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back: lists for tuples, text for keys."""
+    return json.loads(canonical(value))
+
+
+def without_nan(value: Any) -> Any:
+    """The same in strict JSON's terms: NaN and infinities become None, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(k): without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def digest(data: str | bytes) -> str:
+    """SHA-256 of a text or of bytes."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return digest(path.read_bytes())
+
+
+# -- one error -------------------------------------------------------------------------------------
+
+#: what Python raises → the error of ours that is one as well
+_ERRORS = (
+    (PermissionError, ForbiddenError),
+    (NotADirectoryError, NoFolderError),
+    (FileExistsError, OccupiedError),
+    (FileNotFoundError, MissingFileError),
+    (OSError, FileError),
+)
+
 
 @contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A new folder to fill; on leaving it takes the place of ``folder``, after an error it goes.
+def writing(path: Path, work: Path | None = None) -> Iterator[None]:
+    r"""What the operating system refuses inside becomes a FileError that names ``path``.
+
+    Args:
+        path (Path): what is being written.
+        work (Path, optional): where it is made; errors that name this place, which is gone when
+            they are read, name ``path`` in its stead. Default: there
+    """
+    try:
+        yield
+    except BrokenPipeError:  # who reads our output has gone: no matter of files
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = str(error) if work is None else str(error).replace(str(work), str(path))
+        if isinstance(error, DcamError):
+            if reason == str(error):
+                raise
+            raise type(error)(reason) from error
+        kind = next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), FileError)
+        raise kind(
+            f"{path} cannot be written: {reason}. Nothing was left half written: make room there, "
+            "or choose another place"
+        ) from error
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, all of it or nothing; its folder is made if need be."""
+    write_atomically(path, [text.encode()])
+
+
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
+    """Write JSON for people to read as well, all of it or nothing."""
+    text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file into a new folder."""
+    # A copy each: safetensors refuses tensors that share memory.
+    with writing(path):
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+
+
+def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file all at once or not at all; the caller holds the lock that guards it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    new = path.with_name(f".{path.name}.new")
+    with writing(path, new):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(new, flags, 0o666)
+            try:
+                for chunk in chunks:
+                    write(file, chunk, sync=False)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write(file: int, data: bytes, sync: bool = True) -> None:
+    """All bytes, unbuffered: what a failed write leaves behind must not be written later."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+    if sync:
+        os.fsync(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder last (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Growing:
+    r"""A file that grows at its end; what was appended is on the disk.
+
+    Args:
+        path (Path): made if need be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self.path = path
+        with writing(path):
+            self._file = os.open(path, flags, 0o666)
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return os.fstat(self._file).st_size
+
+    def append(self, data: bytes) -> None:
+        """Add bytes; a part of them may be there after an error: see :meth:`shorten`."""
+        with writing(self.path):
+            write(self._file, data)
+
+    def shorten(self, size: int) -> None:
+        """Take back what lies behind ``size``."""
+        with writing(self.path):
+            os.ftruncate(self._file, size)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+def shorten(path: Path, size: int) -> None:
+    """Take from a file what lies behind ``size``."""
+    with writing(path):
+        os.truncate(path, size)
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_folder(
+    folder: str | Path, kind: str = "explanation", beside: str | None = None
+) -> Iterator[Path]:
+    r"""A new folder to fill; on leaving it takes the place of ``folder``, after an error it goes.
 
     The earlier folder comes back if it cannot be replaced.
+
+    Args:
+        folder (path), kind (str), beside (str, optional): as for :func:`check_folder`.
+
+    Raises:
+        FileError: as :func:`check_folder`, or it cannot be written; nothing is left behind.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    check_folder(folder, kind, beside)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         new = work / "new"
-        new.mkdir()
-        yield new
-        _swap(new, folder, work / "old")
+        with writing(folder, new):
+            new.mkdir()
+            yield new
+            _swap(new, folder, work / "old")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -54,26 +259,85 @@ def _swap(new: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def replaceable(folder: Path, kind: str = "explanation") -> bool:
-    """Whether a folder holds nothing, or a saved result of this kind and nothing besides."""
-    return folder.is_dir() and not unknown_files(folder, kind)
+@contextmanager
+def new_entries(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    r"""Places to fill; on leaving they become ``targets``, one after another, all or none.
+
+    Args:
+        targets (sequence of Path): files or folders that are not there yet, of one file system.
+
+    Raises:
+        FileError: one cannot be written; none of them is there then.
+    """
+    root = Path(os.path.commonpath([target.absolute().parent for target in targets]))
+    nearest = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    with ExitStack() as stack:
+        with writing(root):
+            made = tempfile.TemporaryDirectory(prefix=".new-", dir=nearest)
+            work = Path(stack.enter_context(made))
+        stack.enter_context(writing(root, work))
+        places = [work / target.absolute().relative_to(root) for target in targets]
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        yield places
+        with ExitStack() as undo:
+            for place, target in zip(places, targets, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place.rename(target)
+                undo.callback(target.rename, place)
+            undo.pop_all()
 
 
-def unknown_files(folder: Path, kind: str = "explanation") -> list[str]:
-    """Names in a folder that no saved result of this kind knows; all of them if none is there."""
+def check_folder(folder: str | Path, kind: str = "explanation", beside: str | None = None) -> None:
+    r"""Check that a folder can be written: there is none yet, or nothing but an earlier result.
+
+    Args:
+        folder (path): where to.
+        kind (str, optional): what it may hold of an earlier run, a key of :data:`FILES`.
+            Default: ``"explanation"``
+        beside (str, optional): a pattern of further names, where the result lies in a folder of
+            its own called ``kind``. Default: the folder is the result
+
+    Raises:
+        OccupiedError: it exists and holds something else.
+        NoFolderError, ForbiddenError: it cannot be made or written.
+    """
+    folder = Path(folder)
+    other = f"{folder} exists and is not an earlier {kind}"
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise OccupiedError(f"{other} (it is not a folder): choose another folder")
+        parent = next(p for p in folder.absolute().parents if p.exists())
+        if not parent.is_dir():
+            raise NoFolderError(f"{parent} is not a folder: choose another output folder")
+        for place in (parent, folder):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise ForbiddenError(f"{place} is not writable: choose another output folder")
+        if folder.exists() and (strange := _strange(folder, kind, beside)):
+            raise OccupiedError(f"{other} (it holds {strange[0]}): choose another folder")
+
+
+def _strange(folder: Path, kind: str, beside: str | None) -> list[str]:
+    """Names in a folder that no result of this kind knows; all of them if there is none."""
+    names = sorted(f.name for f in folder.iterdir())
+    if beside is not None:
+        ours = (folder / kind / FILES[kind]).is_file()
+        return [n for n in names if not ours or (n != kind and not re.fullmatch(beside, n))]
     try:
         known = {FILES[kind], *read_manifest(folder, kind).get("files", ())}
     except ExplanationError:
         known = set()
-    return sorted({f.name for f in folder.iterdir()} - known)
+    return [name for name in names if name not in known]
+
+
+# -- manifests -------------------------------------------------------------------------------------
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], kind: str = "explanation") -> None:
     """Write the manifest beside the files that are there already, with a hash of each."""
     files = {f.name: digest_of(f) for f in sorted(folder.iterdir())}
     record = {"format": f"captum-dcam {kind}", "version": VERSION, **content, "files": files}
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    (folder / FILES[kind]).write_text(text, encoding="utf-8")
+    write_json(folder / FILES[kind], record)
 
 
 def read_manifest(folder: Path, kind: str = "explanation") -> dict[str, Any]:
@@ -98,8 +362,8 @@ def read_manifest(folder: Path, kind: str = "explanation") -> dict[str, Any]:
 
 def check_files(folder: Path, manifest: Mapping[str, Any], kind: str = "explanation") -> None:
     """ExplanationError when a file is missing, or is not what was saved."""
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file() or digest_of(folder / name) != digest:
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file() or digest_of(folder / name) != expected:
             raise ExplanationError(
                 f"{folder / name} is missing or differs from what was saved: the {kind} is "
                 "damaged; make it again"
@@ -112,61 +376,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except safetensors.SafetensorError as error:
         raise ExplanationError(f"{path} is damaged: {error}") from error
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# -- layouts, which every result holds -----------------------------------------------------------
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and nothing superfluous: equal values give equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON gives it back: lists for tuples, text for keys."""
-    return json.loads(canonical(value))
-
-
-def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file all at once or not at all; the caller holds the lock that guards it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        file = os.open(new, flags, 0o644)
-        try:
-            for chunk in chunks:
-                write(file, chunk, sync=False)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write(file: int, data: bytes, sync: bool = True) -> None:
-    """All bytes, unbuffered: what a failed write leaves behind must not be written later."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-    if sync:
-        os.fsync(file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder last (POSIX)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

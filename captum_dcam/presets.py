@@ -2,7 +2,6 @@ r"""Named settings of Diffusion-CAM: the paper's, the reference code's, and our 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
+from captum_dcam.files import canonical, digest, write_json
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -44,10 +44,8 @@ def write_preset(
 
     Raises:
         PresetError: see :func:`check_writable`.
-        OSError: it cannot be written; what was there is still there.
+        FileError: it cannot be written; what was there is still there.
     """
-    from captum_dcam.files import write_atomically  # readers need no evaluation
-
     file = Path(file)
     check_writable(file)
     record = {
@@ -61,9 +59,7 @@ def write_preset(
         "fitted": dict(fitted),
     }
     record["digest"] = _digest(record)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, [text.encode()])
+    write_json(file, record)
 
 
 def check_writable(file: Path) -> None:
@@ -105,8 +101,8 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
         )
     if missing := [name for name in _FIELDS if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
-    digest = record.pop("digest", None)
-    if digest is not None and digest != _digest(record):
+    written = record.pop("digest", None)
+    if written is not None and written != _digest(record):
         raise PresetError(
             f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
             'changed it on purpose, take out its line "digest"'
@@ -151,8 +147,7 @@ def _built(records: Sequence[Mapping[str, Any]]) -> Compose:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest(canonical(record, ascii_only=True))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 r"""What is looked up by name: families, methods, refinements, metrics, data sets, suites, tables.
 
+>>> from dataclasses import dataclass
 >>> SHAPES: Registry[type] = Registry("shape")
 >>> @SHAPES.register("disc")
 ... @dataclass(frozen=True)
@@ -7,6 +8,9 @@ r"""What is looked up by name: families, methods, refinements, metrics, data set
 ...     radius: int = 3
 >>> SHAPES.get("disc", radius=5)
 Disc(radius=5)
+>>> SHAPES.get("disc", size=5)
+Traceback (most recent call last):
+captum_dcam.errors.SettingError: shape 'disc' has no setting 'size'; it has radius
 >>> SHAPES["disk"]
 Traceback (most recent call last):
 captum_dcam.errors.UnknownNameError: unknown shape 'disk'; did you mean 'disc'? Known: disc
@@ -15,7 +19,9 @@ captum_dcam.errors.UnknownNameError: unknown shape 'disk'; did you mean 'disc'? 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError, near
@@ -36,11 +42,17 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, given: int = 0) -> None:
         self.kind, self.given = kind, given
         self._entries: dict[str, T] = {}
+        self._checks: dict[str, Callable[..., None]] = {}
 
-    def register(self, name: str) -> Callable[[E], E]:
+    def register(self, name: str, check: Callable[..., None] | None = None) -> Callable[[E], E]:
         r"""Decorator that enters a class or function; a class with a ``name`` is told it.
 
         The same definition again, by a notebook cell or an autoreload, takes its own place.
+
+        Args:
+            name (str): lower case, words joined by underscores.
+            check (callable, optional): is given all settings by name when :meth:`record` writes
+                them down, before any work, and raises for those out of range. Default: none
 
         Raises:
             RegistrationError: the name belongs to something else.
@@ -57,6 +69,9 @@ class Registry(Generic[T]):
             if isinstance(entry, type) and hasattr(entry, "name"):
                 mine.name = name
             self._entries[name] = mine
+            self._checks.pop(name, None)
+            if check is not None:
+                self._checks[name] = check
             return entry
 
         return enter
@@ -64,6 +79,7 @@ class Registry(Generic[T]):
     def remove(self, name: str) -> None:
         """Forget an entry: what a test or a notebook has entered for itself."""
         del self._entries[name]
+        self._checks.pop(name, None)
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
@@ -98,12 +114,21 @@ class Registry(Generic[T]):
         r"""A name, or ``{"name": …, **settings}``, as a record of the name and all settings.
 
         Raises:
-            UnknownNameError, SettingError: as :meth:`check`.
+            UnknownNameError, SettingError: as :meth:`check`, or a setting without a default is
+                missing.
+            ValueError, TypeError: what the entry's own check raises.
         """
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = str(settings.pop("name", ""))
         self.check(name, settings)
-        own = {p.name: settings.get(p.name, p.default) for p in self.settings(name).values()}
+        defaults = {
+            p.name: p.default for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD
+        }
+        own = {**defaults, **settings}
+        if missing := [key for key, value in own.items() if value is inspect.Parameter.empty]:
+            raise SettingError(f"{self.kind} {name!r} needs {', '.join(map(repr, missing))}")
+        if name in self._checks:
+            self._checks[name](**own)
         return {"name": name, **own}
 
     def __getitem__(self, name: str) -> T:
@@ -124,3 +149,13 @@ class Registry(Generic[T]):
     def items(self) -> Iterator[tuple[str, T]]:
         """Names with their entries, in the order of entering."""
         return iter(self._entries.items())
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package's folder, so that each enters what it defines.
+
+    A file that is dropped into the folder is all that a new entry takes. Called at the end of the
+    package: ``import_modules(__name__, __path__)``.
+    """
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -184,7 +184,7 @@ def test_output_that_is_not_ours_is_refused_before_any_work(tmp_path):
 
 
 def test_unwritable_output_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("captum_dcam.viewer.folder.os.access", lambda *_: False)
+    monkeypatch.setattr("captum_dcam.files.os.access", lambda *_: False)
     run = call("explain", "-o", tmp_path / "new" / "out", "--model", "never looked at")
     assert run.exit_code == 2 and f"{tmp_path} is not writable" in run.stderr
     assert not list(tmp_path.iterdir())

@@ -53,7 +53,7 @@ def typed():
     try:
         yield Typed
     finally:
-        del METHODS["typed"]
+        METHODS.remove("typed")
 
 
 # -- a run on a scene ------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("captum_dcam.results.comparison.save_file", full)
+    monkeypatch.setattr("captum_dcam.files.save_file", full)
     run = call("-M", "diffusion_cam_base", "-w", "all", "-o", tmp_path / "out", *SHORT)
     assert run.exit_code == 2 and "No space left" in run.stderr
     assert not list(tmp_path.iterdir())

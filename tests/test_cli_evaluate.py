@@ -120,7 +120,7 @@ BAD = {
     "shard": (["-M", "tam", "--shard", "2/2"], "expected i/n"),
     "errors": (["-M", "tam", "--errors", "ignore"], "on_error is 'ignore'"),
     "device": (["-M", "tam", "--device", "abacus"], "unknown device"),
-    "refinement": (["-M", "tam", "--refine", "blur"], "no refinement is called 'blur'"),
+    "refinement": (["-M", "tam", "--refine", "blur"], "unknown refinement 'blur'"),
     "start": (["-M", "tam", "--data", "count=2", "--start", 5], "the data set has 2"),
     "plan file": (["--plan", "absent.json"], "absent.json"),
     "table": (None, "did you mean 'comparison'"),

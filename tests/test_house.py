@@ -1,6 +1,7 @@
 """The layout: which room may import from which, and how much lies in the hall."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,114 @@ def test_every_family_has_the_same_files():
         names = {p.stem for p in folder.glob("*.py")}
         assert names >= FAMILY_FILES, folder.name
         assert names <= FAMILY_FILES | MORE_FILES | OWN_FILES.get(folder.name, set()), folder.name
+
+
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    return {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+
+
+def registries(tree: ast.Module) -> list[str]:
+    """Empty dictionaries with text as keys that a module begins with, for decorators to fill."""
+    return [
+        ast.unparse(node.target)
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign)
+        and ast.unparse(node.annotation).startswith("dict[str")
+        and node.value is not None
+        and ast.unparse(node.value) in ("{}", "dict()")
+    ]
+
+
+def test_one_registry_class():
+    found = [f"{name}.{one}" for name, tree in trees().items() for one in registries(tree)]
+    assert not found, "use captum_dcam.registry.Registry: " + ", ".join(found)
+
+
+def refuses_negative_maps(function: ast.AST) -> bool:
+    """Whether a function raises for maps that are negative or not finite."""
+    raised = (n for n in ast.walk(function) if isinstance(n, ast.Raise) and n.exc is not None)
+    texts = [ast.unparse(n.exc).lower() for n in raised if n.exc is not None]
+    return any("map" in t and ("negative" in t or "infinite" in t) for t in texts)
+
+
+#: tells which settings of DiffusionCAM made the map negative, which the checker cannot know
+OWN_WORDS = {"captum_dcam.attribution"}
+
+
+def test_one_checker_of_maps():
+    found = [
+        f"{name}.{node.name}"
+        for name, tree in trees().items()
+        if name not in OWN_WORDS
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and refuses_negative_maps(node)
+    ]
+    assert found == ["captum_dcam.refine.checks._check_values"]
+
+
+#: the writer, the training of the embedded model, and what writes to /proc alone
+WRITERS = {
+    "captum_dcam.files",
+    "captum_dcam.mini.trainer",
+    "captum_dcam.mini.training",
+    "captum_dcam.methods.meter",
+}
+CALLS = {
+    *("write_text", "write_bytes", "rename", "mkdtemp", "mkstemp", "NamedTemporaryFile"),
+    *("TemporaryDirectory", "save_file", "ftruncate", "truncate"),
+}
+
+
+def writes(tree: ast.Module) -> list[str]:
+    """Calls of a module that write a file, or give one another name."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        last = name.rsplit(".", 1)[-1]
+        given = [*node.args, *(k.value for k in node.keywords)]
+        modes = {a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+        opened = last == "open" and any(re.fullmatch(r"[rbt]*[wax+][bt+]*", m) for m in modes)
+        attribute = isinstance(node.func, ast.Attribute)
+        if opened or (attribute and last in CALLS) or name in ("os.replace", "os.write", "os.open"):
+            found.append(f"{name}, line {node.lineno}")
+    return found
+
+
+def test_one_writer_of_files():
+    found = [
+        f"{name}: {call}"
+        for name, tree in trees().items()
+        if name not in WRITERS
+        for call in writes(tree)
+    ]
+    assert not found, "use captum_dcam.files: " + "; ".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path.write_text('a')",
+        "open(path, 'w')",
+        "path.open(mode='ab')",
+        "os.replace(a, b)",
+        "source.rename(target)",
+        "tempfile.mkdtemp()",
+    ],
+)
+def test_a_second_writer_is_found(text):
+    assert writes(ast.parse(text))
+
+
+@pytest.mark.parametrize("text", ["write_text(path, 'a')", "open(path)", "path.open('rb')"])
+def test_what_reads_is_no_writer(text):
+    assert not writes(ast.parse(text))
+
+
+def test_a_second_registry_and_a_second_checker_are_found():
+    assert registries(ast.parse("THINGS: dict[str, type] = {}")) == ["THINGS"]
+    assert not registries(ast.parse("THINGS: dict[str, type] = {'a': int}"))
+    text = "def f(maps):\n    if maps.min() < 0:\n        raise ValueError(f'{maps} is negative')"
+    assert refuses_negative_maps(ast.parse(text))

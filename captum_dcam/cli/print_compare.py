@@ -11,7 +11,8 @@ from rich.text import Text
 
 from captum_dcam.cli.compare import Compared
 from captum_dcam.cli.printing import output_console, print_facts, table_of
-from captum_dcam.results.comparison import METRICS, Comparison, Row, document, plain
+from captum_dcam.files import without_nan
+from captum_dcam.results.comparison import METRICS, Comparison, Row, document
 from captum_dcam.viewer.folder import PANEL
 
 #: the method that the others' times are compared with, where it is there
@@ -125,4 +126,4 @@ def print_methods(records: Sequence[dict[str, Any]]) -> None:
 
 def print_methods_json(records: Sequence[dict[str, Any]]) -> None:
     """The same as JSON, with settings and their defaults."""
-    typer.echo(json.dumps(plain(records), indent=1, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(without_nan(records), indent=1, ensure_ascii=False, default=str))

@@ -13,7 +13,7 @@ from captum_dcam.cli.printing import output_console, show, table_of
 from captum_dcam.errors import InputError, StoreError
 from captum_dcam.evaluation.table import FORMATS, Table
 from captum_dcam.evaluation.tables import TABLES, Results, table
-from captum_dcam.files import write_atomically
+from captum_dcam.files import write_text
 
 
 def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool) -> list[Table]:
@@ -45,10 +45,9 @@ def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool)
 
 def write(tables: Sequence[Table], folder: Path) -> None:
     """NAME.md, NAME.csv and NAME.tex of every table, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for one in tables:
         for suffix, render in FORMATS.items():
-            write_atomically(folder / f"{one.name}.{suffix}", [render(one).encode()])
+            write_text(folder / f"{one.name}.{suffix}", render(one))
 
 
 def print_list() -> None:

@@ -3,7 +3,6 @@ r"""Data sets with ground truth: synthetic scenes, and readers for real ones.
 :func:`dataset` opens one by name; every sample has a picture, texts and named masks.
 """
 
-# Being imported enters a reader in the registry.
 from captum_dcam.data.coco import CocoDataset, write_coco
 from captum_dcam.data.common import BaseDataset, DataProblem, Dataset, ObjectMask, Sample
 from captum_dcam.data.folder import FolderDataset
@@ -12,6 +11,7 @@ from captum_dcam.data.openpsg import OpenPsgDataset
 from captum_dcam.data.registry import DATASETS, dataset, dataset_names, register_dataset
 from captum_dcam.data.synthetic import SceneDataset
 from captum_dcam.data.tam import TamDataset
+from captum_dcam.registry import import_modules
 
 __all__ = [
     "DATASETS",
@@ -31,3 +31,5 @@ __all__ = [
     "register_dataset",
     "write_coco",
 ]
+
+import_modules(__name__, __path__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -21,10 +20,6 @@ Row = dict[str, Any]
 
 def numbered(rows: list[Row]) -> list[Row]:
     return [{"id": number, **row} for number, row in enumerate(rows, 1)]
-
-
-def write_json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 def need(good: bool, message: str) -> None:

@@ -2,11 +2,8 @@ r"""Writes COCO's format: pictures, masks and captions as one split, all of it o
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +17,9 @@ from captum_dcam.data.coco_tables import (
     mask_engine,
     need,
     numbered,
-    write_json,
 )
 from captum_dcam.errors import InputError, OccupiedError
+from captum_dcam.files import canonical, new_entries, plain, write_text
 
 
 class ObjectLike(Protocol):
@@ -67,36 +64,34 @@ def write_coco(
         Path: the instances file.
 
     Raises:
-        FileExistsError: the split is there already.
+        OccupiedError: the split is there already.
+        FileError: it cannot be written; nothing of it is left.
         ValueError: a sample that cannot be written; the message says which, and why.
     """
-    plain = re.fullmatch(r"\w[\w.-]*", split) and split not in ("annotations", "images")
-    need(bool(plain), f"split is {split!r}: expected a plain name such as 'val2017'")
+    good = re.fullmatch(r"\w[\w.-]*", split) and split not in ("annotations", "images")
+    need(bool(good), f"split is {split!r}: expected a plain name such as 'val2017'")
     root = Path(root).absolute()
     instances, captions = annotation_files(root, split)
     targets = (root / split, captions, instances)  # the reader looks for instances: they come last
     for target in targets:
         if target.exists():
             raise OccupiedError(f"{target} is there already: take another split or remove it")
-    nearest = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".coco-", dir=nearest) as folder, ExitStack() as undo:
-        staged = _stage(Path(folder), split, samples, categories)
-        instances.parent.mkdir(parents=True, exist_ok=True)
-        for source, target in zip(staged, targets, strict=True):
-            source.rename(target)
-            undo.callback(target.rename, source)
-        undo.pop_all()
+    with new_entries(targets) as places:
+        _stage(places, split, samples, categories)
     return instances
 
 
 def _stage(
-    folder: Path, split: str, samples: Iterable[SceneLike], categories: Sequence[str] | None
-) -> tuple[Path, Path, Path]:
-    r"""The whole split in a folder of its own: its images, captions and instances."""
+    places: Sequence[Path],
+    split: str,
+    samples: Iterable[SceneLike],
+    categories: Sequence[str] | None,
+) -> None:
+    r"""The whole split: the folder of its images, its captions, its instances."""
     images: list[Row] = []
     objects: list[Row] = []
     texts: list[Row] = []
-    pictures = folder / "images"
+    pictures, captions, instances = places
     pictures.mkdir()
     for sample in samples:
         number, where = len(images) + 1, f"sample {len(images)}"
@@ -115,12 +110,12 @@ def _stage(
         row["category_id"] = ids[name]
     listed = [{"id": ids[name], "name": name, "supercategory": name} for name in names]
     shared = {"info": {"description": split}, "licenses": [], "images": images}
-    captions, instances = folder / "captions", folder / "instances"
-    captions.write_text(write_json({**shared, "annotations": numbered(texts)}))
-    instances.write_text(
-        write_json({**shared, "categories": listed, "annotations": numbered(objects)})
+    tables = (
+        (captions, {**shared, "annotations": numbered(texts)}),
+        (instances, {**shared, "categories": listed, "annotations": numbered(objects)}),
     )
-    return pictures, captions, instances
+    for place, table in tables:
+        write_text(place, canonical(table, ascii_only=True))
 
 
 def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> Row:
@@ -131,7 +126,7 @@ def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> 
     Image.fromarray(np.asarray(picture)).save(folder / name)
     row: Row = {"id": number, "file_name": name, "height": picture.height, "width": picture.width}
     try:
-        return {**row, "extra": json.loads(write_json(extra))} if extra else row
+        return {**row, "extra": plain(extra)} if extra else row
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: extra is not plain JSON ({error})") from error
 

@@ -6,7 +6,6 @@ damaged is an error that names its image, or is recorded and left out: never sil
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from PIL import Image
 
 from captum_dcam.data.files import read_picture
 from captum_dcam.errors import InputError, UnknownNameError
+from captum_dcam.files import digest
 
 Mask = NDArray[np.bool_]
 ImageId = int | str
@@ -202,7 +202,7 @@ class BaseDataset(ABC, Generic[S]):
 
     def describe(self) -> dict[str, Any]:
         r"""A JSON-able record: name, settings, and how many and which images are selected."""
-        listed = hashlib.sha256("\n".join(map(repr, self.ids)).encode()).hexdigest()[:16]
+        listed = digest("\n".join(map(repr, self.ids)))[:16]
         return {"name": self.name, **dict(self.settings), "images": len(self), "ids": listed}
 
     def __len__(self) -> int:

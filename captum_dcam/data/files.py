@@ -2,7 +2,6 @@ r"""Files of a data set: pictures, label pictures, JSON, id lists; errors that n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captum_dcam.errors import FileError, InputError, MissingFileError
+from captum_dcam.files import digest
 
 Report = Callable[[Any, str], None]
 _ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 swap height and width
@@ -106,7 +106,7 @@ def read_json(source: Path, what: str) -> tuple[Any, str]:
         raise MissingFileError(f"{source} is no file: expected {what} there")
     raw = source.read_bytes()
     try:
-        return json.loads(raw), hashlib.sha256(raw).hexdigest()[:16]
+        return json.loads(raw), digest(raw)[:16]
     except ValueError as error:  # a UnicodeDecodeError is one as well
         raise InputError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
 

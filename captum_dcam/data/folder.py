@@ -15,7 +15,6 @@ Masks are PNG files of the picture's size as it is seen (upright), non-zero wher
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMa
 from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
+from captum_dcam.files import digest
 from captum_dcam.model.prompts import open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -185,7 +185,7 @@ class FolderDataset(BaseDataset[FolderSample]):
             for part in parts
         ]
         whole = repr((masks, sorted(self._captions.items())))
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return digest(whole)[:16]
 
     def _sample(self, image_id: ImageId) -> FolderSample:
         path = self._paths[image_id]

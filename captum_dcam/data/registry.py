@@ -2,34 +2,18 @@ r"""Data sets by name: ``dataset("coco", root, split="val2014", limit=100)``."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from captum_dcam.data.common import Dataset, Sample
-from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
+from captum_dcam.errors import SettingError
+from captum_dcam.registry import Registry
 
 #: name → the function that opens it
-DATASETS: dict[str, Callable[..., Dataset[Sample]]] = {}
-F = TypeVar("F", bound=Callable[..., Dataset[Sample]])
-
-
-def register_dataset(name: str) -> Callable[[F], F]:
-    r"""Decorator: enter the function that opens a data set; refuses to overwrite another."""
-
-    def enter(opener: F) -> F:
-        owner: Any = DATASETS.get(name, opener)
-        mine: Any = opener
-        if (owner.__module__, owner.__qualname__) != (mine.__module__, mine.__qualname__):
-            raise InputError(
-                f"data set {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
-                "choose another name"
-            )
-        DATASETS[name] = opener
-        return opener
-
-    return enter
+DATASETS: Registry[Callable[..., Dataset[Sample]]] = Registry("data set")
+register_dataset = DATASETS.register
+dataset_names = DATASETS.names
 
 
 def dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset[Sample]:
@@ -46,24 +30,11 @@ def dataset(name: str, root: str | Path | None = None, **options: Any) -> Datase
         SettingError: an option it does not have, with those it has; a root too many or too few.
         FileNotFoundError: files are missing; the message lists what is expected where.
     """
-    if name not in DATASETS:
-        raise UnknownNameError(f"unknown data set {name!r}{near(name, DATASETS)}")
-    opener = DATASETS[name]
-    known = dict(inspect.signature(opener).parameters)
-    rooted = known.pop("root", None) is not None
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise SettingError(
-            f"data set {name!r} has no option {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(known)}"
-        )
+    DATASETS.check(name, options)
+    rooted = "root" in DATASETS.settings(name)
     if rooted and root is None:
         raise SettingError(f"data set {name!r} needs root: the folder that holds its files")
     if not rooted and root is not None:
         raise SettingError(f"data set {name!r} takes no root: it has no files; root is {root!r}")
-    return opener(root, **options) if rooted else opener(**options)
-
-
-def dataset_names() -> tuple[str, ...]:
-    r"""All registered names, sorted."""
-    return tuple(sorted(DATASETS))
+    opened: Dataset[Sample] = DATASETS.get(name, **({"root": root} if rooted else {}), **options)
+    return opened

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import SampleLike
+from captum_dcam.files import Record, plain
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forced import force
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.registry import Registry
 
-#: binds an answer to a forward
-Answer = Callable[..., None]
+#: name → function of a forward, what is asked, and settings, that binds an answer
+ANSWERS: Registry[Callable[..., None]] = Registry("answer", given=2)
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Asked:
     generator: torch.Generator
 
 
+@ANSWERS.register("generated")
 def generated(forward: DenoisingForward, asked: Asked) -> None:
     """The model's own answer."""
     forward.generate(asked.request, generator=asked.generator, **asked.generation)
 
 
+@ANSWERS.register("caption")
 def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> None:
     r"""A text of the data set in place of the model's answer: see
     :func:`captum_dcam.model.forced.force`.
@@ -58,10 +61,6 @@ def _text(sample: Any, wording: str | int) -> str:
     return str(known[wording])
 
 
-#: name → function of a forward, what is asked, and settings
-ANSWERS: dict[str, Answer] = {"generated": generated, "caption": caption}
-
-
 def answer_record(value: str | Mapping[str, Any]) -> Record:
     """An answer's name and all its settings; errors name what is known."""
-    return filled("answer", ANSWERS, value, given=2)
+    return plain(ANSWERS.record(value))

@@ -2,7 +2,7 @@ r"""Maps that look at no model, in the place of a method's: the ceiling and two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,38 +10,42 @@ from torch import Tensor
 from captum_dcam.evaluation.words import Word
 from captum_dcam.metrics import center_blob_map, random_map
 from captum_dcam.model.layout import Grid, Layout
+from captum_dcam.registry import Registry
+
+FloorMaps = tuple[tuple[Tensor, ...], list[bool]]
 
 
-def floor_maps(
-    name: str,
+#: name → function of words, the first picture's masks, the request's layout and a seed that gives
+#: maps (N, h, w), one a grid, and which words have one; after those four come its settings
+FLOORS: Registry[Callable[..., FloorMaps]] = Registry("floor", given=4)
+
+
+@FLOORS.register("oracle")
+def oracle(words: Sequence[Word], masks: dict[str, Tensor], layout: Layout, seed: int) -> FloorMaps:
+    """How much of each image token the mask covers; of words with a mask."""
+    there = [bool(w.kind == "object" and w.objects) for w in words]
+    return tuple(_oracle(words, masks, grid, there) for grid in layout.grids), there
+
+
+@FLOORS.register("random")
+def random(words: Sequence[Word], masks: dict[str, Tensor], layout: Layout, seed: int) -> FloorMaps:
+    """Noise of this seed."""
+    generator, count = torch.Generator().manual_seed(seed), len(words)
+    maps = (random_map((count, *grid.shape), generator) for grid in layout.grids)
+    return tuple(maps), [True] * count
+
+
+@FLOORS.register("center_blob")
+def center_blob(
     words: Sequence[Word],
     masks: dict[str, Tensor],
     layout: Layout,
     seed: int,
-    **settings: float,
-) -> tuple[tuple[Tensor, ...], list[bool]]:
-    r"""Maps (N, h, w), one a grid, and which words have one.
-
-    Args:
-        name (str): ``oracle`` (how much of each image token the mask covers; words with a mask),
-            ``random`` or ``center_blob``.
-        words (sequence of Word): N.
-        masks (dict): (H, W) bool of the first picture's objects.
-        layout (Layout): of the request.
-        seed (int): of the random maps.
-        **settings: of the map.
-    """
-    count, there = len(words), [True] * len(words)
-    if name == "oracle":
-        there = [bool(w.kind == "object" and w.objects) for w in words]
-        maps = [_oracle(words, masks, grid, there) for grid in layout.grids]
-    elif name == "random":
-        generator = torch.Generator().manual_seed(seed)
-        maps = [random_map((count, *grid.shape), generator) for grid in layout.grids]
-    else:
-        blobs = [center_blob_map(grid.shape, **settings) for grid in layout.grids]
-        maps = [blob.expand(count, *blob.shape).clone() for blob in blobs]
-    return tuple(maps), there
+    sigma: float = 0.25,
+) -> FloorMaps:
+    """A Gaussian in the middle of every grid, ``sigma`` wide as a share of its sides."""
+    blobs = (center_blob_map(grid.shape, sigma=sigma) for grid in layout.grids)
+    return tuple(b.expand(len(words), *b.shape).clone() for b in blobs), [True] * len(words)
 
 
 def _oracle(

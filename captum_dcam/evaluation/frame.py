@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import StoreError
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.words import KINDS
+from captum_dcam.files import Record
 from captum_dcam.metrics import BootstrapInterval, cluster_bootstrap
 
 #: resamples of every interval, and the seed that draws them

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from captum_dcam.errors import EvaluationError, InputError
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.launch import launched_device, launched_shard
 from captum_dcam.evaluation.plan import Plan
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
+from captum_dcam.files import Record
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.results.explanation import versions
 

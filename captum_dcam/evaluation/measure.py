@@ -15,14 +15,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation.jsonable import Record, filled
 from captum_dcam.evaluation.words import Word, stacked
+from captum_dcam.files import Record, plain
 from captum_dcam.metrics import (
     energy_pointing_game,
     function_iou,
@@ -40,6 +40,8 @@ from captum_dcam.metrics import localization as localization_scores
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import OBJECT_WORD_TAGS, Target
 from captum_dcam.refine import min_max
+from captum_dcam.refine.checks import check_number
+from captum_dcam.registry import Registry
 
 
 class Scores(NamedTuple):
@@ -129,32 +131,8 @@ def numbers(values: Tensor) -> list[Any]:
 Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
 Metric = Callable[..., Scores]
 #: metric name → function of a case and its settings
-METRICS: dict[str, Metric] = {}
-#: metric name → function of its settings that raises for values out of range
-CHECKS: dict[str, Callable[..., None]] = {}
-F = TypeVar("F", bound=Metric)
-
-
-def register_metric(name: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
-    """Decorator: enter a metric; refuses to overwrite another.
-
-    ``check`` is given all settings by name when a plan is made, before any work, and raises
-    ValueError for those out of range.
-    """
-
-    def enter(function: F) -> F:
-        owner = METRICS.get(name, function)
-        if (owner.__module__, owner.__qualname__) != (function.__module__, function.__qualname__):
-            raise InputError(
-                f"metric {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
-                "choose another name"
-            )
-        METRICS[name] = function
-        if check is not None:
-            CHECKS[name] = check
-        return function
-
-    return enter
+METRICS: Registry[Metric] = Registry("metric", given=1)
+register_metric = METRICS.register
 
 
 def metric_record(value: str | Mapping[str, Any]) -> Record:
@@ -164,10 +142,7 @@ def metric_record(value: str | Mapping[str, Any]) -> Record:
     """
     record = {"name": value} if isinstance(value, str) else dict(value)
     label = str(record.pop("label", ""))
-    found = filled("metric", METRICS, record, given=1)
-    if found["name"] in CHECKS:
-        CHECKS[found["name"]](**{k: v for k, v in found.items() if k != "name"})
-    return {**found, "label": label}
+    return {**plain(METRICS.record(plain(record))), "label": label}
 
 
 def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:
@@ -242,8 +217,7 @@ def _phrase(case: Case, head: int) -> float:
 
 
 def _check_tolerance(tolerance: float) -> None:
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance is {tolerance!r}: expected a distance in pixels, at least 0")
+    check_number(tolerance, "pointing", "tolerance")
 
 
 @register_metric("pointing", _check_tolerance)

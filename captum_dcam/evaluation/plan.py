@@ -6,23 +6,20 @@ it does not depend on (where the files lie, how many processes share the work, o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
+from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
-from captum_dcam.evaluation.jsonable import Record
+from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
-from captum_dcam.files import canonical, plain
+from captum_dcam.files import Record, canonical, digest, plain
 from captum_dcam.methods import Method, method
 from captum_dcam.model.trajectory import REGIMES, SCORES
 from captum_dcam.refine import Refinement, refinement
 
-#: maps that look at no model: the ceiling and two floors → their settings
-FLOORS: dict[str, Record] = {"oracle": {}, "random": {}, "center_blob": {"sigma": 0.25}}
 DTYPES = ("float32", "bfloat16", "float16")
 RefineLike = str | Mapping[str, Any] | Refinement
 
@@ -36,7 +33,8 @@ class Variant:
 
     Args:
         name (str): unique in a plan; how tables call it.
-        method (str, optional): a registered method, or one of :data:`FLOORS`. Default: the name
+        method (str, optional): a registered method, or one of
+            :data:`captum_dcam.evaluation.floors.FLOORS`. Default: the name
         settings (dict, optional): of the method. Default: the method's
         layer (int, optional): block. Default: the family's recommended one
         score (str, optional): ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
@@ -203,7 +201,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of :meth:`json`."""
-        return hashlib.sha256(self.json().encode()).hexdigest()
+        return digest(self.json())
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Plan:
@@ -281,15 +279,12 @@ def _method(name: str, settings: Mapping[str, Any]) -> Method:
 
 def _settings(name: str, given: Mapping[str, Any]) -> Record:
     """A method's or floor's settings, complete."""
-    if name not in FLOORS:
+    if name in FLOORS:
+        record = FLOORS.record({**given, "name": name})
+    else:
         record = _method(name, given).describe()
-        del record["name"]
-        return record
-    unknown = sorted(given.keys() - FLOORS[name].keys())
-    if unknown:
-        known = ", ".join(FLOORS[name]) or "none"
-        raise SettingError(f"{name!r} has no setting {', '.join(unknown)}; it has {known}")
-    return {**FLOORS[name], **given}
+    del record["name"]
+    return record
 
 
 def _whole(value: Any, least: int) -> bool:

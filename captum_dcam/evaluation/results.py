@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.store import Store
+from captum_dcam.files import Record
 
 
 def rows(store: Store | Iterable[Record]) -> Iterator[Record]:

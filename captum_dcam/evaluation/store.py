@@ -12,7 +12,6 @@ result always has its costs; what a killed process left half written is cut off 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -25,13 +24,25 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from captum_dcam.errors import StoreError
-from captum_dcam.evaluation.jsonable import Record, differences
-from captum_dcam.files import canonical, sync_folder, write, write_atomically
+from captum_dcam.files import (
+    Growing,
+    Record,
+    canonical,
+    digest,
+    shorten,
+    sync_folder,
+    write_atomically,
+    write_json,
+    write_text,
+    writing,
+)
 
 FORMAT, VERSION = "captum-dcam evaluation", 1
 HEADER = "plan.json"
 #: seconds to wait for another process that writes the header or merges
 PATIENCE = 120.0
+#: lists of a plan whose records are compared by their names
+NAMED = ("variants", "metrics")
 
 
 class Store:
@@ -49,7 +60,7 @@ class Store:
         self.start: int = header["images"]["start"]
         self.count: int = header["images"]["count"]
         made = {key: header[key] for key in ("plan", "facts", "images")}
-        self.digest = hashlib.sha256(canonical(made).encode()).hexdigest()[:16]
+        self.digest = digest(canonical(made))[:16]
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -76,24 +87,23 @@ class Store:
 
         Raises:
             StoreError: the folder holds another evaluation; says which settings differ.
-            OSError: it cannot be written; nothing is left half written.
+            FileError: it cannot be written; nothing is left half written.
         """
         folder = Path(folder)
-        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
         header = {
             "format": FORMAT,
             "version": VERSION,
             "plan": plan,
             "facts": facts,
-            "images": {"start": start, "count": len(ids), "digest": digest},
+            "images": {"start": start, "count": len(ids), "digest": digest("\n".join(ids))},
             "shards": shards,
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".store.lock", PATIENCE, f"{folder} is being written"):
             if not (folder / HEADER).exists():
                 _refuse_orphans(folder)
-                text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
-                write_atomically(folder / HEADER, [text.encode() + b"\n"])
+                write_json(folder / HEADER, header, sort_keys=True)
         store = cls.read(folder)
         store._refuse_other(header)
         return store
@@ -249,6 +259,30 @@ def _refuse_orphans(folder: Path) -> None:
         )
 
 
+def differences(there: Any, here: Any, path: str) -> Iterator[str]:
+    r"""What two JSON values do not have in common: ``"plan.seed is 0 there and 1 here"``.
+
+    Variants and metrics are compared by their names, in whatever order they stand.
+    """
+    if path.rsplit(".", 1)[-1] in NAMED and isinstance(there, list) and isinstance(here, list):
+        there, here = ({_name(one): one for one in side} for side in (there, here))
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted(there.keys() | here.keys()):
+            at = f"{path}.{key}"
+            if key not in there:
+                yield f"{at} is here only"
+            elif key not in here:
+                yield f"{at} is there only"
+            else:
+                yield from differences(there[key], here[key], at)
+    elif there != here:
+        yield f"{path} is {canonical(there)} there and {canonical(here)} here"
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return str(record.get("label") or record["name"])
+
+
 # Files of JSON lines that survive a killed process: read, cut, rewritten, written for good.
 
 
@@ -310,7 +344,7 @@ def cut(path: Path, indices: range, digest: str) -> list[Line]:
         return []
     lines, end = scan(path, indices, digest)
     if path.stat().st_size > end:
-        os.truncate(path, end)
+        shorten(path, end)
     return lines
 
 
@@ -330,11 +364,17 @@ def keep(path: Path, lines: list[Line], indices: set[int]) -> list[Line]:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float, what: str) -> Iterator[None]:
+    """A lock file, held inside; StoreError when another process keeps it."""
+    lock = FileLock(path, timeout=timeout)
+    with writing(path):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(f"{what} by another process for {timeout:g} s: try again") from error
     try:
-        with FileLock(path, timeout=timeout):
-            yield
-    except Timeout as error:
-        raise StoreError(f"{what} by another process for {timeout:g} s: try again") from error
+        yield
+    finally:
+        lock.release()
 
 
 # The writing end of one part of a store.
@@ -353,7 +393,7 @@ class Shard:
     def __init__(self, store: Store, number: int, retry: bool) -> None:
         self.store, self.number, self.retry = store, number, retry
         self.done: dict[int, bool] = {}
-        self._files: dict[str, int] = {}
+        self._files: dict[str, Growing] = {}
         name = f".shard-{number:05d}-of-{store.shards:05d}"
         self._lock = FileLock(store.folder / f"{name}.lock")
         self._owner = store.folder / f"{name}.owner"
@@ -364,20 +404,21 @@ class Shard:
         return self.store.indices(self.number)
 
     def __enter__(self) -> Shard:
+        with writing(self._owner):
+            try:
+                # The system lets go of the lock when its holder dies, however it dies.
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise StoreError(
+                    f"shard {self.number}/{self.store.shards} of {self.store.folder} is being "
+                    f"written by another process ({_owner(self._owner)}): wait for it, or end it "
+                    "first"
+                ) from error
         try:
-            # The system lets go of the lock when its holder dies, however it dies.
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"shard {self.number}/{self.store.shards} of {self.store.folder} is being written "
-                f"by another process ({_owner(self._owner)}): wait for it, or end it first"
-            ) from error
-        try:
-            self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            write_text(self._owner, f"process {os.getpid()} on {socket.gethostname()}")
             self._recover()
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
             for kind in (COSTS, RESULTS):
-                self._files[kind] = os.open(self.store.path(kind, self.number), flags, 0o644)
+                self._files[kind] = Growing(self.store.path(kind, self.number))
             sync_folder(self.store.folder)
         except BaseException:
             self._close()
@@ -397,22 +438,22 @@ class Shard:
 
         Raises:
             StoreError: the image is stored already, or belongs to another shard.
-            OSError: it cannot be written (a full disk): the store is as before the call.
+            FileError: it cannot be written (a full disk): the store is as before the call.
         """
         index = record["index"]
         if index in self.done or index not in self.indices:
             why = "is stored already" if index in self.done else f"is not in shard {self.number}"
             raise StoreError(f"image {record['id']} (index {index}) {why}")
         lines = {COSTS: cost, RESULTS: record}
-        before = {kind: os.fstat(self._files[kind]).st_size for kind in lines}
+        before = {kind: self._files[kind].size for kind in lines}
         try:
             for kind, content in lines.items():
                 text = canonical({**content, "plan": self.store.digest})
-                write(self._files[kind], text.encode() + b"\n")
+                self._files[kind].append(text.encode() + b"\n")
         except BaseException:
             for kind, size in before.items():
                 with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
-                    os.ftruncate(self._files[kind], size)
+                    self._files[kind].shorten(size)
             raise
         self.done[index] = "error" in record
 
@@ -430,7 +471,7 @@ class Shard:
 
     def _close(self) -> None:
         for file in self._files.values():
-            os.close(file)
+            file.close()
         self._files = {}
         self._owner.unlink(missing_ok=True)
         self._lock.release()

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_records
+from captum_dcam.files import Record
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.refine import paper_refinements
+from captum_dcam.registry import Registry
 
 
 def _stages(*stages: RefineLike) -> tuple[Record, ...]:
@@ -121,6 +121,10 @@ class Part:
     skips: bool = False
 
 
+#: name → the function that makes its parts for a setting
+SUITES: Registry[Callable[[Setting], list[Part]]] = Registry("suite", given=1)
+
+
 # -- objects: Diffusion-CAM's tables 1 to 3 and 6 to 11 --------------------------------------------
 
 
@@ -173,6 +177,7 @@ def layer_variants(setting: Setting) -> list[Variant]:
     return out + [Variant(f"llava_cam@{n}", "llava_cam", layer=n, score="final") for n in others]
 
 
+@SUITES.register("objects")
 def objects(setting: Setting) -> list[Part]:
     """Words with a mask, on their masks."""
     variants = [
@@ -190,6 +195,7 @@ def objects(setting: Setting) -> list[Part]:
 # -- feasibility: tables 4 and 5 -------------------------------------------------------------------
 
 
+@SUITES.register("feasibility")
 def feasibility(setting: Setting) -> list[Part]:
     """The paper preset at four shares of the steps, in every regime of the family."""
     variants = [Variant(f"at {share:g}", "diffusion_cam_paper", {"at": share}) for share in SHARES]
@@ -206,6 +212,7 @@ def feasibility(setting: Setting) -> list[Part]:
 # -- economy: table 12 -----------------------------------------------------------------------------
 
 
+@SUITES.register("economy")
 def economy(setting: Setting) -> list[Part]:
     """The same content in four wordings, forced; the visible answer is read, as the paper does."""
     variants = [
@@ -274,6 +281,7 @@ def plausibility_variants() -> list[Variant]:
     return [*tam, *rivals, *over, *arc]
 
 
+@SUITES.register("plausibility")
 def plausibility(setting: Setting) -> list[Part]:
     """Object words on their masks, function words on nothing (TAM Eq. 8 to 10)."""
     plan = setting.plan(
@@ -343,6 +351,7 @@ def _curves(baseline: str, label: str = "") -> Record:
     }
 
 
+@SUITES.register("faithfulness")
 def faithfulness(setting: Setting) -> list[Part]:
     """Deletion and insertion of every method; other baselines and infidelity for a few."""
     floors = FLOOR_VARIANTS
@@ -372,6 +381,7 @@ def faithfulness(setting: Setting) -> list[Part]:
     return parts
 
 
+@SUITES.register("sanity")
 def sanity(setting: Setting) -> list[Part]:
     """Weights drawn anew, answers shuffled, small noise, and another word's map, for every method.
 
@@ -392,21 +402,18 @@ def sanity(setting: Setting) -> list[Part]:
     return parts
 
 
-#: name → the parts of a suite
-SUITES: dict[str, tuple[Callable[[Setting], list[Part]], ...]] = {
-    "objects": (objects,),
-    "feasibility": (feasibility,),
-    "economy": (economy,),
-    "plausibility": (plausibility,),
-    "faithfulness": (faithfulness,),
-    "sanity": (sanity,),
-    "papers": (objects, economy, feasibility, plausibility),
-    "all": (objects, economy, feasibility, plausibility, faithfulness, sanity),
-}
+@SUITES.register("papers")
+def papers(setting: Setting) -> list[Part]:
+    """What the papers' tables show."""
+    return [p for make in (objects, economy, feasibility, plausibility) for p in make(setting)]
+
+
+@SUITES.register("all")
+def everything(setting: Setting) -> list[Part]:
+    """The papers' suites, and faithfulness and sanity of every method."""
+    return [p for make in (papers, faithfulness, sanity) for p in make(setting)]
 
 
 def suite(name: str, setting: Setting) -> list[Part]:
     """The parts of a suite; UnknownNameError with near names otherwise."""
-    if name not in SUITES:
-        raise UnknownNameError(f"unknown suite {name!r}{near(name, SUITES)}")
-    return [part for make in SUITES[name] for part in make(setting)]
+    return SUITES[name](setting)

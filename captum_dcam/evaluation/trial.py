@@ -16,8 +16,7 @@ from captum_dcam import maps
 from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
-from captum_dcam.evaluation.floors import floor_maps
-from captum_dcam.evaluation.jsonable import Record
+from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.words import (
@@ -26,7 +25,7 @@ from captum_dcam.evaluation.words import (
     read_answer,
     read_masks,
 )
-from captum_dcam.files import canonical
+from captum_dcam.files import Record, canonical
 from captum_dcam.methods import Budget, Problem
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
@@ -157,8 +156,7 @@ class Trial:
     # -- maps -----------------------------------------------------------------------------------
 
     def _floor(self, bound: Bound, variant: Variant) -> Found:
-        found, complete = floor_maps(
-            variant.method,
+        found, complete = FLOORS[variant.method](
             bound.words,
             bound.masks,
             bound.forward.request.layout,

@@ -69,7 +69,7 @@ def infidelity(
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     request = one_example(forward)
-    rows = flat_maps(forward, maps, targets)
+    rows = flat_maps(forward, maps, targets, "infidelity")
     owners = pixel_owners(Problem(forward, ()))[0]
     fill = pixel_fill(forward, baseline)
     removed = torch.stack([_square(request.layout.shapes, generator) for _ in range(samples)])
@@ -159,7 +159,7 @@ def sensitivity_max(
         picture = (given[0] if isinstance(given, tuple) else given)[:1]
         with torch.enable_grad():  # Captum's metrics run under no_grad
             maps = explain(with_pixels(forward, picture), words)
-        return (flat_maps(forward, maps, words).contiguous(),)
+        return (flat_maps(forward, maps, words, "sensitivity_max").contiguous(),)
 
     repeated = wide.expand(len(words), *pixels.shape[1:])
     found = metrics.sensitivity_max(

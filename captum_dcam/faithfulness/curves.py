@@ -196,7 +196,7 @@ def _curves(
     asked = list(fractions)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    values = flat_maps(forward, maps, targets)
+    values = flat_maps(forward, maps, targets, "deletion, insertion")
     groups = groups_of(one_example(forward).layout.shapes, patch)
     count = int(groups.max()) + 1
     sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)

@@ -15,6 +15,7 @@ from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.model.words import Target
+from captum_dcam.refine.checks import check_maps
 
 #: maps of targets: one (N, h, w) a grid
 Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
@@ -138,21 +139,20 @@ def read(
 
 
 def flat_maps(
-    forward: DenoisingForward, maps: Iterable[Tensor], targets: Sequence[Target]
+    forward: DenoisingForward, maps: Iterable[Tensor], targets: Sequence[Target], caller: str
 ) -> Tensor:
     """Maps (N, h, w), one a grid, as rows (N, tokens) float64 on the CPU; checked."""
     shapes = one_example(forward).layout.shapes
     given = tuple(maps)
+    for one in given:
+        check_maps(one, caller, non_negative=False)
     expected = [(len(targets), *shape) for shape in shapes]
     if [tuple(m.shape) for m in given] != expected:
         raise InputError(
             f"maps have shapes {[tuple(m.shape) for m in given]}: expected {expected}, one (N, h, "
             "w) for each grid of image tokens, N targets"
         )
-    rows = torch.cat([m.detach().cpu().double().flatten(1) for m in given], dim=1)
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError("maps hold values that are NaN or infinite: expected finite maps")
-    return rows
+    return torch.cat([m.detach().cpu().double().flatten(1) for m in given], dim=1)
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

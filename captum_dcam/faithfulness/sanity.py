@@ -260,9 +260,9 @@ def _drawn(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
 def _explained(
     forward: DenoisingForward, targets: tuple[Target, ...], explain: Explain
 ) -> tuple[Tensor, ...]:
-    maps = tuple(m.detach().cpu().double() for m in explain(forward, targets))
-    flat_maps(forward, maps, targets)  # checks them
-    return maps
+    maps = tuple(explain(forward, targets))
+    flat_maps(forward, maps, targets, "explain")  # checks them
+    return tuple(m.detach().cpu().double() for m in maps)
 
 
 def _flat(maps: Sequence[Tensor]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
+from captum_dcam.refine.checks import check_odd
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -55,8 +56,7 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
             "(..., H, W) with H and W of at least 1"
         )
-    if window < 1 or window % 2 == 0:
-        raise InputError(f"window is {window}: expected an odd number of at least 1")
+    check_odd(window, "structural_similarity", "window")
     shortest = min(first.shape[-2:])
     side = min(window, shortest - 1 + shortest % 2)
     leading = first.shape[:-2]

@@ -1,24 +1,5 @@
 r"""Every method on the same forward: ours, Captum's, pytorch-grad-cam's and the papers' rivals."""
 
-# Importing a module registers its methods.
-from captum_dcam.methods import (  # noqa: F401
-    attention,
-    captum_layers,
-    captum_occlusion,
-    captum_pixels,
-    diffusion_cam,
-    finer_cam,
-    grad_cam,
-    llava_cam,
-    logit_lens,
-    msea_arc,
-    noise_tunnel,
-    relevance,
-    score_cam,
-    surgery,
-    tam,
-    tam_over,
-)
 from captum_dcam.methods.base import (
     METHODS,
     Attribution,
@@ -32,6 +13,7 @@ from captum_dcam.methods.base import (
 )
 from captum_dcam.methods.meter import Budget, Cost, metered
 from captum_dcam.model.forward import single
+from captum_dcam.registry import import_modules
 
 __all__ = [
     "METHODS",
@@ -48,3 +30,5 @@ __all__ = [
     "register_method",
     "single",
 ]
+
+import_modules(__name__, __path__)

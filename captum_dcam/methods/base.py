@@ -10,21 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import (
-    BudgetExhaustedError,
-    InputError,
-    SettingError,
-    UnknownNameError,
-    near,
-)
+from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
+from captum_dcam.registry import Registry
 
 #: what ``Facts.needs`` may hold, and what each means
 NEEDS = {
@@ -204,51 +199,11 @@ class PerToken(Method):
         return Attribution(maps, done)
 
 
-#: method name → class
-METHODS: dict[str, type[Method]] = {}
-
-M = TypeVar("M", bound=type[Method])
-
-
-def register_method(name: str) -> Callable[[M], M]:
-    """Decorator above ``@dataclass(frozen=True)``: enter a method; refuses to overwrite."""
-
-    def enter(cls: M) -> M:
-        owner = METHODS.get(name, cls)
-        if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"method {name!r} belongs to {owner.__module__}.{owner.__qualname__} already: "
-                "choose another name"
-            )
-        cls.name = name
-        METHODS[name] = cls
-        return cls
-
-    return enter
-
-
-def method(name: str, **settings: Any) -> Method:
-    r"""A method by its name.
-
-    Args:
-        name (str): one of :func:`method_names`.
-        **settings: fields of its class; left out, they keep their defaults.
-
-    Raises:
-        UnknownNameError: no such method, with near names.
-        SettingError: a setting that it does not have, with those it has.
-    """
-    if name not in METHODS:
-        raise UnknownNameError(f"unknown method {name!r}{near(name, METHODS)}")
-    cls = METHODS[name]
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # dataclasses all
-    unknown = sorted(settings.keys() - set(known))
-    if unknown:
-        raise SettingError(
-            f"method {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
-    return cls(**settings)
+#: method name → class; ``@register_method("name")`` stands above ``@dataclass(frozen=True)``
+METHODS: Registry[type[Method]] = Registry("method")
+register_method = METHODS.register
+#: ``method("tam", eci=False)``: a method by its name, with fields of its class as settings
+method: Callable[..., Method] = METHODS.get
 
 
 def method_names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, InputError, UnknownNameError, near
+from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.methods.base import METHODS, Facts, Method, Problem, method, register_method
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import Lens, PerWord, context_of
@@ -151,8 +151,6 @@ class TamOver(PerWord):
     @property
     def inner(self) -> Method:
         """The base as a method."""
-        if self.base not in METHODS:
-            raise UnknownNameError(f"unknown method {self.base!r}{near(self.base, METHODS)}")
         cls = METHODS[self.base]
         if cls is TamOver or cls.facts.target_blind:
             why = "has one map for all words" if cls.facts.target_blind else "is this method"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.refine.checks import check_maps
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -18,45 +19,15 @@ def result_dtype(values: Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-def checked_maps(maps: Tensor) -> Tensor:
-    r"""Returns the maps, detached and in the working dtype.
-
-    Args:
-        maps (Tensor): (..., H, W), floating point, finite, non-negative; H and W at least 1.
-
-    Returns:
-        Tensor: the same values, (..., H, W), in :func:`working_dtype`.
+def checked_maps(maps: Tensor, caller: str, name: str = "maps") -> Tensor:
+    r"""Returns the maps (..., H, W), detached and in :func:`working_dtype`.
 
     Raises:
-        TypeError: not a tensor.
-        ValueError: another dtype, shape or value; the message says what to do.
+        TypeError, ValueError: as :func:`captum_dcam.refine.checks.check_maps`, which refinements
+            call as well: finite, non-negative floats, H and W at least 1.
     """
-    if not isinstance(maps, Tensor):
-        raise InputTypeError(
-            f"maps is a {type(maps).__name__}: expected a torch tensor (..., H, W)"
-        )
-    shape = tuple(maps.shape)
-    if not maps.is_floating_point():
-        raise InputError(f"maps of shape {shape} are {maps.dtype}: expected floats: maps.float()")
-    if maps.ndim < 2 or 0 in shape[-2:]:
-        raise InputError(
-            f"maps have shape {shape}: expected (..., H, W) with H and W of at least 1; "
-            f"a flat list of tokens becomes a map with maps.reshape(h, w)"
-        )
-    values = maps.detach().to(working_dtype(maps.device))
-    if not bool(torch.isfinite(values).all()):
-        count = int((~torch.isfinite(values)).sum())
-        raise InputError(
-            f"maps of shape {shape} hold {count} values that are NaN or infinite: expected finite "
-            f"maps; look for the step that made them (half precision overflows above 65504)"
-        )
-    if bool((values < 0).any()):
-        raise InputError(
-            f"maps of shape {shape} hold negative values, the lowest is {float(values.min()):.4g}: "
-            f"expected non-negative maps; take maps.relu() (evidence for the target only) or "
-            f"maps.abs() of a signed attribution first"
-        )
-    return values
+    check_maps(maps, caller, name=name)
+    return maps.detach().to(working_dtype(maps.device))
 
 
 def checked_masks(maps: Tensor, masks: Tensor) -> Tensor:

@@ -54,12 +54,13 @@ def obj_iou(maps: Tensor, masks: Tensor) -> Tensor:
         Tensor: (...), in [0, 1]; float32, or float64 for float64 maps.
 
     Raises:
+        TypeError: maps that are not of floats.
         ValueError: maps that are negative or non-finite; masks that are not boolean or do not fit.
 
     Source:
         Eq. 14.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "obj_iou")
     return _iou(values, checked_masks(values, masks)).to(result_dtype(maps))
 
 
@@ -86,7 +87,7 @@ def foreground_background_contrast(maps: Tensor, masks: Tensor, eps: float = _EP
     Source:
         Eq. 15.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "foreground_background_contrast"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
     return _contrast(_unit_peak(values), union, epsilon).to(result_dtype(maps))
 
@@ -114,7 +115,7 @@ def concentration(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Tensor:
     Source:
         Eq. 16.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "concentration"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
     return _concentration(_unit_peak(values), union, epsilon).to(result_dtype(maps))
 
@@ -174,7 +175,7 @@ def localization(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Localization
     Source:
         Eq. 14-17.
     """
-    values, epsilon = checked_maps(maps), _checked_eps(eps)
+    values, epsilon = checked_maps(maps, "localization"), _checked_eps(eps)
     classes = checked_masks(values, masks)
     scaled, union = _unit_peak(values), classes.any(-3)
     iou = _iou(values, classes)

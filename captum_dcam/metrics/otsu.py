@@ -31,12 +31,13 @@ def otsu_threshold(maps: Tensor) -> Tensor:
         Tensor: (...), in the units of the map; float32, or float64 for float64 maps.
 
     Raises:
-        ValueError: negative or non-finite values, or another dtype or shape.
+        TypeError: no tensor, or not of floats.
+        ValueError: negative or non-finite values, or another shape.
 
     Source:
         Section 3.3 ("obtained via Otsu thresholding") and 4.1; N. Otsu, 1979.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "otsu_threshold")
     _, cut = _levels_and_cut(values)
     low, high = values.amin((-2, -1)), values.amax((-2, -1))
     return (low + cut * (high - low)).to(result_dtype(maps))
@@ -54,12 +55,13 @@ def binarize_otsu(maps: Tensor) -> Tensor:
         Tensor: (..., H, W), bool.
 
     Raises:
-        ValueError: negative or non-finite values, or another dtype or shape.
+        TypeError: no tensor, or not of floats.
+        ValueError: negative or non-finite values, or another shape.
 
     Source:
         Section 3.3 and 4.1.
     """
-    return otsu_region(checked_maps(maps))
+    return otsu_region(checked_maps(maps, "binarize_otsu"))
 
 
 def otsu_region(values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def phrase_iou(maps: Tensor, masks: Tensor) -> Tensor:
     Source:
         TAM Eq. 8 and section 3.4.
     """
-    checked_maps(maps)
+    checked_maps(maps, "phrase_iou")
     if maps.ndim < 3 or maps.shape[-3] == 0:
         raise InputError(
             f"maps have shape {tuple(maps.shape)}: expected (..., K, H, W), one map for each of at "
@@ -79,7 +79,7 @@ def noun_threshold(maps: Tensor) -> Tensor:
     Source:
         TAM section 3.4.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "noun_threshold")
     if values.ndim != 3 or len(values) == 0:
         raise InputError(
             f"noun maps have shape {tuple(maps.shape)}: expected (n, H, W) with at least one noun; "
@@ -120,7 +120,8 @@ def function_iou(function_maps: Tensor, noun_maps: Tensor, scale: str = "image")
     """
     if scale not in SCALES:
         raise InputError(f"scale is {scale!r}: expected one of {SCALES}")
-    values, nouns = checked_maps(function_maps), checked_maps(noun_maps)
+    values = checked_maps(function_maps, "function_iou", "function_maps")
+    nouns = checked_maps(noun_maps, "function_iou", "noun_maps")
     if values.ndim != 3 or values.shape[-2:] != nouns.shape[-2:]:
         raise InputError(
             f"function maps have shape {tuple(function_maps.shape)} and noun maps "
@@ -149,7 +150,7 @@ def joint_min_max(maps: Tensor, text: Tensor | None = None) -> Tensor:
     Source:
         TAM Eq. 3.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "joint_min_max")
     pool = values.flatten(-2)
     if text is not None:
         if text.shape[:-1] != maps.shape[:-2] or not bool(torch.isfinite(text).all()):

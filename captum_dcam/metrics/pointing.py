@@ -36,7 +36,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0.0) -> Tensor
     """
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"tolerance is {tolerance}: expected a distance in pixels, at least 0")
-    values = checked_maps(maps)
+    values = checked_maps(maps, "pointing_game")
     union = _grown(checked_masks(values, masks).any(-3), float(tolerance))
     peak = values.amax((-2, -1), keepdim=True)
     tied = (values == peak) & (peak > 0)

@@ -43,7 +43,7 @@ def map_features(maps: Tensor) -> Tensor:
     Returns:
         Tensor: (..., 6), in the order of :data:`MAP_FEATURES`.
     """
-    values = checked_maps(maps)
+    values = checked_maps(maps, "map_features")
     peak = values.amax((-2, -1), keepdim=True)
     values = values / peak.masked_fill(peak == 0, 1)
     low = values.amin((-2, -1), keepdim=True)

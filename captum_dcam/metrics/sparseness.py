@@ -31,7 +31,7 @@ def gini_index(maps: Tensor) -> Tensor:
     Source:
         Hurley and Rickard, Comparing measures of sparsity, 2009, Eq. 6.
     """
-    values = _unit_peak(maps)
+    values = _unit_peak(maps, "gini_index")
     ranked, count = values.sort(-1).values, values.shape[-1]
     place = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     weighted = (ranked * ((count - place + 0.5) / count)).sum(-1)
@@ -56,7 +56,7 @@ def normalized_entropy(maps: Tensor) -> Tensor:
     Source:
         C. E. Shannon, 1948.
     """
-    values = _unit_peak(maps)
+    values = _unit_peak(maps, "normalized_entropy")
     total, count = values.sum(-1, keepdim=True), values.shape[-1]
     share = values / total.masked_fill(total == 0, 1)
     entropy = torch.special.entr(share).sum(-1) / math.log(max(count, 2))
@@ -78,7 +78,7 @@ def hoyer(maps: Tensor) -> Tensor:
     Source:
         P. O. Hoyer, Non-negative matrix factorization with sparseness constraints, 2004.
     """
-    values = _unit_peak(maps)
+    values = _unit_peak(maps, "hoyer")
     root = math.sqrt(values.shape[-1])
     length = values.square().sum(-1).sqrt()
     flat = (length == 0) | (values.shape[-1] == 1)
@@ -87,8 +87,8 @@ def hoyer(maps: Tensor) -> Tensor:
     return measure.clamp(0, 1).masked_fill(flat, 0).to(result_dtype(maps))
 
 
-def _unit_peak(maps: Tensor) -> Tensor:
+def _unit_peak(maps: Tensor, caller: str) -> Tensor:
     r"""Checked maps (..., N), each divided by its maximum; an all-zero map stays zero."""
-    values = checked_maps(maps).flatten(-2)
+    values = checked_maps(maps, caller).flatten(-2)
     peak = values.amax(-1, keepdim=True)
     return values / peak.masked_fill(peak == 0, 1)

@@ -7,7 +7,6 @@ a colour and shape, or more of it, that the scene does not hold. Both decoding r
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from captum_dcam.data.language import NUMBERS, plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
+from captum_dcam.files import write_json
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
 from captum_dcam.mini.processing import MiniProcessor
@@ -145,10 +145,7 @@ def main(
         cells = [f"{n} {v[kind]:6.1%}" if kind in v else "" for n, v in table.items()]
         typer.echo(f"{kind:28s} " + "  ".join(cells))
     if output is not None:
-        output.write_text(
-            json.dumps({"scenes": scenes, "full dtype": full_dtype, "rates": table}, indent=1)
-            + "\n"
-        )
+        write_json(output, {"scenes": scenes, "full dtype": full_dtype, "rates": table})
 
 
 if __name__ == "__main__":

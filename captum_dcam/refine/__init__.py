@@ -12,7 +12,15 @@ without randomness; they never change their input.
 
 from captum_dcam.refine.adaptive_median import AdaptiveMedian, adaptive_median_filter
 from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
-from captum_dcam.refine.base import NamedRefinement, RefineContext, Refinement, needs_of
+from captum_dcam.refine.base import (
+    NamedRefinement,
+    RefineContext,
+    Refinement,
+    needs_of,
+    refinement,
+    register_refinement,
+    registered_refinements,
+)
 from captum_dcam.refine.cba import CBA, CBA_WEIGHTS, contextual_background_attenuation
 from captum_dcam.refine.compose import Compose, paper_refinements
 from captum_dcam.refine.dacg import (
@@ -31,12 +39,8 @@ from captum_dcam.refine.filters import (
     rank_gaussian_filter,
 )
 from captum_dcam.refine.normalise import MinMax, min_max
-from captum_dcam.refine.registry import (
-    refinement,
-    register_refinement,
-    registered_refinements,
-)
 from captum_dcam.refine.sicd import SICD, sicd_gate, single_instance_causal_debiasing
+from captum_dcam.registry import import_modules
 
 __all__ = [
     "AKD",
@@ -73,3 +77,5 @@ __all__ = [
     "sicd_gate",
     "single_instance_causal_debiasing",
 ]
+
+import_modules(__name__, __path__)

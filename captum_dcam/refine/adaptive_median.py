@@ -6,11 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.refine._checks import check_maps, check_odd
 from captum_dcam.refine._maps import to_working
 from captum_dcam.refine._windows import over_sorted_windows
-from captum_dcam.refine.base import NamedRefinement, RefineContext
-from captum_dcam.refine.registry import register_refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps, check_odd
 
 
 def adaptive_median_filter(maps: Tensor, max_size: int = 7) -> Tensor:

@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine._checks import (
+from captum_dcam.refine._maps import mean_std, to_working
+from captum_dcam.refine._windows import over_sorted_windows, rank_gaussian_weighted
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement, required
+from captum_dcam.refine.checks import (
     check_count,
     check_image_size,
     check_maps,
     check_number,
     check_odd,
 )
-from captum_dcam.refine._maps import mean_std, to_working
-from captum_dcam.refine._windows import over_sorted_windows, rank_gaussian_weighted
-from captum_dcam.refine.base import NamedRefinement, RefineContext, required
-from captum_dcam.refine.registry import register_refinement
 
 # The three factors of Eq. 5, which the paper only names, as the reference code has them.
 STEPS_AT_ONE, STEP_LIMIT = 16, 2.0

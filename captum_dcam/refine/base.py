@@ -8,13 +8,15 @@ denoising steps, how large the image, which maps the repeated words have) comes 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine._checks import check_count, check_image_size, check_maps
+from captum_dcam.refine.checks import check_count, check_image_size, check_maps
+from captum_dcam.registry import Registry
 
 _Value = TypeVar("_Value")
 
@@ -75,7 +77,7 @@ class Refinement(Protocol):
 class NamedRefinement(ABC):
     r"""Base of the registered dataclasses: their record is their name and their fields.
 
-    ``@register_refinement`` gives the class its name. A class that reads nothing of its context,
+    :func:`register_refinement` gives the class its name. A class that reads nothing of its context,
     or only a part, says so in ``needs``: the maps of repeated words cost passes of the model.
     """
 
@@ -93,6 +95,14 @@ class NamedRefinement(ABC):
             value = getattr(self, field.name)
             record[field.name] = list(value) if isinstance(value, tuple) else value
         return record
+
+
+#: name → class; ``@register_refinement("name")`` stands above ``@dataclass(frozen=True)``
+REFINEMENTS: Registry[type[NamedRefinement]] = Registry("refinement")
+register_refinement = REFINEMENTS.register
+registered_refinements = REFINEMENTS.names
+#: ``refinement("rank_gaussian", kernel_size=5)``; ``refinement(**other.describe())`` equals other
+refinement: Callable[..., NamedRefinement] = REFINEMENTS.get
 
 
 def required(value: _Value | None, caller: str, name: str) -> _Value:

@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.refine._checks import check_maps, check_number, check_numbers
 from captum_dcam.refine._maps import peak, percentile, sort_last, to_working
-from captum_dcam.refine.base import NamedRefinement, RefineContext
-from captum_dcam.refine.registry import register_refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps, check_number, check_numbers
 
 CBA_WEIGHTS = (0.15, 0.15, 0.2, 0.015)
 r"""Eq. 9: weights of median (non-zero), 0.60 quantile (all), mean (non-zero) and maximum."""

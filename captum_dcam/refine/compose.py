@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from captum_dcam.errors import InputTypeError
-from captum_dcam.refine._checks import check_maps
 from captum_dcam.refine.akd import AKD
 from captum_dcam.refine.base import RefineContext, Refinement, needs_of
 from captum_dcam.refine.cba import CBA
+from captum_dcam.refine.checks import check_maps
 from captum_dcam.refine.dacg import DACG
 from captum_dcam.refine.normalise import MinMax
 from captum_dcam.refine.sicd import SICD

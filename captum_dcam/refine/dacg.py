@@ -7,12 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.refine._checks import check_maps, check_number, check_numbers, check_odd
 from captum_dcam.refine._maps import mean_std, percentile, sort_last, to_working
 from captum_dcam.refine._windows import gaussian_blurred
-from captum_dcam.refine.base import NamedRefinement, RefineContext
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps, check_number, check_numbers, check_odd
 from captum_dcam.refine.filters import MIN_SIGMA
-from captum_dcam.refine.registry import register_refinement
 
 DACG_BRANCHES = ("high_var", "high_mean", "low_mean", "default")
 r"""The names of the branches; :func:`dacg_branch` returns indices into this tuple."""

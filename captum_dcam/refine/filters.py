@@ -9,15 +9,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from captum_dcam.refine._checks import check_maps, check_number, check_odd
 from captum_dcam.refine._maps import to_working
 from captum_dcam.refine._windows import (
     gaussian_blurred,
     over_sorted_windows,
     rank_gaussian_weighted,
 )
-from captum_dcam.refine.base import NamedRefinement, RefineContext
-from captum_dcam.refine.registry import register_refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps, check_number, check_odd
 
 # Below this a Gaussian weighs the neighbours with exp(-5000): it is no blur in any precision.
 MIN_SIGMA = 0.01

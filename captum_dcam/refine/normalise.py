@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.refine._checks import check_maps
 from captum_dcam.refine._maps import peak, to_working
-from captum_dcam.refine.base import NamedRefinement, RefineContext
-from captum_dcam.refine.registry import register_refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps
 
 # A range of so many units of rounding is none.
 ROUNDING_UNITS = 16

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine._checks import check_maps, check_number
 from captum_dcam.refine._maps import mean_std, peak, skewness, to_working
-from captum_dcam.refine.base import NamedRefinement, RefineContext
-from captum_dcam.refine.registry import register_refinement
+from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.checks import check_maps, check_number
 
 OutlierForm = Literal["mask", "excess"]
 

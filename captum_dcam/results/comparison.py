@@ -3,7 +3,7 @@ r"""The result of a comparison: maps of the same words by several methods, and w
 from __future__ import annotations
 
 import csv
-import math
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, OccupiedError, UnknownNameError, near
+from captum_dcam.errors import ExplanationError, UnknownNameError, near
 from captum_dcam.files import (
     FILES,
     check_files,
     new_folder,
     read_manifest,
     read_tensors,
-    replaceable,
-    unknown_files,
+    without_nan,
     write_manifest,
+    write_tensors,
+    write_text,
 )
 from captum_dcam.methods import Cost
 from captum_dcam.metrics import LocalizationScores
@@ -157,8 +157,8 @@ class Comparison:
         ``comparison.csv`` (:meth:`records`), ``maps.safetensors``, ``image-0.png``, …
 
         Raises:
-            FileExistsError: the folder exists and is not an earlier comparison.
-            OSError: it cannot be written; nothing is left behind.
+            OccupiedError: the folder exists and is not an earlier comparison.
+            FileError: it cannot be written; nothing is left behind.
         """
 
         return save_comparison(self, folder)
@@ -174,18 +174,6 @@ class Comparison:
 
 
 TABLE, TENSORS = "comparison.csv", "maps.safetensors"
-
-
-def check_folder(folder: str | Path) -> None:
-    """FileExistsError unless the folder is free, empty, or holds an earlier comparison alone."""
-    folder = Path(folder)
-    if not folder.exists() or replaceable(folder, "comparison"):
-        return
-    strange = unknown_files(folder, "comparison") if folder.is_dir() else []
-    found = f" (it holds {strange[0]})" if strange else ""
-    raise OccupiedError(
-        f"{folder} exists and is not an earlier comparison{found}: choose another folder"
-    )
 
 
 def save_comparison(
@@ -205,19 +193,18 @@ def save_comparison(
         pictures (dict, optional): more files, for example ``{"panel.png": panel}``. Default: none
 
     Raises:
-        FileExistsError: the folder exists and is not an earlier comparison.
-        OSError: it cannot be written; nothing is left behind.
+        OccupiedError: the folder exists and is not an earlier comparison.
+        FileError: it cannot be written; nothing is left behind.
     """
-    check_folder(folder)
-    with new_folder(folder) as new:
+    with new_folder(folder, "comparison") as new:
         for name, picture in (pictures or {}).items():
             picture.save(new / name)
         for i, image in enumerate(comparison.images):
             to_rgb(image).save(new / f"image-{i}.png")
-        save_file(_tensors(comparison), new / TENSORS)
-        write_table(comparison, new / TABLE)
-        content = {
-            **document(comparison),
+        write_tensors(new / TENSORS, _tensors(comparison))
+        content = document(comparison)
+        write_text(new / TABLE, _table(content["records"]))
+        content |= {
             **layout_record(comparison.layout),
             "tokens": {"pieces": comparison.tokens.pieces, "prompt": comparison.tokens.prompt},
             "images": len(comparison.images),
@@ -257,29 +244,18 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "settings": comparison.settings,
         "versions": comparison.versions,
     }
-    return plain(content)
+    found: dict[str, Any] = without_nan(content)
+    return found
 
 
-def plain(value: Any) -> Any:
-    """The same in strict JSON's terms: NaN and infinities become None, tuples lists."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_table(comparison: Comparison, path: str | Path) -> Path:
-    """The records as CSV in UTF-8, empty where there is no figure."""
-    records = plain(comparison.records())
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
-        if records:
-            writer = csv.DictWriter(file, list(records[0]))
-            writer.writeheader()
-            writer.writerows(records)
-    return Path(path)
+def _table(records: list[dict[str, Any]]) -> str:
+    """Records as CSV, empty where there is no figure."""
+    out = io.StringIO(newline="")
+    if records:
+        writer = csv.DictWriter(out, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return out.getvalue()
 
 
 def _tensors(comparison: Comparison) -> dict[str, Tensor]:
@@ -296,8 +272,7 @@ def _tensors(comparison: Comparison) -> dict[str, Tensor]:
         for n, own in enumerate(row.scores or ()):
             if own is not None:
                 out[f"row.{r}.scores.{n}"] = torch.stack([getattr(own, m) for m in METRICS])
-    # A copy each: safetensors refuses tensors that share memory.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in out.items()}
+    return out
 
 
 def load_comparison(folder: str | Path) -> Comparison:

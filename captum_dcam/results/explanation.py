@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, OccupiedError, TargetError
+from captum_dcam.errors import ExplanationError, TargetError
 from captum_dcam.files import (
     check_files,
     new_folder,
     read_manifest,
     read_tensors,
-    replaceable,
     write_manifest,
+    write_tensors,
 )
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.prompts import to_rgb
@@ -119,24 +118,20 @@ class Explanation:
         ``image-0.png``, …
 
         Raises:
-            FileExistsError: the folder exists and is not an earlier explanation.
-            OSError: it cannot be written; nothing is left behind.
+            OccupiedError: the folder exists and is not an earlier explanation.
+            FileError: it cannot be written; nothing is left behind.
         """
         folder = Path(folder)
-        if folder.exists() and not replaceable(folder):
-            raise OccupiedError(
-                f"{folder} exists and is not a saved explanation: choose another folder"
-            )
         with new_folder(folder) as new:
-            self._write(new)
+            write_tensors(new / "tensors.safetensors", self._tensors())
+            for i, image in enumerate(self.images):
+                to_rgb(image).save(new / f"image-{i}.png")
+            write_manifest(new, self._manifest())
         return folder
 
-    def _write(self, folder: Path) -> None:
-        save_file(self._tensors(), folder / "tensors.safetensors")
-        for i, image in enumerate(self.images):
-            to_rgb(image).save(folder / f"image-{i}.png")
+    def _manifest(self) -> dict[str, Any]:
         t = self.trajectory
-        content = {
+        return {
             "prompt": self.prompt,
             "answer": self.answer,
             "targets": [asdict(x) for x in self.targets],
@@ -152,7 +147,6 @@ class Explanation:
                 "states": len(t.states),
             },
         }
-        write_manifest(folder, content)
 
     def _tensors(self) -> dict[str, Tensor]:
         t = self.trajectory
@@ -163,8 +157,7 @@ class Explanation:
             out["final_step"] = t.final_step
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
-        out |= layout_tensors(self.layout)
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in out.items()}
+        return out | layout_tensors(self.layout)
 
     @classmethod
     def load(cls, folder: str | Path) -> Explanation:

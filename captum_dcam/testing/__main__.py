@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from captum_dcam.files import write_text
 from captum_dcam.model.hub import check_device
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.feasibility import feasibility
@@ -76,7 +77,7 @@ def main(
     if store is not None:
         every = merge_rows(store, rows)
         if into is not None:
-            into.write_text(document(into.read_text(encoding="utf-8"), every), encoding="utf-8")
+            write_text(into, document(into.read_text(encoding="utf-8"), every))
     raise typer.Exit(0 if all(row.passed for row in rows) else 1)
 
 

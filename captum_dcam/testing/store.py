@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from captum_dcam.errors import InputError
+from captum_dcam.files import write_json
 from captum_dcam.testing.report import Outcome, Row, markdown
 
 #: what stands around the table in a document
@@ -27,8 +28,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
     name."""
     merged = {(r.name, r.code): r for r in (*read_rows(path), *rows)}
     ordered = [merged[key] for key in sorted(merged)]
-    text = json.dumps([asdict(r) for r in ordered], indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, [asdict(r) for r in ordered])
     return ordered
 
 

@@ -2,23 +2,22 @@ r"""Output folders: pictures to look at, and the data; all of it or nothing."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from captum_dcam.errors import ForbiddenError, NoFolderError, OccupiedError
-from captum_dcam.files import new_folder
-from captum_dcam.results.comparison import Comparison, check_folder, save_comparison
+from captum_dcam.files import check_folder, new_folder
+from captum_dcam.results.comparison import Comparison, save_comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
 
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
-_OURS = re.compile(r"word-\d+-.*\.png|sheet\.png|explanation")
+#: names of the pictures beside the data
+_BESIDE = r"word-\d+-.*\.png|sheet\.png"
 #: longer side in pixels of the pictures of single words: at least, at most
 SMALLEST, LARGEST = 480, 1600
 
@@ -35,33 +34,12 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
         Path: absolute, links followed.
 
     Raises:
-        FileExistsError: it exists and is not an earlier output.
-        OSError: it cannot be written.
+        OccupiedError: it exists and is not an earlier output.
+        NoFolderError, ForbiddenError: it cannot be written.
     """
     folder = Path(folder).resolve()
-    if kind == "comparison":
-        check_folder(folder)
-    elif folder.exists():
-        _check_ours(folder)
-    parent = next(p for p in folder.parents if p.exists())
-    if not parent.is_dir():
-        raise NoFolderError(f"{parent} is not a folder: choose another output folder")
-    for place in (parent, folder):
-        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise ForbiddenError(f"{place} is not writable: choose another output folder")
+    check_folder(folder, kind, _BESIDE if kind == DATA else None)
     return folder
-
-
-def _check_ours(folder: Path) -> None:
-    if not folder.is_dir():
-        raise OccupiedError(f"{folder} exists and is not a folder: choose another output")
-    names = sorted(p.name for p in folder.iterdir())
-    strange = [name for name in names if not _OURS.fullmatch(name)]
-    if strange or (names and not (folder / DATA / "manifest.json").is_file()):
-        found = f" (it holds {strange[0]})" if strange else ""
-        raise OccupiedError(
-            f"{folder} exists and is not an earlier output{found}: choose another folder"
-        )
 
 
 def word_file(number: int, word: str, image: int | None = None) -> str:
@@ -101,11 +79,11 @@ def write_folder(
         progress (callable, optional): is told every file's name before it is written.
 
     Raises:
-        FileExistsError, OSError: as :func:`prepare_folder`; nothing is left behind.
+        FileError: as :func:`prepare_folder`, or it cannot be written; nothing is left behind.
     """
     folder = prepare_folder(folder)
     say = progress if progress is not None else _silent
-    with new_folder(folder) as new:
+    with new_folder(folder, DATA, _BESIDE) as new:
         for number, image, name in word_files(explanation):
             say(name)
             size = _shown_size(explanation.images[image])
@@ -131,7 +109,7 @@ def write_comparison(
             :func:`captum_dcam.viewer.comparison_panel`.
 
     Raises:
-        FileExistsError, OSError: as :func:`prepare_folder`; nothing is left behind.
+        FileError: as :func:`prepare_folder`, or it cannot be written; nothing is left behind.
     """
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import to_rgb
+from captum_dcam.refine.checks import check_maps
 from captum_dcam.results.explanation import Explanation
 
 #: default colour map: perceptually uniform, its brightest colour for the highest value
@@ -102,11 +103,7 @@ def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
             f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
             "picture's height and width; explanation.pixel_maps() gives maps of that size"
         )
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise InputError(
-            f"map holds values from {values.min()} to {values.max()}: expected finite, "
-            "non-negative ones"
-        )
+    check_maps(torch.from_numpy(values), "overlay", name="map_pixels")
     return values
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from captum_dcam.comparing import compare_bound
 from captum_dcam.errors import ExplanationError
+from captum_dcam.files import without_nan
 from captum_dcam.methods import Budget, method
-from captum_dcam.results.comparison import METRICS, Comparison, document, plain, save_comparison
+from captum_dcam.results.comparison import METRICS, Comparison, document, save_comparison
 
 FILES = ["comparison.csv", "comparison.json", "image-0.png", "maps.safetensors"]
 
@@ -103,7 +104,7 @@ def test_json_is_strict_and_complete(comparison, tmp_path):
     assert content["methods"][0]["means"]["f3"] == pytest.approx(comparison.rows[0].mean("f3"))
     assert [w["text"] for w in content["words"]] == list(comparison.words)
     assert content["settings"]["score"] == "commit" and "torch" in content["versions"]
-    assert plain({"a": (float("inf"), 1, "x")}) == {"a": [None, 1, "x"]}
+    assert without_nan({"a": (float("inf"), 1, "x")}) == {"a": [None, 1, "x"]}
 
 
 def test_table_has_a_line_a_method_and_word(comparison, tmp_path):

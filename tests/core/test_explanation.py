@@ -123,7 +123,7 @@ def test_a_folder_of_somebody_else_is_not_touched(explanation, tmp_path):
     explanation.save(tmp_path / "notes")
     (tmp_path / "notes" / "notes.txt").write_text("what I saw")
     for name in ("mine", "file", "alien", "notes"):
-        with pytest.raises(FileExistsError, match="not a saved explanation"):
+        with pytest.raises(FileExistsError, match="not an earlier explanation"):
             explanation.save(tmp_path / name)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "alien" / "manifest.json").is_file()

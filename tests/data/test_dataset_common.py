@@ -59,13 +59,15 @@ def test_registry():
     assert dataset_names() == ("coco", "folder", "grandf", "openpsg", "scenes", "tam")
     with pytest.raises(UnknownNameError, match="did you mean 'grandf'"):
         dataset("grandff", "x")
-    with pytest.raises(TypeError, match=r"'coco' has no option 'splitt'; it has split, ids, limit"):
+    with pytest.raises(
+        TypeError, match=r"data set 'coco' has no setting 'splitt'; it has root, split, ids, limit"
+    ):
         dataset("coco", "x", splitt="val2014")
     with pytest.raises(TypeError, match="needs root"):
         dataset("coco")
     with pytest.raises(TypeError, match="takes no root"):
         dataset("scenes", "x")
-    with pytest.raises(ValueError, match=r"'coco' belongs to captum_dcam\.data\.coco"):
+    with pytest.raises(ValueError, match=r"'coco' belongs to captum_dcam\.data\.coco.*already"):
         register_dataset("coco")(test_registry)
     assert register_dataset("coco")(DATASETS["coco"]) is DATASETS["coco"]
 

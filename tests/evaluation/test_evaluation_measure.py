@@ -261,7 +261,7 @@ def test_a_metric_of_ones_own():
         with pytest.raises(ValueError, match="belongs to"):
             register_metric("brightness")(lambda case: Scores({}))
     finally:
-        METRICS.pop("brightness", None)
+        METRICS.remove("brightness")
 
 
 def test_a_word_whose_mask_is_empty_is_not_scored(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from captum_dcam.errors import UnknownNameError
 from captum_dcam.evaluation import Plan, Variant
-from captum_dcam.evaluation.jsonable import differences
+from captum_dcam.evaluation.store import differences
 from captum_dcam.files import canonical
 from captum_dcam.methods import method
 from captum_dcam.refine import AKD, Compose, MinMax, paper_refinements
@@ -69,7 +69,11 @@ def test_variants_that_share_a_run_are_grouped():
         ({"variants": ("tam", "tam")}, ValueError, "'tam' is in the plan twice"),
         ({"variants": ({"name": "tam", "layr": 1},)}, UnknownNameError, "did you mean"),
         ({"variants": ({"name": "tam", "settings": {"k": 1}},)}, TypeError, "no setting 'k'"),
-        ({"variants": ({"name": "random", "settings": {"k": 1}},)}, TypeError, "no setting k"),
+        (
+            {"variants": ({"name": "random", "settings": {"k": 1}},)},
+            TypeError,
+            "floor 'random' has no setting 'k'; it has none",
+        ),
         ({"variants": ({"name": "tam", "score": "comit"},)}, UnknownNameError, "'commit'"),
         ({"variants": ({"name": "tam", "layer": "1"},)}, ValueError, "expected an integer"),
         ({"variants": ({"name": "tam", "passes": 0},)}, ValueError, "at least 1"),

@@ -49,4 +49,4 @@ def registered(name, **facts):
     try:
         yield Made
     finally:
-        del METHODS[name]
+        METHODS.remove(name)

@@ -177,7 +177,7 @@ class Registered:
         return register_method(self.name)(self.cls)
 
     def __exit__(self, *_):
-        del METHODS[self.name]
+        METHODS.remove(self.name)
 
 
 def test_one_call_of_the_base_holds_every_token_once():

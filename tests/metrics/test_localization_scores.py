@@ -227,7 +227,7 @@ def test_the_call_that_the_error_suggests_works():
     "metric", [obj_iou, foreground_background_contrast, concentration, localization]
 )
 def test_map_errors_teach(metric):
-    with pytest.raises(ValueError, match=r"lowest is -1.*relu"):
+    with pytest.raises(ValueError, match=r"negative values down to -1.*relu"):
         metric(torch.tensor([[-1.0, 1.0]]), torch.tensor([[True, False]]))
     with pytest.raises(TypeError, match="as_tensor"):
         metric(torch.ones(1, 2), np.ones((1, 2), dtype=bool))

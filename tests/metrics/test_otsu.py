@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.filters import threshold_otsu
 
-from captum_dcam.metrics import OTSU_BINS, binarize_otsu, otsu_threshold
+from captum_dcam.metrics import OTSU_BINS, binarize_otsu, gini_index, otsu_threshold
+from captum_dcam.refine import min_max, rank_gaussian_filter
 
 FLOATS = st.floats(0, 1e6, width=32, allow_subnormal=False)
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=7)
@@ -122,19 +123,25 @@ def test_leaves_no_graph():
 @pytest.mark.parametrize(
     ("maps", "says"),
     [
-        (torch.tensor([[-0.25, 1.0]]), r"lowest is -0.25.*relu"),
-        (torch.tensor([[float("nan"), 1.0]]), "1 values that are NaN"),
+        (torch.tensor([[-0.25, 1.0]]), r"negative values down to -0.25.*relu"),
+        (torch.tensor([[float("nan"), 1.0]]), "holds 1 NaN or infinite values"),
         (torch.tensor([[float("inf"), 1.0]]), "NaN or infinite"),
-        (torch.ones(2, 2, dtype=torch.int64), r"maps\.float\(\)"),
-        (torch.ones(4), r"shape \(4,\).*reshape"),
-        (torch.ones(2, 0, 3), r"at least 1"),
+        (torch.ones(4), r"shape \(4,\).*view\(H, W\)"),
+        (torch.ones(2, 0, 3), r"expected H >= 1 and W >= 1"),
     ],
 )
 def test_errors_teach(maps, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^otsu_threshold: `maps` .*{says}"):
         otsu_threshold(maps)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^binarize_otsu: `maps` .*{says}"):
         binarize_otsu(maps)
+
+
+def test_integer_maps_are_a_type_error_as_in_refinements():
+    maps = torch.ones(2, 2, dtype=torch.int64)
+    for function in (otsu_threshold, binarize_otsu, gini_index, min_max, rank_gaussian_filter):
+        with pytest.raises(TypeError, match=r"`maps` has dtype torch\.int64.*maps\.float\(\)"):
+            function(maps)
 
 
 def test_an_array_is_a_type_error():

@@ -8,7 +8,7 @@ import torch
 from refine.shared import CONTEXT, random_maps
 
 from captum_dcam import refine as R
-from captum_dcam.refine import registry
+from captum_dcam.refine.base import REFINEMENTS
 
 NAMES = (
     "adaptive_median",
@@ -105,10 +105,13 @@ def test_each_sicd_setting_matters():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("akdd", r"called 'akdd'; did you mean 'akd'\? Known: adaptive_median, akd, cba"),
+        (
+            "akdd",
+            r"^unknown refinement 'akdd'; did you mean 'akd'\? Known: adaptive_median, akd, cba",
+        ),
         ("AKD", r"did you mean 'akd'"),
         ("rank_gausian", r"did you mean 'rank_gaussian'"),
-        ("zzzz", r"called 'zzzz'; Known: adaptive_median, .*@register_refinement\('zzzz'\)"),
+        ("zzzz", r"^unknown refinement 'zzzz'. Known: adaptive_median, akd, .*, sicd$"),
     ],
 )
 def test_unknown_names(name, message):
@@ -123,9 +126,13 @@ def test_unknown_settings():
         R.refinement("min_max", x=3)
 
 
-def test_own_refinements_join_and_names_are_not_taken_twice(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+@pytest.fixture
+def removed():
+    yield
+    REFINEMENTS.remove("double")
 
+
+def test_own_refinements_join_and_names_are_not_taken_twice(removed):
     def define():
         @R.register_refinement("double")
         @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def test_own_refinements_join_and_names_are_not_taken_twice(monkeypatch):
         "stages": [{"name": "double", "by": 2.0}],
     }
     with pytest.raises(
-        ValueError, match=r"'double' already belongs to .*Double, so Triple was not"
+        ValueError, match=r"'double' belongs to .*Double already, so .*Triple was not"
     ):
 
         @R.register_refinement("double")

@@ -7,16 +7,9 @@ A table reads the parts that it needs from folders under the results' folder, as
 part measures.
 """
 
-# Being imported enters tables in the registry.
-from captum_dcam.evaluation.tables import (  # noqa: F401
-    cost,
-    faithful,
-    objects,
-    plausible,
-    reliable,
-    steps,
-    summary,
-)
 from captum_dcam.evaluation.tables.registry import TABLES, Results, register_table, table
+from captum_dcam.registry import import_modules
 
 __all__ = ["TABLES", "Results", "register_table", "table"]
+
+import_modules(__name__, __path__)

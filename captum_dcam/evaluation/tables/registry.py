@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from captum_dcam.errors import InputError, StoreError, UnknownNameError, near
+from captum_dcam.errors import StoreError
 from captum_dcam.evaluation.frame import Frame, Values
 from captum_dcam.evaluation.published import published, source
 from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.table import Cell, Column, Figure, Table, with_published
 from captum_dcam.metrics import CONTRAST_CAP, f3_score
+from captum_dcam.registry import Registry
 
 
 @dataclass
@@ -44,20 +45,8 @@ class Results:
 
 
 #: name → the function that makes it from results
-TABLES: dict[str, Callable[[Results], Table]] = {}
-
-
-def register_table(
-    name: str,
-) -> Callable[[Callable[[Results], Table]], Callable[[Results], Table]]:
-    """Decorator: enter a table; refuses to overwrite another."""
-
-    def enter(function: Callable[[Results], Table]) -> Callable[[Results], Table]:
-        if TABLES.setdefault(name, function) is not function:
-            raise InputError(f"table {name!r} is registered already: choose another name")
-        return function
-
-    return enter
+TABLES: Registry[Callable[[Results], Table]] = Registry("table", given=1)
+register_table = TABLES.register
 
 
 def table(name: str, results: Results | str | Path) -> Table:
@@ -67,8 +56,6 @@ def table(name: str, results: Results | str | Path) -> Table:
         UnknownNameError: no such table, with near names.
         StoreError: a part that it needs was not measured; says how to.
     """
-    if name not in TABLES:
-        raise UnknownNameError(f"unknown table {name!r}{near(name, TABLES)}")
     return TABLES[name](results if isinstance(results, Results) else Results(Path(results)))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 from captum_dcam.evaluation.frame import Frame
-from captum_dcam.evaluation.jsonable import Record
 from captum_dcam.evaluation.suites import SHARES, WORDINGS
 from captum_dcam.evaluation.table import Cell, Column, Table
 from captum_dcam.evaluation.tables.registry import (
@@ -18,6 +17,7 @@ from captum_dcam.evaluation.tables.registry import (
     settings_note,
     source_note,
 )
+from captum_dcam.files import Record
 from captum_dcam.model.trajectory import REGIMES
 
 

@@ -1,4 +1,4 @@
-r"""The one place where a refinement's arguments are validated.
+r"""The one place where maps, and a refinement's settings, are validated; metrics call it as well.
 
 Every message carries what was given, what is expected, and the next step.
 """

@@ -1,0 +1,324 @@
+"""What a user adds: a module of their own under a decorator, and no other file."""
+
+import doctest
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import tiny
+import torch
+
+import captum_dcam.registry
+from captum_dcam import compare_bound, explain_bound
+from captum_dcam.data import DATASETS, dataset
+from captum_dcam.data import __path__ as data_path
+from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError
+from captum_dcam.evaluation import METRICS, Plan, evaluate
+from captum_dcam.evaluation.answers import ANSWERS
+from captum_dcam.evaluation.floors import FLOORS
+from captum_dcam.evaluation.suites import SUITES
+from captum_dcam.evaluation.tables import TABLES
+from captum_dcam.evaluation.tables import __path__ as tables_path
+from captum_dcam.methods import METHODS, method, method_names
+from captum_dcam.methods import __path__ as methods_path
+from captum_dcam.refine import RefineContext, refinement, registered_refinements
+from captum_dcam.refine import __path__ as refine_path
+from captum_dcam.refine.base import REFINEMENTS
+from captum_dcam.registry import Registry, import_modules
+
+
+class Addition(NamedTuple):
+    """A kind of thing that users add: where it is entered, under which name, and its module."""
+
+    registry: Registry
+    name: str
+    source: str
+
+
+ADDITIONS = {
+    "method": Addition(
+        METHODS,
+        "edges",
+        '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from captum_dcam.methods import Facts, PerToken, register_method
+
+
+@register_method("edges")
+@dataclass(frozen=True)
+class Edges(PerToken):
+    """The gradient of the pixels, one number a token."""
+
+    power: float = 1.0
+    facts: ClassVar[Facts] = Facts("Edges", "gradient", "this test", "1 + 1 back", ("gradients",))
+
+    def token(self, problem, position, token):
+        pixels = problem.pixels.detach().requires_grad_()
+        problem.forward(pixels, *problem.arguments(position))[0, position, token].backward()
+        (h, w), = problem.shapes
+        rows = pixels.grad.abs().flatten().reshape(h * w, -1).mean(1)
+        return (rows.reshape(h, w) ** self.power,)
+''',
+    ),
+    "refinement": Addition(
+        REFINEMENTS,
+        "power",
+        '''
+from dataclasses import dataclass
+
+from captum_dcam.refine import NamedRefinement, register_refinement
+
+
+@register_refinement("power")
+@dataclass(frozen=True)
+class Power(NamedRefinement):
+    """The map to a power."""
+
+    exponent: float = 2.0
+
+    def __call__(self, maps, context=None):
+        return maps**self.exponent
+''',
+    ),
+    "metric": Addition(
+        METRICS,
+        "coverage",
+        '''
+from captum_dcam.evaluation import Scores, register_metric
+
+
+def check(threshold):
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}: expected a share")
+
+
+@register_metric("coverage", check)
+def coverage(case, threshold=0.5):
+    """How much of the picture lies above a share of the map's peak."""
+    at = case.where("object")
+    maps = case.pixels[at]
+    above = maps > threshold * maps.amax((1, 2), keepdim=True)
+    return Scores(case.columns(at, coverage=above.double().mean((1, 2))))
+''',
+    ),
+    "data set": Addition(
+        DATASETS,
+        "shelf",
+        '''
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captum_dcam.data import BaseDataset, ObjectMask, Sample, register_dataset
+from captum_dcam.data.common import Ledger
+
+
+class Shelf(BaseDataset):
+    """Pictures NAME.png; the left half is a NAME."""
+
+    name = "shelf"
+
+    def __init__(self, root, prompt):
+        self.root, self.prompt = Path(root), prompt
+        super().__init__(sorted(p.stem for p in self.root.glob("*.png")), Ledger("raise"), {})
+
+    def _sample(self, image_id):
+        path = self.root / f"{image_id}.png"
+        with Image.open(path) as picture:
+            width, height = picture.size
+        mask = np.arange(width)[None].repeat(height, 0) < width // 2
+        return Sample(
+            image_id=image_id,
+            path=path,
+            height=height,
+            width=width,
+            captions=[f"a red {image_id} ."],
+            prompt=self.prompt,
+            objects=(ObjectMask(image_id, (image_id,), partial(np.copy, mask)),),
+        )
+
+
+@register_dataset("shelf")
+def open_shelf(root, *, prompt="describe the image ."):
+    return Shelf(root, prompt)
+''',
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory):
+    """All additions, entered by importing them, and taken out again."""
+    folder = tmp_path_factory.mktemp("mine")
+    before = {kind: one.registry.names() for kind, one in ADDITIONS.items()}
+    modules: dict[str, ModuleType] = {}
+    sys.path.insert(0, str(folder))
+    try:
+        for kind, one in ADDITIONS.items():
+            name = f"my_{kind.replace(' ', '_')}"
+            (folder / f"{name}.py").write_text(one.source)
+            modules[kind] = importlib.import_module(name)
+            assert one.name not in before[kind] and one.name in one.registry
+        yield modules
+    finally:
+        sys.path.remove(str(folder))
+        for module in modules.values():
+            del sys.modules[module.__name__]
+        for kind, one in ADDITIONS.items():
+            if one.name in one.registry:
+                one.registry.remove(one.name)
+            assert one.registry.names() == before[kind]
+
+
+@pytest.fixture
+def shelf(tmp_path) -> Path:
+    """The user's own pictures."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for number, name in enumerate(("circle", "square")):
+        tiny.picture(number).save(root / f"{name}.png")
+    return root
+
+
+def test_a_method_of_ones_own(added):
+    assert "edges" in method_names()
+    forward = tiny.bound("prefix")
+    found = compare_bound(forward, [0, 3], ["edges", method("edges", power=2.0)], errors="raise")
+    one, two = (found.row(name).maps[0] for name in ("edges", "edges#2"))
+    assert bool(one.any()) and torch.allclose(one**2, two)
+    assert isinstance(method("edges"), added["method"].Edges)
+    with pytest.raises(SettingError, match="method 'edges' has no setting 'pover'; it has power"):
+        method("edges", pover=2.0)
+
+
+def test_a_refinement_of_ones_own(added):
+    assert "power" in registered_refinements()
+    forward = tiny.bound("prefix")
+    plain = explain_bound(forward, [0, 3], refinements=[])
+    found = explain_bound(forward, [0, 3], refinements=[refinement("power", exponent=3)])
+    assert torch.allclose(found.maps[0], plain.maps[0] ** 3)
+    assert found.settings["refinements"]["stages"] == [{"name": "power", "exponent": 3}]
+    assert refinement("power")(plain.maps[0], RefineContext()).shape == plain.maps[0].shape
+
+
+def test_a_data_set_of_ones_own(added, shelf):
+    data = dataset("shelf", shelf)
+    assert data.ids == ("circle", "square") and data.describe()["name"] == "shelf"
+    assert data.sample("circle").masks()["circle"].mean() == 0.5
+    with pytest.raises(SettingError, match="data set 'shelf' needs root"):
+        dataset("shelf")
+    with pytest.raises(UnknownNameError, match="did you mean 'shelf'"):
+        dataset("shelve", shelf)
+
+
+def test_all_of_them_in_one_evaluation(added, shelf, tmp_path):
+    plan = Plan(
+        (
+            {"name": "edges", "refinements": ["power"]},
+            {"name": "flat", "method": "edges", "settings": {"power": 0.0}},
+        ),
+        dataset="shelf",
+        metrics=("localization", {"name": "coverage", "threshold": 0.25}),
+        answer="caption",
+        generation={"gen_length": 4},
+        limit=1,
+    )
+    evaluate(plan, tmp_path / "out", root=shelf, adapter=tiny.adapter("prefix"))
+    (record,) = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert record["id"] == "circle" and [w["text"] for w in record["words"]][-1] == "circle"
+    own, flat = (record["variants"][n]["scores"]["coverage"][-1] for n in ("edges", "flat"))
+    assert 0 < own < 1 and flat == 1
+    with pytest.raises(ValueError, match="threshold is 2: expected a share"):
+        Plan(("edges",), metrics=({"name": "coverage", "threshold": 2},))
+
+
+# -- the registry ----------------------------------------------------------------------------------
+
+REGISTRIES = (METHODS, REFINEMENTS, METRICS, DATASETS, SUITES, TABLES, ANSWERS, FLOORS)
+
+
+def test_the_example_in_the_docstring_runs():
+    found = doctest.testmod(captum_dcam.registry)
+    assert found.attempted and not found.failed
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+def test_every_kind_says_the_same_thing_in_the_same_words(registry):
+    name = registry.names()[0]
+    wrong = f"{name}x".upper()
+    with pytest.raises(UnknownNameError) as caught:
+        registry[wrong]
+    known = ", ".join(registry.names())
+    expected = rf"unknown {registry.kind} '{wrong}'; did you mean '{name}'"
+    assert str(caught.value).startswith(expected) and str(caught.value).endswith(f"Known: {known}")
+    assert isinstance(caught.value, KeyError) and isinstance(caught.value, ValueError)
+    with pytest.raises(SettingError, match=f"^{registry.kind} '{name}' has no setting 'zzz'; it"):
+        registry.check(name, {"zzz": 1})
+    with pytest.raises(RegistrationError, match=f"^{registry.kind} '{name}' belongs to .* already"):
+        registry.register(name)(test_every_kind_says_the_same_thing_in_the_same_words)
+    assert registry.register(name)(registry[name]) is registry[name]
+
+
+def test_a_check_goes_with_its_entry():
+    made: Registry = Registry("thing", given=1)
+
+    def refuse(size):
+        if size < 1:
+            raise ValueError(f"size is {size}")
+
+    def thing(case, size=1):
+        return case, size
+
+    made.register("thing", refuse)(thing)
+    assert made.record("thing") == {"name": "thing", "size": 1}
+    with pytest.raises(ValueError, match="size is 0"):
+        made.record({"name": "thing", "size": 0})
+    made.register("thing")(thing)  # the cell again, without its check
+    assert made.record({"name": "thing", "size": 0})["size"] == 0
+    made.remove("thing")
+
+    @made.register("open")
+    def open_thing(case, size, **more):
+        return case, size, more
+
+    assert made.record({"name": "open", "size": 2, "any": 3}) == {
+        "name": "open",
+        "size": 2,
+        "any": 3,
+    }
+    with pytest.raises(SettingError, match="thing 'open' needs 'size'"):
+        made.record("open")
+    made.remove("open")
+    assert len(made) == 0 and "thing" not in made
+
+
+def test_a_file_that_is_dropped_into_a_folder_is_imported(tmp_path, monkeypatch):
+    package = tmp_path / "dropped"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for name in ("first", "second"):
+        (package / f"{name}.py").write_text(f"HERE = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_modules("dropped", [str(package)])
+    for name in ("first", "second"):
+        assert sys.modules.pop(f"dropped.{name}").HERE == name
+    del sys.modules["dropped"]
+
+
+@pytest.mark.parametrize("path", [methods_path, refine_path, data_path, tables_path], ids=str)
+def test_the_library_imports_every_module_of_its_own_folders(path):
+    (folder,) = path
+    modules = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if _file(m)}
+    assert modules >= {p.resolve() for p in Path(folder).glob("*.py")}
+
+
+def _file(module) -> bool:
+    return bool(getattr(module, "__file__", None))
