@@ -26,6 +26,7 @@ from captum_dcam.refine import (
     paper_refinements,
     register_refinement,
 )
+from captum_dcam.refine.base import REFINEMENTS
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +60,19 @@ class Seen:
         return {"name": "seen"}
 
 
-@register_refinement("probe")
 @dataclasses.dataclass(frozen=True)
 class Probe(NamedRefinement):
     """Gives maps back as they are."""
 
     def __call__(self, maps, context=None):
         return maps
+
+
+@pytest.fixture
+def probe():
+    register_refinement("probe")(Probe)
+    yield
+    REFINEMENTS.remove("probe")
 
 
 # -- 1: what a stage needs is found at any depth --------------------------------------------------
@@ -190,7 +197,7 @@ def _calibrate(forward, _folder):
 
 
 @pytest.mark.parametrize("way", (_explain, _attribute, _method, _compare, _trial, _calibrate))
-def test_all_refine_by_one_function(forward, tmp_path, monkeypatch, way):
+def test_all_refine_by_one_function(forward, probe, tmp_path, monkeypatch, way):
     """A refinement is called from :func:`captum_dcam.maps.refine_words` and from nowhere else."""
     inside, calls, original = [], [], maps.refine_words
 

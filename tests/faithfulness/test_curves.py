@@ -268,7 +268,7 @@ def test_wrong_maps_targets_and_families(monkeypatch):
     with pytest.raises(ValueError, match="at least one word"):
         deletion(forward, (), [torch.zeros(0, 8, 8)])
     both = tiny.bound("prefix", batch=2)
-    with pytest.raises(ValueError, match=r"methods\.single"):
+    with pytest.raises(ValueError, match=r"model\.forward\.single"):
         deletion(both, words(both), maps(both))
     from captum_dcam.model.adapter import Adapter
 
