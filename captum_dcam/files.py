@@ -16,11 +16,37 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError
+from captum_dcam.errors import (
+    DcamError,
+    ExplanationError,
+    FileError,
+    ForbiddenError,
+    MissingFileError,
+)
 
 VERSION = 1
 #: what is saved → the file that holds its manifest
 FILES = {"explanation": "manifest.json", "comparison": "comparison.json"}
+
+
+@contextmanager
+def file_errors(path: str | Path) -> Iterator[None]:
+    r"""What the operating system says of a file or folder of the user's, as a FileError naming it.
+
+    Args:
+        path (path): named where the system names nothing.
+
+    Raises:
+        MissingFileError, ForbiddenError, FileError: for every OSError that is none of ours.
+    """
+    try:
+        yield
+    except DcamError:
+        raise
+    except OSError as error:
+        kinds = {FileNotFoundError: MissingFileError, PermissionError: ForbiddenError}
+        text = f"{error.filename or path}: {error.strerror or error}"
+        raise kinds.get(type(error), FileError)(text) from error
 
 
 @contextmanager
@@ -30,15 +56,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     The earlier folder comes back if it cannot be replaced.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = work / "new"
-        new.mkdir()
-        yield new
-        _swap(new, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with file_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            new = work / "new"
+            new.mkdir()
+            yield new
+            _swap(new, folder, work / "old")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
@@ -138,19 +165,20 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file all at once or not at all; the caller holds the lock that guards it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     new = path.with_name(f".{path.name}.new")
-    try:
-        file = os.open(new, flags, 0o644)
+    with file_errors(path):
         try:
-            for chunk in chunks:
-                write(file, chunk, sync=False)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+            file = os.open(new, flags, 0o644)
+            try:
+                for chunk in chunks:
+                    write(file, chunk, sync=False)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write(file: int, data: bytes, sync: bool = True) -> None:

@@ -17,6 +17,7 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
+from captum_dcam.files import file_errors, write_atomically
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -46,8 +47,6 @@ def write_preset(
         PresetError: see :func:`check_writable`.
         OSError: it cannot be written; what was there is still there.
     """
-    from captum_dcam.files import write_atomically  # readers need no evaluation
-
     file = Path(file)
     check_writable(file)
     record = {
@@ -62,7 +61,8 @@ def write_preset(
     }
     record["digest"] = _digest(record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with file_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, [text.encode()])
 
 
@@ -74,7 +74,8 @@ def check_writable(file: Path) -> None:
         raise PresetError(f"{file} is a folder: give a file in it, such as {file / 'preset.json'}")
     if file.exists():
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            with file_errors(file):
+                record = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             record = None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -92,7 +93,8 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise MissingFileError(f"no preset file {file}: captum-dcam calibrate -o {file} writes one")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        with file_errors(file):
+            record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

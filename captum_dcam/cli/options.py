@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import update_wrapper
 from glob import iglob
 from importlib import import_module
@@ -61,11 +61,11 @@ class Names:
     closed: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
 
-    def kept(self) -> tuple[str, ...]:
-        """What ``home`` has now."""
+    def kept(self) -> Any:
+        """What ``home`` has now: the registry, or a tuple."""
         module, _, attribute = self.home.partition(":")
         found = getattr(import_module(module), attribute)
-        return tuple(found() if callable(found) else found)
+        return found() if callable(found) else found
 
     def all(self) -> tuple[str, ...]:
         """Every name, and what stands for several."""
@@ -100,8 +100,6 @@ class Settled(Names):
 
     def complete(self, incomplete: str) -> list[str]:
         """The list so far with every name or setting that may stand at its end."""
-        from captum_dcam.cli.parsing import settings_of
-
         before, comma, last = incomplete.rpartition(",")
         name, colon, begun = last.partition(":")
         if colon:
@@ -109,8 +107,19 @@ class Settled(Names):
         else:
             start, begun, known = f"{before}{comma}", last, list(self.all())
             name = before.rpartition(":")[0].rpartition(",")[2]  # whose settings came last
-        known += [f"{setting}=" for setting in settings_of(self.home, name)]
+        known += [f"{setting}=" for setting in self._settings(name)]
         return [start + one for one in known if one.startswith(begun)]
+
+    def _settings(self, name: str) -> list[str]:
+        """A method's fields, or a metric's arguments but the case."""
+        entry = dict(self.kept().items()).get(name)
+        if entry is None:
+            return []
+        return (
+            [f.name for f in fields(entry)]
+            if is_dataclass(entry)
+            else list(inspect.signature(entry).parameters)[1:]
+        )
 
 
 NAMES = {
@@ -396,9 +405,10 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _own_first(options: type) -> list[str]:
-    """Names of fields, class after class, each with the class that first had it."""
-    classes = [inspect.get_annotations(c) for c in options.__mro__]
-    return [n for at, c in enumerate(classes) for n in c if not any(n in b for b in classes[at + 1 :])]
+    """Names of fields: those that no other command has, then those that several share."""
+    names = [f.name for f in fields(options)]
+    shared = {f.name for base in options.__bases__ if is_dataclass(base) for f in fields(base)}
+    return sorted(names, key=lambda name: name in shared)
 
 
 def _panel(hint: Any) -> int:

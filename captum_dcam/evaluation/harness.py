@@ -90,7 +90,7 @@ def evaluate(
     Raises:
         StoreError: the folder belongs to another plan, or another process writes this shard.
         EvaluationError: an image failed and ``on_error`` is ``raise``, or all of the first few did.
-        OSError: the store cannot be written (a full disk); what is stored stays, run again.
+        FileError: the store cannot be written (a full disk); what is stored stays, run again.
     """
     if on_error not in POLICIES:
         raise InputError(f"on_error is {on_error!r}: expected one of {', '.join(POLICIES)}")

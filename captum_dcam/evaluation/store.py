@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from captum_dcam.errors import StoreError
 from captum_dcam.evaluation.jsonable import Record, differences
-from captum_dcam.files import canonical, sync_folder, write, write_atomically
+from captum_dcam.files import canonical, file_errors, sync_folder, write, write_atomically
 
 FORMAT, VERSION = "captum-dcam evaluation", 1
 HEADER = "plan.json"
@@ -88,7 +88,8 @@ class Store:
             "images": {"start": start, "count": len(ids), "digest": digest},
             "shards": shards,
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        with file_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".store.lock", PATIENCE, f"{folder} is being written"):
             if not (folder / HEADER).exists():
                 _refuse_orphans(folder)
@@ -105,7 +106,8 @@ class Store:
         if not path.is_file():
             raise StoreError(f"{folder} holds no evaluation: it has no {HEADER}")
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            with file_errors(path):
+                header = json.loads(path.read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
                 raise StoreError(f"{path} is not the header of an evaluation")
             if header["version"] > VERSION:
@@ -270,7 +272,7 @@ def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
     lines: list[Line] = []
     seen: set[int] = set()
     end, broken = 0, None
-    with path.open("rb") as file:
+    with file_errors(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if broken is not None:
                 raise StoreError(f"{path}, line {broken} is damaged: remove the line and run again")
@@ -330,11 +332,12 @@ def keep(path: Path, lines: list[Line], indices: set[int]) -> list[Line]:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float, what: str) -> Iterator[None]:
-    try:
-        with FileLock(path, timeout=timeout):
-            yield
-    except Timeout as error:
-        raise StoreError(f"{what} by another process for {timeout:g} s: try again") from error
+    with file_errors(path.parent):
+        try:
+            with FileLock(path, timeout=timeout):
+                yield
+        except Timeout as error:
+            raise StoreError(f"{what} by another process for {timeout:g} s: try again") from error
 
 
 # The writing end of one part of a store.
@@ -364,6 +367,11 @@ class Shard:
         return self.store.indices(self.number)
 
     def __enter__(self) -> Shard:
+        with file_errors(self.store.folder):
+            self._open()
+        return self
+
+    def _open(self) -> None:
         try:
             # The system lets go of the lock when its holder dies, however it dies.
             self._lock.acquire(timeout=0)
@@ -382,7 +390,6 @@ class Shard:
         except BaseException:
             self._close()
             raise
-        return self
 
     def __exit__(
         self,
@@ -397,7 +404,7 @@ class Shard:
 
         Raises:
             StoreError: the image is stored already, or belongs to another shard.
-            OSError: it cannot be written (a full disk): the store is as before the call.
+            FileError: it cannot be written (a full disk): the store is as before the call.
         """
         index = record["index"]
         if index in self.done or index not in self.indices:
@@ -408,7 +415,8 @@ class Shard:
         try:
             for kind, content in lines.items():
                 text = canonical({**content, "plan": self.store.digest})
-                write(self._files[kind], text.encode() + b"\n")
+                with file_errors(self.store.path(kind, self.number)):
+                    write(self._files[kind], text.encode() + b"\n")
         except BaseException:
             for kind, size in before.items():
                 with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
