@@ -145,6 +145,40 @@ def test_a_plan_or_preset_that_may_not_be_read_is_one_line(run, monkeypatch, tmp
         assert run(*arguments) == (2, "", f"Error: {file}: Permission denied\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "locked/p.png"],
+        ["explain", "-o", "locked/out"],
+        ["compare", *SHORT, "-o", "locked/out"],
+        ["explain", "--preset", "locked/p.json"],
+        ["evaluate", "-M", "tam", "-o", "locked/out"],
+        ["evaluate", "-M", "oracle", "-d", "folder", "--root", "locked/data", "-p", "?"],
+        ["table", "comparison", "-r", "locked/results"],
+        ["calibrate", "-o", "locked/p.json"],
+        ["calibrate", "--images", "locked/pictures", "-p", "?"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_may_not_be_looked_into_is_one_line(arguments, run, monkeypatch, tmp_path):
+    from pathlib import Path
+
+    def locked(real):
+        def stat(path, *args, **kwargs):
+            if "locked/" in str(path):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *args, **kwargs)
+
+        return stat
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("exists", "is_file", "is_dir"):
+        monkeypatch.setattr(Path, name, locked(getattr(Path, name)))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and err.startswith("Error: ") and err.count("\n") == 1, err
+    assert "locked" in err and "Permission denied" in err
+
+
 def test_a_folder_under_a_file_is_one_line(run, tmp_path):
     from evaluation import made_results
 

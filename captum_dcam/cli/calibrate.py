@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.console import Console
+from rich.text import Text
+
 from captum_dcam.cli.options import (
     DECODE,
     DEVICE,
@@ -32,8 +35,6 @@ from captum_dcam.cli.printing import (
 from captum_dcam.errors import CalibrationError, MissingFileError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from captum_dcam.calibration import Calibration, Collection, Gain
     from captum_dcam.model.adapter import Adapter
 
@@ -45,8 +46,7 @@ class Options(Data):
     """The options of ``captum-dcam calibrate``."""
 
     images: Annotated[
-        Path | None,
-        option(WHAT, "A folder of pictures without masks, instead of a data set."),
+        Path | None, option(WHAT, "A folder of pictures without masks, instead of a data set.")
     ] = None
     labels: Annotated[
         bool,
@@ -57,9 +57,7 @@ class Options(Data):
         ),
     ] = False
     words: Annotated[
-        str,
-        option(WHAT, "Without labels: 'nouns' or 'all' words.", names="words"),
-        NAMES["words"],
+        str, option(WHAT, "Without labels: 'nouns' or 'all' words.", names="words"), NAMES["words"]
     ] = "nouns"
     check_start: Annotated[
         int | None,
@@ -70,9 +68,9 @@ class Options(Data):
             min=0,
         ),
     ] = None
-    check_limit: Annotated[
-        int | None, option(WHAT, "So many of these.", default="all", min=1)
-    ] = None  # fmt: skip
+    check_limit: Annotated[int | None, option(WHAT, "So many of these.", default="all", min=1)] = (
+        None
+    )
     preset: Annotated[str, preset_option("To start from")] = "default"
     seed: Annotated[int, option(DECODE, "Of sampling, cross-validation and intervals.")] = 0
     device: Annotated[str, DEVICE] = "cpu"
@@ -151,13 +149,7 @@ class _Picture:
 
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
-    from captum_dcam.calibration import (
-        collect,
-        compare,
-        fit_labelled,
-        fit_unlabelled,
-        values_of,
-    )
+    from captum_dcam.calibration import collect, compare, fit_labelled, fit_unlabelled, values_of
     from captum_dcam.evaluation.progress import Live
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
@@ -200,9 +192,12 @@ def run(options: Options) -> Calibrated:
 def _opened(options: Options) -> Any:
     """The data set, or a folder of pictures."""
     from captum_dcam.data import dataset
+    from captum_dcam.files import file_errors
 
     if options.images is None:
-        return dataset(options.dataset, options.root, **setting_pairs("--data", options.data))
+        settings = setting_pairs("--data", options.data)
+        with file_errors(options.root or options.dataset):
+            return dataset(options.dataset, options.root, **settings)
     if options.labels or options.checks:
         raise CalibrationError(
             "--images are pictures without masks: --labels and --check-start need a data set "
@@ -212,7 +207,8 @@ def _opened(options: Options) -> Any:
         raise CalibrationError("--images brings its own files: leave out --root and --data")
     if options.prompt is None:
         raise CalibrationError("--images have no prompt: give one with --prompt")
-    return Pictures(options.images)
+    with file_errors(options.images):
+        return Pictures(options.images)
 
 
 def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
@@ -306,8 +302,6 @@ def _threads(count: int) -> Iterator[None]:
 
 def print_calibration(done: Calibrated) -> None:
     """The thresholds that changed, routing ratios, scores, and what they are worth."""
-    from rich.text import Text
-
     from captum_dcam.calibration import PARAMETERS
 
     console, found = output_console(120), done.calibration
@@ -367,8 +361,6 @@ def _print_routing(
 
 def _print_scores(console: Console, gains: Mapping[str, Gain]) -> None:
     """Before and after on each set of words, and whether the gain is beyond chance."""
-    from rich.text import Text
-
     if not gains:
         return
     heads = ("Images", "Words", "Obj-IoU", "Contrast", "Conc.", "F3", "Gain in F3 (95 %)")

@@ -3,9 +3,11 @@ r"""``captum-dcam compare``: its options, what it does, and what it prints."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.text import Text
 
 from captum_dcam.cli.options import (
     DECODE,
@@ -69,9 +71,9 @@ class Options(Answer):
             default="quick",
         ),
     ] = None
-    list_methods: Annotated[
-        bool, option(None, "List all methods and stop.", "--list-methods")
-    ] = False  # fmt: skip
+    list_methods: Annotated[bool, option(None, "List all methods and stop.", "--list-methods")] = (
+        False
+    )
     score: Annotated[str | None, score_option("commit"), NAMES["scores"]] = None
     refine: Annotated[list[str] | None, refine_option("none")] = None
     budget_passes: Annotated[
@@ -82,9 +84,9 @@ class Options(Answer):
             default="none",
         ),
     ] = None
-    budget_seconds: Annotated[
-        float | None, option(HOW, "The same in seconds.", default="none")
-    ] = None  # fmt: skip
+    budget_seconds: Annotated[float | None, option(HOW, "The same in seconds.", default="none")] = (
+        None
+    )
     seed: Annotated[int, option(DECODE, "Of sampling and of methods that draw.")] = 0
     output: Annotated[
         Path,
@@ -118,7 +120,8 @@ def compare(options: Options) -> None:
     captum-dcam compare photo.jpg -w nouns -M all --budget-seconds 60
     """
     if options.list_methods:
-        _show_methods(options.json)
+        found = list_methods()
+        print_json(found, default=str) if options.json else print_methods(found)
         return
     with others_on_stderr():
         result = run(options)
@@ -198,8 +201,6 @@ def _check_some_worked(comparison: Comparison) -> None:
 
 def print_comparison(compared: Compared) -> None:
     """Prompt, answer, a line a method, why some failed, and where the files are."""
-    from rich.text import Text
-
     from captum_dcam.results.comparison import METRICS
     from captum_dcam.viewer.folder import PANEL
 
@@ -285,53 +286,26 @@ def document(compared: Compared) -> dict[str, Any]:
 
 def list_methods() -> list[dict[str, Any]]:
     """One record a method, in the order of the table."""
-    from captum_dcam.methods import method_names
+    from captum_dcam.methods import METHODS, method_names
+    from captum_dcam.results.comparison import plain
 
-    return [_method(name) for name in method_names()]
-
-
-def _method(name: str) -> dict[str, Any]:
-    from captum_dcam.methods import METHODS
-
-    cls = METHODS[name]
-    facts = cls.facts
-    return {
-        "name": name,
-        "label": facts.label,
-        "group": facts.group,
-        "source": facts.source,
-        "passes": facts.passes,
-        "needs": list(facts.needs),
-        "maps": ["image", "text"] if facts.text else ["image"],
-        "target_blind": facts.target_blind,
-        "stochastic": facts.stochastic,
-        "expensive": facts.expensive,
-        "runs_on": list(facts.runs_on),
-        "settings": {f.name: _default(f) for f in fields(cls)},  # type: ignore[arg-type]
-    }
+    out = []
+    for name in method_names():
+        facts = {"name": name, **asdict(METHODS[name].facts)}
+        facts["maps"] = ["image", "text"] if facts.pop("text") else ["image"]
+        settings = fields(METHODS[name])  # type: ignore[arg-type]  # dataclasses all
+        out.append({**facts, "settings": {f.name: _default(f) for f in settings}})
+    return plain(out)
 
 
 def _default(field: Field[Any]) -> Any:
-    """A setting's default as JSON knows it."""
-    value = field.default
-    if value is MISSING:
-        value = None if field.default_factory is MISSING else field.default_factory()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _show_methods(as_json: bool) -> None:
-    from captum_dcam.results.comparison import plain
-
-    if as_json:
-        print_json(plain(list_methods()), default=str)
-    else:
-        print_methods(list_methods())
+    if field.default is not MISSING:
+        return field.default
+    return None if field.default_factory is MISSING else field.default_factory()
 
 
 def print_methods(records: Sequence[dict[str, Any]]) -> None:
     """A line a method, group after group."""
-    from rich.text import Text
-
     console, group = output_console(160), ""
     heads = ("Name", "Method", "Passes", "Needs", "Maps", "Runs on", "Source")
     table = table_of(*heads, whole=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from captum_dcam.cli.options import (
     DECODE,
@@ -64,8 +65,7 @@ class Options(Data):
         NAMES["suites"],
     ] = None
     plan: Annotated[
-        Path | None,
-        option(WHAT, "A plan as JSON; a store's plan.json will do: the same again."),
+        Path | None, option(WHAT, "A plan as JSON; a store's plan.json will do: the same again.")
     ] = None
     methods: Annotated[
         list[str] | None,
@@ -75,7 +75,7 @@ class Options(Data):
             "--methods",
             "-M",
             metavar="NAMES",
-            names="methods",
+            names="variants",
         ),
     ] = None
     metrics: Annotated[
@@ -146,12 +146,11 @@ class Options(Data):
     ] = "raise"
     retry: Annotated[bool, option(RUN, "Measure failed images again.", "--retry")] = False
     output: Annotated[
-        Path,
-        output_option("Folder of the results; a run that was stopped goes on there."),
+        Path, output_option("Folder of the results; a run that was stopped goes on there.")
     ] = Path("results")
     list_: Annotated[
         bool, option(None, "List suites, data sets and metrics, and stop.", "--list")
-    ] = False  # fmt: skip
+    ] = False
 
 
 @command
@@ -168,7 +167,7 @@ def evaluate(options: Options) -> None:
     with others_on_stderr():
         done = run(options, _say_part)
     if options.json:
-        print_json([document(one) for one in done])
+        print_json([document(one) for one in done], default=str)
     else:
         print_summaries(done)
 
@@ -215,11 +214,7 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
 
 
 def _measured(
-    part: Part,
-    options: Options,
-    shard: tuple[int, int],
-    adapters: Loaded,
-    stop: Callable[[], bool],
+    part: Part, options: Options, shard: tuple[int, int], adapters: Loaded, stop: Callable[[], bool]
 ) -> Evaluated:
     from captum_dcam.evaluation import Live, evaluate
 
@@ -372,8 +367,6 @@ def _say_part(name: str) -> None:
 
 def print_summaries(done: Sequence[Evaluated]) -> None:
     """A line a part, problems of the data, and what to do next."""
-    from rich.text import Text
-
     from captum_dcam.evaluation.tables import table
 
     console = output_console(120)
@@ -406,25 +399,11 @@ def print_summaries(done: Sequence[Evaluated]) -> None:
 
 def document(one: Evaluated) -> dict[str, Any]:
     """A part as plain data."""
-    found = one.summary
-    return {
-        "part": one.name,
-        "folder": str(found.folder),
-        "shard": list(found.shard),
-        "total": found.total,
-        "measured": found.measured,
-        "failed": found.failed,
-        "left": found.left,
-        "merged": None if found.merged is None else str(found.merged),
-        "problems": list(found.problems),
-        "plan": one.plan.record(),
-    }
+    return {"part": one.name, **asdict(one.summary), "plan": one.plan.record()}
 
 
 def _show_choices(as_json: bool) -> None:
     """What ``--list`` shows: suites, data sets, metrics, floors."""
-    from rich.text import Text
-
     from captum_dcam.evaluation import FLOORS
 
     kinds = {"suites": "suites", "data sets": "datasets", "metrics": "metrics"}

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
@@ -37,8 +41,6 @@ from captum_dcam.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
     from torch import Tensor
 
     from captum_dcam.metrics import LocalizationScores
@@ -56,10 +58,7 @@ class Options(Answer):
     product: Annotated[
         str | None,
         option(
-            HOW,
-            "Of gradient and feature: {products}.",
-            names="products",
-            default="the preset's",
+            HOW, "Of gradient and feature: {products}.", names="products", default="the preset's"
         ),
         NAMES["products"],
     ] = None
@@ -177,8 +176,6 @@ def print_report(result: Result) -> None:
 
 
 def _words_table(result: Result) -> Table:
-    from rich.text import Text
-
     from captum_dcam.results.summary import summarise
 
     names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
@@ -214,8 +211,6 @@ def _print_scores(
     console: Console, result: Result, scores: Sequence[LocalizationScores | None]
 ) -> None:
     """All four localisation scores of the words that name objects, and their means."""
-    from rich.text import Text
-
     pairs = zip(result.explanation.words, scores, strict=True)
     named = [(word, own) for word, own in pairs if own is not None]
     if not named:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from rich.text import Text
+
 from captum_dcam.cli.options import Base, command, option
 from captum_dcam.cli.printing import output_console, print_json, table_of
 
@@ -36,8 +38,6 @@ def sources() -> tuple[str, ...]:
 
 def print_models(records: Sequence[dict[str, Any]]) -> None:
     """A line a checkpoint, then what each family needs and what surprises in it."""
-    from rich.text import Text
-
     table = table_of("Family", "Checkpoint", "Regimes", "Blocks", "Deepest", "Default")
     for r in records:
         for number, c in enumerate(r["checkpoints"] or [r | {"name": r["class"]}]):

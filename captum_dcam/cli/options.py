@@ -115,12 +115,12 @@ class Settled(Names):
         entry = dict(self.kept().items()).get(name)
         if entry is None:
             return []
-        return (
-            [f.name for f in fields(entry)]
-            if is_dataclass(entry)
-            else list(inspect.signature(entry).parameters)[1:]
-        )
+        settings = list(inspect.signature(entry).parameters)
+        return settings if isinstance(entry, type) else settings[1:]
 
+
+#: what evaluate takes beside methods; a test compares them with the evaluation's own
+FLOORS = ("oracle", "random", "center_blob")
 
 NAMES = {
     "datasets": Names("data set", "captum_dcam.data:dataset_names"),
@@ -136,19 +136,16 @@ NAMES = {
     "products": Names(
         "product", "captum_dcam.maps:PRODUCTS", ("pooled", "positionwise", "plus_plus")
     ),
-    "refinements": Names(
-        "refinement", "captum_dcam.refine:registered_refinements", more=("none",)
-    ),
+    "refinements": Names("refinement", "captum_dcam.refine:registered_refinements", more=("none",)),
     "regimes": Names("regime", "captum_dcam.model.trajectory:REGIMES", ("prefix", "full")),
     "scales": Names("scale", "captum_dcam.viewer.panel:SCALES", ("map", "row")),
-    "scores": Names(
-        "score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")
-    ),
+    "scores": Names("score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")),
     "sorts": Names("order", "captum_dcam.cli.compare:SORTS", ("f3", "seconds", "name")),
     "suites": Names("suite", "captum_dcam.evaluation.suites:SUITES"),
     "tables": Names("table", "captum_dcam.evaluation.tables:TABLES", more=("all",)),
+    "variants": Settled("method", "captum_dcam.methods:METHODS", more=(*FLOORS, "quick", "all")),
     "words": Names("words", "captum_dcam.calibration.maps:WORDS", ("nouns", "all")),
-}  # fmt: skip
+}
 
 
 def option(
@@ -197,10 +194,6 @@ def preset_option(text: str) -> Any:
     return option(HOW, f"{text}: {{presets}}, or a file.", names="presets")
 
 
-def seed_option(purpose: str) -> Any:
-    return option(DECODE, purpose)
-
-
 def output_option(text: str) -> Any:
     return option(OUT, text, "--output", "-o")
 
@@ -232,11 +225,8 @@ class Model(Base):
     """The model of every command that runs one."""
 
     model: Annotated[
-        str,
-        option(
-            HOW, "'mini', a folder, or a name on the hub.", "--model", "-m", names="models"
-        ),
-    ] = "mini"  # fmt: skip
+        str, option(HOW, "'mini', a folder, or a name on the hub.", "--model", "-m", names="models")
+    ] = "mini"
     load: Annotated[
         list[str] | None,
         pairs(
@@ -256,18 +246,13 @@ class Model(Base):
     ] = None
     layer: Annotated[
         int | None,
-        option(
-            HOW, "Block to read, from 0; negative counts from the end.", default="recommended"
-        ),
-    ] = None  # fmt: skip
-    generation: Annotated[
-        list[str] | None,
-        pairs(DECODE, "A decoding setting of the family, such as steps=32"),
+        option(HOW, "Block to read, from 0; negative counts from the end.", default="recommended"),
     ] = None
-    seed: Annotated[int, seed_option("Of sampling.")] = 0
-    dtype: Annotated[
-        str, option(DECODE, "{dtypes}.", names="dtypes"), NAMES["dtypes"]
-    ] = "float32"  # fmt: skip
+    generation: Annotated[
+        list[str] | None, pairs(DECODE, "A decoding setting of the family, such as steps=32")
+    ] = None
+    seed: Annotated[int, option(DECODE, "Of sampling.")] = 0
+    dtype: Annotated[str, option(DECODE, "{dtypes}.", names="dtypes"), NAMES["dtypes"]] = "float32"
     json: Annotated[bool, option(OUT, "Print one JSON document on stdout.", "--json")] = False
 
 
@@ -291,10 +276,8 @@ class Answer(Model):
     words: Annotated[list[str] | None, words_option("all")] = None
     scene: Annotated[
         int | None,
-        option(
-            WHAT, "Which held-out scene to draw when no IMAGE is given.", default="12", min=0
-        ),
-    ] = None  # fmt: skip
+        option(WHAT, "Which held-out scene to draw when no IMAGE is given.", default="12", min=0),
+    ] = None
     internal_batch_size: Annotated[
         int | None,
         option(
@@ -306,19 +289,16 @@ class Answer(Model):
     ] = None
     score: Annotated[str | None, score_option("the preset's"), NAMES["scores"]] = None
     refine: Annotated[list[str] | None, refine_option("the preset's")] = None
-    gen_length: Annotated[
-        int | None, option(DECODE, "Answer length.", default="the family's")
-    ] = None  # fmt: skip
-    steps: Annotated[
-        int | None, option(DECODE, "Denoising steps.", default="the family's")
-    ] = None  # fmt: skip
+    gen_length: Annotated[int | None, option(DECODE, "Answer length.", default="the family's")] = (
+        None
+    )
+    steps: Annotated[int | None, option(DECODE, "Denoising steps.", default="the family's")] = None
     block_length: Annotated[
-        int | None,
-        option(DECODE, "Tokens of a semi-autoregressive block.", default="the family's"),
+        int | None, option(DECODE, "Tokens of a semi-autoregressive block.", default="the family's")
     ] = None
     temperature: Annotated[
         float | None, option(DECODE, "Of sampling.", default="greedy", min=0)
-    ] = None  # fmt: skip
+    ] = None
     device: Annotated[str, DEVICE] = "cpu"
 
 
@@ -340,10 +320,8 @@ class Data(Model):
     limit: Annotated[int | None, option(WHAT, "So many images.", default="all", min=1)] = None
     prompt: Annotated[
         str | None, option(WHAT, "The question.", "--prompt", "-p", default="the data's")
-    ] = None  # fmt: skip
-    threads: Annotated[
-        int, option(RUN, "Of torch on the CPU; 0: leave as it is.", min=0)
-    ] = 1  # fmt: skip
+    ] = None
+    threads: Annotated[int, option(RUN, "Of torch on the CPU; 0: leave as it is.", min=0)] = 1
 
 
 def flag(options: Base, name: str) -> str:
@@ -367,9 +345,9 @@ class Shown:
     def of(cls, context: typer.Context) -> Shown:
         """Of the whole program, whichever command is at work."""
         root = context.find_root()
-        root.obj = root.obj or cls()
-        found: Shown = root.obj
-        return found
+        if not isinstance(root.obj, cls):
+            root.obj = cls()
+        return root.obj
 
 
 def _debug(context: typer.Context, value: bool) -> None:

@@ -187,9 +187,11 @@ def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
 def picture_of(options: Answer) -> tuple[Image.Image, Scene | None]:
     """The picture, and the scene it was drawn from (None for a file)."""
     if options.image is not None:
+        from captum_dcam.files import file_errors
         from captum_dcam.model.prompts import open_picture
 
-        return open_picture(options.image), None
+        with file_errors(options.image):
+            return open_picture(options.image), None
     from captum_dcam.data.scenes import make_scene
     from captum_dcam.mini.evaluate import HELD_OUT_SEED
 

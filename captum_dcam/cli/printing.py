@@ -9,11 +9,12 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from captum_dcam.evaluation.table import Table as Measured
 
 #: told before every part of the work
@@ -30,8 +31,6 @@ def others_on_stderr() -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Say]:
     """A line on stderr that says what is being done; nothing where stderr is no terminal."""
-    from rich.console import Console
-
     with Console(stderr=True).status("Starting") as status:
         yield lambda text: status.update(f"{text} …")
 
@@ -43,16 +42,12 @@ def print_json(content: Any, **how: Any) -> None:
 
 def output_console(width: int = 110) -> Console:
     """Standard output; ``width`` columns wide where it is no terminal."""
-    from rich.console import Console
-
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=width)
 
 
 def print_facts(console: Console, facts: Mapping[str, str]) -> None:
     """A line each, its label bold and aligned."""
-    from rich.text import Text
-
     for label, text in facts.items():
         console.print(Text.assemble((f"{label:8}", "bold"), text))
 
@@ -65,9 +60,6 @@ def table_of(*columns: str, right: Sequence[str] = (), whole: bool = False) -> T
         right (sequence of str, optional): the columns of figures. Default: none
         whole (bool, optional): the first column is never wrapped. Default: False
     """
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name == "Word")
@@ -82,8 +74,6 @@ def figure(value: float | None, digits: int) -> str:
 
 def show(made: Measured) -> None:
     """A table of results on the terminal; columns without any figure are left out."""
-    from rich.text import Text
-
     shown = made.shown()
     console = output_console(200)
     console.print(Text(shown.title, style="bold"))

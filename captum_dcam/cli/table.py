@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from captum_dcam.cli.options import NAMES, Base, command, option
 from captum_dcam.cli.printing import output_console, show, table_of
@@ -30,16 +31,16 @@ class Options(Base):
         ),
         NAMES["tables"],
     ] = None
-    results: Annotated[
-        Path, option(None, "Folder that evaluate wrote.", "--results", "-r")
-    ] = Path("results")  # fmt: skip
+    results: Annotated[Path, option(None, "Folder that evaluate wrote.", "--results", "-r")] = Path(
+        "results"
+    )
     output: Annotated[
         Path | None,
         option(None, "Folder for NAME.md, .csv and .tex.", "--output", "-o", default="none"),
     ] = None
     markdown: Annotated[
         bool, option(None, "Print Markdown, as in docs/RESULTS.md.", "--markdown")
-    ] = False  # fmt: skip
+    ] = False
     list_: Annotated[bool, option(None, "List the tables and stop.", "--list")] = False
 
 
@@ -66,9 +67,11 @@ def run(names: Sequence[str], folder: Path) -> list[Table]:
     asked for by name and lacks its part is an error.
     """
     from captum_dcam.evaluation.tables import TABLES, Results, table
+    from captum_dcam.files import file_errors
 
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
+    with file_errors(folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
     results, found = Results(folder), []
     for name in dict.fromkeys(n for one in names for n in (TABLES if one == "all" else (one,))):
         try:
@@ -96,8 +99,6 @@ def write(tables: Sequence[Table], folder: Path) -> None:
 
 def print_list() -> None:
     """A line a table: its name and what it shows."""
-    from rich.text import Text
-
     from captum_dcam.evaluation.tables import TABLES
 
     console = output_console(120)

@@ -20,6 +20,7 @@ from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
+from captum_dcam.files import file_errors
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.results.explanation import versions
 
@@ -224,7 +225,9 @@ def _open(plan: Plan, root: str | Path | None) -> DatasetLike:
     from captum_dcam.data import dataset
 
     options = dict(plan.dataset)
-    return dataset(options.pop("name"), root, **options)
+    name = options.pop("name")
+    with file_errors(root or name):
+        return dataset(name, root, **options)
 
 
 def _selected(plan: Plan, data: DatasetLike) -> list[Any]:

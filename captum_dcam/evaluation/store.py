@@ -103,7 +103,7 @@ class Store:
     def read(cls, folder: str | Path) -> Store:
         """An existing store; StoreError when there is none, or one that is damaged or too new."""
         path = Path(folder) / HEADER
-        if not path.is_file():
+        if not cls.exists(folder):
             raise StoreError(f"{folder} holds no evaluation: it has no {HEADER}")
         try:
             with file_errors(path):
@@ -122,7 +122,8 @@ class Store:
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
         """Whether a folder holds an evaluation."""
-        return (Path(folder) / HEADER).is_file()
+        with file_errors(folder):
+            return (Path(folder) / HEADER).is_file()
 
     @classmethod
     def check(cls, folder: str | Path, plan: Record, shards: int) -> None:

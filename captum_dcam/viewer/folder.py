@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from captum_dcam.errors import ForbiddenError, NoFolderError, OccupiedError
-from captum_dcam.files import new_folder
+from captum_dcam.files import file_errors, new_folder
 from captum_dcam.results.comparison import Comparison, check_folder, save_comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer.overlay import fitted, word_overlay
@@ -39,16 +39,17 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
         OSError: it cannot be written.
     """
     folder = Path(folder).resolve()
-    if kind == "comparison":
-        check_folder(folder)
-    elif folder.exists():
-        _check_ours(folder)
-    parent = next(p for p in folder.parents if p.exists())
-    if not parent.is_dir():
-        raise NoFolderError(f"{parent} is not a folder: choose another output folder")
-    for place in (parent, folder):
-        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise ForbiddenError(f"{place} is not writable: choose another output folder")
+    with file_errors(folder):
+        if kind == "comparison":
+            check_folder(folder)
+        elif folder.exists():
+            _check_ours(folder)
+        parent = next(p for p in folder.parents if p.exists())
+        if not parent.is_dir():
+            raise NoFolderError(f"{parent} is not a folder: choose another output folder")
+        for place in (parent, folder):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise ForbiddenError(f"{place} is not writable: choose another output folder")
     return folder
 
 

@@ -54,7 +54,7 @@ def test_the_same_content_gives_the_same_bytes_and_replaces_presets_alone(file):
 
 
 def test_a_failed_write_leaves_the_earlier_file(file, monkeypatch):
-    from captum_dcam.evaluation import store as lines
+    from captum_dcam import files as lines
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
