@@ -2,8 +2,7 @@ r"""``captum-dcam calibrate``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,6 +149,7 @@ class _Picture:
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
     from captum_dcam.calibration import collect, compare, fit_labelled, fit_unlabelled, values_of
+    from captum_dcam.evaluation.harness import threads
     from captum_dcam.evaluation.progress import Live
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
@@ -163,7 +163,7 @@ def run(options: Options) -> Calibrated:
     setting_pairs("--load", options.load)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with _threads(options.threads):
+    with threads(options.threads):
         adapter = load_chosen(options, device)
         layer = adapter.check_layer(options.layer)
 
@@ -184,7 +184,9 @@ def run(options: Options) -> Calibrated:
             checked = compare(others, found.start, found.fitted, options.seed)
     record = _record(options, adapter, layer, generation, data, ids, found)
     if checked is not None:
-        record["check"] = {"images": list(check_ids), **_compared(*checked)}
+        gain, routing = checked
+        scores = {"scores": asdict(gain), "routing": list(routing)}
+        record["check"] = {"images": list(check_ids), **scores}
     write_preset(options.output, options.preset, base, found.fitted, record)
     return Calibrated(options.output, found, checked, record)
 
@@ -277,24 +279,6 @@ def _record(
         "steps": [asdict(step) for step in found.steps],
         "versions": versions(),
     }
-
-
-def _compared(gain: Gain, routing: tuple[dict[str, float], dict[str, float]]) -> dict[str, Any]:
-    return {"scores": asdict(gain), "routing": list(routing)}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch, as before afterwards; 0: leave them."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- what is printed -------------------------------------------------------------------------------

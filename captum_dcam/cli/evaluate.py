@@ -193,7 +193,14 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
     ``say`` is told the name of every part before it is measured. A stop by signal ends after the
     image at hand; what comes after it is left for the next run.
     """
-    from captum_dcam.evaluation import Store, launched_shard, parse_shard, stop_on_signals
+    from captum_dcam.evaluation import (
+        Live,
+        Store,
+        evaluate,
+        launched_shard,
+        parse_shard,
+        stop_on_signals,
+    )
     from captum_dcam.model.hub import check_device
 
     shard = launched_shard() if options.shard is None else parse_shard(options.shard)
@@ -207,31 +214,23 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
         for part in parts:
             if part.name:
                 say(part.name)
-            out.append(_measured(part, options, shard, adapters, stop))
+            label = part.name or "evaluate"
+            label += "" if shard[1] == 1 else f" {shard[0]}/{shard[1]}"
+            summary = evaluate(
+                part.plan,
+                _folder(options, part),
+                root=options.root,
+                shard=shard,
+                on_error="skip" if part.skips else options.errors,
+                retry=options.retry,
+                progress=Live(label, position=shard[0]),
+                stop=stop,
+                adapter=adapters.of(part.plan.regime),
+            )
+            out.append(Evaluated(part.name, part.plan, summary))
             if stop():
                 break
     return out
-
-
-def _measured(
-    part: Part, options: Options, shard: tuple[int, int], adapters: Loaded, stop: Callable[[], bool]
-) -> Evaluated:
-    from captum_dcam.evaluation import Live, evaluate
-
-    label = part.name or "evaluate"
-    label += "" if shard[1] == 1 else f" {shard[0]}/{shard[1]}"
-    summary = evaluate(
-        part.plan,
-        _folder(options, part),
-        root=options.root,
-        shard=shard,
-        on_error="skip" if part.skips else options.errors,
-        retry=options.retry,
-        progress=Live(label, position=shard[0]),
-        stop=stop,
-        adapter=adapters.of(part.plan.regime),
-    )
-    return Evaluated(part.name, part.plan, summary)
 
 
 def _folder(options: Options, part: Part) -> Path:

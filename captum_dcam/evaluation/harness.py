@@ -102,7 +102,7 @@ def evaluate(
     Store.check(folder, plan.record(), count)
     if (finished := _finished(folder, (number, count), retry)) is not None:
         return finished
-    with _threads(plan.threads):
+    with threads(plan.threads):
         progress.say("data")
         data = _open(plan, root) if data is None else data
         ids = _selected(plan, data)
@@ -253,7 +253,7 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """As many threads of torch as the plan says, as before afterwards; 0: leave them."""
     before = torch.get_num_threads()
     if count:
