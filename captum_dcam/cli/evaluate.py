@@ -312,12 +312,13 @@ def _plan_of_file(file: Path) -> Plan:
     try:
         with file_errors(file):
             record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # or no text in UTF-8
         raise InputError(f"{file} is not JSON: {error}") from error
+    if isinstance(record, dict):  # the header of a store holds its plan, which is the same again
+        record = record.get("plan", record)
     if not isinstance(record, dict):
         raise InputError(f"{file} holds a {type(record).__name__}: expected a plan, {{…}}")
-    # the header of a store holds its plan: "the same again" needs no copying out
-    return Plan.from_record(record["plan"] if "plan" in record else record)
+    return Plan.from_record(record)
 
 
 def _plan_of_options(options: Options) -> Plan:

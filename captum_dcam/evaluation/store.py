@@ -116,7 +116,7 @@ class Store:
                     f"{VERSION}: update captum-dcam"
                 )
             return cls(Path(folder), header)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{path} is damaged ({error!r}): begin in another folder") from error
 
     @classmethod
