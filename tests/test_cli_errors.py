@@ -189,6 +189,13 @@ def test_a_folder_under_a_file_is_one_line(run, tmp_path):
     assert code == 2 and str(tmp_path / "file") in err and err.count("\n") == 1
 
 
+def test_settings_that_others_code_refuses_are_one_line(run):
+    code, _, err = run("explain", "--load", "device_map=nowhere")
+    assert code == 2 and err.startswith("Error: --load device_map: ") and err.count("\n") == 1
+    code, _, err = run("explain", "--seed", 10**30)
+    assert code == 2 and err == f"Error: --seed is {10**30}: expected a whole number of 64 bits\n"
+
+
 def test_weights_that_cannot_be_read_are_one_line(run, monkeypatch):
     def broken(*_args, **_options):
         raise OSError("there is no\nmodel.safetensors")  # as transformers has it

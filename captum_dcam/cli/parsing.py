@@ -245,10 +245,13 @@ def written(
 
 
 def generator(seed: int) -> torch.Generator:
-    """Of everything that is drawn."""
+    """Of everything that is drawn; InputError where ``--seed`` does not fit into 64 bits."""
     import torch
 
-    return torch.Generator().manual_seed(seed)
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--seed is {seed}: expected a whole number of 64 bits") from error
 
 
 def load_chosen(options: Model, device: torch.device) -> Adapter:
@@ -276,7 +279,8 @@ def load_model(
         regime, device, dtype: as in :func:`captum_dcam.load`; the dtype by its name.
 
     Raises:
-        UsageError: a setting that the family does not take, or a package that is missing.
+        UsageError: a setting that the family or its upstream code refuses, or a package that is
+            missing.
         WeightsError: files that are missing or damaged, as the family's own code says.
         DcamError: as :func:`captum_dcam.load` has them.
     """
@@ -299,8 +303,9 @@ def load_model(
         raise UsageError(str(error)) from error
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{source}: {error}") from error
-    except TypeError as error:
-        if settings and "unexpected keyword argument" in str(error):
+    except (TypeError, ValueError) as error:
+        unknown = "unexpected keyword argument" in str(error) or isinstance(error, ValueError)
+        if settings and unknown:  # others' code refuses it
             raise UsageError(f"--load {', '.join(settings)}: {error}") from error
         raise
 
