@@ -30,8 +30,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from captum_dcam import DenoisingForward, explain_bound
 from captum_dcam.adapters.lavida import LavidaAdapter
-from captum_dcam.cli.parsing import DTYPES
 from captum_dcam.data.scenes import make_scene
+from captum_dcam.evaluation.plan import DTYPES
 from captum_dcam.model.words import repeated_function_words, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -274,7 +274,10 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Print seconds and peak memory of explaining, beside those of generating."""
-    for option, value, known in (("--size", size, SHAPES), ("--dtype", dtype, DTYPES)):
+    for option, value, known in (
+        ("--size", size, SHAPES),
+        ("--dtype", dtype, DTYPES),
+    ):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -282,7 +285,7 @@ def main(
     rows: list[dict[str, Any]] = []
     count = weights = 0
     for one in regime or ["prefix", "full"]:
-        adapter = build(SHAPES[size], device, DTYPES[dtype], one, seed)
+        adapter = build(SHAPES[size], device, getattr(torch, dtype), one, seed)
         count = sum(p.numel() for p in adapter.model.parameters())
         weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
         rows += measure(adapter, picture, layer, tokens, steps, words, repeats)

@@ -114,6 +114,19 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What the operating system refuses inside becomes a FileError that names ``path``, where the
+    system names nothing."""
+    try:
+        yield
+    except DcamError:
+        raise
+    except OSError as error:
+        kind = next(ours for theirs, ours in _ERRORS if isinstance(error, theirs))
+        raise kind(f"{error.filename or path}: {error.strerror or error}") from error
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
-from captum_dcam.files import canonical, digest, write_json
+from captum_dcam.files import canonical, digest, reading, write_json
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -66,29 +66,36 @@ def check_writable(file: Path) -> None:
     """PresetError unless a preset file may be written there."""
     if file.suffix != ".json":
         raise PresetError(f"{file}: expected a file that ends in .json")
-    if file.is_dir():
-        raise PresetError(f"{file} is a folder: give a file in it, such as {file / 'preset.json'}")
-    if file.exists():
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise PresetError(f"{file} exists and is no preset file: give another name")
+    with reading(file):
+        if file.is_dir():
+            inside = file / "preset.json"
+            raise PresetError(f"{file} is a folder: give a file in it, such as {inside}")
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
+    if text is None:
+        return
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PresetError(f"{file} exists and is no preset file: give another name")
 
 
 def read_preset_file(file: str | Path) -> dict[str, Any]:
     r"""Everything that a preset file says, checked.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileError: no such file, or one that cannot be read.
         PresetError: no preset file, too new, damaged or changed, or a setting that is unknown.
     """
     file = Path(file)
-    if not file.is_file():
-        raise MissingFileError(f"no preset file {file}: captum-dcam calibrate -o {file} writes one")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        with reading(file):
+            if not file.is_file():
+                raise MissingFileError(
+                    f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
+                )
+            record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -138,7 +138,7 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
     def missing(*_args: object, **_options: object) -> None:
         raise ImportError("LaViDa's own code is needed: git clone it")
 
-    monkeypatch.setattr("captum_dcam.cli.parsing.load", missing)
+    monkeypatch.setattr("captum_dcam.model.hub.load", missing)
     run = call("explain", "-o", tmp_path / "out")
     assert run.exit_code == 2 and run.stderr.strip() == (
         "Error: LaViDa's own code is needed: git clone it"
@@ -146,7 +146,7 @@ def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
-    from captum_dcam.cli import parsing as model_options
+    from captum_dcam.model import hub as model_options
 
     real = model_options.load
 
@@ -160,7 +160,7 @@ def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
 
 
 def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch):
-    from captum_dcam.cli import parsing as model_options
+    from captum_dcam.model import hub as model_options
 
     asked = {}
     real = model_options.load

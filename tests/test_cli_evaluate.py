@@ -8,6 +8,7 @@ from evaluation import made_results
 from typer.testing import CliRunner
 
 from captum_dcam.cli.app import app
+from captum_dcam.errors import InputError
 from captum_dcam.evaluation import Plan, Store
 
 FEW = ["--data", "count=3", "--limit", 2, "--generation", "gen_length=12"]
@@ -45,7 +46,7 @@ def test_a_stored_plan_names_the_model_and_how_it_is_loaded(measured, tmp_path, 
 
     def loaded(source, settings, **options):
         asked.append((source, settings, options["dtype"]))
-        raise ValueError("enough")
+        raise InputError("enough")
 
     monkeypatch.setattr(evaluate_command, "load_model", loaded)
     _, (found,) = measured

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam import maps as word_maps
-from captum_dcam.errors import CalibrationError
+from captum_dcam.errors import CalibrationError, DcamError
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import derived_seed
 from captum_dcam.evaluation.words import Word, read_answer, read_masks, stacked
@@ -145,7 +145,7 @@ def collect(
                 reader.read(number, image_id, data.sample(image_id))
             except CalibrationError:
                 raise
-            except (ValueError, OSError) as error:
+            except (DcamError, OSError) as error:
                 raise CalibrationError(f"image {image_id!r}: {error}") from error
             progress.image(False)
     finally:

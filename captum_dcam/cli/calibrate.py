@@ -1,95 +1,99 @@
-r"""What ``captum-dcam calibrate`` does, without its printing."""
+r"""``captum-dcam calibrate``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+from rich.console import Console
+from rich.text import Text
 
-from captum_dcam.calibration import (
-    Calibration,
-    Collection,
-    Gain,
-    collect,
-    compare,
-    fit_labelled,
-    fit_unlabelled,
-    values_of,
+from captum_dcam.cli.options import (
+    DECODE,
+    DEVICE,
+    HOW,
+    NAMES,
+    WHAT,
+    Data,
+    command,
+    option,
+    output_option,
+    preset_option,
 )
-from captum_dcam.calibration.fit import QUANTILES
-from captum_dcam.calibration.maps import WORDS
-from captum_dcam.cli.explain import check_device, check_name, progress
-from captum_dcam.cli.parsing import DTYPES, load_model, setting_pairs
-from captum_dcam.data import DATASETS, dataset
+from captum_dcam.cli.parsing import load_chosen, setting_pairs
+from captum_dcam.cli.printing import (
+    others_on_stderr,
+    output_console,
+    print_facts,
+    print_json,
+    progress,
+    table_of,
+)
 from captum_dcam.errors import CalibrationError, MissingFileError
-from captum_dcam.evaluation.harness import fingerprint
-from captum_dcam.evaluation.progress import Live
-from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.prompts import open_picture
-from captum_dcam.presets import check_writable, write_preset
-from captum_dcam.presets import preset as find_preset
-from captum_dcam.results.explanation import versions
+
+if TYPE_CHECKING:
+    from captum_dcam.calibration import Calibration, Collection, Gain
+    from captum_dcam.model.adapter import Adapter
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
-    r"""The options of ``captum-dcam calibrate``.
+class Options(Data):
+    """The options of ``captum-dcam calibrate``."""
 
-    Args:
-        images (Path or None): a folder of pictures without masks, in place of a data set.
-        dataset (str): name of a data set. Default of the command: ``"scenes"``
-        root (Path or None): folder with its files.
-        data (list of str or None): its settings, ``name=value``.
-        labels (bool): search with the masks for the highest F3; else look at maps alone.
-        words (str): without labels: ``"nouns"`` or ``"all"``. Default of the command: ``"nouns"``
-        start (int), limit (int or None): images, in the data's order.
-        check_start (int or None), check_limit (int or None): other images, with masks, on which
-            the gain is measured; they must not overlap. Either asks for the check.
-        prompt (str or None): Default: the data's
-        preset (str): to start from. Default of the command: ``"default"``
-        model, regime, layer, device, dtype: as in ``captum-dcam explain``.
-        load (list of str or None): settings of loading, ``name=value``.
-        generation (list of str or None): decoding settings, ``name=value``.
-        seed (int): of sampled decoding, the parts of the cross-validation, the bootstrap.
-        threads (int): of torch on the CPU; 0 leaves them. Default of the command: 1
-        output (Path): the preset file. Default of the command: ``preset.json``
-        json (bool): print one JSON document.
-    """
-
-    images: Path | None
-    dataset: str
-    root: Path | None
-    data: list[str] | None
-    labels: bool
-    words: str
-    start: int
-    limit: int | None
-    check_start: int | None
-    check_limit: int | None
-    prompt: str | None
-    preset: str
-    model: str
-    load: list[str] | None
-    regime: str | None
-    layer: int | None
-    generation: list[str] | None
-    seed: int
-    device: str
-    dtype: str
-    threads: int
-    output: Path
-    json: bool
+    images: Annotated[
+        Path | None, option(WHAT, "A folder of pictures without masks, instead of a data set.")
+    ] = None
+    labels: Annotated[
+        bool,
+        option(
+            HOW,
+            "Search for the highest F3 with the masks; else fit to the maps alone.",
+            "--labels/--no-labels",
+        ),
+    ] = False
+    words: Annotated[
+        str, option(WHAT, "Without labels: 'nouns' or 'all' words.", names="words"), NAMES["words"]
+    ] = "nouns"
+    check_start: Annotated[
+        int | None,
+        option(
+            WHAT,
+            "First of other images, with masks, on which the gain is measured.",
+            default="none",
+            min=0,
+        ),
+    ] = None
+    check_limit: Annotated[int | None, option(WHAT, "So many of these.", default="all", min=1)] = (
+        None
+    )
+    preset: Annotated[str, preset_option("To start from")] = "default"
+    seed: Annotated[int, option(DECODE, "Of sampling, cross-validation and intervals.")] = 0
+    device: Annotated[str, DEVICE] = "cpu"
+    output: Annotated[Path, output_option("The preset file.")] = Path("preset.json")
 
     @property
     def checks(self) -> bool:
         """Whether the gain on other images is asked for."""
         return self.check_start is not None or self.check_limit is not None
+
+
+@command
+def calibrate(options: Options) -> None:
+    """Fit the refinements' thresholds to a model, and save them as a preset.
+
+    Example: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
+    --check-limit 100; then captum-dcam explain photo.jpg --preset preset.json
+    """
+    with others_on_stderr():
+        done = run(options)
+    if options.json:
+        print_json(document(done))
+    else:
+        print_calibration(done)
 
 
 @dataclass(frozen=True)
@@ -137,42 +141,36 @@ class _Picture:
     objects: tuple[()] = ()
 
     def image(self) -> Any:
+        from captum_dcam.model.prompts import open_picture
+
         return open_picture(self.path)
 
 
-def run(options: CalibrateOptions) -> Calibrated:
+def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
-    check_name("dtype", options.dtype, DTYPES)
-    check_name("words", options.words, WORDS)
-    base = find_preset(options.preset)
+    from captum_dcam.calibration import collect, compare, fit_labelled, fit_unlabelled, values_of
+    from captum_dcam.evaluation.harness import threads
+    from captum_dcam.evaluation.progress import Live
+    from captum_dcam.model.hub import check_device
+    from captum_dcam.presets import check_writable, preset, write_preset
+
+    base = preset(options.preset)
     stages = tuple(base.refinements())
     values_of(stages)  # refuses what has nothing to fit
     device = check_device(options.device)
     check_writable(options.output)
     generation = setting_pairs("--generation", options.generation)
-    settings = setting_pairs("--load", options.load)
+    setting_pairs("--load", options.load)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with _threads(options.threads):
-        adapter = load_model(
-            options.model, settings, regime=options.regime, device=device, dtype=options.dtype
-        )
+    with threads(options.threads):
+        adapter = load_chosen(options, device)
         layer = adapter.check_layer(options.layer)
 
         def gathered(which: Sequence[Any], labelled: bool, label: str) -> Collection:
-            return collect(
-                adapter,
-                data,
-                which,
-                base,
-                labelled=labelled,
-                words=options.words,
-                layer=layer,
-                prompt=options.prompt,
-                generation=generation,
-                seed=options.seed,
-                progress=Live(label),
-            )
+            own = {"layer": layer, "generation": generation, "labelled": labelled}
+            given = options.shared(collect, preset=base, data=data, progress=Live(label), **own)
+            return collect(adapter, ids=which, **given)
 
         maps = gathered(ids, options.labels, "calibrate")
         with progress() as say:
@@ -186,16 +184,22 @@ def run(options: CalibrateOptions) -> Calibrated:
             checked = compare(others, found.start, found.fitted, options.seed)
     record = _record(options, adapter, layer, generation, data, ids, found)
     if checked is not None:
-        record["check"] = {"images": list(check_ids), **_compared(*checked)}
+        gain, routing = checked
+        scores = {"scores": asdict(gain), "routing": list(routing)}
+        record["check"] = {"images": list(check_ids), **scores}
     write_preset(options.output, options.preset, base, found.fitted, record)
     return Calibrated(options.output, found, checked, record)
 
 
-def _opened(options: CalibrateOptions) -> Any:
+def _opened(options: Options) -> Any:
     """The data set, or a folder of pictures."""
+    from captum_dcam.data import dataset
+    from captum_dcam.files import reading
+
     if options.images is None:
-        check_name("data set", options.dataset, DATASETS)
-        return dataset(options.dataset, options.root, **setting_pairs("--data", options.data))
+        settings = setting_pairs("--data", options.data)
+        with reading(options.root or options.dataset):
+            return dataset(options.dataset, options.root, **settings)
     if options.labels or options.checks:
         raise CalibrationError(
             "--images are pictures without masks: --labels and --check-start need a data set "
@@ -205,10 +209,11 @@ def _opened(options: CalibrateOptions) -> Any:
         raise CalibrationError("--images brings its own files: leave out --root and --data")
     if options.prompt is None:
         raise CalibrationError("--images have no prompt: give one with --prompt")
-    return Pictures(options.images)
+    with reading(options.images):
+        return Pictures(options.images)
 
 
-def _chosen(known: Sequence[Any], options: CalibrateOptions) -> tuple[list[Any], list[Any]]:
+def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
     """Ids to fit on, and ids to check on, which must be others."""
 
     def part(start: int, limit: int | None, name: str) -> list[Any]:
@@ -235,7 +240,7 @@ def _chosen(known: Sequence[Any], options: CalibrateOptions) -> tuple[list[Any],
 
 
 def _record(
-    options: CalibrateOptions,
+    options: Options,
     adapter: Adapter,
     layer: int,
     generation: dict[str, Any],
@@ -244,6 +249,10 @@ def _record(
     found: Calibration,
 ) -> dict[str, Any]:
     """What the file says of the fit: enough to make it again."""
+    from captum_dcam.calibration.fit import QUANTILES
+    from captum_dcam.evaluation.harness import fingerprint
+    from captum_dcam.results.explanation import versions
+
     return {
         "labels": options.labels,
         "model": options.model,
@@ -272,17 +281,90 @@ def _record(
     }
 
 
-def _compared(gain: Gain, routing: tuple[dict[str, float], dict[str, float]]) -> dict[str, Any]:
-    return {"scores": asdict(gain), "routing": list(routing)}
+# -- what is printed -------------------------------------------------------------------------------
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch, as before afterwards; 0: leave them."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def print_calibration(done: Calibrated) -> None:
+    """The thresholds that changed, routing ratios, scores, and what they are worth."""
+    from captum_dcam.calibration import PARAMETERS
+
+    console, found = output_console(120), done.calibration
+    how = "masks: the highest mean F3" if found.labelled else "maps alone: the paper's routing"
+    print_facts(
+        console,
+        {
+            "Fitted": f"from {how}",
+            "On": f"{found.words} words of {found.images} images",
+            "Model": f"{done.record['model']}, block {done.record['layer']}, "
+            f"weights {done.record['weights']}",
+        },
+    )
+    drawn = table_of("Threshold", "Before", "After", "", right=("Before", "After"))
+    for name in found.changed:
+        after = found.after[name]
+        ends = found.labelled and PARAMETERS[name].ends(after)
+        drawn.add_row(
+            Text(name), _value(found.before[name]), _value(after), "end of its grid" if ends else ""
+        )
+    if found.changed:
+        console.print(drawn)
+    kept = len(found.before) - len(found.changed)
+    why = "without gain" if found.labelled else "which unlabelled maps say nothing about"
+    console.print(Text(f"{kept} others stay as they were, {why}.", style="dim"))
+    _print_routing(console, "DACG routing", found.routing)
+    first, last = found.gated
+    if first is not None and last is not None:
+        console.print(f"SICD's gate: {first:.1%} of the maps before, {last:.1%} after.")
+    scored = [
+        ("fitted on (flatters)", found.own),
+        ("cross-validated", found.held),
+        ("other images", done.checked[0] if done.checked is not None else None),
+    ]
+    _print_scores(console, {name: gain for name, gain in scored if gain is not None})
+    if done.checked is not None:
+        _print_routing(console, "Routing, other images", done.checked[1])
+    print_facts(console, {"Preset": f"{done.file}  (captum-dcam explain --preset {done.file})"})
+
+
+def _value(value: float | None) -> str:
+    return "off" if value is None else f"{value:g}"
+
+
+def _print_routing(
+    console: Console, title: str, routing: tuple[Mapping[str, float], Mapping[str, float]]
+) -> None:
+    from captum_dcam.refine import DACG_BRANCHES
+
+    if not routing[0]:
+        return
+    drawn = table_of(title, *DACG_BRANCHES, right=DACG_BRANCHES)
+    for name, shares in zip(("before", "after"), routing, strict=True):
+        drawn.add_row(name, *(f"{shares.get(b, 0.0):.1%}" for b in DACG_BRANCHES))
+    console.print(drawn)
+
+
+def _print_scores(console: Console, gains: Mapping[str, Gain]) -> None:
+    """Before and after on each set of words, and whether the gain is beyond chance."""
+    if not gains:
+        return
+    heads = ("Images", "Words", "Obj-IoU", "Contrast", "Conc.", "F3", "Gain in F3 (95 %)")
+    drawn = table_of("Scores", "", *heads, right=heads)
+    for name, gain in gains.items():
+        for label, scores in (("before", gain.before), ("after", gain.after)):
+            sizes = (str(gain.images), str(gain.words)) if label == "before" else ("", "")
+            figures = [f"{scores[k]:.{2 if k == 'contrast' else 4}f}" for k in scores]
+            shift = f"{gain.gain:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
+            shown = name if label == "before" else ""
+            drawn.add_row(shown, label, *sizes, *figures, "" if label == "before" else shift)
+    console.print(drawn)
+    for name, gain in gains.items():
+        if name != "fitted on (flatters)" and gain.low <= 0 <= gain.high:
+            console.print(Text(f"No gain beyond chance: {name}.", style="yellow"))
+        elif gain.high < 0:
+            console.print(Text(f"A loss: {name}.", style="red"))
+    console.print(Text("Contrast is capped at 20, as in F3; means over words.", style="dim"))
+
+
+def document(done: Calibrated) -> dict[str, Any]:
+    """What was fitted as plain data."""
+    return {"preset": str(done.file), **done.record}

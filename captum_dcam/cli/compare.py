@@ -1,45 +1,134 @@
-r"""What ``captum-dcam compare`` does, without its printing."""
+r"""``captum-dcam compare``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from captum_dcam.cli.explain import (
-    Common,
-    check_name,
-    check_options,
+from rich.text import Text
+
+from captum_dcam.cli.options import (
+    DECODE,
+    HOW,
+    NAMES,
+    OUT,
+    Answer,
+    command,
+    option,
+    output_option,
+    refine_option,
+    score_option,
+    words_option,
+)
+from captum_dcam.cli.parsing import (
+    check_answer,
     chosen_refinements,
     chosen_words,
+    parse_methods,
     picture_of,
-    progress,
     source_of,
     written,
 )
-from captum_dcam.cli.parsing import parse_methods
-from captum_dcam.comparing import compare_bound
-from captum_dcam.data.scenes import scene_mask
+from captum_dcam.cli.printing import (
+    figure,
+    others_on_stderr,
+    output_console,
+    print_facts,
+    print_json,
+    progress,
+    table_of,
+)
 from captum_dcam.errors import InputError
-from captum_dcam.methods import METHODS, Budget, method_names
-from captum_dcam.model.words import Target
-from captum_dcam.results.comparison import Comparison
-from captum_dcam.viewer import prepare_folder, write_comparison
-from captum_dcam.viewer.panel import SCALES
+
+if TYPE_CHECKING:
+    from captum_dcam.model.words import Target
+    from captum_dcam.results.comparison import Comparison, Row
 
 #: columns that ``--sort`` knows
 SORTS = ("f3", "seconds", "name")
+#: the method that the others' times are compared with, where it is there
+REFERENCE = "diffusion_cam"
+STATUS = {"done": "", "partial": "yellow", "failed": "red"}
 
 
 @dataclass(frozen=True)
-class CompareOptions(Common):
-    """The options of ``captum-dcam compare``, as its help describes them."""
+class Options(Answer):
+    """The options of ``captum-dcam compare``."""
 
-    methods: list[str] | None
-    budget_passes: int | None
-    budget_seconds: float | None
-    scale: str
-    sort: str | None
+    words: Annotated[list[str] | None, words_option("nouns")] = None
+    methods: Annotated[
+        list[str] | None,
+        option(
+            HOW,
+            "'quick' (one of each kind), 'all', or names; repeatable, or with commas between. "
+            "Settings after a colon: tam:eci=false,filter=5.",
+            "--methods",
+            "-M",
+            metavar="NAMES",
+            names="methods",
+            default="quick",
+        ),
+    ] = None
+    list_methods: Annotated[bool, option(None, "List all methods and stop.", "--list-methods")] = (
+        False
+    )
+    score: Annotated[str | None, score_option("commit"), NAMES["scores"]] = None
+    refine: Annotated[list[str] | None, refine_option("none")] = None
+    budget_passes: Annotated[
+        int | None,
+        option(
+            HOW,
+            "Forward passes after which a method stops, with the words done so far.",
+            default="none",
+        ),
+    ] = None
+    budget_seconds: Annotated[float | None, option(HOW, "The same in seconds.", default="none")] = (
+        None
+    )
+    seed: Annotated[int, option(DECODE, "Of sampling and of methods that draw.")] = 0
+    output: Annotated[
+        Path,
+        output_option(
+            "Folder for panel.png, the figures (.json, .csv) and the maps; an earlier output is "
+            "replaced, nothing else is."
+        ),
+    ] = Path("comparison")
+    scale: Annotated[
+        str,
+        option(
+            OUT,
+            "Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale a "
+            "method, so that faint words stay faint).",
+            names="scales",
+        ),
+        NAMES["scales"],
+    ] = "map"
+    sort: Annotated[
+        str | None,
+        option(OUT, "Order of the table: {sorts}.", names="sorts", default="as given"),
+        NAMES["sorts"],
+    ] = None
+
+
+@command
+def compare(options: Options) -> None:
+    """Compare methods on the same answer: maps, time, passes, memory, localisation.
+
+    Examples: captum-dcam compare -M diffusion_cam,tam,attention --sort f3;
+    captum-dcam compare photo.jpg -w nouns -M all --budget-seconds 60
+    """
+    if options.list_methods:
+        found = list_methods()
+        print_json(found, default=str) if options.json else print_methods(found)
+        return
+    with others_on_stderr():
+        result = run(options)
+    if options.json:
+        print_json(document(result), allow_nan=False)
+    else:
+        print_comparison(result)
 
 
 @dataclass(frozen=True)
@@ -59,15 +148,18 @@ class Compared:
     sort: str | None
 
 
-def run(options: CompareOptions) -> Compared:
+def run(options: Options) -> Compared:
     """Compare and write; everything that can be checked is checked before any work."""
+    from captum_dcam.comparing import compare_bound
+    from captum_dcam.data.scenes import scene_mask
+    from captum_dcam.methods import Budget
+    from captum_dcam.viewer import prepare_folder, write_comparison
+
     words = chosen_words(options.words or ["nouns"])
     refinements = chosen_refinements(options.refine) or ()
     methods = parse_methods(options.methods or ["quick"])
     budget = Budget(options.budget_passes, options.budget_seconds)
-    check_name("scale", options.scale, SCALES)
-    check_name("order", options.sort, SORTS)
-    device = check_options(options)
+    device = check_answer(options)
     folder = prepare_folder(options.output, "comparison")
     with progress() as say:
         picture, scene = picture_of(options)
@@ -104,33 +196,131 @@ def _check_some_worked(comparison: Comparison) -> None:
     raise InputError(f"no method gave a map. {reasons}")
 
 
-def list_methods() -> list[dict[str, Any]]:
-    """One record a method, in the order of the table."""
-    return [_method(name) for name in method_names()]
+# -- what is printed -------------------------------------------------------------------------------
 
 
-def _method(name: str) -> dict[str, Any]:
-    cls = METHODS[name]
-    facts = cls.facts
+def print_comparison(compared: Compared) -> None:
+    """Prompt, answer, a line a method, why some failed, and where the files are."""
+    from captum_dcam.results.comparison import METRICS
+    from captum_dcam.viewer.folder import PANEL
+
+    console, comparison = output_console(120), compared.comparison
+    facts = {
+        "Picture": compared.source,
+        "Prompt": comparison.prompt,
+        "Answer": comparison.answer,
+        "Words": ", ".join(comparison.words),
+    }
+    print_facts(console, facts)
+    reference = reference_of(comparison)
+    scored = any(row.mean("f3") is not None for row in comparison.rows)
+    names = ["Method", "Status", "Seconds", "× time", "Passes", "MB"]
+    names += ["Obj-IoU", "Contrast", "Conc.", "F3"] if scored else []
+    table = table_of(*names, right=names[2:], whole=True)
+    for row in ordered(comparison.rows, compared.sort):
+        cells = [Text(row.name), Text(row.status, style=STATUS[row.status])]
+        cells += map(Text, _costs(row, reference))
+        if scored:
+            cells += [Text(figure(row.mean(m), 1 if m == "contrast" else 3)) for m in METRICS]
+        table.add_row(*cells)
+    console.print(table)
+    for row in comparison.rows:
+        if row.status != "done" or row.note:
+            console.print(Text.assemble((f"{row.name} ", "bold"), _reason(row)))
+    notes = ["Seconds: all words together. Passes: forward + backward. MB: peak memory."]
+    if reference is not None:
+        notes.append(f"× time: against {reference.name}.")
+    if scored:
+        notes.append("Scores: means over the words that name an object, against its mask.")
+    console.print(" ".join(notes), style="dim")
+    print_facts(console, {"Panel": str(compared.folder / PANEL)})
+    print_facts(console, {"Folder": f"{compared.folder} (comparison.csv, .json, and all maps)"})
+
+
+def reference_of(comparison: Comparison) -> Row | None:
+    """Whose time is 1: Diffusion-CAM's default, else the first method that is done."""
+    done = [row for row in comparison.rows if row.status == "done" and row.cost.seconds > 0]
+    return next((row for row in done if row.name == REFERENCE), done[0] if done else None)
+
+
+def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
+    """Rows as ``--sort`` asks: best F3 first, quickest first (failed ones last), or by name."""
+    if sort == "f3":
+        return sorted(rows, key=lambda r: -1.0 if (f := r.mean("f3")) is None else f, reverse=True)
+    if sort == "seconds":
+        return sorted(rows, key=lambda r: (r.status == "failed", r.cost.seconds))
+    return sorted(rows, key=lambda r: r.name) if sort == "name" else list(rows)
+
+
+def _costs(row: Row, reference: Row | None) -> list[str]:
+    cost = row.cost
+    if row.status == "failed":
+        return ["–"] * 4
+    ratio = None if reference is None else cost.seconds / reference.cost.seconds
+    peak = None if cost.peak_bytes is None else cost.peak_bytes / 1e6
+    passes = f"{cost.forwards} + {cost.backwards}"
+    return [figure(cost.seconds, 2), figure(ratio, 1), passes, figure(peak, 0)]
+
+
+def _reason(row: Row) -> str:
+    if row.status == "partial":
+        return f"partial, {sum(row.complete)} of {len(row.complete)} words: {row.note}"
+    return f"failed: {row.note}" if row.status == "failed" else row.note
+
+
+def document(compared: Compared) -> dict[str, Any]:
+    """The comparison as plain data."""
+    from captum_dcam.results import comparison
+    from captum_dcam.viewer.folder import PANEL
+
     return {
-        "name": name,
-        "label": facts.label,
-        "group": facts.group,
-        "source": facts.source,
-        "passes": facts.passes,
-        "needs": list(facts.needs),
-        "maps": ["image", "text"] if facts.text else ["image"],
-        "target_blind": facts.target_blind,
-        "stochastic": facts.stochastic,
-        "expensive": facts.expensive,
-        "runs_on": list(facts.runs_on),
-        "settings": {f.name: _default(f) for f in fields(cls)},  # type: ignore[arg-type]
+        "picture": compared.source,
+        **comparison.document(compared.comparison),
+        "output": str(compared.folder),
+        "panel": PANEL,
     }
 
 
+# -- the list of methods ---------------------------------------------------------------------------
+
+
+def list_methods() -> list[dict[str, Any]]:
+    """One record a method, in the order of the table."""
+    from captum_dcam.files import without_nan
+    from captum_dcam.methods import METHODS, method_names
+
+    out = []
+    for name in method_names():
+        facts = {"name": name, **asdict(METHODS[name].facts)}
+        facts["maps"] = ["image", "text"] if facts.pop("text") else ["image"]
+        settings = fields(METHODS[name])  # type: ignore[arg-type]  # dataclasses all
+        out.append({**facts, "settings": {f.name: _default(f) for f in settings}})
+    return list(map(without_nan, out))
+
+
 def _default(field: Field[Any]) -> Any:
-    """A setting's default as JSON knows it."""
-    value = field.default
-    if value is MISSING:
-        value = None if field.default_factory is MISSING else field.default_factory()
-    return list(value) if isinstance(value, tuple) else value
+    if field.default is not MISSING:
+        return field.default
+    return None if field.default_factory is MISSING else field.default_factory()
+
+
+def print_methods(records: Sequence[dict[str, Any]]) -> None:
+    """A line a method, group after group."""
+    console, group = output_console(160), ""
+    heads = ("Name", "Method", "Passes", "Needs", "Maps", "Runs on", "Source")
+    table = table_of(*heads, whole=True)
+    for r in records:
+        if r["group"] != group:
+            group = r["group"]
+            if table.row_count:
+                table.add_section()
+            table.add_row(Text(group, style="bold"))
+        maps = " + ".join(r["maps"]) + (", one for all words" if r["target_blind"] else "")
+        cells = [r["name"], r["label"], r["passes"], ", ".join(r["needs"]), maps]
+        table.add_row(*map(Text, [*cells, ", ".join(r["runs_on"]), r["source"]]))
+    console.print(table)
+    console.print(
+        "Passes: for one token, with '+ n back' for backward passes. Settings: --json, or "
+        "name:setting=value.",
+        style="dim",
+    )

@@ -1,83 +1,107 @@
-r"""What ``captum-dcam explain`` and ``captum-dcam models`` do, without their printing.
-
-``captum-dcam compare`` shares its first half: options, picture, model, answer.
-"""
+r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
+from rich.table import Table
+from rich.text import Text
 
-from captum_dcam.cli.parsing import DTYPES, load_model, setting_pairs
-from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.explaining import explain_bound, sign_check
-from captum_dcam.maps import PRODUCTS
-from captum_dcam.metrics import LocalizationScores
-from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.hub import check_device
-from captum_dcam.model.hub import list_models as list_models
-from captum_dcam.model.prompts import open_picture
-from captum_dcam.model.trajectory import SCORES
-from captum_dcam.model.words import WordsLike
-from captum_dcam.presets import preset as find_preset
-from captum_dcam.refine import Refinement, refinement
-from captum_dcam.results.explanation import Explanation
-from captum_dcam.results.summary import scene_scores
-from captum_dcam.viewer import prepare_folder, write_folder
+from captum_dcam.cli.options import (
+    DECODE,
+    HOW,
+    NAMES,
+    Answer,
+    command,
+    option,
+    output_option,
+    preset_option,
+)
+from captum_dcam.cli.parsing import (
+    check_answer,
+    chosen_refinements,
+    chosen_words,
+    generator,
+    picture_of,
+    source_of,
+    written,
+)
+from captum_dcam.cli.printing import (
+    figure,
+    others_on_stderr,
+    output_console,
+    print_facts,
+    print_json,
+    progress,
+    table_of,
+)
 
 if TYPE_CHECKING:
-    from captum_dcam.data.scenes import Scene
+    from torch import Tensor
 
-#: the held-out scene that is drawn when none is asked for, README's picture
-SHOWN = 12
-#: told before every part of the work
-Say = Callable[[str], None]
+    from captum_dcam.metrics import LocalizationScores
+    from captum_dcam.results.explanation import Explanation
+    from captum_dcam.results.summary import WordSummary
 
-
-@dataclass(frozen=True)
-class Common:
-    """Options that every command has that writes an answer, as its help describes them."""
-
-    image: Path | None
-    prompt: str
-    words: list[str] | None
-    scene: int | None
-    model: str
-    load: list[str] | None
-    regime: str | None
-    layer: int | None
-    internal_batch_size: int | None
-    score: str | None
-    refine: list[str] | None
-    gen_length: int | None
-    steps: int | None
-    block_length: int | None
-    temperature: float | None
-    generation: list[str] | None
-    seed: int
-    device: str
-    dtype: str
-    output: Path
-    json: bool
+METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(Answer):
     """The options of ``captum-dcam explain``."""
 
-    preset: str
-    product: str | None
-    center: bool | None
-    check_sign: bool
+    preset: Annotated[str, preset_option("A preset")] = "default"
+    product: Annotated[
+        str | None,
+        option(
+            HOW, "Of gradient and feature: {products}.", names="products", default="the preset's"
+        ),
+        NAMES["products"],
+    ] = None
+    center: Annotated[
+        bool | None,
+        option(
+            HOW,
+            "Centre features over positions first.",
+            "--center/--no-center",
+            default="the preset's",
+        ),
+    ] = None
+    check_sign: Annotated[
+        bool,
+        option(
+            HOW,
+            "Remove what every map highlights and see whether the word becomes less likely.",
+            "--check-sign",
+        ),
+    ] = False
+    seed: Annotated[int, option(DECODE, "Of sampling and of the sign check.")] = 0
+    output: Annotated[
+        Path,
+        output_option(
+            "Folder for a picture of every word, sheet.png and the data; an earlier output is "
+            "replaced, nothing else is."
+        ),
+    ] = Path("explanation")
+
+
+@command
+def explain(options: Options) -> None:
+    """Explain the words of an answer about a picture: one map a word.
+
+    Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
+    captum-dcam explain --scene 3 --preset paper --json
+    """
+    with others_on_stderr():
+        result = run(options)
+    if options.json:
+        print_json(document(result))
+    else:
+        print_report(result)
 
 
 @dataclass(frozen=True)
@@ -101,136 +125,157 @@ class Result:
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
+    from captum_dcam.explaining import explain_bound, sign_check
+    from captum_dcam.presets import preset
+    from captum_dcam.results.summary import scene_scores
+    from captum_dcam.viewer import prepare_folder, write_folder
+
     words = chosen_words(options.words)
     refinements = chosen_refinements(options.refine)
-    find_preset(options.preset)
-    check_name("product", options.product, PRODUCTS)
-    device = check_options(options)
+    preset(options.preset)
+    device = check_answer(options)
     folder = prepare_folder(options.output)
     with progress() as say:
         picture, scene = picture_of(options)
         forward = written(options, picture, device, say)
         say("Explaining its words")
-        explanation = explain_bound(
-            forward,
-            words,
-            preset=options.preset,
-            score=options.score,
-            product=options.product,
-            center=options.center,
-            refinements=refinements,
-        )
-        signs = _signs(forward, explanation, options, say) if options.check_sign else None
+        own = options.shared(explain_bound, words=words, refinements=refinements)
+        explanation = explain_bound(forward, **own)
+        signs = None
+        if options.check_sign:
+            say("Checking signs")
+            drawn, score = generator(options.seed), explanation.settings["score"]
+            signs = sign_check(forward, explanation.targets, explanation.maps, drawn, score=score)
         scores = None if scene is None else scene_scores(explanation, scene)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
     return Result(explanation, folder, source_of(options, scene), scores, signs)
 
 
-def written(
-    options: Common, picture: Image.Image, device: torch.device, say: Say
-) -> DenoisingForward:
-    """The model with the answer that it wrote."""
-    say("Loading the model")
-    adapter = _adapter(options, device)
-    size = options.internal_batch_size
-    forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
-    request = adapter.prepare([[picture]], [options.prompt])
-    say("Writing the answer")
-    forward.generate(request, generator=_generator(options.seed), **_generation(options))
-    return forward
+# -- what is printed -------------------------------------------------------------------------------
 
 
-def source_of(options: Common, scene: Scene | None) -> str:
-    """The picture's path, or which scene was drawn."""
-    return str(options.image) if scene is None else f"held-out scene {scene.index}"
+def print_report(result: Result) -> None:
+    """Prompt, answer, a line a word, and where the files are."""
+    from captum_dcam.viewer.folder import SHEET
+
+    console, explanation = output_console(), result.explanation
+    facts = {"Picture": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
+    print_facts(console, facts)
+    console.print(_words_table(result))
+    if result.scores is not None:
+        _print_scores(console, result, result.scores)
+    if result.signs is not None:
+        console.print(
+            "Fall: how much the word's log-probability falls when the tenth of the image tokens "
+            "that its map highlights is removed, and when as many random ones are.",
+            style="dim",
+        )
+    several = "a picture of every word, and explanation/ to load again"
+    places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
+    print_facts(console, places)
 
 
-@contextmanager
-def progress() -> Iterator[Say]:
-    """A line on stderr that says what is being done; nothing where stderr is no terminal."""
-    with Console(stderr=True).status("Starting") as status:
-        yield lambda text: status.update(f"{text} …")
+def _words_table(result: Result) -> Table:
+    from captum_dcam.results.summary import summarise
+
+    names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
+    names += ["F3"] if result.scores is not None else []
+    names += ["Fall", "Random"] if result.signs is not None else []
+    table = table_of(*names, right=("#", "Step", "Sure", "F3", "Fall", "Random"))
+    for n, row in enumerate(summarise(result.explanation)):
+        cells = [
+            str(row.number),
+            row.word,
+            ", ".join(map(str, row.steps)),
+            f"{row.confidence:.0%}",
+            row.region,
+            _box(row),
+        ]
+        if result.scores is not None:
+            own = result.scores[n]
+            cells.append("" if own is None else figure(float(own.f3), 3))
+        if result.signs is not None:
+            cells += [f"{value:+.3f}" for value in result.signs[n].tolist()]
+        table.add_row(*map(Text, cells))
+    return table
 
 
-def chosen_words(words: list[str] | None) -> WordsLike:
-    """What ``--words`` asks for; None where it is not given."""
-    if not words:
-        return None
-    groups = [w for w in words if w in ("all", "nouns")]
-    if groups and len(words) > 1:
-        raise InputError(f"--words {groups[0]} stands alone: leave out the other --words")
-    return words[0] if groups else list(words)
+def _box(row: WordSummary) -> str:
+    if row.peak is None:
+        return "–"
+    x0, y0, x1, y1 = (round(v) for v in row.peak)
+    return f"x {x0}–{x1}, y {y0}–{y1}"
 
 
-def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
-    """What ``--refine`` asks for; None where it is not given."""
-    if not names:
-        return None
-    if "none" in names:
-        if len(names) > 1:
-            raise InputError("--refine none stands alone: leave out the other --refine")
-        return []
-    return [refinement(name) for name in names]
+def _print_scores(
+    console: Console, result: Result, scores: Sequence[LocalizationScores | None]
+) -> None:
+    """All four localisation scores of the words that name objects, and their means."""
+    pairs = zip(result.explanation.words, scores, strict=True)
+    named = [(word, own) for word, own in pairs if own is not None]
+    if not named:
+        console.print("No explained word names an object of the scene.", style="dim")
+        return
+    heads = ("Obj-IoU", "Contrast", "Concentration", "F3")
+    table = table_of("Localisation", *heads, right=heads)
+    for word, own in named:
+        table.add_row(Text(word), *_figures(own))
+    if len(named) > 1:
+        means = _means([own for _, own in named])
+        table.add_row(Text("mean (F3 of the means)", style="bold"), *_figures(means))
+    console.print(table)
 
 
-def check_options(options: Common) -> torch.device:
-    """What the library would look up only after the answer was written; returns the device."""
-    check_name("score", options.score, SCORES)
-    check_name("dtype", options.dtype, DTYPES)
-    if options.image is not None and options.scene is not None:
-        raise InputError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
-    setting_pairs("--load", options.load)
-    _generation(options)
-    return check_device(options.device)
+def _means(found: Sequence[LocalizationScores]) -> LocalizationScores:
+    import torch
 
+    from captum_dcam.metrics import LocalizationScores, f3_score
 
-def check_name(kind: str, name: str | None, known: Collection[str]) -> None:
-    """UnknownNameError with near names; None is left to the library."""
-    if name is not None and name not in known:
-        raise UnknownNameError(f"unknown {kind} {name!r}{near(name, known)}")
-
-
-def picture_of(options: Common) -> tuple[Image.Image, Scene | None]:
-    """The picture, and the scene it was drawn from (None for a file)."""
-    if options.image is not None:
-        return open_picture(options.image), None
-    from captum_dcam.data.scenes import make_scene
-    from captum_dcam.mini.evaluate import HELD_OUT_SEED
-
-    scene = make_scene(HELD_OUT_SEED, SHOWN if options.scene is None else options.scene)
-    return scene.image, scene
-
-
-def _adapter(options: Common, device: torch.device) -> Adapter:
-    settings = setting_pairs("--load", options.load)
-    return load_model(
-        options.model, settings, regime=options.regime, device=device, dtype=options.dtype
+    iou, contrast, share = (
+        torch.stack([getattr(own, name) for own in found]).mean() for name in METRICS[:3]
     )
+    return LocalizationScores(iou, contrast, share, f3_score(iou, contrast, share))
 
 
-def _generation(options: Common) -> dict[str, Any]:
-    """Only what the user gave: the rest is the family's."""
-    given = {
-        "gen_length": options.gen_length,
-        "steps": options.steps,
-        "block_length": options.block_length,
-        "temperature": options.temperature,
+def _named(own: LocalizationScores) -> dict[str, float]:
+    return {name: float(getattr(own, name)) for name in METRICS}
+
+
+def _figures(own: LocalizationScores) -> list[str]:
+    return [figure(v, 1 if name == "contrast" else 3) for name, v in _named(own).items()]
+
+
+def document(result: Result) -> dict[str, Any]:
+    """The result as plain data."""
+    from captum_dcam.results.summary import summarise
+    from captum_dcam.viewer.folder import SHEET, word_files
+
+    explanation = result.explanation
+    trajectory = explanation.trajectory
+    files: dict[int, list[str]] = {}
+    for number, _, name in word_files(explanation):
+        files.setdefault(number, []).append(name)
+    words = []
+    for n, row in enumerate(summarise(explanation)):
+        record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        if result.scores is not None:
+            own = result.scores[n]
+            record["localization"] = None if own is None else _named(own)
+        if result.signs is not None:
+            highlighted, random = result.signs[n].tolist()
+            record["sign_check"] = {"highlighted": highlighted, "random": random}
+        words.append(record)
+    return {
+        "picture": result.source,
+        "prompt": explanation.prompt,
+        "answer": explanation.answer,
+        "words": words,
+        "regime": trajectory.regime,
+        "steps": trajectory.steps,
+        "calls": len(trajectory.calls),
+        "feasible_calls": len(trajectory.feasible),
+        "settings": explanation.settings,
+        "versions": explanation.versions,
+        "output": str(result.folder),
+        "sheet": SHEET,
     }
-    named = {name: value for name, value in given.items() if value is not None}
-    others = setting_pairs("--generation", options.generation)
-    if twice := sorted(named.keys() & others.keys()):
-        raise InputError(f"--generation {twice[0]}: --{twice[0].replace('_', '-')} is given too")
-    return named | others
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _signs(
-    forward: DenoisingForward, explanation: Explanation, options: Options, say: Say
-) -> Tensor:
-    say("Checking signs")
-    generator = _generator(options.seed)
-    score = explanation.settings["score"]
-    return sign_check(forward, explanation.targets, explanation.maps, generator, score=score)

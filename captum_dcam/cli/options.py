@@ -1,174 +1,408 @@
-r"""Options that several commands have, and how their errors are shown."""
+r"""A command's options, declared once: a dataclass whose fields carry typer's declarations.
+
+    @dataclass(frozen=True)
+    class Options(Base):
+        sort: Annotated[str | None, option(OUT, "Order: {sorts}.", names="sorts")] = None
+
+    @command
+    def compare(options: Options) -> None:
+        "What the help says of the command."
+
+A file of this folder that enters a command so needs no word elsewhere. What names an option takes
+is in :data:`NAMES`. The files of commands import nothing heavy at their top, so that ``--help`` and
+``--version`` are quick.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import update_wrapper
+from glob import iglob
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-PROMPT = "describe the image ."
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.registry import Registry
 
+#: groups of options in the help, in their order
+WHAT, HOW, RUN = "What to explain", "How to explain", "Running"
+DECODE, OUT = "Generation", "Output"
+PANELS = (None, WHAT, HOW, RUN, DECODE, OUT)
+DEBUG = "CAPTUM_DCAM_DEBUG"
 
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn errors that the user can mend into one line on stderr and exit code 2."""
-    from safetensors import SafetensorError
-
-    from captum_dcam.errors import UnknownNameError
-
-    try:
-        yield
-    except (ValueError, OSError, UnknownNameError, SafetensorError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            text = f"{error.filename or 'file'}: {error.strerror}"
-        typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(" ".join(text.splitlines()), err=True)
-        raise typer.Exit(2) from error
+#: the commands by name; what is entered takes no argument but those of its options
+COMMANDS: Registry[Callable[..., None]] = Registry("command")
 
 
-@contextmanager
-def others_on_stderr() -> Iterator[None]:
-    """Stdout is the command's: what a model's own code prints goes to stderr."""
-    with redirect_stdout(sys.stderr):
-        yield
+# -- names that options take -----------------------------------------------------------------------
 
 
-# Groups of options in the help.
-WHAT, HOW, DECODE, OUT = "What to explain", "How to explain", "Generation", "Output"
+@dataclass(frozen=True)
+class Names:
+    r"""Names that an option takes.
+
+    Args:
+        kind (str): what one of them is, for errors: ``"score"``.
+        home (str): where they are kept, ``"module:attribute"``: a registry, or a function that
+            lists them; imported when they are asked for, so that the list is never an old one.
+        closed (tuple of str): the names, where there are to be no others: shown without importing
+            ``home``, which a test compares.
+        more (tuple of str): what stands for several or for none. Default: nothing
+    """
+
+    kind: str
+    home: str
+    closed: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+    def kept(self) -> Any:
+        """What ``home`` has now: the registry, or a tuple."""
+        module, _, attribute = self.home.partition(":")
+        found = getattr(import_module(module), attribute)
+        return found() if callable(found) else found
+
+    def all(self) -> tuple[str, ...]:
+        """Every name, and what stands for several."""
+        return (*(self.closed or self.kept()), *self.more)
+
+    def complete(self, incomplete: str) -> list[str]:
+        """Names that begin so, for a shell's completion."""
+        return [name for name in self.all() if name.startswith(incomplete)]
+
+    def check(self, value: Any) -> None:
+        r"""Refuse a name, or one of several, that is not known; None is left to the library.
+
+        Raises:
+            UnknownNameError: with near names.
+        """
+        for name in [value] if isinstance(value, str) else value or ():
+            if name not in self.all():
+                raise UnknownNameError(f"unknown {self.kind} {name!r}{near(name, self.all())}")
 
 
-def pairs_option(name: str, panel: str, text: str) -> Any:
-    return typer.Option(name, metavar="NAME=VALUE", rich_help_panel=panel, help=text)
+class Files(Names):
+    """Names, or the path of a file or folder."""
+
+    def complete(self, incomplete: str) -> list[str]:
+        """Names and paths that begin so."""
+        paths = iglob(f"{incomplete}*") if incomplete else ()
+        return [*super().complete(incomplete), *sorted(paths)]
 
 
-# -- options of several commands -----------------------------------------------------------------
+class Settled(Names):
+    """Names with settings, several with commas: ``tam:eci=false,filter=5,attention``."""
 
-ImageFile = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="IMAGE",
-        show_default=False,
-        help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
-        "the maps are scored against its masks.",
+    def complete(self, incomplete: str) -> list[str]:
+        """The list so far with every name or setting that may stand at its end."""
+        before, comma, last = incomplete.rpartition(",")
+        name, colon, begun = last.partition(":")
+        if colon:
+            start, known = f"{before}{comma}{name}:", []
+        else:
+            start, begun, known = f"{before}{comma}", last, list(self.all())
+            name = before.rpartition(":")[0].rpartition(",")[2]  # whose settings came last
+        known += [f"{setting}=" for setting in self._settings(name)]
+        return [start + one for one in known if one.startswith(begun)]
+
+    def _settings(self, name: str) -> list[str]:
+        """A method's fields, or a metric's arguments but the case."""
+        entry = dict(self.kept().items()).get(name)
+        if entry is None:
+            return []
+        settings = list(inspect.signature(entry).parameters)
+        return settings if isinstance(entry, type) else settings[1:]
+
+
+#: what evaluate takes beside methods; a test compares them with the evaluation's own
+FLOORS = ("oracle", "random", "center_blob")
+
+NAMES = {
+    "datasets": Names("data set", "captum_dcam.data:dataset_names"),
+    "dtypes": Names(
+        "dtype", "captum_dcam.evaluation.plan:DTYPES", ("float32", "bfloat16", "float16")
     ),
-]
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The question.", rich_help_panel=WHAT)]
-WORDS = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
-Scene = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        show_default="12",
-        rich_help_panel=WHAT,
-        help="Which held-out scene to draw when no IMAGE is given.",
+    "errors": Names("policy", "captum_dcam.evaluation.harness:POLICIES", ("raise", "skip")),
+    "kinds": Names("kind of word", "captum_dcam.evaluation:KINDS"),
+    "methods": Settled("method", "captum_dcam.methods:METHODS", more=("quick", "all")),
+    "metrics": Settled("metric", "captum_dcam.evaluation:METRICS"),
+    "models": Files("model", "captum_dcam.cli.models:sources"),
+    "presets": Files("preset", "captum_dcam.presets:PRESETS"),
+    "products": Names(
+        "product", "captum_dcam.maps:PRODUCTS", ("pooled", "positionwise", "plus_plus")
     ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", rich_help_panel=HOW, help="'mini', a folder, or a name on the hub."
-    ),
-]
-LoadSettings = Annotated[
-    list[str] | None,
-    pairs_option(
-        "--load",
-        HOW,
-        "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
-        "family=lavida or one of the family's; repeatable.",
-    ),
-]
-Regime = Annotated[
-    str | None,
-    typer.Option(
-        show_default="the family's",
-        rich_help_panel=HOW,
-        help="'prefix' (image and prompt computed once) or 'full' (at every step).",
-    ),
-]
-Layer = Annotated[
-    int | None,
-    typer.Option(
-        show_default="recommended",
-        rich_help_panel=HOW,
-        help="Block to read, from 0; negative counts from the end.",
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--internal-batch-size",
-        min=1,
-        show_default="16, or 4 in the full regime",
-        rich_help_panel=HOW,
-        help="Words differentiated at once: fewer need less memory.",
-    ),
-]
-SCORE = "State whose logits are read: 'commit', 'final' or 'teacher'."
-REFINE = (
-    "Refinement of the maps, in order; repeatable: adaptive_median, akd, cba, dacg, gaussian, "
-    "median, min_max, rank_gaussian, sicd, or 'none'."
-)
-GenLength = Annotated[
-    int | None,
-    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Answer length."),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(show_default="the family's", rich_help_panel=DECODE, help="Denoising steps."),
-]
-BlockLength = Annotated[
-    int | None,
-    typer.Option(
-        show_default="the family's",
-        rich_help_panel=DECODE,
-        help="Tokens of a semi-autoregressive block.",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(min=0, show_default="greedy", rich_help_panel=DECODE, help="Of sampling."),
-]
-Generation = Annotated[
-    list[str] | None,
-    pairs_option(
-        "--generation", DECODE, "A decoding setting of the family, such as steps=32; repeatable."
-    ),
-]
-Device = Annotated[
-    str, typer.Option(rich_help_panel=DECODE, help="'cpu', 'cuda', 'cuda:1', 'mps'.")
-]
-Dtype = Annotated[
-    str, typer.Option(rich_help_panel=DECODE, help="'float32', 'bfloat16' or 'float16'.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=OUT, help="Print one JSON document on stdout.")
-]
+    "refinements": Names("refinement", "captum_dcam.refine:registered_refinements", more=("none",)),
+    "regimes": Names("regime", "captum_dcam.model.trajectory:REGIMES", ("prefix", "full")),
+    "scales": Names("scale", "captum_dcam.viewer.panel:SCALES", ("map", "row")),
+    "scores": Names("score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")),
+    "sorts": Names("order", "captum_dcam.cli.compare:SORTS", ("f3", "seconds", "name")),
+    "suites": Names("suite", "captum_dcam.evaluation.suites:SUITES"),
+    "tables": Names("table", "captum_dcam.evaluation.tables:TABLES", more=("all",)),
+    "variants": Settled("method", "captum_dcam.methods:METHODS", more=(*FLOORS, "quick", "all")),
+    "words": Names("words", "captum_dcam.calibration.maps:WORDS", ("nouns", "all")),
+}
+
+
+def option(
+    panel: str | None,
+    text: str,
+    *flags: str,
+    names: str | None = None,
+    default: str | bool = True,
+    **more: Any,
+) -> Any:
+    r"""typer's declaration of an option.
+
+    Args:
+        panel (str or None): its group in the help.
+        text (str): the help; ``{scores}`` becomes the names of that entry of :data:`NAMES`.
+        *flags (str): ``"--output", "-o"``. Default: the field's name
+        names (str, optional): key of :data:`NAMES`: what a shell completes. Default: nothing
+        default (str, optional): shown for the default. Default: its value
+        **more: of :func:`typer.Option`.
+    """
+    if names is not None:
+        more["autocompletion"] = NAMES[names].complete
+    return typer.Option(*flags, rich_help_panel=panel, help=text, show_default=default, **more)
+
+
+def pairs(panel: str, text: str, *flags: str) -> Any:
+    """An option that takes ``NAME=VALUE``, repeatable."""
+    return option(panel, f"{text}; repeatable.", *flags, metavar="NAME=VALUE")
 
 
 def words_option(default: str) -> Any:
-    return typer.Option(
-        "--words", "-w", metavar="WORDS", show_default=default, rich_help_panel=WHAT, help=WORDS
-    )
+    text = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
+    return option(WHAT, text, "--words", "-w", metavar="WORDS", default=default)
 
 
 def score_option(default: str) -> Any:
-    return typer.Option(show_default=default, rich_help_panel=HOW, help=SCORE)
+    return option(HOW, "State whose logits are read: {scores}.", names="scores", default=default)
 
 
 def refine_option(default: str) -> Any:
-    return typer.Option(metavar="NAME", show_default=default, rich_help_panel=HOW, help=REFINE)
+    text = "Refinement of the maps, in order; repeatable: {refinements}."
+    return option(HOW, text, metavar="NAME", names="refinements", default=default)
 
 
-def seed_option(purpose: str) -> Any:
-    return typer.Option(rich_help_panel=DECODE, help=purpose)
+def preset_option(text: str) -> Any:
+    return option(HOW, f"{text}: {{presets}}, or a file.", names="presets")
 
 
-def output_option(holds: str) -> Any:
-    text = f"Folder for {holds}; an earlier output is replaced, nothing else is."
-    return typer.Option("--output", "-o", rich_help_panel=OUT, help=text)
+def output_option(text: str) -> Any:
+    return option(OUT, text, "--output", "-o")
+
+
+# -- options of several commands -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """Options whose closed names are checked when they are made.
+
+    A field that carries one of :data:`NAMES` beside typer's declaration takes no other name.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for mark in getattr(hint, "__metadata__", ()):
+                if isinstance(mark, Names):
+                    mark.check(getattr(self, name))
+
+    def shared(self, call: Callable[..., Any], **own: Any) -> dict[str, Any]:
+        """Arguments for a function or class: fields of the names that it takes, and ``own``."""
+        taken = inspect.signature(call).parameters
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in taken} | own
+
+
+@dataclass(frozen=True)
+class Model(Base):
+    """The model of every command that runs one."""
+
+    model: Annotated[
+        str, option(HOW, "'mini', a folder, or a name on the hub.", "--model", "-m", names="models")
+    ] = "mini"
+    load: Annotated[
+        list[str] | None,
+        pairs(
+            HOW,
+            "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
+            "family=lavida or one of the family's",
+        ),
+    ] = None
+    regime: Annotated[
+        str | None,
+        option(
+            HOW,
+            "'prefix' (image and prompt computed once) or 'full' (at every step).",
+            names="regimes",
+            default="the family's",
+        ),
+    ] = None
+    layer: Annotated[
+        int | None,
+        option(HOW, "Block to read, from 0; negative counts from the end.", default="recommended"),
+    ] = None
+    generation: Annotated[
+        list[str] | None, pairs(DECODE, "A decoding setting of the family, such as steps=32")
+    ] = None
+    seed: Annotated[int, option(DECODE, "Of sampling.")] = 0
+    dtype: Annotated[str, option(DECODE, "{dtypes}.", names="dtypes"), NAMES["dtypes"]] = "float32"
+    json: Annotated[bool, option(OUT, "Print one JSON document on stdout.", "--json")] = False
+
+
+DEVICE = option(DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.")
+
+
+@dataclass(frozen=True)
+class Answer(Model):
+    """One picture and the answer that is explained."""
+
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE",
+            show_default=False,
+            help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
+            "the maps are scored against its masks.",
+        ),
+    ] = None
+    prompt: Annotated[str, option(WHAT, "The question.", "--prompt", "-p")] = "describe the image ."
+    words: Annotated[list[str] | None, words_option("all")] = None
+    scene: Annotated[
+        int | None,
+        option(WHAT, "Which held-out scene to draw when no IMAGE is given.", default="12", min=0),
+    ] = None
+    internal_batch_size: Annotated[
+        int | None,
+        option(
+            HOW,
+            "Words differentiated at once: fewer need less memory.",
+            default="16, or 4 in the full regime",
+            min=1,
+        ),
+    ] = None
+    score: Annotated[str | None, score_option("the preset's"), NAMES["scores"]] = None
+    refine: Annotated[list[str] | None, refine_option("the preset's")] = None
+    gen_length: Annotated[int | None, option(DECODE, "Answer length.", default="the family's")] = (
+        None
+    )
+    steps: Annotated[int | None, option(DECODE, "Denoising steps.", default="the family's")] = None
+    block_length: Annotated[
+        int | None, option(DECODE, "Tokens of a semi-autoregressive block.", default="the family's")
+    ] = None
+    temperature: Annotated[
+        float | None, option(DECODE, "Of sampling.", default="greedy", min=0)
+    ] = None
+    device: Annotated[str, DEVICE] = "cpu"
+
+
+@dataclass(frozen=True)
+class Data(Model):
+    """Images of a data set."""
+
+    dataset: Annotated[
+        str,
+        option(WHAT, "A data set: {datasets}.", "--dataset", "-d", names="datasets"),
+        NAMES["datasets"],
+    ] = "scenes"
+    root: Annotated[Path | None, option(WHAT, "Folder with the data set's files.")] = None
+    data: Annotated[
+        list[str] | None,
+        pairs(WHAT, "A setting of the data set, such as split=val2014 or missing=skip"),
+    ] = None
+    start: Annotated[int, option(WHAT, "First image, in the data's order.", min=0)] = 0
+    limit: Annotated[int | None, option(WHAT, "So many images.", default="all", min=1)] = None
+    prompt: Annotated[
+        str | None, option(WHAT, "The question.", "--prompt", "-p", default="the data's")
+    ] = None
+    threads: Annotated[int, option(RUN, "Of torch on the CPU; 0: leave as it is.", min=0)] = 1
+
+
+def flag(options: Base, name: str) -> str:
+    """How the command line calls a field: ``--budget-passes`` for ``passes``."""
+    hint = get_type_hints(type(options), include_extras=True)[name]
+    (mark,) = (m for m in hint.__metadata__ if not isinstance(m, Names))
+    # typer keeps the first flag of an Annotated declaration as its default
+    return str(mark.default if isinstance(mark.default, str) else f"--{name.replace('_', '-')}")
+
+
+# -- a command from its options --------------------------------------------------------------------
+
+
+@dataclass
+class Shown:
+    """How the errors of this run are shown."""
+
+    debug: bool = False
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Shown:
+        """Of the whole program, whichever command is at work."""
+        root = context.find_root()
+        if not isinstance(root.obj, cls):
+            root.obj = cls()
+        return root.obj
+
+
+def _debug(context: typer.Context, value: bool) -> None:
+    Shown.of(context).debug |= value
+
+
+def debug_option(**more: Any) -> Any:
+    text = "Show errors with their whole traceback."
+    return typer.Option("--debug", help=text, callback=_debug, is_eager=True, **more)
+
+
+def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    r"""Decorator: enter a command whose one argument, ``options``, is a dataclass of its options.
+
+    The help shows the options by their groups; in each, the command's own come first.
+    """
+    options = get_type_hints(function)["options"]
+
+    def call(debug: bool, **values: Any) -> None:
+        function(options(**values))
+
+    update_wrapper(call, function)
+    hints = get_type_hints(options, include_extras=True)
+    names = sorted(_own_first(options), key=lambda name: _panel(hints[name]))
+    defaults = {f.name: f.default for f in fields(options)}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    taken = [inspect.Parameter(n, kind, default=defaults[n], annotation=hints[n]) for n in names]
+    debug = Annotated[bool, debug_option()]
+    taken.append(inspect.Parameter("debug", kind, default=False, annotation=debug))
+    call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    COMMANDS.register(function.__name__)(call)
+    return function
+
+
+def _own_first(options: type) -> list[str]:
+    """Names of fields: those that no other command has, then those that several share."""
+    names = [f.name for f in fields(options)]
+    shared = {f.name for base in options.__bases__ if is_dataclass(base) for f in fields(base)}
+    return sorted(names, key=lambda name: name in shared)
+
+
+def _panel(hint: Any) -> int:
+    return max(PANELS.index(getattr(m, "rich_help_panel", None)) for m in hint.__metadata__)
+
+
+class Command(TyperCommand):
+    """A command whose help lists names; they are looked up when it is shown, not before."""
+
+    def format_help(self, *arguments: Any) -> None:
+        for one in self.params:
+            if text := getattr(one, "help", None):
+                one.help = text.format_map(_Listed())  # type: ignore[attr-defined]
+        super().format_help(*arguments)
+
+
+class _Listed(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return ", ".join(NAMES[key].all())

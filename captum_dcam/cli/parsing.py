@@ -1,4 +1,7 @@
-r"""Methods as a command line writes them: ``quick``, ``tam``, ``tam:eci=false,filter=5``."""
+r"""From options to what they name: words, refinements, methods, settings, picture, model, answer.
+
+Methods are written as ``quick``, ``tam``, ``tam:eci=false,filter=5``.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,38 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-import torch
+from captum_dcam.cli.options import NAMES, Answer, Model
+from captum_dcam.errors import (
+    DcamError,
+    InputError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+    near,
+)
 
-from captum_dcam.comparing import QUICK
-from captum_dcam.errors import InputError, UnknownNameError, UsageError, near
-from captum_dcam.methods import METHODS, Method, method, method_names
-from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.hub import load
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
-#: names that stand for several methods
-GROUPS = ("all", "quick")
+    from captum_dcam.cli.printing import Say
+    from captum_dcam.data.scenes import Scene
+    from captum_dcam.methods import Method
+    from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.forward import DenoisingForward
+    from captum_dcam.model.words import WordsLike
+    from captum_dcam.refine import Refinement
+
+#: the held-out scene that is drawn when none is asked for, README's picture
+SHOWN = 12
+#: what has an option of its own
+OWN = frozenset(("device", "dtype", "regime"))
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+# -- methods and settings as texts -----------------------------------------------------------------
 
 
 def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
@@ -55,8 +77,10 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
 
 def _begun(name: str) -> list[tuple[str, dict[str, str]]]:
     """The method or methods of a name, without settings so far."""
-    if name not in METHODS and name not in GROUPS:
-        raise UnknownNameError(f"unknown method {name!r}{near(name, [*METHODS, *GROUPS])}")
+    from captum_dcam.comparing import QUICK
+    from captum_dcam.methods import method_names
+
+    NAMES["methods"].check(name)
     names = {"all": method_names(), "quick": QUICK}.get(name, (name,))
     return [(one, {}) for one in names]
 
@@ -72,11 +96,12 @@ def _enter(found: list[tuple[str, dict[str, str]]], setting: str) -> None:
 
 def built(name: str, settings: dict[str, str]) -> Method:
     """A method with settings that are written as text."""
+    from captum_dcam.methods import METHODS, method
+
     if name not in METHODS:
         raise UnknownNameError(f"unknown method {name!r}{near(name, METHODS)}")
-    cls = METHODS[name]
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # dataclasses all
-    hints = get_type_hints(cls)
+    known = [f.name for f in fields(METHODS[name])]  # type: ignore[arg-type]  # dataclasses all
+    hints = get_type_hints(METHODS[name])
     values = {}
     for key, text in settings.items():
         if key not in known:
@@ -119,13 +144,122 @@ def value_of(text: str, kind: Any, where: str) -> Any:
     raise InputError(f"{where} is {text!r}: expected {wanted}")
 
 
-# The model that a command's options ask for.
+def setting_pairs(flag: str, texts: Sequence[str] | None) -> dict[str, Any]:
+    """``name=value`` settings; values as JSON writes them, anything else is a text."""
+    out: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{flag} {text!r}: expected name=value, such as split=val2014")
+        try:
+            out[name] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name] = value
+    return out
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# -- what is explained -----------------------------------------------------------------------------
 
-#: what has an option of its own
-OWN = frozenset(("device", "dtype", "regime"))
+
+def chosen_words(words: list[str] | None) -> WordsLike:
+    """What ``--words`` asks for; None where it is not given."""
+    if not words:
+        return None
+    groups = [w for w in words if w in ("all", "nouns")]
+    if groups and len(words) > 1:
+        raise InputError(f"--words {groups[0]} stands alone: leave out the other --words")
+    return words[0] if groups else list(words)
+
+
+def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
+    """What ``--refine`` asks for; None where it is not given."""
+    from captum_dcam.refine import refinement
+
+    if not names:
+        return None
+    if "none" in names:
+        if len(names) > 1:
+            raise InputError("--refine none stands alone: leave out the other --refine")
+        return []
+    return [refinement(name) for name in names]
+
+
+def picture_of(options: Answer) -> tuple[Image.Image, Scene | None]:
+    """The picture, and the scene it was drawn from (None for a file)."""
+    if options.image is not None:
+        from captum_dcam.files import reading
+        from captum_dcam.model.prompts import open_picture
+
+        with reading(options.image):
+            return open_picture(options.image), None
+    from captum_dcam.data.scenes import make_scene
+    from captum_dcam.mini.evaluate import HELD_OUT_SEED
+
+    scene = make_scene(HELD_OUT_SEED, SHOWN if options.scene is None else options.scene)
+    return scene.image, scene
+
+
+def source_of(options: Answer, scene: Scene | None) -> str:
+    """The picture's path, or which scene was drawn."""
+    return str(options.image) if scene is None else f"held-out scene {scene.index}"
+
+
+# -- the model and its answer ----------------------------------------------------------------------
+
+
+def check_answer(options: Answer) -> torch.device:
+    """What would be looked up only while the answer is written; returns the device."""
+    from captum_dcam.model.hub import check_device
+
+    if options.image is not None and options.scene is not None:
+        raise InputError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+    setting_pairs("--load", options.load)
+    decoding(options)
+    return check_device(options.device)
+
+
+def decoding(options: Answer) -> dict[str, Any]:
+    """Only what the user gave: the rest is the family's."""
+    names = ("gen_length", "steps", "block_length", "temperature")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    others = setting_pairs("--generation", options.generation)
+    if twice := sorted(given.keys() & others.keys()):
+        raise InputError(f"--generation {twice[0]}: --{twice[0].replace('_', '-')} is given too")
+    return given | others
+
+
+def written(
+    options: Answer, picture: Image.Image, device: torch.device, say: Say
+) -> DenoisingForward:
+    """The model with the answer that it wrote."""
+    from captum_dcam.model.forward import DenoisingForward
+
+    say("Loading the model")
+    adapter = load_chosen(options, device)
+    size = options.internal_batch_size
+    forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
+    request = adapter.prepare([[picture]], [options.prompt])
+    say("Writing the answer")
+    forward.generate(request, generator=generator(options.seed), **decoding(options))
+    return forward
+
+
+def generator(seed: int) -> torch.Generator:
+    """Of everything that is drawn; InputError where ``--seed`` does not fit into 64 bits."""
+    import torch
+
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--seed is {seed}: expected a whole number of 64 bits") from error
+
+
+def load_chosen(options: Model, device: torch.device) -> Adapter:
+    """The model that a command's options ask for; raises as :func:`load_model`."""
+    settings = setting_pairs("--load", options.load)
+    return load_model(
+        options.model, settings, regime=options.regime, device=device, dtype=options.dtype
+    )
 
 
 def load_model(
@@ -145,37 +279,35 @@ def load_model(
         regime, device, dtype: as in :func:`captum_dcam.load`; the dtype by its name.
 
     Raises:
-        UsageError: a setting that the family does not take, or a package that is missing.
-        ValueError, OSError, UnknownNameError: as :func:`captum_dcam.load` has them.
+        UsageError: a setting that the family or its upstream code refuses, or a package that is
+            missing.
+        WeightsError: files that are missing or damaged, as the family's own code says.
+        DcamError: as :func:`captum_dcam.load` has them.
     """
+    import torch
+    from safetensors import SafetensorError
+
+    from captum_dcam.model.hub import load
+
     for name in OWN & settings.keys():
         raise UsageError(f"--load {name}={settings[name]}: give it as --{name}")
-    given = {"device": device, "dtype": DTYPES[dtype], "regime": regime, **settings}
+    given = {"device": device, "dtype": getattr(torch, dtype), "regime": regime, **settings}
     if settings.get("device_map") is not None:
         del given["device"]
     try:
         with quiet_transformers():
             return load(source, **given)
+    except DcamError:
+        raise
     except ImportError as error:
         raise UsageError(str(error)) from error
-    except TypeError as error:
-        if settings and "unexpected keyword argument" in str(error):
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{source}: {error}") from error
+    except (TypeError, ValueError) as error:
+        unknown = "unexpected keyword argument" in str(error) or isinstance(error, ValueError)
+        if settings and unknown:  # others' code refuses it
             raise UsageError(f"--load {', '.join(settings)}: {error}") from error
         raise
-
-
-def setting_pairs(option: str, texts: Sequence[str] | None) -> dict[str, Any]:
-    """``name=value`` settings; values as JSON writes them, anything else is a text."""
-    out: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"{option} {text!r}: expected name=value, such as split=val2014")
-        try:
-            out[name] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name] = value
-    return out
 
 
 @contextmanager

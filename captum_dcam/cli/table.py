@@ -1,31 +1,77 @@
-r"""What ``captum-dcam table`` does: tables from stored results, printed and written."""
+r"""``captum-dcam table``: tables from stored results, printed and written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from captum_dcam.cli.explain import check_name
+from captum_dcam.cli.options import NAMES, Base, command, option
 from captum_dcam.cli.printing import output_console, show, table_of
 from captum_dcam.errors import InputError, StoreError
-from captum_dcam.evaluation.table import FORMATS, Table
-from captum_dcam.evaluation.tables import TABLES, Results, table
-from captum_dcam.files import write_text
+
+if TYPE_CHECKING:
+    from captum_dcam.evaluation.table import Table
 
 
-def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool) -> list[Table]:
-    """Make tables, print them, and write them where ``output`` is given.
+@dataclass(frozen=True)
+class Options(Base):
+    """The options of ``captum-dcam table``."""
+
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAMES",
+            help="Tables of --list, or 'all' that the results allow.",
+            autocompletion=NAMES["tables"].complete,
+        ),
+        NAMES["tables"],
+    ] = None
+    results: Annotated[Path, option(None, "Folder that evaluate wrote.", "--results", "-r")] = Path(
+        "results"
+    )
+    output: Annotated[
+        Path | None,
+        option(None, "Folder for NAME.md, .csv and .tex.", "--output", "-o", default="none"),
+    ] = None
+    markdown: Annotated[
+        bool, option(None, "Print Markdown, as in docs/RESULTS.md.", "--markdown")
+    ] = False
+    list_: Annotated[bool, option(None, "List the tables and stop.", "--list")] = False
+
+
+@command
+def table(options: Options) -> None:
+    """Print and write the papers' tables, and ours, from stored results.
+
+    Example: captum-dcam table comparison ablation --results results --output tables
+    """
+    if options.list_ or not options.names:
+        print_list()
+        return
+    found = run(options.names, options.results)
+    if options.output is not None:
+        write(found, options.output)
+    for one in found:
+        typer.echo(one.markdown()) if options.markdown else show(one)
+
+
+def run(names: Sequence[str], folder: Path) -> list[Table]:
+    """Make tables.
 
     ``all`` makes every table whose parts were measured, and says which were not; a table that was
     asked for by name and lacks its part is an error.
     """
-    for name in names:
-        check_name("table", name, (*TABLES, "all"))
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
+    from captum_dcam.evaluation.tables import TABLES, Results, table
+    from captum_dcam.files import reading
+
+    with reading(folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
     results, found = Results(folder), []
     for name in dict.fromkeys(n for one in names for n in (TABLES if one == "all" else (one,))):
         try:
@@ -36,15 +82,14 @@ def run(names: Sequence[str], folder: Path, output: Path | None, markdown: bool)
             typer.echo(f"left out {name}: {error}", err=True)
     if not found:
         raise InputError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
-    if output is not None:
-        write(found, output)
-    for one in found:
-        typer.echo(one.markdown()) if markdown else show(one)
     return found
 
 
 def write(tables: Sequence[Table], folder: Path) -> None:
     """NAME.md, NAME.csv and NAME.tex of every table, each whole or not at all."""
+    from captum_dcam.evaluation.table import FORMATS
+    from captum_dcam.files import write_text
+
     for one in tables:
         for suffix, render in FORMATS.items():
             write_text(folder / f"{one.name}.{suffix}", render(one))
@@ -52,6 +97,8 @@ def write(tables: Sequence[Table], folder: Path) -> None:
 
 def print_list() -> None:
     """A line a table: its name and what it shows."""
+    from captum_dcam.evaluation.tables import TABLES
+
     console = output_console(120)
     drawn = table_of("Table", "What it shows")
     for name, make in TABLES.items():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captum_dcam.errors import FileError, InputError, MissingFileError
-from captum_dcam.files import digest
+from captum_dcam.files import digest, reading
 
 Report = Callable[[Any, str], None]
 _ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 swap height and width
@@ -104,7 +104,8 @@ def read_json(source: Path, what: str) -> tuple[Any, str]:
     r"""The content of a JSON file, and a short hash of its bytes."""
     if not source.is_file():
         raise MissingFileError(f"{source} is no file: expected {what} there")
-    raw = source.read_bytes()
+    with reading(source):
+        raw = source.read_bytes()
     try:
         return json.loads(raw), digest(raw)[:16]
     except ValueError as error:  # a UnicodeDecodeError is one as well
@@ -183,7 +184,8 @@ def _listed(source: Path) -> list[Any]:
     if not source.is_file():
         raise MissingFileError(f"{source} is no file: expected image ids there, one a line")
     try:
-        text = source.read_text(encoding="utf-8").strip()
+        with reading(source):
+            text = source.read_text(encoding="utf-8").strip()
         listed = json.loads(text) if text.startswith("[") else text.split()
     except ValueError as error:
         raise InputError(f"{source} is damaged or no id list ({error})") from error

@@ -29,7 +29,7 @@ from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMa
 from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
-from captum_dcam.files import digest
+from captum_dcam.files import digest, reading
 from captum_dcam.model.prompts import open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -159,7 +159,7 @@ class FolderDataset(BaseDataset[FolderSample]):
         r"""(image id, row, place) of a table with the columns ``image`` and ``column``."""
         out = []
         try:
-            with source.open(encoding="utf-8-sig", newline="") as file:
+            with reading(source), source.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
                 header = reader.fieldnames or []
                 if not {"image", column} <= set(header):

@@ -19,7 +19,7 @@ from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
-from captum_dcam.files import Record
+from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.results.explanation import versions
 
@@ -90,7 +90,7 @@ def evaluate(
     Raises:
         StoreError: the folder belongs to another plan, or another process writes this shard.
         EvaluationError: an image failed and ``on_error`` is ``raise``, or all of the first few did.
-        OSError: the store cannot be written (a full disk); what is stored stays, run again.
+        FileError: the store cannot be written (a full disk); what is stored stays, run again.
     """
     if on_error not in POLICIES:
         raise InputError(f"on_error is {on_error!r}: expected one of {', '.join(POLICIES)}")
@@ -101,7 +101,7 @@ def evaluate(
     Store.check(folder, plan.record(), count)
     if (finished := _finished(folder, (number, count), retry)) is not None:
         return finished
-    with _threads(plan.threads):
+    with threads(plan.threads):
         progress.say("data")
         data = _open(plan, root) if data is None else data
         ids = _selected(plan, data)
@@ -224,7 +224,9 @@ def _open(plan: Plan, root: str | Path | None) -> DatasetLike:
     from captum_dcam.data import dataset
 
     options = dict(plan.dataset)
-    return dataset(options.pop("name"), root, **options)
+    name = options.pop("name")
+    with reading(root or name):
+        return dataset(name, root, **options)
 
 
 def _selected(plan: Plan, data: DatasetLike) -> list[Any]:
@@ -250,7 +252,7 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """As many threads of torch as the plan says, as before afterwards; 0: leave them."""
     before = torch.get_num_threads()
     if count:

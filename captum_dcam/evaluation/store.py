@@ -29,6 +29,7 @@ from captum_dcam.files import (
     Record,
     canonical,
     digest,
+    reading,
     shorten,
     sync_folder,
     write_atomically,
@@ -112,10 +113,11 @@ class Store:
     def read(cls, folder: str | Path) -> Store:
         """An existing store; StoreError when there is none, or one that is damaged or too new."""
         path = Path(folder) / HEADER
-        if not path.is_file():
+        if not cls.exists(folder):
             raise StoreError(f"{folder} holds no evaluation: it has no {HEADER}")
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            with reading(path):
+                header = json.loads(path.read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
                 raise StoreError(f"{path} is not the header of an evaluation")
             if header["version"] > VERSION:
@@ -124,13 +126,14 @@ class Store:
                     f"{VERSION}: update captum-dcam"
                 )
             return cls(Path(folder), header)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{path} is damaged ({error!r}): begin in another folder") from error
 
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
         """Whether a folder holds an evaluation."""
-        return (Path(folder) / HEADER).is_file()
+        with reading(folder):
+            return (Path(folder) / HEADER).is_file()
 
     @classmethod
     def check(cls, folder: str | Path, plan: Record, shards: int) -> None:
@@ -304,7 +307,7 @@ def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
     lines: list[Line] = []
     seen: set[int] = set()
     end, broken = 0, None
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if broken is not None:
                 raise StoreError(f"{path}, line {broken} is damaged: remove the line and run again")

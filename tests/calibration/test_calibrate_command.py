@@ -9,7 +9,7 @@ from calibration.made_maps import PAPER, Maskless, Pictures, f3, gathered
 
 from captum_dcam.calibration import Chain, fit_unlabelled, values_of
 from captum_dcam.cli import calibrate as calibrate_command
-from captum_dcam.cli import print_calibrate as calibrate_report
+from captum_dcam.cli.printing import print_json
 from captum_dcam.errors import CalibrationError, UnknownNameError
 from captum_dcam.presets import preset, read_preset_file, write_preset
 from captum_dcam.refine import CBA, Compose, MinMax
@@ -22,14 +22,14 @@ def options(tmp_path, **changes):
         model="mini", load=None, regime=None, layer=None, generation=["gen_length=16"], seed=0,
         device="cpu", dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
     )  # fmt: skip
-    return calibrate_command.CalibrateOptions(**{**own, **changes})
+    return calibrate_command.Options(**{**own, **changes})
 
 
 @pytest.fixture
 def command(monkeypatch, adapter):
     """The command on the tiny model and its pictures."""
-    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: adapter)
-    monkeypatch.setattr(calibrate_command, "dataset", lambda *_, **__: Pictures(40))
+    monkeypatch.setattr(calibrate_command, "load_chosen", lambda *_, **__: adapter)
+    monkeypatch.setattr("captum_dcam.data.dataset", lambda *_, **__: Pictures(40))
     return calibrate_command.run
 
 
@@ -47,7 +47,7 @@ def test_unlabelled_command_with_a_check(command, tmp_path, capsys):
     assert gain.before["f3"] == pytest.approx(f3(other, PAPER), abs=1e-6)
     assert gain.after["f3"] == pytest.approx(f3(other, fitted), abs=1e-6)
     assert before != after == Chain(other).routing(tuple(fitted))
-    calibrate_report.print_calibration(done)
+    calibrate_command.print_calibration(done)
     shown = capsys.readouterr().out
     for text in ("dacg.high_std", "DACG routing", "other images", "Gain in F3", "explain --preset"):
         assert text in shown
@@ -68,14 +68,14 @@ def test_labelled_command_from_a_preset_file(command, tmp_path, capsys):
     assert record["fitted"]["cross_validated"]["words"] == done.calibration.words
     assert record["fitted"]["check"]["images"] == [12, 13]  # those after the fitted ones
     assert done.calibration.own.gain >= 0
-    calibrate_report.print_calibration(done)
+    calibrate_command.print_calibration(done)
     assert "cross-validated" in capsys.readouterr().out
-    calibrate_report.print_json(done)
+    print_json(calibrate_command.document(done))
     assert json.loads(capsys.readouterr().out)["seed"] == 4
 
 
 def test_a_folder_of_pictures_without_masks(monkeypatch, adapter, tmp_path):
-    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: adapter)
+    monkeypatch.setattr(calibrate_command, "load_chosen", lambda *_, **__: adapter)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(4):
@@ -114,7 +114,7 @@ def test_a_folder_of_pictures_without_masks(monkeypatch, adapter, tmp_path):
     ],
 )
 def test_errors_before_any_work(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(calibrate_command, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(calibrate_command, "load_chosen", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises((ValueError, UnknownNameError, OSError), match=message):
         calibrate_command.run(options(tmp_path, **changes))
     assert not (tmp_path / "p.json").exists()

@@ -1,0 +1,76 @@
+r"""``captum-dcam models``: the model families, and what each can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.text import Text
+
+from captum_dcam.cli.options import Base, command, option
+from captum_dcam.cli.printing import output_console, print_json, table_of
+
+
+@dataclass(frozen=True)
+class Options(Base):
+    """The options of ``captum-dcam models``."""
+
+    json: Annotated[bool, option(None, "Print JSON on stdout.", "--json")] = False
+
+
+@command
+def models(options: Options) -> None:
+    """List the model families: regimes, blocks, and which of them can be explained."""
+    from captum_dcam.model.hub import list_models
+
+    (print_json if options.json else print_models)(list_models())
+
+
+def sources() -> tuple[str, ...]:
+    """What ``--model`` takes beside a folder: families and the checkpoints they know."""
+    from captum_dcam.model.hub import list_models
+
+    found = list_models()
+    names = [c["name"] for record in found for c in record["checkpoints"]]
+    return tuple(dict.fromkeys([*(record["family"] for record in found), *filter(None, names)]))
+
+
+def print_models(records: Sequence[dict[str, Any]]) -> None:
+    """A line a checkpoint, then what each family needs and what surprises in it."""
+    table = table_of("Family", "Checkpoint", "Regimes", "Blocks", "Deepest", "Default")
+    for r in records:
+        for number, c in enumerate(r["checkpoints"] or [r | {"name": r["class"]}]):
+            depths = (c["blocks"], c["deepest_usable_block"], c["recommended_block"])
+            shown = ["–" if d is None else str(d) for d in depths]
+            family = (r["family"], c["name"], ", ".join(r["regimes"]))
+            table.add_row(*(family if number == 0 else ("", c["name"], "")), *shown)
+    console = output_console()
+    console.print(table)
+    console.print(
+        "Blocks count from 0. Deepest: the last one with a path from the image to the answer. "
+        "Default: the one explained when --layer is not given.\n",
+        style="dim",
+    )
+    for r in records:
+        console.print(Text(r["family"], "bold"), Text(r["class"].rpartition(".")[2], "dim"))
+        for line in _lines(r):
+            console.print(Text(f"  {line}"))
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    """What is to be known of a family, in lines."""
+    calls = [f"{regime}: {text}" for regime, text in record["feasible"].items()]
+    lines = [f"Image seen by {'; '.join(calls)}"]
+    takes = ("batches", "several_images", "video")
+    names = [n.replace("_images", " pictures") for n in takes if record[n]]
+    lines.append(f"Takes {', '.join(names) or 'one picture, one example'}")
+    lines.append(f"Needs transformers{record['transformers']}")
+    if record["package"]:
+        state = "installed" if record["installed"] else "not installed"
+        lines.append(f"Needs the authors' package {record['package']} ({state})")
+    if record["install"]:
+        lines.append(f"Install: {record['install']}")
+    if record["remote_code"]:
+        lines.append("Needs trust_remote_code=True: the checkpoints hold the model's code")
+    return [*lines, *(f"Note: {note}" for note in record["notes"])]
