@@ -118,7 +118,7 @@ def test_post_transforms_apply_to_every_method():
 def test_sicd_gets_the_methods_own_maps_of_repeated_words(monkeypatch):
     forward = tiny.bound("prefix")
     repeated = made.targets(forward, (2, 5))
-    monkeypatch.setattr("captum_dcam.comparing.repeated_function_words", lambda _words: repeated)
+    monkeypatch.setattr("captum_dcam.maps.repeated_function_words", lambda _words: repeated)
     seen = []
 
     class Spy(SICD):
