@@ -63,7 +63,7 @@ class Options(Answer):
         option(
             HOW,
             "'quick' (one of each kind), 'all', or names; repeatable, or with commas between. "
-            "Settings after a colon: tam:eci=false,filter=5.",
+            "Settings after a colon: tam:eci=false,filter=5. Known: {methods}.",
             "--methods",
             "-M",
             metavar="NAMES",

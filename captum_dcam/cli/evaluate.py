@@ -55,8 +55,8 @@ class Options(Data):
         list[str] | None,
         option(
             WHAT,
-            "Everything that a group of tables needs, each part in a folder of its own: 'papers', "
-            "'all' or another of --list; repeatable.",
+            "Everything that a group of tables needs, each part in a folder of its own; "
+            "repeatable: {suites}.",
             "--suite",
             "-s",
             metavar="NAME",
@@ -82,7 +82,8 @@ class Options(Data):
         list[str] | None,
         option(
             WHAT,
-            "A metric of --list, with settings after a colon: pointing:tolerance=5; repeatable.",
+            "A metric, with settings after a colon, such as pointing:tolerance=5; repeatable: "
+            "{metrics}.",
             "--metrics",
             metavar="NAME",
             names="metrics",

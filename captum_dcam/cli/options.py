@@ -225,7 +225,14 @@ class Model(Base):
     """The model of every command that runs one."""
 
     model: Annotated[
-        str, option(HOW, "'mini', a folder, or a name on the hub.", "--model", "-m", names="models")
+        str,
+        option(
+            HOW,
+            "A family or a checkpoint ({models}), a folder, or another name on the hub.",
+            "--model",
+            "-m",
+            names="models",
+        ),
     ] = "mini"
     load: Annotated[
         list[str] | None,

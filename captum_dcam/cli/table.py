@@ -26,7 +26,7 @@ class Options(Base):
         list[str] | None,
         typer.Argument(
             metavar="NAMES",
-            help="Tables of --list, or 'all' that the results allow.",
+            help="Tables, or 'all' that the results allow: {tables}.",
             autocompletion=NAMES["tables"].complete,
         ),
         NAMES["tables"],
