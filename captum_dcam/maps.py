@@ -80,7 +80,7 @@ class Reading:
             score needs
 
     Raises:
-        UnknownNameError: no such score or product, with near names.
+        ValueError, UnknownNameError: no such score; no such product, with near names.
     """
 
     score: str = "commit"
@@ -89,12 +89,12 @@ class Reading:
     step: int | None = None
 
     def __post_init__(self) -> None:
-        for kind, name, known in (
-            ("score", self.score, SCORES),
-            ("product", self.product, PRODUCTS),
-        ):
-            if name not in known:
-                raise UnknownNameError(f"unknown {kind} {name!r}{near(str(name), known)}")
+        if self.score not in SCORES:
+            raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
+        if self.product not in PRODUCTS:
+            raise UnknownNameError(
+                f"unknown product {self.product!r}{near(self.product, PRODUCTS)}"
+            )
 
 
 # -- maps of words ---------------------------------------------------------------------------------
