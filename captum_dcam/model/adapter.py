@@ -20,6 +20,7 @@ from captum_dcam.errors import InputError, InputTypeError, LayerError, MethodErr
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -372,14 +373,12 @@ class Adapter(ABC):
         return index
 
 
-#: family name → adapter class
-ADAPTERS: dict[str, type[Adapter]] = {}
+#: the families that were imported so far, by name; :mod:`captum_dcam.model.hub` finds the others
+ADAPTERS: Registry[type[Adapter]] = Registry("model family")
 
 A = TypeVar("A", bound=type[Adapter])
 
 
 def register(cls: A) -> A:
     """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
-    if ADAPTERS.setdefault(cls.family, cls) is not cls:
-        raise InputError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
-    return cls
+    return ADAPTERS.register(cls.family)(cls)
