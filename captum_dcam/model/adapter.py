@@ -22,6 +22,8 @@ from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.registry import Registry
 
+R = TypeVar("R", bound="Request")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,7 +47,7 @@ class Request:
     def batch(self) -> int:
         return self.pixels.shape[0]
 
-    def single(self, example: int) -> Request:
+    def single(self: R, example: int) -> R:
         """The request of one example (B = 1)."""
         one = slice(example, example + 1)
         return replace(
@@ -249,8 +251,9 @@ class Adapter(ABC):
     def generate(
         self, request: Request, *, generator: torch.Generator | None, **settings: Any
     ) -> Trajectory:
-        """Decode without gradients. The caller fills ``lengths`` and ``kept``, unless the adapter
-        gives the lengths: then the generation's calls are not a replay's, and none are kept."""
+        """Decode without gradients. The caller fills the trajectory's ``lengths`` and ``kept``,
+        unless it says ``own_calls``: then a replay makes other calls of the blocks than this, the
+        adapter gives the lengths, and nothing is kept."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:

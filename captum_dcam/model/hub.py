@@ -361,7 +361,7 @@ def _missing(name: str, error: Exception) -> dict[str, Any]:
         regimes, batches, several_images = (), False, False
         facts = Facts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
 
-    found = _record(name, Unknown)
+    found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
     return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
 
 
