@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.autoregressive.decoding import checked, decoded
-from captum_dcam.adapters.autoregressive.language import Prefix, denoised, embedded, prefilled
+from captum_dcam.adapters.autoregressive.language import Prompt, denoised, embedded, prefilled
 from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, family_of, loaded
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.text import stop_ids
 from captum_dcam.adapters.common.visuals import Family
 from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
@@ -58,7 +59,7 @@ FACTS = Facts(
 
 
 @register
-class AutoregressiveAdapter(ConversationAdapter):
+class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
     r"""Adapter of the families named above.
 
     Args:
@@ -170,22 +171,13 @@ class AutoregressiveAdapter(ConversationAdapter):
 
     # -- replay -----------------------------------------------------------------------------------
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, self._inputs(pixels, extras))
 
-    def prefill(self, embedded: Prefix) -> Prefix:
+    def prefill(self, embedded: Prompt) -> Prompt:
         return prefilled(self.model, embedded) if self.regime == "prefix" else embedded
 
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+    def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         return denoised(self.model, memory, state[0])
 
     def unembed(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.compat import plain_tables
 from captum_dcam.adapters.common.packing import PackedAdapter, Packing
+from captum_dcam.adapters.common.prefix import Prefix, PrefixAdapter
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import (
     Setting,
@@ -149,39 +150,6 @@ class Recorder(CanvasLog):
         return self.confidence
 
 
-@dataclass(frozen=True)
-class Prefix:
-    r"""What the steps of a request share.
-
-    Args:
-        embeds (Tensor): (B, P, D) embeddings of prompt and pictures.
-        cache (tuple, optional): for every block its keys and values (B, heads, P, d); None where
-            the prefix is not cached.
-    """
-
-    embeds: Tensor
-    cache: tuple[tuple[Tensor, Tensor], ...] | None = None
-
-    def rows(self, index: Tensor) -> Prefix:
-        cache = self.cache
-        return replace(
-            self,
-            embeds=self.embeds[index],
-            cache=None if cache is None else tuple((k[index], v[index]) for k, v in cache),
-        )
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What steps see of the prefix: keys and values."""
-        return [t for pair in self.cache or () for t in pair]
-
-    def replaced(self, tensors: Sequence[Tensor]) -> Prefix:
-        """Other tensors in place of those that require grad."""
-        new = iter(tensors)
-        every = [next(new) if t.requires_grad else t for t in self.tensors]
-        return replace(self, cache=tuple(zip(every[::2], every[1::2], strict=True)))
-
-
 class Llada:
     r"""The language model: its parts, its settings, and one step of it with gradients.
 
@@ -244,7 +212,7 @@ class Llada:
     def prefilled(self, prefix: Prefix) -> Prefix:
         """Run the blocks over the prefix and keep what steps need of it."""
         out = self.model.model(None, input_embeddings=prefix.embeds, use_cache=True)
-        return replace(prefix, cache=tuple((k, v) for k, v in out.attn_key_values))
+        return prefix.filled((k, v) for k, v in out.attn_key_values)
 
     def joined(self, prefix: Prefix, canvas: Tensor) -> Tensor:
         """Embeddings of a step: of the canvas, and of the prefix where that is not cached."""
@@ -293,7 +261,7 @@ class Llada:
 # -- the adapter's part ---------------------------------------------------------------------------
 
 
-class LladaAdapter(PackedAdapter):
+class LladaAdapter(PrefixAdapter, PackedAdapter):
     r"""What the adapters of LaViDa and LaViDa-O share.
 
     Args:
@@ -389,15 +357,6 @@ class LladaAdapter(PackedAdapter):
             return embedded
         with self._language.as_written():
             return self._language.prefilled(embedded)
-
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         with self._language.as_written():

@@ -1,4 +1,4 @@
-"""A prefix that is computed once: what the steps of a request share, and the adapter's part of it."""
+"""A prefix that is computed once: what the steps of a request share, and the adapter's part."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class Prefix:
 
     def rows(self: P, index: Tensor) -> P:
         """The prefixes of examples ``index`` (R,): copies."""
+        pairs, last = self.cache, self.last
         return replace(
             self,
             embeds=self.embeds[index],
-            cache=None if self.cache is None else tuple((k[index], v[index]) for k, v in self.cache),
-            last=None if self.last is None else self.last[index],
+            cache=None if pairs is None else tuple((k[index], v[index]) for k, v in pairs),
+            last=None if last is None else last[index],
         )
 
     @property

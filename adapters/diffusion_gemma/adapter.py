@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import stop_ids
 from captum_dcam.adapters.diffusion_gemma.decoding import (
     EVERY,
-    Prefix,
+    Prompt,
     denoised,
     embedded,
     forced,
@@ -49,7 +50,7 @@ from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DiffusionGemmaAdapter(ConversationAdapter):
+class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
     r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
 
     Args:
@@ -249,22 +250,13 @@ class DiffusionGemmaAdapter(ConversationAdapter):
 
     # -- replay -----------------------------------------------------------------------------------
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, extras[0], self._inputs(pixels, extras))
 
-    def prefill(self, embedded: Prefix) -> Prefix:
+    def prefill(self, embedded: Prompt) -> Prompt:
         return prefilled(self.model, embedded)
 
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+    def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         """Logits (R, T, V); zeros at positions of canvases that a row's state does not read."""
         ids, numbers, signal = state
         parts = []
@@ -275,7 +267,7 @@ class DiffusionGemmaAdapter(ConversationAdapter):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _canvas(
-        self, memory: Prefix, read: Tensor, before: Tensor, canvas: Tensor, signal: Tensor
+        self, memory: Prompt, read: Tensor, before: Tensor, canvas: Tensor, signal: Tensor
     ) -> Tensor:
         """Logits (R, C, V) of a canvas, of the rows that read it."""
         if bool(read.all()):

@@ -23,48 +23,22 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from captum_dcam.adapters.common.prefix import KeyValue, Prefix
 from captum_dcam.adapters.diffusion_gemma.settings import options_of
 
-#: an encoder layer's keys and values, each (B, heads, P or the sliding window, d)
-KeyValue = tuple[Tensor, Tensor]
 
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Prefix):
+    r"""A prefix with (B, P) bool, True at image tokens; its cache is the encoder's, of the sliding
+    window in some layers."""
 
-@dataclass(frozen=True)
-class Prefix:
-    r"""What all steps of B examples share.
-
-    Args:
-        embeds (Tensor): (B, P, D) input embeddings of prompt and pictures.
-        visual (Tensor): (B, P) bool, True at image tokens.
-        cache (tuple, optional): keys and values of every encoder layer, once prefilled.
-    """
-
-    embeds: Tensor
     visual: Tensor
-    cache: tuple[KeyValue, ...] | None = None
 
-    def rows(self, index: Tensor) -> Prefix:
-        """The prefixes of examples ``index`` (R,): copies."""
-        cache = self.cache
-        return Prefix(
-            self.embeds[index],
-            self.visual[index],
-            None if cache is None else tuple((k[index], v[index]) for k, v in cache),
-        )
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What canvases see the prefix through."""
-        return [t for pair in self.cache or () for t in pair]
-
-    def replaced(self, tensors: Sequence[Tensor]) -> Prefix:
-        """Other tensors in place of those of :attr:`tensors` that require grad."""
-        new = iter(tensors)
-        flat = [next(new) if t.requires_grad else t for t in self.tensors]
-        return replace(self, cache=tuple(zip(flat[::2], flat[1::2], strict=True)))
+    def rows(self, index: Tensor) -> Prompt:
+        return replace(super().rows(index), visual=self.visual[index])
 
 
-def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prefix:
+def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prompt:
     """Vision tower, projection and word embeddings."""
     encoder = model.model.encoder
     words = encoder.get_input_embeddings()(input_ids)
@@ -72,23 +46,23 @@ def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prefix
         inputs["pixel_values"], inputs["image_position_ids"], return_dict=True
     ).pooler_output.to(words.device, words.dtype)
     visual = inputs["mm_token_type_ids"].bool()
-    return Prefix(words.masked_scatter(visual[..., None], pictures), visual)
+    return Prompt(words.masked_scatter(visual[..., None], pictures), visual=visual)
 
 
-def prefilled(model: Any, prefix: Prefix) -> Prefix:
+def prefilled(model: Any, prefix: Prompt) -> Prompt:
     """The prefix with the encoder's keys and values."""
     cache = _cache(model)
     length = prefix.embeds.shape[1]
     _encode(model, cache, prefix.embeds, length, prefix.visual.long())
-    return replace(prefix, cache=tuple((layer.keys, layer.values) for layer in cache.layers))
+    return prefix.filled((layer.keys, layer.values) for layer in cache.layers)
 
 
-def denoised(model: Any, prefix: Prefix, before: Tensor, canvas: Tensor, signal: Tensor) -> Tensor:
+def denoised(model: Any, prefix: Prompt, before: Tensor, canvas: Tensor, signal: Tensor) -> Tensor:
     r"""Logits (B, C, V) of a canvas.
 
     Args:
         model (nn.Module): the whole model.
-        prefix (Prefix): prefilled.
+        prefix (Prompt): prefilled.
         before (Tensor): (B, n · C) tokens of the canvases before it.
         canvas (Tensor): (B, C) ids.
         signal (Tensor): (B, C, D) self-conditioning; zeros at a canvas's first step.
@@ -98,7 +72,7 @@ def denoised(model: Any, prefix: Prefix, before: Tensor, canvas: Tensor, signal:
         return decoded(model, cache, prefix.embeds.shape[1] + before.shape[1], canvas)
 
 
-def extended(model: Any, prefix: Prefix, before: Tensor, size: int) -> DynamicCache:
+def extended(model: Any, prefix: Prompt, before: Tensor, size: int) -> DynamicCache:
     """The prefix's cache with the canvases ``before``, encoded one after the other."""
     assert prefix.cache is not None
     length = prefix.embeds.shape[1]
@@ -124,7 +98,7 @@ def decoded(
 
 @torch.no_grad()
 def signals(
-    model: Any, prefix: Prefix, before: Tensor, canvases: Tensor, settings: dict[str, Any]
+    model: Any, prefix: Prompt, before: Tensor, canvases: Tensor, settings: dict[str, Any]
 ) -> Tensor:
     r"""Self-conditioning of every step of a canvas, from its ids alone.
 

@@ -6,21 +6,16 @@ prefill's last row. LLaDA's part is shared with LaViDa-O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.llada import (
-    Llada,
-    Prefix,
-    Recorder,
-    shared_arguments,
-    steps_of,
-)
+from captum_dcam.adapters.common.llada import Llada, Recorder, shared_arguments, steps_of
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.lavida import settings
 
 
@@ -45,32 +40,11 @@ class DreamRecorder(Recorder):
         return out
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Prefilled(Prefix):
-    r"""A prefix behind Dream's prefill.
+    """A prefix behind Dream's prefill; ``kind`` is the class of its cache."""
 
-    Args:
-        embeds, cache: as in :class:`~captum_dcam.adapters.common.llada.Prefix`.
-        first (Tensor): (B, V) logits of the first token.
-        kind (type): class of Dream's cache.
-    """
-
-    first: Tensor
-    kind: type
-
-    def rows(self, index: Tensor) -> Prefilled:
-        return replace(super().rows(index), first=self.first[index])
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What steps see of the prefix: keys and values, then the first logits."""
-        return [*super().tensors, self.first]
-
-    def replaced(self, tensors: Sequence[Tensor]) -> Prefilled:
-        new = iter(tensors)
-        *every, first = [next(new) if t.requires_grad else t for t in self.tensors]
-        cache = tuple(zip(every[::2], every[1::2], strict=True))
-        return Prefilled(self.embeds, cache, first=first, kind=self.kind)
+    kind: Any = None
 
 
 class Dream(Llada):
@@ -118,16 +92,16 @@ class Dream(Llada):
         )
         held = out.past_key_values
         pairs = tuple(held.past_key_values[i] for i in range(len(self.blocks)))
-        return Prefilled(prefix.embeds, pairs, first=out.logits[:, -1], kind=type(held))
+        return Prefilled(prefix.embeds, pairs, out.logits[:, -1], type(held))
 
     def step_logits(self, prefix: Prefix, canvas: Tensor) -> Tensor:
         embeds, held = self.joined(prefix, canvas), None
         if isinstance(prefix, Prefilled):
             held = prefix.kind()
-            held.past_key_values = dict(enumerate(prefix.cache or ()))
+            held.past_key_values = dict(enumerate(prefix.cache))
         out = self.model.forward_dream(None, None, None, inputs_embeds=embeds, past_key_values=held)
         if isinstance(prefix, Prefilled):
-            return torch.cat((prefix.first[:, None], out.logits[:, :-1]), dim=1)
+            return torch.cat((prefix.last[:, None], out.logits[:, :-1]), dim=1)
         return out.logits[:, -canvas.shape[1] - 1 : -1]
 
     def unembedded(self, hidden: Tensor) -> Tensor:

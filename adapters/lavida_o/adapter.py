@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common import llava
-from captum_dcam.adapters.common.llada import LladaAdapter, Prefix, steps_of
+from captum_dcam.adapters.common.llada import LladaAdapter, steps_of
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.lavida_o.decoding import FastLog, fast_logits
 from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
