@@ -130,7 +130,6 @@ class MiniAdapter(Adapter):
             commit_step=decoded.commit_step,
             confidence=decoded.confidence,
             regime=self.regime,
-            lengths=(),
             image_end=request.layout.image_end,
             settings=settings,
         )

@@ -12,20 +12,20 @@ are the prefill's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from captum_dcam.adapters.autoregressive.decoding import checked, decoded
-from captum_dcam.adapters.autoregressive.language import Prefix, denoised, embedded, prefilled
-from captum_dcam.adapters.autoregressive.loading import FAMILIES, family_of, loaded, parts_of
-from captum_dcam.adapters.autoregressive.preparing import Conversations, prepared
-from captum_dcam.adapters.common.text import Words, special_ids, stop_ids
-from captum_dcam.errors import WeightsError
-from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.adapters.autoregressive.language import Prompt, denoised, embedded, prefilled
+from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, family_of, loaded
+from captum_dcam.adapters.common.conversations import ConversationAdapter
+from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
+from captum_dcam.adapters.common.text import stop_ids
+from captum_dcam.adapters.common.visuals import Family
+from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
@@ -36,7 +36,7 @@ FACTS = Facts(
     checkpoints=(
         Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
         Checkpoint("Qwen/Qwen2-VL-7B-Instruct", blocks=28),
-        Checkpoint("Qwen/Qwen2.5-VL-3B-Instruct", blocks=36),
+        Checkpoint(CHECKPOINT, blocks=36),
         Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", blocks=28),
         Checkpoint("Qwen/Qwen3-VL-4B-Instruct", blocks=36),
         Checkpoint("Qwen/Qwen3-VL-8B-Instruct", blocks=36),
@@ -59,13 +59,13 @@ FACTS = Facts(
 
 
 @register
-class AutoregressiveAdapter(Adapter):
+class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
     r"""Adapter of the families named above.
 
     Args:
         model (nn.Module): with its language-model head (``AutoModelForImageTextToText``).
         processor (object): the checkpoint's, or its
-            :class:`~captum_dcam.adapters.autoregressive.loading.Parts`.
+            :class:`~captum_dcam.adapters.common.loading.Parts`.
         regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``
 
     Raises:
@@ -75,28 +75,21 @@ class AutoregressiveAdapter(Adapter):
     family: ClassVar[str] = "autoregressive"
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
     takes_video: ClassVar[bool] = True
-    default_checkpoint: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
     facts: ClassVar[Facts | None] = FACTS
-    model: Any
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
         super().__init__(model, processor, regime)
-        parts = parts_of(processor)
-        self._template, self._tokenizer = parts.chat_template, parts.tokenizer
-        self._family = family_of(model, parts)
         self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
-        self._words = Words(parts.tokenizer)
+
+    def _family_of(self, parts: Parts) -> Family:
+        return family_of(self.model, parts)
 
     @classmethod
     def load(
         cls, source: str | None = None, *, regime: str | None = None, **options: Any
     ) -> AutoregressiveAdapter:
-        """Load a checkpoint; options: those of ``loaded`` in ``_autoregressive/loading.py``."""
-        if source is None:
-            raise WeightsError(
-                f"{cls.family} has no weights of its own: name a checkpoint or a folder, such as "
-                f"{cls.default_checkpoint}"
-            )
+        """Load a checkpoint; options: those of
+        :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
         model, processor = loaded(source, **options)
         return cls(model, processor, regime)
 
@@ -124,68 +117,19 @@ class AutoregressiveAdapter(Adapter):
         return stop_ids(self.model, self._tokenizer)
 
     @property
-    def any_size(self) -> bool:  # type: ignore[override]  # it depends on the model
+    def any_size(self) -> bool:  # it depends on the model
         return self._family.any_size
-
-    def encode(self, text: str) -> list[int]:
-        return self._words.encode(text)
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._words.pieces(ids)
 
     def query_position(self, layout: Layout, position: int) -> int:
         return layout.prefix_length + position - 1
-
-    # -- requests ---------------------------------------------------------------------------------
-
-    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
-        r"""Pictures and prompts to a request.
-
-        Args:
-            images (sequence): for every example its pictures; a list of pictures among them is a
-                video, given as frames (Qwen, InternVL), and gets a grid a group of frames.
-            prompts (sequence): for every example a string, or a conversation: messages
-                ``{"role": …, "content": …}`` that end with the user's.
-
-        Raises:
-            TypeError, ValueError: say what was given, what was expected and what to do.
-        """
-        request = prepared(self._family, self._template, images, prompts)
-        return replace(
-            request,
-            pixels=request.pixels.to(self.device, self.dtype),
-            extras=tuple(e.to(self.device) for e in request.extras),
-        )
-
-    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
-        assert isinstance(request, Conversations)
-        left, given = list(pictures), []
-        for count in request.frames:
-            given.append(left[:count] if count else left[0])
-            left = left[max(count, 1) :]
-        return self.prepare([given] * request.batch, list(request.asked))
-
-    def pixel_tokens(self, request: Request) -> Tensor:
-        assert isinstance(request, Conversations) and request.owners is not None
-        return request.owners
-
-    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
-        ids, mask = (e[example].cpu() for e in request.extras[:2])
-        markers = torch.tensor(sorted({*special_ids(self._tokenizer), *self._family.image_ids}))
-        positions = (mask.bool() & ~torch.isin(ids, markers)).nonzero()[:, 0]
-        return positions, ids[positions]
 
     # -- decoding ---------------------------------------------------------------------------------
 
     def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
         """Keyword arguments of the family's forward and ``generate``."""
-        ids, mask, *rest = extras
-        named = dict(zip(self._family.extra_names, rest, strict=True))
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            **self._family.inputs(pixels, ids, named),
-        }
+        ids, mask, *_ = extras
+        own = self._family.inputs(pixels, ids, self._named(extras))
+        return {"input_ids": ids, "attention_mask": mask, **own}
 
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
@@ -211,9 +155,10 @@ class AutoregressiveAdapter(Adapter):
             commit_step=torch.arange(count, device=tokens.device).expand_as(tokens).clone(),
             confidence=confidence,
             regime=self.regime,
-            lengths=behind if cached else tuple(prefix + t for t in range(count)),
             image_end=request.layout.image_end,
             settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
+            own_calls=True,  # token by token
+            lengths=behind if cached else tuple(prefix + t for t in range(count)),
         )
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -226,22 +171,13 @@ class AutoregressiveAdapter(Adapter):
 
     # -- replay -----------------------------------------------------------------------------------
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, self._inputs(pixels, extras))
 
-    def prefill(self, embedded: Prefix) -> Prefix:
+    def prefill(self, embedded: Prompt) -> Prompt:
         return prefilled(self.model, embedded) if self.regime == "prefix" else embedded
 
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+    def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         return denoised(self.model, memory, state[0])
 
     def unembed(self, hidden: Tensor) -> Tensor:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_dcam.adapters.autoregressive.language import unchanged
+from captum_dcam.adapters.common.recording import seeded
+from captum_dcam.adapters.common.settings import Setting, Settings, length, need_generator, number
 from captum_dcam.errors import InputError
 
-#: tokens of an answer at most, where the caller does not say
-MAX_NEW_TOKENS = 64
+#: settings that are checked here; ``generate`` checks the others
+ANSWER = Settings(
+    "the autoregressive families",
+    {
+        "max_new_tokens": Setting(64, length, also="gen_length"),
+        "temperature": Setting(None, number),
+    },
+    others=True,
+)
 #: settings of ``generate`` that the adapter makes itself, or whose steps are not one a token
 REFUSED = {
     "num_beams": "a beam's tokens are not committed one a step",
@@ -54,34 +61,17 @@ def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict
         if out.get(name) is not None:
             raise InputError(f"{name}={out[name]!r} cannot be used here: {reason}")
         out.pop(name, None)
-    if "gen_length" in out:
-        if out.get("max_new_tokens") is not None:
-            raise InputError("gen_length and max_new_tokens mean the same: give one of them")
-        out["max_new_tokens"] = out.pop("gen_length")
-    length = out.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise InputError(f"max_new_tokens is {length!r}: an answer has at least one token")
-    temperature = out.get("temperature")
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature is {temperature!r}: expected 0 (greedy) or more")
+    out = ANSWER.read(out)
+    temperature = out["temperature"]
+    if not temperature:
+        del out["temperature"]
     if temperature == 0:
         if out.get("do_sample"):
             raise InputError("do_sample with temperature 0 draws nothing: leave out one of them")
         out["do_sample"] = False
-        del out["temperature"]
-    out.setdefault("do_sample", temperature is not None and temperature > 0)
-    if out["do_sample"] and generator is None:
-        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
+    out.setdefault("do_sample", temperature is not None)
+    need_generator(out["do_sample"], generator)
     return out
-
-
-@contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
-    """torch's global random state, which ``generate`` draws from, set by ``generator`` inside."""
-    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()
@@ -98,9 +88,7 @@ def decoded(
         tuple: tokens (B, T), what follows an end being padding; and each token's probability
         (B, T) float32 by the model's own logits, before any warper or penalty.
     """
-    drawn = settings["do_sample"] and generator is not None
-    context = seeded(generator) if drawn and generator is not None else nullcontext()
-    with unchanged(model), context:
+    with unchanged(model), seeded(generator if settings["do_sample"] else None, bits=31):
         out = model.generate(
             **inputs,
             **settings,
@@ -109,8 +97,7 @@ def decoded(
             output_logits=True,
             disable_compile=True,
         )
-    length = len(out.logits)
-    tokens = out.sequences[:, -length:]
+    tokens = out.sequences[:, -len(out.logits) :]
     sure = [
         logits.double().softmax(-1).gather(1, tokens[:, t, None].to(logits.device))[:, 0]
         for t, logits in enumerate(out.logits)

@@ -7,7 +7,7 @@ deepstack stay the family's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,58 +17,35 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-#: an attention layer's keys and values, each (B, heads, P, d)
-KeyValue = tuple[Tensor, Tensor]
+from captum_dcam.adapters.common.prefix import Prefix
 
 
-@dataclass(frozen=True)
-class Prefix:
-    r"""What all steps of B examples share.
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Prefix):
+    r"""A prefix with what the families' language models are given besides.
 
     Args:
-        embeds (Tensor): (B, P, D) input embeddings of prompt and pictures.
+        embeds, cache, last: as in :class:`~captum_dcam.adapters.common.prefix.Prefix`; ``last`` is
+            normed (B, D).
         positions (Tensor): (k, B, P) int64, k = 3 for M-RoPE, else 1.
         mask (Tensor): (B, P) int64, 0 at padding.
         deep_at (Tensor, optional): (B, P) bool, where deep visual features are added.
         deep (tuple of Tensor): for each of the first blocks, (B, n, D) added to its output there.
-        cache (tuple, optional): keys and values of every block, once prefilled.
-        last (Tensor, optional): (B, D) normed state of the prompt's last token, once prefilled: the
-            answer's first token is read from it.
     """
 
-    embeds: Tensor
     positions: Tensor
     mask: Tensor
     deep_at: Tensor | None = None
     deep: tuple[Tensor, ...] = ()
-    cache: tuple[KeyValue, ...] | None = None
-    last: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Prefix:
-        """The prefixes of examples ``index`` (R,): copies."""
-        return Prefix(
-            self.embeds[index],
-            self.positions[:, index],
-            self.mask[index],
-            None if self.deep_at is None else self.deep_at[index],
-            tuple(d[index] for d in self.deep),
-            None if self.cache is None else tuple((k[index], v[index]) for k, v in self.cache),
-            None if self.last is None else self.last[index],
+    def rows(self, index: Tensor) -> Prompt:
+        return replace(
+            super().rows(index),
+            positions=self.positions[:, index],
+            mask=self.mask[index],
+            deep_at=None if self.deep_at is None else self.deep_at[index],
+            deep=tuple(d[index] for d in self.deep),
         )
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What later tokens see the prefix through."""
-        if self.cache is None or self.last is None:
-            return []
-        return [*(t for pair in self.cache for t in pair), self.last]
-
-    def replaced(self, tensors: Sequence[Tensor]) -> Prefix:
-        """Other tensors in place of those of :attr:`tensors` that require grad."""
-        new = iter(tensors)
-        every = [next(new) if t.requires_grad else t for t in self.tensors]
-        *flat, last = every
-        return replace(self, cache=tuple(zip(flat[::2], flat[1::2], strict=True)), last=last)
 
 
 @contextmanager
@@ -82,7 +59,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.rope_deltas = value
 
 
-def embedded(model: Any, inputs: dict[str, Any]) -> Prefix:
+def embedded(model: Any, inputs: dict[str, Any]) -> Prompt:
     """Run the family's forward up to the language model."""
     core = model.model
     caught: list[dict[str, Any]] = []
@@ -110,15 +87,15 @@ def embedded(model: Any, inputs: dict[str, Any]) -> Prefix:
     deep = tuple(
         d.view(len(embeds), -1, d.shape[-1]) for d in passed.get("deepstack_visual_embeds") or ()
     )
-    return Prefix(embeds, positions, mask, deep_at, deep)
+    return Prompt(embeds, positions=positions, mask=mask, deep_at=deep_at, deep=deep)
 
 
-def run(model: Any, prefix: Prefix, tokens: Tensor | None, cache: DynamicCache | None) -> Tensor:
+def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: DynamicCache | None) -> Tensor:
     r"""Normed states of the prefix, of ``tokens`` (B, T) behind the cached prefix, or of both.
 
     Args:
         model (nn.Module): the whole model.
-        prefix (Prefix): whose own keys and values are in ``cache`` if it has any.
+        prefix (Prompt): whose own keys and values are in ``cache`` if it has any.
         tokens (Tensor, optional): (B, T) of the answer.
         cache (DynamicCache, optional): is filled, or continued. None: prefix and tokens together
     """
@@ -151,20 +128,18 @@ def run(model: Any, prefix: Prefix, tokens: Tensor | None, cache: DynamicCache |
     ).last_hidden_state
 
 
-def prefilled(model: Any, prefix: Prefix) -> Prefix:
+def prefilled(model: Any, prefix: Prompt) -> Prompt:
     """The prefix with its keys, values and last state."""
     cache = DynamicCache()
     last = run(model, prefix, None, cache)[:, -1]
-    pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
-    return replace(prefix, cache=pairs, last=last)
+    return prefix.filled(((layer.keys, layer.values) for layer in cache.layers), last)
 
 
-def denoised(model: Any, prefix: Prefix, tokens: Tensor) -> Tensor:
+def denoised(model: Any, prefix: Prompt, tokens: Tensor) -> Tensor:
     """Logits (B, T, V) that predict each of ``tokens`` from those before it."""
-    if prefix.cache is None:
+    if prefix.cache is None or prefix.last is None:
         states = run(model, prefix, tokens, None)[:, prefix.embeds.shape[1] - 1 : -1]
         return model.lm_head(states)
-    assert prefix.last is not None
     cache = DynamicCache()
     for number, (keys, values) in enumerate(prefix.cache):
         cache.update(keys, values, number)  # copies: the prefix's stay as they are

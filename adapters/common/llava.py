@@ -10,24 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.adapters.autoregressive.conversation import messages_of, summary
 from captum_dcam.adapters.common.anyres import parse_pinpoints
 from captum_dcam.adapters.common.visuals import Visual, visuals_of
 from captum_dcam.errors import InputError, InputTypeError
-
-__all__ = [
-    "IMAGE_ID",
-    "SYSTEM",
-    "Packed",
-    "asked",
-    "check_length",
-    "cutting_of",
-    "ids_of",
-    "packed",
-    "parts_of",
-    "pictures_of",
-    "summary",
-]
+from captum_dcam.model.prompts import messages_of
 
 #: system prompt of the recipes
 SYSTEM = (

@@ -12,17 +12,25 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Let code that draws from PyTorch's global generators draw reproducibly from ``generator``.
+def seeded(
+    generator: torch.Generator | None, device: torch.device | None = None, *, bits: int = 62
+) -> Iterator[None]:
+    r"""Let code that draws from PyTorch's global generators draw reproducibly from ``generator``.
 
-    The global generators are as before afterwards. None: nothing is changed (greedy decoding).
+    The global generators are as before afterwards.
+
+    Args:
+        generator (torch.Generator, optional): None: nothing is changed (greedy decoding).
+        device (device, optional): whose generator is put back besides the CPU's. Default: all
+        bits (int, optional): of the seed that is drawn; what a generator's seed gives depends on
+            it, so a family keeps its number. Default: 62
     """
     if generator is None:
         yield
         return
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    seed = int(torch.randint(2**bits, (), generator=generator, device=generator.device))
+    only = None if device is None else [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=only):
         torch.manual_seed(seed)
         yield
 

@@ -204,9 +204,9 @@ class Family(ABC):
         """Keyword arguments of the model besides ids and mask; tensors as it wants them."""
 
 
-def misfit(processor: str, model: str) -> ValueError:
+def misfit(processor: str, model: str) -> InputError:
     """The error about a processor and a model of different checkpoints."""
-    return ValueError(
+    return InputError(
         f"processor and model do not fit: {processor}, {model}; load both from one checkpoint"
     )
 

@@ -18,61 +18,45 @@ part of what the step was given, and a constant as the canvas is. The ``teacher`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapters.autoregressive.decoding import seeded
-from captum_dcam.adapters.autoregressive.loading import Parts, loaded, parts_of
-from captum_dcam.adapters.autoregressive.preparing import Conversations, prepared
-from captum_dcam.adapters.common.text import Words, special_ids, stop_ids
+from captum_dcam.adapters.common.conversations import ConversationAdapter
+from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
+from captum_dcam.adapters.common.recording import seeded
+from captum_dcam.adapters.common.text import stop_ids
 from captum_dcam.adapters.diffusion_gemma.decoding import (
-    check_context,
-    checked,
-    options_of,
-    sampled,
-)
-from captum_dcam.adapters.diffusion_gemma.language import (
-    Prefix,
+    EVERY,
+    Prompt,
     denoised,
     embedded,
+    forced,
     head,
     prefilled,
+    sampled,
     signals,
+    states_of,
     wider,
 )
-from captum_dcam.adapters.diffusion_gemma.pictures import Gemma4
-from captum_dcam.adapters.diffusion_gemma.states import EVERY, forced, states_of
-from captum_dcam.errors import InputError, WeightsError
-from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.adapters.diffusion_gemma.loading import FACTS, MODEL_TYPE, loaded, owned
+from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
+from captum_dcam.adapters.diffusion_gemma.settings import check_context, checked, options_of
+from captum_dcam.errors import InputError
+from captum_dcam.model.adapter import Facts, Request, register
 from captum_dcam.model.trajectory import Trajectory
-
-FACTS = Facts(
-    checkpoints=(Checkpoint("google/diffusiongemma-26B-A4B-it", blocks=30),),
-    transformers=">=5.23",
-    notes=(
-        "there is no greedy mode: every generation needs a generator or a seed",
-        "max_new_tokens is rounded up to whole canvases (256 tokens)",
-        "generate ignores settings that it does not know (use_cache, do_sample, top_k, …) without "
-        "a word; the adapter refuses them",
-        "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones only; "
-        "generate and the adapter give the family's own masks",
-        "routing to experts flips between types: replay in the type of the generation",
-    ),
-)
 
 
 @register
-class DiffusionGemmaAdapter(Adapter):
+class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
     r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
 
     Args:
         model (nn.Module): as transformers loads it.
         processor (object): the checkpoint's, or its
-            :class:`~captum_dcam.adapters.autoregressive.loading.Parts`.
+            :class:`~captum_dcam.adapters.common.loading.Parts`.
         regime (str, optional): ``prefix`` is the only one. Default: ``"prefix"``
 
     Raises:
@@ -80,43 +64,34 @@ class DiffusionGemmaAdapter(Adapter):
     """
 
     family: ClassVar[str] = "diffusion_gemma"
-    model_types: ClassVar[tuple[str, ...]] = ("diffusion_gemma",)
+    model_types: ClassVar[tuple[str, ...]] = (MODEL_TYPE,)
     regimes: ClassVar[tuple[str, ...]] = ("prefix",)
-    default_checkpoint: ClassVar[str] = "google/diffusiongemma-26B-A4B-it"
     any_size: ClassVar[bool] = True
     facts: ClassVar[Facts | None] = FACTS
-    model: Any
 
     def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
-        super().__init__(model, processor, regime)
-        if not self.owns(model):
+        if not owned(model):
             raise InputError(
                 f"the model is a {type(model).__name__}: expected DiffusionGemmaForBlockDiffusion, "
                 "with its output head"
             )
-        parts: Parts = parts_of(processor)
-        self._template, self._tokenizer = parts.chat_template, parts.tokenizer
-        self._family = Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
-        self._words = Words(parts.tokenizer)
+        super().__init__(model, processor, regime)
+
+    def _family_of(self, parts: Parts) -> Gemma4:
+        return Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
 
     @classmethod
     def load(
         cls, source: str | None = None, *, regime: str | None = None, **options: Any
     ) -> DiffusionGemmaAdapter:
-        """Load a checkpoint; options: those of ``loaded`` in ``_autoregressive/loading.py``."""
-        if source is None:
-            raise WeightsError(
-                f"{cls.family} has no weights of its own: name a checkpoint or a folder, such as "
-                f"{cls.default_checkpoint}"
-            )
-        model, processor = loaded(source, cls.model_types, **options)
+        """Load a checkpoint; options: those of
+        :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
+        model, processor = loaded(source, **options)
         return cls(model, processor, regime)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
-        """Whether a loaded model belongs to this family, with its head."""
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        return kind == "diffusion_gemma" and hasattr(model, "lm_head")
+        return owned(model)
 
     # -- what the family declares -----------------------------------------------------------------
 
@@ -138,28 +113,16 @@ class DiffusionGemmaAdapter(Adapter):
     def stop_ids(self) -> frozenset[int]:
         return stop_ids(self.model, self._tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        return self._words.encode(text)
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._words.pieces(ids)
-
     # -- requests ---------------------------------------------------------------------------------
 
-    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
+    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
         r"""Pictures and prompts to a request.
 
-        Args:
-            images (sequence): for every example its pictures.
-            prompts (sequence): for every example a string, or a conversation: messages
-                ``{"role": …, "content": …}`` that end with the user's. In a batch all must have as
-                many tokens: the family counts positions without regard to padding.
-
-        Raises:
-            TypeError, ValueError: say what was given, what was expected and what to do.
+        In a batch all prompts must have as many tokens: the family counts positions without regard
+        to padding. Else as
+        :meth:`~captum_dcam.adapters.common.conversations.ConversationAdapter.prepare`.
         """
-        self.check_request(images, prompts)
-        request = prepared(self._family, self._template, images, prompts)
+        request = super().prepare(images, prompts)
         mask = request.extras[1]
         if not bool(mask.all()):
             raise InputError(
@@ -167,28 +130,16 @@ class DiffusionGemmaAdapter(Adapter):
                 "positions without regard to padding, so a batch needs prompts of one length; "
                 "explain them one by one"
             )
-        return replace(
-            request,
-            pixels=request.pixels.to(self.device, self.dtype),
-            extras=tuple(e.to(self.device) for e in request.extras),
-        )
+        return request
 
-    def pixel_tokens(self, request: Request) -> Tensor:
-        assert isinstance(request, Conversations) and request.owners is not None
-        return request.owners
-
-    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
-        ids = request.extras[0][example].cpu()
+    @property
+    def _markers(self) -> set[int]:
         config = self.model.config
-        markers = (config.image_token_id, config.boi_token_id, config.eoi_token_id)
-        known = torch.tensor(sorted({*special_ids(self._tokenizer), *markers}))
-        positions = (~torch.isin(ids, known)).nonzero()[:, 0]
-        return positions, ids[positions]
+        return {*super()._markers, config.boi_token_id, config.eoi_token_id}
 
     def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Tensor]:
         """The family's tensors besides the ids."""
-        ids, _, positions = extras
-        return self._family.inputs(pixels, ids, {"image_position_ids": positions})
+        return self._family.inputs(pixels, extras[0], self._named(extras))
 
     # -- decoding ---------------------------------------------------------------------------------
 
@@ -226,7 +177,7 @@ class DiffusionGemmaAdapter(Adapter):
         prefix = request.layout.prefix_length
         check_context(self.model.config, prefix, options)
         inputs = self._inputs(request.pixels, request.extras)
-        with seeded(generator):
+        with seeded(generator, bits=31):
             recorder = sampled(self.model, request.extras[0], inputs, options)
         tokens = torch.cat(recorder.final, 1)
         commit, sure, last = recorder.commits
@@ -237,9 +188,10 @@ class DiffusionGemmaAdapter(Adapter):
             commit_step=commit,
             confidence=sure,
             regime=self.regime,
-            lengths=recorder.lengths(prefix),
             image_end=request.layout.image_end,
             settings=settings,
+            own_calls=True,  # a replay's steps read the canvases before theirs anew
+            lengths=recorder.lengths(prefix),
             final_step=last,
         )
 
@@ -287,7 +239,7 @@ class DiffusionGemmaAdapter(Adapter):
         return tokens, every, self._silence.expand(len(tokens), -1, -1)
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Token t is hidden behind noise, see :func:`._diffusion_gemma.states.forced`."""
+        """Token t is hidden behind noise, see :func:`.decoding.forced`."""
         return forced(tokens, self._silence, self.vocabulary, self._filler)
 
     @property
@@ -298,22 +250,13 @@ class DiffusionGemmaAdapter(Adapter):
 
     # -- replay -----------------------------------------------------------------------------------
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, extras[0], self._inputs(pixels, extras))
 
-    def prefill(self, embedded: Prefix) -> Prefix:
+    def prefill(self, embedded: Prompt) -> Prompt:
         return prefilled(self.model, embedded)
 
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+    def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         """Logits (R, T, V); zeros at positions of canvases that a row's state does not read."""
         ids, numbers, signal = state
         parts = []
@@ -324,7 +267,7 @@ class DiffusionGemmaAdapter(Adapter):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _canvas(
-        self, memory: Prefix, read: Tensor, before: Tensor, canvas: Tensor, signal: Tensor
+        self, memory: Prompt, read: Tensor, before: Tensor, canvas: Tensor, signal: Tensor
     ) -> Tensor:
         """Logits (R, C, V) of a canvas, of the rows that read it."""
         if bool(read.all()):

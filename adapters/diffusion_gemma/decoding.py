@@ -1,98 +1,263 @@
-r"""Sampling by the family's own ``generate``, recorded step by step.
+r"""How DiffusionGemma decodes: encoder and decoder as its ``generate`` runs them, and its record.
+
+The encoder reads the prompt once and every finished canvas after it; the decoder reads a canvas
+behind the encoder's keys and values. Nothing else leads from one to the other. Masks are the
+family's: given none, its forward would run image tokens causally.
 
 ``generate`` shows its drafts to a streamer, and nothing else: canvases and self-conditioning are
-caught where the decoder is given them.
+caught where the decoder is given them. What it is given before a step are ids (B, T), the answer as
+far as it is finished, then the canvas, then a filler where nothing is yet; the number of the
+canvas; and self-conditioning (B, C, D), the words that the step before expected, zeros where there
+was none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from captum_dcam.adapters.diffusion_gemma.language import capped
-from captum_dcam.adapters.diffusion_gemma.states import states_of
-from captum_dcam.errors import InputError
-
-#: the library's words for settings of ``generate``
-SAME = {"gen_length": "max_new_tokens", "steps": "max_denoising_steps"}
-#: settings that ``generate`` acts on; it ignores others without a word
-KNOWN = (
-    "max_new_tokens",
-    "max_denoising_steps",
-    "t_min",
-    "t_max",
-    "entropy_bound",
-    "stability_threshold",
-    "confidence_threshold",
-)
-COUNTS = ("max_new_tokens", "max_denoising_steps")
+from captum_dcam.adapters.common.prefix import KeyValue, Prefix
+from captum_dcam.adapters.diffusion_gemma.settings import options_of
 
 
-def checked(settings: dict[str, Any], canvas: int) -> dict[str, Any]:
-    r"""Settings for ``generate``; raises before any work.
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Prefix):
+    r"""A prefix with (B, P) bool, True at image tokens; its cache is the encoder's, of the sliding
+    window in some layers."""
+
+    visual: Tensor
+
+    def rows(self, index: Tensor) -> Prompt:
+        return replace(super().rows(index), visual=self.visual[index])
+
+
+def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prompt:
+    """Vision tower, projection and word embeddings."""
+    encoder = model.model.encoder
+    words = encoder.get_input_embeddings()(input_ids)
+    pictures = encoder.get_image_features(
+        inputs["pixel_values"], inputs["image_position_ids"], return_dict=True
+    ).pooler_output.to(words.device, words.dtype)
+    visual = inputs["mm_token_type_ids"].bool()
+    return Prompt(words.masked_scatter(visual[..., None], pictures), visual=visual)
+
+
+def prefilled(model: Any, prefix: Prompt) -> Prompt:
+    """The prefix with the encoder's keys and values."""
+    cache = _cache(model)
+    length = prefix.embeds.shape[1]
+    _encode(model, cache, prefix.embeds, length, prefix.visual.long())
+    return prefix.filled((layer.keys, layer.values) for layer in cache.layers)
+
+
+def denoised(model: Any, prefix: Prompt, before: Tensor, canvas: Tensor, signal: Tensor) -> Tensor:
+    r"""Logits (B, C, V) of a canvas.
 
     Args:
-        settings (dict): what the caller gave.
-        canvas (int): C, tokens of a canvas.
+        model (nn.Module): the whole model.
+        prefix (Prompt): prefilled.
+        before (Tensor): (B, n · C) tokens of the canvases before it.
+        canvas (Tensor): (B, C) ids.
+        signal (Tensor): (B, C, D) self-conditioning; zeros at a canvas's first step.
     """
-    out = {name: value for name, value in settings.items() if value is not None}
-    for ours, theirs in SAME.items():
-        if ours in out:
-            if theirs in out:
-                raise InputError(f"{ours} and {theirs} mean the same: give one of them")
-            out[theirs] = out.pop(ours)
-    if "temperature" in out:
-        raise InputError(
-            f"temperature={out['temperature']!r}: the family's falls from t_max to t_min over the "
-            "steps: give those (0.8 and 0.4 by default); there is no greedy mode"
-        )
-    if out.pop("block_length", canvas) != canvas:
-        raise InputError(
-            f"block_length is {settings['block_length']}: the model's canvas has {canvas} tokens; "
-            "leave it out"
-        )
-    unknown = sorted(out.keys() - set(KNOWN))
-    if unknown:
-        raise InputError(
-            f"unknown settings {unknown}: the family's generate would ignore them without a word; "
-            f"known are {', '.join((*SAME, *KNOWN))}"
-        )
-    for name in COUNTS:
-        value = out.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
-    return out
+    cache = extended(model, prefix, before, canvas.shape[1])
+    with conditioned(model.model.decoder, signal):
+        return decoded(model, cache, prefix.embeds.shape[1] + before.shape[1], canvas)
 
 
-def check_context(config: Any, prefix: int, settings: dict[str, Any]) -> None:
-    """Raise ValueError unless all canvases fit behind a prompt of ``prefix`` tokens."""
-    canvas, context = config.canvas_length, config.text_config.max_position_embeddings
-    whole = -(-settings.get("max_new_tokens", canvas) // canvas) * canvas
-    if prefix + whole > context:
-        raise InputError(
-            f"the prompt has {prefix} tokens and {whole} are asked for (whole canvases of "
-            f"{canvas}), but the model's context is {context}: ask for fewer, or give smaller or "
-            "fewer pictures"
-        )
+def extended(model: Any, prefix: Prompt, before: Tensor, size: int) -> DynamicCache:
+    """The prefix's cache with the canvases ``before``, encoded one after the other."""
+    assert prefix.cache is not None
+    length = prefix.embeds.shape[1]
+    cache = _cache(model, prefix.cache, length)
+    for part in before.split(size, 1) if before.shape[1] else ():
+        length += size
+        _encode(model, cache, model.model.encoder.get_input_embeddings()(part), length)
+    return cache
 
 
-def options_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Checked settings as ``generate`` takes them."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
-        EntropyBoundSamplerConfig,
+def decoded(
+    model: Any, cache: DynamicCache, start: int, canvas: Tensor, **conditioning: Tensor | None
+) -> Tensor:
+    """Logits (B, C, V) of a canvas (B, C) at position ``start`` behind what the cache holds."""
+    hidden = model.model.decoder(
+        decoder_input_ids=canvas,
+        past_key_values=cache,
+        decoder_position_ids=_positions(start, canvas.shape[1], canvas.device),
+        **conditioning,
+    ).last_hidden_state
+    return head(model, hidden)
+
+
+@torch.no_grad()
+def signals(
+    model: Any, prefix: Prompt, before: Tensor, canvases: Tensor, settings: dict[str, Any]
+) -> Tensor:
+    r"""Self-conditioning of every step of a canvas, from its ids alone.
+
+    Args:
+        model, prefix, before: as in :func:`denoised`.
+        canvases (Tensor): (steps, B, C) ids before every step.
+        settings (dict): of ``generate``, as far as they are not the checkpoint's.
+
+    Returns:
+        Tensor: (steps, B, C, D).
+    """
+    config, _ = model._prepare_generation_config(None, **settings)
+    cooled = model._prepare_logits_processor(config)
+    cache = extended(model, prefix, before, canvases.shape[-1])
+    start = prefix.embeds.shape[1] + before.shape[1]
+    logits: Tensor | None = None
+    with conditioned(model.model.decoder) as found:
+        for step, canvas in enumerate(canvases):
+            logits = decoded(model, cache, start, canvas, self_conditioning_logits=logits)
+            left = torch.tensor(config.max_denoising_steps - step, dtype=torch.int32)
+            logits = cooled(canvas, logits, cur_step=left.to(canvas.device)).to(model.dtype)
+    return torch.stack(found)
+
+
+def head(model: Any, normed: Tensor) -> Tensor:
+    """Output head with the family's soft cap, float32 or wider: (…, D) to (…, V)."""
+    return capped(model, model.lm_head(normed))
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """The type of logits: float32, as the family has it, or float64 where the model is."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def capped(model: Any, logits: Tensor) -> Tensor:
+    """The soft cap on what the output head gave."""
+    logits = logits.to(wider(logits.dtype))
+    return torch.tanh(logits / model.final_logit_softcapping) * model.final_logit_softcapping
+
+
+@contextmanager
+def conditioned(decoder: Any, signal: Tensor | None = None) -> Iterator[list[Tensor]]:
+    """Let the decoder run with a recorded self-conditioning signal (B, C, D); None: with its own.
+
+    Yields:
+        list: the signals that it ran with, filled as it runs.
+    """
+    found: list[Tensor] = []
+
+    def swap(_module: Any, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        found.append(args[1].clone() if signal is None else signal.to(args[1]))
+        return args[0], found[-1]
+
+    handle = decoder.self_conditioning.register_forward_pre_hook(swap)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _cache(model: Any, pairs: Sequence[KeyValue] = (), length: int = 0) -> DynamicCache:
+    """A cache of the family's layers; with keys and values of ``length`` tokens, shared, as every
+    update makes new tensors."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for layer, (keys, values) in zip(cache.layers, pairs, strict=bool(pairs)):
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        if layer.is_sliding:
+            layer.cumulative_length = length
+    return cache
+
+
+def _encode(
+    model: Any, cache: DynamicCache, embeds: Tensor, length: int, types: Tensor | None = None
+) -> None:
+    """Fill the cache up to ``length`` tokens, the last of which are given."""
+    count = embeds.shape[1]
+    positions = _positions(length - count, count, embeds.device)
+    seen = torch.ones(len(embeds), length, dtype=torch.bool, device=embeds.device)
+    masks = model.model.encoder.create_masks_for_generate(
+        config=model.config,
+        inputs_embeds=embeds,
+        attention_mask=seen,
+        past_key_values=cache,
+        position_ids=positions,
+        mm_token_type_ids=types,
+    )
+    model.model.encoder.language_model(
+        inputs_embeds=embeds,
+        attention_mask=masks,
+        position_ids=positions,
+        past_key_values=cache,
     )
 
-    out = dict(settings)
-    if "entropy_bound" in out:
-        bound = EntropyBoundSamplerConfig(entropy_bound=float(out.pop("entropy_bound")))
-        out["sampler_config"] = bound
-    return out
+
+def _positions(start: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(start, start + count, dtype=torch.int32, device=device)[None]
+
+
+# -- states ---------------------------------------------------------------------------------------
+
+
+#: number of the canvas in the state that shows the whole answer: each is read
+EVERY = -1
+
+
+def states_of(
+    canvases: Sequence[Tensor], signals: Sequence[Tensor], tokens: Tensor, filler: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""What the model is given before every step, over all canvases.
+
+    Args:
+        canvases (sequence of Tensor): ids (steps, B, C) of every canvas.
+        signals (sequence of Tensor): self-conditioning (steps, B, C, D) of every canvas.
+        tokens (Tensor): (B, T) of the finished answer.
+        filler (int): id that stands where nothing is yet.
+
+    Returns:
+        tuple: ids (S, B, T), the answer as far as it is finished, then the canvas, then the filler;
+        number (S, B) of the canvas; signals (S, B, C, D).
+    """
+    ids, numbers = [], []
+    for number, steps in enumerate(canvases):
+        count, batch, size = steps.shape
+        whole = tokens.expand(count, *tokens.shape).clone()
+        whole[:, :, number * size : (number + 1) * size] = steps
+        whole[:, :, (number + 1) * size :] = filler
+        ids.append(whole)
+        numbers.append(torch.full((count, batch), number, device=tokens.device))
+    return torch.cat(ids), torch.cat(numbers), torch.cat(list(signals))
+
+
+def forced(
+    tokens: Tensor, silence: Tensor, vocabulary: int, filler: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""States of a given answer (B, T), token t hidden in state t.
+
+    Without a mask token a token is hidden as the family's sampler hides it: one drawn from the rest
+    of the vocabulary stands in its place, the same at every call. The other tokens of its canvas
+    and the canvases before it are visible.
+
+    Args:
+        tokens (Tensor): (B, T), whole canvases.
+        silence (Tensor): (C, D) self-conditioning of a canvas's first step.
+        vocabulary (int): ids to draw from.
+        filler (int): id that stands where nothing is yet.
+    """
+    (batch, count), size = tokens.shape, len(silence)
+    draws = torch.Generator().manual_seed(0)
+    other = torch.randint(1, vocabulary, (count,), generator=draws).to(tokens.device)
+    ids = tokens.expand(count, batch, count).clone()
+    at = torch.arange(count, device=tokens.device)
+    ids[at, :, at] = ((tokens + other) % vocabulary).T
+    number = at // size
+    ids[(number[:, None] < number)[:, None].expand_as(ids)] = filler
+    return ids, number[:, None].expand(count, batch), silence.expand(count, batch, -1, -1)
+
+
+# -- the family's own generate ---------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common.compat import frequencies
+from captum_dcam.adapters.common.loading import named, reading
+from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
 from captum_dcam.errors import RemoteCodeError, WeightsError
+
+CHECKPOINT = "Dream-org/Dream-VL-7B"
 
 
 def loaded(
-    source: str,
+    source: str | None,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -35,34 +39,31 @@ def loaded(
         RemoteCodeError: remote code is not allowed.
         WeightsError: files are missing, damaged, or of another family.
     """
+    source = named("dream_vl", source, CHECKPOINT)
     if not trust_remote_code:
         raise RemoteCodeError(
             f"{source} brings its own code (DreamVLModel is in no version of transformers): read "
             "it, fix its revision, and pass trust_remote_code=True to let it run; or load the "
             "model yourself and wrap(model, processor)"
         )
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     hub = {} if revision is None else {"revision": revision}
     options = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {k: v for k, v in options.items() if v is not None}
-    try:
-        with _compat.dream_vl_importable():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
-            named = getattr(config, "auto_map", {}).get("AutoModel")
-            if config.model_type != "dream-vl" or named is None:
-                raise WeightsError(
-                    f"{source} holds a {config.model_type}: expected dream-vl, with its code"
-                )
-            cls = get_class_from_dynamic_module(named, source, **hub)
-            _compat.dream_vl_classes(cls)
-            model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
-            _compat.dream_vl_frequencies(model)
-            processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    with reading(source), importable():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
+        place = getattr(config, "auto_map", {}).get("AutoModel")
+        if config.model_type != "dream-vl" or place is None:
+            raise WeightsError(
+                f"{source} holds a {config.model_type}: expected dream-vl, with its code"
+            )
+        cls = get_class_from_dynamic_module(place, source, **hub)
+        repair_classes(cls)
+        model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
+        frequencies(model)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
     if device is not None and device_map is None:
         model = model.to(device)
     return model.eval(), processor

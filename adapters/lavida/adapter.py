@@ -8,38 +8,42 @@ cache) and ``full`` (at every step). One example at a time: attention knows no p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from captum_dcam.adapters.common import llava
-from captum_dcam.adapters.common.anyres import grids, owners, views
-from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.common.text import Words, special_ids
-from captum_dcam.adapters.lavida.decoding import (
-    Prefix,
-    Recorder,
-    as_written,
-    prefilled,
-    step_logits,
-    unembedded,
-    watched,
-)
-from captum_dcam.adapters.lavida.facts import FACTS, MASK, STOP, VARIANTS, variant_of
-from captum_dcam.adapters.lavida.loading import loaded
-from captum_dcam.adapters.lavida.packing import Packing
-from captum_dcam.adapters.lavida.settings import arguments, checked
-from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Adapter, Facts, Request, register
-from captum_dcam.model.layout import Layout
+from captum_dcam.adapters.common.llada import LladaAdapter
+from captum_dcam.adapters.lavida.compat import INSTALL
+from captum_dcam.adapters.lavida.decoding import LANGUAGES
+from captum_dcam.adapters.lavida.loading import CHECKPOINT, VARIANTS, loaded
+from captum_dcam.adapters.lavida.packing import LavidaPacking
+from captum_dcam.errors import InputTypeError
+from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
 from captum_dcam.model.trajectory import Trajectory
+
+FACTS = Facts(
+    checkpoints=(
+        Checkpoint(CHECKPOINT, blocks=32),
+        Checkpoint("jacklishufan/lavida-dream-v1.0-instruct", blocks=28),
+        Checkpoint("jacklishufan/lavida-llada-1.0-lowres", blocks=32),
+        Checkpoint("jacklishufan/lavida-llada-1.0-fim", blocks=32),
+        Checkpoint("hbXNov/lavida-llada-reason", blocks=32),
+    ),
+    package="llava",
+    install=INSTALL,
+    notes=(
+        "schedule='shift' has shift=3 by default and commits late; the authors evaluate with 0.33",
+        "LLaDA's own generate ignores steps (here they are passed on) and do_sample",
+        "Dream's own generate samples (temperature 0.2); here the default is greedy",
+        "a low-resolution checkpoint wants NOT_ALWASY_DO_2DPOOL=1 before its package is imported",
+    ),
+)
 
 
 @register
-class LavidaAdapter(Adapter):
+class LavidaAdapter(LladaAdapter):
     r"""Adapter of ``LlavaLladaForMaskedDiffusion`` and ``LlavaDreamForMaskedDiffusion``.
 
     Args:
@@ -57,9 +61,7 @@ class LavidaAdapter(Adapter):
     family: ClassVar[str] = "lavida"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llava_dream")
     architectures: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
-    batches: ClassVar[bool] = False
     facts: ClassVar[Facts | None] = FACTS
-    model: Any
 
     def __init__(
         self,
@@ -70,12 +72,9 @@ class LavidaAdapter(Adapter):
         system: str | None = llava.SYSTEM,
         single: str = "tensor",
     ) -> None:
-        super().__init__(model, processor, regime)
         self.variant = variant_of(model)
-        self.tokenizer, image_processor = llava.parts_of(processor)
-        self._packing = Packing(model, image_processor, single)
-        self._system = system
-        self._words = Words(self.tokenizer)
+        language = LANGUAGES[self.variant]
+        super().__init__(model, processor, regime, system, LavidaPacking, language, single=single)
 
     @classmethod
     def load(
@@ -102,103 +101,15 @@ class LavidaAdapter(Adapter):
         named = any(c.__name__ in VARIANTS for c in type(model).__mro__)
         return named and not hasattr(model.config, "dual_tower")
 
-    # -- what the family declares -----------------------------------------------------------------
-
-    @property
-    def _dream(self) -> bool:
-        return self.variant == "dream"
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        inner = self.model.model
-        return list(inner.layers if self._dream else inner.transformer.blocks)
-
-    @property
-    def mask_id(self) -> int:
-        own = getattr(self.model.config, "mask_token_id", None)
-        return MASK[self.variant] if own is None else int(own)
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        own = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        found = (*STOP[self.variant], self.mask_id, *own)
-        return frozenset(int(i) for i in found if i is not None)
-
-    def attention_module(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule("self_attn" if self._dream else "attn_out")
-
-    def query_position(self, layout: Layout, position: int) -> int:
-        return layout.prefix_length + position - self._dream
-
-    def encode(self, text: str) -> list[int]:
-        return self._words.encode(text)
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._words.pieces(ids)
-
-    # -- requests ---------------------------------------------------------------------------------
-
-    def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
-        r"""Pictures and prompt of one example to a request.
-
-        Args:
-            images (sequence): one list of pictures. One picture of a high-resolution model becomes
-                a base view and a mosaic, two grids of the layout; several are padded to squares of
-                27×27 tokens, a grid each, as in the authors' evaluation.
-            prompts (sequence): one string or conversation; it may place its pictures by
-                ``<image>``, otherwise they stand in front, a line each.
-
-        Returns:
-            Request: pixels (1, K, 3, S, S), all views of all pictures; extras: ids (1, L) with
-            -200 for pictures, and the pictures' (W, H) (1, n, 2).
-
-        Raises:
-            TypeError, ValueError: no picture, several examples, a video, or more tokens than the
-                family's context, which upstream would cut off without a word.
-        """
-        visuals = llava.pictures_of(self.family, images, prompts)
-        pictures = [v.frames[0] for v in visuals]
-        written = llava.asked(self.tokenizer, prompts[0], visuals, self._system)
-        ids = llava.ids_of(self.tokenizer, written)
-        sizes = [p.size for p in pictures]
-        place = self._packing.place(ids, sizes)
-        llava.check_length(self.family, place.length, self.model.config, sizes)
-        tiling = self._packing.tiling(len(pictures))
-        read = self._packing.image_processor.preprocess
-        cut = [view for p in pictures for view in views(p, tiling)]
-        pixels = torch.stack([read(v, return_tensors="pt")["pixel_values"][0] for v in cut])
-        return Request(
-            pixels[None].to(self.device, self.dtype),
-            (torch.tensor([ids], device=self.device), torch.tensor([sizes], device=self.device)),
-            Layout(self._packing.grids(sizes, place.starts), place.length),
-            (llava.summary(prompts[0]),),
-            (tuple(pictures),),
-        )
-
-    def pixel_tokens(self, request: Request) -> Tensor:
-        tiling = self._packing.tiling(len(request.images[0]))
-        parts, first = [], 0
-        for picture in request.images[0]:
-            own = owners(picture.size, tiling)
-            parts.append(torch.where(own >= 0, own + first, -1))
-            first += sum(g.positions.numel() for g in grids(picture.size, 0, tiling))
-        return torch.cat(parts)[None, :, None].expand(-1, -1, 3, -1, -1)
-
-    def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
-        ids, sizes = (e[example].tolist() for e in request.extras)
-        place = self._packing.place(ids, [(w, h) for w, h in sizes])
-        words = ~torch.isin(place.ids, torch.tensor(sorted(special_ids(self.tokenizer))))
-        return place.positions[words], place.ids[words]
-
-    # -- decoding ---------------------------------------------------------------------------------
-
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
         r"""Decode with the family's own ``generate`` and record it.
 
         Args:
-            request (Request): from :meth:`prepare`.
+            request (Request): from :meth:`prepare`: one picture of a high-resolution model is a
+                base view and a mosaic; several are padded to squares of 27×27 tokens, a grid each,
+                as in the authors' evaluation.
             generator (torch.Generator, optional): for sampled decoding.
             gen_length (int, optional): tokens of the canvas (``max_new_tokens`` is its other name).
                 Default: 64, as in the authors' ``predict.py``; their functions have 128 (LLaDA) and
@@ -230,73 +141,15 @@ class LavidaAdapter(Adapter):
         Raises:
             TypeError, ValueError: settings that cannot work.
         """
-        cached = self.regime == "prefix"
-        made = checked(settings, self.variant, cached, generator)
-        log = Recorder(self.mask_id, length=made.gen_length, dream=self._dream)
-        options = arguments(made, self.variant, cached)
-        if not self._dream:
-            options["mask_id"] = self.mask_id
-        views_of = self._packing.arguments(request.pixels, request.extras[1])
-        with (
-            seeded(generator, self.device),
-            as_written(self.model),
-            log.watching(*watched(self.model, self._dream)),
-        ):
-            result = self.model.generate(request.extras[0], **views_of, **options)
-        result = getattr(result, "sequences", result)
-        tokens = result[:, -made.gen_length :].clone()
-        log.finish(tokens)
-        # Dream's cache is one object that all blocks fill: their outputs cannot stand in for it
-        keeps = not (self._dream and cached)
-        behind = (request.layout.prefix_length, *[made.gen_length] * len(log.canvases))
-        return Trajectory(
-            tokens=tokens,
-            states=(log.states,),
-            final_state=(tokens,),
-            commit_step=log.steps_of_commits(),
-            confidence=log.sureness(tokens),
-            regime=self.regime,
-            lengths=() if keeps else behind,
-            image_end=request.layout.image_end,
-            settings=settings,
-        )
+        return super().generate(request, generator=generator, **settings)
 
-    # -- replay -----------------------------------------------------------------------------------
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
-        """Embeddings (B, P, D) of the prefix, packed by the family's own code."""
-        ids, sizes = extras
-        views_of = self._packing.arguments(pixels, sizes)
-        pack = self.model.prepare_inputs_labels_for_multimodal
-        embeds = pack(ids, None, None, None, None, **views_of)[4]
-        expected = self._packing.place(ids[0].tolist(), views_of["image_sizes"][: sizes.shape[1]])
-        if embeds.shape[1] != expected.length:
-            raise InputError(
-                f"the model's packing makes {embeds.shape[1]} tokens of {views_of['image_sizes']} "
-                f"(width × height) where {expected.length} were expected: its configuration or "
-                "NOT_ALWASY_DO_2DPOOL has changed since the request was prepared, or its code is "
-                "not that of LaViDa"
-            )
-        return Prefix(embeds)
-
-    def prefill(self, embedded: Prefix) -> Prefix:
-        if self.regime == "full":
-            return embedded
-        with as_written(self.model):
-            return prefilled(self.model, embedded, self._dream)
-
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
-        with as_written(self.model):
-            return step_logits(self.model, memory, state[0], self._dream)
-
-    def unembed(self, hidden: Tensor) -> Tensor:
-        return unembedded(self.model, hidden, self._dream)
+def variant_of(model: nn.Module) -> str:
+    """``llada`` or ``dream``; TypeError for other models."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in VARIANTS:
+            return VARIANTS[cls.__name__]
+    raise InputTypeError(
+        f"the model is a {type(model).__name__}: LaViDa's are {' and '.join(VARIANTS)}, from "
+        "upstream's load_pretrained_model"
+    )

@@ -5,18 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common import compat as _compat
-from captum_dcam.adapters.lavida.facts import VARIANTS
+from captum_dcam.adapters.common.compat import frequencies, position_ids
+from captum_dcam.adapters.common.loading import (
+    built_type,
+    check_complete,
+    folder_of,
+    named,
+    reading,
+)
+from captum_dcam.adapters.lavida import compat
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
 CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
-#: the only two that the builder knows; at others it stops in a debugger
-BUILT = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+#: class name → language model
+VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
 
 
 def loaded(
@@ -47,53 +53,28 @@ def loaded(
         WeightsError: files are missing, damaged, or of another model.
         RemoteCodeError: the checkpoint needs remote code.
     """
-    if source is None:
-        raise WeightsError(
-            f"lavida has no weights of its own: name a checkpoint or a folder, such as {CHECKPOINT}"
-        )
-    from safetensors import SafetensorError
-
-    builder = _compat.lavida_package()
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    try:
-        folder = _folder(source, revision)
+    source = named("lavida", source, CHECKPOINT)
+    builder = compat.package()
+    wanted, built = built_type(dtype)
+    with reading(source, ValueError):
+        folder = folder_of(source, revision)
         name = _builder_name(source, folder, trust_remote_code)
-        with _quiet(), _compat.lavida_loading(_classes(builder)) as missing:
+        with _quiet(), compat.loading([getattr(builder, name) for name in VARIANTS]) as missing:
             tokenizer, model, image_processor, _ = builder.load_pretrained_model(
                 folder,
                 None,
                 name,
                 device_map=_map(device, device_map),
-                torch_dtype=BUILT.get(dtype, "bfloat16"),
+                torch_dtype=built,
                 vision_kwargs=None if vision_tower is None else _sight(vision_tower),
             )
-        lost = _compat.lavida_tower(model.get_vision_tower(), missing)
-    except (RemoteCodeError, WeightsError):
-        raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise WeightsError(f"{source} cannot be loaded: {error}") from error
-    if lost:
-        raise WeightsError(
-            f"{source} lacks {len(lost)} of the model's tensors ({', '.join(sorted(lost)[:3])}, …):"
-            " they would be random; expected a whole LaViDa checkpoint"
-        )
-    _compat.lavida_buffers(model)
+        lost = compat.fill_tower(model.get_vision_tower(), missing)
+    check_complete(source, lost, "LaViDa checkpoint")
+    position_ids(model)
+    frequencies(model)
     if device_map is None:
         model = model.to("cpu" if device is None else device)
-    return model.to(dtype).eval(), (tokenizer, image_processor)
-
-
-def _classes(builder: Any) -> list[Any]:
-    return [getattr(builder, name) for name in VARIANTS]
-
-
-def _folder(source: str, revision: str | None) -> str:
-    """The checkpoint's folder; the builder cannot be told a revision."""
-    if revision is None or Path(source).is_dir():
-        return source
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(source, revision=revision)
+    return model.to(wanted).eval(), (tokenizer, image_processor)
 
 
 def _builder_name(source: str, folder: str, trust_remote_code: bool) -> str:

@@ -26,20 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common.llada import LladaAdapter, steps_of
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.lavida import LavidaAdapter
-from captum_dcam.adapters.lavida.decoding import Prefix, as_written
-from captum_dcam.adapters.lavida.facts import MASK
-from captum_dcam.adapters.lavida.settings import arguments, checked, steps_of
-from captum_dcam.adapters.lavida_o import decoding as own
+from captum_dcam.adapters.lavida_o.decoding import FastLog, fast_logits
 from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.adapters.lavida_o.packing import LavidaOPacking
+from captum_dcam.adapters.lavida_o.settings import fast_arguments, fast_settings
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class LavidaOAdapter(LavidaAdapter):
+class LavidaOAdapter(LladaAdapter):
     r"""Adapter of LaViDa-O's ``LlavaLladaForMaskedDiffusion`` (two towers in its configuration).
 
     Args:
@@ -81,9 +81,7 @@ class LavidaOAdapter(LavidaAdapter):
                 f"the model is a {type(model).__name__}: expected LaViDa-O's "
                 "LlavaLladaForMaskedDiffusion, with dual_tower in its configuration"
             )
-        super().__init__(model, processor, regime, system=system, single="list")
-        image_processor = llava.parts_of(processor)[1]
-        self._packing = own.PackingO(model, image_processor, "list", base)
+        super().__init__(model, processor, regime, system, LavidaOPacking, base=base)
 
     @classmethod
     def load(
@@ -109,11 +107,6 @@ class LavidaOAdapter(LavidaAdapter):
         named = any(c.__name__ == "LlavaLladaForMaskedDiffusion" for c in type(model).__mro__)
         return named and hasattr(model.config, "dual_tower")
 
-    @property
-    def mask_id(self) -> int:
-        given = getattr(self.model.config, "mask_token_id", None)
-        return MASK["llada"] if given is None else int(given)
-
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
@@ -123,7 +116,7 @@ class LavidaOAdapter(LavidaAdapter):
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
             gen_length, block_length, steps, step_ratio, temperature, schedule, shift, remasking: as
-                LaViDa-LLaDA's, see :meth:`LavidaAdapter.generate`.
+                LaViDa-LLaDA's.
             use_fast_dlm (bool, optional): decode with a cache a block (regime ``full`` only).
                 Default: False
             factor (float, optional), threshold (float, optional): its bar of confidence. Default:
@@ -133,29 +126,29 @@ class LavidaOAdapter(LavidaAdapter):
             TypeError, ValueError: settings that cannot work.
         """
         rest = dict(settings)
-        fast = own.fast_settings(rest, self.regime)
+        fast = fast_settings(rest, self.regime)
         if fast is None:
             return super().generate(request, generator=generator, **rest)
-        made = checked(rest, "llada", False, generator)
-        assert made.block_length is not None
+        language = self._language
+        made = language.checked(rest, False, generator)
         prefix = request.layout.prefix_length
-        if made.block_length >= request.layout.image_end:
+        if made["block_length"] >= request.layout.image_end:
             raise InputError(
-                f"block_length {made.block_length} with an image span that ends at "
+                f"block_length {made['block_length']} with an image span that ends at "
                 f"{request.layout.image_end}: a block alone would pass for the whole sequence; "
                 "give shorter blocks"
             )
-        log = own.FastLog(self.mask_id, prefix=prefix, block=made.block_length)
-        options = {**arguments(made, "llada", False), "mask_id": self.mask_id}
-        options = own.fast_arguments(options, fast, steps_of(made))
+        log = FastLog(self.mask_id, prefix=prefix, block=made["block_length"])
+        options = language.arguments(made, False, self.mask_id)
+        options = fast_arguments(options, fast, steps_of(made))
         views = self._packing.arguments(request.pixels, request.extras[1])
         with (
             seeded(generator, self.device),
-            as_written(self.model),
+            language.as_written(),
             log.watching(self.model.model),
         ):
             result, _ = self.model.generate(request.extras[0], **views, **options)
-        tokens = result[:, -made.gen_length :].clone()
+        tokens = result[:, -made["gen_length"] :].clone()
         log.finish(tokens)
         return Trajectory(
             tokens=tokens,
@@ -164,14 +157,15 @@ class LavidaOAdapter(LavidaAdapter):
             commit_step=log.commit_step.clamp_min(0),
             confidence=log.confidence,
             regime="full",
-            lengths=tuple(log.lengths),
             image_end=request.layout.image_end,
             settings=settings,
+            own_calls=True,
+            lengths=tuple(log.lengths),
             final_step=log.last_runs(),
         )
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         if len(state) == 1:
             return super().denoise(memory, *state)
-        with as_written(self.model):
-            return own.fast_logits(self.model, memory.embeds, *state)
+        with self._language.as_written():
+            return fast_logits(self.model, memory.embeds, *state)

@@ -1,8 +1,8 @@
-r"""LaViDa-O's own parts: pictures behind a strided convolution, and decoding with ``use_fast_dlm``.
+r"""How LaViDa-O decodes with ``use_fast_dlm``: recording it, and one step with gradients.
 
-``use_fast_dlm`` runs the whole sequence at every block's beginning and the block alone at its other
-steps, against keys and values of the whole run in which the block's own are replaced. A step's
-state is then the canvas, the canvas of that whole run, and where the block lies.
+It runs the whole sequence at every block's beginning and the block alone at its other steps,
+against keys and values of the whole run in which the block's own are replaced. A step's state is
+then the canvas, the canvas of that whole run, and where the block lies.
 """
 
 from __future__ import annotations
@@ -15,90 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common import llava
-from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.recording import CanvasLog
-from captum_dcam.adapters.lavida.packing import Packing, pools
-from captum_dcam.errors import InputError
-
-BASES = ("pad", "stretch")
-
-
-@dataclass(frozen=True)
-class PackingO(Packing):
-    r"""Pictures of LaViDa-O: every one becomes a base view and a mosaic.
-
-    Args:
-        base (str): ``pad``, the picture in a padded square (the authors set DEBUG_FIX_PADDING), or
-            ``stretch``. Default: ``"pad"``
-    """
-
-    base: str = "pad"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.base not in BASES:
-            raise InputError(f"base is {self.base!r}: expected one of {BASES}")
-        if pools(self.model):
-            raise InputError(
-                "upstream pools pictures a second time and fails, unless the environment has "
-                "NOT_ALWASY_DO_2DPOOL=1 when its package llava is imported: set it and start anew"
-            )
-
-    def tiling(self, pictures: int) -> Tiling:
-        inner, tower = self.model.model, self.model.get_vision_tower()
-        tile, patches, patch = tower.image_size, tower.num_patches_per_side, tower.config.patch_size
-        stride = int(getattr(inner.vision_resampler, "stride", 1))
-        pinpoints, most = llava.cutting_of(self.model.config, tile)
-        red, green, blue = (int(m * 255) for m in self.image_processor.image_mean)
-        base = self.base if pinpoints else "pad"
-        side, cell = patches // stride, float(patch * stride)
-        return Tiling(tile, side, cell, pinpoints, base, (red, green, blue), most)
-
-
-@dataclass(frozen=True)
-class Fast:
-    """Settings of ``use_fast_dlm``: upstream commits all tokens above a rising bar of confidence
-    (``factor``), above ``threshold``, or as many a step as the number of steps says (neither)."""
-
-    factor: float | None = 1.0
-    threshold: float | None = None
-
-
-def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
-    """Take them out of ``settings``; None without ``use_fast_dlm``. Raises what cannot work."""
-    wanted = bool(settings.pop("use_fast_dlm", False))
-    given = {n: settings.pop(n) for n in ("factor", "threshold") if n in settings}
-    if not wanted:
-        if given:
-            raise InputError(f"{' and '.join(given)}: of use_fast_dlm=True, which was not given")
-        return None
-    if regime == "prefix":
-        raise InputError(
-            "use_fast_dlm runs the whole sequence at every block, regime 'prefix' only once: "
-            "captum_dcam.wrap(model, processor, regime='full')"
-        )
-    if given.get("threshold") is not None:
-        given.setdefault("factor", None)
-    made = Fast(**given)
-    if made.factor is not None and made.threshold is not None:
-        raise InputError("factor and threshold: upstream ignores threshold beside factor; give one")
-    for name in ("schedule", "shift", "step_ratio"):
-        if settings.get(name) is not None:
-            raise InputError(f"{name} has no effect with use_fast_dlm: leave it out")
-    if settings.get("remasking", "low_confidence") not in ("low_confidence", "random"):
-        raise InputError(
-            f"remasking is {settings['remasking']!r}: use_fast_dlm knows low_confidence and random"
-        )
-    return made
-
-
-def fast_arguments(options: dict[str, Any], made: Fast, steps: int) -> dict[str, Any]:
-    """Arguments of the family's ``generate``, from those of decoding without."""
-    out = {
-        k: v for k, v in options.items() if k not in ("prefix_lm", "schedule", "schedule_kwargs")
-    }
-    return {**out, "use_fast_dlm": True, "steps": steps, **vars(made)}
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapters.lavida.loading import BUILT
-from captum_dcam.errors import InputError, MissingPackageError, WeightsError
+from captum_dcam.adapters.common.loading import built_type, folder_of, named, reading
+from captum_dcam.errors import InputError, MissingPackageError
 
 CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
 INSTALL = (
@@ -43,10 +43,7 @@ def loaded(
         ValueError: the environment that upstream needs is not set.
         WeightsError: files are missing, damaged, or of another model.
     """
-    if source is None:
-        raise WeightsError(
-            f"lavida_o has no weights of its own: name a checkpoint or a folder, as {CHECKPOINT}"
-        )
+    source = named("lavida_o", source, CHECKPOINT)
     if not os.environ.get("NOT_ALWASY_DO_2DPOOL"):
         raise InputError(
             "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
@@ -64,23 +61,15 @@ def loaded(
             f"the package llava in {arch.__file__} is not LaViDa-O's: another project's is in "
             f"front; {INSTALL}"
         )
-    from safetensors import SafetensorError
-
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    try:
-        if revision is not None and not os.path.isdir(source):
-            from huggingface_hub import snapshot_download
-
-            source = snapshot_download(source, revision=revision)
+    wanted, built = built_type(dtype)
+    with reading(source):
         tokenizer, model, image_processor, _ = builder.load_pretrained_model(
-            source,
+            folder_of(source, revision),
             None,
             "llava_llada",
             device_map="auto" if device_map is None else device_map,
-            torch_dtype=BUILT.get(dtype, "bfloat16"),
+            torch_dtype=built,
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{source} cannot be loaded: {error}") from error
     if device is not None and device_map is None:
         model = model.to(device)
-    return model.to(dtype).eval(), (tokenizer, image_processor)
+    return model.to(wanted).eval(), (tokenizer, image_processor)

@@ -1,4 +1,4 @@
-r"""How LLaDA-V decodes: its settings, its caches, and one step of it with gradients.
+r"""How LLaDA-V decodes: its caches, its record, and one step of it with gradients.
 
 Every step runs the whole sequence. Two caches exist. Fast-dLLM runs the whole sequence at some
 steps and the part from the current block on at the others, with keys and values of the rest from
@@ -12,14 +12,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import CanvasRecorder, Step
-from captum_dcam.errors import InputError, InputTypeError, MethodError
+from captum_dcam.errors import MethodError
 
 MASK, BOS, EOS = 126336, 126080, 126081
 HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
@@ -27,66 +26,6 @@ HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
 FORBIDDEN = (EOS, BOS, HEADER, HEADER_END)
 #: products of fewer rows take another kernel, and differ in their last bits
 SAME_KERNEL = 8
-REMASKING = ("low_confidence", "random")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the family's ``generate`` that matter; see :meth:`LladaVAdapter.generate`."""
-
-    gen_length: int = 128
-    block_length: int | None = None
-    steps: int | None = None
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    remasking: str = "low_confidence"
-    stopping_criteria: tuple[str, ...] = ("<|eot_id|>",)
-    generation_suffix: str | None = None
-    prefix_refresh_interval: int | None = None
-
-
-def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool) -> dict[str, Any]:
-    """Arguments for the family's ``generate``; raises before any work on what cannot work."""
-    known = list(Settings.__dataclass_fields__)
-    for name in given:
-        if name not in known:
-            hint = "; LLaDA-V ignores it: use gen_length" if name == "max_new_tokens" else ""
-            raise InputTypeError(f"unknown setting {name!r}{hint}. Known: {', '.join(known)}")
-    out = asdict(Settings(**given))
-    length = out["gen_length"]
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise InputError(f"gen_length is {length!r}: the canvas needs at least one token")
-    block = out["block_length"] = out["block_length"] or length
-    if block < 1 or length % block:
-        raise InputError(f"gen_length {length} is not a multiple of block_length {block}")
-    blocks = length // block
-    steps = out["steps"] = out["steps"] or length
-    if steps < blocks or steps % blocks:
-        raise InputError(
-            f"steps is {steps}: expected a positive multiple of the {blocks} blocks (gen_length "
-            f"{length} / block_length {block})"
-        )
-    if out["remasking"] not in REMASKING:
-        raise InputError(f"remasking is {out['remasking']!r}: expected one of {REMASKING}")
-    if isinstance(out["stopping_criteria"], str):
-        raise InputTypeError("stopping_criteria is a string: expected a list of stop strings")
-    if (out["temperature"] > 0 or out["remasking"] == "random") and generator is None:
-        raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")
-    if fast and out["cfg_scale"] > 0:
-        raise InputError(
-            f"cfg_scale is {out['cfg_scale']}: Fast-dLLM fails on guided decoding; call "
-            "unregister_fast_dllm_hook(hook), or leave cfg_scale at 0"
-        )
-    refresh = out.pop("prefix_refresh_interval")
-    if refresh is not None and (not fast or refresh < 1):
-        raise InputError(
-            f"prefix_refresh_interval is {refresh}: it is a setting of Fast-dLLM, at least 1; "
-            "register its hook first"
-        )
-    if refresh is not None:
-        out["prefix_refresh_interval"] = refresh
-    out["stopping_criteria"] = list(out["stopping_criteria"]) or None
-    return out
 
 
 def is_fast(blocks: Sequence[nn.Module]) -> bool:

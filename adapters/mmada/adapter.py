@@ -1,7 +1,7 @@
 r"""MMaDA: the picture is 1024 VQ codes in the sequence, all of which runs at every step.
 
 Upstream: ``Gen-Verse/MMaDA`` (packages ``models`` and ``training``), checkpoints
-``Gen-Verse/MMaDA-8B-Base`` and ``-MixCoT``; codes from ``showlab/magvitv2``. One picture an
+``Gen-Verse/MMaDA-8B-Base`` and ``-MixCoT``; codes from ``showlab/magvitv2``. One picture per
 example, in front of all text; every call is feasible.
 
 **Pixels have no gradient.** ``request.pixels`` is a float tensor, the picture in [-1, 1]; ``embed``
@@ -23,16 +23,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.autoregressive.decoding import seeded
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import Words, special_ids
 from captum_dcam.adapters.common.visuals import Visual, visuals_of
-from captum_dcam.adapters.mmada import decoding as _mmada
-from captum_dcam.errors import InputError, InputTypeError, WeightsError
+from captum_dcam.adapters.mmada import decoding, packing
+from captum_dcam.adapters.mmada.compat import INSTALL, callable_model
+from captum_dcam.adapters.mmada.loading import CHECKPOINT, loaded
+from captum_dcam.adapters.mmada.settings import checked
+from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
+
+#: a picture longer than this is cropped to less than a hundredth of itself
+LONGEST = 100
 
 
 @register
@@ -57,14 +62,13 @@ class MmadaAdapter(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
     regimes: ClassVar[tuple[str, ...]] = ("full",)
     several_images: ClassVar[bool] = False
-    default_checkpoint: ClassVar[str] = "Gen-Verse/MMaDA-8B-MixCoT"
     facts: ClassVar[Facts | None] = Facts(
         checkpoints=(
             Checkpoint("Gen-Verse/MMaDA-8B-Base", blocks=32),
-            Checkpoint("Gen-Verse/MMaDA-8B-MixCoT", blocks=32),
+            Checkpoint(CHECKPOINT, blocks=32),
         ),
         package="models",
-        install=_compat.MMADA_INSTALL,
+        install=INSTALL,
         notes=(
             "no gradient reaches pixels: the picture is integer codes; methods that ask for it get "
             "an error, those on the tapped block work",
@@ -97,13 +101,13 @@ class MmadaAdapter(Adapter):
                 f"the processor is a {type(processor).__name__}: expected (tokenizer, vq_model), "
                 "the checkpoint's AutoTokenizer and upstream's MAGVITv2"
             )
-        if resolution < _mmada.STRIDE or resolution % _mmada.STRIDE:
+        if resolution < packing.STRIDE or resolution % packing.STRIDE:
             raise InputError(
-                f"resolution is {resolution}: expected a positive multiple of {_mmada.STRIDE} "
+                f"resolution is {resolution}: expected a positive multiple of {packing.STRIDE} "
                 "pixels, 512 or 256 for the published checkpoints"
             )
-        if fit not in _mmada.FITS:
-            raise InputError(f"fit is {fit!r}: expected one of {_mmada.FITS}")
+        if fit not in packing.FITS:
+            raise InputError(f"fit is {fit!r}: expected one of {packing.FITS}")
         self.resolution, self.fit = resolution, fit
         self._offset = len(self._tokenizer)
         codes = getattr(model.config, "codebook_size", 8192)
@@ -126,13 +130,9 @@ class MmadaAdapter(Adapter):
         fit: str = "crop",
         **options: Any,
     ) -> MmadaAdapter:
-        """Load a checkpoint; options: those of ``loaded`` in ``_mmada.py``."""
-        if source is None:
-            raise WeightsError(
-                f"{cls.family} has no weights of its own: name a checkpoint or a folder, such as "
-                f"{cls.default_checkpoint}"
-            )
-        model, processor = _mmada.loaded(source, **options)
+        """Load a checkpoint; options: those of
+        :func:`~captum_dcam.adapters.mmada.loading.loaded`."""
+        model, processor = loaded(source, **options)
         return cls(model, processor, regime, resolution=resolution, fit=fit)
 
     @staticmethod
@@ -151,12 +151,12 @@ class MmadaAdapter(Adapter):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        own = (_mmada.EOS, _mmada.TURN_END, _mmada.HEADER, _mmada.HEADER_END, _mmada.MASK)
+        own = (decoding.EOS, decoding.TURN_END, decoding.HEADER, decoding.HEADER_END, decoding.MASK)
         return frozenset((*own, *special_ids(self._tokenizer)))
 
     @property
     def mask_id(self) -> int:
-        return _mmada.MASK
+        return decoding.MASK
 
     def encode(self, text: str) -> list[int]:
         return self._words.encode(text)
@@ -195,9 +195,9 @@ class MmadaAdapter(Adapter):
                 f"prompts of {[len(r) for r in rows]} tokens in one batch: MMaDA takes no "
                 "positions, so that padding would move the answer; explain them one by one"
             )
-        seen = [_mmada.fitted(v.frames[0], self.resolution, self.fit) for v in visuals]
+        seen = [packing.fitted(v.frames[0], self.resolution, self.fit) for v in visuals]
         grid = seen[0][1]
-        length = _mmada.BEFORE + grid.positions.numel() + 1 + len(rows[0])
+        length = packing.BEFORE + grid.positions.numel() + 1 + len(rows[0])
         context = getattr(self.model.config, "max_sequence_length", None)
         if context is not None and length >= context:
             raise InputError(
@@ -229,9 +229,9 @@ class MmadaAdapter(Adapter):
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pixel_tokens(self, request: Request) -> Tensor:
-        side = self.resolution // _mmada.STRIDE
+        side = self.resolution // packing.STRIDE
         cells = torch.arange(side * side).view(1, 1, side, side)
-        cells = cells.repeat_interleave(_mmada.STRIDE, 2).repeat_interleave(_mmada.STRIDE, 3)
+        cells = cells.repeat_interleave(packing.STRIDE, 2).repeat_interleave(packing.STRIDE, 3)
         return cells.expand(1, 3, -1, -1)
 
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
@@ -265,27 +265,25 @@ class MmadaAdapter(Adapter):
         Raises:
             TypeError, ValueError: settings that cannot work.
         """
-        options = _mmada.checked(settings, generator)
+        options = checked(settings, generator)
         scale = float(options["cfg_scale"])
         prefix = request.layout.prefix_length
-        codes = _mmada.codes_of(self._vq, request.pixels)
-        ids = _mmada.prefix_ids(codes, request.extras[0], self._offset)
+        codes = packing.codes_of(self._vq, request.pixels)
+        ids = packing.prefix_ids(codes, request.extras[0], self._offset)
         with (
-            _compat.mmada_callable(self.model),
-            _mmada.logged(self.model, prefix, scale) as log,
-            seeded(generator) if generator is not None else torch.no_grad(),
+            callable_model(self.model),
+            decoding.logged(self.model, prefix, scale) as log,
+            torch.no_grad(),
+            seeded(generator, bits=31),
         ):
-            result = self.model.mmu_generate(ids, mask_id=_mmada.MASK, **options)
+            result = self.model.mmu_generate(ids, mask_id=decoding.MASK, **options)
         tokens = result[:, prefix:]
         log.finish(tokens)
         states: tuple[Tensor, ...] = (log.states,)
         final: tuple[Tensor, ...] = (tokens,)
-        lengths: tuple[int, ...] = ()
         if scale > 0:
             scales = torch.full(log.states.shape[:2], scale, device=tokens.device)
             states, final = (*states, scales), (*final, scales[0])
-            # twice the rows of a replay: lengths given, nothing kept
-            lengths = (result.shape[1],) * len(log.canvases)
         return Trajectory(
             tokens=tokens,
             states=states,
@@ -293,15 +291,16 @@ class MmadaAdapter(Adapter):
             commit_step=log.commit_step,
             confidence=log.confidence,
             regime=self.regime,
-            lengths=lengths,
             image_end=request.layout.image_end,
             settings=settings,
+            own_calls=scale > 0,  # twice the rows of a replay
+            lengths=(result.shape[1],) * len(log.canvases) if scale > 0 else (),
         )
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Tensor:
         """Embeddings (B, P, D) of the prompt; see above for the pixels' gradient."""
-        ids = _mmada.prefix_ids(_mmada.codes_of(self._vq, pixels), extras[0], self._offset)
-        return _mmada.without_gradient(pixels, self.model.get_input_embeddings()(ids))
+        ids = packing.prefix_ids(packing.codes_of(self._vq, pixels), extras[0], self._offset)
+        return packing.without_gradient(pixels, self.model.get_input_embeddings()(ids))
 
     def prefill(self, embedded: Tensor) -> Tensor:
         return embedded
@@ -311,8 +310,8 @@ class MmadaAdapter(Adapter):
 
     def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:
         canvas, *scale = state
-        with _compat.mmada_callable(self.model):
-            return _mmada.step_logits(self.model, memory, canvas, scale[0] if scale else None)
+        with callable_model(self.model):
+            return decoding.step_logits(self.model, memory, canvas, scale[0] if scale else None)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(self.model.model.transformer.ln_f(hidden))
@@ -324,7 +323,7 @@ def _one_picture(given: Sequence[Any]) -> Visual:
     if any(v.video for v in visuals):
         raise InputError("mmada takes no video: give a single frame as the picture")
     height, width = visuals[0].size
-    if max(height, width) > _mmada.LONGEST * min(height, width):
+    if max(height, width) > LONGEST * min(height, width):
         raise InputError(
             f"the picture has {width} × {height} pixels: MMaDA would see less than a hundredth of "
             "it; cut it into pieces"

@@ -20,6 +20,9 @@ from captum_dcam.errors import InputError, InputTypeError, LayerError, MethodErr
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.registry import Registry
+
+R = TypeVar("R", bound="Request")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Request:
     def batch(self) -> int:
         return self.pixels.shape[0]
 
-    def single(self, example: int) -> Request:
+    def single(self: R, example: int) -> R:
         """The request of one example (B = 1)."""
         one = slice(example, example + 1)
         return replace(
@@ -248,8 +251,9 @@ class Adapter(ABC):
     def generate(
         self, request: Request, *, generator: torch.Generator | None, **settings: Any
     ) -> Trajectory:
-        """Decode without gradients. The caller fills ``lengths`` and ``kept``, unless the adapter
-        gives the lengths: then the generation's calls are not a replay's, and none are kept."""
+        """Decode without gradients. The caller fills the trajectory's ``lengths`` and ``kept``,
+        unless it says ``own_calls``: then a replay makes other calls of the blocks than this, the
+        adapter gives the lengths, and nothing is kept."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
@@ -372,14 +376,12 @@ class Adapter(ABC):
         return index
 
 
-#: family name → adapter class
-ADAPTERS: dict[str, type[Adapter]] = {}
+#: the families that were imported so far, by name; :mod:`captum_dcam.model.hub` finds the others
+ADAPTERS: Registry[type[Adapter]] = Registry("model family")
 
 A = TypeVar("A", bound=type[Adapter])
 
 
 def register(cls: A) -> A:
     """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
-    if ADAPTERS.setdefault(cls.family, cls) is not cls:
-        raise InputError(f"adapter {cls.family!r} is registered already by {ADAPTERS[cls.family]}")
-    return cls
+    return ADAPTERS.register(cls.family)(cls)

@@ -1,9 +1,15 @@
-"""``load`` a model by name, or ``wrap`` one that is loaded already."""
+"""``load`` a model by name, or ``wrap`` one that is loaded already.
+
+A family is imported when it is asked for, or when all are looked through; one that cannot be
+imported is left out, and said where somebody looks for it.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import pkgutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -19,6 +25,7 @@ from captum_dcam.errors import (
     InputError,
     InputTypeError,
     MissingPackageError,
+    RegistrationError,
     RemoteCodeError,
     UnknownNameError,
     WeightsError,
@@ -28,11 +35,8 @@ from captum_dcam.model.adapter import ADAPTERS, Adapter, Checkpoint, Facts
 
 
 def families() -> dict[str, type[Adapter]]:
-    """All registered families by name, those of other packages too."""
-    import captum_dcam.adapters  # noqa: F401  registers them
-
-    load_plugins()
-    return dict(sorted(ADAPTERS.items()))
+    """All families by name, those of other packages too; without those that cannot be imported."""
+    return _survey()[0]
 
 
 def load(
@@ -98,17 +102,18 @@ def wrap(model: nn.Module, processor: Any, family: str | None = None, **options:
         )
     if family is not None:
         return find(family)(model, processor, **options)
-    owners = [name for name, cls in families().items() if cls.owns(model)]
+    known, broken = _survey()
+    owners = [name for name, cls in known.items() if cls.owns(model)]
     if len(owners) == 1:
-        return find(owners[0])(model, processor, **options)
+        return known[owners[0]](model, processor, **options)
     if owners:
         raise UnknownNameError(
             f"several families recognise a {type(model).__name__}: name one with family=…: "
             f"{', '.join(owners)}"
         )
     raise UnknownNameError(
-        f"no family recognises a {type(model).__name__}; known: {', '.join(families())}. Name one "
-        "with family=…, or write an adapter (docs/ADAPTERS.md)"
+        f"no family recognises a {type(model).__name__}; known: {', '.join(known)}. Name one "
+        f"with family=…, or write an adapter (docs/ADAPTERS.md){_left_out(broken)}"
     )
 
 
@@ -122,13 +127,13 @@ def _found(
             return cls, None
         _check_family(cls, source, revision)
         return cls, source
-    known = families()
-    if source in known:
-        return known[source], None
+    if source in {*built_in(), *ADAPTERS, *plugins()}:
+        return find(source), None
+    known, broken = _survey()
     config = read_config(source, revision)
     name = None if config is None else family_of(source, config, known)
     if name is None:
-        raise UnknownNameError(_unknown(source, config, list(known)))
+        raise UnknownNameError(_unknown(source, config, list(known)) + _left_out(broken))
     return known[name], source
 
 
@@ -308,15 +313,19 @@ FEASIBLE = {"prefix": "the prefill (1 of S + 1 calls)", "full": "every step (S o
 
 
 def list_models() -> list[dict[str, Any]]:
-    r"""One record a family, JSON-able; no model is loaded.
+    r"""One record per family, JSON-able; no model is loaded.
 
     Returns:
         list of dict: ``family``, ``class``, ``regimes``, ``feasible`` (regime → calls),
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
-        ``installed``, ``remote_code``, ``notes``, and the first checkpoint's ``blocks``,
-        ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
+        ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
+        ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
+        A family that cannot be imported has no regimes, and the reason as ``error`` and note.
     """
-    return [_record(name, cls) for name, cls in families().items()]
+    known, broken = _survey()
+    records = [_record(name, cls) for name, cls in known.items()]
+    records += [_missing(name, error) for name, error in broken.items()]
+    return sorted(records, key=lambda record: record["family"])
 
 
 def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
@@ -341,7 +350,19 @@ def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
         "installed": facts.package is None or importable(facts.package),
         "remote_code": facts.remote_code,
         "notes": list(facts.notes),
+        "error": None,
     }
+
+
+def _missing(name: str, error: Exception) -> dict[str, Any]:
+    """The record of a family that cannot be imported: that of one of which nothing is known."""
+
+    class Unknown(Adapter):
+        regimes, batches, several_images = (), False, False
+        facts = Facts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
+
+    found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
+    return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
 
 
 def _no_depths() -> dict[str, None]:
@@ -357,13 +378,49 @@ def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-# Adapters from other packages, found by entry point.
+# Where families are: a folder or a file of ``captum_dcam.adapters`` each, and entry points of other
+# packages.
 
 
+#: the package of the families, and the group of the entry points
 GROUP = "captum_dcam.adapters"
 
 #: entry points that were loaded already, or could not be: (name, value) → the error, if any
 _seen: dict[tuple[str, str], Exception | None] = {}
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the families of this library; none is imported."""
+    package = importlib.import_module(GROUP)
+    return tuple(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "common")
+
+
+def _import(family: str) -> Exception | None:
+    """Import a family of this library; the error where that fails."""
+    try:
+        importlib.import_module(f"{GROUP}.{family}")
+    except Exception as error:  # noqa: BLE001  upstream's packages may raise anything
+        return error
+    return None
+
+
+def _survey() -> tuple[dict[str, type[Adapter]], dict[str, Exception]]:
+    """Every family by name, and why those of this library that are not among them are not."""
+    failed = {name: error for name in built_in() if (error := _import(name)) is not None}
+    for point in plugins().values():
+        load_plugin(point)
+    return {n: c for n, c in sorted(ADAPTERS.items()) if n not in failed}, failed
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _left_out(broken: Mapping[str, Exception]) -> str:
+    """What a message about an unknown model ends with."""
+    if not broken:
+        return ""
+    return ". Not importable: " + "; ".join(f"{n} ({_said(e)})" for n, e in broken.items())
 
 
 def plugins() -> dict[str, EntryPoint]:
@@ -378,37 +435,51 @@ def load_plugin(point: EntryPoint) -> Exception | None:
         _seen[key] = None
         try:
             point.load()
+            _check_names()
         except Exception as error:  # noqa: BLE001  another package's import may raise anything
             _seen[key] = error
             package = point.dist.name if point.dist is not None else "an unknown package"
             warnings.warn(
                 f"the adapter {point.name!r} of {package} ({point.value}) cannot be imported and "
-                f"is left out: {type(error).__name__}: {error}",
+                f"is left out: {_said(error)}",
                 stacklevel=3,
             )
     return _seen[key]
 
 
-def load_plugins() -> None:
-    """Import all of them; a broken one is a warning that names it."""
-    for point in plugins().values():
-        load_plugin(point)
+def _check_names() -> None:
+    """Forget a family of another package that has taken the name of one of ours before ours was
+    imported; says so by RegistrationError."""
+    for name in built_in():
+        if name in ADAPTERS and not ADAPTERS[name].__module__.startswith(f"{GROUP}."):
+            other = ADAPTERS[name]
+            ADAPTERS.remove(name)
+            raise RegistrationError(
+                f"model family {name!r} is one of captum_dcam's, so {other.__qualname__} was not "
+                "entered: choose another name"
+            )
 
 
 def find(family: str) -> type[Adapter]:
-    """The adapter class of a family; UnknownNameError with near names otherwise."""
-    import captum_dcam.adapters  # noqa: F401  registers the families
+    r"""The adapter class of a family, which alone is imported.
 
-    others = plugins()
-    if family not in ADAPTERS and family in others:
-        broken = load_plugin(others[family])
-        if broken is not None:
-            raise UnknownNameError(
-                f"the adapter {family!r} ({others[family].value}) cannot be imported: "
-                f"{type(broken).__name__}: {broken}"
-            ) from broken
+    Raises:
+        UnknownNameError: no such family, with near names; or one that cannot be imported.
+        MissingPackageError: one that cannot be imported as a package is missing.
+    """
+    own, others = built_in(), plugins()
+    broken = place = None
+    if family in own:
+        broken, place = _import(family), f"{GROUP}.{family}"
+    elif family not in ADAPTERS and family in others:
+        broken, place = load_plugin(others[family]), others[family].value
+    if broken is not None:
+        ours = family in own and isinstance(broken, ImportError)
+        raise (MissingPackageError if ours else UnknownNameError)(
+            f"the adapter {family!r} ({place}) cannot be imported: {_said(broken)}"
+        ) from broken
     if family not in ADAPTERS:
         raise UnknownNameError(
-            f"unknown model family {family!r}{near(family, {*ADAPTERS, *others})}"
+            f"unknown model family {family!r}{near(family, {*own, *ADAPTERS, *others})}"
         )
     return ADAPTERS[family]

@@ -45,9 +45,11 @@ class Trajectory:
         commit_step (Tensor): (B, T) int64, the step whose logits fixed the token for good.
         confidence (Tensor): (B, T) float, the token's probability at that step.
         regime (str): ``prefix`` (image and prompt computed once) or ``full`` (at every step).
-        lengths (tuple of int): length of the hooked sequence at every call, prefill included.
         image_end (int): one past the last image position.
         settings (dict): of the generation, as far as they matter to its result.
+        lengths (tuple of int): length of the hooked sequence at every call, prefill included.
+        own_calls (bool): a replay makes other calls of the blocks than the generation did: then the
+            adapter gives ``lengths``, and no outputs are kept. Default: False
         kept (dict): outputs of blocks kept for replay, by call; never saved.
         final_step (Tensor, optional): (B, T) int64, the last step whose logits tell about the
             token, where that is not the last one of all (an answer of several canvases).
@@ -59,9 +61,10 @@ class Trajectory:
     commit_step: Tensor
     confidence: Tensor
     regime: str
-    lengths: tuple[int, ...]
     image_end: int
     settings: dict[str, Any]
+    lengths: tuple[int, ...] = ()
+    own_calls: bool = False
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     final_step: Tensor | None = None
 

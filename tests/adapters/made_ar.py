@@ -31,7 +31,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import captum_dcam
-from captum_dcam.adapters.autoregressive.loading import Parts
+from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.model.forward import DenoisingForward
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")

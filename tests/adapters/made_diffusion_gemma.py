@@ -19,7 +19,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.utils import is_torchvision_available
 
 import captum_dcam
-from captum_dcam.adapters.autoregressive.loading import Parts
+from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.model.forward import DenoisingForward
 
 TORCHVISION = is_torchvision_available()

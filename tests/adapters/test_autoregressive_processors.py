@@ -59,8 +59,9 @@ def processor(kind, fast=False):
 
 def text_of(made, visuals, prompt):
     """The conversation before its placeholders are expanded."""
-    from captum_dcam.adapters.autoregressive.conversation import messages_of, rendered
+    from captum_dcam.adapters.common.conversations import rendered
     from captum_dcam.adapters.common.visuals import visuals_of
+    from captum_dcam.model.prompts import messages_of
 
     return rendered(made._family, messages_of(prompt, visuals_of(visuals)), None)
 

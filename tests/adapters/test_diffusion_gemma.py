@@ -285,9 +285,9 @@ def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
     memory, maps = vjp._watch(forward, forward.prefill)
     logits = forward.step(memory, torch.tensor([0]), torch.tensor([9]))
     whole = torch.autograd.grad(logits[0, C + 2, 9], maps, retain_graph=True)[0]
-    from captum_dcam.adapters.diffusion_gemma import language
+    from captum_dcam.adapters.diffusion_gemma import decoding
 
-    original = language.extended
+    original = decoding.extended
 
     def cut(*args):
         cache = original(*args)
@@ -298,7 +298,7 @@ def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
                 setattr(layer, name, torch.cat((held[:, :, :-C].detach(), own), 2))
         return cache
 
-    monkeypatch.setattr(language, "extended", cut)
+    monkeypatch.setattr(decoding, "extended", cut)
     logits = forward.step(memory, torch.tensor([0]), torch.tensor([9]))
     through = torch.autograd.grad(logits[0, C + 2, 9], maps)[0]
     assert bool(through.any()) and not torch.allclose(through, whole)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not
 import made_diffusion_gemma as made_dg
 
 import captum_dcam
-from captum_dcam.adapters.autoregressive.loading import Parts
+from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.errors import WeightsError
 
 #: (width, height): square, wide, tall, tiny, large, and the grid (h, w) of 70 tokens at most

@@ -12,8 +12,8 @@ from doubles.gradients import fd
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters.common import compat as _compat
-from captum_dcam.adapters.dream_vl import DreamVLAdapter
+from captum_dcam.adapters.common.compat import default_frequencies, frequencies
+from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
 from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
 from captum_dcam.methods import Problem, method
 from captum_dcam.model.forward import DenoisingForward, single
@@ -364,7 +364,7 @@ def test_names_that_transformers_moved_are_there_inside_the_context_only():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     before = hasattr(image_utils, "VideoInput"), "default" in ROPE_INIT_FUNCTIONS
-    with _compat.dream_vl_importable():
+    with compat.importable():
         assert image_utils.VideoInput is not None
         config = types.SimpleNamespace(
             hidden_size=48, num_attention_heads=3, rope_theta=100.0, rope_scaling=None
@@ -389,13 +389,13 @@ def test_frequencies_that_loading_left_uninitialised_are_computed_again():
     made.visual.rotary_pos_emb = Vision()
     rotary = made.model.rotary_emb
     rotary.config = made.config
-    rotary.rope_init_fn = _compat._plain_frequencies
+    rotary.rope_init_fn = default_frequencies
     rotary.inv_freq = torch.zeros(8)
-    assert _compat.dream_vl_frequencies(made) == 2
+    assert frequencies(made) == 2
     assert torch.allclose(rotary.inv_freq, right)
     expected = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     assert torch.allclose(made.visual.rotary_pos_emb.inv_freq, expected)
-    assert _compat.dream_vl_frequencies(made) == 0
+    assert frequencies(made) == 0
 
 
 def test_a_method_that_transformers_changed_is_replaced_inside_the_context_only(monkeypatch):
@@ -404,7 +404,7 @@ def test_a_method_that_transformers_changed_is_replaced_inside_the_context_only(
     name, made = "_expand_inputs_for_generation", double.model()
     for own, replaced in ((lambda self, **_: None, True), (staticmethod(lambda **_: None), False)):
         monkeypatch.setattr(GenerationMixin, name, own)
-        with _compat.dream_vl_callable(made):
+        with compat.callable_generate(made):
             assert (name in vars(made)) is replaced
             if replaced:
                 assert getattr(made, name)(expand_size=1, input_ids=3, x=4) == (3, {"x": 4})
@@ -417,7 +417,7 @@ def test_upstreams_classes_are_repaired():
     class Upstream(double.DreamVLModel):
         _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012  as upstream has it
 
-    _compat.dream_vl_classes(Upstream)
+    compat.repair_classes(Upstream)
     config = double.DreamVLGenerationConfig
     try:
         if isinstance(Upstream._tied_weights_keys, dict):  # transformers 5

@@ -11,7 +11,7 @@ from doubles import lavida as double
 from doubles import lavida_bound as made
 
 import captum_dcam
-from captum_dcam.adapters.lavida import adapter as lavida
+from captum_dcam.adapters.common.llada import Llada
 from captum_dcam.errors import InfeasibleStepError, LayerError, TargetError
 from captum_dcam.methods import Problem, method
 from captum_dcam.model import gradients as vjp
@@ -180,7 +180,7 @@ def test_checkpointing_would_cut_the_gradient_and_is_put_back(regime, monkeypatc
     inner = forward.model.model
     assert inner.activation_checkpointing_strategy == "whole_layer"
     with monkeypatch.context() as patch:
-        patch.setattr(lavida, "as_written", lambda model: contextlib.nullcontext())
+        patch.setattr(Llada, "as_written", lambda self: contextlib.nullcontext())
         with pytest.raises((InfeasibleStepError, RuntimeError)):
             vjp.rows(forward, [Target("", (1,), (5,))])
     vjp.rows(forward, [Target("", (1,), (5,))])

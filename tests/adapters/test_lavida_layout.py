@@ -145,7 +145,7 @@ def test_without_pooling_a_token_is_a_patch(monkeypatch):
     with torch.no_grad():
         embeds = a.embed(request.pixels, *request.extras).embeds
     assert embeds.shape[1] == request.layout.prefix_length
-    monkeypatch.setattr(lavida.Packing, "place", lambda *_: SimpleNamespace(length=3))
+    monkeypatch.setattr(lavida.LavidaPacking, "place", lambda *_: SimpleNamespace(length=3))
     with pytest.raises(ValueError, match=r"tokens .* where 3 were expected.*NOT_ALWASY_DO_2DPOOL"):
         a.embed(request.pixels, *request.extras)
 

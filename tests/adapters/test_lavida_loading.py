@@ -15,9 +15,8 @@ import torch
 from doubles import lavida as double
 from torch import nn
 
-from captum_dcam.adapters.common import compat as _compat
-from captum_dcam.adapters.lavida import LavidaAdapter
-from captum_dcam.adapters.lavida import loading as _lavida_loading
+from captum_dcam.adapters.common import compat as common
+from captum_dcam.adapters.lavida import LavidaAdapter, compat, loading
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
 
@@ -44,9 +43,9 @@ def built(monkeypatch, lost):
 
     classes = {cls.__name__: cls for cls in double.CLASSES.values()}
     builder = SimpleNamespace(load_pretrained_model=load_pretrained_model, **classes)
-    monkeypatch.setattr(_compat, "lavida_package", lambda: builder)
-    monkeypatch.setattr(_compat, "lavida_loading", lambda classes: contextlib.nullcontext(lost))
-    monkeypatch.setattr(_compat, "lavida_tower", lambda tower, missing: missing)
+    monkeypatch.setattr(compat, "package", lambda: builder)
+    monkeypatch.setattr(compat, "loading", lambda classes: contextlib.nullcontext(lost))
+    monkeypatch.setattr(compat, "fill_tower", lambda tower, missing: missing)
     return seen
 
 
@@ -129,7 +128,7 @@ def test_a_revision_is_fetched_first(tmp_path, built, monkeypatch):
 def test_deepspeed_has_a_stand_in_while_it_is_imported():
     if importlib.util.find_spec("deepspeed") is not None:
         pytest.skip("deepspeed is installed")
-    with _compat._deepspeed():
+    with compat.deepspeed():
         import deepspeed
 
         out = deepspeed.checkpointing.checkpoint(torch.exp, torch.ones(2, requires_grad=True))
@@ -141,9 +140,9 @@ def test_tie_weights_takes_todays_arguments():
         def tie_weights(self):
             self.tied = True
 
-    _compat.without_arguments(Model)
+    common.without_arguments(Model)
     once = Model.tie_weights
-    _compat.without_arguments(Model)
+    common.without_arguments(Model)
     assert Model.tie_weights is once
     model = Model()
     model.tie_weights(recompute_mapping=False)
@@ -152,10 +151,10 @@ def test_tie_weights_takes_todays_arguments():
 
 def test_frequencies_of_plain_rotary_embeddings():
     config = SimpleNamespace(hidden_size=24, num_attention_heads=3, rope_theta=100.0)
-    found, scaling = _compat.default_frequencies(config)
+    found, scaling = common.default_frequencies(config)
     assert scaling == 1 and found.tolist() == pytest.approx([100 ** (-i / 4) for i in range(4)])
     config = SimpleNamespace(head_dim=4, rope_parameters={"rope_theta": 9.0})
-    assert _compat.default_frequencies(config)[0].tolist() == pytest.approx([1, 1 / 3])
+    assert common.default_frequencies(config)[0].tolist() == pytest.approx([1, 1 / 3])
 
 
 def test_buffers_that_loading_leaves_uninitialised():
@@ -163,7 +162,7 @@ def test_buffers_that_loading_leaves_uninitialised():
         def __init__(self):
             super().__init__()
             self.config = SimpleNamespace(hidden_size=8, num_attention_heads=1, rope_theta=10.0)
-            self.rope_init_fn = _compat.default_frequencies
+            self.rope_init_fn = common.default_frequencies
             self.register_buffer("inv_freq", torch.full((4,), -7.0), persistent=False)
             self.original_inv_freq = self.inv_freq
 
@@ -174,11 +173,11 @@ def test_buffers_that_loading_leaves_uninitialised():
             self.register_buffer("position_ids", torch.full((1, 5), 9), persistent=False)
 
     model = nn.ModuleList([Rotary(), Rotary(), Tower()])
-    assert _compat.lavida_buffers(model) == 3
+    assert common.frequencies(model) == 2 and common.position_ids(model) == 1
     assert model[1].inv_freq.tolist() == pytest.approx([10 ** (-i / 4) for i in range(4)])
     assert model[1].original_inv_freq is model[1].inv_freq
     assert model[2].position_ids.tolist() == [list(range(5))]
-    assert _compat.lavida_buffers(model) == 0
+    assert common.frequencies(model) == 0 == common.position_ids(model)
 
 
 def test_classes_under_transformers_5(monkeypatch):
@@ -230,18 +229,18 @@ def test_classes_under_transformers_5(monkeypatch):
         LlavaDreamForMaskedDiffusion=type("B", (Model,), {}),
         DreamBaseModel=base,
     )
-    _compat.lavida_classes(llada, dream)
+    compat.repair_classes(llada, dream)
     assert Child(width=3).width == 3
     assert llada.LlavaLladaForMaskedDiffusion._tied_weights_keys == {}
     assert siglip.SigLipVisionConfig._set_token_in_kwargs({}) is None
-    assert language.ROPE_INIT_FUNCTIONS["default"] is _compat.default_frequencies
+    assert language.ROPE_INIT_FUNCTIONS["default"] is common.default_frequencies
     assert Cache().past_key_values == {}
     made = Generation.from_model_config(SimpleNamespace(mask_token_id=5))
     assert made.given["mask_token_id"] == 5 and made.given["top_k"] == 50
 
 
 def test_the_builder_is_named_by_the_architecture(tmp_path):
-    name = _lavida_loading._builder_name
+    name = loading._builder_name
     for config, expected in ((LLADA, "llava_llada"), (DREAM, "llava_dream")):
         source = folder(tmp_path, **config)
         assert name(source, source, trust_remote_code=True) == expected

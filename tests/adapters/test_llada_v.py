@@ -49,7 +49,7 @@ def reference(forward, monkeypatch, **settings):
 
     monkeypatch.setattr(double, "first_stop", spy)
     options = {**QUICK, "tokenizer": made.tokenizer, **settings}
-    views = made._views(request.pixels, request.extras[1])
+    views = made._packing.arguments(request.pixels, request.extras[1])
     with checks.heard(made.model.lm_head) as logits:
         answer = made.model.generate(request.extras[0], **views, **options)
     monkeypatch.setattr(double, "first_stop", original)
@@ -569,7 +569,7 @@ def test_models_and_processors_that_do_not_fit():
         LladaVAdapter(tiny.model(), double.processor())
     other = double.ImageProcessor()
     other.crop_size = {"height": 224, "width": 224}
-    with pytest.raises(ValueError, match=r"tiles of 224 px, the vision tower sees 48"):
+    with pytest.raises(ValueError, match=r"cuts 224 px, the model's vision tower takes 48 px"):
         LladaVAdapter(model, (double.Tokenizer(), other))
     with pytest.raises(ValueError, match=r"image_aspect_ratio 'highres'.*expected 'pad'"):
         adapter(layers=2, image_aspect_ratio="highres")

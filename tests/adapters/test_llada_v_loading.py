@@ -8,8 +8,9 @@ import torch
 import transformers
 from torch import nn
 
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common import compat
 from captum_dcam.adapters.llada_v import LladaVAdapter
+from captum_dcam.adapters.llada_v.compat import plain_rope
 from captum_dcam.errors import WeightsError
 
 
@@ -29,11 +30,11 @@ class Embeddings(nn.Module):
 
 def test_buffers_that_are_in_no_checkpoint_are_computed_again():
     model = nn.Sequential(Rotary(), Rotary(), Embeddings(), nn.Linear(2, 2))
-    assert _compat.rotary_frequencies(model) == 2 and _compat.position_ids(model) == 1
+    assert compat.frequencies(model) == 2 and compat.position_ids(model) == 1
     expected = [500.0 ** (-i / 8) for i in (0, 2, 4, 6)]
     assert model[1].inv_freq.tolist() == pytest.approx(expected, rel=1e-6)
     assert model[2].position_ids.tolist() == [[0, 1, 2, 3, 4]]
-    assert _compat.rotary_frequencies(model) == 0 == _compat.position_ids(model)
+    assert compat.frequencies(model) == 0 == compat.position_ids(model)
     assert not model.state_dict().keys() & {"0.inv_freq", "2.position_ids"}
 
 
@@ -47,13 +48,13 @@ def test_buffers_that_are_in_no_checkpoint_are_computed_again():
 )
 def test_scaling_that_transformers_filled_in_is_taken_out(scaling, expected):
     config = types.SimpleNamespace(rope_scaling=scaling, rope_theta=5.0)
-    _compat.plain_rope(config)
+    plain_rope(config)
     assert config.rope_scaling == expected
     assert config.rope_theta == (9.0 if scaling and "rope_theta" in scaling else 5.0)
 
 
 def test_names_that_have_moved_are_found_again():
-    _compat.moved_names()
+    compat.moved_names()
     from transformers.modeling_utils import find_pruneable_heads_and_indices, prune_linear_layer
 
     assert prune_linear_layer is transformers.pytorch_utils.prune_linear_layer

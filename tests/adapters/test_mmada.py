@@ -14,8 +14,7 @@ from doubles.mmada_checks import QUICK, SIDE, SIZES, TOKENS, left, own_ids
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters.common import compat as _compat
-from captum_dcam.adapters.mmada import MmadaAdapter
+from captum_dcam.adapters.mmada import MmadaAdapter, compat
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError, WeightsError
 from captum_dcam.methods import Problem, method
 from captum_dcam.model.forward import DenoisingForward, single
@@ -473,7 +472,7 @@ def test_repairs_of_upstreams_classes():
             self.tied += 1
 
     for _ in range(2):  # repairing twice changes nothing more
-        _compat.mmada_classes(Upstream)
+        compat.repair_classes(Upstream)
     made = Upstream()
     made.tie_weights(missing_keys=set(), recompute_mapping=False)
     assert made.tied == 1 and made.all_tied_weights_keys == {} and Config.use_cache is False

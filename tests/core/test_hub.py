@@ -1,6 +1,7 @@
 """Loading by name, wrapping, families of other packages; everything offline."""
 
 import json
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -9,15 +10,19 @@ from importlib.metadata import EntryPoint
 import pytest
 import tiny
 import torch
-import transformers
+from typer.testing import CliRunner
 
 import captum_dcam
 from captum_dcam.adapters.mini import MiniAdapter
-from captum_dcam.errors import RemoteCodeError, UnknownNameError, WeightsError
+from captum_dcam.cli.app import app
+from captum_dcam.errors import (
+    RegistrationError,
+    RemoteCodeError,
+    UnknownNameError,
+    WeightsError,
+)
 from captum_dcam.model import adapter as protocol
 from captum_dcam.model import hub
-from captum_dcam.model import hub as checkpoints
-from captum_dcam.model import hub as plugins
 from captum_dcam.model.adapter import ADAPTERS, Checkpoint, Facts
 from captum_dcam.model.hub import list_models
 
@@ -32,13 +37,13 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def registry():
     """What is registered in a test is gone behind it."""
     captum_dcam.families()
-    before = dict(ADAPTERS)
+    before = ADAPTERS.names()
     yield ADAPTERS
-    ADAPTERS.clear()
-    ADAPTERS.update(before)
+    for name in set(ADAPTERS).difference(before):
+        ADAPTERS.remove(name)
 
 
 def described(tmp_path, **config):
@@ -166,13 +171,13 @@ def test_whose_a_config_is(config, wanted):
         family, model_types = "three", ("alone",)
 
     known = {c.family: c for c in (One, Two, Three)}
-    assert checkpoints.family_of("somewhere", config, known) == wanted
+    assert hub.family_of("somewhere", config, known) == wanted
 
 
 def test_several_families_that_claim_a_config():
     known = {"one": MiniAdapter, "two": MiniAdapter}
     with pytest.raises(UnknownNameError, match=r"family=…: one, two"):
-        checkpoints.family_of("somewhere", {"model_type": "captum_dcam_mini"}, known)
+        hub.family_of("somewhere", {"model_type": "captum_dcam_mini"}, known)
 
 
 def test_checkpoints_of_no_family_and_of_another(tmp_path, registry):
@@ -233,7 +238,7 @@ def test_remote_code_is_refused_unless_asked_for(registry):
 )
 def test_the_range_of_transformers(registry, monkeypatch, version, fits):
     probe(facts=Facts(transformers=">=5.0,<6"))
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transformers.__version__", version)  # its module replaces itself lazily
     if fits:
         assert captum_dcam.load("probe") == "loaded"
         return
@@ -275,13 +280,13 @@ def installed(tmp_path, monkeypatch, registry):
     """Install entry points: name → source of the module it names."""
     points = []
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
-    monkeypatch.setattr(plugins, "_seen", {})
+    monkeypatch.setattr(hub, "entry_points", lambda group: points)
+    monkeypatch.setattr(hub, "_seen", {})
 
     def install(name, source):
         module = f"third_party_{name}"
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        points.append(EntryPoint(name, module, plugins.GROUP))
+        points.append(EntryPoint(name, module, hub.GROUP))
         monkeypatch.delitem(sys.modules, module, raising=False)
         return module
 
@@ -308,10 +313,10 @@ def test_a_family_of_another_package_is_found(installed, tmp_path):
     assert module not in sys.modules
     captum_dcam.load("mini", family="mini")
     assert module not in sys.modules  # nobody asked for it
-    assert protocol.find("good").__name__ == "Good"
+    assert hub.find("good").__name__ == "Good"
     assert "good" in captum_dcam.families()
     known = captum_dcam.families()
-    assert checkpoints.family_of("x", {"model_type": "good_type"}, known) == "good"
+    assert hub.family_of("x", {"model_type": "good_type"}, known) == "good"
 
 
 @pytest.mark.parametrize(
@@ -326,13 +331,96 @@ def test_a_broken_one_is_a_warning_that_names_it(installed, source):
         warnings.simplefilter("error")
         captum_dcam.families()  # said once
     with pytest.raises(UnknownNameError, match=r"'bad' .* cannot be imported"):
-        protocol.find("bad")
+        hub.find("bad")
 
 
 def test_unknown_families_name_those_of_other_packages(installed):
     installed("goods", GOOD)
     with pytest.raises(UnknownNameError, match="did you mean 'goods'"):
-        protocol.find("good_")
+        hub.find("good_")
+
+
+def test_a_plugin_does_not_take_a_name_of_ours(installed, monkeypatch):
+    """Not even while ours is not imported yet."""
+    installed("bad", "from captum_dcam.model.adapter import ADAPTERS")
+    monkeypatch.setattr(ADAPTERS, "_entries", {"mini": type("Other", (), {})})
+    with pytest.warns(UserWarning, match="'mini' is one of captum_dcam's, so Other was not"):
+        assert isinstance(hub.load_plugin(hub.plugins()["bad"]), RegistrationError)
+    assert "mini" not in ADAPTERS
+
+
+# -- families that cannot be imported --------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """A family of ours whose import raises."""
+
+    def make(source):
+        (tmp_path / "torn.py").write_text(source)
+        package = sys.modules[hub.GROUP]
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        monkeypatch.delitem(sys.modules, f"{hub.GROUP}.torn", raising=False)
+
+    return make
+
+
+SOURCES = {"1 / 0": "ZeroDivisionError: ", "import no_such": "ModuleNotFoundError: No module"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_one_that_cannot_be_imported_stops_no_other(broken, registry, source):
+    broken(source)
+    assert "torn" in hub.built_in()
+    assert captum_dcam.load("mini").family == "mini"
+    assert captum_dcam.wrap(tiny.model(), tiny.processor()).family == "mini"
+    assert "mini" in captum_dcam.families() and "torn" not in captum_dcam.families()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_why_it_cannot_be_imported_is_said_where_it_is_looked_for(
+    broken, registry, tmp_path, source
+):
+    broken(source)
+    kind = ImportError if "import" in source else UnknownNameError
+    said = SOURCES[source]
+    for ask in (hub.find, captum_dcam.load):
+        with pytest.raises(kind, match=rf"adapter 'torn' .*cannot be imported: {said}"):
+            ask("torn")
+    with pytest.raises(UnknownNameError, match=rf"no family.*Not importable: torn \({said}"):
+        captum_dcam.wrap(torch.nn.Linear(2, 2), None)
+    with pytest.raises(UnknownNameError, match=rf"BertModel.*Not importable: torn \({said}"):
+        captum_dcam.load(
+            described(tmp_path, model_type="bert", architectures=["BertModel"]),
+        )
+    (record,) = [r for r in list_models() if r["family"] == "torn"]
+    assert record["error"].startswith(said) and record["error"] in record["notes"][0]
+    assert not record["installed"] and record["regimes"] == []
+    json.dumps(record)
+    found = CliRunner().invoke(app, ["models"])
+    assert found.exit_code == 0 and f"cannot be imported: {said}" in found.output
+
+
+def loaded_by(code):
+    """The families in ``sys.modules`` of a new process behind ``code``."""
+    ask = f"import sys; print(*[m for m in sys.modules if m.startswith('{hub.GROUP}.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    return {name.split(".")[2] for name in done.stdout.split()} - {"common"}
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    (
+        ("import captum_dcam.adapters, captum_dcam.model.hub", set()),
+        ("import captum_dcam; captum_dcam.load('mini')", {"mini"}),
+        ("from captum_dcam.model.hub import find; find('lavida_o')", {"lavida_o"}),
+        ("import captum_dcam.adapters.dream_vl", {"dream_vl"}),
+    ),
+)
+def test_a_family_is_imported_alone_and_only_when_asked_for(code, wanted):
+    assert loaded_by(code) == wanted
 
 
 # -- what is known without a model -----------------------------------------------------------------

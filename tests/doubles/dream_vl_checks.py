@@ -8,7 +8,7 @@ import tiny
 import torch
 from PIL import Image
 
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.dream_vl.compat import callable_generate
 from captum_dcam.testing import AdapterCase, Reference
 
 QUICK = dict(max_new_tokens=6, steps=4)
@@ -78,7 +78,7 @@ def one_reference(adapter, request, settings, example):
         pictures |= {"pixel_values": pixels[:count], "image_grid_thw": images[0]}
     if videos.shape[1]:
         pictures |= {"pixel_values_videos": pixels[count:], "video_grid_thw": videos[0]}
-    with _compat.dream_vl_callable(made), open_mask(made):
+    with callable_generate(made), open_mask(made):
         out = made.diffusion_generate(
             ids,
             generation_config=config,

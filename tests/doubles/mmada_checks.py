@@ -4,7 +4,7 @@ import tiny
 import torch
 from doubles import mmada as double
 
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.mmada.compat import callable_model
 from captum_dcam.testing import AdapterCase, Reference
 
 QUICK = dict(max_new_tokens=8, block_length=4, steps=4)
@@ -49,7 +49,7 @@ def reference(adapter, request, settings):
         adapter.model.register_forward_hook(hear),
     ]
     try:
-        with _compat.mmada_callable(adapter.model):
+        with callable_model(adapter.model):
             answer = adapter.model.mmu_generate(ids, **settings)
     finally:
         for handle in handles:

@@ -47,7 +47,7 @@ class MissingStep(MiniAdapter):
     def generate(self, request, **settings):
         t = super().generate(request, **settings)
         lengths = (60,) * (t.steps if self.regime == "prefix" else t.steps - 1)
-        return dataclasses.replace(t, states=(t.states[0][1:],), lengths=lengths)
+        return dataclasses.replace(t, states=(t.states[0][1:],), own_calls=True, lengths=lengths)
 
 
 class OtherAnswer(MiniAdapter):
@@ -138,9 +138,10 @@ class InventedLengths(MiniAdapter):
     def generate(self, request, **settings):
         t = super().generate(request, **settings)
         if self.regime == "full":
-            return dataclasses.replace(t, lengths=(10,) * (t.steps - 1) + (80,))
-        states = t.states[0]
-        return dataclasses.replace(t, lengths=(80,) * len(states), regime="full")
+            lengths = (10,) * (t.steps - 1) + (80,)
+            return dataclasses.replace(t, own_calls=True, lengths=lengths)
+        lengths = (80,) * t.steps
+        return dataclasses.replace(t, own_calls=True, lengths=lengths, regime="full")
 
 
 class SpanCutOff(MiniAdapter):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_model
 
 import captum_dcam
-from captum_dcam.model import hub as plugins
+from captum_dcam.model import hub
 from captum_dcam.model.adapter import ADAPTERS
 from captum_dcam.testing import CHECKS
 
@@ -33,15 +33,15 @@ def package(tmp_path_factory):
         (folder / name).write_text(source)
     (name, module), *others = re.findall(r"^(\w+) = \"([\w.]+)\"$", GUIDE, re.MULTILINE)
     assert not others
-    before = dict(ADAPTERS)
+    before = ADAPTERS.names()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        patch.setattr(plugins, "_seen", {})
-        point = EntryPoint(name, module, plugins.GROUP)
-        patch.setattr(plugins, "entry_points", lambda group: [point])
+        patch.setattr(hub, "_seen", {})
+        point = EntryPoint(name, module, hub.GROUP)
+        patch.setattr(hub, "entry_points", lambda group: [point])
         yield folder
-    ADAPTERS.clear()
-    ADAPTERS.update(before)
+    for added in set(ADAPTERS).difference(before):
+        ADAPTERS.remove(added)
     for name in [n for n in sys.modules if n.split(".")[0] == "toy_vl"]:
         del sys.modules[name]
 

@@ -10,8 +10,8 @@ import torch
 from doubles import dream_vl as double
 
 import captum_dcam
-from captum_dcam.adapters.autoregressive.loading import Parts
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.dream_vl import compat
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_DREAM_VL")
 COMMIT = "a72fa41"
@@ -22,11 +22,11 @@ def package():
     folder = str(Path(FOLDER) / "vl" / "train")
     sys.path.insert(0, folder)
     try:
-        with _compat.dream_vl_importable():
+        with compat.importable():
             from dreamvl import image_processing_dreamvl, modeling_dreamvl
     finally:
         sys.path.remove(folder)
-    _compat.dream_vl_classes(modeling_dreamvl.DreamVLModel)
+    compat.repair_classes(modeling_dreamvl.DreamVLModel)
     return modeling_dreamvl, image_processing_dreamvl
 
 
@@ -50,7 +50,7 @@ def model(upstream, dtype=torch.float32, implementation="sdpa"):
     module = upstream[0]
     config = module.DreamVLConfig(**double.shape())
     config._attn_implementation = config.vision_config._attn_implementation = implementation
-    with torch.random.fork_rng(devices=[]), _compat.dream_vl_importable():
+    with torch.random.fork_rng(devices=[]), compat.importable():
         torch.manual_seed(0)
         made = module.DreamVLModel(config)
         double.draw(made)

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch._dynamo
 
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common.compat import frequencies, position_ids
+from captum_dcam.adapters.lavida import compat
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA"
 COMMIT = "284ef5c"  # of the checkout that the results in the docs are from
@@ -24,7 +25,7 @@ def package():
     sys.path.insert(0, os.environ[NAME])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _compat.lavida_package()
+        return compat.package()
 
 
 def tower(folder):
@@ -104,7 +105,8 @@ def model(variant, folder, seed=0, **changes):
         torch.manual_seed(seed)
         made = cls(config(variant, **changes), vision_kwargs=sight)
         spread(made)
-    _compat.lavida_buffers(made)
+    frequencies(made)
+    position_ids(made)
     return made.float().eval()
 
 

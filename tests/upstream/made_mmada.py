@@ -10,7 +10,7 @@ from doubles import mmada as double
 from doubles import mmada_checks as suite
 
 import captum_dcam
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.mmada import compat
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_MMADA")
 COMMIT = "3cdb870"
@@ -20,7 +20,7 @@ def package():
     """Upstream's package, repaired."""
     sys.path.insert(0, FOLDER)
     try:
-        return _compat.mmada_package()
+        return compat.package()
     finally:
         sys.path.remove(FOLDER)
 

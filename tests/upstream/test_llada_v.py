@@ -18,10 +18,10 @@ from doubles import llada_v as double
 from upstream.commands import explained_and_compared
 
 import captum_dcam
-from captum_dcam.adapters.common import compat as _compat
 from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.adapters.llada_v.loading import package
+from captum_dcam.adapters.llada_v.compat import package, plain_rope
 from captum_dcam.errors import LayerError, MethodError, WeightsError
 from captum_dcam.model.forward import DenoisingForward
 
@@ -61,7 +61,7 @@ def config(upstream, **changes):
         max_position_embeddings=8192,
         use_cache=False,
     )
-    _compat.plain_rope(made)
+    plain_rope(made)
     made._attn_implementation = "sdpa"
     options = {
         "image_aspect_ratio": "anyres_max_4",
@@ -106,7 +106,7 @@ def bound(made, layer=1, **settings):
 def check_replay(forward, **settings):
     """Answer and logits of upstream's own generate against the recorded ones; bit by bit."""
     made, t, request = forward.adapter, forward.trajectory, forward.request
-    views = made._views(request.pixels, request.extras[1])
+    views = made._packing.arguments(request.pixels, request.extras[1])
     options = {**QUICK, "tokenizer": made.tokenizer, **settings}
     with checks.heard(made.model.lm_head) as logits:
         answer = made.model.generate(request.extras[0], **views, **options)
@@ -259,7 +259,7 @@ def test_fast_dllm(upstream):
 
 def check_fast(forward, **settings):
     made, t, request = forward.adapter, forward.trajectory, forward.request
-    views = made._views(request.pixels, request.extras[1])
+    views = made._packing.arguments(request.pixels, request.extras[1])
     with checks.heard(made.model.lm_head) as logits:
         answer = made.model.generate(
             request.extras[0], **views, **{**QUICK, "tokenizer": made.tokenizer, **settings}
@@ -290,7 +290,7 @@ def test_pictures_are_cut_and_packed_as_upstream_does(upstream, size):
         inner.mm_projector.weight.copy_(torch.eye(16))
     picture = checks.ramps(size)
     request = made.prepare([[picture]], [PROMPT])
-    theirs = process_images([picture], made.image_processor, made.model.config)
+    theirs = process_images([picture], made._packing.image_processor, made.model.config)
     assert torch.equal(request.pixels[0], theirs[0])
     with torch.no_grad():
         embeds = made.embed(request.pixels, *request.extras)
@@ -351,14 +351,14 @@ def saved(upstream, tmp_path_factory):
 def test_a_saved_checkpoint_is_loaded_whole(saved):
     folder, made = saved
     found = LladaVAdapter.load(str(folder), dtype=torch.float32)
-    assert found.tiling.tile == 384 and found.tiling.side == 27
+    assert found._packing.tiling(1).tile == 384 and found._packing.tiling(1).side == 27
     theirs = found.model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in made.state_dict().items())
-    assert _compat.rotary_frequencies(found.model) == 0 == _compat.position_ids(found.model)
+    assert frequencies(found.model) == 0 == position_ids(found.model)
     rotary = found.model.model.layers[0].self_attn.rotary_emb
     assert torch.equal(rotary.inv_freq, made.model.layers[0].self_attn.rotary_emb.inv_freq)
     rotary.inv_freq = rotary.inv_freq * 0 - 7
-    assert _compat.rotary_frequencies(found.model) == 1
+    assert frequencies(found.model) == 1
     assert torch.equal(rotary.inv_freq, made.model.layers[0].self_attn.rotary_emb.inv_freq)
 
 

@@ -113,7 +113,7 @@ def test_pixels_are_those_of_upstreams_transforms(size, fit):
         pytest.skip(f"upstream's training package: {error}")
     finally:
         sys.path.remove(real.FOLDER)
-    from captum_dcam.adapters.mmada.decoding import fitted
+    from captum_dcam.adapters.mmada.packing import fitted
 
     picture = tiny.picture(size=size)
     own = utils.image_transform if fit == "crop" else utils.image_transform_squash

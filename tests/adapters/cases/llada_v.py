@@ -24,7 +24,7 @@ def make_fast(dtype=torch.float32):
 
 def reference(adapter, request, settings):
     """The double's own ``generate``; logits as its head returns them, NaN where it ran no row."""
-    views = adapter._views(request.pixels, request.extras[1])
+    views = adapter._packing.arguments(request.pixels, request.extras[1])
     model, width = adapter.model, settings["gen_length"]
     inner = model.model
     with (

@@ -20,7 +20,8 @@ from doubles import lavida_o as double
 from torch import nn
 
 import captum_dcam
-from captum_dcam.adapters.common import compat as _compat
+from captum_dcam.adapters.common.compat import moved_names, without_arguments
+from captum_dcam.adapters.lavida.compat import deepspeed
 from captum_dcam.testing import AdapterCase
 
 HERE = Path(__file__).parent
@@ -86,11 +87,11 @@ def stand_ins():
 def package():
     os.environ.update(NOT_ALWASY_DO_2DPOOL="1", DEBUG_FIX_PADDING="1", HF_HUB_OFFLINE="1")
     sys.path.insert(0, FOLDER)
-    _compat.moved_names()
-    with _compat._deepspeed(), stand_ins():
+    moved_names()
+    with deepspeed(), stand_ins():
         found = importlib.import_module("llava.model.language_model.llava_llada")
     found.LlavaLladaConfig.__init__ = found.LLaDAConfig.__init__
-    _compat.without_arguments(found.LlavaLladaForMaskedDiffusion)
+    without_arguments(found.LlavaLladaForMaskedDiffusion)
     return found
 
 

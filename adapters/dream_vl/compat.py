@@ -1,0 +1,88 @@
+r"""Repairs that Dream-VL's code needs under newer transformers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from captum_dcam.adapters.common.compat import (
+    default_frequencies,
+    tied_by_map,
+    transformers_major,
+    unchecked,
+)
+from captum_dcam.errors import InputError
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    r"""Upstream's modules can be imported, and its models built, inside the context.
+
+    transformers 5 moved ``VideoInput`` from ``image_utils`` to ``video_utils``, and has no function
+    for plain rotary embeddings (``ROPE_INIT_FUNCTIONS["default"]``).
+    """
+    from transformers import image_utils
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    moved = not hasattr(image_utils, "VideoInput")
+    if moved:
+        image_utils.VideoInput = importlib.import_module("transformers.video_utils").VideoInput
+    missing = "default" not in ROPE_INIT_FUNCTIONS
+    if missing:
+        ROPE_INIT_FUNCTIONS["default"] = default_frequencies
+    try:
+        yield
+    finally:
+        if moved:
+            del image_utils.VideoInput
+        if missing:
+            del ROPE_INIT_FUNCTIONS["default"]
+
+
+def generation_module(cls: Any) -> Any:
+    """Upstream's module of the generation of a model class, which no import names: it lies in the
+    checkpoint."""
+    mixin = next(c for c in cls.__mro__ if c.__name__ == "DreamVLGenerationMixin")
+    return importlib.import_module(mixin.__module__)
+
+
+def repair_classes(cls: Any) -> None:
+    """Upstream's model class and its generation's configuration under transformers 5."""
+    if transformers_major() < 5:
+        return
+    tied_by_map(cls)
+    generation_module(cls).DreamVLGenerationConfig.validate = unchecked
+
+
+@contextmanager
+def callable_generate(model: Any) -> Iterator[None]:
+    r"""Dream-VL's ``diffusion_generate`` can be called while the context is open.
+
+    transformers 5 made ``GenerationMixin._expand_inputs_for_generation`` an ordinary method, which
+    upstream calls without an object. For one sequence per example it changes nothing.
+    """
+    from transformers.generation.utils import GenerationMixin
+
+    name = "_expand_inputs_for_generation"
+    if isinstance(inspect.getattr_static(GenerationMixin, name), staticmethod):
+        yield
+        return
+    setattr(model, name, _unexpanded)
+    try:
+        yield
+    finally:
+        delattr(model, name)
+
+
+def _unexpanded(
+    expand_size: int = 1, input_ids: Tensor | None = None, **inputs: Any
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Input as it is; several sequences per example are not asked for here."""
+    if expand_size != 1:
+        raise InputError(f"num_return_sequences is {expand_size}: expected 1")
+    return input_ids, inputs

@@ -1,0 +1,93 @@
+r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from captum_dcam.adapters.common.compat import plain_tables, without_arguments
+from captum_dcam.errors import MissingPackageError
+
+INSTALL = (
+    "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops jaxtyping "
+    "omegaconf pandas requests typeguard, and put the folder MMaDA on PYTHONPATH (its package is "
+    "called models)"
+)
+
+
+def package() -> Any:
+    r"""Upstream's package ``models``, repaired.
+
+    - diffusers 0.42 has no ``FLAX_WEIGHTS_NAME``, which upstream imports and never uses.
+    - classes, see :func:`repair_classes`.
+
+    Raises:
+        ImportError: no such package, or one of another project.
+    """
+    try:
+        with _flax_name():
+            found = importlib.import_module("models")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"MMaDA's own code is needed and cannot be imported ({error}): {INSTALL}"
+        ) from error
+    missing = [n for n in ("MMadaModelLM", "MAGVITv2") if not hasattr(found, n)]
+    if missing:
+        raise MissingPackageError(
+            f"the package models in {getattr(found, '__file__', None)} has no "
+            f"{' and no '.join(missing)}: another project's is in front; {INSTALL}"
+        )
+    repair_classes(found.MMadaModelLM)
+    return found
+
+
+@contextmanager
+def _flax_name() -> Iterator[None]:
+    """``diffusers.utils.FLAX_WEIGHTS_NAME`` inside the context, where diffusers has it no more."""
+    utils: Any = importlib.import_module("diffusers.utils")
+    if hasattr(utils, "FLAX_WEIGHTS_NAME"):
+        yield
+        return
+    utils.FLAX_WEIGHTS_NAME = "diffusion_flax_model.msgpack"
+    try:
+        yield
+    finally:
+        del utils.FLAX_WEIGHTS_NAME
+
+
+def repair_classes(cls: Any) -> None:
+    r"""Upstream's model class and its configuration under transformers 5.
+
+    ``LLaDAModelLM`` never calls ``post_init``, so that loading finds no ``all_tied_weights_keys``;
+    its ``tie_weights`` takes none of the arguments it is called with; ``MMadaConfig`` has lost the
+    default of ``use_cache``, which the model reads at every call.
+    """
+    if not hasattr(cls, "all_tied_weights_keys"):
+        cls.all_tied_weights_keys = {}
+    if not hasattr(cls.config_class, "use_cache"):
+        cls.config_class.use_cache = False
+    without_arguments(cls)
+
+
+@contextmanager
+def callable_model(model: nn.Module) -> Iterator[None]:
+    r"""MMaDA's model can be called, with gradients too, while the context is open.
+
+    - transformers 5: ``config.use_cache`` is missing, see :func:`repair_classes`; here it is set
+      for models that were loaded without that repair.
+    - any version: see :func:`~captum_dcam.adapters.common.compat.plain_tables`.
+    """
+    plain_tables(model)
+    config: Any = model.config
+    if hasattr(config, "use_cache"):
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        del config.use_cache

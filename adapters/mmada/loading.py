@@ -1,0 +1,55 @@
+r"""Loading of MMaDA through its authors' package, and what is known without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_dcam.adapters.common.loading import named, reading
+from captum_dcam.adapters.mmada.compat import package
+
+CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
+
+
+def loaded(
+    source: str | None,
+    *,
+    vq: str = "showlab/magvitv2",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, tuple[Any, Any]]:
+    r"""Model, tokenizer and VQ model of a checkpoint, through the upstream package.
+
+    Args:
+        source (str): folder or hub name.
+        vq (str, optional): folder or hub name of the VQ model; it stays in float32, as upstream has
+            it. Default: ``"showlab/magvitv2"``
+        device, dtype, device_map, revision: of the language model.
+        trust_remote_code (bool, optional): for the tokenizer; the model's code is the upstream
+            package's. Default: False
+
+    Raises:
+        ImportError: the upstream package is not importable; gives the install lines.
+        WeightsError: files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    source = named("mmada", source, CHECKPOINT)
+    upstream = package()
+    hub = {} if revision is None else {"revision": revision}
+    options = {} if device_map is None else {"device_map": device_map}
+    with reading(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **hub
+        )
+        model = upstream.MMadaModelLM.from_pretrained(source, dtype=dtype, **hub, **options)
+        vq_model = upstream.MAGVITv2.from_pretrained(vq)
+    if device is not None and device_map is None:
+        model = model.to(device)
+    vq_model = vq_model.to(next(model.parameters()).device).eval().requires_grad_(False)
+    return model.eval(), (tokenizer, vq_model)

@@ -1,0 +1,111 @@
+"""Settings of a generation: one way to say them, and the same words for the same mistake."""
+
+import doctest
+
+import pytest
+import torch
+
+from captum_dcam.adapters.common import settings
+from captum_dcam.adapters.common.settings import Setting, Settings, in_blocks, need_generator
+from captum_dcam.adapters.dream_vl.settings import checked as dream_vl
+from captum_dcam.adapters.lavida.settings import checked as dream
+from captum_dcam.adapters.llada_v.settings import checked as llada_v
+from captum_dcam.adapters.mmada.settings import checked as mmada
+from captum_dcam.errors import InputError, SettingError
+
+TOY = Settings(
+    "Toy",
+    {
+        "gen_length": Setting(8, settings.length, also="max_new_tokens"),
+        "top_p": Setting(0.9, settings.share, none=True),
+        "top_k": Setting(None, settings.count),
+    },
+    refused={"beams": "it has one"},
+)
+
+
+def test_the_docstring():
+    assert doctest.testmod(settings, optionflags=doctest.IGNORE_EXCEPTION_DETAIL).failed == 0
+
+
+def test_defaults_other_names_and_none():
+    assert TOY.read({}) == {"gen_length": 8, "top_p": 0.9, "top_k": None}
+    assert TOY.read({"max_new_tokens": 3, "top_p": None})["gen_length"] == 3
+    given = {"max_new_tokens": 3}
+    TOY.read(given)
+    assert given == {"max_new_tokens": 3}, "what was given is the caller's"
+    open_ = Settings("Toy", {"steps": Setting(2)}, others=True)
+    assert open_.read({"eos": 5}) == {"steps": 2, "eos": 5}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    (
+        ({"beams": 2}, "unknown setting 'beams' of Toy: it has one. Known: gen_length, top_p"),
+        ({"lenght": 2}, "unknown setting 'lenght' of Toy. Known: .*; max_new_tokens means gen"),
+        ({"gen_length": 4, "max_new_tokens": 4}, "max_new_tokens and gen_length mean the same"),
+        ({"gen_length": None}, "gen_length is None: expected a whole number"),
+        ({"gen_length": True}, "gen_length is True: expected a whole number"),
+        ({"max_new_tokens": 0}, "gen_length is 0: .*at least one token"),
+        ({"top_k": 1.5}, "top_k is 1.5: expected a whole number of at least 1"),
+        ({"top_p": 0.0}, r"top_p is 0.0: expected a share in \(0, 1\]"),
+    ),
+)
+def test_mistakes(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        TOY.read(given)
+    assert isinstance(caught.value, SettingError) == ("unknown" in message)
+
+
+@pytest.mark.parametrize("value", (-1.0, float("inf"), float("nan")))
+def test_numbers(value):
+    settings.number("temperature", 0)
+    settings.inside("eps", 0.5)
+    with pytest.raises(InputError, match="expected a finite number, 0 or more"):
+        settings.number("temperature", value)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        settings.inside("eps", value)
+
+
+@pytest.mark.parametrize(
+    ("total", "block", "steps", "blocks", "message"),
+    (
+        (8, None, None, 1, None),
+        (8, 4, 6, 2, None),
+        (8, 3, None, None, "tokens 8 is not a multiple of block_length 3"),
+        (8, 4, 1, None, r"multiple of the 2 blocks \(tokens 8 / block_length 4\)"),
+        (8, 4, 5, None, "multiple of the 2 blocks"),
+    ),
+)
+def test_blocks(total, block, steps, blocks, message):
+    made = {"tokens": total, "block_length": block, "steps": steps}
+    if message is None:
+        assert in_blocks(made, "tokens") == blocks and made["block_length"] == total // blocks
+        return
+    with pytest.raises(InputError, match=message):
+        in_blocks(made, "tokens")
+
+
+def test_what_draws_needs_a_generator():
+    need_generator(False, None)
+    need_generator(True, torch.Generator())
+    with pytest.raises(InputError, match="sampling needs a generator"):
+        need_generator(True, None)
+
+
+FAMILIES = {
+    "dream_vl": lambda given: dream_vl(given, None),
+    "lavida": lambda given: dream(given, True, None),
+    "llada_v": lambda given: llada_v(given, None, False),
+    "mmada": lambda given: mmada(given, None),
+}
+
+
+@pytest.mark.parametrize("given", ({"lenght": 3}, {"temperature": 1.0}, {"temperature": -1.0}))
+def test_families_say_the_same_of_the_same_mistake(given):
+    said = set()
+    for check in FAMILIES.values():
+        with pytest.raises(InputError if "temperature" in given else SettingError) as caught:
+            check(given)
+        said.add(str(caught.value).split(" of ")[0])
+    assert len(said) == 1
