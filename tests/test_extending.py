@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -238,6 +239,96 @@ def test_all_of_them_in_one_evaluation(added, shelf, tmp_path):
     assert 0 < own < 1 and flat == 1
     with pytest.raises(ValueError, match="threshold is 2: expected a share"):
         Plan(("edges",), metrics=({"name": "coverage", "threshold": 2},))
+
+
+# -- a family and a command, each dropped into its folder ------------------------------------------
+
+FAMILY = '''
+from captum_dcam.adapters.mini import MiniAdapter
+from captum_dcam.model.adapter import register
+
+
+@register
+class ToyAdapter(MiniAdapter):
+    """The embedded model under another name."""
+
+    family = "toy"
+
+    @staticmethod
+    def owns(model):
+        return getattr(model, "toy", False)
+'''
+
+COMMAND = '''
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from captum_dcam.cli.options import OUT, Base, command, option
+
+
+@dataclass(frozen=True)
+class Options(Base):
+    """The options of the command."""
+
+    times: Annotated[int, option(OUT, "How often.")] = 1
+
+
+@command
+def greet(options: Options) -> None:
+    """Say hello."""
+    typer.echo("hello " * options.times)
+'''
+
+#: a file lies in a package's folder when it is listed there
+DROPPED = """
+import sys
+import captum_dcam.adapters, captum_dcam.cli
+captum_dcam.adapters.__path__.append(sys.argv.pop(1))
+captum_dcam.cli.__path__.append(sys.argv.pop(1))
+"""
+
+
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory):
+    """Runs code in a process of its own, in which both files lie in the library's folders."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("adapters", "cli")]
+    for folder, name, source in zip(folders, ("toy", "greet"), (FAMILY, COMMAND), strict=True):
+        (folder / f"{name}.py").write_text(source)
+
+    def run(code: str, *arguments: str) -> str:
+        command = [sys.executable, "-c", DROPPED + code, *map(str, folders), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_family_of_ones_own(dropped):
+    code = """
+import tiny, captum_dcam
+from captum_dcam.model.hub import find
+model = tiny.model()
+model.toy = True
+adapter = captum_dcam.wrap(model, tiny.processor(), family="toy")
+print(sorted(captum_dcam.families()))
+print(find("toy").__name__, captum_dcam.load("toy").family, adapter.family)
+found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, [0], gen_length=4)
+print(found.settings["family"], bool(found.maps[0].any()))
+"""
+    before = f"import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})\n"
+    names, found, explained = dropped(before + code).splitlines()
+    assert "'mini'" in names and "'toy'" in names
+    assert found == "ToyAdapter toy toy" and explained == "toy True"
+
+
+def test_a_command_of_ones_own(dropped):
+    code = "from captum_dcam.cli.app import main; main()"
+    assert dropped(code, "greet", "--times", "2").split() == ["hello", "hello"]
+    listed = dropped(code, "--help")
+    assert "greet" in listed and "Say hello" in listed and "explain" in listed
 
 
 # -- the registry ----------------------------------------------------------------------------------
