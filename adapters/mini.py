@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.settings import Setting, Settings, count, length, number, one_of
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
@@ -19,6 +20,18 @@ from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, regis
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
+
+SETTINGS = Settings(
+    "mini",
+    {
+        "gen_length": Setting(32, length),
+        "block_length": Setting(None, count),
+        "steps": Setting(None, count),
+        "temperature": Setting(0.0, number),
+        "remasking": Setting("low_confidence", one_of(*generation.REMASKING)),
+        "schedule": Setting("linear", one_of(*generation.SCHEDULES)),
+    },
+)
 
 
 @register
@@ -114,6 +127,7 @@ class MiniAdapter(Adapter):
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
+        SETTINGS.read(settings)
         cached = self.regime == "prefix"
         decoded = generation.generate(
             self.model,

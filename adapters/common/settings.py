@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -52,21 +53,25 @@ def length(name: str, value: Any) -> None:
         )
 
 
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def number(name: str, value: Any) -> None:
     """A finite number, 0 or more."""
-    if not 0 <= value < float("inf"):
+    if not _real(value) or not 0 <= value < float("inf"):
         raise _expected(name, value, "a finite number, 0 or more")
 
 
 def share(name: str, value: Any) -> None:
     """Above 0, at most 1."""
-    if not 0 < value <= 1:
+    if not _real(value) or not 0 < value <= 1:
         raise _expected(name, value, f"a share in (0, 1], 0 < {name} <= 1")
 
 
 def inside(name: str, value: Any) -> None:
     """Above 0 and below 1."""
-    if not 0 < value < 1:
+    if not _real(value) or not 0 < value < 1:
         raise _expected(name, value, "a number between 0 and 1")
 
 

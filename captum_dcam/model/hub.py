@@ -359,7 +359,7 @@ def _missing(name: str, error: Exception) -> dict[str, Any]:
 
     class Unknown(Adapter):
         regimes, batches, several_images = (), False, False
-        facts = Facts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
+        facts = Facts(transformers="")
 
     found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
     return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
