@@ -1,4 +1,14 @@
-r"""Named settings of Diffusion-CAM: the paper's, the reference code's, and our own."""
+r"""Named settings of Diffusion-CAM: the paper's, the reference code's, our own, and fitted ones.
+
+``captum-dcam calibrate`` fits a preset's refinements to a model and writes a file; wherever a
+preset's name is accepted, the file's path is too::
+
+    {"format": "captum-dcam preset", "version": 1, "base": "default",
+     "score": "commit", "product": "positionwise", "center": true,
+     "refinements": [{"name": "min_max"}, {"name": "akd", "k_base": 3, …}, …],
+     "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
+     "digest": "sha256 of all the rest"}
+"""
 
 from __future__ import annotations
 
@@ -20,6 +30,85 @@ from captum_dcam.files import canonical, digest, reading, write_json
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
+
+
+@dataclass(frozen=True)
+class Preset:
+    r"""Everything that turns a generation into a map.
+
+    Args:
+        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
+        center (bool): subtract each channel's spatial mean from the features first.
+        refinements (callable): makes the post-transforms.
+        source (str): where the settings come from.
+    """
+
+    score: str
+    product: str
+    center: bool
+    refinements: Callable[[], Compose]
+    source: str
+
+    def reading(
+        self,
+        *,
+        score: str | None = None,
+        product: str | None = None,
+        center: bool | None = None,
+        step: int | None = None,
+    ) -> Reading:
+        """How maps are read: the preset's way, but for what is given."""
+        return Reading(
+            self.score if score is None else score,
+            self.product if product is None else product,
+            self.center if center is None else center,
+            step,
+        )
+
+
+def no_refinements() -> Compose:
+    """The map as it is."""
+    return Compose([])
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        "commit",
+        "positionwise",
+        True,
+        paper_refinements,
+        "ours: chosen by measurement on the embedded model, docs/SCORES.md",
+    ),
+    "paper": Preset(
+        "final",
+        "pooled",
+        False,
+        paper_refinements,
+        "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules",
+    ),
+    "base": Preset(
+        "final", "pooled", False, no_refinements, "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone"
+    ),
+}
+
+
+def preset(name: str | Path) -> Preset:
+    r"""A preset by its name, or by the path of a file that ``captum-dcam calibrate`` wrote.
+
+    Raises:
+        UnknownNameError: neither a known name nor a path (``….json``), with near names.
+        FileNotFoundError, PresetError: no such file, or one that is damaged.
+    """
+    if isinstance(name, str) and name in PRESETS:
+        return PRESETS[name]
+    if Path(str(name)).suffix != ".json":
+        hint = near(str(name), PRESETS)
+        raise UnknownNameError(f"unknown preset {name!r}{hint}; or a file that ends in .json")
+    return read_preset(name)
+
+
+# -- presets in files ------------------------------------------------------------------------------
 
 FORMAT, VERSION = "captum-dcam preset", 1
 _FIELDS = ("base", "score", "product", "center", "refinements", "fitted")
@@ -155,80 +244,3 @@ def _built(records: Sequence[Mapping[str, Any]]) -> Compose:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return digest(canonical(record, ascii_only=True))
-
-
-@dataclass(frozen=True)
-class Preset:
-    r"""Everything that turns a generation into a map.
-
-    Args:
-        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
-        product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
-        center (bool): subtract each channel's spatial mean from the features first.
-        refinements (callable): makes the post-transforms.
-        source (str): where the settings come from.
-    """
-
-    score: str
-    product: str
-    center: bool
-    refinements: Callable[[], Compose]
-    source: str
-
-    def reading(
-        self,
-        *,
-        score: str | None = None,
-        product: str | None = None,
-        center: bool | None = None,
-        step: int | None = None,
-    ) -> Reading:
-        """How maps are read: the preset's way, but for what is given."""
-        return Reading(
-            self.score if score is None else score,
-            self.product if product is None else product,
-            self.center if center is None else center,
-            step,
-        )
-
-
-def no_refinements() -> Compose:
-    """The map as it is."""
-    return Compose([])
-
-
-PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        "commit",
-        "positionwise",
-        True,
-        paper_refinements,
-        "ours: chosen by measurement on the embedded model, docs/SCORES.md",
-    ),
-    "paper": Preset(
-        "final",
-        "pooled",
-        False,
-        paper_refinements,
-        "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules",
-    ),
-    "base": Preset(
-        "final", "pooled", False, no_refinements, "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone"
-    ),
-}
-
-
-def preset(name: str | Path) -> Preset:
-    r"""A preset by its name, or by the path of a file that ``captum-dcam calibrate`` wrote.
-
-    Raises:
-        UnknownNameError: neither a known name nor a path (``….json``), with near names.
-        FileNotFoundError, PresetError: no such file, or one that is damaged.
-    """
-    if isinstance(name, str) and name in PRESETS:
-        return PRESETS[name]
-    if Path(str(name)).suffix != ".json":
-        hint = near(str(name), PRESETS)
-        raise UnknownNameError(f"unknown preset {name!r}{hint}; or a file that ends in .json")
-
-    return read_preset(name)

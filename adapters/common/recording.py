@@ -149,7 +149,7 @@ class CanvasRecorder:
         self.commit_step[never] = len(self.steps) - 1
 
 
-# Recording decoders that work on token ids: masks are filled in, and what is filled stays.
+# -- decoders that work on token ids: masks are filled in, and what is filled stays ----------------
 
 
 @dataclass

@@ -286,7 +286,7 @@ def _name(record: Mapping[str, Any]) -> str:
     return str(record.get("label") or record["name"])
 
 
-# Files of JSON lines that survive a killed process: read, cut, rewritten, written for good.
+# -- files of JSON lines that survive a killed process ---------------------------------------------
 
 
 class Line(NamedTuple):
@@ -380,7 +380,7 @@ def locked(path: Path, timeout: float, what: str) -> Iterator[None]:
         lock.release()
 
 
-# The writing end of one part of a store.
+# -- the writing end of one part of a store --------------------------------------------------------
 
 
 RESULTS, COSTS = "results", "costs"

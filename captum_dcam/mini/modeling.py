@@ -271,8 +271,12 @@ AutoConfig.register(MiniConfig.model_type, MiniConfig, exist_ok=True)
 AutoModel.register(MiniConfig, MiniForMaskedDiffusion, exist_ok=True)
 
 
-# Decoding of the embedded model: iterative denoising of a masked canvas.
-
+# -- decoding: iterative denoising of a masked canvas ----------------------------------------------
+#
+# The families that the model stands for differ in one thing that matters to attribution. With
+# ``prefix_cache`` the image and the prompt are computed once and every step sees the response alone
+# (LaViDa's regime); without it every step computes the whole sequence (LLaDA-V's). Both go through
+# embed_prefix, cache_prefix and denoise; so does every replay.
 
 REMASKING = ("low_confidence", "random", "entropy", "margin")
 SCHEDULES = ("linear", "cosine", "shift")

@@ -1,4 +1,4 @@
-r"""What a model family implements, and how families are found.
+r"""What a model family implements, what it is asked, and what is known of it without a model.
 
 An adapter splits one denoising call into three parts, so that attribution can put its graph where
 it belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what

@@ -236,7 +236,7 @@ def importable(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-# Whose a checkpoint is: its ``config.json``, and the family that claims it.
+# -- whose a checkpoint is: its config.json, and the family that claims it -------------------------
 
 
 def read_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -305,7 +305,7 @@ def family_of(
     return claimed[0] if claimed else None
 
 
-# What ``captum-dcam models`` lists: families, checkpoints, which calls and blocks can be used.
+# -- what captum-dcam models lists -----------------------------------------------------------------
 
 
 #: which calls of a generation hold the image, by regime
@@ -378,9 +378,13 @@ def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-# Where families are: a folder or a file of ``captum_dcam.adapters`` each, and entry points of other
-# packages.
-
+# -- where families are ----------------------------------------------------------------------------
+#
+# A folder or a file of captum_dcam.adapters each. Another package that brings a family says so in
+# its pyproject.toml, under the family's name; importing the module registers its class:
+#
+#     [project.entry-points."captum_dcam.adapters"]
+#     my_family = "my_package.adapter"
 
 #: the package of the families, and the group of the entry points
 GROUP = "captum_dcam.adapters"

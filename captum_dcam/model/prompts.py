@@ -140,7 +140,7 @@ def summary(prompt: Any) -> str:
     return "\n".join(lines)
 
 
-# Pictures from files: upright, RGB, fully read; and errors that say what is wrong with one.
+# -- pictures from files: upright, RGB, fully read -------------------------------------------------
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -170,7 +170,7 @@ class Comparison:
         return load_comparison(folder)
 
 
-# A comparison as files: for programs (JSON, CSV) and to load again (tensors, pictures).
+# -- as files: for programs (JSON, CSV) and to load again (tensors, pictures) ----------------------
 
 
 TABLE, TENSORS = "comparison.csv", "maps.safetensors"
