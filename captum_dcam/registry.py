@@ -21,10 +21,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from numbers import Integral, Real
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError, near
+from captum_dcam.errors import (
+    InputTypeError,
+    RegistrationError,
+    SettingError,
+    UnknownNameError,
+    near,
+)
 
 T = TypeVar("T", bound=Callable[..., Any])
 E = TypeVar("E", bound=Callable[..., Any])
@@ -95,7 +103,8 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: no such name, with near ones.
-            SettingError: a setting it does not have, with those it has.
+            SettingError: a setting it does not have, with those it has; or a value of another
+                type than the entry declares for it, where that is a plain one.
         """
         known = self.settings(name)
         unknown = sorted(settings.keys() - known.keys())
@@ -104,6 +113,15 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
                 f"{', '.join(known) or 'none'}"
             )
+        hints = get_type_hints(self[name].__init__ if isinstance(self[name], type) else self[name])
+        for setting, value in settings.items():
+            kinds = _scalars(hints.get(setting))
+            if kinds and not _is_one_of(value, kinds):
+                wanted = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
+                raise SettingError(
+                    f"{self.kind} {name!r}: {setting} is {value!r}, a {type(value).__name__}: "
+                    f"expected {wanted}"
+                )
 
     def get(self, name: str, **settings: Any) -> Any:
         """What the entry makes of ``settings``; raises as :meth:`check`."""
@@ -118,6 +136,11 @@ class Registry(Generic[T]):
                 missing.
             ValueError, TypeError: what the entry's own check raises.
         """
+        if not isinstance(value, str | Mapping):
+            raise InputTypeError(
+                f"{self.kind} {value!r} is a {type(value).__name__}: expected a name, or a record "
+                '{"name": …}'
+            )
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = str(settings.pop("name", ""))
         self.check(name, settings)
@@ -149,6 +172,20 @@ class Registry(Generic[T]):
     def items(self) -> Iterator[tuple[str, T]]:
         """Names with their entries, in the order of entering."""
         return iter(self._entries.items())
+
+
+def _scalars(hint: Any) -> tuple[type, ...]:
+    """The types that an annotation allows, where they are text, numbers, truth values and None."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return hints if all(h in (str, int, float, bool, NoneType) for h in hints) else ()
+
+
+def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a value is of these types; a whole number is a float too, a truth value no number."""
+    if isinstance(value, bool):
+        return bool in kinds
+    abstract = {int: Integral, float: Real}
+    return isinstance(value, tuple(abstract.get(kind, kind) for kind in kinds))
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:

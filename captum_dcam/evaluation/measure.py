@@ -140,9 +140,11 @@ def metric_record(value: str | Mapping[str, Any]) -> Record:
 
     ``label`` goes before the names of its columns, so that one metric can be asked for twice.
     """
-    record = {"name": value} if isinstance(value, str) else dict(value)
-    label = str(record.pop("label", ""))
-    return {**plain(METRICS.record(plain(record))), "label": label}
+    label = ""
+    if isinstance(value, Mapping):
+        value = {**value}
+        label = str(value.pop("label", ""))
+    return {**plain(METRICS.record(plain(value))), "label": label}
 
 
 def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:

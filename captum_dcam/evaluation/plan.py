@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_dcam.errors import InputError, UnknownNameError, near
+from captum_dcam.errors import InputError, InputTypeError, UnknownNameError, near
 from captum_dcam.evaluation.answers import answer_record
 from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import metric_record
@@ -22,6 +22,26 @@ from captum_dcam.refine import Refinement, refinement
 
 DTYPES = ("float32", "bfloat16", "float16")
 RefineLike = str | Mapping[str, Any] | Refinement
+
+
+_LIST, _RECORD = "a list", 'a record {"…": …}'
+_NAMED = "a name, or a record that holds one"
+#: fields of a plan that hold more than a value, what each may be, and how that is called
+_SHAPES = (
+    ("variants", list | tuple, _LIST),
+    ("metrics", list | tuple, _LIST),
+    ("words", list | tuple, _LIST),
+    ("dataset", str | Mapping, _NAMED),
+    ("answer", str | Mapping, _NAMED),
+    ("generation", Mapping, _RECORD),
+    ("load", Mapping, _RECORD),
+    ("model", str, "a name or a folder"),
+    ("prompt", str | None, "a text"),
+)
+
+
+def _misfit(what: str, value: Any, expected: str) -> InputTypeError:
+    return InputTypeError(f"{what} is {value!r}, a {type(value).__name__}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,16 @@ class Variant:
             raise InputError(
                 f"variant {self.name!r}: passes is {self.passes!r}: expected an integer, at least 1"
             )
+        for key, kind, expected in (
+            ("settings", Mapping, _RECORD),
+            (
+                "refinements",
+                str | Mapping | Refinement | list | tuple,
+                "a list of names",
+            ),
+        ):
+            if not isinstance(getattr(self, key), kind):
+                raise _misfit(f"variant {self.name!r}: {key}", getattr(self, key), expected)
         found = self.method or self.name
         write = object.__setattr__
         write(self, "method", found)
@@ -150,6 +180,9 @@ class Plan:
     load: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, kind, expected in _SHAPES:
+            if not isinstance(getattr(self, name), kind):
+                raise _misfit(f"the plan's {name}", getattr(self, name), expected)
         write = object.__setattr__
         variants = tuple(as_variant(v) for v in self.variants)
         dataset = {"name": self.dataset} if isinstance(self.dataset, str) else plain(self.dataset)
@@ -233,6 +266,8 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
         return Variant(_named(name, settings), name, settings)
     if isinstance(value, str):
         return Variant(value)
+    if not isinstance(value, Mapping):
+        raise _misfit("a variant", value, "a method's name, a method, or a record of one")
     known = [f.name for f in fields(Variant)]
     for key in value:
         if key not in known:
@@ -255,6 +290,8 @@ def refinement_records(values: RefineLike | Sequence[RefineLike]) -> list[Record
         values = [values]
     out: list[Record] = []
     for value in values:
+        if not isinstance(value, str | Mapping | Refinement):
+            raise _misfit("a refinement", value, _NAMED)
         record = {"name": value} if isinstance(value, str) else value
         record = record.describe() if isinstance(record, Refinement) else dict(record)
         if record.get("name") == "compose":

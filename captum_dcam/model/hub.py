@@ -197,6 +197,8 @@ def check_device(device: torch.device | str) -> torch.device:
         )
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device mps is not here: torch finds no Apple GPU")
+    if found.type == "meta":
+        raise InputError("device meta holds no numbers to compute with: expected cpu, cuda, mps")
     return found
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import DcamError, UnknownNameError
 from captum_dcam.evaluation import Plan, Variant
 from captum_dcam.evaluation.store import differences
 from captum_dcam.files import canonical
@@ -156,3 +156,32 @@ def test_a_variant_needs_a_name_or_a_method():
     with pytest.raises(ValueError, match="neither a name nor a method"):
         Plan.from_record({"variants": [{"layer": 1}]})
     assert Plan.from_record({"variants": [{"method": "tam"}]}).variants[0].name == "tam"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"variants": 5}, "the plan's variants is 5, a int: expected a list"),
+        ({"variants": [5]}, "a variant is 5, a int: expected a method's name"),
+        ({"variants": [{"name": "tam", "settings": 3}]}, "'tam': settings is 3, a int: expected a"),
+        ({"variants": [{"name": "tam", "refinements": 3}]}, "'tam': refinements is 3"),
+        ({"variants": [{"name": "tam", "refinements": [3]}]}, "a refinement is 3, a int"),
+        (
+            {"variants": [{"name": "tam", "settings": {"filter": "x"}}]},
+            "method 'tam': filter is 'x', a str: expected int",
+        ),
+        ({"dataset": 3}, "the plan's dataset is 3, a int: expected a name"),
+        ({"metrics": 4}, "the plan's metrics is 4"),
+        ({"metrics": [4]}, "metric 4 is a int: expected a name, or a record"),
+        ({"words": 4}, "the plan's words is 4"),
+        ({"generation": 4}, "the plan's generation is 4, a int: expected a record"),
+        ({"answer": 4}, "the plan's answer is 4"),
+        ({"load": [1]}, "the plan's load is "),
+        ({"model": 4}, "the plan's model is 4"),
+        ({"prompt": 4}, "the plan's prompt is 4"),
+    ],
+)
+def test_a_plan_of_another_shape_says_what_is_expected(changes, message):
+    with pytest.raises(DcamError) as caught:
+        Plan.from_record({"variants": ["tam"], **changes})
+    assert message in str(caught.value)
