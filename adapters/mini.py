@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.settings import Setting, Settings, count, length, number, one_of
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.mini import modeling as generation
+from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniProcessor
@@ -24,12 +24,12 @@ from captum_dcam.model.trajectory import Trajectory
 SETTINGS = Settings(
     "mini",
     {
-        "gen_length": Setting(32, length),
+        "gen_length": Setting(32, length, also="max_new_tokens"),
         "block_length": Setting(None, count),
         "steps": Setting(None, count),
         "temperature": Setting(0.0, number),
-        "remasking": Setting("low_confidence", one_of(*generation.REMASKING)),
-        "schedule": Setting("linear", one_of(*generation.SCHEDULES)),
+        "remasking": Setting("low_confidence", one_of(*modeling.REMASKING)),
+        "schedule": Setting("linear", one_of(*modeling.SCHEDULES)),
     },
 )
 
@@ -127,15 +127,14 @@ class MiniAdapter(Adapter):
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
-        SETTINGS.read(settings)
         cached = self.regime == "prefix"
-        decoded = generation.generate(
+        decoded = modeling.generate(
             self.model,
             request.pixels,
             *request.extras,
             prefix_cache=cached,
             generator=generator,
-            **settings,
+            **SETTINGS.read(settings),
         )
         return Trajectory(
             tokens=decoded.tokens,
@@ -148,24 +147,20 @@ class MiniAdapter(Adapter):
             settings=settings,
         )
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> generation.Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> modeling.Prefix:
         input_ids, attention_mask = extras
-        return generation.embed_prefix(self.model, pixels, input_ids, attention_mask)
+        return modeling.embed_prefix(self.model, pixels, input_ids, attention_mask)
 
-    def prefill(self, embedded: generation.Prefix) -> generation.Prefix:
-        return (
-            generation.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
-        )
+    def prefill(self, embedded: modeling.Prefix) -> modeling.Prefix:
+        return modeling.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
 
-    def rows(self, memory: generation.Prefix, index: Tensor) -> generation.Prefix:
+    def rows(self, memory: modeling.Prefix, index: Tensor) -> modeling.Prefix:
         return memory.rows(index)
 
-    def memory_tensors(self, memory: generation.Prefix) -> list[Tensor]:
+    def memory_tensors(self, memory: modeling.Prefix) -> list[Tensor]:
         return [t for pair in memory.cache or () for t in pair]
 
-    def replace_memory(
-        self, memory: generation.Prefix, tensors: Sequence[Tensor]
-    ) -> generation.Prefix:
+    def replace_memory(self, memory: modeling.Prefix, tensors: Sequence[Tensor]) -> modeling.Prefix:
         new = iter(tensors)
         cache = tuple(
             (next(new) if k.requires_grad else k, next(new) if v.requires_grad else v)
@@ -173,8 +168,8 @@ class MiniAdapter(Adapter):
         )
         return replace(memory, cache=cache)
 
-    def denoise(self, memory: generation.Prefix, *state: Tensor) -> Tensor:
-        return generation.denoise(self.model, memory, state[0])
+    def denoise(self, memory: modeling.Prefix, *state: Tensor) -> Tensor:
+        return modeling.denoise(self.model, memory, state[0])
 
     def pixel_tokens(self, request: Request) -> Tensor:
         side, size = self.model.config.grid, self.model.config.image_size

@@ -45,15 +45,17 @@ class Registry(Generic[T]):
         kind (str): what they are, for messages: ``"method"``.
         given (int, optional): how many of an entry's first arguments are its caller's and no
             settings (the case of a metric). Default: 0
+        named (bool, optional): an entered class is told its name, as attribute ``name``.
+            Default: False
     """
 
-    def __init__(self, kind: str, given: int = 0) -> None:
-        self.kind, self.given = kind, given
+    def __init__(self, kind: str, given: int = 0, named: bool = False) -> None:
+        self.kind, self.given, self.named = kind, given, named
         self._entries: dict[str, T] = {}
         self._checks: dict[str, Callable[..., None]] = {}
 
     def register(self, name: str, check: Callable[..., None] | None = None) -> Callable[[E], E]:
-        r"""Decorator that enters a class or function; a class with a ``name`` is told it.
+        r"""Decorator that enters a class or function.
 
         The same definition again, by a notebook cell or an autoreload, takes its own place.
 
@@ -74,7 +76,7 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r} belongs to {owner.__module__}.{owner.__qualname__} "
                     f"already, so {mine.__qualname__} was not entered: choose another name"
                 )
-            if isinstance(entry, type) and hasattr(entry, "name"):
+            if self.named:
                 mine.name = name
             self._entries[name] = mine
             self._checks.pop(name, None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, misfit, region
-from captum_dcam.errors import InputError
+from captum_dcam.errors import MissingPackageError
 
 
 class InternVL(Family):
@@ -54,7 +54,7 @@ class InternVL(Family):
         else:
             regions = self._tiles(visual)
         if len(regions) != len(pixels):
-            raise InputError(
+            raise MissingPackageError(
                 f"a picture of {visual.size} (height, width) has {len(pixels)} tiles: expected "
                 f"{len(regions)}; is this a transformers version with another choice of tiles?"
             )

@@ -165,7 +165,7 @@ def frequencies(model: nn.Module) -> int:
 def _frequencies_of(part: Any, held: Tensor) -> Tensor:
     """As the class of LLaMA's, of newer language models, and of vision towers computes them."""
     if hasattr(part, "base") and hasattr(part, "dim"):
-        return plain_frequencies(part.base, part.dim, held.device)
+        return plain_frequencies(part.base, part.dim).to(held.device)  # upstream's are the CPU's
     if hasattr(part, "rope_init_fn"):
         right, part.attention_scaling = part.rope_init_fn(part.config, held.device)
         return right

@@ -48,7 +48,7 @@ GEN_LENGTH = Setting(64, length, also="max_new_tokens")
 #: ways of choosing what a step commits; upstream spells ``entrophy``
 REMASKING = ("low_confidence", "random", "entropy", "margin")
 SETTINGS = Settings(
-    "LLaDA",
+    "LaViDa's LLaDA",
     {
         "gen_length": GEN_LENGTH,
         "block_length": Setting(None, count),

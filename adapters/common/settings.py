@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -41,13 +41,13 @@ def _expected(name: str, value: Any, what: str) -> InputError:
 
 def count(name: str, value: Any) -> None:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise _expected(name, value, "a whole number of at least 1")
 
 
 def length(name: str, value: Any) -> None:
     """The tokens of an answer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise _expected(
             name, value, "a whole number of at least 1, the canvas needs at least one token"
         )

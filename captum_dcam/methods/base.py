@@ -200,7 +200,7 @@ class PerToken(Method):
 
 
 #: method name → class; ``@register_method("name")`` stands above ``@dataclass(frozen=True)``
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", named=True)
 register_method = METHODS.register
 #: ``method("tam", eci=False)``: a method by its name, with fields of its class as settings
 method: Callable[..., Method] = METHODS.get

@@ -7,6 +7,8 @@ all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing o
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.errors import InputError, InputTypeError, LayerError, MethodError
+from captum_dcam.errors import (
+    InputError,
+    InputTypeError,
+    LayerError,
+    MethodError,
+    RegistrationError,
+)
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
@@ -269,11 +277,11 @@ class Adapter(ABC):
 
     def memory_tensors(self, memory: Any) -> list[Tensor]:
         """Tensors (B, …) of the cache through which steps see the prefix (prefix regime)."""
-        raise NotImplementedError(f"{self.family} does not cache its prefix")
+        raise MethodError(f"{self.family} does not cache its prefix")
 
     def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
         """The memory with other tensors in place of those that require grad in the cache."""
-        raise NotImplementedError(f"{self.family} does not cache its prefix")
+        raise MethodError(f"{self.family} does not cache its prefix")
 
     @abstractmethod
     def denoise(self, memory: Any, *state: Tensor) -> Tensor:
@@ -376,12 +384,31 @@ class Adapter(ABC):
         return index
 
 
+#: the package of the families, and the group of other packages' entry points
+GROUP = "captum_dcam.adapters"
 #: the families that were imported so far, by name; :mod:`captum_dcam.model.hub` finds the others
 ADAPTERS: Registry[type[Adapter]] = Registry("model family")
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the families of this library; none is imported."""
+    found = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
+    return tuple(module.name for module in found if module.name != "common")
+
 
 A = TypeVar("A", bound=type[Adapter])
 
 
 def register(cls: A) -> A:
-    """Class decorator: make a family known by its ``family`` name; refuses to overwrite."""
+    r"""Class decorator: make a family known by its ``family`` name.
+
+    Raises:
+        RegistrationError: the name belongs to another class, or to a family of this library,
+            imported or not.
+    """
+    if cls.family in built_in() and not cls.__module__.startswith(f"{GROUP}.{cls.family}"):
+        raise RegistrationError(
+            f"model family {cls.family!r} is one of captum_dcam's, so {cls.__qualname__} was not "
+            "entered: choose another name"
+        )
     return ADAPTERS.register(cls.family)(cls)

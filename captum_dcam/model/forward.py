@@ -124,6 +124,12 @@ class DenoisingForward(nn.Module):
         check_pixels(request.pixels)
         with _inference(self.model), recorded(self._below(), keep) as (lengths, outputs):
             trajectory = self.adapter.generate(request, generator=generator, **settings)
+        if bool(trajectory.lengths) != trajectory.own_calls:
+            raise InputError(
+                f"{self.adapter.family} returned {len(trajectory.lengths)} lengths with own_calls="
+                f"{trajectory.own_calls}: an adapter gives the lengths of its calls where a replay "
+                "makes others, and says so by own_calls=True"
+            )
         if trajectory.own_calls:
             self.bind(request, trajectory)
             return self.trajectory

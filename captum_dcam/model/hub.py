@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import pkgutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -25,13 +24,12 @@ from captum_dcam.errors import (
     InputError,
     InputTypeError,
     MissingPackageError,
-    RegistrationError,
     RemoteCodeError,
     UnknownNameError,
     WeightsError,
     near,
 )
-from captum_dcam.model.adapter import ADAPTERS, Adapter, Checkpoint, Facts
+from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, Facts, built_in
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -130,6 +128,8 @@ def _found(
     if source in {*built_in(), *ADAPTERS, *plugins()}:
         return find(source), None
     known, broken = _survey()
+    if source in known:  # a package may bring several families under one entry point
+        return known[source], None
     config = read_config(source, revision)
     name = None if config is None else family_of(source, config, known)
     if name is None:
@@ -322,7 +322,7 @@ def list_models() -> list[dict[str, Any]]:
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
         ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
         ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
-        A family that cannot be imported has no regimes, and the reason as ``error`` and note.
+        A family that cannot be imported has no regimes, and the reason as ``error``.
     """
     known, broken = _survey()
     records = [_record(name, cls) for name, cls in known.items()]
@@ -388,17 +388,8 @@ def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
 #     [project.entry-points."captum_dcam.adapters"]
 #     my_family = "my_package.adapter"
 
-#: the package of the families, and the group of the entry points
-GROUP = "captum_dcam.adapters"
-
 #: entry points that were loaded already, or could not be: (name, value) → the error, if any
 _seen: dict[tuple[str, str], Exception | None] = {}
-
-
-def built_in() -> tuple[str, ...]:
-    """Names of the families of this library; none is imported."""
-    package = importlib.import_module(GROUP)
-    return tuple(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "common")
 
 
 def _import(family: str) -> Exception | None:
@@ -441,7 +432,6 @@ def load_plugin(point: EntryPoint) -> Exception | None:
         _seen[key] = None
         try:
             point.load()
-            _check_names()
         except Exception as error:  # noqa: BLE001  another package's import may raise anything
             _seen[key] = error
             package = point.dist.name if point.dist is not None else "an unknown package"
@@ -451,19 +441,6 @@ def load_plugin(point: EntryPoint) -> Exception | None:
                 stacklevel=3,
             )
     return _seen[key]
-
-
-def _check_names() -> None:
-    """Forget a family of another package that has taken the name of one of ours before ours was
-    imported; says so by RegistrationError."""
-    for name in built_in():
-        if name in ADAPTERS and not ADAPTERS[name].__module__.startswith(f"{GROUP}."):
-            other = ADAPTERS[name]
-            ADAPTERS.remove(name)
-            raise RegistrationError(
-                f"model family {name!r} is one of captum_dcam's, so {other.__qualname__} was not "
-                "entered: choose another name"
-            )
 
 
 def find(family: str) -> type[Adapter]:

@@ -33,7 +33,7 @@ class Call:
         return self.start == 0 and self.length >= self.image_end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trajectory:
     r"""A recorded generation.
 

@@ -98,7 +98,7 @@ class NamedRefinement(ABC):
 
 
 #: name → class; ``@register_refinement("name")`` stands above ``@dataclass(frozen=True)``
-REFINEMENTS: Registry[type[NamedRefinement]] = Registry("refinement")
+REFINEMENTS: Registry[type[NamedRefinement]] = Registry("refinement", named=True)
 register_refinement = REFINEMENTS.register
 registered_refinements = REFINEMENTS.names
 #: ``refinement("rank_gaussian", kernel_size=5)``; ``refinement(**other.describe())`` equals other

@@ -16,7 +16,6 @@ import captum_dcam
 from captum_dcam.adapters.mini import MiniAdapter
 from captum_dcam.cli.app import app
 from captum_dcam.errors import (
-    RegistrationError,
     RemoteCodeError,
     UnknownNameError,
     WeightsError,
@@ -340,13 +339,24 @@ def test_unknown_families_name_those_of_other_packages(installed):
         hub.find("good_")
 
 
-def test_a_plugin_does_not_take_a_name_of_ours(installed, monkeypatch):
+def test_a_plugin_does_not_take_a_name_of_ours(installed):
     """Not even while ours is not imported yet."""
-    installed("bad", "from captum_dcam.model.adapter import ADAPTERS")
-    monkeypatch.setattr(ADAPTERS, "_entries", {"mini": type("Other", (), {})})
-    with pytest.warns(UserWarning, match="'mini' is one of captum_dcam's, so Other was not"):
-        assert isinstance(hub.load_plugin(hub.plugins()["bad"]), RegistrationError)
-    assert "mini" not in ADAPTERS
+    installed("bad", GOOD.replace('"good"', '"lavida"', 1))
+    with pytest.warns(UserWarning, match="'lavida' is one of captum_dcam's, so .* was not entered"):
+        captum_dcam.families()
+    assert hub.find("lavida").__module__ == "captum_dcam.adapters.lavida.adapter"
+
+
+def test_one_plugin_may_bring_several_families(installed):
+    """A family is loaded by its name, whatever the entry point is called."""
+    installed("goods", GOOD)
+    assert captum_dcam.load("good").family == "good"
+
+
+def test_a_family_keeps_an_attribute_called_name(installed):
+    named = "name = property(lambda self: 7)\n        family ="
+    installed("good", GOOD.replace("family =", named, 1))
+    assert isinstance(hub.find("good").name, property)
 
 
 # -- families that cannot be imported --------------------------------------------------------------
