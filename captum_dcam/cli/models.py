@@ -61,7 +61,7 @@ def print_models(records: Sequence[dict[str, Any]]) -> None:
 def _lines(record: dict[str, Any]) -> list[str]:
     """What is to be known of a family, in lines."""
     if record["error"] is not None:
-        return [f"cannot be imported: {record['error']}"]
+        return list(record["notes"])
     calls = [f"{regime}: {text}" for regime, text in record["feasible"].items()]
     lines = [f"Image seen by {'; '.join(calls)}"]
     takes = ("batches", "several_images", "video")

@@ -322,7 +322,7 @@ def list_models() -> list[dict[str, Any]]:
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
         ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
         ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
-        A family that cannot be imported has no regimes, and the reason as ``error``.
+        A family that cannot be imported has no regimes, and the reason as ``error`` and note.
     """
     known, broken = _survey()
     records = [_record(name, cls) for name, cls in known.items()]
@@ -361,7 +361,7 @@ def _missing(name: str, error: Exception) -> dict[str, Any]:
 
     class Unknown(Adapter):
         regimes, batches, several_images = (), False, False
-        facts = Facts(transformers="")
+        facts = Facts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
 
     found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
     return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
