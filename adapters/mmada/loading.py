@@ -1,4 +1,4 @@
-r"""Loading of MMaDA through its authors' package, and what is known without a model."""
+r"""Loading of MMaDA through its authors' package."""
 
 from __future__ import annotations
 
