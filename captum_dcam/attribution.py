@@ -17,6 +17,7 @@ from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, 
 from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, positions_of
 from captum_dcam.model.words import Target
+from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
 
@@ -42,7 +43,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         forward_func (DenoisingForward): the model, tapped at a block, with a bound generation.
         layer (nn.Module, optional): where features are read. Default: ``forward_func.tap``
         device_ids (list of int, optional): as in Captum, for DataParallel.
-        preset (str, optional): the defaults of ``attribute``: a name, or the path of a preset file.
+        preset (str or Preset, optional): the defaults of ``attribute``: a name, or a file's path.
             Default: ``"default"``
 
     Examples::
@@ -62,7 +63,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         layer: torch.nn.Module | None = None,
         device_ids: list[int] | None = None,
         *,
-        preset: str = "default",
+        preset: str | Preset = "default",
     ) -> None:
         if not isinstance(forward_func, DenoisingForward):
             raise InputTypeError(
@@ -72,8 +73,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         layer = forward_func.tap if layer is None else layer
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
-        self.preset = preset
         self._preset = find_preset(preset)  # a file is read now, whatever becomes of it later
+        self.preset = self._preset.name
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -223,10 +224,15 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
     ) -> tuple[Tensor, ...]:
         """Every example's maps in its own context; NoiseTunnel repeats every example."""
         forward: DenoisingForward = self.forward_func
-        batch = forward.request.batch
+        batch, rows = forward.request.batch, len(maps[0])
+        if rows % batch:
+            raise InputError(
+                f"{rows} rows for a bound batch of {batch}: refinements know an example by its "
+                "place, give all of them (or each as often); or pass refinements=[]"
+            )
         wants_repeated = word_maps.needs_repeated(refine)
         parts = []
-        for example, own in enumerate(zip(*(m.chunk(batch) for m in maps), strict=True)):
+        for example, own in enumerate(zip(*(m.split(rows // batch) for m in maps), strict=True)):
             repeated = (
                 word_maps.repeated_maps(forward, example, reading) if wants_repeated else None
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -218,7 +218,7 @@ def _budget(
 
 def generator_of(seed: int, name: str) -> torch.Generator:
     """A method's source of randomness: the same whatever others run beside it."""
-    return torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    return torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,11 +260,10 @@ def run_method(
         errors (str, optional): ``report`` (a failure becomes a run that says why) or ``raise``.
             Default: ``"report"``
     """
-    problem = replace(problem, forward=problem.forward.again())
     found, note, cost = None, "", Cost()
     try:
         method_.check(problem)
-        with metered(problem.forward, budget) as cost:
+        with problem.forward.afresh(), metered(problem.forward, budget) as cost:
             found = method_.attribute(problem)
         if not all(bool(m.isfinite().all()) for m in found.maps):
             found = None

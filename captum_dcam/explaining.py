@@ -14,6 +14,7 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.words import Target, WordsLike, answer_pieces, answer_text, resolve
+from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Refinement
 from captum_dcam.results.explanation import Explanation, versions
@@ -26,7 +27,7 @@ def explain(
     words: WordsLike = None,
     *,
     layer: int | None = None,
-    preset: str = "default",
+    preset: str | Preset = "default",
     score: str | None = None,
     step: int | None = None,
     product: str | None = None,
@@ -46,7 +47,7 @@ def explain(
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word
         layer (int, optional): block to tap. Default: the family's recommended block
-        preset (str, optional): ``default``, ``paper`` or ``base``, or the path of a preset file
+        preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
         score, step, product, center, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
@@ -67,7 +68,7 @@ def explain(
     return explain_bound(
         forward,
         words,
-        preset=preset,
+        preset=chosen,
         score=score,
         step=step,
         product=product,
@@ -81,7 +82,7 @@ def explain_bound(
     words: WordsLike = None,
     *,
     example: int = 0,
-    preset: str = "default",
+    preset: str | Preset = "default",
     score: str | None = None,
     step: int | None = None,
     product: str | None = None,
@@ -113,7 +114,7 @@ def explain_bound(
         settings={
             "family": forward.adapter.family,
             "layer": forward.layer,
-            "preset": str(preset),
+            "preset": chosen.name,
             "score": reading.score,
             "step": reading.step,
             "product": reading.product,

@@ -28,6 +28,7 @@ from captum_dcam.errors import (
     ExplanationError,
     FileError,
     ForbiddenError,
+    InputError,
     MissingFileError,
     NoFolderError,
     OccupiedError,
@@ -44,10 +45,19 @@ Record = dict[str, Any]
 
 
 def canonical(value: Any, ascii_only: bool = False) -> str:
-    """JSON with sorted keys and nothing superfluous: equal values give equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=ascii_only, allow_nan=False
-    )
+    r"""JSON with sorted keys and nothing superfluous: equal values give equal bytes.
+
+    Raises:
+        InputError: NaN or an infinity, which JSON does not have.
+    """
+    try:
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=ascii_only, allow_nan=False
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{str(value)[:200]} holds NaN or an infinity: give a finite number"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_dcam.errors import (
+    InputError,
     MissingFileError,
     PresetError,
     SettingError,
@@ -42,6 +43,7 @@ class Preset:
         center (bool): subtract each channel's spatial mean from the features first.
         refinements (callable): makes the post-transforms.
         source (str): where the settings come from.
+        name (str): how results call it: its own, or the path of its file. Default: ``"custom"``
     """
 
     score: str
@@ -49,6 +51,7 @@ class Preset:
     center: bool
     refinements: Callable[[], Compose]
     source: str
+    name: str = "custom"
 
     def reading(
         self,
@@ -79,6 +82,7 @@ PRESETS: dict[str, Preset] = {
         True,
         paper_refinements,
         "ours: chosen by measurement on the embedded model, docs/SCORES.md",
+        "default",
     ),
     "paper": Preset(
         "final",
@@ -86,20 +90,29 @@ PRESETS: dict[str, Preset] = {
         False,
         paper_refinements,
         "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules",
+        "paper",
     ),
     "base": Preset(
-        "final", "pooled", False, no_refinements, "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone"
+        "final",
+        "pooled",
+        False,
+        no_refinements,
+        "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone",
+        "base",
     ),
 }
 
 
-def preset(name: str | Path) -> Preset:
-    r"""A preset by its name, or by the path of a file that ``captum-dcam calibrate`` wrote.
+def preset(name: str | Path | Preset) -> Preset:
+    r"""A preset by its name, or by the path of a file that ``captum-dcam calibrate`` wrote; one
+    that was found already is given back.
 
     Raises:
         UnknownNameError: neither a known name nor a path (``….json``), with near names.
         FileNotFoundError, PresetError: no such file, or one that is damaged.
     """
+    if isinstance(name, Preset):
+        return name
     if isinstance(name, str) and name in PRESETS:
         return PRESETS[name]
     if Path(str(name)).suffix != ".json":
@@ -198,7 +211,11 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     if missing := [name for name in _FIELDS if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
     written = record.pop("digest", None)
-    if written is not None and written != _digest(record):
+    try:
+        changed = written is not None and written != _digest(record)
+    except InputError as error:
+        raise PresetError(f"{file} is damaged: {error}; {AGAIN}") from error
+    if changed:
         raise PresetError(
             f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
             'changed it on purpose, take out its line "digest"'
@@ -216,6 +233,7 @@ def read_preset(file: str | Path) -> Preset:
         record["center"],
         partial(_built, record["refinements"]),
         f"{file}, fitted from {record['base']!r}",
+        str(file),
     )
 
 

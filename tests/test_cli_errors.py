@@ -204,3 +204,34 @@ def test_weights_that_cannot_be_read_are_one_line(run, monkeypatch):
     monkeypatch.setattr("captum_dcam.model.hub.load", broken)
     code, _, err = run("compare", *SHORT, "-m", "folder")
     assert code == 2 and err == "Error: folder: there is no model.safetensors\n"
+
+
+def test_numbers_that_json_does_not_have_are_one_line(run, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"variants": ["oracle"], "generation": {"temperature": NaN}}')
+    for options in (
+        ["evaluate", "--plan", plan],
+        ["evaluate", "-M", "oracle", "--metrics", "pointing:tolerance=NaN"],
+        ["evaluate", "-M", "oracle", "--data", "count=NaN"],
+    ):
+        code, _, err = run(*options, "-o", tmp_path / "out")
+        assert code == 2 and err.count("\n") == 1, err
+
+
+def test_a_seed_that_no_generator_takes_is_one_line(run, tmp_path):
+    for command in ("explain", "compare", "calibrate"):
+        code, _, err = run(command, "--seed", 10**20, "-o", tmp_path / "out.json")
+        assert (
+            code == 2 and err == f"Error: --seed is {10**20}: expected a whole number of 64 bits\n"
+        )
+
+
+def test_a_full_device_is_no_bug(run, monkeypatch, tmp_path):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr("captum_dcam.explaining.explain_bound", full)
+    code, _, err = run("explain", "--gen-length", "4", "-o", tmp_path / "out")
+    assert code == 2 and err == "Error: tried to allocate 20 GiB\n"

@@ -30,8 +30,8 @@ class Program(TyperGroup):
     def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
-        except DcamError as error:
-            if _is_bug(error):
+        except (DcamError, RuntimeError) as error:
+            if not _is_refusal(error):
                 raise
             if Shown.of(context).debug:
                 traceback.print_exception(error)
@@ -40,14 +40,15 @@ class Program(TyperGroup):
             raise typer.Exit(2) from error
 
 
-def _is_bug(error: DcamError) -> bool:
-    """Whether an image failed by what is neither a refusal nor the operating system's."""
-    cause = error.__cause__
-    return (
-        isinstance(error, EvaluationError)
-        and cause is not None
-        and not isinstance(cause, DcamError | OSError)
-    )
+def _is_refusal(error: Exception) -> bool:
+    """Whether the user can mend it: what this library refuses, or a device without more memory.
+
+    An image that could not be measured counts as what made it fail.
+    """
+    cause = error.__cause__ if isinstance(error, EvaluationError) else None
+    first = error if cause is None else cause
+    full = any(kind.__name__ == "OutOfMemoryError" for kind in type(first).__mro__)  # torch's
+    return full or isinstance(first, DcamError if cause is None else DcamError | OSError)
 
 
 app = typer.Typer(

@@ -22,7 +22,7 @@ from captum_dcam.cli.options import (
     output_option,
     preset_option,
 )
-from captum_dcam.cli.parsing import load_chosen, setting_pairs
+from captum_dcam.cli.parsing import generator, load_chosen, setting_pairs
 from captum_dcam.cli.printing import (
     others_on_stderr,
     output_console,
@@ -155,6 +155,7 @@ def run(options: Options) -> Calibrated:
     from captum_dcam.presets import check_writable, preset, write_preset
 
     base = preset(options.preset)
+    generator(options.seed)  # refuses what no generator takes
     stages = tuple(base.refinements())
     values_of(stages)  # refuses what has nothing to fit
     device = check_device(options.device)

@@ -132,14 +132,14 @@ def run(options: Options) -> Result:
 
     words = chosen_words(options.words)
     refinements = chosen_refinements(options.refine)
-    preset(options.preset)
+    chosen = preset(options.preset)
     device = check_answer(options)
     folder = prepare_folder(options.output)
     with progress() as say:
         picture, scene = picture_of(options)
         forward = written(options, picture, device, say)
         say("Explaining its words")
-        own = options.shared(explain_bound, words=words, refinements=refinements)
+        own = options.shared(explain_bound, words=words, refinements=refinements, preset=chosen)
         explanation = explain_bound(forward, **own)
         signs = None
         if options.check_sign:

@@ -220,7 +220,7 @@ class Store:
     def _lines(self, kind: str) -> Iterator[bytes]:
         """Stored lines in order, one at a time in memory."""
         index = self._index(kind)
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, reading(self.folder):
             files = {p: stack.enter_context(p.open("rb")) for p in {p for p, _ in index}}
             for path, line in index:
                 files[path].seek(line.offset)
@@ -254,7 +254,8 @@ class Store:
 def _refuse_orphans(folder: Path) -> None:
     """Results without the plan that made them are nobody's."""
     pattern = re.compile(rf"({RESULTS}|{COSTS})(-\d+-of-\d+)?\.jsonl")
-    found = sorted(p.name for p in folder.iterdir() if pattern.fullmatch(p.name))
+    with reading(folder):
+        found = sorted(p.name for p in folder.iterdir() if pattern.fullmatch(p.name))
     if found:
         raise StoreError(
             f"{folder} holds {found[0]} but no {HEADER}: results whose plan is lost; choose "
@@ -355,7 +356,7 @@ def keep(path: Path, lines: list[Line], indices: set[int]) -> list[Line]:
     """Rewrite a file with the lines of these images alone, unless it holds no others."""
     if all(line.image in indices for line in lines):
         return lines
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         texts = []
         for line in lines:
             if line.image in indices:
@@ -466,7 +467,9 @@ class Shard:
         lines = cut(results, self.indices, self.store.digest)
         if self.retry and any(line.failed for line in lines):
             for kind in (RESULTS, COSTS):  # what they held is no longer so
-                (self.store.folder / f"{kind}.jsonl").unlink(missing_ok=True)
+                merged = self.store.folder / f"{kind}.jsonl"
+                with writing(merged):
+                    merged.unlink(missing_ok=True)
             lines = keep(results, lines, {line.image for line in lines if not line.failed})
         self.done = {line.image: line.failed for line in lines}
         spent = cut(costs, self.indices, self.store.digest)

@@ -203,8 +203,10 @@ class Trial:
         contexts = maps.contexts_of(bound.forward, own)
         watched = [_Watched(stage) for stage in stages]
         count = len(bound.words)
-        refined = maps.refine_words([m[:count] for m in found.raw], watched, contexts)
-        cost["stages"] += [[w.describe()["name"], w.seconds] for w in watched]
+        try:
+            refined = maps.refine_words([m[:count] for m in found.raw], watched, contexts)
+        finally:
+            cost["stages"] += [[w.describe()["name"], w.seconds] for w in watched]
         return refined, contexts, next((w.routes for w in reversed(watched) if w.routes), None)
 
     # -- scores ---------------------------------------------------------------------------------

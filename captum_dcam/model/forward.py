@@ -158,14 +158,27 @@ class DenoisingForward(nn.Module):
     def remembered(self, key: Any, compute: Callable[[], T]) -> T:
         """What ``compute`` found for this generation; it is called once for every key.
 
-        While the tap is edited it is called every time: what it finds is another model's.
+        It is called again when the model's parameters or the pixels have changed in place, and
+        every time while the tap is edited: what it finds then is another model's. Hooks of one's
+        own on the model are not seen; ablations go through :meth:`edited`.
         """
         if self.tap.edit is not None:
             return compute()
-        if key not in self._remembered:
-            self._remembered[key] = compute()
-        found: T = self._remembered[key]
+        stamp = _stamp(self.model, self.request.pixels)
+        known = self._remembered.get(key)
+        if known is None or known[0] != stamp:
+            known = self._remembered[key] = (stamp, compute())
+        found: T = known[1]
         return found
+
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Inside, nothing that was remembered before is at hand: work is paid for in full."""
+        before, self._remembered = self._remembered, {}
+        try:
+            yield
+        finally:
+            self._remembered = before
 
     # -- Captum's contract ----------------------------------------------------------------------
 
@@ -322,6 +335,15 @@ def _inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _stamp(model: nn.Module, pixels: Tensor) -> tuple[Any, ...]:
+    """Changes with the parameters, their type and place, and the pixels, as far as torch counts."""
+    parameters = list(model.parameters())
+    first = parameters[0]
+    versions = sum(p._version for p in parameters if not p.is_inference())
+    seen = None if pixels.is_inference() else pixels._version
+    return versions, len(parameters), first.dtype, first.device, seen
+
+
 def check_pixels(pixels: Tensor) -> None:
     """Raise for inputs that no explanation can come from."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
@@ -369,5 +391,6 @@ def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
     if request.batch == 1:
         return forward
     narrowed = forward.twin()
+    narrowed.tap.edit = forward.tap.edit
     narrowed.bind(request.single(example), trajectory.single(example))
     return narrowed

@@ -15,6 +15,7 @@ from captum_dcam.calibration import Chain, collect
 from captum_dcam.data import dataset
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.evaluation import Variant, evaluate
+from captum_dcam.maps import Reading
 from captum_dcam.methods import METHODS, Budget, Problem, metered, method
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import (
@@ -271,3 +272,61 @@ def test_a_method_pays_for_its_own_repeated_maps(forward):
     rows = compare_bound(forward, "ring", names).rows
     assert rows[0].cost.backwards == rows[1].cost.backwards
     assert METHODS["diffusion_cam"] is type(names[1])
+
+
+@pytest.mark.parametrize("changed", ("weights", "pixels"))
+def test_what_is_remembered_is_computed_again_when_the_model_changes(changed):
+    """Repeated words' maps are never those of other weights or pixels."""
+    adapter = tiny.adapter("prefix")
+    forward = captum_dcam.DenoisingForward(adapter, 1)
+    forward.generate(adapter.prepare([[tiny.picture()]], [tiny.PROMPT]), keep=False, gen_length=8)
+    reading, calls = Reading(), []
+
+    def found():
+        calls.append(True)
+        return len(calls)
+
+    assert forward.remembered(("x", reading), found) == 1
+    assert forward.remembered(("x", reading), found) == 1
+    with torch.no_grad():
+        if changed == "weights":
+            next(adapter.model.parameters()).mul_(1.5)
+        else:
+            forward.request.pixels.mul_(0.5)
+    assert forward.remembered(("x", reading), found) == 2
+    with forward.afresh():
+        assert forward.remembered(("x", reading), found) == 3
+    assert forward.remembered(("x", reading), found) == 2
+
+
+def test_compare_sees_an_edited_tap():
+    forward = tiny.bound("prefix")
+    words = [tiny.pair(forward, 0)]
+    plain = compare_bound(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
+    with forward.edited(lambda features, _grid: features.flip(-1)):
+        edited = compare_bound(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
+    assert not torch.equal(plain, edited)
+
+
+def test_rows_that_are_no_multiple_of_the_batch_are_refused():
+    """Every example's maps are refined in its own context, and none in another's."""
+    forward = tiny.bound("prefix", batch=2)
+    pixels = forward.request.pixels
+    targets = [tiny.pair(forward, 0)] * 2
+    args = forward.arguments(targets)
+    both = DiffusionCAM(forward).attribute(pixels, targets, additional_forward_args=args)
+    second = tuple(a[1:] for a in args)
+    with pytest.raises(ValueError, match="1 rows for a bound batch of 2"):
+        DiffusionCAM(forward).attribute(pixels[1:], targets[1:], additional_forward_args=second)
+    alone = DiffusionCAM(forward).attribute(
+        pixels[1:], targets[1:], additional_forward_args=second, refinements=[]
+    )
+    assert alone.shape[0] == 1 and both.shape[0] == 2
+
+
+def test_a_preset_that_was_found_is_taken_as_it_is():
+    forward = tiny.bound("prefix")
+    own = dataclasses.replace(PRESETS["base"], name="mine")
+    found = explain_bound(forward, [0], preset=own)
+    assert found.settings["preset"] == "mine"
+    assert torch.equal(found.maps[0], explain_bound(forward, [0], preset="base").maps[0])
