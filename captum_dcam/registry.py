@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from numbers import Integral, Real
 from pkgutil import iter_modules
@@ -27,6 +28,7 @@ from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from captum_dcam.errors import (
+    DcamError,
     InputTypeError,
     RegistrationError,
     SettingError,
@@ -105,8 +107,7 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: no such name, with near ones.
-            SettingError: a setting it does not have, with those it has; or a value of another
-                type than the entry declares for it, where that is a plain one.
+            SettingError: a setting it does not have, with those it has.
         """
         known = self.settings(name)
         unknown = sorted(settings.keys() - known.keys())
@@ -115,20 +116,32 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} has no setting {', '.join(map(repr, unknown))}; it has "
                 f"{', '.join(known) or 'none'}"
             )
-        hints = get_type_hints(self[name].__init__ if isinstance(self[name], type) else self[name])
-        for setting, value in settings.items():
-            kinds = _scalars(hints.get(setting))
-            if kinds and not _is_one_of(value, kinds):
-                wanted = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
-                raise SettingError(
-                    f"{self.kind} {name!r}: {setting} is {value!r}, a {type(value).__name__}: "
-                    f"expected {wanted}"
-                )
 
     def get(self, name: str, **settings: Any) -> Any:
-        """What the entry makes of ``settings``; raises as :meth:`check`."""
+        """What the entry makes of ``settings``; raises as :meth:`check`, and SettingError for a
+        value that it cannot work with because it is of another type than declared."""
         self.check(name, settings)
-        return self[name](**settings)
+        with self._typed(name, settings):
+            return self[name](**settings)
+
+    @contextmanager
+    def _typed(self, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
+        """What fails inside for a setting of another type than its annotation is said so."""
+        try:
+            yield
+        except DcamError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            hints = get_type_hints(self[name])  # of a dataclass its fields
+            for setting, value in settings.items():
+                kinds = _scalars(hints.get(setting))
+                if kinds and not _is_one_of(value, kinds):
+                    wanted = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
+                    raise SettingError(
+                        f"{self.kind} {name!r}: {setting} is {value!r}, a {type(value).__name__}: "
+                        f"expected {wanted}"
+                    ) from error
+            raise
 
     def record(self, value: str | Mapping[str, Any]) -> dict[str, Any]:
         r"""A name, or ``{"name": …, **settings}``, as a record of the name and all settings.
@@ -153,7 +166,8 @@ class Registry(Generic[T]):
         if missing := [key for key, value in own.items() if value is inspect.Parameter.empty]:
             raise SettingError(f"{self.kind} {name!r} needs {', '.join(map(repr, missing))}")
         if name in self._checks:
-            self._checks[name](**own)
+            with self._typed(name, own):
+                self._checks[name](**own)
         return {"name": name, **own}
 
     def __getitem__(self, name: str) -> T:
