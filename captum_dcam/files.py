@@ -56,7 +56,7 @@ def canonical(value: Any, ascii_only: bool = False) -> str:
         )
     except ValueError as error:
         raise InputError(
-            f"{str(value)[:200]} holds NaN or an infinity: give a finite number"
+            f"{str(value)[:200]} holds NaN or an infinity ({error}): give a finite number"
         ) from error
 
 
