@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -174,14 +174,7 @@ class Trial:
             None if run["passes"] is None else Budget(run["passes"]),
             "raise" if self.on_error == "raise" else "report",
         )
-        spent = {k: getattr(done.cost, k) for k in ("seconds", "forwards", "backwards")}
-        cost["runs"].append(
-            {
-                "variants": [v.name for v in variants],
-                **spent,
-                "peak_bytes": done.cost.peak_bytes,
-            }
-        )
+        cost["runs"].append({"variants": [v.name for v in variants], **asdict(done.cost)})
         return Found(
             done.found.maps,
             done.complete,
