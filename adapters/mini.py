@@ -1,4 +1,4 @@
-"""The embedded model: a prefix-cached regime (LaViDa's) and a full-sequence one (LLaDA-V's)."""
+"""The embedded model: with a prefix cache (as LaViDa) or without one (as LLaDA-V)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniProcessor
-from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -40,14 +40,14 @@ class MiniAdapter(Adapter):
 
     family: ClassVar[str] = "mini"
     model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
         checkpoints=(Checkpoint("mini", blocks=6),),
         notes=("trained on single questions: the turns of a conversation are joined to one",),
     )
     model: MiniForMaskedDiffusion
 
-    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
-        super().__init__(model, processor, regime)
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
+        super().__init__(model, processor, cache)
         if not isinstance(processor, MiniProcessor):
             raise InputTypeError(
                 f"processor is a {type(processor).__name__}: expected a MiniProcessor, which "
@@ -68,7 +68,7 @@ class MiniAdapter(Adapter):
         cls,
         source: str | None = None,
         *,
-        regime: str | None = None,
+        cache: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         **options: Any,
@@ -80,7 +80,7 @@ class MiniAdapter(Adapter):
                 f"revision={revision!r}: the embedded model lies in the package or in a folder, "
                 "which have none"
             )
-        return cls(*load_mini(None if source in (None, "mini") else source, **options), regime)
+        return cls(*load_mini(None if source in (None, "mini") else source, **options), cache)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -127,7 +127,7 @@ class MiniAdapter(Adapter):
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
-        cached = self.regime == "prefix"
+        cached = self.cache == "prefix"
         decoded = modeling.generate(
             self.model,
             request.pixels,
@@ -142,7 +142,7 @@ class MiniAdapter(Adapter):
             final_state=(decoded.tokens,),
             commit_step=decoded.commit_step,
             confidence=decoded.confidence,
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings=settings,
         )
@@ -152,10 +152,10 @@ class MiniAdapter(Adapter):
         return modeling.embed_prefix(self.model, pixels, input_ids, attention_mask)
 
     def prefill(self, embedded: modeling.Prefix) -> modeling.Prefix:
-        return modeling.cache_prefix(self.model, embedded) if self.regime == "prefix" else embedded
+        return modeling.cache_prefix(self.model, embedded) if self.cache == "prefix" else embedded
 
-    def rows(self, memory: modeling.Prefix, index: Tensor) -> modeling.Prefix:
-        return memory.rows(index)
+    def select(self, memory: modeling.Prefix, index: Tensor) -> modeling.Prefix:
+        return memory.select(index)
 
     def memory_tensors(self, memory: modeling.Prefix) -> list[Tensor]:
         return [t for pair in memory.cache or () for t in pair]
@@ -190,7 +190,7 @@ class MiniAdapter(Adapter):
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.unembed(hidden)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         words = self.processor.tokenizer.convert_ids_to_tokens(list(ids))
         return [f" {word}" for word in words]
 

@@ -23,10 +23,10 @@ import torch
 import typer
 from captum.attr import LayerGradCam
 
-from captum_dcam import DenoisingForward, DiffusionCAM, explain_bound, load
+from captum_dcam import DenoisingForward, DiffusionCAM, explain_generation, load
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.mini.evaluate import HELD_OUT_SEED
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, RankGaussian, RefineContext
 
@@ -67,8 +67,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 def floor(forward: DenoisingForward, target: Target) -> Callable[[], Any]:
     """One forward and one backward of what lies above the tap, written without the library.
 
-    In the prefix regime these are the blocks above over the prefix, then the response's step; in
-    the full regime the blocks above over the whole sequence.
+    With a prefix cache these are the blocks above over the prefix, then the response's step;
+    without a cache the blocks above over the whole sequence.
     """
     model, adapter = forward.adapter.model, forward.adapter
     request, trajectory = forward.request, forward.trajectory
@@ -101,12 +101,12 @@ def floor(forward: DenoisingForward, target: Target) -> Callable[[], Any]:
         logit = model.unembed(x[:, p:])[0, target.positions[0], target.token_ids[0]]
         torch.autograd.grad(logit, hidden)
 
-    return prefix_regime if trajectory.regime == "prefix" else full_regime
+    return prefix_regime if trajectory.cache == "prefix" else full_regime
 
 
-def attribution(model: str, regime: str, layer: int | None, repeats: int, device: str) -> dict:
+def attribution(model: str, cache: str, layer: int | None, repeats: int, device: str) -> dict:
     """Times and peaks of one configuration."""
-    adapter = load(model, regime=regime, device=device)
+    adapter = load(model, cache=cache, device=device)
     scene = next(
         s for s in (make_scene(HELD_OUT_SEED, i) for i in range(100)) if len(s.groups) == 4
     )
@@ -121,11 +121,11 @@ def attribution(model: str, regime: str, layer: int | None, repeats: int, device
 
     def everything() -> None:
         forward.generate(request)
-        explain_bound(forward, list(words))
+        explain_generation(forward, list(words))
 
     base = seconds(floor(forward, one[0]), repeats)
-    single = seconds(lambda: rows(forward, one), repeats)
-    every = seconds(lambda: rows(forward, words), max(3, repeats // 3))
+    single = seconds(lambda: target_gradients(forward, one), repeats)
+    every = seconds(lambda: target_gradients(forward, words), max(3, repeats // 3))
     pixels, target = request.pixels, (one[0].positions[0], one[0].token_ids[0])
     captums, arguments = LayerGradCam(forward, forward.tap), forward.arguments(target)
     grad_cam = seconds(
@@ -136,7 +136,7 @@ def attribution(model: str, regime: str, layer: int | None, repeats: int, device
     generation = seconds(generate, max(3, repeats // 3))
     plain, explained = peak_bytes(generate), peak_bytes(everything)
     return {
-        "regime": regime,
+        "cache": cache,
         "layer": forward.layer,
         "words": len(words),
         "floor ms": base * 1e3,
@@ -186,7 +186,7 @@ def main(
     """Print ratios; every one compares two timings of this run."""
     torch.set_num_threads(threads)
     layers = layer or range(load(model).deepest_block + 1)
-    found = [attribution(model, r, b, repeats, device) for r in ("prefix", "full") for b in layers]
+    found = [attribution(model, r, b, repeats, device) for r in ("prefix", "none") for b in layers]
     names = list(found[0])
     typer.echo("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for row in found:

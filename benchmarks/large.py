@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from captum_dcam import DenoisingForward, explain_bound
+from captum_dcam import DenoisingForward, explain_generation
 from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.evaluation.plan import DTYPES
@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from doubles import lavida as double  # noqa: E402
 
 PROMPT = "Describe the image."
-COLUMNS = ("regime", "what", "seconds", "times generation", "peak GiB")
+COLUMNS = ("cache", "what", "seconds", "times generation", "peak GiB")
 GIB = 2**30
 #: words that the ids of a random model are read as: a third of them function words
 WORDS = (
@@ -164,7 +164,7 @@ def made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[Non
             torch.set_default_dtype(before)
 
 
-def build(shape: Shape, device: str, dtype: torch.dtype, regime: str, seed: int) -> LavidaAdapter:
+def build(shape: Shape, device: str, dtype: torch.dtype, cache: str, seed: int) -> LavidaAdapter:
     """The model behind the family's adapter."""
     with made_on(torch.device(device), dtype, seed):
         model = double.LlavaLladaForMaskedDiffusion(
@@ -178,7 +178,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype, regime: str, seed: int)
         inner.mm_projector = nn.Sequential(
             nn.Linear(seen, shape.width), nn.GELU(), nn.Linear(shape.width, shape.width)
         )
-    return LavidaAdapter(model.eval(), (Tokenizer(), double.ImageProcessor(384)), regime)
+    return LavidaAdapter(model.eval(), (Tokenizer(), double.ImageProcessor(384)), cache)
 
 
 def measure(
@@ -190,7 +190,7 @@ def measure(
     words: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Seconds and peak bytes of generating and explaining, in one regime."""
+    """Seconds and peak bytes of generating and explaining, with one cache."""
     request = adapter.prepare([[picture]], [PROMPT])
     forward = DenoisingForward(adapter, layer)
     # greedy, a random model writes one word over and over
@@ -210,7 +210,7 @@ def measure(
             step_per_block=steps,
             temperature=1.0,
             mask_id=adapter.mask_id,
-            prefix_lm=adapter.regime == "prefix",
+            prefix_lm=adapter.cache == "prefix",
         )
 
     def recorded() -> None:
@@ -219,9 +219,9 @@ def measure(
     work: dict[str, Callable[[], Any]] = {
         "generation alone": plain,
         "generation, recorded": recorded,
-        "one word, raw map": lambda: explain_bound(forward, one, refinements=[]),
-        "one word": lambda: explain_bound(forward, one),
-        f"{len(many)} words": lambda: explain_bound(forward, many),
+        "one word, raw map": lambda: explain_generation(forward, one, refinements=[]),
+        "one word": lambda: explain_generation(forward, one),
+        f"{len(many)} words": lambda: explain_generation(forward, many),
     }
     place = request.layout
     facts = {
@@ -235,7 +235,7 @@ def measure(
     for name, call in work.items():
         took = seconds(call, repeats)
         ratio = took / rows[0]["seconds"] if rows else 1.0
-        row = (adapter.regime, name, took, ratio, peak_bytes(call) / GIB)
+        row = (adapter.cache, name, took, ratio, peak_bytes(call) / GIB)
         rows.append(dict(zip(COLUMNS, row, strict=True)) | facts)
     return rows
 
@@ -262,7 +262,7 @@ def main(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "8b",
     device: Annotated[str, typer.Option(help="Default: cuda where there is one.")] = "",
     dtype: Annotated[str, typer.Option()] = "bfloat16",
-    regime: Annotated[list[str] | None, typer.Option(help="Default: prefix and full.")] = None,
+    cache: Annotated[list[str] | None, typer.Option(help="Default: prefix and full.")] = None,
     layer: Annotated[int | None, typer.Option(help="Default: the recommended block.")] = None,
     width: Annotated[int, typer.Option(help="Of the picture.")] = 640,
     height: Annotated[int, typer.Option()] = 480,
@@ -284,7 +284,7 @@ def main(
     picture = make_scene(7, 0).image.resize((width, height))
     rows: list[dict[str, Any]] = []
     count = weights = 0
-    for one in regime or ["prefix", "full"]:
+    for one in cache or ["prefix", "none"]:
         adapter = build(SHAPES[size], device, getattr(torch, dtype), one, seed)
         count = sum(p.numel() for p in adapter.model.parameters())
         weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())

@@ -23,7 +23,7 @@ import torch
 import typer
 
 from captum_dcam import DenoisingForward, load
-from captum_dcam.comparing import chosen_methods, compare_bound
+from captum_dcam.comparing import chosen_methods, compare_generation
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
 from captum_dcam.methods import METHODS, method_names
@@ -71,16 +71,18 @@ def measure_scene(adapter, index: int, methods: list[str], layer: int | None) ->
     if not named:
         return {"scene": index, "words": 0, "rows": []}
     targets, own = [w for w, _ in named], [m for _, m in named]
-    compare_bound(forward, targets, [FLOOR], masks=own)  # warms caches, so that times compare
+    compare_generation(forward, targets, [FLOOR], masks=own)  # warms caches, so that times compare
     quick = [m for m in methods if not is_long(m)]
     long = [m for m in methods if is_long(m)]
     found = []
     if quick:
-        found = [compare_bound(forward, targets, quick, masks=own, score=s) for s in STATES]
+        found = [compare_generation(forward, targets, quick, masks=own, score=s) for s in STATES]
     for state in STATES:  # one word a scene
         names = [m for m in long if state == STATES[0] or m in TWICE]
         if names:
-            found.append(compare_bound(forward, targets[:1], names, masks=own[:1], score=state))
+            found.append(
+                compare_generation(forward, targets[:1], names, masks=own[:1], score=state)
+            )
     rows = [
         {
             "method": r.name,

@@ -106,7 +106,7 @@ def measure_scene(adapter: object, scene: Scene, signs: bool) -> dict[str, Tenso
     for layer, score in itertools.product(range(adapter.deepest_block + 1), SCORES):
         tapped = DenoisingForward(adapter, layer)
         tapped.bind(request, trajectory)
-        rows = vjp.rows(tapped, targets + repeated, score=score)
+        rows = vjp.target_gradients(tapped, targets + repeated, score=score)
         for product, center in FORMS:
             maps = _cams(rows, len(targets) + len(repeated), product, center)
             own = min_max(maps[len(targets) :].mean(0)) if repeated else None
@@ -128,7 +128,7 @@ def measure_scene(adapter: object, scene: Scene, signs: bool) -> dict[str, Tenso
     return out
 
 
-def _cams(rows: list[vjp.Row], count: int, product: str, center: bool) -> Tensor:
+def _cams(rows: list[vjp.TargetGradients], count: int, product: str, center: bool) -> Tensor:
     """ReLU maps (count, 24, 24); the rows of one target add up first."""
     maps = torch.zeros(count, *rows[0].features[0].shape[-2:])
     for row in rows:
@@ -160,7 +160,7 @@ def configurations(layers: int) -> list[tuple[int, str, str, bool, str]]:
 def measure(
     folder: Annotated[Path, typer.Option(help="One file a scene goes here.")] = Path("runs/scores"),
     model: Annotated[str, typer.Option(help="'mini' or a folder.")] = "mini",
-    regime: Annotated[str, typer.Option()] = "prefix",
+    cache: Annotated[str, typer.Option()] = "prefix",
     start: Annotated[int, typer.Option(help="First scene of the held-out stream.")] = 0,
     scenes: Annotated[int, typer.Option()] = 60,
     signs: Annotated[int, typer.Option(help="Sign check on the first so many scenes.")] = 0,
@@ -168,10 +168,10 @@ def measure(
 ) -> None:
     """Measure scenes; those measured already are skipped."""
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = load(model, regime=regime)
+    adapter = load(model, cache=cache)
     part, parts = map(int, shard.split("/"))
     for index in tqdm(range(start + part, start + scenes, parts)):
-        path = folder / f"{regime}-{index:05d}.pt"
+        path = folder / f"{cache}-{index:05d}.pt"
         if not path.exists():
             scene = make_scene(HELD_OUT_SEED, index)
             result = measure_scene(adapter, scene, index - start < signs)
@@ -179,9 +179,9 @@ def measure(
             path.with_suffix(".tmp").replace(path)
 
 
-def read(folder: Path, regime: str, start: int, scenes: int) -> list[dict[str, Tensor]]:
+def read(folder: Path, cache: str, start: int, scenes: int) -> list[dict[str, Tensor]]:
     """Stored results of scenes in which the answer named an object."""
-    paths = [folder / f"{regime}-{i:05d}.pt" for i in range(start, start + scenes)]
+    paths = [folder / f"{cache}-{i:05d}.pt" for i in range(start, start + scenes)]
     missing = [p.name for p in paths if not p.exists()]
     if missing:
         raise typer.BadParameter(f"{len(missing)} scenes are not measured, {missing[0]} first")
@@ -214,17 +214,16 @@ HEADER = (
 @app.command()
 def table(
     folder: Annotated[Path, typer.Option()] = Path("runs/scores"),
-    regime: Annotated[str, typer.Option()] = "prefix",
+    cache: Annotated[str, typer.Option()] = "prefix",
     start: Annotated[int, typer.Option()] = 60,
     scenes: Annotated[int, typer.Option()] = 200,
     best: Annotated[int, typer.Option(help="Print the best so many alone; 0: all.")] = 0,
 ) -> None:
     """Print the table of stored scenes as Markdown."""
-    results = read(folder, regime, start, scenes)
+    results = read(folder, cache, start, scenes)
     words = sum(len(r["metrics"]) for r in results)
     typer.echo(
-        f"{len(results)} scenes, {words} object words, {regime} regime; ± is half a 95 % "
-        "interval.\n"
+        f"{len(results)} scenes, {words} object words, cache {cache}; ± is half a 95 % interval.\n"
     )
     typer.echo(HEADER)
     for i, name in enumerate(("oracle: mask on the grid", "centre blob", "random")):

@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
-    from captum_dcam.comparing import compare, compare_bound
+    from captum_dcam.comparing import compare, compare_generation
     from captum_dcam.errors import DcamError
-    from captum_dcam.explaining import explain, explain_bound, sign_check
+    from captum_dcam.explaining import explain, explain_generation, sign_check
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.hub import families, load, wrap
     from captum_dcam.model.prompts import Video
@@ -26,9 +26,9 @@ __all__ = [
     "Explanation",
     "Video",
     "compare",
-    "compare_bound",
+    "compare_generation",
     "explain",
-    "explain_bound",
+    "explain_generation",
     "families",
     "load",
     "sign_check",
@@ -44,9 +44,9 @@ _HOMES = {
     "Explanation": "results.explanation",
     "Video": "model.prompts",
     "compare": "comparing",
-    "compare_bound": "comparing",
+    "compare_generation": "comparing",
     "explain": "explaining",
-    "explain_bound": "explaining",
+    "explain_generation": "explaining",
     "families": "model.hub",
     "load": "model.hub",
     "sign_check": "explaining",

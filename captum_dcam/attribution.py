@@ -48,13 +48,17 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     Examples::
 
+        >>> from captum.attr import LayerAttribution
+        >>> from captum_dcam.data.scenes import make_scene
         >>> adapter = captum_dcam.load("mini")
+        >>> image = make_scene(0, 3).image
         >>> forward = DenoisingForward(adapter)
         >>> request = adapter.prepare([[image]], ["describe the image ."])
         >>> trajectory = forward.generate(request)
         >>> target = (2, int(trajectory.tokens[0, 2]))
         >>> maps = DiffusionCAM(forward).attribute(request.pixels, target)
-        >>> pixels = LayerAttribution.interpolate(maps, (192, 192), "bilinear")
+        >>> LayerAttribution.interpolate(maps, (192, 192), "bilinear").shape
+        torch.Size([1, 1, 192, 192])
     """
 
     def __init__(
@@ -108,8 +112,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             grad_kwargs (dict, optional): for ``torch.autograd.grad``. Default: None
             score (str, optional): ``commit``, ``final`` or ``teacher``; like ``step`` not together
                 with explicit arguments, which hold a state already. Default: the preset's
-            step (int, optional): the generation's call whose image states are explained (in the
-                prefix regime 0 is the prefill). Default: the call that the score needs
+            step (int, optional): the generation's call whose image states are explained (with
+                a prefix cache, 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
             refinements (Refinement or sequence, optional): post-transforms; ``[]`` for none, which
@@ -199,7 +203,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         trajectory, request = forward.trajectory, forward.request
         copies = max(1, len(pairs) // request.batch)
         positions_of(pairs, request.batch * copies, trajectory.tokens.shape[1])
-        if reading.step is None or trajectory.regime == "prefix":
+        if reading.step is None or trajectory.cache == "prefix":
             args = forward.arguments(pairs[::copies], reading.score)
         else:
             at = torch.arange(request.batch)

@@ -16,10 +16,10 @@ from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError,
 from captum_dcam.methods import (
     METHODS,
     Attribution,
+    AttributionTask,
     Budget,
     Cost,
     Method,
-    Problem,
     metered,
     method,
     method_names,
@@ -30,9 +30,10 @@ from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
 from captum_dcam.refine import Compose, Refinement
-from captum_dcam.results.comparison import Comparison, Row
+from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.results.explanation import versions
 
 #: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
@@ -105,7 +106,7 @@ def compare(
         progress("generation")
     generator = torch.Generator().manual_seed(seed)
     forward.generate(request, generator=generator, **generation)
-    return compare_bound(
+    return compare_generation(
         forward,
         words,
         chosen,
@@ -119,7 +120,7 @@ def compare(
     )
 
 
-def compare_bound(
+def compare_generation(
     forward: DenoisingForward,
     words: WordsLike = None,
     methods: str | Sequence[MethodLike] | None = None,
@@ -152,8 +153,8 @@ def compare_bound(
     for name, method_ in _named(chosen):
         if progress is not None:
             progress(name)
-        problem = Problem(one, shared.asked, score, generator_of(seed, name))
-        run = run_method(method_, problem, _budget(budget, name, method_), errors)
+        task = AttributionTask(one, shared.asked, score, generator_of(seed, name))
+        run = run_method(method_, task, _budget(budget, name, method_), errors)
         rows.append(shared.row(name, method_, run))
     steps = trajectory.commit_step[0].tolist()
     return Comparison(
@@ -166,7 +167,7 @@ def compare_bound(
         commit_steps=tuple(tuple(steps[p] for p in t.positions) for t in targets),
         settings={
             "family": one.adapter.family,
-            "regime": trajectory.regime,
+            "regime": STORED_CACHES[trajectory.cache],
             "steps": trajectory.steps,
             "generation": dict(trajectory.settings),
             "layer": one.layer,
@@ -249,22 +250,22 @@ class MethodRun:
 
 
 def run_method(
-    method_: Method, problem: Problem, budget: Budget | None = None, errors: str = "report"
+    method_: Method, task: AttributionTask, budget: Budget | None = None, errors: str = "report"
 ) -> MethodRun:
     r"""One method under the meter, with nothing at hand that another one has remembered.
 
     Args:
         method_ (Method): what to run.
-        problem (Problem): words of a bound generation.
+        task (AttributionTask): words of a bound generation.
         budget (Budget, optional): where it stops. Default: never
         errors (str, optional): ``report`` (a failure becomes a run that says why) or ``raise``.
             Default: ``"report"``
     """
     found, note, cost = None, "", Cost()
     try:
-        method_.check(problem)
-        with problem.forward.afresh(), metered(problem.forward, budget) as cost:
-            found = method_.attribute(problem)
+        method_.check(task)
+        with task.forward.afresh(), metered(task.forward, budget) as cost:
+            found = method_.attribute(task)
         if not all(bool(m.isfinite().all()) for m in found.maps):
             found = None
             raise MethodError("its maps hold values that are not finite")
@@ -275,8 +276,8 @@ def run_method(
             raise
         note, status = f"{type(error).__name__}: {error}", "failed"
     if found is None:
-        none = torch.zeros(len(problem.targets), dtype=torch.bool)
-        return MethodRun(Attribution(problem.empty(), none), status, note, cost)
+        none = torch.zeros(len(task.targets), dtype=torch.bool)
+        return MethodRun(Attribution(task.empty(), none), status, note, cost)
     status = "done" if bool(found.done.all()) else "partial"
     return MethodRun(found, status, found.note, cost)
 
@@ -296,14 +297,14 @@ class _Shared:
         """Every word that a method explains: SICD wants the repeated ones too."""
         return maps.with_repeated(self.targets, self.repeated)
 
-    def row(self, name: str, method_: Method, run: MethodRun) -> Row:
+    def row(self, name: str, method_: Method, run: MethodRun) -> ComparisonRow:
         """A method's maps of the words that were asked for, refined and scored."""
         count, complete = len(self.targets), run.complete
         own = maps.mean_of(run.found.maps, self.asked, self.repeated, complete)
         raw = tuple(m[:count] for m in run.found.maps)
         stages = self.refine if run.status != "failed" else Compose([])
         refined = maps.refine_words(raw, stages, maps.contexts_of(self.forward, own))
-        return Row(
+        return ComparisonRow(
             name=name,
             label=method_.facts.label,
             group=method_.facts.group,

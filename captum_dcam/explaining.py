@@ -13,7 +13,7 @@ from captum_dcam.errors import TargetError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
-from captum_dcam.model.words import Target, WordsLike, answer_pieces, answer_text, resolve
+from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Refinement
@@ -65,7 +65,7 @@ def explain(
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     forward.generate(request, generator=generator, **generation)
-    return explain_bound(
+    return explain_generation(
         forward,
         words,
         preset=chosen,
@@ -77,7 +77,7 @@ def explain(
     )
 
 
-def explain_bound(
+def explain_generation(
     forward: DenoisingForward,
     words: WordsLike = None,
     *,
@@ -108,7 +108,7 @@ def explain_bound(
         targets=targets,
         maps=tuple(m.cpu() for m in refined),
         peaks=tuple(m.relu().amax((-2, -1)).cpu() for m in signed),
-        pieces=answer_pieces(forward.adapter, tokens),
+        token_texts=answer_token_texts(forward.adapter, tokens),
         layout=request.layout,
         trajectory=trajectory.single(example),
         settings={
@@ -147,7 +147,7 @@ def sign_check(
         targets (sequence of Target): N targets of the example.
         maps (sequence of Tensor): one (N, h, w) a grid.
         generator (torch.Generator): draws the random tokens.
-        example (int, optional), score (str, optional): as in :func:`explain_bound`.
+        example (int, optional), score (str, optional): as in :func:`explain_generation`.
         share (float, optional): fraction of image tokens removed. Default: 0.1
 
     Returns:

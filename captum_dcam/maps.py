@@ -114,7 +114,9 @@ def word_maps(
     """
     if not targets:
         return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
-    found = gradients.rows(forward, targets, list(examples), score=reading.score, call=reading.step)
+    found = gradients.target_gradients(
+        forward, targets, list(examples), score=reading.score, call=reading.step
+    )
     sums: dict[tuple[int, int], Tensor] = {}
     for row in found:
         for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):

@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 
-@pytest.fixture(params=tiny.REGIMES)
-def regime(request):
+@pytest.fixture(params=tiny.CACHES)
+def cache(request):
     return request.param
 
 

@@ -22,15 +22,15 @@ from captum_dcam.model.words import Target
 
 
 @pytest.fixture
-def adapter(regime):
-    made = tiny.adapter(regime)
+def adapter(cache):
+    made = tiny.adapter(cache)
     yield made
     assert not tiny.hooks(made.model)
 
 
 @pytest.fixture
-def forward(regime):
-    made = tiny.bound(regime)
+def forward(cache):
+    made = tiny.bound(cache)
     yield made
     assert not tiny.hooks(made) and made.tap.edit is None
 
@@ -94,9 +94,9 @@ def test_empty_answer(forward):
     empty = dataclasses.replace(t, tokens=torch.full_like(t.tokens, 2), kept={})
     forward.bind(forward.request, empty)
     with pytest.raises(TargetError, match="the answer is empty"):
-        captum_dcam.explain_bound(forward)
+        captum_dcam.explain_generation(forward)
     with pytest.raises(TargetError, match="none: the answer is empty"):
-        captum_dcam.explain_bound(forward, "circle")
+        captum_dcam.explain_generation(forward, "circle")
 
 
 def test_empty_prompt_works(adapter):
@@ -147,7 +147,7 @@ def test_wrong_targets_of_attribute(forward, target):
 def test_example_that_is_not_in_the_batch(forward):
     for example in (-1, 1):
         with pytest.raises(TargetError, match="batch of 1"):
-            captum_dcam.explain_bound(forward, example=example)
+            captum_dcam.explain_generation(forward, example=example)
 
 
 def test_settings_that_contradict_each_other(forward):
@@ -178,7 +178,7 @@ def test_settings_that_contradict_each_other(forward):
 def test_nothing_bound(adapter):
     forward = DenoisingForward(adapter)
     with pytest.raises(RuntimeError, match=r"forward\.generate"):
-        captum_dcam.explain_bound(forward)
+        captum_dcam.explain_generation(forward)
     with pytest.raises(RuntimeError, match=r"forward\.generate"):
         DiffusionCAM(forward).attribute(torch.zeros(1, 1, 3, 64, 64), (0, 5))
     with pytest.raises(RuntimeError, match=r"forward\.generate"):
@@ -198,7 +198,7 @@ def test_pictures_of_other_modes_work(adapter, mode):
 
 
 def test_grey_is_grey_and_transparent_is_white():
-    adapter = tiny.adapter("full")
+    adapter = tiny.adapter("none")
     grey = adapter.prepare([[tiny.picture(mode="L")]], [""]).pixels
     assert torch.equal(grey[0, 0, 0], grey[0, 0, 2])
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
@@ -286,5 +286,5 @@ def test_unknown_model():
         captum_dcam.load("mini", family="llava")
     with pytest.raises(UnknownNameError, match="no family recognises a Linear"):
         captum_dcam.wrap(torch.nn.Linear(2, 2), None)
-    with pytest.raises(ValueError, match="regime is 'half'"):
-        captum_dcam.wrap(tiny.model(), tiny.processor(), regime="half")
+    with pytest.raises(ValueError, match="cache is 'half'"):
+        captum_dcam.wrap(tiny.model(), tiny.processor(), cache="half")

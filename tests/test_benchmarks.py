@@ -13,9 +13,9 @@ def test_the_large_models_benchmark_on_its_smallest_size(monkeypatch, tmp_path):
     large = pytest.importorskip("large")
     large.main("tiny", "cpu", "float32", None, None, 64, 64, 6, 2, 3, 1, 0, tmp_path / "large.json")
     report = json.loads((tmp_path / "large.json").read_text())
-    names = [(row["regime"], row["what"]) for row in report["rows"]]
+    names = [(row["cache"], row["what"]) for row in report["rows"]]
     work = ["generation alone", "generation, recorded", "one word, raw map", "one word", "3 words"]
-    assert names == [(regime, name) for regime in ("prefix", "full") for name in work]
+    assert names == [(cache, name) for cache in ("prefix", "none") for name in work]
     assert all(row["seconds"] > 0 and row["peak GiB"] > 0 for row in report["rows"])
     assert len(large.markdown(report).splitlines()) == 2 + len(names) + 2
     shape = large.SHAPES["8b"]

@@ -41,7 +41,7 @@ def test_json_describes_what_was_written(scene_run):
     files = [name for word in document["words"] for name in word["files"]]
     assert {p.name for p in folder.iterdir()} == {*files, "sheet.png", "explanation"}
     assert document["output"] == str(folder)
-    assert document["calls"] == 9 and document["feasible_calls"] == 1  # prefix regime, 8 steps
+    assert document["calls"] == 9 and document["feasible_calls"] == 1  # prefix cache, 8 steps
     loaded = Explanation.load(folder / "explanation")
     assert loaded.answer == document["answer"]
     assert [w["word"] for w in document["words"]] == list(loaded.words)
@@ -65,7 +65,7 @@ def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
 def test_a_file_is_explained_for_people(tmp_path):
     file, out = tmp_path / "p.png", tmp_path / "out"
     Image.fromarray(make_scene(HELD_OUT_SEED, 1).pixels).save(file)
-    options = [*SHORT, "--refine", "none", "--regime", "full", "--layer", 1, "--no-center"]
+    options = [*SHORT, "--refine", "none", "--cache", "none", "--layer", 1, "--no-center"]
     run = call("explain", file, "-o", out, *options)
     assert run.exit_code == 0, run.output
     for text in ("describe the image .", "Word", "Peak box", "sheet.png", str(file)):
@@ -111,7 +111,7 @@ BAD = {
     "device": (["--device", "abacus"], "unknown device 'abacus'"),
     "dtype": (["--dtype", "int8"], "unknown dtype 'int8'"),
     "model": (["--model", "minni"], "did you mean 'mini'"),
-    "regime": (["--regime", "half"], "regime is 'half'"),
+    "cache": (["--cache", "half"], "cache is 'half'"),
     "layer": (["--layer", 99], "layer 99"),
     "blocks": (["--gen-length", 8, "--block-length", 3], "not a multiple of block_length 3"),
     "load": (["--load", "revision"], "--load 'revision': expected name=value"),
@@ -167,13 +167,13 @@ def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch
 
     def loaded(source, **options):
         asked.update(options)
-        return real(source, regime=options["regime"])
+        return real(source, cache=options["cache"])
 
     monkeypatch.setattr(model_options, "load", loaded)
     load = ["--load", "revision=main", "--load", "device_map=auto", "--load", "family=mini"]
     run = call("explain", *load, *SHORT, "--generation", "remasking=random", "-o", tmp_path / "o")
     assert run.exit_code == 0, run.stderr
-    assert asked.pop("dtype") is torch.float32 and asked.pop("regime") is None
+    assert asked.pop("dtype") is torch.float32 and asked.pop("cache") is None
     assert asked == {"revision": "main", "device_map": "auto", "family": "mini"}
 
 
@@ -201,7 +201,7 @@ def test_unexpected_errors_are_not_hidden(monkeypatch, tmp_path):
 
 def test_models(tmp_path):
     (mini,) = [m for m in json.loads(call("models", "--json").stdout) if m["family"] == "mini"]
-    assert mini["regimes"] == ["prefix", "full"] and mini["class"].endswith("MiniAdapter")
+    assert mini["caches"] == ["prefix", "none"] and mini["class"].endswith("MiniAdapter")
     assert mini["recommended_block"] <= mini["deepest_usable_block"] < mini["blocks"]
     run = call("models")
     assert run.exit_code == 0 and "MiniAdapter" in run.stdout

@@ -15,7 +15,7 @@ from viewer.made import picture
 from captum_dcam.cli.app import app
 from captum_dcam.cli.compare import list_methods
 from captum_dcam.cli.parsing import built, parse_methods
-from captum_dcam.methods import METHODS, Facts, Method, method_names, register_method
+from captum_dcam.methods import METHODS, Method, MethodFacts, method_names, register_method
 from captum_dcam.results.comparison import Comparison
 
 SHORT = ["--gen-length", "8"]
@@ -41,7 +41,7 @@ def typed():
         block: int | None = None
         scales: tuple[float, ...] = (1.0,)
         odd: dict | None = None
-        facts: ClassVar[Facts] = Facts("Typed", "gradient", "this test", "1")
+        facts: ClassVar[MethodFacts] = MethodFacts("Typed", "gradient", "this test", "1")
 
         def attribute(self, problem):
             raise NotImplementedError

@@ -153,7 +153,7 @@ def test_a_plan_has_every_option_of_its_name():
     from captum_dcam.evaluation import Plan
     from captum_dcam.evaluation.suites import Setting
 
-    given = {"model": "x", "regime": "full", "dtype": "bfloat16", "prompt": "what ?", "seed": 5,
+    given = {"model": "x", "cache": "none", "dtype": "bfloat16", "prompt": "what ?", "seed": 5,
              "start": 3, "limit": 7, "threads": 2}  # fmt: skip
     chosen = evaluate.Options(
         methods=["tam"], data=["count=9"], load=["revision=main", "device_map=auto"],

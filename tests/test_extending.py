@@ -1,6 +1,5 @@
 """What a user adds: a module of their own under a decorator, and no other file."""
 
-import doctest
 import importlib
 import json
 import subprocess
@@ -13,8 +12,7 @@ import pytest
 import tiny
 import torch
 
-import captum_dcam.registry
-from captum_dcam import compare_bound, explain_bound
+from captum_dcam import compare_generation, explain_generation
 from captum_dcam.data import DATASETS, dataset
 from captum_dcam.data import __path__ as data_path
 from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError
@@ -48,7 +46,7 @@ ADDITIONS = {
 from dataclasses import dataclass
 from typing import ClassVar
 
-from captum_dcam.methods import Facts, PerToken, register_method
+from captum_dcam.methods import MethodFacts, PerToken, register_method
 
 
 @register_method("edges")
@@ -57,7 +55,9 @@ class Edges(PerToken):
     """The gradient of the pixels, one number a token."""
 
     power: float = 1.0
-    facts: ClassVar[Facts] = Facts("Edges", "gradient", "this test", "1 + 1 back", ("gradients",))
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        "Edges", "gradient", "this test", "1 + 1 back", ("gradients",)
+    )
 
     def token(self, problem, position, token):
         pixels = problem.pixels.detach().requires_grad_()
@@ -192,7 +192,9 @@ def shelf(tmp_path) -> Path:
 def test_a_method_of_ones_own(added):
     assert "edges" in method_names()
     forward = tiny.bound("prefix")
-    found = compare_bound(forward, [0, 3], ["edges", method("edges", power=2.0)], errors="raise")
+    found = compare_generation(
+        forward, [0, 3], ["edges", method("edges", power=2.0)], errors="raise"
+    )
     one, two = (found.row(name).maps[0] for name in ("edges", "edges#2"))
     assert bool(one.any()) and torch.allclose(one**2, two)
     assert isinstance(method("edges"), added["method"].Edges)
@@ -203,8 +205,8 @@ def test_a_method_of_ones_own(added):
 def test_a_refinement_of_ones_own(added):
     assert "power" in registered_refinements()
     forward = tiny.bound("prefix")
-    plain = explain_bound(forward, [0, 3], refinements=[])
-    found = explain_bound(forward, [0, 3], refinements=[refinement("power", exponent=3)])
+    plain = explain_generation(forward, [0, 3], refinements=[])
+    found = explain_generation(forward, [0, 3], refinements=[refinement("power", exponent=3)])
     assert torch.allclose(found.maps[0], plain.maps[0] ** 3)
     assert found.settings["refinements"]["stages"] == [{"name": "power", "exponent": 3}]
     assert refinement("power")(plain.maps[0], RefineContext()).shape == plain.maps[0].shape
@@ -334,11 +336,6 @@ def test_a_command_of_ones_own(dropped):
 # -- the registry ----------------------------------------------------------------------------------
 
 REGISTRIES = (METHODS, REFINEMENTS, METRICS, DATASETS, SUITES, TABLES, ANSWERS, FLOORS)
-
-
-def test_the_example_in_the_docstring_runs():
-    found = doctest.testmod(captum_dcam.registry)
-    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)

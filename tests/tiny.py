@@ -13,7 +13,7 @@ from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
 from captum_dcam.mini.vocabulary import build_tokenizer
 from captum_dcam.model.forward import DenoisingForward
 
-REGIMES = ("prefix", "full")
+CACHES = ("prefix", "none")
 PROMPT = "describe the image ."
 SIDE = 8  # image tokens a row
 
@@ -49,8 +49,8 @@ def processor():
     return MiniProcessor(MiniImageProcessor(SIDE * 8), tokenizer(), SIDE)
 
 
-def adapter(regime, seed=0, dtype=torch.float32):
-    return captum_dcam.wrap(model(seed, dtype), processor(), regime=regime)
+def adapter(cache, seed=0, dtype=torch.float32):
+    return captum_dcam.wrap(model(seed, dtype), processor(), cache=cache)
 
 
 def picture(seed=0, size=(80, 60), mode="RGB"):
@@ -60,10 +60,10 @@ def picture(seed=0, size=(80, 60), mode="RGB"):
 
 
 def bound(
-    regime, *, layer=1, seed=0, dtype=torch.float32, batch=1, prompts=None, keep=True, images=1, **g
+    cache, *, layer=1, seed=0, dtype=torch.float32, batch=1, prompts=None, keep=True, images=1, **g
 ):
     """A forward with a bound generation of ``batch`` different pictures."""
-    made = adapter(regime, seed, dtype)
+    made = adapter(cache, seed, dtype)
     forward = DenoisingForward(made, layer)
     pictures = [[picture(10 * b + i) for i in range(images)] for b in range(batch)]
     request = made.prepare(pictures, prompts or [PROMPT] * batch)

@@ -25,14 +25,14 @@ from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.text import stop_ids
 from captum_dcam.adapters.common.visuals import Family
-from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
 #: settings that a record can hold as they are; others (a stopping criterion) by how they print
 PLAIN = (str, int, float, bool, type(None))
 
-FACTS = Facts(
+FACTS = FamilyFacts(
     checkpoints=(
         Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
         Checkpoint("Qwen/Qwen2-VL-7B-Instruct", blocks=28),
@@ -66,7 +66,7 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
         model (nn.Module): with its language-model head (``AutoModelForImageTextToText``).
         processor (object): the checkpoint's, or its
             :class:`~captum_dcam.adapters.common.loading.Parts`.
-        regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``
+        cache (str, optional): ``prefix`` or ``none``. Default: ``"prefix"``
 
     Raises:
         TypeError, ValueError: a model of another family, a processor that does not fit it.
@@ -75,10 +75,10 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
     family: ClassVar[str] = "autoregressive"
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
     takes_video: ClassVar[bool] = True
-    facts: ClassVar[Facts | None] = FACTS
+    facts: ClassVar[FamilyFacts | None] = FACTS
 
-    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
-        super().__init__(model, processor, regime)
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
+        super().__init__(model, processor, cache)
         self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
 
     def _family_of(self, parts: Parts) -> Family:
@@ -86,12 +86,12 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
 
     @classmethod
     def load(
-        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+        cls, source: str | None = None, *, cache: str | None = None, **options: Any
     ) -> AutoregressiveAdapter:
         """Load a checkpoint; options: those of
         :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime)
+        return cls(model, processor, cache)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -141,7 +141,7 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
         ``generation_config`` gives everything else (stop ids, ``repetition_penalty``, ``top_p``).
         """
         options = checked(settings, generator)
-        cached = self.regime == "prefix"
+        cached = self.cache == "prefix"
         inputs = self._inputs(request.pixels, request.extras)
         tokens, confidence = decoded(self.model, inputs, options, generator, cached)
         count = tokens.shape[1]
@@ -154,7 +154,7 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
             final_state=(tokens,),
             commit_step=torch.arange(count, device=tokens.device).expand_as(tokens).clone(),
             confidence=confidence,
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
             own_calls=True,  # token by token
@@ -175,7 +175,7 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
         return embedded(self.model, self._inputs(pixels, extras))
 
     def prefill(self, embedded: Prompt) -> Prompt:
-        return prefilled(self.model, embedded) if self.regime == "prefix" else embedded
+        return prefilled(self.model, embedded) if self.cache == "prefix" else embedded
 
     def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         return denoised(self.model, memory, state[0])

@@ -38,9 +38,9 @@ class Prompt(Prefix):
     deep_at: Tensor | None = None
     deep: tuple[Tensor, ...] = ()
 
-    def rows(self, index: Tensor) -> Prompt:
+    def select(self, index: Tensor) -> Prompt:
         return replace(
-            super().rows(index),
+            super().select(index),
             positions=self.positions[:, index],
             mask=self.mask[index],
             deep_at=None if self.deep_at is None else self.deep_at[index],

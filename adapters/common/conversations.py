@@ -34,7 +34,7 @@ class ConversationAdapter(Adapter):
         model (nn.Module): of the family.
         processor (object): the checkpoint's, or its
             :class:`~captum_dcam.adapters.common.loading.Parts`.
-        regime (str, optional): one of the family's.
+        cache (str, optional): one of the family's.
 
     Raises:
         TypeError, ValueError: a model of another family, a processor that does not fit it.
@@ -42,8 +42,8 @@ class ConversationAdapter(Adapter):
 
     model: Any
 
-    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
-        super().__init__(model, processor, regime)
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
+        super().__init__(model, processor, cache)
         parts = parts_of(processor)
         self._template, self._tokenizer = parts.chat_template, parts.tokenizer
         self._family = self._family_of(parts)
@@ -56,8 +56,8 @@ class ConversationAdapter(Adapter):
     def encode(self, text: str) -> list[int]:
         return self._words.encode(text)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._words.pieces(ids)
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return self._words.token_texts(ids)
 
     def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
         r"""Pictures and prompts to a request.

@@ -265,7 +265,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
     r"""What the adapters of LaViDa and LaViDa-O share.
 
     Args:
-        model, processor, regime, system, packing, **options: as in
+        model, processor, cache, system, packing, **options: as in
             :class:`~captum_dcam.adapters.common.packing.PackedAdapter`.
         language (type, optional): of the language model. Default: :class:`Llada`
     """
@@ -274,13 +274,13 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None,
+        cache: str | None,
         system: str | None,
         packing: type[Packing],
         language: type[Llada] = Llada,
         **options: Any,
     ) -> None:
-        super().__init__(model, processor, regime, system, packing, **options)
+        super().__init__(model, processor, cache, system, packing, **options)
         self._language = language(model)
 
     @property
@@ -308,7 +308,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
         """Decode with the family's own ``generate`` and record it."""
-        language, cached = self._language, self.regime == "prefix"
+        language, cached = self._language, self.cache == "prefix"
         made = language.checked(settings, cached, generator)
         log = language.recorder(self.mask_id, made["gen_length"])
         options = language.arguments(made, cached, self.mask_id)
@@ -330,7 +330,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
             final_state=(tokens,),
             commit_step=log.steps_of_commits(),
             confidence=log.sureness(tokens),
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=own_calls,
@@ -353,7 +353,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         return Prefix(embeds)
 
     def prefill(self, embedded: Prefix) -> Prefix:
-        if self.regime == "full":
+        if self.cache == "none":
             return embedded
         with self._language.as_written():
             return self._language.prefilled(embedded)

@@ -129,7 +129,7 @@ class PackedAdapter(Adapter):
         model (nn.Module): from upstream's ``load_pretrained_model``.
         processor (tuple): ``(tokenizer, image_processor)``, as that function returns them, or an
             object with both as attributes.
-        regime (str, optional): one of the family's.
+        cache (str, optional): one of the family's.
         system (str, optional): system prompt; None for the template's own.
         packing (type): makes the :class:`Packing` of the model and its image processor.
         **options: of the packing.
@@ -142,12 +142,12 @@ class PackedAdapter(Adapter):
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None,
+        cache: str | None,
         system: str | None,
         packing: type[Packing],
         **options: Any,
     ) -> None:
-        super().__init__(model, processor, regime)
+        super().__init__(model, processor, cache)
         self.tokenizer, image_processor = llava.parts_of(processor)
         self._packing = packing(model, image_processor, **options)
         self._system = system
@@ -156,8 +156,8 @@ class PackedAdapter(Adapter):
     def encode(self, text: str) -> list[int]:
         return self._words.encode(text)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return self._words.pieces(ids)
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return self._words.token_texts(ids)
 
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         r"""Pictures and prompt of one example to a request.

@@ -34,7 +34,7 @@ class Prefix:
         """The same prefix, prefilled."""
         return replace(self, cache=tuple(cache), last=last)
 
-    def rows(self: P, index: Tensor) -> P:
+    def select(self: P, index: Tensor) -> P:
         """The prefixes of examples ``index`` (R,): copies."""
         pairs, last = self.cache, self.last
         return replace(
@@ -61,8 +61,8 @@ class Prefix:
 class PrefixAdapter(Adapter):
     """An adapter whose memory is a :class:`Prefix`."""
 
-    def rows(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.rows(index)
+    def select(self, memory: Prefix, index: Tensor) -> Prefix:
+        return memory.select(index)
 
     def memory_tensors(self, memory: Prefix) -> list[Tensor]:
         return memory.tensors

@@ -32,7 +32,7 @@ class Words:
             [*self._anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token; a character in several tokens is told by the last of them."""
         out: list[str] = []
         open_: list[int] = []  # tokens of a character that is not complete
@@ -53,9 +53,9 @@ class Words:
         return self._decode(ids).removeprefix(self._before)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text: joining their pieces gives it back."""
+        """Ids of a text: joining their texts gives it back."""
         ids = self._ids(text)
-        if text.startswith(" ") and "".join(self.pieces(ids)) != text:
+        if text.startswith(" ") and "".join(self.token_texts(ids)) != text:
             return self._ids(text[1:])  # the tokenizer puts a blank in front by itself
         return ids
 

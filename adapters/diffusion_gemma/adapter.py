@@ -45,7 +45,7 @@ from captum_dcam.adapters.diffusion_gemma.loading import FACTS, MODEL_TYPE, load
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
 from captum_dcam.adapters.diffusion_gemma.settings import check_context, checked, options_of
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Facts, Request, register
+from captum_dcam.model.adapter import FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -57,7 +57,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         model (nn.Module): as transformers loads it.
         processor (object): the checkpoint's, or its
             :class:`~captum_dcam.adapters.common.loading.Parts`.
-        regime (str, optional): ``prefix`` is the only one. Default: ``"prefix"``
+        cache (str, optional): ``prefix`` is the only one. Default: ``"prefix"``
 
     Raises:
         TypeError, ValueError: a model of another family, a processor that does not fit it.
@@ -65,29 +65,29 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
 
     family: ClassVar[str] = "diffusion_gemma"
     model_types: ClassVar[tuple[str, ...]] = (MODEL_TYPE,)
-    regimes: ClassVar[tuple[str, ...]] = ("prefix",)
+    caches: ClassVar[tuple[str, ...]] = ("prefix",)
     any_size: ClassVar[bool] = True
-    facts: ClassVar[Facts | None] = FACTS
+    facts: ClassVar[FamilyFacts | None] = FACTS
 
-    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         if not owned(model):
             raise InputError(
                 f"the model is a {type(model).__name__}: expected DiffusionGemmaForBlockDiffusion, "
                 "with its output head"
             )
-        super().__init__(model, processor, regime)
+        super().__init__(model, processor, cache)
 
     def _family_of(self, parts: Parts) -> Gemma4:
         return Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
 
     @classmethod
     def load(
-        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+        cls, source: str | None = None, *, cache: str | None = None, **options: Any
     ) -> DiffusionGemmaAdapter:
         """Load a checkpoint; options: those of
         :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime)
+        return cls(model, processor, cache)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -187,7 +187,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
             final_state=self.visible_state(tokens),
             commit_step=commit,
             confidence=sure,
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=True,  # a replay's steps read the canvases before theirs anew
@@ -277,7 +277,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         if not bool(read.any()):
             return logits
         at = read.nonzero()[:, 0]
-        own = denoised(self.model, memory.rows(at), before[at], canvas[at], signal[at])
+        own = denoised(self.model, memory.select(at), before[at], canvas[at], signal[at])
         return logits.index_copy(0, at.to(own.device), own)
 
     def unembed(self, hidden: Tensor) -> Tensor:

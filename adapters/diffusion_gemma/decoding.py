@@ -34,8 +34,8 @@ class Prompt(Prefix):
 
     visual: Tensor
 
-    def rows(self, index: Tensor) -> Prompt:
-        return replace(super().rows(index), visual=self.visual[index])
+    def select(self, index: Tensor) -> Prompt:
+        return replace(super().select(index), visual=self.visual[index])
 
 
 def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prompt:

@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from captum_dcam.adapters.common.loading import image_text_model, named
-from captum_dcam.model.adapter import Checkpoint, Facts
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts
 
 CHECKPOINT = "google/diffusiongemma-26B-A4B-it"
 MODEL_TYPE = "diffusion_gemma"
-FACTS = Facts(
+FACTS = FamilyFacts(
     checkpoints=(Checkpoint(CHECKPOINT, blocks=30),),
     transformers=">=5.23",
     notes=(

@@ -27,7 +27,7 @@ from captum_dcam.adapters.dream_vl import decoding
 from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
 from captum_dcam.adapters.dream_vl.settings import checked
-from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
@@ -40,7 +40,7 @@ class DreamVLAdapter(ConversationAdapter):
         model (nn.Module): as ``AutoModel`` loads it.
         processor (object): the checkpoint's, or its
             :class:`~captum_dcam.adapters.common.loading.Parts`.
-        regime (str, optional): ``full``, the family's only one.
+        cache (str, optional): ``none``, the family's only one.
 
     Raises:
         TypeError, ValueError: a processor that does not fit the model.
@@ -48,10 +48,10 @@ class DreamVLAdapter(ConversationAdapter):
 
     family: ClassVar[str] = "dream_vl"
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
-    regimes: ClassVar[tuple[str, ...]] = ("full",)
+    caches: ClassVar[tuple[str, ...]] = ("none",)
     any_size: ClassVar[bool] = True
     takes_video: ClassVar[bool] = True
-    facts: ClassVar[Facts | None] = Facts(
+    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
         remote_code=True,
         notes=(
@@ -66,12 +66,12 @@ class DreamVLAdapter(ConversationAdapter):
 
     @classmethod
     def load(
-        cls, source: str | None = None, *, regime: str | None = None, **options: Any
+        cls, source: str | None = None, *, cache: str | None = None, **options: Any
     ) -> DreamVLAdapter:
         """Load a checkpoint; options: those of
         :func:`~captum_dcam.adapters.dream_vl.loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime)
+        return cls(model, processor, cache)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -148,7 +148,7 @@ class DreamVLAdapter(ConversationAdapter):
             final_state=(tokens,),
             commit_step=torch.cat([log.commit_step for log in logs]),
             confidence=torch.cat([log.confidence for log in logs]),
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=several,  # one example after the other
@@ -163,8 +163,8 @@ class DreamVLAdapter(ConversationAdapter):
     def prefill(self, embedded: Prompt) -> Prompt:
         return embedded
 
-    def rows(self, memory: Prompt, index: Tensor) -> Prompt:
-        return memory.rows(index)
+    def select(self, memory: Prompt, index: Tensor) -> Prompt:
+        return memory.select(index)
 
     def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         return decoding.step_logits(self.model, memory, state[0])

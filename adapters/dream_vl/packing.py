@@ -49,7 +49,7 @@ class Prompt:
     mask: Tensor
     grids: tuple[Tensor, Tensor]
 
-    def rows(self, index: Tensor) -> Prompt:
+    def select(self, index: Tensor) -> Prompt:
         """Rows ``index`` (R,)."""
         grids = (self.grids[0][index], self.grids[1][index])
         return Prompt(self.embeds[index], self.ids[index], self.mask[index], grids)

@@ -20,10 +20,10 @@ from captum_dcam.adapters.lavida.decoding import LANGUAGES
 from captum_dcam.adapters.lavida.loading import CHECKPOINT, VARIANTS, loaded
 from captum_dcam.adapters.lavida.packing import LavidaPacking
 from captum_dcam.errors import InputTypeError
-from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
-FACTS = Facts(
+FACTS = FamilyFacts(
     checkpoints=(
         Checkpoint(CHECKPOINT, blocks=32),
         Checkpoint("jacklishufan/lavida-dream-v1.0-instruct", blocks=28),
@@ -50,7 +50,7 @@ class LavidaAdapter(LladaAdapter):
         model (nn.Module): from upstream's ``load_pretrained_model``.
         processor (tuple): ``(tokenizer, image_processor)``, the first and third of its results, or
             an object with both as attributes.
-        regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``, as in the authors'
+        cache (str, optional): ``prefix`` or ``none``. Default: ``"prefix"``, as in the authors'
             evaluation
         system (str, optional): system prompt; None for the template's own. Default: the authors'
         single (str, optional): how pictures without tiles are packed: ``tensor``, unpooled (729
@@ -61,27 +61,27 @@ class LavidaAdapter(LladaAdapter):
     family: ClassVar[str] = "lavida"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llava_dream")
     architectures: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
-    facts: ClassVar[Facts | None] = FACTS
+    facts: ClassVar[FamilyFacts | None] = FACTS
 
     def __init__(
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None = None,
+        cache: str | None = None,
         *,
         system: str | None = llava.SYSTEM,
         single: str = "tensor",
     ) -> None:
         self.variant = variant_of(model)
         language = LANGUAGES[self.variant]
-        super().__init__(model, processor, regime, system, LavidaPacking, language, single=single)
+        super().__init__(model, processor, cache, system, LavidaPacking, language, single=single)
 
     @classmethod
     def load(
         cls,
         source: str | None = None,
         *,
-        regime: str | None = None,
+        cache: str | None = None,
         system: str | None = llava.SYSTEM,
         single: str = "tensor",
         **options: Any,
@@ -89,7 +89,7 @@ class LavidaAdapter(LladaAdapter):
         """Load a checkpoint through upstream's builder; options: those of
         :func:`~captum_dcam.adapters.lavida.loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime, system=system, single=single)
+        return cls(model, processor, cache, system=system, single=single)
 
     @classmethod
     def claims(cls, config: dict[str, Any]) -> bool:

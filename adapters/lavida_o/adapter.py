@@ -34,7 +34,7 @@ from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
 from captum_dcam.adapters.lavida_o.packing import LavidaOPacking
 from captum_dcam.adapters.lavida_o.settings import fast_arguments, fast_settings
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -45,7 +45,7 @@ class LavidaOAdapter(LladaAdapter):
     Args:
         model (nn.Module): as upstream's ``build_model`` or ``load_pretrained_model`` returns it.
         processor (tuple): ``(tokenizer, image_processor)``.
-        regime (str, optional): ``prefix`` or ``full``. Default: ``"prefix"``
+        cache (str, optional): ``prefix`` or ``none``. Default: ``"prefix"``
         system (str, optional): system prompt; None for the template's own. Default: the authors'
         base (str, optional): base view in a square that is ``pad`` (the authors'
             DEBUG_FIX_PADDING=1) or ``stretch``. Default: ``"pad"``
@@ -54,7 +54,7 @@ class LavidaOAdapter(LladaAdapter):
     family: ClassVar[str] = "lavida_o"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLladaForMaskedDiffusion",)
-    facts: ClassVar[Facts | None] = Facts(
+    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
@@ -71,7 +71,7 @@ class LavidaOAdapter(LladaAdapter):
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None = None,
+        cache: str | None = None,
         *,
         system: str | None = llava.SYSTEM,
         base: str = "pad",
@@ -81,14 +81,14 @@ class LavidaOAdapter(LladaAdapter):
                 f"the model is a {type(model).__name__}: expected LaViDa-O's "
                 "LlavaLladaForMaskedDiffusion, with dual_tower in its configuration"
             )
-        super().__init__(model, processor, regime, system, LavidaOPacking, base=base)
+        super().__init__(model, processor, cache, system, LavidaOPacking, base=base)
 
     @classmethod
     def load(
         cls,
         source: str | None = None,
         *,
-        regime: str | None = None,
+        cache: str | None = None,
         system: str | None = llava.SYSTEM,
         base: str = "pad",
         **options: Any,
@@ -96,7 +96,7 @@ class LavidaOAdapter(LladaAdapter):
         """Load a checkpoint through upstream's package; options: those of
         :func:`~captum_dcam.adapters.lavida_o.loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime, system=system, base=base)
+        return cls(model, processor, cache, system=system, base=base)
 
     @classmethod
     def claims(cls, config: dict[str, Any]) -> bool:
@@ -117,7 +117,7 @@ class LavidaOAdapter(LladaAdapter):
             generator (torch.Generator, optional): for sampled decoding.
             gen_length, block_length, steps, step_ratio, temperature, schedule, shift, remasking: as
                 LaViDa-LLaDA's.
-            use_fast_dlm (bool, optional): decode with a cache a block (regime ``full`` only).
+            use_fast_dlm (bool, optional): decode with a cache per block (``cache="none"`` only).
                 Default: False
             factor (float, optional), threshold (float, optional): its bar of confidence. Default:
                 upstream's factor 1; ``threshold`` or ``factor=None`` switch it off
@@ -126,7 +126,7 @@ class LavidaOAdapter(LladaAdapter):
             TypeError, ValueError: settings that cannot work.
         """
         rest = dict(settings)
-        fast = fast_settings(rest, self.regime)
+        fast = fast_settings(rest, self.cache)
         if fast is None:
             return super().generate(request, generator=generator, **rest)
         language = self._language
@@ -156,7 +156,7 @@ class LavidaOAdapter(LladaAdapter):
             final_state=log.final(tokens),
             commit_step=log.commit_step.clamp_min(0),
             confidence=log.confidence,
-            regime="full",
+            cache="none",
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=True,

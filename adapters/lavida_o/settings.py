@@ -17,7 +17,7 @@ class Fast:
     threshold: float | None = None
 
 
-def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
+def fast_settings(settings: dict[str, Any], cache: str) -> Fast | None:
     """Take them out of ``settings``; None without ``use_fast_dlm``. Raises what cannot work."""
     wanted = bool(settings.pop("use_fast_dlm", False))
     given = {n: settings.pop(n) for n in ("factor", "threshold") if n in settings}
@@ -25,10 +25,10 @@ def fast_settings(settings: dict[str, Any], regime: str) -> Fast | None:
         if given:
             raise InputError(f"{' and '.join(given)}: of use_fast_dlm=True, which was not given")
         return None
-    if regime == "prefix":
+    if cache == "prefix":
         raise InputError(
-            "use_fast_dlm runs the whole sequence at every block, regime 'prefix' only once: "
-            "captum_dcam.wrap(model, processor, regime='full')"
+            "use_fast_dlm runs the whole sequence at every block, cache='prefix' only once: "
+            "captum_dcam.wrap(model, processor, cache='none')"
         )
     if given.get("threshold") is not None:
         given.setdefault("factor", None)

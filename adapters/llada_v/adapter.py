@@ -25,7 +25,7 @@ from captum_dcam.adapters.llada_v.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.llada_v.packing import LladaVPacking
 from captum_dcam.adapters.llada_v.settings import checked
 from captum_dcam.errors import InputTypeError
-from captum_dcam.model.adapter import Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -36,7 +36,7 @@ class LladaVAdapter(PackedAdapter):
     Args:
         model (nn.Module): from upstream's ``load_pretrained_model``.
         processor (tuple): ``(tokenizer, image_processor)``, as that function returns them.
-        regime (str, optional): ``full``, the family's only one.
+        cache (str, optional): ``none``, the family's only one.
         system (str, optional): system prompt; None for the template's own. Default: that of the
             authors' conversation template ``llava_llada``
     """
@@ -44,8 +44,8 @@ class LladaVAdapter(PackedAdapter):
     family: ClassVar[str] = "llada_v"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
-    regimes: ClassVar[tuple[str, ...]] = ("full",)
-    facts: ClassVar[Facts] = Facts(
+    caches: ClassVar[tuple[str, ...]] = ("none",)
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
@@ -64,7 +64,7 @@ class LladaVAdapter(PackedAdapter):
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None = None,
+        cache: str | None = None,
         *,
         system: str | None = llava.SYSTEM,
     ) -> None:
@@ -73,21 +73,21 @@ class LladaVAdapter(PackedAdapter):
                 f"the model is a {type(model).__name__}: expected LlavaLLaDAModelLM, as upstream's "
                 "load_pretrained_model(…, 'llava_llada') returns it"
             )
-        super().__init__(model, processor, regime, system, LladaVPacking)
+        super().__init__(model, processor, cache, system, LladaVPacking)
 
     @classmethod
     def load(
         cls,
         source: str | None = None,
         *,
-        regime: str | None = None,
+        cache: str | None = None,
         system: str | None = llava.SYSTEM,
         **options: Any,
     ) -> LladaVAdapter:
         """Load a checkpoint through upstream's package; options: those of
         :func:`~captum_dcam.adapters.llada_v.loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime, system=system)
+        return cls(model, processor, cache, system=system)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -170,7 +170,7 @@ class LladaVAdapter(PackedAdapter):
             final_state=final_state,
             commit_step=recorder.commit_step,
             confidence=recorder.confidence.cpu(),
-            regime="full",
+            cache="none",
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=own_calls,
@@ -185,7 +185,7 @@ class LladaVAdapter(PackedAdapter):
     def prefill(self, embedded: Tensor) -> Tensor:
         return embedded
 
-    def rows(self, memory: Tensor, index: Tensor) -> Tensor:
+    def select(self, memory: Tensor, index: Tensor) -> Tensor:
         return memory[index]
 
     def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:

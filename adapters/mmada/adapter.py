@@ -31,7 +31,7 @@ from captum_dcam.adapters.mmada.compat import INSTALL, callable_model
 from captum_dcam.adapters.mmada.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.mmada.settings import checked
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Adapter, Checkpoint, Facts, Request, register
+from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -48,7 +48,7 @@ class MmadaAdapter(Adapter):
         model (nn.Module): from upstream's ``MMadaModelLM.from_pretrained``.
         processor (tuple): ``(tokenizer, vq_model)``: the checkpoint's tokenizer, as
             ``AutoTokenizer`` gives it, and upstream's ``MAGVITv2``.
-        regime (str, optional): ``full``, the family's only one.
+        cache (str, optional): ``none``, the family's only one.
         resolution (int, optional): side of the square picture in pixels, a multiple of 16: 512
             gives 32 × 32 tokens, 256 gives 16 × 16. Default: 512
         fit (str, optional): ``crop`` (the middle square; what is cropped away is in no box) or
@@ -60,9 +60,9 @@ class MmadaAdapter(Adapter):
 
     family: ClassVar[str] = "mmada"
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
-    regimes: ClassVar[tuple[str, ...]] = ("full",)
+    caches: ClassVar[tuple[str, ...]] = ("none",)
     several_images: ClassVar[bool] = False
-    facts: ClassVar[Facts | None] = Facts(
+    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(
             Checkpoint("Gen-Verse/MMaDA-8B-Base", blocks=32),
             Checkpoint(CHECKPOINT, blocks=32),
@@ -86,12 +86,12 @@ class MmadaAdapter(Adapter):
         self,
         model: nn.Module,
         processor: Any,
-        regime: str | None = None,
+        cache: str | None = None,
         *,
         resolution: int = 512,
         fit: str = "crop",
     ) -> None:
-        super().__init__(model, processor, regime)
+        super().__init__(model, processor, cache)
         pair: tuple[Any, Any] = (None, None)
         if isinstance(processor, tuple) and len(processor) == 2:
             pair = processor
@@ -125,7 +125,7 @@ class MmadaAdapter(Adapter):
         cls,
         source: str | None = None,
         *,
-        regime: str | None = None,
+        cache: str | None = None,
         resolution: int = 512,
         fit: str = "crop",
         **options: Any,
@@ -133,7 +133,7 @@ class MmadaAdapter(Adapter):
         """Load a checkpoint; options: those of
         :func:`~captum_dcam.adapters.mmada.loading.loaded`."""
         model, processor = loaded(source, **options)
-        return cls(model, processor, regime, resolution=resolution, fit=fit)
+        return cls(model, processor, cache, resolution=resolution, fit=fit)
 
     @staticmethod
     def owns(model: nn.Module) -> bool:
@@ -161,9 +161,9 @@ class MmadaAdapter(Adapter):
     def encode(self, text: str) -> list[int]:
         return self._words.encode(text)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token; a picture's codes, should the model write some, by number."""
-        text = iter(self._words.pieces([i for i in ids if i < self._offset]))
+        text = iter(self._words.token_texts([i for i in ids if i < self._offset]))
         return [next(text) if i < self._offset else f" <|code {i - self._offset}|>" for i in ids]
 
     # -- requests ---------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class MmadaAdapter(Adapter):
             final_state=final,
             commit_step=log.commit_step,
             confidence=log.confidence,
-            regime=self.regime,
+            cache=self.cache,
             image_end=request.layout.image_end,
             settings=settings,
             own_calls=scale > 0,  # twice the rows of a replay
@@ -305,7 +305,7 @@ class MmadaAdapter(Adapter):
     def prefill(self, embedded: Tensor) -> Tensor:
         return embedded
 
-    def rows(self, memory: Tensor, index: Tensor) -> Tensor:
+    def select(self, memory: Tensor, index: Tensor) -> Tensor:
         return memory[index]
 
     def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from captum_dcam.calibration.parameters import (
     with_values,
 )
 from captum_dcam.calibration.routing import cut, fit_routing
-from captum_dcam.calibration.search import Found, Step, coordinate_descent
+from captum_dcam.calibration.search import SearchResult, Step, coordinate_descent
 from captum_dcam.errors import CalibrationError
 from captum_dcam.metrics import BootstrapInterval, cluster_bootstrap
 from captum_dcam.refine import DACG, SICD
@@ -137,7 +137,7 @@ def fit_labelled(
     _check_split(collection, folds)
     chain, before = Chain(collection), values_of(stages)
 
-    def search(rows: Tensor, part: str) -> Found:
+    def search(rows: Tensor, part: str) -> SearchResult:
         def objective(values: Values) -> float:
             return float(chain.scores(with_values(stages, values))[rows, _F3].mean())
 

@@ -25,7 +25,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     r"""What a search ended with.
 
     Args:
@@ -51,7 +51,7 @@ def coordinate_descent(
     least_gain: float = LEAST_GAIN,
     most_sweeps: int = MOST_SWEEPS,
     say: Callable[[str], None] = lambda _: None,
-) -> Found:
+) -> SearchResult:
     r"""Raise an objective by changing one parameter at a time. Draws nothing.
 
     The parameters are taken in the order of ``start``. Each is set to the candidate with the
@@ -87,4 +87,4 @@ def coordinate_descent(
             values[name], best, changed = value, top, True
         if not changed:
             break
-    return Found(values, first, best, tuple(steps), sweep)
+    return SearchResult(values, first, best, tuple(steps), sweep)

@@ -252,6 +252,7 @@ def _record(
     """What the file says of the fit: enough to make it again."""
     from captum_dcam.calibration.fit import QUANTILES
     from captum_dcam.evaluation.harness import fingerprint
+    from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.explanation import versions
 
     return {
@@ -259,7 +260,7 @@ def _record(
         "model": options.model,
         "family": adapter.family,
         "weights": fingerprint(adapter.model),
-        "regime": adapter.regime,
+        "regime": STORED_CACHES[adapter.cache],
         "layer": layer,
         "dtype": options.dtype,
         "device": adapter.device.type,

@@ -44,7 +44,7 @@ from captum_dcam.errors import InputError
 
 if TYPE_CHECKING:
     from captum_dcam.model.words import Target
-    from captum_dcam.results.comparison import Comparison, Row
+    from captum_dcam.results.comparison import Comparison, ComparisonRow
 
 #: columns that ``--sort`` knows
 SORTS = ("f3", "seconds", "name")
@@ -150,7 +150,7 @@ class Compared:
 
 def run(options: Options) -> Compared:
     """Compare and write; everything that can be checked is checked before any work."""
-    from captum_dcam.comparing import compare_bound
+    from captum_dcam.comparing import compare_generation
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
     from captum_dcam.viewer import prepare_folder, write_comparison
@@ -164,13 +164,13 @@ def run(options: Options) -> Compared:
     with progress() as say:
         picture, scene = picture_of(options)
         forward = written(options, picture, device, say)
-        pieces = forward.adapter.pieces(forward.trajectory.tokens[0].tolist())
+        token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
         count = iter(range(1, len(methods) + 1))
 
         def mask(target: Target) -> Any:
-            return None if scene is None else scene_mask(scene, pieces, target)
+            return None if scene is None else scene_mask(scene, token_texts, target)
 
-        comparison = compare_bound(
+        comparison = compare_generation(
             forward,
             words,
             methods,
@@ -237,13 +237,13 @@ def print_comparison(compared: Compared) -> None:
     print_facts(console, {"Folder": f"{compared.folder} (comparison.csv, .json, and all maps)"})
 
 
-def reference_of(comparison: Comparison) -> Row | None:
+def reference_of(comparison: Comparison) -> ComparisonRow | None:
     """Whose time is 1: Diffusion-CAM's default, else the first method that is done."""
     done = [row for row in comparison.rows if row.status == "done" and row.cost.seconds > 0]
     return next((row for row in done if row.name == REFERENCE), done[0] if done else None)
 
 
-def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
+def ordered(rows: Sequence[ComparisonRow], sort: str | None) -> list[ComparisonRow]:
     """Rows as ``--sort`` asks: best F3 first, quickest first (failed ones last), or by name."""
     if sort == "f3":
         return sorted(rows, key=lambda r: -1.0 if (f := r.mean("f3")) is None else f, reverse=True)
@@ -252,7 +252,7 @@ def ordered(rows: Sequence[Row], sort: str | None) -> list[Row]:
     return sorted(rows, key=lambda r: r.name) if sort == "name" else list(rows)
 
 
-def _costs(row: Row, reference: Row | None) -> list[str]:
+def _costs(row: ComparisonRow, reference: ComparisonRow | None) -> list[str]:
     cost = row.cost
     if row.status == "failed":
         return ["–"] * 4
@@ -262,7 +262,7 @@ def _costs(row: Row, reference: Row | None) -> list[str]:
     return [figure(cost.seconds, 2), figure(ratio, 1), passes, figure(peak, 0)]
 
 
-def _reason(row: Row) -> str:
+def _reason(row: ComparisonRow) -> str:
     if row.status == "partial":
         return f"partial, {sum(row.complete)} of {len(row.complete)} words: {row.note}"
     return f"failed: {row.note}" if row.status == "failed" else row.note

@@ -226,7 +226,7 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
                 retry=options.retry,
                 progress=Live(label, position=shard[0]),
                 stop=stop,
-                adapter=adapters.of(part.plan.regime),
+                adapter=adapters.of(part.plan.cache),
             )
             out.append(Evaluated(part.name, part.plan, summary))
             if stop():
@@ -239,7 +239,7 @@ def _folder(options: Options, part: Part) -> Path:
 
 
 class Loaded:
-    """The model, loaded when it is first needed; each further regime from the same place."""
+    """The model, loaded when it is first needed; with each further cache from the same place."""
 
     def __init__(self, options: Options, device: torch.device | None) -> None:
         self._model, self._dtype, self._device = options.model, options.dtype, device
@@ -251,20 +251,18 @@ class Loaded:
         self._model, self._dtype = plan.model, plan.dtype
         self._settings = {**plan.load, **self._settings}
 
-    def of(self, regime: str | None) -> Adapter:
-        """The adapter of a regime; None: the family's own."""
-        if regime not in self._known:
-            same = next((a for a in self._known.values() if a.regime == regime), None)
-            self._known[regime] = self._load(regime) if same is None else same
-        return self._known[regime]
+    def of(self, cache: str | None) -> Adapter:
+        """The adapter with a cache; None: the family's own."""
+        if cache not in self._known:
+            same = next((a for a in self._known.values() if a.cache == cache), None)
+            self._known[cache] = self._load(cache) if same is None else same
+        return self._known[cache]
 
-    def _load(self, regime: str | None) -> Adapter:
+    def _load(self, cache: str | None) -> Adapter:
         from captum_dcam.evaluation.launch import launched_device
 
         where = launched_device() if self._device is None else self._device
-        return load_model(
-            self._model, self._settings, regime=regime, device=where, dtype=self._dtype
-        )
+        return load_model(self._model, self._settings, cache=cache, device=where, dtype=self._dtype)
 
 
 # -- options to plans ------------------------------------------------------------------------------
@@ -289,7 +287,7 @@ def parts_of(options: Options, adapters: Loaded) -> list[Part]:
     if fixed:
         brings = ", ".join(name.removeprefix("--") for name in fixed)
         raise InputError(f"a suite brings its own {brings}: leave out {fixed[0]}")
-    adapter = adapters.of(options.regime)
+    adapter = adapters.of(options.cache)
     setting = Setting(**options.shared(Setting, adapter=adapter, **_parsed(options)))
     parts = {part.name: part for name in options.suite or () for part in suite(name, setting)}
     return list(parts.values())

@@ -125,7 +125,7 @@ class Result:
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
-    from captum_dcam.explaining import explain_bound, sign_check
+    from captum_dcam.explaining import explain_generation, sign_check
     from captum_dcam.presets import preset
     from captum_dcam.results.summary import scene_scores
     from captum_dcam.viewer import prepare_folder, write_folder
@@ -139,8 +139,10 @@ def run(options: Options) -> Result:
         picture, scene = picture_of(options)
         forward = written(options, picture, device, say)
         say("Explaining its words")
-        own = options.shared(explain_bound, words=words, refinements=refinements, preset=chosen)
-        explanation = explain_bound(forward, **own)
+        own = options.shared(
+            explain_generation, words=words, refinements=refinements, preset=chosen
+        )
+        explanation = explain_generation(forward, **own)
         signs = None
         if options.check_sign:
             say("Checking signs")
@@ -247,6 +249,7 @@ def _figures(own: LocalizationScores) -> list[str]:
 
 def document(result: Result) -> dict[str, Any]:
     """The result as plain data."""
+    from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.summary import summarise
     from captum_dcam.viewer.folder import SHEET, word_files
 
@@ -270,7 +273,7 @@ def document(result: Result) -> dict[str, Any]:
         "prompt": explanation.prompt,
         "answer": explanation.answer,
         "words": words,
-        "regime": trajectory.regime,
+        "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,
         "calls": len(trajectory.calls),
         "feasible_calls": len(trajectory.feasible),

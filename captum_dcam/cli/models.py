@@ -21,7 +21,7 @@ class Options(Base):
 
 @command
 def models(options: Options) -> None:
-    """List the model families: regimes, blocks, and which of them can be explained."""
+    """List the model families: caches, blocks, and which of them can be explained."""
     from captum_dcam.model.hub import list_models
 
     (print_json if options.json else print_models)(list_models())
@@ -43,7 +43,7 @@ def print_models(records: Sequence[dict[str, Any]]) -> None:
         for number, c in enumerate(r["checkpoints"] or [r | {"name": r["class"]}]):
             depths = (c["blocks"], c["deepest_usable_block"], c["recommended_block"])
             shown = ["–" if d is None else str(d) for d in depths]
-            family = (r["family"], c["name"], ", ".join(r["regimes"]))
+            family = (r["family"], c["name"], ", ".join(r["caches"]))
             table.add_row(*(family if number == 0 else ("", c["name"], "")), *shown)
     console = output_console()
     console.print(table)
@@ -62,7 +62,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
     """What is to be known of a family, in lines."""
     if record["error"] is not None:
         return list(record["notes"])
-    calls = [f"{regime}: {text}" for regime, text in record["feasible"].items()]
+    calls = [f"{cache}: {text}" for cache, text in record["feasible"].items()]
     lines = [f"Image seen by {'; '.join(calls)}"]
     takes = ("batches", "several_images", "video")
     names = [n.replace("_images", " pictures") for n in takes if record[n]]

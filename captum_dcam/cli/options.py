@@ -137,7 +137,7 @@ NAMES = {
         "product", "captum_dcam.maps:PRODUCTS", ("pooled", "positionwise", "plus_plus")
     ),
     "refinements": Names("refinement", "captum_dcam.refine:registered_refinements", more=("none",)),
-    "regimes": Names("regime", "captum_dcam.model.trajectory:REGIMES", ("prefix", "full")),
+    "caches": Names("cache", "captum_dcam.model.trajectory:CACHES", ("prefix", "none")),
     "scales": Names("scale", "captum_dcam.viewer.panel:SCALES", ("map", "row")),
     "scores": Names("score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")),
     "sorts": Names("order", "captum_dcam.cli.compare:SORTS", ("f3", "seconds", "name")),
@@ -242,12 +242,12 @@ class Model(Base):
             "family=lavida or one of the family's",
         ),
     ] = None
-    regime: Annotated[
+    cache: Annotated[
         str | None,
         option(
             HOW,
-            "'prefix' (image and prompt computed once) or 'full' (at every step).",
-            names="regimes",
+            "'prefix' (image and prompt computed once) or 'none' (at every step).",
+            names="caches",
             default="the family's",
         ),
     ] = None
@@ -290,7 +290,7 @@ class Answer(Model):
         option(
             HOW,
             "Words differentiated at once: fewer need less memory.",
-            default="16, or 4 in the full regime",
+            default="16, or 4 without a cache",
             min=1,
         ),
     ] = None

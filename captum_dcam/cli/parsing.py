@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: the held-out scene that is drawn when none is asked for, README's picture
 SHOWN = 12
 #: what has an option of its own
-OWN = frozenset(("device", "dtype", "regime"))
+OWN = frozenset(("device", "dtype", "cache"))
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -258,7 +258,7 @@ def load_chosen(options: Model, device: torch.device) -> Adapter:
     """The model that a command's options ask for; raises as :func:`load_model`."""
     settings = setting_pairs("--load", options.load)
     return load_model(
-        options.model, settings, regime=options.regime, device=device, dtype=options.dtype
+        options.model, settings, cache=options.cache, device=device, dtype=options.dtype
     )
 
 
@@ -266,7 +266,7 @@ def load_model(
     source: str,
     settings: Mapping[str, Any],
     *,
-    regime: str | None,
+    cache: str | None,
     device: torch.device | None,
     dtype: str,
 ) -> Adapter:
@@ -276,7 +276,7 @@ def load_model(
         source (str): a family's name, a folder, or a name on the hub.
         settings (mapping): of ``--load``: what :func:`captum_dcam.load` and the family take. With
             a ``device_map`` the device is left to it.
-        regime, device, dtype: as in :func:`captum_dcam.load`; the dtype by its name.
+        cache, device, dtype: as in :func:`captum_dcam.load`; the dtype by its name.
 
     Raises:
         UsageError: a setting that the family or its upstream code refuses, or a package that is
@@ -291,7 +291,7 @@ def load_model(
 
     for name in OWN & settings.keys():
         raise UsageError(f"--load {name}={settings[name]}: give it as --{name}")
-    given = {"device": device, "dtype": getattr(torch, dtype), "regime": regime, **settings}
+    given = {"device": device, "dtype": getattr(torch, dtype), "cache": cache, **settings}
     if settings.get("device_map") is not None:
         del given["device"]
     try:

@@ -16,7 +16,6 @@ import numpy as np
 
 from captum_dcam.data.coco_tables import (
     Mask,
-    Row,
     annotation_files,
     by_id,
     by_image,
@@ -33,6 +32,7 @@ from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sa
 from captum_dcam.data.files import expect, select
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import MissingFileError
+from captum_dcam.files import Record
 
 __all__ = [
     "CocoDataset",
@@ -74,7 +74,7 @@ class CocoSample(Sample):
     file_name: str
     license: str | None
     attribution: str | None
-    _annotations: list[tuple[str, Row]] = field(repr=False)
+    _annotations: list[tuple[str, Record]] = field(repr=False)
 
     @property
     def categories(self) -> list[str]:
@@ -90,7 +90,7 @@ class CocoSample(Sample):
         ]
 
 
-def union(rows: list[Row], size: tuple[int, int]) -> Mask:
+def union(rows: list[Record], size: tuple[int, int]) -> Mask:
     r"""All pixels (H, W) of some annotations."""
     whole = np.zeros(size, dtype=bool)
     for row in rows:
@@ -143,7 +143,7 @@ class CocoDataset(BaseDataset[CocoSample]):
         annotations = by_image(table, fields, set(images), source, report)
         self._licenses = {row["id"]: row for row in listed_rows(table, "licenses")}
         check_categories(self._categories, annotations, source, report)
-        captions: dict[Any, list[Row]] = {}
+        captions: dict[Any, list[Record]] = {}
         if captions_json is not None:
             captions, more = read_captions(Path(captions_json), set(images), report)
             digest += more
@@ -187,7 +187,7 @@ class CocoDataset(BaseDataset[CocoSample]):
     def _sample(self, image_id: ImageId) -> CocoSample:
         row = self._images[image_id]
         size = (row["height"], row["width"])
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[Record]] = {}
         found = []
         for one in self._annotations[image_id]:
             name = self._categories[one["category_id"]]["name"]

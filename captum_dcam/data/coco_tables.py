@@ -14,11 +14,10 @@ import numpy as np
 from captum_dcam.data.common import Mask
 from captum_dcam.data.files import Report, inside, read_json
 from captum_dcam.errors import InputError, MissingPackageError
+from captum_dcam.files import Record
 
-Row = dict[str, Any]
 
-
-def numbered(rows: list[Row]) -> list[Row]:
+def numbered(rows: list[Record]) -> list[Record]:
     return [{"id": number, **row} for number, row in enumerate(rows, 1)]
 
 
@@ -41,7 +40,7 @@ def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
     return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
 
 
-def read_table(source: Path, *lists: str) -> tuple[Row, str]:
+def read_table(source: Path, *lists: str) -> tuple[Record, str]:
     r"""An annotation file that holds the lists named, and a short hash of it."""
     table, digest = read_json(source, "COCO annotations")
     found = table if isinstance(table, dict) else {}
@@ -56,10 +55,10 @@ def refuse(image_id: object, reason: str) -> None:
 
 
 def by_id(
-    table: Row, kind: str, fields: Sequence[str], source: Path, report: Report = refuse
-) -> dict[Any, Row]:
+    table: Record, kind: str, fields: Sequence[str], source: Path, report: Report = refuse
+) -> dict[Any, Record]:
     r"""One list of the table by id, complete and without duplicates; the others are reported."""
-    rows: dict[Any, Row] = {}
+    rows: dict[Any, Record] = {}
     image = "id" if kind == "images" else "image_id"
     for row in table[kind]:
         whole = row if isinstance(row, dict) else {}
@@ -74,7 +73,7 @@ def by_id(
     return rows
 
 
-def _given(row: Row, name: str) -> bool:
+def _given(row: Record, name: str) -> bool:
     r"""Whether a field is there, ids as numbers or strings and names as strings."""
     if name == "name":
         return isinstance(row.get(name), str)
@@ -83,7 +82,7 @@ def _given(row: Row, name: str) -> bool:
     return name in row
 
 
-def listed_rows(table: Row, kind: str) -> list[Row]:
+def listed_rows(table: Record, kind: str) -> list[Record]:
     r"""The entries with an id of a list that need not be there, or be whole."""
     rows = table.get(kind)
     return [
@@ -94,10 +93,10 @@ def listed_rows(table: Row, kind: str) -> list[Row]:
 
 
 def by_image(
-    table: Row, fields: Sequence[str], known: set[Any], source: Path, report: Report = refuse
-) -> dict[Any, list[Row]]:
+    table: Record, fields: Sequence[str], known: set[Any], source: Path, report: Report = refuse
+) -> dict[Any, list[Record]]:
     r"""The annotations of every image."""
-    rows: dict[Any, list[Row]] = {}
+    rows: dict[Any, list[Record]] = {}
     for row in by_id(table, "annotations", fields, source, report).values():
         image = row["image_id"]
         if image in known:
@@ -109,7 +108,7 @@ def by_image(
 
 def read_captions(
     source: Path, known: set[Any], report: Report
-) -> tuple[dict[Any, list[Row]], str]:
+) -> tuple[dict[Any, list[Record]], str]:
     r"""The captions of every image; there may be more images than the instances file lists."""
     table, digest = read_table(source, "annotations")
     known = known | {row["id"] for row in listed_rows(table, "images")}
@@ -121,7 +120,7 @@ def read_captions(
     return rows, digest
 
 
-def check_images(images: Iterable[Row], source: Path, report: Report) -> None:
+def check_images(images: Iterable[Record], source: Path, report: Report) -> None:
     for row in images:
         where = f"{source}: image {row['id']}"
         if not inside(row["file_name"]):
@@ -132,7 +131,10 @@ def check_images(images: Iterable[Row], source: Path, report: Report) -> None:
 
 
 def check_categories(
-    categories: dict[Any, Row], annotations: dict[Any, list[Row]], source: Path, report: Report
+    categories: dict[Any, Record],
+    annotations: dict[Any, list[Record]],
+    source: Path,
+    report: Report,
 ) -> None:
     names = sorted(row["name"] for row in categories.values())
     need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
@@ -142,7 +144,7 @@ def check_categories(
             report(row["image_id"], f"{source}: annotation {row['id']} {what}")
 
 
-def decode(row: Row, size: tuple[int, int]) -> Mask:
+def decode(row: Record, size: tuple[int, int]) -> Mask:
     r"""The mask of one annotation, checked: pycocotools leaves memory unset after short runs."""
     shape, where = row.get("segmentation"), f"annotation {row['id']} of image {row['image_id']}"
     if isinstance(shape, list) and shape and all(is_polygon(part) for part in shape):

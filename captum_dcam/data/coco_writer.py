@@ -12,14 +12,13 @@ from PIL import Image
 
 from captum_dcam.data.coco_tables import (
     Mask,
-    Row,
     annotation_files,
     mask_engine,
     need,
     numbered,
 )
 from captum_dcam.errors import InputError, OccupiedError
-from captum_dcam.files import canonical, new_entries, plain, write_text
+from captum_dcam.files import Record, canonical, new_entries, plain, write_text
 
 
 class ObjectLike(Protocol):
@@ -88,9 +87,9 @@ def _stage(
     categories: Sequence[str] | None,
 ) -> None:
     r"""The whole split: the folder of its images, its captions, its instances."""
-    images: list[Row] = []
-    objects: list[Row] = []
-    texts: list[Row] = []
+    images: list[Record] = []
+    objects: list[Record] = []
+    texts: list[Record] = []
     pictures, captions, instances = places
     pictures.mkdir()
     for sample in samples:
@@ -118,20 +117,25 @@ def _stage(
         write_text(place, canonical(table, ascii_only=True))
 
 
-def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> Row:
+def _write_picture(sample: SceneLike, number: int, folder: Path, where: str) -> Record:
     r"""Saves the pixels and returns the image's entry."""
     picture, name, extra = sample.image, f"{number:012d}.png", getattr(sample, "extra", None)
     need(picture.mode == "RGB", f"{where}: image is {picture.mode}: use image.convert('RGB')")
     # From the pixels alone: Pillow would carry profiles and comments along.
     Image.fromarray(np.asarray(picture)).save(folder / name)
-    row: Row = {"id": number, "file_name": name, "height": picture.height, "width": picture.width}
+    row: Record = {
+        "id": number,
+        "file_name": name,
+        "height": picture.height,
+        "width": picture.width,
+    }
     try:
         return {**row, "extra": plain(extra)} if extra else row
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: extra is not plain JSON ({error})") from error
 
 
-def _encode(item: ObjectLike, size: tuple[int, int], where: str) -> Row:
+def _encode(item: ObjectLike, size: tuple[int, int], where: str) -> Record:
     r"""The annotation of one object, but for its ids."""
     engine, mask = mask_engine(), np.asarray(item.mask)
     need(

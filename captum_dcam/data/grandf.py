@@ -19,8 +19,7 @@ from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sa
 from captum_dcam.data.files import distinct, expect, inside, read_json, select, stored_size
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import InputError
-
-Row = dict[str, Any]
+from captum_dcam.files import Record
 
 
 class Split(NamedTuple):
@@ -116,20 +115,20 @@ class GrandfDataset(BaseDataset[Sample]):
         )
 
 
-def _read_list(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], str]:
+def _read_list(sources: list[Path], report: Ledger) -> tuple[dict[Any, Record], str]:
     r"""A training list: rows by the image's id, or its file's stem where it has none."""
     source = sources[0]
     table, digest = read_json(source, "GranD-f annotations")
     if not isinstance(table, list):
         raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
-    good: list[tuple[str, Row]] = []
+    good: list[tuple[str, Record]] = []
     for number, entry in enumerate(table):
         whole = entry if isinstance(entry, dict) else {}
         name = whole.get("file_name")
         fault = _fault(whole)
         stem = Path(name).stem if isinstance(name, str) else f"entry {number}"
         good.append((str(whole.get("image_id", stem)), {"fault": fault, **whole}))
-    rows: dict[Any, Row] = {}
+    rows: dict[Any, Record] = {}
     for image_id, (_, entry) in zip(distinct(one for one, _ in good), good, strict=True):
         fault = entry["fault"]
         rows[image_id] = entry if fault else _row(image_id, entry)
@@ -138,7 +137,7 @@ def _read_list(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], str
     return rows, digest
 
 
-def _fault(entry: Row) -> str | None:
+def _fault(entry: Record) -> str | None:
     r"""What is wrong with an entry of a training list; None: nothing."""
     if not inside(entry.get("file_name")):
         return f"file_name is {entry.get('file_name')!r}: expected a name inside its folder"
@@ -154,7 +153,7 @@ def _fault(entry: Row) -> str | None:
     return None
 
 
-def _row(image_id: str, entry: Row) -> Row:
+def _row(image_id: str, entry: Record) -> Record:
     size = (entry.get("height"), entry.get("width"))
     caption, spans = _unquoted(entry["caption"], entry["groundings"])
     return {
@@ -169,7 +168,7 @@ def _row(image_id: str, entry: Row) -> Row:
     }
 
 
-def _unquoted(raw: str, groundings: Row) -> tuple[str, dict[str, tuple[int, int]]]:
+def _unquoted(raw: str, groundings: Record) -> tuple[str, dict[str, tuple[int, int]]]:
     r"""The caption without blanks and quotes around it, and the spans that hold its phrases.
 
     Readers of these files count ``token_positives`` from the stored text or from the stripped one;
@@ -187,12 +186,12 @@ def _unquoted(raw: str, groundings: Row) -> tuple[str, dict[str, tuple[int, int]
     return caption, spans
 
 
-def _mask(image_id: Any, phrase: str, runs: object) -> Row:
+def _mask(image_id: Any, phrase: str, runs: object) -> Record:
     r"""Run lengths as COCO's annotation, which the error of a damaged one names."""
     return {"id": repr(phrase), "image_id": image_id, "segmentation": runs}
 
 
-def _read_tables(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], str]:
+def _read_tables(sources: list[Path], report: Ledger) -> tuple[dict[Any, Record], str]:
     r"""Val or test: rows by the image's id."""
     texts, digest = read_table(sources[0], "images", "annotations")
     masks, more = read_table(sources[1], "annotations")
@@ -200,7 +199,7 @@ def _read_tables(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], s
     fields = ("image_id", "caption", "labels")
     captions = by_image(texts, fields, set(images), sources[0], report)
     shapes = by_image(masks, ("image_id", "segmentation"), set(images), sources[1], report)
-    rows: dict[Any, Row] = {}
+    rows: dict[Any, Record] = {}
     for image_id, image in images.items():
         some, parts = captions.get(image_id, []), shapes.get(image_id, [])
         labels = some[0]["labels"] if some else []
@@ -216,7 +215,7 @@ def _read_tables(sources: list[Path], report: Ledger) -> tuple[dict[Any, Row], s
         if fault:
             report(image_id, f"{sources[0]}: image {image_id}: {fault}")
             continue
-        phrases: dict[str, list[Row]] = {}
+        phrases: dict[str, list[Record]] = {}
         for label, part in zip(labels, parts, strict=True):
             phrases.setdefault(label, []).append(_mask(image_id, label, part["segmentation"]))
         size = (image.get("height"), image.get("width"))

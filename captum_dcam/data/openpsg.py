@@ -23,8 +23,8 @@ from captum_dcam.data.files import (
 from captum_dcam.data.labelled import LabelledSample, label_objects
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import InputError
+from captum_dcam.files import Record
 
-Row = dict[str, Any]
 #: TAM's public evaluation asks so of OpenPSG
 PROMPT = "Write a description for this image using around three sentences:"
 SPLITS = ("test", "train", "all")
@@ -89,7 +89,7 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
             raise InputError(f"{source}: class names {names[:5]}: expected strings")
         self._classes = [*table["thing_classes"], *table["stuff_classes"]]
         self._predicates = table["predicate_classes"]
-        rows: dict[Any, Row] = {}
+        rows: dict[Any, Record] = {}
         for row in table["data"]:
             fault = self._fault(row)
             image_id = row.get("image_id") if isinstance(row, dict) else None

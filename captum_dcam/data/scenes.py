@@ -293,17 +293,17 @@ def scene_stream(seed: int, start: int = 0, stop: int | None = None) -> Iterator
 _SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
 
-def named_object(pieces: Sequence[str], target: Target) -> tuple[str | None, str | None]:
+def named_object(token_texts: Sequence[str], target: Target) -> tuple[str | None, str | None]:
     r"""Colour and shape of the object that a word of an answer names.
 
     The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
     colour word's noun. ``(None, None)`` where it names no object.
 
     Args:
-        pieces (sequence of str): text of every token of the answer.
+        token_texts (sequence of str): text of every token of the answer.
         target (Target): the word.
     """
-    words = [piece.strip().lower() for piece in pieces]
+    words = [piece.strip().lower() for piece in token_texts]
     own = target.positions
     inside = [words[p] for p in own]
     color = next((w for w in inside if w in COLORS), None)
@@ -317,9 +317,9 @@ def named_object(pieces: Sequence[str], target: Target) -> tuple[str | None, str
     return color, shape
 
 
-def scene_mask(scene: Scene, pieces: Sequence[str], target: Target) -> Tensor | None:
+def scene_mask(scene: Scene, token_texts: Sequence[str], target: Target) -> Tensor | None:
     """Mask (H, W) bool of what a word names; None if it names no object of the scene."""
-    color, shape = named_object(pieces, target)
+    color, shape = named_object(token_texts, target)
     if color is None and shape is None:
         return None
     mask = torch.from_numpy(scene.mask_of(color, shape))

@@ -27,8 +27,8 @@ from captum_dcam.data.files import (
 from captum_dcam.data.labelled import LabelledSample, label_objects, labels_of
 from captum_dcam.data.registry import register_dataset
 from captum_dcam.errors import InputError, MissingFileError
+from captum_dcam.files import Record
 
-Row = dict[str, Any]
 _SENTENCES = "Write a description for this image using around {} sentences:"
 #: folder name → prompt, as the public script decides it
 PROMPTS = {"grandf": _SENTENCES.format("two"), "openpsg": _SENTENCES.format("three")}
@@ -129,7 +129,7 @@ def _names(name: str) -> tuple[str, ...]:
     return (name, *ALIASES.get(name, ()))
 
 
-def _read_list(source: Path, report: Ledger) -> tuple[dict[Any, Row], str]:
+def _read_list(source: Path, report: Ledger) -> tuple[dict[Any, Record], str]:
     table, digest = read_json(source, "TAM's list of images")
     if not isinstance(table, list):
         raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
@@ -138,7 +138,7 @@ def _read_list(source: Path, report: Ledger) -> tuple[dict[Any, Row], str]:
         Path(entry[0]).stem if fault is None else f"entry {number}"
         for number, (entry, fault) in enumerate(zip(table, faults, strict=True))
     ]
-    rows: dict[Any, Row] = {}
+    rows: dict[Any, Record] = {}
     for image_id, entry, fault in zip(distinct(names), table, faults, strict=True):
         rows[image_id] = {}
         if fault is not None:
@@ -162,7 +162,7 @@ def _fault(entry: object) -> str | None:
     return None if good else f"its names are {str(levels)[:200]}: expected {{name: grey level}}"
 
 
-def _read_coco(instances: Path, captions: Path, report: Ledger) -> tuple[dict[Any, Row], str]:
+def _read_coco(instances: Path, captions: Path, report: Ledger) -> tuple[dict[Any, Record], str]:
     table, digest = read_table(instances, "images", "categories")
     images = by_id(table, "images", (), instances, report)
     categories = by_id(table, "categories", ("name",), instances)

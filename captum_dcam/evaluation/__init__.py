@@ -8,14 +8,14 @@ r"""Evaluation: a plan, a harness that survives being killed, and a store that s
 - what is evaluated: :class:`Plan`, :class:`Variant`
 - doing it: :func:`evaluate`, :class:`Summary`, :class:`Live`, :func:`stop_on_signals`
 - what is stored: :class:`Store`, :func:`rows`
-- metrics by name: :func:`register_metric`, :class:`Case`, :class:`Scores`
+- metrics by name: :func:`register_metric`, :class:`VariantMaps`, :class:`Scores`
 """
 
 from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import probes  # noqa: F401  enters its metrics
 from captum_dcam.evaluation.harness import Summary, evaluate
 from captum_dcam.evaluation.launch import launched_shard, parse_shard, stop_on_signals
-from captum_dcam.evaluation.measure import METRICS, Case, Scores, register_metric
+from captum_dcam.evaluation.measure import METRICS, Scores, VariantMaps, register_metric
 from captum_dcam.evaluation.plan import FLOORS, Plan, Variant
 from captum_dcam.evaluation.progress import Live, Progress, Silent
 from captum_dcam.evaluation.results import rows
@@ -26,7 +26,6 @@ __all__ = [
     "FLOORS",
     "KINDS",
     "METRICS",
-    "Case",
     "EvaluationError",
     "Live",
     "Plan",
@@ -37,6 +36,7 @@ __all__ = [
     "StoreError",
     "Summary",
     "Variant",
+    "VariantMaps",
     "Word",
     "evaluate",
     "launched_shard",

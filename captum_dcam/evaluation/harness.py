@@ -21,6 +21,7 @@ from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
 from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.results.explanation import versions
 
 POLICIES = ("raise", "skip")
@@ -197,7 +198,7 @@ def facts_of(adapter: Adapter, data: DatasetLike, trial: Trial) -> Record:
     return {
         "versions": versions(),
         "family": adapter.family,
-        "regime": adapter.regime,
+        "regime": STORED_CACHES[adapter.cache],
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "device": adapter.device.type,
         "blocks": len(adapter.blocks),
@@ -248,7 +249,7 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     dtype = getattr(torch, plan.dtype)
-    return load(plan.model, regime=plan.regime, device=where, dtype=dtype, **plan.load)
+    return load(plan.model, cache=plan.cache, device=where, dtype=dtype, **plan.load)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 r"""Metrics of an evaluation: functions of a variant's maps, found by name.
 
-A metric gets a :class:`Case` and returns :class:`Scores`: columns of one value a word (None where
-it is not defined for the word), and values of the whole image. To add one::
+A metric gets a :class:`VariantMaps` and returns :class:`Scores`: columns of one value per
+word (None where it is not defined for the word), and values of the whole image. To add one::
 
-    @register_metric("coverage")
-    def coverage(case: Case, threshold: float = 0.5) -> Scores:
-        at = case.where("object")
-        return Scores(case.columns(at, coverage=(case.pixels[at] > threshold).float().mean((1, 2))))
+    >>> @register_metric("coverage")
+    ... def coverage(case: VariantMaps, threshold: float = 0.5) -> Scores:
+    ...     at = case.where("object")
+    ...     covered = (case.pixels[at] > threshold).float().mean((1, 2))
+    ...     return Scores(case.columns(at, coverage=covered))
+    >>> METRICS.remove("coverage")
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class VariantMaps:
     r"""Maps of N words of one image by one variant; all of them complete.
 
     Args:
@@ -147,7 +149,7 @@ def metric_record(value: str | Mapping[str, Any]) -> Record:
     return {**plain(METRICS.record(plain(value))), "label": label}
 
 
-def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:
+def measure(case: VariantMaps, metrics: Sequence[Mapping[str, Any]]) -> Scores:
     """All metrics of a case; two that claim one column are an error."""
     words: dict[str, list[Any]] = {}
     image: dict[str, Any] = {}
@@ -167,7 +169,7 @@ def measure(case: Case, metrics: Sequence[Mapping[str, Any]]) -> Scores:
 
 
 @register_metric("localization")
-def localization(case: Case) -> Scores:
+def localization(case: VariantMaps) -> Scores:
     """Obj-IoU, contrast, concentration and F3 of words with a mask (Diffusion-CAM, Eq. 14-17)."""
     if not (at := case.where("object")):
         return Scores({})
@@ -177,7 +179,7 @@ def localization(case: Case) -> Scores:
 
 
 @register_metric("plausibility")
-def plausibility(case: Case) -> Scores:
+def plausibility(case: VariantMaps) -> Scores:
     r"""TAM's protocol (Eq. 8 and 9).
 
     ``phrase_iou`` of words with a mask, the best over the words of a name that were explained;
@@ -210,7 +212,7 @@ def plausibility(case: Case) -> Scores:
     return Scores(out, image)
 
 
-def _phrase(case: Case, head: int) -> float:
+def _phrase(case: VariantMaps, head: int) -> float:
     """The best IoU of the words of a name."""
     number = case.words[head].phrase
     parts = [i for i, w in enumerate(case.words) if w.phrase == number]
@@ -223,7 +225,7 @@ def _check_tolerance(tolerance: float) -> None:
 
 
 @register_metric("pointing", _check_tolerance)
-def pointing(case: Case, tolerance: float = 0.0) -> Scores:
+def pointing(case: VariantMaps, tolerance: float = 0.0) -> Scores:
     """Whether the maximum lies on the mask; the share of the energy in the objects' boxes."""
     if not (at := case.where("object")):
         return Scores({})
@@ -235,7 +237,7 @@ def pointing(case: Case, tolerance: float = 0.0) -> Scores:
 
 
 @register_metric("sparseness")
-def sparseness(case: Case) -> Scores:
+def sparseness(case: VariantMaps) -> Scores:
     """Gini index, entropy and Hoyer's measure of every map, on the grid of image tokens."""
     at, maps = range(len(case.words)), case.maps[0]
     return Scores(
@@ -244,14 +246,14 @@ def sparseness(case: Case) -> Scores:
 
 
 @register_metric("features")
-def features(case: Case) -> Scores:
+def features(case: VariantMaps) -> Scores:
     """What :class:`captum_dcam.metrics.Reliability` is fitted on, on the grid of image tokens."""
     found = map_features(case.maps[0])
     return Scores(case.columns(range(len(case.words)), features=numbers(found)))
 
 
 @register_metric("statistics")
-def statistics(case: Case) -> Scores:
+def statistics(case: VariantMaps) -> Scores:
     """What thresholds of refinements are fitted on: ``peak`` of the raw map, and mean, standard
     deviation and skewness of the positive part from 0 to 1, on the grid of image tokens."""
     raw = case.raw[0]

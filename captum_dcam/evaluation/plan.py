@@ -17,7 +17,7 @@ from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.files import Record, canonical, digest, plain
 from captum_dcam.methods import Method, method
-from captum_dcam.model.trajectory import REGIMES, SCORES
+from captum_dcam.model.trajectory import CACHES, SCORES, STORED_CACHES, stored_cache
 from captum_dcam.refine import Refinement, refinement
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -141,7 +141,7 @@ class Plan:
         dataset (dict, optional): name and settings of the data set; a name becomes a record.
             Default: ``{"name": "scenes"}``
         model (str, optional): a family or a folder. Default: ``"mini"``
-        regime (str, optional): ``prefix`` or ``full``. Default: the family's
+        cache (str, optional): ``prefix`` or ``none``. Default: the family's
         dtype (str, optional): one of :data:`DTYPES`. Default: ``"float32"``
         prompt (str, optional): asked of every image. Default: the data set's own
         answer (dict, optional): ``generated``, or ``{"name": "caption", "wording": …}``, a text of
@@ -166,7 +166,7 @@ class Plan:
     variants: tuple[Variant, ...]
     dataset: Record = field(default_factory=lambda: {"name": "scenes"})
     model: str = "mini"
-    regime: str | None = None
+    cache: str | None = None
     dtype: str = "float32"
     prompt: str | None = None
     answer: Record = field(default_factory=lambda: {"name": "generated"})
@@ -199,8 +199,8 @@ class Plan:
             raise InputError("no variants: give at least one method, or 'oracle'")
         if not isinstance(dataset.get("name"), str):
             raise InputError(f"dataset is {dataset}: expected a name, or a record with 'name'")
-        if self.regime is not None and self.regime not in REGIMES:
-            raise UnknownNameError(f"unknown regime {self.regime!r}{near(self.regime, REGIMES)}")
+        if self.cache is not None and self.cache not in CACHES:
+            raise UnknownNameError(f"unknown cache {self.cache!r}{near(self.cache, CACHES)}")
         if self.dtype not in DTYPES:
             raise UnknownNameError(f"unknown dtype {self.dtype!r}{near(self.dtype, DTYPES)}")
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
@@ -223,6 +223,7 @@ class Plan:
         """JSON-able; :meth:`from_record` gives an equal plan."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         out["variants"] = [v.record() for v in self.variants]
+        out["regime"] = STORED_CACHES.get(out.pop("cache"))  # the files' spelling
         if not self.load:
             del out["load"]  # as in stores of before it was known
         return plain(out)
@@ -239,13 +240,15 @@ class Plan:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Plan:
         """A plan from JSON; what is left out keeps its default."""
-        known = [f.name for f in fields(cls)]
+        known = ["regime" if f.name == "cache" else f.name for f in fields(cls)]
         for key in record:
             if key not in known:
                 raise UnknownNameError(f"a plan has no {key!r}{near(key, known)}")
         if "variants" not in record:
             raise InputError("the plan has no 'variants': list what to evaluate")
-        return cls(**record)
+        given = dict(record)
+        stored = given.pop("regime", None)
+        return cls(**given, cache=None if stored is None else stored_cache(stored))
 
     def runs(self) -> list[tuple[Record, list[Variant]]]:
         """Runs of methods, each with the variants that share it; without the floors."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_dcam import faithfulness as tests
 from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.evaluation.measure import Case, Scores, numbers, register_metric
+from captum_dcam.evaluation.measure import Scores, VariantMaps, numbers, register_metric
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
 from captum_dcam.faithfulness.curves import check_settings
@@ -24,7 +24,7 @@ from captum_dcam.model.words import Target
 OBJECTS = ("object",)
 
 
-def _asked(case: Case, kinds: Sequence[str]) -> tuple[list[int], tuple[Target, ...]]:
+def _asked(case: VariantMaps, kinds: Sequence[str]) -> tuple[list[int], tuple[Target, ...]]:
     at = case.where(*kinds)
     return at, tuple(case.words[i].target for i in at)
 
@@ -67,7 +67,7 @@ def _check_samples(
 
 @register_metric("faithfulness", _check_curves)
 def faithfulness(
-    case: Case,
+    case: VariantMaps,
     baseline: str = "mean",
     where: str = "pixels",
     patch: int = 1,
@@ -116,7 +116,7 @@ def faithfulness(
 
 @register_metric("infidelity", _check_samples)
 def infidelity(
-    case: Case,
+    case: VariantMaps,
     baseline: str = "mean",
     samples: int = 32,
     chunk: int = 8,
@@ -143,7 +143,7 @@ def infidelity(
 
 @register_metric("sensitivity", _check_samples)
 def sensitivity(
-    case: Case, radius: float = 0.02, samples: int = 10, kinds: Sequence[str] = OBJECTS
+    case: VariantMaps, radius: float = 0.02, samples: int = 10, kinds: Sequence[str] = OBJECTS
 ) -> Scores:
     """Captum's max-sensitivity: the largest relative change of the map under small noise."""
     at, targets = _asked(case, kinds)
@@ -161,7 +161,7 @@ def sensitivity(
 
 
 @register_metric("answer_shuffle")
-def answer_shuffle(case: Case, kinds: Sequence[str] = OBJECTS) -> Scores:
+def answer_shuffle(case: VariantMaps, kinds: Sequence[str] = OBJECTS) -> Scores:
     """Rank correlation of a word's map with its map among shuffled other tokens."""
     at, targets = _asked(case, kinds)
     if not at or case.explain is None:
@@ -172,7 +172,7 @@ def answer_shuffle(case: Case, kinds: Sequence[str] = OBJECTS) -> Scores:
 
 @register_metric("randomization")
 def randomization(
-    case: Case, stages: int | Sequence[int] | None = None, kinds: Sequence[str] = OBJECTS
+    case: VariantMaps, stages: int | Sequence[int] | None = None, kinds: Sequence[str] = OBJECTS
 ) -> Scores:
     """Rank correlation and structural similarity after stages of weights drawn anew."""
     at, targets = _asked(case, kinds)
@@ -186,7 +186,7 @@ def randomization(
 
 
 @register_metric("placebo")
-def placebo(case: Case) -> Scores:
+def placebo(case: VariantMaps) -> Scores:
     """Obj-IoU and F3 of every object's mask with the map of another object's word."""
     at = case.where(*OBJECTS)
     owners = [case.words[i].objects for i in at]

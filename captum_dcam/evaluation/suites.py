@@ -15,6 +15,7 @@ from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_re
 from captum_dcam.files import Record
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.refine import paper_refinements
 from captum_dcam.registry import Registry
 
@@ -65,11 +66,11 @@ class Setting:
     r"""What a suite is run on.
 
     Args:
-        adapter (Adapter): the model; regimes and blocks are asked of it.
+        adapter (Adapter): the model; caches and blocks are asked of it.
         model (str): its name or folder, for the plan.
         dataset (dict): name and settings.
         start, limit (int, optional): images, in the data set's order. Default: all
-        regime, dtype, prompt, seed, generation, threads, load: as in :class:`Plan`.
+        cache, dtype, prompt, seed, generation, threads, load: as in :class:`Plan`.
         passes (int, optional): budget an image and method. Default: none
     """
 
@@ -78,7 +79,7 @@ class Setting:
     dataset: Record
     start: int = 0
     limit: int | None = None
-    regime: str | None = None
+    cache: str | None = None
     dtype: str = "float32"
     prompt: str | None = None
     seed: int = 0
@@ -88,7 +89,7 @@ class Setting:
 
     def plan(self, variants: Sequence[Any], **changes: Any) -> Plan:
         """A plan on this model and data; images that a part wants fewer of are the first ones."""
-        names = "model dataset start limit regime dtype prompt seed generation threads load".split()
+        names = "model dataset start limit cache dtype prompt seed generation threads load".split()
         return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
 
     def first(self, most: int) -> int:
@@ -197,15 +198,15 @@ def objects(setting: Setting) -> list[Part]:
 
 @SUITES.register("feasibility")
 def feasibility(setting: Setting) -> list[Part]:
-    """The paper preset at four shares of the steps, in every regime of the family."""
+    """The paper preset at four shares of the steps, with every cache of the family."""
     variants = [Variant(f"at {share:g}", "diffusion_cam_paper", {"at": share}) for share in SHARES]
     return [
         Part(
-            f"feasibility-{regime}",
-            setting.plan(variants, words=("object",), regime=regime),
+            f"feasibility-{STORED_CACHES[cache]}",
+            setting.plan(variants, words=("object",), cache=cache),
             skips=True,
         )
-        for regime in setting.adapter.regimes
+        for cache in setting.adapter.caches
     ]
 
 

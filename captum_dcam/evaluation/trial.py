@@ -17,7 +17,7 @@ from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import FLOORS
-from captum_dcam.evaluation.measure import Case, Scores, measure, numbers
+from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.words import (
     SampleLike,
@@ -26,7 +26,7 @@ from captum_dcam.evaluation.words import (
     read_masks,
 )
 from captum_dcam.files import Record, canonical
-from captum_dcam.methods import Budget, Problem
+from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.words import Target, answer_text, repeated_function_words
@@ -42,7 +42,7 @@ def derived_seed(seed: int, *parts: Any) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class VariantResult:
     """A variant's raw maps of the words, then of the repeated words that refinements ask for.
 
     ``text`` is the relevance of text tokens, ``floor`` says that no method was run.
@@ -57,7 +57,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class BoundImage:
     """What all variants of one image have in common."""
 
     image_id: Any
@@ -119,7 +119,7 @@ class Trial:
 
     # -- the answer -----------------------------------------------------------------------------
 
-    def _answer(self, image_id: Any, sample: SampleLike) -> tuple[Bound, Record]:
+    def _answer(self, image_id: Any, sample: SampleLike) -> tuple[BoundImage, Record]:
         plan = self.plan
         prompt = sample.prompt if plan.prompt is None else plan.prompt
         if prompt is None:
@@ -151,11 +151,11 @@ class Trial:
             "lemmatizer": answer.lemmatizer,
             "words": [_word_record(w, masks, trajectory) for w in words],
         }
-        return Bound(image_id, forward, words, repeated, masks), record
+        return BoundImage(image_id, forward, words, repeated, masks), record
 
     # -- maps -----------------------------------------------------------------------------------
 
-    def _floor(self, bound: Bound, variant: Variant) -> Found:
+    def _floor(self, bound: BoundImage, variant: Variant) -> VariantResult:
         found, complete = FLOORS[variant.method](
             bound.words,
             bound.masks,
@@ -163,19 +163,21 @@ class Trial:
             derived_seed(self.plan.seed, bound.image_id, variant.method),
             **variant.settings,
         )
-        return Found(found, tuple(complete), floor=True)
+        return VariantResult(found, tuple(complete), floor=True)
 
-    def _run(self, bound: Bound, run: Record, variants: list[Variant], cost: Record) -> Found:
+    def _run(
+        self, bound: BoundImage, run: Record, variants: list[Variant], cost: Record
+    ) -> VariantResult:
         method, words = variants[0].build(), bound.targets
         generator = generator_of(self._run_seed(bound, run), method.name)
         done = run_method(
             method,
-            Problem(bound.at(run["layer"]), words, run["score"], generator),
+            AttributionTask(bound.at(run["layer"]), words, run["score"], generator),
             None if run["passes"] is None else Budget(run["passes"]),
             "raise" if self.on_error == "raise" else "report",
         )
         cost["runs"].append({"variants": [v.name for v in variants], **asdict(done.cost)})
-        return Found(
+        return VariantResult(
             done.found.maps,
             done.complete,
             done.status_of(len(bound.words)),
@@ -183,11 +185,11 @@ class Trial:
             done.found.text,
         )
 
-    def _run_seed(self, bound: Bound, run: Record) -> int:
+    def _run_seed(self, bound: BoundImage, run: Record) -> int:
         return derived_seed(self.plan.seed, bound.image_id, run)
 
     def _refined(
-        self, bound: Bound, stages: Sequence[Refinement], found: Found, cost: Record
+        self, bound: BoundImage, stages: Sequence[Refinement], found: VariantResult, cost: Record
     ) -> tuple[tuple[Tensor, ...], Sequence[RefineContext], list[str] | None]:
         """Positive maps after post-transforms, each grid's context, DACG's branch of every map."""
         own = None
@@ -205,7 +207,12 @@ class Trial:
     # -- scores ---------------------------------------------------------------------------------
 
     def _score(
-        self, bound: Bound, variant: Variant, found: Found, result: Record, cost: Record
+        self,
+        bound: BoundImage,
+        variant: Variant,
+        found: VariantResult,
+        result: Record,
+        cost: Record,
     ) -> None:
         """Refine and measure one variant; a failure says why in its record, or is raised."""
         record: Record = {"status": found.status}
@@ -233,7 +240,12 @@ class Trial:
             record["scores"]["dacg_route"] = routes
 
     def _measured(
-        self, bound: Bound, variant: Variant, found: Found, complete: list[bool], spent: Record
+        self,
+        bound: BoundImage,
+        variant: Variant,
+        found: VariantResult,
+        complete: list[bool],
+        spent: Record,
     ) -> tuple[Scores, list[str | None] | None]:
         count, stages = len(bound.words), variant.stages()
         refined, contexts, routes = self._refined(bound, stages, found, spent)
@@ -245,7 +257,7 @@ class Trial:
             return Scores({}), spread
         before = time.perf_counter()
         run_seed = self._run_seed(bound, variant.run)
-        case = Case(
+        case = VariantMaps(
             tuple(bound.words[i] for i in at),
             tuple(m[at] for m in refined),
             tuple(m[:count][at] for m in found.raw),
@@ -295,8 +307,8 @@ def _explain(variant: Variant, contexts: Sequence[RefineContext], seed: int) -> 
 
     def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
-        problem = Problem(single(forward), tuple(targets), variant.score, generator)
-        raw = variant.build().attribute(problem).maps
+        task = AttributionTask(single(forward), tuple(targets), variant.score, generator)
+        raw = variant.build().attribute(task).maps
         stages = variant.stages()
         return maps.refine_words(raw, stages, contexts) if stages else raw
 

@@ -12,7 +12,9 @@ All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one exa
 (:func:`captum_dcam.model.forward.single`), targets, and maps (one (N, h, w) a grid) or a callable
 ``explain(forward, targets) -> maps``, for example::
 
-    explain = lambda forward, targets: method("tam").attribute(Problem(forward, targets)).maps
+    >>> from captum_dcam.methods import AttributionTask, method
+    >>> def explain(forward, targets):
+    ...     return method("tam").attribute(AttributionTask(forward, targets)).maps
 """
 
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max

@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.fills import pixel_fill
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, read, with_pixels
-from captum_dcam.methods.base import Problem
+from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
 from captum_dcam.model.forward import DenoisingForward
@@ -70,7 +70,7 @@ def infidelity(
         generator = torch.Generator().manual_seed(0)
     request = one_example(forward)
     rows = flat_maps(forward, maps, targets, "infidelity")
-    owners = pixel_owners(Problem(forward, ()))[0]
+    owners = pixel_owners(AttributionTask(forward, ()))[0]
     fill = pixel_fill(forward, baseline)
     removed = torch.stack([_square(request.layout.shapes, generator) for _ in range(samples)])
     shared = torch.nn.functional.pad(rows / _sizes(owners, rows.shape[1]), (0, 1))

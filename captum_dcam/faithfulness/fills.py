@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.faithfulness.reading import one_example
-from captum_dcam.methods.base import Problem
+from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
 from captum_dcam.model.forward import DenoisingForward
 
@@ -46,16 +46,16 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
     """
     if baseline not in BASELINES:
         raise InputError(f"baseline is {baseline!r}: expected one of {BASELINES}")
-    problem = Problem(forward, ())
-    owners = pixel_owners(problem)[0]
-    if baseline != "mean" and token_size(owners[None], problem.shapes) is None:
+    task = AttributionTask(forward, ())
+    owners = pixel_owners(task)[0]
+    if baseline != "mean" and token_size(owners[None], task.shapes) is None:
         raise MethodError(
             f"baseline {baseline!r} needs rows and columns of pixels, but the pixel tensor of "
             f"{forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
             "baseline='mean'"
         )
     request = one_example(forward)
-    mean = baseline_of(case_of(problem, 0, 0), "mean")
+    mean = baseline_of(case_of(task, 0, 0), "mean")
     pixels = request.pixels.detach().to(mean)
     inside = owners >= 0
     still = _blurred(pixels, inside) if baseline == "blur" else mean

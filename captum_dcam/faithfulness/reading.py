@@ -118,14 +118,14 @@ def read(
     during = edited or (lambda _rows: nullcontext())
     with torch.no_grad():
         memory: Any = None
-        if trajectory.regime == "prefix" and reads:
+        if trajectory.cache == "prefix" and reads:
             with during(everyone):
                 memory = copies.prefill()
         for some in _chunks(sorted(reads), chunk):
             rows, steps = (torch.tensor(column) for column in zip(*some, strict=True))
-            if trajectory.regime == "prefix":
+            if trajectory.cache == "prefix":
                 at = rows.to(copies.request.pixels.device)
-                logits = copies.step(adapter.rows(memory, at), rows, steps)
+                logits = copies.step(adapter.select(memory, at), rows, steps)
             else:
                 with during(rows):
                     logits = copies.replay(rows, steps)

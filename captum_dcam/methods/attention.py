@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam.methods.attention_weights import Attentions, through
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    register_method,
+)
 from captum_dcam.methods.lens import check_block
 from captum_dcam.methods.sequence_values import over_tokens
 
@@ -22,9 +28,9 @@ from captum_dcam.methods.sequence_values import over_tokens
 class _Weights(Method):
     """Shared: one look at the model tells whether its attention can be seen."""
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        Attentions(problem).at(problem.targets[0].positions[0] if problem.targets else 0)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        Attentions(task).at(task.targets[0].positions[0] if task.targets else 0)
 
 
 @register_method("attention")
@@ -41,23 +47,23 @@ class RawAttention(_Weights):
     """
 
     block: int | None = None
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Attention", "attention", "attention weights as they are", "1", ("attention",), text=True
     )
 
-    def check(self, problem: Problem) -> None:
-        self._blocks(problem)
-        super().check(problem)
+    def check(self, task: AttributionTask) -> None:
+        self._blocks(task)
+        super().check(task)
 
-    def _blocks(self, problem: Problem) -> list[int]:
-        adapter = problem.forward.adapter
+    def _blocks(self, task: AttributionTask) -> list[int]:
+        adapter = task.forward.adapter
         if self.block is None:
             return list(range(len(adapter.blocks)))
         return [check_block(adapter, self.block)]
 
-    def attribute(self, problem: Problem) -> Attribution:
-        blocks, attentions = self._blocks(problem), Attentions(problem)
-        return over_tokens(problem, lambda p, _token: attentions.row(p, blocks), text=True)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        blocks, attentions = self._blocks(task), Attentions(task)
+        return over_tokens(task, lambda p, _token: attentions.row(p, blocks), text=True)
 
 
 @register_method("attention_rollout")
@@ -69,7 +75,7 @@ class AttentionRollout(_Weights):
     carried through the product. Like raw attention it does not depend on the token's id.
     """
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Attention rollout",
         "attention",
         "Abnar & Zuidema, ACL 2020",
@@ -78,8 +84,8 @@ class AttentionRollout(_Weights):
         text=True,
     )
 
-    def attribute(self, problem: Problem) -> Attribution:
-        attentions = Attentions(problem)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        attentions = Attentions(task)
 
         def values(position: int, _token: int) -> Tensor:
             _, found = attentions.at(position)
@@ -89,7 +95,7 @@ class AttentionRollout(_Weights):
                 row = row / row.sum()
             return row
 
-        return over_tokens(problem, values, text=True)
+        return over_tokens(task, values, text=True)
 
 
 @register_method("grad_rollout")
@@ -101,7 +107,7 @@ class GradRollout(_Weights):
     map is the row of the word's position. Only that row is carried through the product.
     """
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Grad-rollout",
         "attention",
         "Chefer et al., ICCV 2021",
@@ -110,8 +116,8 @@ class GradRollout(_Weights):
         text=True,
     )
 
-    def attribute(self, problem: Problem) -> Attribution:
-        attentions = Attentions(problem, gradients=True)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        attentions = Attentions(task, gradients=True)
 
         def values(position: int, token: int) -> Tensor:
             row = _start(attentions, position)
@@ -119,7 +125,7 @@ class GradRollout(_Weights):
                 row = row + through(row, parts)
             return row
 
-        return over_tokens(problem, values, text=True)
+        return over_tokens(task, values, text=True)
 
 
 def _start(attentions: Attentions, position: int) -> Tensor:

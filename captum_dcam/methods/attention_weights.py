@@ -25,7 +25,7 @@ from captum_dcam.methods.attention_calls import (
     is_fused,
     is_written,
 )
-from captum_dcam.methods.base import Problem
+from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.sequence_values import sequence_length
 from captum_dcam.model.sequence import check_single, check_whole, padded, unkept
 
@@ -83,27 +83,27 @@ def check_seen(calls: dict[int, list[Call]], blocks: Sequence[int], kinds: Seque
 
 
 class Attentions:
-    r"""Attention of the whole sequence of L tokens, in the states of a problem's tokens.
+    r"""Attention of the whole sequence of L tokens, in the states of a task's tokens.
 
-    In the prefix regime the prefix's rows come from one prefill, the answer's from the step; in the
-    full regime all from the step. The last state is kept: tokens that share it share its pass.
+    With a prefix cache the prefix's rows come from one prefill, the answer's from the step; without
+    a cache all from the step. The last state is kept: tokens that share it share its pass.
 
     Args:
-        problem (Problem): batch 1.
+        task (AttributionTask): batch 1.
         gradients (bool, optional): keep the graph for :meth:`gradients`. Default: False
     """
 
-    def __init__(self, problem: Problem, gradients: bool = False) -> None:
-        self.problem, self.wanted = problem, gradients
-        self.forward = unkept(problem.forward)
+    def __init__(self, task: AttributionTask, gradients: bool = False) -> None:
+        self.task, self.wanted = task, gradients
+        self.forward = unkept(task.forward)
         self.blocks = list(self.forward.adapter.blocks)
-        self.length = sequence_length(problem)
+        self.length = sequence_length(task)
         self._prefix: tuple[Any, dict[int, list[Call]]] | None = None
         self._state: tuple[int, Tensor, tuple[tuple[Call, ...], ...]] | None = None
 
     def at(self, position: int) -> tuple[Tensor, tuple[tuple[Call, ...], ...]]:
         """Logits (T, V) and, block by block, the calls whose rows make up the sequence."""
-        step = self.problem.step(position)
+        step = self.task.step(position)
         if self._state is None or self._state[0] != step:
             self._state = None  # frees the graph of the state before
             with torch.set_grad_enabled(self.wanted):
@@ -117,14 +117,14 @@ class Attentions:
                 memory = forward.prefill()
             self._prefix = memory, calls
         memory, before = self._prefix
-        device = self.problem.pixels.device
-        # rows() copies, so that a family whose cache grows in place leaves the prefill's alone
-        own = forward.adapter.rows(memory, torch.zeros(1, dtype=torch.long, device=device))
+        device = self.task.pixels.device
+        # select() copies, so that a family whose cache grows in place leaves the prefill's alone
+        own = forward.adapter.select(memory, torch.zeros(1, dtype=torch.long, device=device))
         with recording(self.blocks, self.wanted, forward.adapter.step_blocks) as calls:
             logits = forward.step(own, torch.tensor([0]), torch.tensor([step]))
         kinds = [type(b).__name__ for b in self.blocks]
         check_seen(calls, range(len(self.blocks)), kinds)
-        if forward.trajectory.regime == "prefix":
+        if forward.trajectory.cache == "prefix":
             check_seen(before, range(len(self.blocks)), kinds)
         found = tuple((*before.get(i, ()), *calls[i]) for i in range(len(self.blocks)))
         for index, parts in enumerate(found):
@@ -133,7 +133,7 @@ class Attentions:
 
     def _check_shapes(self, index: int, shapes: Sequence[tuple[int, int]]) -> None:
         """Raise MethodError unless queries make up the sequence, behind keys of their own."""
-        if self.forward.trajectory.regime == "full" and len(shapes) > 1:
+        if self.forward.trajectory.cache == "none" and len(shapes) > 1:
             check_whole(min(q for q, _ in shapes), self.length)
         count = sum(q for q, _ in shapes)
         if self.forward.adapter.step_blocks:  # written part after part: later ones are not there

@@ -1,6 +1,6 @@
 r"""What a method is: settings in a frozen dataclass, a bound generation in, one map a word out.
 
-Every method, ours or a rival's, gets the same :class:`Problem` and returns an
+Every method, ours or a rival's, gets the same :class:`AttributionTask` and returns an
 :class:`Attribution`. Existing implementations are called, not rewritten; a file here is wiring.
 """
 
@@ -21,7 +21,7 @@ from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 from captum_dcam.registry import Registry
 
-#: what ``Facts.needs`` may hold, and what each means
+#: what ``MethodFacts.needs`` may hold, and what each means
 NEEDS = {
     "gradients": "backward passes",
     "attention": "attention weights",
@@ -44,7 +44,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodFacts:
     r"""What a reader of the method table wants to know.
 
     Args:
@@ -55,7 +55,7 @@ class Facts:
         needs (tuple of str): keys of :data:`NEEDS`.
         text (bool): gives relevance of text tokens as well. Default: False
         target_blind (bool): one map whatever the word. Default: False
-        stochastic (bool): draws from the problem's generator. Default: False
+        stochastic (bool): draws from the task's generator. Default: False
         expensive (bool): so many passes that a budget makes sense. Default: False
         runs_on (tuple of str): kinds of model. Default: both
     """
@@ -80,7 +80,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Problem:
+class AttributionTask:
     r"""What every method is given: a bound generation of one example, and words of its answer.
 
     Args:
@@ -98,7 +98,7 @@ class Problem:
     def __post_init__(self) -> None:
         if self.forward.request.batch != 1:
             raise InputError(
-                "a problem is one example: narrow the forward with single(forward, example)"
+                "a task is one example: narrow the forward with single(forward, example)"
             )
 
     @property
@@ -151,16 +151,16 @@ class Method(ABC):
     """Base of the registered frozen dataclasses; their fields are the method's settings."""
 
     name: ClassVar[str] = ""
-    facts: ClassVar[Facts]
+    facts: ClassVar[MethodFacts]
 
     @abstractmethod
-    def attribute(self, problem: Problem) -> Attribution:
-        """Maps of all targets of a problem."""
+    def attribute(self, task: AttributionTask) -> Attribution:
+        """Maps of all targets of a task."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, task: AttributionTask) -> None:
         """Raise before any work when the method cannot run on this model or generation."""
         if "pixel tokens" in self.facts.needs:
-            problem.forward.adapter.pixel_tokens(problem.forward.request)
+            task.forward.adapter.pixel_tokens(task.forward.request)
 
     def describe(self) -> dict[str, Any]:
         """A JSON-able record: the name and the settings."""
@@ -179,16 +179,16 @@ class PerToken(Method):
     """
 
     @abstractmethod
-    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
         """Signed maps (h, w), one a grid, of the logit of ``token`` at response ``position``."""
 
-    def attribute(self, problem: Problem) -> Attribution:
-        maps = problem.empty()
-        done = torch.zeros(len(problem.targets), dtype=torch.bool)
-        for n, target in enumerate(problem.targets):
+    def attribute(self, task: AttributionTask) -> Attribution:
+        maps = task.empty()
+        done = torch.zeros(len(task.targets), dtype=torch.bool)
+        for n, target in enumerate(task.targets):
             try:
                 parts = [
-                    self.token(problem, position, token)
+                    self.token(task, position, token)
                     for position, token in zip(target.positions, target.token_ids, strict=True)
                 ]
             except BudgetExhaustedError as error:

@@ -18,7 +18,7 @@ from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import Method, PerToken, Problem, seeded
+from captum_dcam.methods.base import AttributionTask, Method, PerToken, seeded
 
 #: what stands for "no picture"
 BASELINES = ("mean", "zero")
@@ -29,8 +29,8 @@ _SIZES = ("std", "alpha")
 
 
 @dataclass(frozen=True)
-class Case:
-    r"""One token of a problem, as Captum wants it.
+class CaptumArguments:
+    r"""One token of a task, as Captum wants it.
 
     Args:
         forward (callable): float32 pixels, extras and state to float32 logits (B, T, V).
@@ -38,7 +38,7 @@ class Case:
         pixels (Tensor): (1, …), a copy in float32 (float64 stays).
         target (tuple): (position, token).
         arguments (tuple of Tensor): extras and state of the token's step.
-        problem (Problem): where it comes from.
+        task (AttributionTask): where it comes from.
     """
 
     forward: Callable[..., Tensor]
@@ -46,28 +46,28 @@ class Case:
     pixels: Tensor
     target: tuple[int, int]
     arguments: tuple[Tensor, ...]
-    problem: Problem
+    task: AttributionTask
 
     @property
     def owners(self) -> Tensor:
         """Which image token every element of the pixel tensor belongs to, -1 for none."""
-        return pixel_owners(self.problem)
+        return pixel_owners(self.task)
 
 
-def case_of(problem: Problem, position: int, token: int) -> Case:
+def case_of(task: AttributionTask, position: int, token: int) -> CaptumArguments:
     """The case of one token."""
-    narrow = problem.pixels.dtype
+    narrow = task.pixels.dtype
 
     def forward(pixels: Tensor, *arguments: Tensor) -> Tensor:
-        return _wide(problem.forward(pixels.to(narrow), *arguments))
+        return _wide(task.forward(pixels.to(narrow), *arguments))
 
-    return Case(
+    return CaptumArguments(
         forward,
-        problem.forward.tap,
-        _wide(problem.pixels.detach()).clone(),
+        task.forward.tap,
+        _wide(task.pixels.detach()).clone(),
         (position, token),
-        problem.arguments(position),
-        problem,
+        task.arguments(position),
+        task,
     )
 
 
@@ -75,10 +75,10 @@ def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def pixel_owners(problem: Problem) -> Tensor:
-    """``adapter.pixel_tokens`` of the problem's request, on the pixels' device."""
-    request = problem.forward.request
-    owners = problem.forward.adapter.pixel_tokens(request).to(request.pixels.device)
+def pixel_owners(task: AttributionTask) -> Tensor:
+    """``adapter.pixel_tokens`` of the task's request, on the pixels' device."""
+    request = task.forward.request
+    owners = task.forward.adapter.pixel_tokens(request).to(request.pixels.device)
     return owners.expand_as(request.pixels)
 
 
@@ -108,31 +108,31 @@ class CaptumMethod(PerToken):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def build(self, case: Case) -> Any:
+    def build(self, case: CaptumArguments) -> Any:
         """The Captum object."""
         raise NotImplementedError
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         """Arguments of its ``attribute`` besides the inputs."""
         return {"target": case.target, "additional_forward_args": case.arguments}
 
-    def values(self, case: Case) -> Any:
+    def values(self, case: CaptumArguments) -> Any:
         """What Captum returns."""
         return self.build(case).attribute(case.pixels, **self.call(case))
 
-    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+    def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
         """One map (h, w) a grid from it."""
         raise NotImplementedError
 
-    def emptied(self, case: Case) -> Tensor:
+    def emptied(self, case: CaptumArguments) -> Tensor:
         """The baseline picture of the setting ``baseline``."""
         return baseline_of(case, self.baseline, "pixel tokens" in self.facts.needs)
 
-    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
-        case = case_of(problem, position, token)
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        case = case_of(task, position, token)
         if self.by_gradient() and "pixel tokens" in self.facts.needs:
             case.pixels.requires_grad_()  # Captum warns about inputs that do not
-        with seeded(problem.generator) if self.facts.stochastic else nullcontext():
+        with seeded(task.generator) if self.facts.stochastic else nullcontext():
             return self.maps(self.values(case), case)
 
     @classmethod
@@ -149,7 +149,7 @@ class PathMethod(CaptumMethod):
     baseline: str = "mean"
     batch: int = 4
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {
             **super().call(case),
             "baselines": self.emptied(case),
@@ -167,7 +167,7 @@ class ShapMethod(CaptumMethod):
     baseline: str = "mean"
     batch: int = 4
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {
             **super().call(case),
             "baselines": self.emptied(case),
@@ -175,7 +175,7 @@ class ShapMethod(CaptumMethod):
             "stdevs": spread(case, self.std),
         }
 
-    def values(self, case: Case) -> Any:
+    def values(self, case: CaptumArguments) -> Any:
         # Captum runs all samples at once; a mean of parts bounds the memory.
         parts = [self.batch] * (self.samples // self.batch)
         parts += [self.samples % self.batch] if self.samples % self.batch else []
@@ -188,16 +188,16 @@ class ShapMethod(CaptumMethod):
         return tuple(torch.stack(same).sum(0) for same in zip(*found, strict=True))
 
 
-def spread(case: Case, part: float) -> float:
+def spread(case: CaptumArguments, part: float) -> float:
     """A standard deviation as a fraction of the range of the pixels' values."""
     return part * float(case.pixels.detach().max() - case.pixels.detach().min())
 
 
-def baseline_of(case: Case, kind: str, owned: bool = True) -> Tensor:
+def baseline_of(case: CaptumArguments, kind: str, owned: bool = True) -> Tensor:
     r"""The picture without content, like ``case.pixels``.
 
     Args:
-        case (Case): whose pixels.
+        case (CaptumArguments): whose pixels.
         kind (str): ``zero``: 0, whatever that is before normalisation. ``mean``: the mean colour,
             over rows and columns of each channel of each picture; where pixels do not lie in rows
             and columns, over the axes along which the token changes.
@@ -211,7 +211,7 @@ def baseline_of(case: Case, kind: str, owned: bool = True) -> Tensor:
     inside = owners >= 0
     if kind == "zero":
         return pixels.masked_fill(inside, 0)
-    if token_size(owners, case.problem.shapes) is not None:
+    if token_size(owners, case.task.shapes) is not None:
         axes = [-2, -1]
     else:
         axes = [d for d in range(1, owners.ndim) if bool((owners.diff(dim=d) != 0).any())]
@@ -220,10 +220,10 @@ def baseline_of(case: Case, kind: str, owned: bool = True) -> Tensor:
     return torch.where(inside, mean, pixels)
 
 
-def check_baseline(problem: Problem, kind: str) -> None:
+def check_baseline(task: AttributionTask, kind: str) -> None:
     """The mean colour is that of pixels whose token is known."""
     if kind == "mean":
-        pixel_owners(problem)
+        pixel_owners(task)
 
 
 def groups_of(shapes: Sequence[tuple[int, int]], patch: int) -> Tensor:

@@ -12,10 +12,10 @@ from captum import attr
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
 from captum_dcam.methods.captum_common import (
+    CaptumArguments,
     CaptumMethod,
-    Case,
     PathMethod,
     ShapMethod,
     check_baseline,
@@ -29,16 +29,16 @@ _GROUP = "Captum, layer"
 class _Layer(CaptumMethod):
     """Attributions (1, D, h, w) of the tapped block, one a grid, summed over channels."""
 
-    def build(self, case: Case) -> Any:
+    def build(self, case: CaptumArguments) -> Any:
         return self.algorithm(case.forward, case.tap)
 
-    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+    def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
         values = values if isinstance(values, tuple) else (values,)
         return tuple(v.detach()[0].float().sum(0) for v in values)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        check_baseline(problem, getattr(self, "baseline", "zero"))
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        check_baseline(task, getattr(self, "baseline", "zero"))
 
 
 @register_method("layer_grad_cam")
@@ -50,11 +50,11 @@ class LayerGradCam(_Layer):
     """
 
     algorithm: ClassVar[type] = attr.LayerGradCam
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerGradCam", _GROUP, "Selvaraju et al., ICCV 2017, Eq. 1–2", "1 + 1 back", ("gradients",)
     )
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {**super().call(case), "relu_attributions": False}
 
 
@@ -64,9 +64,11 @@ class LayerActivation(_Layer):
     """The activation itself: the same map for all words that are read at the same step."""
 
     algorithm: ClassVar[type] = attr.LayerActivation
-    facts: ClassVar[Facts] = Facts("LayerActivation", _GROUP, "Captum", "1", target_blind=True)
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        "LayerActivation", _GROUP, "Captum", "1", target_blind=True
+    )
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {"additional_forward_args": case.arguments}
 
 
@@ -76,7 +78,7 @@ class LayerGradientXActivation(_Layer):
     """Gradient times activation, at every position."""
 
     algorithm: ClassVar[type] = attr.LayerGradientXActivation
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerGradientXActivation",
         _GROUP,
         "Shrikumar et al., arXiv:1605.01713",
@@ -106,7 +108,7 @@ class LayerIntegratedGradients(_Path):
     """
 
     algorithm: ClassVar[type] = attr.LayerIntegratedGradients
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerIntegratedGradients",
         _GROUP,
         "Sundararajan et al., ICML 2017, Eq. 1",
@@ -126,7 +128,7 @@ class InternalInfluence(_Path):
     """
 
     algorithm: ClassVar[type] = attr.InternalInfluence
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "InternalInfluence",
         _GROUP,
         "Leino et al., ITC 2018, Def. 1",
@@ -149,7 +151,7 @@ class LayerConductance(_Path):
     """
 
     algorithm: ClassVar[type] = attr.LayerConductance
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerConductance",
         _GROUP,
         "Dhamdhere et al., ICLR 2019, Eq. 3",
@@ -157,7 +159,7 @@ class LayerConductance(_Path):
         ("gradients",),
     )
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         # Two neighbours on the line make one difference; parts of the line share a point.
         return {**super().call(case), "internal_batch_size": max(2, self.batch)}
 
@@ -177,7 +179,7 @@ class LayerGradientShap(ShapMethod, _Layer):
     baseline: str = "zero"
 
     algorithm: ClassVar[type] = attr.LayerGradientShap
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerGradientShap",
         _GROUP,
         "Lundberg & Lee, NeurIPS 2017; Captum",
@@ -206,7 +208,7 @@ class LayerFeatureAblation(_Layer):
     batch: int = 4
 
     algorithm: ClassVar[type] = attr.LayerFeatureAblation
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LayerFeatureAblation",
         _GROUP,
         "Zeiler & Fergus, ECCV 2014; Captum",
@@ -219,9 +221,9 @@ class LayerFeatureAblation(_Layer):
         if self.fill not in ("mean", "zero"):
             raise InputError(f"fill is {self.fill!r}: expected one of ('mean', 'zero')")
 
-    def call(self, case: Case) -> dict[str, Any]:
-        groups = groups_of(case.problem.shapes, self.patch).to(case.pixels.device)
-        masks = tuple(m[None, None] for m in split_grids(groups, case.problem.forward))
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
+        groups = groups_of(case.task.shapes, self.patch).to(case.pixels.device)
+        masks = tuple(m[None, None] for m in split_grids(groups, case.task.forward))
         return {
             **super().call(case),
             "layer_mask": masks,
@@ -229,15 +231,15 @@ class LayerFeatureAblation(_Layer):
             "perturbations_per_eval": self.batch,
         }
 
-    def _fill(self, case: Case) -> tuple[Any, ...]:
+    def _fill(self, case: CaptumArguments) -> tuple[Any, ...]:
         if self.fill == "zero":
-            return (0,) * len(case.problem.shapes)
+            return (0,) * len(case.task.shapes)
         features = attr.LayerActivation(case.forward, case.tap).attribute(
             case.pixels, additional_forward_args=case.arguments
         )
         features = features if isinstance(features, tuple) else (features,)
         return tuple(f.mean((-2, -1), keepdim=True).expand_as(f) for f in features)
 
-    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+    def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
         values = values if isinstance(values, tuple) else (values,)
         return tuple(v.detach()[0, 0].float() for v in values)  # all channels carry the same

@@ -10,8 +10,8 @@ from captum import attr
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import Facts, register_method
-from captum_dcam.methods.captum_common import Case, token_size
+from captum_dcam.methods.base import MethodFacts, register_method
+from captum_dcam.methods.captum_common import CaptumArguments, token_size
 from captum_dcam.methods.captum_pixels import GROUP, MASKS, PixelMethod
 
 
@@ -34,7 +34,7 @@ class Occlusion(PixelMethod):
     batch: int = 4
 
     algorithm: ClassVar[type] = attr.Occlusion
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Occlusion",
         GROUP,
         "Zeiler & Fergus, ECCV 2014, §4.2",
@@ -51,13 +51,13 @@ class Occlusion(PixelMethod):
                 "at most the window, else tokens are never covered"
             )
 
-    def values(self, case: Case) -> Any:
-        size = token_size(case.owners, case.problem.shapes)
+    def values(self, case: CaptumArguments) -> Any:
+        size = token_size(case.owners, case.task.shapes)
         return self._over_tokens(case) if size is None else super().values(case)
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         owners = case.owners
-        size = token_size(owners, case.problem.shapes)
+        size = token_size(owners, case.task.shapes)
         assert size is not None  # values() sees to that
         shape = owners.shape[1:]
         # A window covers all channels of one picture or tile.
@@ -74,10 +74,10 @@ class Occlusion(PixelMethod):
             "perturbations_per_eval": self.batch,
         }
 
-    def _over_tokens(self, case: Case) -> Tensor:
+    def _over_tokens(self, case: CaptumArguments) -> Tensor:
         """The same where the pixel tensor has no rows and columns (patches in a list): the window
         slides over grids of one number a token, 1 for its pixels and 0 for the paint."""
-        owners, empty, shapes = case.owners, self.emptied(case), case.problem.shapes
+        owners, empty, shapes = case.owners, self.emptied(case), case.task.shapes
         inside, at = owners[0] >= 0, owners[0].clamp_min(0)
 
         def forward(*values: Tensor) -> Tensor:

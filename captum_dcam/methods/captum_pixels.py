@@ -15,10 +15,10 @@ from captum import attr
 from torch import Tensor
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.base import Facts, Problem, pooled_pixels, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, pooled_pixels, register_method
 from captum_dcam.methods.captum_common import (
+    CaptumArguments,
     CaptumMethod,
-    Case,
     PathMethod,
     ShapMethod,
     groups_of,
@@ -32,12 +32,12 @@ MASKS = ("pixel tokens",)
 class PixelMethod(CaptumMethod):
     """Attributions like the pixels, averaged over every token's pixels and channels."""
 
-    def build(self, case: Case) -> Any:
+    def build(self, case: CaptumArguments) -> Any:
         return self.algorithm(case.forward)
 
-    def maps(self, values: Any, case: Case) -> tuple[Tensor, ...]:
+    def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
         values = values[0] if isinstance(values, tuple) else values
-        return pooled_pixels(values, case.owners, case.problem.shapes)
+        return pooled_pixels(values, case.owners, case.task.shapes)
 
 
 @register_method("saliency")
@@ -46,7 +46,7 @@ class Saliency(PixelMethod):
     """Absolute value of the gradient: how much a pixel matters, not in which direction; ≥ 0."""
 
     algorithm: ClassVar[type] = attr.Saliency
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Saliency", GROUP, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back", GRADIENTS
     )
 
@@ -57,7 +57,7 @@ class InputXGradient(PixelMethod):
     """Pixel times gradient, signed; a pixel at the normalisation's zero gets 0."""
 
     algorithm: ClassVar[type] = attr.InputXGradient
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "InputXGradient", GROUP, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back", GRADIENTS
     )
 
@@ -78,7 +78,7 @@ class IntegratedGradients(PathMethod, PixelMethod):
     """
 
     algorithm: ClassVar[type] = attr.IntegratedGradients
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "IntegratedGradients",
         GROUP,
         "Sundararajan et al., ICML 2017, Eq. 1",
@@ -100,7 +100,7 @@ class GradientShap(ShapMethod, PixelMethod):
     """
 
     algorithm: ClassVar[type] = attr.GradientShap
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "GradientShap",
         GROUP,
         "Lundberg & Lee, NeurIPS 2017; Captum",
@@ -118,7 +118,7 @@ class _Masked(PixelMethod):
     baseline: str = "mean"
     batch: int = 4
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {
             **super().call(case),
             "feature_mask": feature_mask(case, self.patch),
@@ -127,11 +127,11 @@ class _Masked(PixelMethod):
         }
 
 
-def feature_mask(case: Case, patch: int) -> Tensor:
+def feature_mask(case: CaptumArguments, patch: int) -> Tensor:
     """Group of every pixel, numbered without gaps; that of a pixel without token means nothing."""
     owners = case.owners
     inside = owners >= 0
-    groups = groups_of(case.problem.shapes, patch).to(owners.device)[owners.clamp_min(0)]
+    groups = groups_of(case.task.shapes, patch).to(owners.device)[owners.clamp_min(0)]
     numbers = groups[inside].unique(return_inverse=True)[1]
     return torch.zeros_like(owners).masked_scatter(inside, numbers)
 
@@ -149,7 +149,7 @@ class FeatureAblation(_Masked):
     """
 
     algorithm: ClassVar[type] = attr.FeatureAblation
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "FeatureAblation",
         GROUP,
         "Zeiler & Fergus, ECCV 2014; Captum",
@@ -174,7 +174,7 @@ class ShapleyValueSampling(_Masked):
     permutations: int = 2
 
     algorithm: ClassVar[type] = attr.ShapleyValueSampling
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "ShapleyValueSampling",
         GROUP,
         "Castro et al., Computers & OR 2009; Štrumbelj & Kononenko, JMLR 2010",
@@ -184,7 +184,7 @@ class ShapleyValueSampling(_Masked):
         expensive=True,
     )
 
-    def values(self, case: Case) -> Any:
+    def values(self, case: CaptumArguments) -> Any:
         # Captum walks over a feature mask element by element in Python, once a permutation; so it
         # gets one number a group instead: 1 shows the group's pixels, 0 the baseline's.
         mask, empty = feature_mask(case, self.patch), self.emptied(case)
@@ -208,8 +208,8 @@ class _Surrogate(_Masked):
 
     samples: int = 72
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
         try:
             import_module("sklearn")
         except ImportError as error:
@@ -217,14 +217,14 @@ class _Surrogate(_Masked):
                 f"{self.name} fits its linear model with scikit-learn, which cannot be imported "
                 f"({error}): pip install scikit-learn"
             ) from error
-        count = int(groups_of(problem.shapes, self.patch).max()) + 1
+        count = int(groups_of(task.shapes, self.patch).max()) + 1
         if count < 2:
             raise MethodError(
-                f"patch {self.patch} makes one group of the whole grid {problem.shapes}: "
+                f"patch {self.patch} makes one group of the whole grid {task.shapes}: "
                 f"{self.name} needs two or more, choose a smaller patch"
             )
 
-    def call(self, case: Case) -> dict[str, Any]:
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
         return {**super().call(case), "n_samples": self.samples}
 
 
@@ -241,7 +241,7 @@ class KernelShap(_Surrogate):
     """
 
     algorithm: ClassVar[type] = attr.KernelShap
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "KernelShap",
         GROUP,
         "Lundberg & Lee, NeurIPS 2017, Theorem 2",
@@ -266,7 +266,7 @@ class Lime(_Surrogate):
     alpha: float = 0.01
 
     algorithm: ClassVar[type] = attr.Lime
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LIME",
         GROUP,
         "Ribeiro et al., KDD 2016, Eq. 1–2",
@@ -276,7 +276,7 @@ class Lime(_Surrogate):
         expensive=True,
     )
 
-    def build(self, case: Case) -> Any:
+    def build(self, case: CaptumArguments) -> Any:
         from captum._utils.models.linear_model import SkLearnLasso
 
         return attr.Lime(case.forward, interpretable_model=SkLearnLasso(alpha=self.alpha))

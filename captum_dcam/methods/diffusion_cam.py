@@ -10,7 +10,13 @@ import torch
 from captum_dcam import maps
 from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    register_method,
+)
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
@@ -22,8 +28,8 @@ class _Preset(Method):
     r"""A preset of Diffusion-CAM, and what may be changed in it.
 
     Args:
-        score (str, optional): state whose logits are read, ``"problem"`` for that of the problem.
-            Default: the preset's, whatever the problem's is, for it is part of the method
+        score (str, optional): state whose logits are read, ``"task"`` for that of the task.
+            Default: the preset's, whatever the task's is, for it is part of the method
         product (str, optional), center (bool, optional): as in ``DiffusionCAM.attribute``.
             Default: the preset's
         refined (bool, optional): apply the preset's refinements. Default: True
@@ -39,24 +45,24 @@ class _Preset(Method):
     at: float | None = None
 
     def __post_init__(self) -> None:
-        for value, known in ((self.score, (*SCORES, "problem")), (self.product, PRODUCTS)):
+        for value, known in ((self.score, (*SCORES, "task")), (self.product, PRODUCTS)):
             if value is not None and value not in known:
                 raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
         if self.at is not None and not 0 <= self.at <= 1:
             raise InputError(f"at is {self.at}: expected a share of the steps, 0 to 1")
 
-    def attribute(self, problem: Problem) -> Attribution:
-        chosen, forward = preset(self.preset), problem.forward
+    def attribute(self, task: AttributionTask) -> Attribution:
+        chosen, forward = preset(self.preset), task.forward
         reading = chosen.reading(
-            score=problem.score if self.score == "problem" else self.score,
+            score=task.score if self.score == "task" else self.score,
             product=self.product,
             center=self.center,
             step=self._step(forward),
         )
         refine = chosen.refinements() if self.refined else Compose([])
-        signed, refined = maps.explained(forward, problem.targets, reading, refine)
+        signed, refined = maps.explained(forward, task.targets, reading, refine)
         found = refined if len(refine) else signed
-        done = torch.ones(len(problem.targets), dtype=torch.bool)
+        done = torch.ones(len(task.targets), dtype=torch.bool)
         return Attribution(tuple(m.cpu() for m in found), done)
 
     def _step(self, forward: DenoisingForward) -> int | None:
@@ -65,7 +71,7 @@ class _Preset(Method):
             return None
         step = round(self.at * (forward.trajectory.steps - 1))
         # behind a cached prefix the prefill, the only call that holds the image, is the first
-        return step + 1 if forward.trajectory.regime == "prefix" and self.at else step
+        return step + 1 if forward.trajectory.cache == "prefix" and self.at else step
 
 
 @register_method("diffusion_cam")
@@ -74,7 +80,7 @@ class DiffusionCamDefault(_Preset):
     """The library's default preset."""
 
     preset: ClassVar[str] = "default"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Diffusion-CAM (default)",
         "Diffusion-CAM",
         "this library, docs/SCORES.md",
@@ -89,7 +95,7 @@ class DiffusionCamPaper(_Preset):
     """The paper's form: pooled weights on the final state, all four modules."""
 
     preset: ClassVar[str] = "paper"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Diffusion-CAM (paper)",
         "Diffusion-CAM",
         "Diffusion-CAM, ACL 2026, Eq. 2–13",
@@ -104,7 +110,7 @@ class DiffusionCamBase(_Preset):
     """The paper's base map: Grad-CAM on the image tokens, unrefined."""
 
     preset: ClassVar[str] = "base"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Grad-CAM on image tokens",
         "Diffusion-CAM",
         "Diffusion-CAM, ACL 2026, Eq. 2–4",

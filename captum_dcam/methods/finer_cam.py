@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.maps import PRODUCTS, cam
-from captum_dcam.methods.base import Facts, PerToken, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, PerToken, register_method
 from captum_dcam.model.gradients import _gradients, _watch
 
 #: how the rivals' logits are averaged
@@ -42,7 +42,7 @@ class FinerCam(PerToken):
     weights: str = "equal"
     product: str = "pooled"
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Finer-CAM", "gradient", "Zhang et al., CVPR 2025", "1 + 1 back", ("gradients",)
     )
 
@@ -55,17 +55,17 @@ class FinerCam(PerToken):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
 
-    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
-        step = torch.tensor([problem.step(position)])
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        step = torch.tensor([task.step(position)])
         with torch.enable_grad():
             logits, features = _watch(
-                problem.forward, lambda: problem.forward.replay(torch.tensor([0]), step)
+                task.forward, lambda: task.forward.replay(torch.tensor([0]), step)
             )
             gradients = _gradients(self._score(logits[0, position], token), features)
         if not any(bool(g.any()) for g in gradients):
             raise InfeasibleStepError(
                 f"the logits of position {position} have no gradient path to the image states of "
-                f"block {problem.forward.layer}: choose another step or a shallower block"
+                f"block {task.forward.layer}: choose another step or a shallower block"
             )
         return tuple(
             cam(f[0].detach(), g[0], self.product, center=False)

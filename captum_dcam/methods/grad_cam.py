@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.methods import grad_cam_masking  # noqa: F401  registers its methods
-from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
 from captum_dcam.methods.grad_cam_bridge import (
     GROUP,
     Bridge,
@@ -27,7 +27,7 @@ from captum_dcam.methods.grad_cam_bridge import (
     upstream,
 )
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 
@@ -37,8 +37,8 @@ class _Plain(Bridge):
     #: the sign is that of a principal component, which is arbitrary
     component: ClassVar[bool] = False
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        view = View(problem, position, grid)
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view = View(task, position, grid)
         found = raw(upstream(self.upstream)(view, [view.layer]), view.dummy, logit(token))
         return -found if self.component and -found.min() > found.max() else found
 
@@ -98,7 +98,7 @@ def _enter(name: str, cls: str, source: str, text: str, gradients: bool) -> None
             "__module__": __name__,
             "upstream": cls,
             "component": _TURNED in text,
-            "facts": Facts(
+            "facts": MethodFacts(
                 cls,
                 GROUP,
                 source,
@@ -134,15 +134,15 @@ class PgcFinerCAM(Bridge):
     comparisons: int = 3
 
     upstream: ClassVar[str] = "FinerCAM"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "FinerCAM", GROUP, "Zhang et al., CVPR 2025", "1 + 1 back", ("gradients", "grad-cam")
     )
 
     def __post_init__(self) -> None:
         positive(self, "comparisons")
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        view = View(problem, position, grid)
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view = View(task, position, grid)
         cam = upstream("FinerCAM")(view, [view.layer])
         weighted = upstream("FinerWeightedTarget", "utils.model_targets")
 
@@ -172,12 +172,12 @@ class PgcRefineCAM(Bridge):
     blocks: tuple[int, ...] = ()
 
     upstream: ClassVar[str] = "RefineCAM"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "RefineCAM", GROUP, "arXiv 2605.14641", "2 + 2 back", ("gradients", "grad-cam")
     )
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        views = [View(problem, position, grid, None, f) for f in self._forwards(problem.forward)]
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        views = [View(task, position, grid, None, f) for f in self._forwards(task.forward)]
         base, made = upstream("GradCAMPlusPlus"), []
 
         def one(_model: Any, layers: list, reshape: Any) -> Any:
@@ -219,7 +219,7 @@ class PgcDFF(Bridge):
     concepts: int = 8
 
     upstream: ClassVar[str] = "DeepFeatureFactorization"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "DeepFeatureFactorization",
         GROUP,
         "Collins et al., ECCV 2018",
@@ -230,8 +230,10 @@ class PgcDFF(Bridge):
     def __post_init__(self) -> None:
         positive(self, "concepts")
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        row = rows(problem.forward, [Target("", (position,), (token,))], score=problem.score)[0]
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        row = target_gradients(task.forward, [Target("", (position,), (token,))], score=task.score)[
+            0
+        ]
         dff = upstream("dff", "feature_factorization.deep_feature_factorization")
         features, gradient = row.features[grid].float().cpu(), row.gradients[grid].float().cpu()
         with warnings.catch_warnings():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import InfeasibleStepError, InputError, MethodError
-from captum_dcam.methods.base import PerToken, Problem, seeded
+from captum_dcam.methods.base import AttributionTask, PerToken, seeded
 from captum_dcam.model.forward import DenoisingForward
 
 PACKAGE = "pytorch_grad_cam"
@@ -61,18 +61,18 @@ class View(nn.Module):
     hooks of the classes end here.
 
     Args:
-        problem (Problem): its bound forward is run in the state of the position.
+        task (AttributionTask): its bound forward is run in the state of the position.
         position (int): response position.
         grid (int): number of the grid.
         picture (int, optional): input (B, C, H, W) takes the place of this picture in the pixel
-            tensor. Default: the input's size alone counts, the pixels stay the problem's
+            tensor. Default: the input's size alone counts, the pixels stay the task's
         forward (DenoisingForward, optional): the same generation at another block.
-            Default: the problem's
+            Default: the task's
     """
 
     def __init__(
         self,
-        problem: Problem,
+        task: AttributionTask,
         position: int,
         grid: int,
         picture: int | None = None,
@@ -81,20 +81,20 @@ class View(nn.Module):
         super().__init__()
         self.layer = nn.Identity()
         # pytorch-grad-cam takes the device from the first parameter
-        self.anchor = nn.Parameter(problem.pixels.new_empty(0), requires_grad=False)
-        self._run = _Run(problem, position, grid, picture, forward or problem.forward)
+        self.anchor = nn.Parameter(task.pixels.new_empty(0), requires_grad=False)
+        self._run = _Run(task, position, grid, picture, forward or task.forward)
 
     @property
     def dummy(self) -> Tensor:
         """An input (1, 1, h, w) of the grid's size: maps come out at token resolution."""
-        shape = self._run.problem.shapes[self._run.grid]
+        shape = self._run.task.shapes[self._run.grid]
         return torch.zeros(1, 1, *shape, device=self.anchor.device)
 
     @property
     def own_pixels(self) -> Tensor:
         """The grid's picture (1, C, H, W) in float32."""
         assert self._run.picture is not None
-        return pictures(self._run.problem.pixels)[:, self._run.picture].detach().float()
+        return pictures(self._run.task.pixels)[:, self._run.picture].detach().float()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, V) in float32 or wider."""
@@ -106,13 +106,13 @@ class _Run:
 
     def __init__(
         self,
-        problem: Problem,
+        task: AttributionTask,
         position: int,
         grid: int,
         picture: int | None,
         forward: DenoisingForward,
     ) -> None:
-        self.problem, self.forward = problem, forward
+        self.task, self.forward = task, forward
         self.position, self.grid, self.picture = position, grid, picture
 
     def __call__(self, pixels: Tensor, layer: nn.Module) -> Tensor:
@@ -131,16 +131,16 @@ class _Run:
         return logits
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        problem, rows = self.problem, len(pixels)
+        task, rows = self.task, len(pixels)
         if self.picture is None and rows == 1:  # nothing below the tap is computed again
-            step = torch.tensor([problem.step(self.position)])
+            step = torch.tensor([task.step(self.position)])
             return self.forward.replay(torch.tensor([0]), step)
-        whole = problem.pixels.detach()
+        whole = task.pixels.detach()
         whole = whole.expand(rows, *whole.shape[1:])
         if self.picture is not None:
             whole = whole.clone()
             pictures(whole)[:, self.picture] = pixels.to(whole)
-        state = problem.arguments(self.position)
+        state = task.arguments(self.position)
         return self.forward(whole, *(s.expand(rows, *s.shape[1:]) for s in state))
 
 
@@ -183,18 +183,18 @@ class Bridge(PerToken):
 
     upstream: ClassVar[str]
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
         upstream(self.upstream)
 
-    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
-        with seeded(problem.generator):
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        with seeded(task.generator):
             return tuple(
-                self._grid(problem, position, token, grid) for grid in range(len(problem.shapes))
+                self._grid(task, position, token, grid) for grid in range(len(task.shapes))
             )
 
     @abstractmethod
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
         """The map (h, w) of one grid."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.base import Facts, Problem, pooled_pixels, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, pooled_pixels, register_method
 from captum_dcam.methods.grad_cam_bridge import (
     GROUP,
     PACKAGE,
@@ -28,14 +28,14 @@ from captum_dcam.methods.grad_cam_bridge import (
 )
 
 
-def picture_of(problem: Problem, grid: int) -> int:
+def picture_of(task: AttributionTask, grid: int) -> int:
     r"""Which picture of the pixel tensor a grid's tokens are computed from.
 
     Raises:
         MethodError: the pixel tensor has no axes (images, C, H, W), or the grid and one picture do
             not belong to each other alone.
     """
-    forward, pixels = problem.forward, problem.pixels
+    forward, pixels = task.forward, task.pixels
     family = forward.adapter.family
     if pixels.ndim not in (4, 5):
         raise MethodError(
@@ -43,7 +43,7 @@ def picture_of(problem: Problem, grid: int) -> int:
             "pictures (C, H, W); use one that reads the tapped block, such as pgc_gradcam"
         )
     owners = pictures(forward.adapter.pixel_tokens(forward.request))[0]
-    sizes = [h * w for h, w in problem.shapes]
+    sizes = [h * w for h, w in task.shapes]
     number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(
         owners.device
     )
@@ -135,7 +135,7 @@ class PgcScoreCAM(Bridge):
     batch_size: int = 8
 
     upstream: ClassVar[str] = "ScoreCAM"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "ScoreCAM",
         GROUP,
         "Wang et al., CVPRW 2020",
@@ -147,13 +147,13 @@ class PgcScoreCAM(Bridge):
     def __post_init__(self) -> None:
         positive(self, "channels", "batch_size")
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        for grid in range(len(problem.shapes)):
-            picture_of(problem, grid)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        for grid in range(len(task.shapes)):
+            picture_of(task, grid)
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        view = View(problem, position, grid, picture_of(problem, grid))
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view = View(task, position, grid, picture_of(task, grid))
         cam = upstream("ScoreCAM")(view, [view.layer], Strongest(self.channels))
         cam.batch_size = self.batch_size
         with without_bars("score_cam"):
@@ -180,7 +180,7 @@ class PgcAblationCAM(Bridge):
     batch_size: int = 8
 
     upstream: ClassVar[str] = "AblationCAM"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "AblationCAM",
         GROUP,
         "Desai & Ramaswamy, WACV 2020",
@@ -192,8 +192,8 @@ class PgcAblationCAM(Bridge):
     def __post_init__(self) -> None:
         positive(self, "channels", "batch_size")
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        view, chosen = View(problem, position, grid), Strongest(self.channels)
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view, chosen = View(task, position, grid), Strongest(self.channels)
         cam = upstream("AblationCAM")(
             view, [view.layer], chosen, zeroing_layer(chosen), self.batch_size
         )
@@ -224,7 +224,7 @@ class PgcSESS(Bridge):
     batch_size: int = 8
 
     upstream: ClassVar[str] = "SESS"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "SESS",
         GROUP,
         "Tursun et al., ECCV 2022",
@@ -236,20 +236,20 @@ class PgcSESS(Bridge):
     def __post_init__(self) -> None:
         positive(self, "scales", "batch_size")
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        for grid in range(len(problem.shapes)):
-            picture_of(problem, grid)
-        height, width = problem.pixels.shape[-2:]
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        for grid in range(len(task.shapes)):
+            picture_of(task, grid)
+        height, width = task.pixels.shape[-2:]
         if height != width:
             raise MethodError(
                 f"pixels are {height} × {width}: SESS slides a square window and needs square "
                 "pictures; use pgc_gradcam"
             )
 
-    def _grid(self, problem: Problem, position: int, token: int, grid: int) -> Tensor:
-        forward, picture = problem.forward, picture_of(problem, grid)
-        view = View(problem, position, grid, picture)
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        forward, picture = task.forward, picture_of(task, grid)
+        view = View(task, position, grid, picture)
         sess = upstream("SESS")(
             view, [view.layer], num_scales=self.scales, batch_size=self.batch_size
         )
@@ -258,7 +258,7 @@ class PgcSESS(Bridge):
                 found = torch.as_tensor(sess(view.own_pixels, [logit(token)])[0])
         finally:
             released(sess.base_cam)
-        values = torch.zeros(problem.pixels.shape)
+        values = torch.zeros(task.pixels.shape)
         (values if values.ndim == 5 else values[:, None])[:, picture] = found
         owners = forward.adapter.pixel_tokens(forward.request)
-        return pooled_pixels(values, owners, problem.shapes)[grid]
+        return pooled_pixels(values, owners, task.shapes)[grid]

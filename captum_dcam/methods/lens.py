@@ -1,8 +1,8 @@
 r"""The logit lens: hidden states of image and text tokens through the model's own output head.
 
 A :class:`Lens` reads one bound generation. It is told beforehand which token will be asked for at
-which step, so that every state is computed once and only numbers are kept: in the prefix regime
-one prefill serves all words, in the full regime one pass a step.
+which step, so that every state is computed once and only numbers are kept: with a prefix cache
+one prefill serves all words, without a cache one pass a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputTypeError, LayerError
-from captum_dcam.methods.base import Attribution, Method, Problem
+from captum_dcam.methods.base import Attribution, AttributionTask, Method
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import (
@@ -91,7 +91,7 @@ class Lens:
         self._forward = unkept(forward)
         self._adapter = forward.adapter
         self._block = check_block(forward.adapter, block)
-        self._shared = forward.trajectory.regime == "prefix"
+        self._shared = forward.trajectory.cache == "prefix"
         self._base = base
         self._wanted: dict[int, list[int]] = {}
         for step, token in sorted(set(wanted)):
@@ -154,15 +154,15 @@ class Lens:
             self._text_states(step)
 
     def _text_states(self, step: int) -> Tensor:
-        """(K, D) hidden states of the text tokens; in the full regime of the whole pass."""
+        """(K, D) hidden states of the text tokens; without a cache of the whole pass."""
         if step in self._text:
             return self._text[step]
         blocks = {self._block: self._adapter.blocks[self._block]}
         zero, at = torch.tensor([0]), torch.tensor([step])
         if self._shared:
             memory, prefix = self._prefilled()
-            # rows() copies: a cache that grows in place would grow with every step
-            own = self._adapter.rows(memory, zero.to(prefix.device))
+            # select() copies: a cache that grows in place would grow with every step
+            own = self._adapter.select(memory, zero.to(prefix.device))
             twins = self._adapter.step_blocks
             with outputs_of(blocks, twins=twins) as found:
                 self._forward.step(own, zero, at)
@@ -204,22 +204,22 @@ class Lens:
 # -- context -------------------------------------------------------------------------------------
 
 
-def own_steps(problem: Problem) -> list[int]:
+def own_steps(task: AttributionTask) -> list[int]:
     r"""The step at which each of the K text tokens' own map is read.
 
-    Answer tokens: the problem's score. Prompt tokens are there from the start: the first step, or
+    Answer tokens: the task's score. Prompt tokens are there from the start: the first step, or
     the score's one step where it reads all tokens at the same.
     """
-    answer = [problem.step(p) for p in range(problem.forward.trajectory.tokens.shape[1])]
-    prompt = _prompt_length(problem)
-    return [0 if problem.score == "commit" else answer[0]] * prompt + answer
+    answer = [task.step(p) for p in range(task.forward.trajectory.tokens.shape[1])]
+    prompt = _prompt_length(task)
+    return [0 if task.score == "commit" else answer[0]] * prompt + answer
 
 
-def _prompt_length(problem: Problem) -> int:
-    return len(problem.forward.adapter.prompt_tokens(problem.forward.request)[0])
+def _prompt_length(task: AttributionTask) -> int:
+    return len(task.forward.adapter.prompt_tokens(task.forward.request)[0])
 
 
-def context_of(problem: Problem, position: int, order: str) -> Tensor:
+def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
     r"""Which of the K text tokens are context of a response position.
 
     All prompt tokens, and the answer tokens before it: committed at an earlier step (``commit``,
@@ -229,28 +229,26 @@ def context_of(problem: Problem, position: int, order: str) -> Tensor:
     Returns:
         Tensor: (C,) int64, indices into :func:`captum_dcam.model.sequence.text_tokens`.
     """
-    trajectory = problem.forward.trajectory
+    trajectory = task.forward.trajectory
     rank = trajectory.commit_step[0].cpu()
     if order == "position":
         rank = torch.arange(len(rank))
-    stops = torch.tensor(sorted(problem.forward.adapter.stop_ids), dtype=torch.long)
+    stops = torch.tensor(sorted(task.forward.adapter.stop_ids), dtype=torch.long)
     answer = (rank < rank[position]) & ~torch.isin(trajectory.tokens[0].cpu(), stops)
-    prompt = torch.ones(_prompt_length(problem), dtype=torch.bool)
+    prompt = torch.ones(_prompt_length(task), dtype=torch.bool)
     return torch.cat((prompt, answer)).nonzero()[:, 0]
 
 
-def reads(problem: Problem, order: str | None = None) -> set[tuple[int, int]]:
-    """Every (step, token id) that a problem's words need, with their context's if an order is
+def reads(task: AttributionTask, order: str | None = None) -> set[tuple[int, int]]:
+    """Every (step, token id) that a task's words need, with their context's if an order is
     given."""
     pairs = [
-        (p, token)
-        for t in problem.targets
-        for p, token in zip(t.positions, t.token_ids, strict=True)
+        (p, token) for t in task.targets for p, token in zip(t.positions, t.token_ids, strict=True)
     ]
-    wanted = {(problem.step(p), token) for p, token in pairs}
+    wanted = {(task.step(p), token) for p, token in pairs}
     if order is not None:
-        steps, ids = own_steps(problem), text_tokens(problem.forward).ids.tolist()
-        context = {int(k) for p, _ in pairs for k in context_of(problem, p, order)}
+        steps, ids = own_steps(task), text_tokens(task.forward).ids.tolist()
+        context = {int(k) for p, _ in pairs for k in context_of(task, p, order)}
         wanted |= {(steps[k], ids[k]) for k in context}
     return wanted
 
@@ -262,20 +260,20 @@ class PerWord(Method):
     """
 
     @abstractmethod
-    def reader(self, problem: Problem) -> Any:
+    def reader(self, task: AttributionTask) -> Any:
         """What all words share, filled as they need it."""
 
     @abstractmethod
     def word(self, reader: Any, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Maps (h, w) of a word, one a grid, and the relevance (K,) of text tokens, if any."""
 
-    def attribute(self, problem: Problem) -> Attribution:
-        maps, reader = problem.empty(), self.reader(problem)
-        done = torch.zeros(len(problem.targets), dtype=torch.bool)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        maps, reader = task.empty(), self.reader(task)
+        done = torch.zeros(len(task.targets), dtype=torch.bool)
         text: Tensor | None = None
         if self.facts.text:
-            text = torch.zeros(len(problem.targets), len(text_tokens(problem.forward)))
-        for n, target in enumerate(problem.targets):
+            text = torch.zeros(len(task.targets), len(text_tokens(task.forward)))
+        for n, target in enumerate(task.targets):
             try:
                 found, relevance = self.word(reader, target)
             except BudgetExhaustedError as error:

@@ -11,7 +11,14 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputError
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, noise, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    noise,
+    register_method,
+)
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
@@ -51,7 +58,7 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
 class LlavaCam(Method):
     r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
 
-    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a problem see
+    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a task see
     the same noisy copies. A word of several tokens is the sum of their maps. Where a budget ends
     after some copies, the mean over these is the word's estimate.
 
@@ -67,7 +74,7 @@ class LlavaCam(Method):
     std: float = 0.15
     threshold: float | None = None
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "LLaVA-CAM",
         "gradient",
         "LLaVA-CAM, Zhang et al. 2024 / Smooth Grad-CAM++, Omeiza et al. 2019",
@@ -84,19 +91,19 @@ class LlavaCam(Method):
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold}: expected 0 to 1, or None")
 
-    def attribute(self, problem: Problem) -> Attribution:
-        maps = problem.empty()
-        done = torch.zeros(len(problem.targets), dtype=torch.bool)
-        copies, note = noisy_copies(problem, self.samples, self.std), ""
-        for group in _groups(problem.targets):
-            tokens = [(n, t) for n in group for t in _single_tokens(problem.targets[n])]
+    def attribute(self, task: AttributionTask) -> Attribution:
+        maps = task.empty()
+        done = torch.zeros(len(task.targets), dtype=torch.bool)
+        copies, note = noisy_copies(task, self.samples, self.std), ""
+        for group in _groups(task.targets):
+            tokens = [(n, t) for n in group for t in _single_tokens(task.targets[n])]
             targets = [t for _, t in tokens]
             try:
-                features = clean_features(problem, targets)
+                features = clean_features(task, targets)
             except BudgetExhaustedError as error:
                 note = str(error)
                 break
-            powers, used, note = mean_powers(problem, copies, targets)
+            powers, used, note = mean_powers(task, copies, targets)
             if not used:
                 break
             for (n, _), own, power in zip(tokens, features, powers, strict=True):
@@ -129,13 +136,13 @@ def _single_tokens(target: Target) -> list[Target]:
     return [Target(target.text, (p,), (token,)) for p, token in pairs]
 
 
-def noisy_copies(problem: Problem, samples: int, std: float) -> list[DenoisingForward]:
+def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[DenoisingForward]:
     """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
-    forward, pixels = problem.forward, problem.pixels
+    forward, pixels = task.forward, task.pixels
     spread = std * float(pixels.max() - pixels.min())
     out = []
     for _ in range(samples):
-        noisy = pixels + noise(pixels, spread, problem.generator)
+        noisy = pixels + noise(pixels, spread, task.generator)
         one = forward.twin()
         request = replace(forward.request, pixels=noisy.detach())
         one.bind(request, replace(forward.trajectory, kept={}))
@@ -143,26 +150,24 @@ def noisy_copies(problem: Problem, samples: int, std: float) -> list[DenoisingFo
     return out
 
 
-def clean_features(problem: Problem, tokens: Sequence[Target]) -> list[tuple[Tensor, ...]]:
+def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tuple[Tensor, ...]]:
     """Feature maps (D, h, w), one a grid, of the clean picture in every token's state."""
-    layer = LayerActivation(problem.forward, problem.forward.tap)
-    shared = problem.forward.trajectory.regime == "prefix"
+    layer = LayerActivation(task.forward, task.forward.tap)
+    shared = task.forward.trajectory.cache == "prefix"
     found: dict[int, tuple[Tensor, ...]] = {}
     out = []
     for token in tokens:
         position = token.positions[0]
-        state = 0 if shared else problem.step(position)
+        state = 0 if shared else task.step(position)
         if state not in found:
-            maps = layer.attribute(
-                problem.pixels, additional_forward_args=problem.arguments(position)
-            )
+            maps = layer.attribute(task.pixels, additional_forward_args=task.arguments(position))
             found[state] = tuple(m[0] for m in (maps if isinstance(maps, tuple) else (maps,)))
         out.append(found[state])
     return out
 
 
 def mean_powers(
-    problem: Problem, copies: Sequence[DenoisingForward], tokens: Sequence[Target]
+    task: AttributionTask, copies: Sequence[DenoisingForward], tokens: Sequence[Target]
 ) -> tuple[list[tuple[Powers, ...]], int, str]:
     r"""Means of the first three powers of the gradients of single tokens over the noisy copies.
 
@@ -174,7 +179,7 @@ def mean_powers(
     used, note = 0, ""
     for copy in copies:
         try:
-            rows = gradients.rows(copy, tokens, score=problem.score)
+            rows = gradients.target_gradients(copy, tokens, score=task.score)
         except BudgetExhaustedError as error:
             note = str(error)
             break
@@ -187,7 +192,7 @@ def mean_powers(
                 sums[row.target, grid] = [a + b for a, b in zip(old, new, strict=True)]
     if not used:
         return [], 0, note
-    grids = range(len(problem.shapes))
+    grids = range(len(task.shapes))
     means = {at: (s[0] / used, s[1] / used, s[2] / used) for at, s in sums.items()}
     return [tuple(means[n, i] for i in grids) for n in range(len(tokens))], used, note
 

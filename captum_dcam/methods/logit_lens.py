@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
 from captum_dcam.methods.lens import Lens, PerWord, check_block, reads
 from captum_dcam.model.sequence import split_grids
 from captum_dcam.model.words import Target
@@ -38,22 +38,22 @@ class LogitLens(PerWord):
 
     block: int = -1
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "CAM / logit lens", "logit lens", "TAM, Li et al. 2025, Eq. 1", "1", (), text=True
     )
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        check_block(problem.forward.adapter, self.block)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        check_block(task.forward.adapter, self.block)
 
-    def reader(self, problem: Problem) -> tuple[Problem, Lens]:
-        return problem, Lens(problem.forward, reads(problem), self.block)
+    def reader(self, task: AttributionTask) -> tuple[AttributionTask, Lens]:
+        return task, Lens(task.forward, reads(task), self.block)
 
     def word(
-        self, reader: tuple[Problem, Lens], target: Target
+        self, reader: tuple[AttributionTask, Lens], target: Target
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        problem, lens = reader
+        task, lens = reader
         pairs = list(zip(target.positions, target.token_ids, strict=True))
-        image = torch.stack([lens.image(problem.step(p), token) for p, token in pairs])
-        text = torch.stack([lens.text(problem.step(p), token) for p, token in pairs])
-        return split_grids(image.sum(0), problem.forward), text.sum(0)
+        image = torch.stack([lens.image(task.step(p), token) for p, token in pairs])
+        text = torch.stack([lens.text(task.step(p), token) for p, token in pairs])
+        return split_grids(image.sum(0), task.forward), text.sum(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError
-from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
 from captum_dcam.methods.causal import rank_biased_overlap, without_interference
 from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
@@ -22,10 +22,10 @@ AGGREGATES = ("mean", "max")
 
 @dataclass(frozen=True)
 class Reader:
-    """A problem, the lens at its own scale, every scale's lens with the way back to the problem's
+    """A task, the lens at its own scale, every scale's lens with the way back to the task's
     grids (None: its own), and the step at which each text token's own map is read."""
 
-    problem: Problem
+    task: AttributionTask
     lens: Lens
     scales: tuple[tuple[Lens, Back | None], ...]
     steps: list[int]
@@ -71,11 +71,11 @@ class MseaArc(PerWord):
     msea: bool = True
     arc: bool = True
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "MSEA + ARC",
         "logit lens",
         "Liang et al. 2025, Eq. 2–9",
-        "3 (full regime: 3 a state)",
+        "3 (full cache: 3 a state)",
         ("rescaling",),
     )
 
@@ -91,33 +91,33 @@ class MseaArc(PerWord):
             raise InputError(f"p is {self.p}: expected a number between 0 and 1")
         check_order_and_filter(self.order, self.filter)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        adapter = problem.forward.adapter
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        adapter = task.forward.adapter
         if self.msea and not adapter.any_size and max(self.scales) > 1:
             raise MethodError(
                 f"scale {max(self.scales):g} does not fit the fixed input of {adapter.family}: "
                 "the picture is pasted on a canvas of its own size; choose scales up to 1"
             )
 
-    def reader(self, problem: Problem) -> Reader:
-        self.check(problem)
-        wanted = reads(problem, self.order if self.arc else None)
-        own = Lens(problem.forward, wanted, base=self.arc)
+    def reader(self, task: AttributionTask) -> Reader:
+        self.check(task)
+        wanted = reads(task, self.order if self.arc else None)
+        own = Lens(task.forward, wanted, base=self.arc)
         scales: list[tuple[Lens, Back | None]] = []
         for scale in self.scales if self.msea else (1.0,):
             if scale == 1:
                 scales.append((own, None))
             else:
-                forward, back = rescaled(problem.forward, scale)
+                forward, back = rescaled(task.forward, scale)
                 scales.append((Lens(forward, wanted), back))
-        return Reader(problem, own, tuple(scales), own_steps(problem))
+        return Reader(task, own, tuple(scales), own_steps(task))
 
     def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
         pairs = zip(target.positions, target.token_ids, strict=True)
         refine = self._without_context if self.arc else self._aggregated
-        parts = [refine(reader, reader.problem.step(p), token, p) for p, token in pairs]
-        maps = split_grids(torch.stack(parts).sum(0), reader.problem.forward)
+        parts = [refine(reader, reader.task.step(p), token, p) for p, token in pairs]
+        maps = split_grids(torch.stack(parts).sum(0), reader.task.forward)
         return (filtered(maps, self.filter) if self.arc else maps), None
 
     def _aggregated(self, reader: Reader, step: int, token: int, _position: int = 0) -> Tensor:
@@ -132,7 +132,7 @@ class MseaArc(PerWord):
     def _without_context(self, reader: Reader, step: int, token: int, position: int) -> Tensor:
         """(N,) positive part of Eq. 9, before its filter."""
         tokens = reader.lens.tokens
-        context = context_of(reader.problem, position, self.order)
+        context = context_of(reader.task, position, self.order)
         rankings = reader.lens.rankings(step, self.k)
         overlap = rank_biased_overlap(rankings[context], rankings[tokens.prompt + position], self.p)
         maps = [reader.lens.least(step)]
@@ -154,7 +154,7 @@ class Msea(MseaArc):
 
     arc: bool = False
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "MSEA", "logit lens", "Liang et al. 2025, Eq. 2–5", "3", ("rescaling",)
     )
 
@@ -166,6 +166,6 @@ class Arc(MseaArc):
 
     msea: bool = False
 
-    facts: ClassVar[Facts] = Facts(
-        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (full regime: 1 a state)", ()
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (full cache: 1 a state)", ()
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (
     METHODS,
-    Facts,
+    AttributionTask,
+    MethodFacts,
     PerToken,
-    Problem,
     method,
     register_method,
     seeded,
@@ -60,7 +60,7 @@ class NoiseTunnel(PerToken):
     kind: str = "smoothgrad"
     batch: int = 4
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "NoiseTunnel (SmoothGrad)",
         "Captum, pixels",
         "Smilkov et al., arXiv:1706.03825; Adebayo et al., arXiv:1810.03307",
@@ -91,12 +91,12 @@ class NoiseTunnel(PerToken):
         """Whether the base runs several pictures in one pass itself."""
         return any(f.name == "batch" for f in fields(METHODS[self.base]))  # type: ignore[arg-type]
 
-    def check(self, problem: Problem) -> None:
-        self.inner.check(problem)  # a layer method needs no pixel tokens
+    def check(self, task: AttributionTask) -> None:
+        self.inner.check(task)  # a layer method needs no pixel tokens
 
-    def token(self, problem: Problem, position: int, token: int) -> tuple[Tensor, ...]:
-        inner, case = self.inner, case_of(problem, position, token)
-        with seeded(problem.generator):
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        inner, case = self.inner, case_of(task, position, token)
+        with seeded(task.generator):
             values = attr.NoiseTunnel(inner.build(case)).attribute(
                 case.pixels,
                 nt_type=self.kind,

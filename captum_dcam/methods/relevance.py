@@ -15,24 +15,30 @@ from torch import Tensor
 
 from captum_dcam.errors import MethodError
 from captum_dcam.methods.attention_calls import INVISIBLE, inside_blocks, wide
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    register_method,
+)
 from captum_dcam.methods.relevance_rules import AttnRules, CPRules, RelevanceRules
 from captum_dcam.methods.sequence_values import over_tokens, sequence_length
 from captum_dcam.model.sequence import outputs_of, padded, unkept
 
 
 class Relevance:
-    r"""Relevance of the L tokens of a problem's sequence at the output of a block.
+    r"""Relevance of the L tokens of a task's sequence at the output of a block.
 
     Args:
-        problem (Problem): batch 1.
+        task (AttributionTask): batch 1.
         block (int): whose output is read.
         rules (type): how gradients are changed.
     """
 
-    def __init__(self, problem: Problem, block: int, rules: type[RelevanceRules]) -> None:
-        self._problem, self._block, self._rules = problem, block, rules
-        self._forward = unkept(problem.forward)
+    def __init__(self, task: AttributionTask, block: int, rules: type[RelevanceRules]) -> None:
+        self._problem, self._block, self._rules = task, block, rules
+        self._forward = unkept(task.forward)
         self._prefix: tuple[Any, list[Tensor]] | None = None
         self._state: tuple[int, Tensor, list[Tensor]] | None = None
 
@@ -69,7 +75,7 @@ class Relevance:
             index = torch.zeros(1, dtype=torch.long, device=self._problem.pixels.device)
 
             def step_again() -> Tensor:
-                own = forward.adapter.rows(memory, index)
+                own = forward.adapter.select(memory, index)
                 return forward.step(own, torch.tensor([0]), torch.tensor([step]))
 
             logits, leaves = self._run(step_again)
@@ -94,17 +100,17 @@ class _LRP(Method):
     rules: ClassVar[type[RelevanceRules]]
     block: int | None
 
-    def _relevance(self, problem: Problem) -> Relevance:
-        forward = problem.forward
+    def _relevance(self, task: AttributionTask) -> Relevance:
+        forward = task.forward
         block = forward.layer if self.block is None else forward.adapter.check_layer(self.block)
-        return Relevance(problem, block, self.rules)
+        return Relevance(task, block, self.rules)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        self._relevance(problem).state(problem.targets[0].positions[0] if problem.targets else 0)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        self._relevance(task).state(task.targets[0].positions[0] if task.targets else 0)
 
-    def attribute(self, problem: Problem) -> Attribution:
-        return over_tokens(problem, self._relevance(problem).of, text=True)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        return over_tokens(task, self._relevance(task).of, text=True)
 
 
 @register_method("cp_lrp")
@@ -120,7 +126,7 @@ class CPLRP(_LRP):
 
     rules: ClassVar[type[RelevanceRules]] = CPRules
     block: int | None = None
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "CP-LRP", "relevance", "Ali et al., ICML 2022", "1 + 1 back", ("gradients",), True
     )
 
@@ -140,7 +146,7 @@ class AttnLRP(_LRP):
 
     rules: ClassVar[type[RelevanceRules]] = AttnRules
     block: int | None = None
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "AttnLRP",
         "relevance",
         "Achtibat et al., ICML 2024",

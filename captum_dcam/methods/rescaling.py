@@ -112,7 +112,7 @@ def _bound(forward: DenoisingForward, new: Request) -> DenoisingForward:
     request, trajectory = forward.request, forward.trajectory
     bound = forward.twin()
     longer = new.layout.prefix_length - request.layout.prefix_length
-    holds_prefix = [i == 0 or trajectory.regime == "full" for i in range(len(trajectory.lengths))]
+    holds_prefix = [i == 0 or trajectory.cache == "none" for i in range(len(trajectory.lengths))]
     lengths = zip(trajectory.lengths, holds_prefix, strict=True)
     bound.bind(
         new,

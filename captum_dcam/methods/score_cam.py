@@ -1,6 +1,6 @@
 r"""Score-CAM on token scores: channels weigh by what the answer keeps when they mask the picture.
 
-No gradients. The masked pictures serve all words at once: in the prefix regime the image states do
+No gradients. The masked pictures serve all words at once: with a prefix cache the image states do
 not depend on the step, so only the short steps are run again for every word.
 """
 
@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputError
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    register_method,
+)
 from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import _watch
 from captum_dcam.model.layout import Grid
@@ -62,7 +68,7 @@ class ScoreCam(Method):
     score: str = "logit"
     batch_size: int = 8
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Score-CAM",
         "gradient",
         "Wang et al., CVPRW 2020",
@@ -83,11 +89,11 @@ class ScoreCam(Method):
         if not torch.isfinite(torch.tensor(self.baseline)):
             raise InputError(f"baseline is {self.baseline}: expected a finite number")
 
-    def attribute(self, problem: Problem) -> Attribution:
-        maps = problem.empty()
-        done = torch.ones(len(problem.targets), dtype=torch.bool)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        maps = task.empty()
+        done = torch.ones(len(task.targets), dtype=torch.bool)
         note, lost = "", set()
-        for group in self._groups(problem):
+        for group in self._groups(task):
             numbers = [r.target for r in group]
             if note:
                 done[numbers] = False
@@ -96,9 +102,9 @@ class ScoreCam(Method):
             scores: list[Tensor] = []
             features: tuple[Tensor, ...] = ()
             try:
-                features, chosen = self._channels(problem, group[0].step)
+                features, chosen = self._channels(task, group[0].step)
                 for part in chosen.split(self.batch_size):
-                    scores.append(self._scores(problem, group, [f[part] for f in features]))
+                    scores.append(self._scores(task, group, [f[part] for f in features]))
             except BudgetExhaustedError as error:
                 done[numbers] = False
                 note = str(error)
@@ -116,23 +122,23 @@ class ScoreCam(Method):
             whole[sorted(lost)] = 0.0  # words of which a token was not read at all
         return Attribution(maps, done, note=note)
 
-    def _groups(self, problem: Problem) -> list[list[_Read]]:
+    def _groups(self, task: AttributionTask) -> list[list[_Read]]:
         """Tokens whose image states are the same: all, or those of one step."""
         reads = [
-            _Read(n, problem.step(position), position, token)
-            for n, target in enumerate(problem.targets)
+            _Read(n, task.step(position), position, token)
+            for n, target in enumerate(task.targets)
             for position, token in zip(target.positions, target.token_ids, strict=True)
         ]
-        if problem.forward.trajectory.regime == "prefix":
+        if task.forward.trajectory.cache == "prefix":
             return [reads]
         return [[r for r in reads if r.step == s] for s in dict.fromkeys(r.step for r in reads)]
 
-    def _channels(self, problem: Problem, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _channels(self, task: AttributionTask, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Features (D, h, w) of every grid, and the numbers of the channels that take part."""
         with torch.no_grad():
             _, maps = _watch(
-                problem.forward,
-                lambda: problem.forward.replay(torch.tensor([0]), torch.tensor([step])),
+                task.forward,
+                lambda: task.forward.replay(torch.tensor([0]), torch.tensor([step])),
             )
         features = tuple(m[0].float() for m in maps)
         spread = torch.cat([f.flatten(1) for f in features], 1).std(1, correction=0)
@@ -140,12 +146,12 @@ class ScoreCam(Method):
         return features, spread.topk(count).indices
 
     @torch.no_grad()
-    def _scores(self, problem: Problem, group: list[_Read], features: list[Tensor]) -> Tensor:
+    def _scores(self, task: AttributionTask, group: list[_Read], features: list[Tensor]) -> Tensor:
         """Scores (K, reads) on the pixels masked by K channels (K, h, w)."""
-        forward, request = problem.forward, problem.forward.request
+        forward, request = task.forward, task.forward.request
         owners = forward.adapter.pixel_tokens(request)
-        masks = pixel_masks(_stretched(features), owners).to(problem.pixels)
-        pixels = problem.pixels.detach() * masks + self.baseline * (1 - masks)
+        masks = pixel_masks(_stretched(features), owners).to(task.pixels)
+        pixels = task.pixels.detach() * masks + self.baseline * (1 - masks)
         rows = len(pixels)
         out = torch.empty(rows, len(group))
         with _inference(forward.model):

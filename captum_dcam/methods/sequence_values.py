@@ -8,35 +8,35 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError
-from captum_dcam.methods.base import Attribution, Problem
+from captum_dcam.methods.base import Attribution, AttributionTask
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens
 
 
-def sequence_length(problem: Problem) -> int:
+def sequence_length(task: AttributionTask) -> int:
     """L, tokens of the hooked sequence: the prefix and the answer."""
-    forward = problem.forward
+    forward = task.forward
     return forward.request.layout.prefix_length + forward.trajectory.tokens.shape[1]
 
 
 def over_tokens(
-    problem: Problem, values: Callable[[int, int], Tensor], text: bool = False
+    task: AttributionTask, values: Callable[[int, int], Tensor], text: bool = False
 ) -> Attribution:
     r"""Maps of words from values of their tokens; a word is the sum of its tokens (Eq. 2).
 
     Args:
-        problem (Problem): whose targets are explained.
+        task (AttributionTask): whose targets are explained.
         values (callable): (position, token id) to the values (L,) of every position.
         text (bool, optional): also return the values of text tokens. Default: False
 
     Returns:
         Attribution: a budget that ends inside a word leaves the words before it.
     """
-    forward = problem.forward
+    forward = task.forward
     images = image_positions(forward)
     words = text_tokens(forward).positions if text else torch.zeros(0, dtype=torch.long)
-    maps, relevance = problem.empty(), torch.zeros(len(problem.targets), len(words))
-    done, note = torch.zeros(len(problem.targets), dtype=torch.bool), ""
-    for n, target in enumerate(problem.targets):
+    maps, relevance = task.empty(), torch.zeros(len(task.targets), len(words))
+    done, note = torch.zeros(len(task.targets), dtype=torch.bool), ""
+    for n, target in enumerate(task.targets):
         try:
             parts = [
                 values(position, token).detach().float().cpu()

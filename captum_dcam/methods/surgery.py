@@ -25,7 +25,13 @@ from captum_dcam.methods.attention_calls import (
     is_written,
     wide,
 )
-from captum_dcam.methods.base import Attribution, Facts, Method, Problem, register_method
+from captum_dcam.methods.base import (
+    Attribution,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    register_method,
+)
 from captum_dcam.methods.lens import check_block, lens_logits
 from captum_dcam.methods.sequence_values import over_tokens, sequence_length
 from captum_dcam.model.forward import DenoisingForward
@@ -108,23 +114,23 @@ def _inputs_of(block: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class Surgery:
-    r"""Hidden states (N, D) of a problem's image tokens, as the surgeries read them.
+    r"""Hidden states (N, D) of a task's image tokens, as the surgeries read them.
 
     Args:
-        problem (Problem): batch 1.
+        task (AttributionTask): batch 1.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._forward = unkept(problem.forward)
-        self._shared = problem.forward.trajectory.regime == "prefix"
-        self._images = image_positions(problem.forward)
+    def __init__(self, task: AttributionTask) -> None:
+        self._forward = unkept(task.forward)
+        self._shared = task.forward.trajectory.cache == "prefix"
+        self._images = image_positions(task.forward)
 
     def state(self, step: int) -> int:
         """What image states depend on: behind a cached prefix, on no step."""
         return 0 if self._shared else step
 
     def _run(self, step: int) -> None:
-        """One run of the blocks over the image: the prefill, or a step of the full regime."""
+        """One run of the blocks over the image: the prefill, or without a cache a step."""
         memory = self._forward.prefill()
         if not self._shared:
             self._forward.step(memory, torch.tensor([0]), torch.tensor([step]))
@@ -200,21 +206,21 @@ def without_redundancy(logits: Tensor) -> Tensor:
 class _LensMaps(Method):
     """Shared: hidden states of image tokens through the output head."""
 
-    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
+    def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
         """(surgery, step) to the hidden states that are read; checks the settings."""
         raise NotImplementedError
 
-    def _attribute(self, problem: Problem, features: bool) -> Attribution:
-        forward, adapter = problem.forward, problem.forward.adapter
-        read, surgery = self.states(problem), Surgery(problem)
+    def _attribute(self, task: AttributionTask, features: bool) -> Attribution:
+        forward, adapter = task.forward, task.forward.adapter
+        read, surgery = self.states(task), Surgery(task)
         answer = answer_ids(forward)
-        asked = {t for target in problem.targets for t in target.token_ids}
+        asked = {t for target in task.targets for t in target.token_ids}
         ids = [*answer, *sorted(asked - set(answer))]
         known: dict[int, Tensor] = {}
-        images, length = image_positions(forward), sequence_length(problem)
+        images, length = image_positions(forward), sequence_length(task)
 
         def values(position: int, token: int) -> Tensor:
-            state = surgery.state(problem.step(position))
+            state = surgery.state(task.step(position))
             if state not in known:
                 with torch.no_grad():
                     known[state] = lens_logits(adapter, read(surgery, state), ids)
@@ -226,7 +232,7 @@ class _LensMaps(Method):
                 return _at(images, logits[words.index(token)], length)
             return _at(images, logits[ids.index(token)], length)
 
-        return over_tokens(problem, values)
+        return over_tokens(task, values)
 
 
 def _at(positions: Tensor, values: Tensor, length: int) -> Tensor:
@@ -258,23 +264,23 @@ class ArchitectureSurgery(_LensMaps):
 
     start: int | None = None
     features: bool = False
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Architecture surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "2"
     )
 
-    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
-        adapter = problem.forward.adapter
+    def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
+        adapter = task.forward.adapter
         middle = len(adapter.blocks) // 2
         start = middle if self.start is None else check_block(adapter, self.start)
         return lambda surgery, step: surgery.second_path(step, start)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        step = problem.step(problem.targets[0].positions[0]) if problem.targets else 0
-        self.states(problem)(Surgery(problem), step)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        step = task.step(task.targets[0].positions[0]) if task.targets else 0
+        self.states(task)(Surgery(task), step)
 
-    def attribute(self, problem: Problem) -> Attribution:
-        return self._attribute(problem, self.features)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        return self._attribute(task, self.features)
 
 
 @register_method("feature_surgery")
@@ -291,18 +297,18 @@ class FeatureSurgery(_LensMaps):
     """
 
     block: int | None = None
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "Feature surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "1"
     )
 
-    def states(self, problem: Problem) -> Callable[[Surgery, int], Tensor]:
-        adapter = problem.forward.adapter
+    def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
+        adapter = task.forward.adapter
         block = adapter.deepest_block if self.block is None else check_block(adapter, self.block)
         return lambda surgery, step: surgery.plain(step, block)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        self.states(problem)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        self.states(task)
 
-    def attribute(self, problem: Problem) -> Attribution:
-        return self._attribute(problem, True)
+    def attribute(self, task: AttributionTask) -> Attribution:
+        return self._attribute(task, True)

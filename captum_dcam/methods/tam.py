@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.methods.attention import Attentions
-from captum_dcam.methods.base import Facts, Problem, register_method
+from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import ORDERS, Lens, PerWord, context_of, own_steps, reads
 from captum_dcam.model.sequence import split_grids
@@ -22,10 +22,10 @@ RELEVANCES = ("activation", "mean", "attention")
 
 @dataclass(frozen=True)
 class Reader:
-    """A problem, the lens on it, the step at which each text token's own map is read, and the
+    """A task, the lens on it, the step at which each text token's own map is read, and the
     attention weights if they are wanted."""
 
-    problem: Problem
+    task: AttributionTask
     lens: Lens
     steps: list[int]
     attentions: Attentions | None
@@ -67,11 +67,11 @@ class TokenActivationMap(PerWord):
     eci: bool = True
     filter: int = 3
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "TAM",
         "logit lens",
         "TAM, Li et al. 2025, Eq. 1–7",
-        "1 (full regime: 1 a state)",
+        "1 (full cache: 1 a state)",
         (),
         text=True,
     )
@@ -81,14 +81,14 @@ class TokenActivationMap(PerWord):
             raise InputError(f"relevance is {self.relevance!r}: expected one of {RELEVANCES}")
         check_order_and_filter(self.order, self.filter)
 
-    def reader(self, problem: Problem) -> Reader:
-        wanted = reads(problem, self.order if self.eci else None)
-        attentions = Attentions(problem) if self.relevance == "attention" else None
-        return Reader(problem, Lens(problem.forward, wanted), own_steps(problem), attentions)
+    def reader(self, task: AttributionTask) -> Reader:
+        wanted = reads(task, self.order if self.eci else None)
+        attentions = Attentions(task) if self.relevance == "attention" else None
+        return Reader(task, Lens(task.forward, wanted), own_steps(task), attentions)
 
     def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
         image, text = joint_min_max(*self.activation(reader, target))
-        return filtered(split_grids(image, reader.problem.forward), self.filter), text
+        return filtered(split_grids(image, reader.task.forward), self.filter), text
 
     def activation(self, reader: Reader, target: Target) -> tuple[Tensor, Tensor]:
         r"""A word's activation before Eq. 3: image tokens (N,), and text tokens (K,) with NaN where
@@ -101,10 +101,10 @@ class TokenActivationMap(PerWord):
         return image.sum(0), text.nansum(0).masked_fill(absent, float("nan"))
 
     def _token(self, reader: Reader, position: int, token: int) -> tuple[Tensor, Tensor]:
-        problem, lens = reader.problem, reader.lens
-        step = problem.step(position)
+        task, lens = reader.task, reader.lens
+        step = task.step(position)
         image, text = lens.image(step, token).relu(), lens.text(step, token).relu()
-        context = context_of(problem, position, self.order)
+        context = context_of(task, position, self.order)
         if self.eci and len(context):
             ids = lens.tokens.ids[context]
             maps = [lens.image(reader.steps[k], int(i)) for k, i in zip(context, ids, strict=True)]
@@ -122,7 +122,7 @@ class TokenActivationMap(PerWord):
             return torch.ones_like(text)
         if reader.attentions is None:
             return text
-        blocks = range(len(reader.problem.forward.adapter.blocks))
+        blocks = range(len(reader.task.forward.adapter.blocks))
         row = reader.attentions.row(position, blocks).to(text.dtype)
         return row[reader.lens.tokens.positions]
 
@@ -150,24 +150,24 @@ class Candidate:
     probability: float
 
 
-def top_candidates(problem: Problem, position: int, k: int = 3) -> tuple[Candidate, ...]:
+def top_candidates(task: AttributionTask, position: int, k: int = 3) -> tuple[Candidate, ...]:
     r"""The k likeliest tokens of a response position, in the state that the score reads.
 
     Args:
-        problem (Problem): its targets do not matter here.
+        task (AttributionTask): its targets do not matter here.
         position (int): of the response.
         k (int, optional): how many; the probabilities are a softmax over these. Default: 3
 
     Returns:
         tuple of Candidate: likeliest first.
     """
-    adapter = problem.forward.adapter
+    adapter = task.forward.adapter
     if not 1 <= k <= adapter.vocabulary:
         raise InputError(f"k is {k}: expected 1 to {adapter.vocabulary}, the vocabulary")
     with torch.no_grad():
-        step = torch.tensor([problem.step(position)])
-        logits = problem.forward.replay(torch.tensor([0]), step)[0, position].float()
+        step = torch.tensor([task.step(position)])
+        logits = task.forward.replay(torch.tensor([0]), step)[0, position].float()
     best = logits.topk(k)
     shares = best.values.softmax(0).tolist()
     ids = best.indices.tolist()
-    return tuple(Candidate(*one) for one in zip(ids, adapter.pieces(ids), shares, strict=True))
+    return tuple(Candidate(*one) for one in zip(ids, adapter.token_texts(ids), shares, strict=True))

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputError
-from captum_dcam.methods.base import METHODS, Facts, Method, Problem, method, register_method
+from captum_dcam.methods.base import (
+    METHODS,
+    AttributionTask,
+    Method,
+    MethodFacts,
+    method,
+    register_method,
+)
 from captum_dcam.methods.causal import estimated_causal_inference, joint_min_max
 from captum_dcam.methods.lens import Lens, PerWord, context_of
 from captum_dcam.methods.tam import check_order_and_filter, filtered
@@ -19,8 +26,8 @@ from captum_dcam.model.words import Target
 RELEVANCES = ("activation", "mean")
 #: bases whose map depends on the token and the image's state alone: any token has one
 READS_IMAGE_TOKENS = ("logit_lens", "msea", "architecture_surgery", "feature_surgery")
-#: what presets of Diffusion-CAM are asked for: the plain map in the problem's state
-PLAIN = {"score": "problem", "refined": False}
+#: what presets of Diffusion-CAM are asked for: the plain map in the task's state
+PLAIN = {"score": "task", "refined": False}
 
 #: a response position, whose state is read, and a token id
 Pair = tuple[int, int]
@@ -30,18 +37,18 @@ class Reader:
     r"""The base's maps of all words and their context, and the lens on the text tokens.
 
     Args:
-        problem (Problem): batch 1.
+        task (AttributionTask): batch 1.
         base (Method): whose maps are refined.
         order (str): of the context.
     """
 
-    def __init__(self, problem: Problem, base: Method, order: str) -> None:
-        self.problem, self.lens = problem, Lens(problem.forward, ())
+    def __init__(self, task: AttributionTask, base: Method, order: str) -> None:
+        self.task, self.lens = task, Lens(task.forward, ())
         self._base, self._order = base, order
         self._found: dict[Pair, Tensor | None] | None = None
         self._note = ""
-        answer = range(problem.forward.trajectory.tokens.shape[1])
-        self._first = min(answer, key=problem.step)  # where prompt tokens are read
+        answer = range(task.forward.trajectory.tokens.shape[1])
+        self._first = min(answer, key=task.step)  # where prompt tokens are read
 
     def context(self, position: int) -> tuple[Tensor, Tensor, list[Pair]]:
         r"""The context of a response position.
@@ -50,7 +57,7 @@ class Reader:
             tuple: (C,) indices of context tokens among the text tokens; those of them that the
             base has a map of; and the pairs under which it has it.
         """
-        context = context_of(self.problem, position, self._order)
+        context = context_of(self.task, position, self._order)
         prompt, ids = self.lens.tokens.prompt, self.lens.tokens.ids
         mapped = context
         if self._base.name not in READS_IMAGE_TOKENS:
@@ -70,15 +77,15 @@ class Reader:
     def _all(self) -> dict[Pair, Tensor | None]:
         """One call of the base for everything; None where its budget ended before."""
         pairs: dict[Pair, None] = {}  # in the order of the words, each with its context
-        for target in self.problem.targets:
+        for target in self.task.targets:
             for pair in zip(target.positions, target.token_ids, strict=True):
                 pairs |= dict.fromkeys((pair, *self.context(pair[0])[2]))
-        pieces = self.problem.forward.adapter.pieces
-        tokens = [Target(pieces([t])[0].strip(), (p,), (t,)) for p, t in pairs]
-        problem = Problem(
-            self.problem.forward, tuple(tokens), self.problem.score, self.problem.generator
+        token_texts = self.task.forward.adapter.token_texts
+        tokens = [Target(token_texts([t])[0].strip(), (p,), (t,)) for p, t in pairs]
+        task = AttributionTask(
+            self.task.forward, tuple(tokens), self.task.score, self.task.generator
         )
-        found = self._base.attribute(problem)
+        found = self._base.attribute(task)
         self._note = found.note or f"the budget ended inside {self._base.name}"
         maps = torch.cat([m.flatten(1) for m in found.maps], dim=1).relu()
         return {p: m if d else None for p, m, d in zip(pairs, maps, found.done, strict=True)}
@@ -92,7 +99,7 @@ class TamOver(PerWord):
     From the positive part of the base's map of a token, what the maps of its context tokens by the
     same base explain is taken out (Eq. 2, 4, 5). The result is stretched to [0, 1] together with
     the relevance of the context tokens (Eq. 3) and filtered (Eq. 6, 7). Every token is read at its
-    own state, the one that the problem's score tells; Diffusion-CAM's presets are asked for their
+    own state, the one that the task's score tells; Diffusion-CAM's presets are asked for their
     unrefined maps in that state. A word of several tokens is the sum of theirs before Eq. 3.
 
     The text, and the weights of the context, are those of
@@ -107,7 +114,7 @@ class TamOver(PerWord):
       it has no map of a prompt token, and the context is the answer's earlier tokens alone. The
       prompt's relevance still takes part in Eq. 3 and is shown.
 
-    With the base ``logit_lens`` the method is ``tam``. A base that draws from the problem's
+    With the base ``logit_lens`` the method is ``tam``. A base that draws from the task's
     generator makes the method draw.
 
     Args:
@@ -133,7 +140,7 @@ class TamOver(PerWord):
     order: str = "commit"
     filter: int = 3
 
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodFacts] = MethodFacts(
         "TAM over Grad-CAM",
         "logit lens",
         "TAM, Li et al. 2025, Table 3 (+ Ours)",
@@ -166,12 +173,12 @@ class TamOver(PerWord):
             settings["product"] = self.product
         return method(self.base, **settings)
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        self.inner.check(problem)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        self.inner.check(task)
 
-    def reader(self, problem: Problem) -> Reader:
-        return Reader(problem, self.inner, self.order)
+    def reader(self, task: AttributionTask) -> Reader:
+        return Reader(task, self.inner, self.order)
 
     def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
         pairs = zip(target.positions, target.token_ids, strict=True)
@@ -181,12 +188,12 @@ class TamOver(PerWord):
         absent[[reader.lens.tokens.prompt + p for p in target.positions]] = True
         text = texts.nansum(0).masked_fill(absent, float("nan"))
         image, text = joint_min_max(images.sum(0), text)
-        return filtered(split_grids(image, reader.problem.forward), self.filter), text
+        return filtered(split_grids(image, reader.task.forward), self.filter), text
 
     def _token(self, reader: Reader, position: int, token: int) -> tuple[Tensor, Tensor]:
         """A token's map (N,) without its context, and the context's relevance (K,), else NaN."""
         image = reader.map((position, token))
-        text = reader.lens.text(reader.problem.step(position), token).relu().float()
+        text = reader.lens.text(reader.task.step(position), token).relu().float()
         context, mapped, pairs = reader.context(position)
         if pairs:
             weights = torch.ones_like(text) if self.relevance == "mean" else text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import Problem
+from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.causal import joint_min_max
 from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
@@ -79,17 +79,17 @@ def text_relevance(
     if by not in WAYS:
         raise InputError(f"by is {by!r}: expected one of {WAYS}")
     one = single(forward, example)
-    problem = Problem(one, tuple(targets), forward.score if score is None else score)
+    task = AttributionTask(one, tuple(targets), forward.score if score is None else score)
     tokens, image_at = text_tokens(one), image_positions(one)
     values = torch.zeros(len(targets), len(tokens))
     image = torch.zeros(len(targets), len(image_at))
     tam = TokenActivationMap()
-    reader = tam.reader(problem) if by == "activation" else None
+    reader = tam.reader(task) if by == "activation" else None
     for n, target in enumerate(targets):
         if reader is not None:
             image[n], values[n] = tam.activation(reader, target)
             continue
-        for step, pairs in _by_step(problem, target).items():
+        for step, pairs in _by_step(task, target).items():
             product = gradient_times_activation(one, step, pairs)
             image[n] += product[image_at]
             values[n] += product[tokens.positions]
@@ -97,11 +97,11 @@ def text_relevance(
     return TextRelevance(tokens, values, split_grids(image, one))
 
 
-def _by_step(problem: Problem, target: Target) -> dict[int, list[tuple[int, int]]]:
+def _by_step(task: AttributionTask, target: Target) -> dict[int, list[tuple[int, int]]]:
     """A word's (position, token) pairs by the step at which they are read."""
     found: dict[int, list[tuple[int, int]]] = {}
     for pair in zip(target.positions, target.token_ids, strict=True):
-        found.setdefault(problem.step(pair[0]), []).append(pair)
+        found.setdefault(task.step(pair[0]), []).append(pair)
     return found
 
 

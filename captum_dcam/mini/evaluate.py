@@ -2,7 +2,7 @@ r"""Held-out accuracy of the embedded model: ``python -m captum_dcam.mini.evalua
 
 Descriptions count an object as named when its colour and shape stand together in the answer (as
 many times as the scene has them, by the number word); an object is invented when the answer names
-a colour and shape, or more of it, that the scene does not hold. Both decoding regimes are measured.
+a colour and shape, or more of it, that the scene does not hold. Both decoding caches are measured.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main(
     ] = "float32",
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
-    """Print held-out accuracies in both decoding regimes."""
+    """Print held-out accuracies in both decoding caches."""
     model, processor = load_mini(weights)
     table = {"prefix cache": evaluate(model, processor, scenes, True, first=first)}
     model = model.to(getattr(torch, full_dtype))

@@ -3,7 +3,7 @@ r"""The embedded masked-diffusion multimodal model.
 Vision tower (convolutional stem, small ViT) → projector → bidirectional LLaDA-type transformer
 (RMSNorm, RoPE, SwiGLU) → tied output embedding. Attention is block-causal over *segments*: queries
 of a segment see every key up to the segment's end. One segment is full bidirectional attention
-(LLaDA-V's regime); ``(prefix, response)`` is the prefix regime of LaViDa, in which the prefix can
+(as in LLaDA-V); ``(prefix, response)`` is that of LaViDa, in which the prefix can
 be computed once and cached. Both were trained.
 """
 
@@ -275,7 +275,7 @@ AutoModel.register(MiniConfig, MiniForMaskedDiffusion, exist_ok=True)
 #
 # The families that the model stands for differ in one thing that matters to attribution. With
 # ``prefix_cache`` the image and the prompt are computed once and every step sees the response alone
-# (LaViDa's regime); without it every step computes the whole sequence (LLaDA-V's). Both go through
+# (LaViDa's cache); without it every step computes the whole sequence (LLaDA-V's). Both go through
 # embed_prefix, cache_prefix and denoise; so does every replay.
 
 REMASKING = ("low_confidence", "random", "entropy", "margin")
@@ -295,7 +295,7 @@ class Prefix:
     valid: Tensor | None
     cache: tuple[KeyValue, ...] | None
 
-    def rows(self, index: Tensor) -> Prefix:
+    def select(self, index: Tensor) -> Prefix:
         """The prefixes of examples ``index`` (R,), for R canvases."""
         return Prefix(
             self.embeds[index],

@@ -6,7 +6,7 @@ number of processes only by rounding.
 
 Stages (see :data:`STAGES`): coarse (12×12 image tokens, pooled from the 24×24 stem), then fine
 (24×24). Three of four steps pack many pairs behind one image; the fourth trains one pair an image
-in the two deployed regimes (full bidirectional; prefix bidirectional and cached). Auxiliary losses
+in the two deployed caches (full bidirectional; prefix bidirectional and cached). Auxiliary losses
 ask the tower for the label of every patch, and the projected image tokens, through the tied
 embedding, for their shape and colour words; both are annealed to zero before the last stage begins.
 """

@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Facts:
+class FamilyFacts:
     r"""What can be said of a family without a model of it.
 
     Args:
@@ -106,7 +106,7 @@ class Facts:
             Default: those that this library is tested with
         remote_code (bool): the model's code comes with its checkpoints, and runs only where
             ``trust_remote_code=True`` allows it.
-        feasible (str, optional): which calls hold the image, where the regime does not say it all.
+        feasible (str, optional): which calls hold the image, where the cache does not say it all.
         notes (tuple of str): defaults of the family's own code that surprise.
     """
 
@@ -129,7 +129,7 @@ def third_of(blocks: int) -> int:
     return round(blocks * 10 / 32)
 
 
-__all__ = ["ADAPTERS", "Adapter", "Checkpoint", "Facts", "Request", "register"]
+__all__ = ["ADAPTERS", "Adapter", "Checkpoint", "FamilyFacts", "Request", "register"]
 
 
 class Adapter(ABC):
@@ -138,7 +138,8 @@ class Adapter(ABC):
     Args:
         model (nn.Module): as its authors load it.
         processor (object): the family's processor.
-        regime (str): ``prefix`` or ``full``: how the family is decoded.
+        cache (str, optional): what its calls reuse: ``prefix`` (image and prompt are computed
+            once) or ``none`` (the whole sequence at every step). Default: the first of ``caches``
     """
 
     family: ClassVar[str]
@@ -146,20 +147,20 @@ class Adapter(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
     architectures: ClassVar[tuple[str, ...]] = ()
-    regimes: ClassVar[tuple[str, ...]] = ("prefix", "full")
+    caches: ClassVar[tuple[str, ...]] = ("prefix", "none")
     #: several examples can be run in one batch
     batches: ClassVar[bool] = True
     #: an example may show several pictures
     several_images: ClassVar[bool] = True
     #: a :class:`~captum_dcam.model.prompts.Video` may stand in a picture's place
     takes_video: ClassVar[bool] = False
-    facts: ClassVar[Facts | None] = None
+    facts: ClassVar[FamilyFacts | None] = None
 
-    def __init__(self, model: nn.Module, processor: Any, regime: str | None = None) -> None:
-        regime = self.regimes[0] if regime is None else regime
-        if regime not in self.regimes:
-            raise InputError(f"regime is {regime!r}: {self.family} knows {self.regimes}")
-        self.model, self.processor, self.regime = model, processor, regime
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
+        cache = self.caches[0] if cache is None else cache
+        if cache not in self.caches:
+            raise InputError(f"cache is {cache!r}: {self.family} knows {self.caches}")
+        self.model, self.processor, self.cache = model, processor, cache
 
     @classmethod
     @abstractmethod
@@ -269,14 +270,14 @@ class Adapter(ABC):
 
     @abstractmethod
     def prefill(self, embedded: Any) -> Any:
-        """What all steps share: in the prefix regime a run of the blocks over the prefix."""
+        """What all steps share: with a prefix cache a run of the blocks over the prefix."""
 
     @abstractmethod
-    def rows(self, memory: Any, index: Tensor) -> Any:
+    def select(self, memory: Any, index: Tensor) -> Any:
         """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
 
     def memory_tensors(self, memory: Any) -> list[Tensor]:
-        """Tensors (B, …) of the cache through which steps see the prefix (prefix regime)."""
+        """Tensors (B, …) of the cache through which steps see the prefix (prefix cache)."""
         raise MethodError(f"{self.family} does not cache its prefix")
 
     def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
@@ -292,7 +293,7 @@ class Adapter(ABC):
         """Final norm and output head: (…, D) to (…, V)."""
 
     @abstractmethod
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token, with a leading blank where it begins a word."""
 
     # -- what some methods ask for beyond the above ------------------------------------------------
@@ -343,7 +344,7 @@ class Adapter(ABC):
         return None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without markers: the inverse of joining :meth:`pieces`."""
+        """Ids of a text, without markers: the inverse of joining :meth:`token_texts`."""
         raise MethodError(f"{self.family} cannot encode a text: give token ids")
 
     def query_position(self, layout: Layout, position: int) -> int:

@@ -38,10 +38,10 @@ def force(
         MethodError: the family has no mask token, and is not causal.
         TargetError: the answer is empty.
     """
-    adapter, kept, regime = forward.adapter, {}, forward.adapter.regime
+    adapter, kept, cache = forward.adapter, {}, forward.adapter.cache
     if request is None and forward.bound:
         request = forward.request
-        kept, regime = forward.trajectory.kept, forward.trajectory.regime
+        kept, cache = forward.trajectory.kept, forward.trajectory.cache
     if request is None or request.batch != 1:
         raise InputError(
             "force needs a request of one example: forward.generate(request) first, or "
@@ -55,14 +55,14 @@ def force(
     count = len(ids)
     states = adapter.forced_states(tokens)
     prefix = request.layout.prefix_length
-    lengths = (prefix, *[count] * count) if regime == "prefix" else (prefix + count,) * count
+    lengths = (prefix, *[count] * count) if cache == "prefix" else (prefix + count,) * count
     made = Trajectory(
         tokens=tokens,
         states=states,
         final_state=adapter.visible_state(tokens),
         commit_step=torch.arange(count, device=tokens.device)[None],
         confidence=torch.zeros(1, count),
-        regime=regime,
+        cache=cache,
         lengths=lengths,
         image_end=request.layout.image_end,
         settings={"forced": True},

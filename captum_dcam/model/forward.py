@@ -34,7 +34,7 @@ class DenoisingForward(nn.Module):
         score (str, optional): which state a token is read at when the caller passes none:
             ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
         internal_batch_size (int, optional): so many words are differentiated at once; fewer need
-            less memory. Default: 16 in the prefix regime, whose steps are short, 4 in the full one
+            less memory. Default: 16 with a prefix cache, whose steps are short, 4 without
 
     Attributes:
         tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
@@ -42,12 +42,20 @@ class DenoisingForward(nn.Module):
 
     Examples::
 
-        >>> adapter = load("mini")
+        >>> from captum.attr import LayerGradCam
+        >>> from captum_dcam.data.scenes import make_scene
+        >>> adapter = captum_dcam.load("mini")
         >>> forward = DenoisingForward(adapter)
-        >>> forward.generate(adapter.prepare([[image]], ["describe the image ."]))
-        >>> args = forward.arguments((1, 40))
-        >>> LayerGradCam(forward, forward.tap).attribute(
-        ...     forward.request.pixels, (1, 40), additional_forward_args=args)
+        >>> image = make_scene(0, 3).image
+        >>> trajectory = forward.generate(adapter.prepare([[image]], ["describe the image ."]))
+        >>> target = (1, int(trajectory.tokens[0, 1]))
+        >>> maps = LayerGradCam(forward, forward.tap).attribute(
+        ...     forward.request.pixels,
+        ...     target,
+        ...     additional_forward_args=forward.arguments(target),
+        ... )
+        >>> maps.shape
+        torch.Size([1, 1, 24, 24])
     """
 
     def __init__(
@@ -220,7 +228,7 @@ class DenoisingForward(nn.Module):
         with _inference(self.model):
             with self._tapped("prefix", len(pixels)):
                 memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
-            with self._tapped("full", len(state[0])):
+            with self._tapped("none", len(state[0])):
                 return self.adapter.denoise(memory, *state)
 
     def _split(self, args: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -233,9 +241,9 @@ class DenoisingForward(nn.Module):
             )
         return args[:count], args[count:]
 
-    def _tapped(self, regime: str, rows: int) -> Any:
-        """The tap, in the regime in which the wrapped part runs the blocks over ``rows`` images."""
-        if self.trajectory.regime != regime:
+    def _tapped(self, cache: str, rows: int) -> Any:
+        """The tap, where it is the wrapped part that runs the blocks over ``rows`` images."""
+        if self.trajectory.cache != cache:
             return nullcontext()
         return tapped(self.adapter.blocks[self.layer], self.tap, self.request.layout, rows)
 
@@ -244,22 +252,22 @@ class DenoisingForward(nn.Module):
     def replay(self, examples: Tensor, steps: Tensor) -> Tensor:
         r"""Logits (R, T, V) of examples (R,) of the bound request at steps (R,).
 
-        In the prefix regime all rows share one prefill, and the tap sees the B examples; in the
-        full regime the tap sees the R rows. Where the block's output was kept, nothing below the
+        With a prefix cache all rows share one prefill, and the tap sees the B examples; without
+        a cache the tap sees the R rows. Where the block's output was kept, nothing below the
         tap is computed again. One row at a time equals the generation bit for bit; several at once
         equal it within rounding.
         """
         trajectory, adapter = self.trajectory, self.adapter
         rows = examples.to(self.request.pixels.device)
-        if trajectory.regime == "prefix":
+        if trajectory.cache == "prefix":
             memory = self.prefill()
             if self.request.batch > 1 or len(examples) > 1:
-                memory = adapter.rows(memory, rows)
+                memory = adapter.select(memory, rows)
             return self.step(memory, examples, steps)
-        return self.step(adapter.rows(self._embedded(), rows), examples, steps)
+        return self.step(adapter.select(self._embedded(), rows), examples, steps)
 
     def prefill(self) -> Any:
-        """What all steps of the bound request share; runs through the tap in the prefix regime."""
+        """What all steps of the bound request share; runs through the tap with a prefix cache."""
         with _inference(self.model), self._tapped("prefix", self.request.batch), self._known(0):
             return self.adapter.prefill(self._embedded())
 
@@ -267,7 +275,7 @@ class DenoisingForward(nn.Module):
         """Logits (R, T, V) of examples (R,) at steps (R,) from the memory of R rows."""
         state = self.trajectory.state_at(examples, steps)
         known = self._known_rows(examples, steps)
-        with _inference(self.model), self._tapped("full", len(examples)), known:
+        with _inference(self.model), self._tapped("none", len(examples)), known:
             return self.adapter.denoise(memory, *state)
 
     def _embedded(self) -> Any:
@@ -293,7 +301,7 @@ class DenoisingForward(nn.Module):
         """The same for rows of steps, each from its own step's call."""
         kept = self.trajectory.kept
         known = kept.get("calls", {})
-        first = 1 if self.trajectory.regime == "prefix" else 0  # the prefill is a call of its own
+        first = 1 if self.trajectory.cache == "prefix" else 0  # the prefill is a call of its own
         calls = [first + int(s) for s in steps]
         if kept.get("layer") != self.layer or any(c not in known for c in calls):
             return nullcontext()

@@ -1,7 +1,8 @@
 r"""Features and gradients of many targets of one generation, in as few passes as their steps need.
 
-Prefix regime: the image states come from one prefill, shared by every token: one forward of the
-prefill, one of all needed states as a batch, then a vector-Jacobian product a target. Full regime:
+With a prefix cache the image states come from one prefill, shared by every token: one forward of
+the prefill, one of all needed states as a batch, then a vector-Jacobian product per target. Without
+a cache
 every step has image states of its own: targets are rows of one batch, and one backward of their sum
 gives each row its own gradient.
 """
@@ -21,11 +22,11 @@ from captum_dcam.model.words import Target
 
 T = TypeVar("T")
 #: targets in one batch of steps
-CHUNKS = {"prefix": 16, "full": 4}
+CHUNKS = {"prefix": 16, "none": 4}
 
 
 @dataclass(frozen=True)
-class Row:
+class TargetGradients:
     """Features and gradients (D, h, w), one pair a grid, of target number ``target``."""
 
     target: int
@@ -57,14 +58,14 @@ def _reads(
         by_step: dict[int, list[tuple[int, int]]] = {}
         for pair in zip(target.positions, target.token_ids, strict=True):
             step = trajectory.step_of(example, pair[0], score)
-            if call is not None and trajectory.regime == "full":
+            if call is not None and trajectory.cache == "none":
                 step = call
             by_step.setdefault(step, []).append(pair)
         out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
     return out
 
 
-def rows(
+def target_gradients(
     forward: DenoisingForward,
     targets: Sequence[Target],
     examples: Sequence[int] | None = None,
@@ -72,7 +73,7 @@ def rows(
     score: str = "commit",
     call: int | None = None,
     chunk: int | None = None,
-) -> list[Row]:
+) -> list[TargetGradients]:
     r"""Features and gradients at the tap of targets of the bound generation.
 
     Args:
@@ -80,15 +81,15 @@ def rows(
         targets (sequence of Target): the sums of logits to differentiate.
         examples (sequence of int, optional): example of every target. Default: all 0
         score (str, optional): the state each token is read at. Default: ``"commit"``
-        call (int, optional): index of the call whose image states are explained. In the full regime
+        call (int, optional): index of the call whose image states are explained. Without a cache
             the logits are then that call's too. Default: the call that the score needs
         chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: the
-            forward's ``internal_batch_size``; without one 16 in the prefix regime, whose steps are
-            short, and 4 in the full one
+            forward's ``internal_batch_size``; without one 16 with a prefix cache, whose
+            steps are short, and 4 without
 
     Returns:
-        list of Row: at least one a target, more where its tokens were read at different steps in
-        the full regime (each step has its own image states).
+        list of TargetGradients: at least one per target, more where its tokens were read at
+        different steps without a cache (each step has its own image states).
 
     Raises:
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
@@ -98,10 +99,10 @@ def rows(
     if call is not None:
         trajectory.check_call(call)
     reads = _reads(forward, targets, examples, score, call)
-    size = chunk or forward.internal_batch_size or CHUNKS[trajectory.regime]
+    size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
     try:
         with torch.enable_grad():
-            if trajectory.regime == "prefix":
+            if trajectory.cache == "prefix":
                 found = _prefix_rows(forward, reads, len(targets), size)
             else:
                 found = [
@@ -154,7 +155,7 @@ def _gradients(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _prefix_rows(
     forward: DenoisingForward, reads: list[_Read], count: int, chunk: int
-) -> list[Row]:
+) -> list[TargetGradients]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
     The steps see the prefix through the cache alone. So one backward of a batch of steps gives
@@ -178,7 +179,11 @@ def _prefix_rows(
             grads = torch.autograd.grad(
                 links, maps, cotangents, retain_graph=not last, materialize_grads=True
             )
-            out.append(Row(number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)))
+            out.append(
+                TargetGradients(
+                    number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)
+                )
+            )
     return out
 
 
@@ -191,13 +196,13 @@ def _cache_gradients(
     examples = torch.tensor([r.example for r in reads], device=links[0].device)
     steps = torch.tensor([r.step for r in reads])
     leaves = [t[examples].detach().requires_grad_() for t in links]
-    own = forward.adapter.replace_memory(forward.adapter.rows(memory, examples), leaves)
+    own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
     total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
     return torch.autograd.grad(total, leaves)
 
 
-def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
+def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[TargetGradients]:
     """One batch row a read; the backward of the sum leaves every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
@@ -205,6 +210,6 @@ def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[Row]:
     total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
     grads = _gradients(total, maps)
     return [
-        Row(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
+        TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
         for i, r in enumerate(reads)
     ]

@@ -29,7 +29,7 @@ from captum_dcam.errors import (
     WeightsError,
     near,
 )
-from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, Facts, built_in
+from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -60,7 +60,7 @@ def load(
         revision (str, optional): branch, tag or commit on the hub. Default: the newest
         trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
             machine. Default: False
-        **options: the family's own (``regime``, ``attn_implementation``, …).
+        **options: the family's own (``cache``, ``attn_implementation``, …).
 
     Raises:
         UnknownNameError: neither a known name nor a checkpoint of a known family.
@@ -87,7 +87,7 @@ def wrap(model: nn.Module, processor: Any, family: str | None = None, **options:
         model (nn.Module): as its authors load it.
         processor (object): the family's processor.
         family (str, optional): Default: the family that recognises the model
-        **options: the family's (``regime``, …).
+        **options: the family's (``cache``, …).
 
     Raises:
         TypeError: ``model`` is no module.
@@ -203,7 +203,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
-    facts = Facts() if cls.facts is None else cls.facts
+    facts = FamilyFacts() if cls.facts is None else cls.facts
     check_transformers(cls.family, facts.transformers)
     if facts.package is not None and not importable(facts.package):
         raise MissingPackageError(
@@ -310,19 +310,19 @@ def family_of(
 # -- what captum-dcam models lists -----------------------------------------------------------------
 
 
-#: which calls of a generation hold the image, by regime
-FEASIBLE = {"prefix": "the prefill (1 of S + 1 calls)", "full": "every step (S of S calls)"}
+#: which calls of a generation hold the image, by what is cached
+FEASIBLE = {"prefix": "the prefill (1 of S + 1 calls)", "none": "every step (S of S calls)"}
 
 
 def list_models() -> list[dict[str, Any]]:
     r"""One record per family, JSON-able; no model is loaded.
 
     Returns:
-        list of dict: ``family``, ``class``, ``regimes``, ``feasible`` (regime → calls),
+        list of dict: ``family``, ``class``, ``caches``, ``feasible`` (cache → calls),
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
         ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
         ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
-        A family that cannot be imported has no regimes, and the reason as ``error`` and note.
+        A family that cannot be imported has no caches, and the reason as ``error`` and note.
     """
     known, broken = _survey()
     records = [_record(name, cls) for name, cls in known.items()]
@@ -331,15 +331,15 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
-    facts = Facts() if cls.facts is None else cls.facts
+    facts = FamilyFacts() if cls.facts is None else cls.facts
     checkpoints = [_depths(c) for c in facts.checkpoints]
     unknown = {"name": None, **_no_depths()}
     first = checkpoints[0] if checkpoints else unknown
     return {
         "family": name,
         "class": f"{cls.__module__}.{cls.__qualname__}",
-        "regimes": list(cls.regimes),
-        "feasible": {r: facts.feasible or FEASIBLE[r] for r in cls.regimes},
+        "caches": list(cls.caches),
+        "feasible": {r: facts.feasible or FEASIBLE[r] for r in cls.caches},
         "default_checkpoint": first["name"],
         **{key: first[key] for key in _no_depths()},
         "checkpoints": checkpoints,
@@ -360,8 +360,8 @@ def _missing(name: str, error: Exception) -> dict[str, Any]:
     """The record of a family that cannot be imported: that of one of which nothing is known."""
 
     class Unknown(Adapter):
-        regimes, batches, several_images = (), False, False
-        facts = Facts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
+        caches, batches, several_images = (), False, False
+        facts = FamilyFacts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
 
     found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
     return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}

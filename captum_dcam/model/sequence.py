@@ -1,7 +1,7 @@
 r"""The whole sequence of one state: hidden states of any block, and which positions are text.
 
-In the prefix regime the prefix's states come from the prefill and the response's from the step; in
-the full regime one call gives both. Here they are put together, in the order of the sequence.
+With a prefix cache the prefix's states come from the prefill and the response's from the step;
+without a cache one call gives both. Here they are put together, in the order of the sequence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_dcam.errors import MethodError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tap import hidden_of, replace_hidden
-from captum_dcam.model.words import answer_pieces
+from captum_dcam.model.words import answer_token_texts
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class TextTokens:
     Args:
         positions (Tensor): (K,) int64 positions in the hooked sequence.
         ids (Tensor): (K,) int64 token ids.
-        pieces (tuple of str): their text, with a leading blank where a word begins; empty for
+        token_texts (tuple of str): their text, with a leading blank where a word begins; empty for
             stop tokens.
         prompt (int): how many of them are the prompt's.
     """
 
     positions: Tensor
     ids: Tensor
-    pieces: tuple[str, ...]
+    token_texts: tuple[str, ...]
     prompt: int
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
     return TextTokens(
         torch.cat((positions.cpu(), torch.arange(start, start + len(answer)))),
         every,
-        answer_pieces(forward.adapter, every.tolist()),
+        answer_token_texts(forward.adapter, every.tolist()),
         len(ids),
     )
 

@@ -7,11 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, InputError
+from captum_dcam.errors import InfeasibleStepError, InputError, UnknownNameError, near
 
 #: which state of the canvas a token's logit is read at; see :meth:`Trajectory.step_of`
 SCORES = ("commit", "final", "teacher")
-REGIMES = ("prefix", "full")
+#: what the calls of a generation reuse: the prefix's keys and values, or nothing
+CACHES = ("prefix", "none")
+#: the same as files spell it, under the key "regime"
+STORED_CACHES = {"prefix": "prefix", "none": "full"}
+
+
+def stored_cache(stored: str) -> str:
+    """The cache that a file's "regime" names."""
+    for cache, spelling in STORED_CACHES.items():
+        if stored == spelling:
+            return cache
+    raise UnknownNameError(f"unknown regime {stored!r}{near(stored, STORED_CACHES.values())}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Trajectory:
         final_state (tuple of Tensor): each (B, …): the same with the whole answer visible.
         commit_step (Tensor): (B, T) int64, the step whose logits fixed the token for good.
         confidence (Tensor): (B, T) float, the token's probability at that step.
-        regime (str): ``prefix`` (image and prompt computed once) or ``full`` (at every step).
+        cache (str): ``prefix`` (image and prompt computed once) or ``none`` (at every step).
         image_end (int): one past the last image position.
         settings (dict): of the generation, as far as they matter to its result.
         lengths (tuple of int): length of the hooked sequence at every call, prefill included.
@@ -60,7 +71,7 @@ class Trajectory:
     final_state: tuple[Tensor, ...]
     commit_step: Tensor
     confidence: Tensor
-    regime: str
+    cache: str
     image_end: int
     settings: dict[str, Any]
     lengths: tuple[int, ...] = ()
@@ -69,8 +80,8 @@ class Trajectory:
     final_step: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.regime not in REGIMES:
-            raise InputError(f"regime is {self.regime!r}: expected one of {REGIMES}")
+        if self.cache not in CACHES:
+            raise InputError(f"cache is {self.cache!r}: expected one of {CACHES}")
 
     @property
     def steps(self) -> int:
@@ -79,11 +90,11 @@ class Trajectory:
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """Every run of the transformer; in the prefix regime the first is the prefill."""
+        """Every run of the transformer; with a prefix cache the first is the prefill."""
         names = [f"t = {s}" for s in range(self.steps)]
-        if self.regime == "prefix":
+        if self.cache == "prefix":
             names.insert(0, "prefix")
-        prefix = self.lengths[0] if self.regime == "prefix" else 0
+        prefix = self.lengths[0] if self.cache == "prefix" else 0
         return tuple(
             Call(name, length, self.image_end, prefix if i else 0)
             for i, (name, length) in enumerate(zip(names, self.lengths, strict=True))

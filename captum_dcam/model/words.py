@@ -34,30 +34,30 @@ class Target:
     token_ids: tuple[int, ...]
 
 
-def answer_pieces(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
+def answer_token_texts(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
     """Text of every token of an answer, empty for stop tokens."""
-    texts, stop = adapter.pieces(tokens), adapter.stop_ids
+    texts, stop = adapter.token_texts(tokens), adapter.stop_ids
     return tuple("" if t in stop else p for t, p in zip(tokens, texts, strict=True))
 
 
 def answer_text(adapter: Adapter, tokens: Sequence[int]) -> str:
     """The answer as one reads it."""
-    return "".join(answer_pieces(adapter, tokens)).strip()
+    return "".join(answer_token_texts(adapter, tokens)).strip()
 
 
 def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
-    """The answer's words in order; pieces without a leading blank continue the word before, unless
+    """The answer's words in order; tokens without a leading blank continue the word before, unless
     that ends with a blank, a newline or a sign.
 
     Stop tokens end nothing and are never part of a word. Words without a letter or digit
     (punctuation) are left out.
     """
-    pieces = adapter.pieces(tokens)
+    token_texts = adapter.token_texts(tokens)
     groups: list[list[int]] = []
-    for position, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
+    for position, (token, piece) in enumerate(zip(tokens, token_texts, strict=True)):
         if token in adapter.stop_ids:
             continue
-        before = pieces[position - 1] if groups and groups[-1][-1] == position - 1 else " "
+        before = token_texts[position - 1] if groups and groups[-1][-1] == position - 1 else " "
         # a token in the middle of a character writes nothing
         open_end = before == "" or before[-1].isalnum()
         goes_on = piece == "" or (not piece[0].isspace() and piece.strip().isalnum())
@@ -67,7 +67,7 @@ def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
             groups.append([position])
     words = []
     for group in groups:
-        text = "".join(pieces[p] for p in group).strip()
+        text = "".join(token_texts[p] for p in group).strip()
         if re.search(r"\w", text):
             words.append(Target(text, tuple(group), tuple(int(tokens[p]) for p in group)))
     return tuple(words)
@@ -139,7 +139,7 @@ def _pair(adapter: Adapter, tokens: Sequence[int], pair: tuple) -> Target:
             f"token id {token} is out of range: the model has {adapter.vocabulary}, 0 to "
             f"{adapter.vocabulary - 1}"
         )
-    return Target(adapter.pieces([token])[0].strip(), (position,), (token,))
+    return Target(adapter.token_texts([token])[0].strip(), (position,), (token,))
 
 
 def _occurrences(found: tuple[Target, ...], phrase: str) -> list[Target]:

@@ -5,9 +5,13 @@ a pure function and as a small frozen object that composes, is found by name and
 down. All run on any device, in fp16, bf16, fp32 and fp64, on whole batches, without gradients and
 without randomness; they never change their input.
 
+    >>> from captum_dcam.refine import RefineContext
     >>> refine = paper_refinements()
-    >>> clean = refine(maps, RefineContext(steps=32, image_size=(480, 640)))
-    >>> record = refine.describe()
+    >>> maps = torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(0))
+    >>> refine(maps, RefineContext(steps=32, image_size=(480, 640))).shape
+    torch.Size([2, 24, 24])
+    >>> [stage["name"] for stage in refine.describe()["stages"]]
+    ['min_max', 'akd', 'dacg', 'cba', 'min_max', 'sicd']
 """
 
 from captum_dcam.refine.adaptive_median import AdaptiveMedian, adaptive_median_filter

@@ -92,7 +92,10 @@ def paper_refinements() -> Compose:
 
     Examples::
 
+        >>> from captum_dcam.refine import RefineContext
         >>> refine = paper_refinements()
-        >>> clean = refine(maps, RefineContext(steps=32, image_size=(480, 640)))
+        >>> maps = torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(0))
+        >>> refine(maps, RefineContext(steps=32, image_size=(480, 640))).shape
+        torch.Size([2, 24, 24])
     """
     return Compose([MinMax(), AKD(), DACG(), CBA(), MinMax(), SICD()])

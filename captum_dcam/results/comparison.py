@@ -36,7 +36,7 @@ METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     r"""One method's part of a comparison.
 
     Args:
@@ -80,9 +80,9 @@ class Comparison:
     Args:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): the words.
-        rows (tuple of Row): one a method, in the order asked for.
+        rows (tuple of ComparisonRow): one a method, in the order asked for.
         layout (Layout): from token to pixel.
-        tokens (TextTokens): what the columns of ``Row.text`` are.
+        tokens (TextTokens): what the columns of ``ComparisonRow.text`` are.
         commit_steps (tuple): for every word, the step that committed each of its tokens.
         settings (dict): model, block, score, refinements, seed, …: JSON-able.
         versions (dict): of this package and what it computes with.
@@ -93,7 +93,7 @@ class Comparison:
     prompt: str
     answer: str
     targets: tuple[Target, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     layout: Layout
     tokens: TextTokens
     commit_steps: tuple[tuple[int, ...], ...]
@@ -107,7 +107,7 @@ class Comparison:
         """Text of every word."""
         return tuple(t.text for t in self.targets)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> ComparisonRow:
         """A method's row; UnknownNameError with near names otherwise."""
         for one in self.rows:
             if one.name == name:
@@ -206,7 +206,7 @@ def save_comparison(
         write_text(new / TABLE, _table(content["records"]))
         content |= {
             **layout_record(comparison.layout),
-            "tokens": {"pieces": comparison.tokens.pieces, "prompt": comparison.tokens.prompt},
+            "tokens": {"pieces": comparison.tokens.token_texts, "prompt": comparison.tokens.prompt},
             "images": len(comparison.images),
             "masked": comparison.masks is not None,
             "scored": [row.scores is not None for row in comparison.rows],
@@ -327,12 +327,12 @@ def _read(folder: Path, manifest: dict[str, Any]) -> Comparison:
 
 def _row(
     record: dict[str, Any], r: int, grids: int, scored: bool, tensors: dict[str, Tensor]
-) -> Row:
+) -> ComparisonRow:
     scores: list[LocalizationScores | None] = []
     for n in range(len(record["complete"])):
         own = tensors.get(f"row.{r}.scores.{n}")
         scores.append(None if own is None else LocalizationScores(*own.unbind()))
-    return Row(
+    return ComparisonRow(
         name=record["name"],
         label=record["label"],
         group=record["group"],

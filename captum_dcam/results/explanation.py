@@ -21,7 +21,7 @@ from captum_dcam.files import (
 )
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.prompts import to_rgb
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
 
 
@@ -35,7 +35,7 @@ class Explanation:
         maps (tuple of Tensor): one (N, h, w) float32 a grid, non-negative, after refinements.
         peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so
             that maps can be compared across words after they were normalised.
-        pieces (tuple of str): text of every token of the answer.
+        token_texts (tuple of str): text of every token of the answer.
         layout (Layout): from token to pixel.
         trajectory (Trajectory): of the generation (one example).
         settings (dict): layer, score, product, refinements, …: JSON-able.
@@ -48,7 +48,7 @@ class Explanation:
     targets: tuple[Target, ...]
     maps: tuple[Tensor, ...]
     peaks: tuple[Tensor, ...]
-    pieces: tuple[str, ...]
+    token_texts: tuple[str, ...]
     layout: Layout
     trajectory: Trajectory
     settings: dict[str, Any]
@@ -135,12 +135,12 @@ class Explanation:
             "prompt": self.prompt,
             "answer": self.answer,
             "targets": [asdict(x) for x in self.targets],
-            "pieces": self.pieces,
+            "pieces": self.token_texts,
             "settings": self.settings,
             "versions": self.versions,
             **layout_record(self.layout),
             "trajectory": {
-                "regime": t.regime,
+                "regime": STORED_CACHES[t.cache],
                 "lengths": t.lengths,
                 "image_end": t.image_end,
                 "settings": t.settings,
@@ -185,7 +185,7 @@ class Explanation:
             final_state=tuple(tensors[f"final_state.{i}"] for i in range(t["states"])),
             commit_step=tensors["commit_step"],
             confidence=tensors["confidence"],
-            regime=t["regime"],
+            cache=stored_cache(t["regime"]),
             lengths=tuple(t["lengths"]),
             image_end=t["image_end"],
             settings=t["settings"],

@@ -78,7 +78,7 @@ def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationSc
         in pixels; None for words that name no object, or one that is not in the scene.
     """
     maps = explanation.pixel_maps()
-    masks = [scene_mask(scene, explanation.pieces, target) for target in explanation.targets]
+    masks = [scene_mask(scene, explanation.token_texts, target) for target in explanation.targets]
     return tuple(
         None if mask is None else localization(own, mask)
         for own, mask in zip(maps, masks, strict=True)

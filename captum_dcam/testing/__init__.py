@@ -11,7 +11,14 @@ from captum_dcam.testing.gradients import check_gradient
 from captum_dcam.testing.inputs import check_inputs
 from captum_dcam.testing.placing import check_layout
 from captum_dcam.testing.replay import check_replay
-from captum_dcam.testing.report import CHECKS, AdapterSuite, Outcome, Row, check_all, markdown
+from captum_dcam.testing.report import (
+    CHECKS,
+    AdapterSuite,
+    ConformanceRow,
+    Outcome,
+    check_all,
+    markdown,
+)
 from captum_dcam.testing.residue import check_nothing_left
 
 __all__ = [
@@ -20,10 +27,10 @@ __all__ = [
     "AdapterCase",
     "AdapterSuite",
     "ConformanceError",
+    "ConformanceRow",
     "Feasibility",
     "Outcome",
     "Reference",
-    "Row",
     "check_all",
     "check_feasible",
     "check_gradient",

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_dcam.errors import ConformanceError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.tap import hidden_of
 from captum_dcam.testing.case import AdapterCase, expect, explained
 from captum_dcam.testing.gradients import target_at
@@ -114,7 +114,7 @@ def _check_call(forward: DenoisingForward, call: int) -> None:
     target = target_at(forward, committed[0] if committed else places[0])
     valid = call in trajectory.feasible
     try:
-        rows(forward, [target], call=call)
+        target_gradients(forward, [target], call=call)
     except InfeasibleStepError as error:
         expect(not valid, f"call {call} is said to be feasible, but: {error}")
         return

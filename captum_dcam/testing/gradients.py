@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_dcam.errors import ConformanceError, InfeasibleStepError, LayerError
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 from captum_dcam.testing.case import AdapterCase, expect, explained
 
@@ -57,7 +57,7 @@ def _check_block(case: AdapterCase, forward: DenoisingForward) -> None:
     for position in dict.fromkeys((places[0], places[-1])):  # the first may come from the prefill
         target = target_at(forward, position)
         try:
-            (row,) = rows(forward, [target])
+            (row,) = target_gradients(forward, [target])
         except (InfeasibleStepError, RuntimeError) as error:
             raise ConformanceError(
                 f"block {forward.layer}: no gradient of {target.text} could be taken ({error}); "

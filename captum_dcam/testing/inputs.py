@@ -10,7 +10,7 @@ import torch
 from captum_dcam.errors import ConformanceError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.prompts import Video
 from captum_dcam.testing.case import AdapterCase, expect, explained
 from captum_dcam.testing.gradients import target_at
@@ -73,7 +73,7 @@ def _try(
         raise ConformanceError(f"{what}: {error}") from error
     for example in range(request.batch):
         target = target_at(forward, explained(forward, example)[0], example)
-        rows(forward, [target], [example])
+        target_gradients(forward, [target], [example])
     return forward
 
 
@@ -98,7 +98,7 @@ def _check_batch(
     forward = _try(case, adapter, "a batch of two", images, prompts)
     trajectory = forward.trajectory
     targets = [target_at(forward, explained(forward, b)[0], b) for b in range(2)]
-    found = rows(forward, targets, [0, 1])
+    found = target_gradients(forward, targets, [0, 1])
     for b in range(2):
         alone = DenoisingForward(adapter, forward.layer)
         one = adapter.prepare([images[b]], [prompts[b]])
@@ -107,7 +107,7 @@ def _check_batch(
             wanted = alone.replay(torch.tensor([0]), torch.tensor([0]))[0]
             got = forward.replay(torch.tensor([b]), torch.tensor([0]))[0]
         pairs = [("logits", got, wanted)]
-        (own,) = rows(alone, [targets[b]])
+        (own,) = target_gradients(alone, [targets[b]])
         pairs += [
             ("gradient", g, w) for g, w in zip(found[b].gradients, own.gradients, strict=True)
         ]

@@ -37,7 +37,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class ConformanceRow:
     r"""A row of the table.
 
     Args:
@@ -60,10 +60,12 @@ class Row:
         return all(o.passed for o in self.outcomes)
 
 
-def check_all(case: AdapterCase) -> Row:
+def check_all(case: AdapterCase) -> ConformanceRow:
     """Run all six checks; an error of one does not keep the others from running."""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return Row(case.name, case.source, tuple(_outcome(n, case) for n in CHECKS), versions)
+    return ConformanceRow(
+        case.name, case.source, tuple(_outcome(n, case) for n in CHECKS), versions
+    )
 
 
 def _outcome(name: str, case: AdapterCase) -> Outcome:
@@ -73,7 +75,7 @@ def _outcome(name: str, case: AdapterCase) -> Outcome:
         return Outcome(name, False, f"{type(error).__name__}: {error}")
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[ConformanceRow]) -> str:
     """The table in Markdown, failures in words below it."""
     head = ["Family and mode", "Code", *CHECKS]
     lines = [_line(head), _line(["---"] * len(head))]
@@ -95,8 +97,12 @@ class AdapterSuite:
 
     Examples::
 
+        >>> def make(dtype=torch.float32):
+        ...     return captum_dcam.load("mini", dtype=dtype)
+        >>> def reference(adapter, request, settings):
+        ...     raise NotImplementedError("what the authors' own generate gives, as a Reference")
         >>> class TestMine(AdapterSuite):
-        ...     case = AdapterCase("mine", make, reference, settings, one_token)
+        ...     case = AdapterCase("mine", make, reference, {"gen_length": 8}, {"gen_length": 1})
     """
 
     case: AdapterCase

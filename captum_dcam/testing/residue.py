@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import ConformanceError
-from captum_dcam.explaining import explain_bound
+from captum_dcam.explaining import explain_generation
 from captum_dcam.testing.case import AdapterCase, expect, explained
 
 #: values that are compared as such; others by identity
@@ -50,11 +50,11 @@ def check_nothing_left(case: AdapterCase) -> str:
 
     forward = case.bound(adapter)
     compare("generating")
-    explain_bound(forward, [explained(forward)[0]], preset="base")
+    explain_generation(forward, [explained(forward)[0]], preset="base")
     compare("explaining")
     broken: dict[str, Callable[[], Any]] = {
         "generating": lambda: case.bound(adapter),
-        "explaining": lambda: explain_bound(
+        "explaining": lambda: explain_generation(
             case.bound(adapter, keep=False), [explained(forward)[0]], preset="base"
         ),
     }

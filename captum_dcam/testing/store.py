@@ -9,21 +9,24 @@ from pathlib import Path
 
 from captum_dcam.errors import InputError
 from captum_dcam.files import write_json
-from captum_dcam.testing.report import Outcome, Row, markdown
+from captum_dcam.testing.report import ConformanceRow, Outcome, markdown
 
 #: what stands around the table in a document
 BEGIN, END = "<!-- conformance table: begin -->", "<!-- conformance table: end -->"
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ConformanceRow]:
     """Rows of a file; none where there is no file."""
     if not path.exists():
         return []
     records = json.loads(path.read_text(encoding="utf-8"))
-    return [Row(**{**r, "outcomes": tuple(Outcome(**o) for o in r["outcomes"])}) for r in records]
+    return [
+        ConformanceRow(**{**r, "outcomes": tuple(Outcome(**o) for o in r["outcomes"])})
+        for r in records
+    ]
 
 
-def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
+def merge_rows(path: Path, rows: Sequence[ConformanceRow]) -> list[ConformanceRow]:
     """Add rows to a file in place of earlier ones of the same case and code; returns all, by
     name."""
     merged = {(r.name, r.code): r for r in (*read_rows(path), *rows)}
@@ -32,7 +35,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
     return ordered
 
 
-def document(text: str, rows: Sequence[Row]) -> str:
+def document(text: str, rows: Sequence[ConformanceRow]) -> str:
     """A document with the table, and the commands that made it, between its two marks."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise InputError(f"the document must hold the lines {BEGIN} and {END} once")
@@ -41,7 +44,7 @@ def document(text: str, rows: Sequence[Row]) -> str:
     return f"{head}{BEGIN}\n{markdown(rows)}\n\n{_commands(rows)}\n{END}{tail}"
 
 
-def _commands(rows: Sequence[Row]) -> str:
+def _commands(rows: Sequence[ConformanceRow]) -> str:
     """Every command once, with the versions that it ran with."""
     found = sorted({(r.command, r.versions) for r in rows})
     lines = [f"- `{command}` ({versions})" for command, versions in found]

@@ -68,7 +68,9 @@ def mosaic(ink: Ink, pictures: Sequence[Image.Image]) -> Image.Image:
     return out
 
 
-def running(pieces: Sequence[str], targets: Sequence[Target], colors: Sequence[Color]) -> list[Run]:
+def running(
+    token_texts: Sequence[str], targets: Sequence[Target], colors: Sequence[Color]
+) -> list[Run]:
     """The answer as running text; tokens of an explained word are one chip of its colour."""
     owner: dict[int, int] = {}
     for n, target in enumerate(targets):
@@ -76,7 +78,7 @@ def running(pieces: Sequence[str], targets: Sequence[Target], colors: Sequence[C
             owner.setdefault(position, n)
     runs: list[Run] = []
     last: int | None = None
-    for position, piece in enumerate(pieces):
+    for position, piece in enumerate(token_texts):
         text, word = piece.strip(), owner.get(position)
         if not text:
             continue

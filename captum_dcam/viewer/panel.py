@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from captum_dcam.errors import InputError
-from captum_dcam.results.comparison import Comparison, Row
+from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, running
 from captum_dcam.viewer.ink import MUTED, PAPER, RULE, TEXT, Color, Ink, stacked
 from captum_dcam.viewer.overlay import CMAP
@@ -78,7 +78,7 @@ def comparison_panel(
 def _spoken(comparison: Comparison) -> list[str]:
     """Text of every token of the answer, empty for tokens that end it."""
     at, out = 0, []
-    for piece in comparison.tokens.pieces[comparison.tokens.prompt :]:
+    for piece in comparison.tokens.token_texts[comparison.tokens.prompt :]:
         text = piece if at else piece.lstrip()
         own = text if comparison.answer.startswith(text, at) else ""
         at += len(own)
@@ -100,7 +100,7 @@ def _plan(ink: Ink, comparison: Comparison) -> Plan:
     return plan_of(len(comparison.rows), groups, len(comparison.targets), ratio, need)
 
 
-def _begins(rows: Sequence[Row], i: int) -> bool:
+def _begins(rows: Sequence[ComparisonRow], i: int) -> bool:
     """Whether a group begins at row ``i``."""
     return i == 0 or rows[i].group != rows[i - 1].group
 
@@ -146,7 +146,7 @@ def _settings(comparison: Comparison) -> str:
     stages = (s.get("refinements") or {}).get("stages") or ()
     parts = [
         str(s.get("family", "")),
-        f"{s.get('regime', '')} regime",
+        {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", ""), ""),
         f"block {s.get('layer')}",
         f"{s.get('score')} score",
         " + ".join(str(stage.get("name")) for stage in stages),
@@ -174,7 +174,7 @@ def _section(
     return out
 
 
-def _height(ink: Ink, cells: Thumbnails, row: Row) -> int:
+def _height(ink: Ink, cells: Thumbnails, row: ComparisonRow) -> int:
     return ink.px(ROW) if row.status == "failed" else max(ink.px(ROW), cells.height)
 
 
@@ -244,7 +244,7 @@ def _headings(ink: Ink, comparison: Comparison, cells: Thumbnails, words: range)
     return out
 
 
-def _facts(comparison: Comparison, row: Row) -> tuple[str, Color]:
+def _facts(comparison: Comparison, row: ComparisonRow) -> tuple[str, Color]:
     """The line below a method's name."""
     parts = [seconds_text(row.cost.seconds)]
     mean = row.mean("f3")
@@ -268,7 +268,7 @@ def _label(
     ink: Ink,
     draw: ImageDraw.ImageDraw,
     comparison: Comparison,
-    row: Row,
+    row: ComparisonRow,
     at: tuple[float, float],
     room: int,
     reason: bool = False,
@@ -281,14 +281,14 @@ def _label(
     ink.write(draw, (x, y + ink.px(7)), ink.clipped(text, FACT, room), FACT, color)
 
 
-def _why(row: Row) -> str:
+def _why(row: ComparisonRow) -> str:
     """The reason without the exception's name."""
     kind, _, rest = row.note.partition(": ")
     return rest if kind.endswith("Error") and rest else row.note
 
 
 def _reason(
-    ink: Ink, draw: ImageDraw.ImageDraw, row: Row, at: tuple[float, float], room: int
+    ink: Ink, draw: ImageDraw.ImageDraw, row: ComparisonRow, at: tuple[float, float], room: int
 ) -> None:
     half = ink.px(ROW) / 2 - ink.px(3)
     draw.rounded_rectangle((at[0], at[1] - half, at[0] + room, at[1] + half), ink.px(3), fill=BLANK)
@@ -308,7 +308,7 @@ def _cells(
     ink: Ink,
     out: Image.Image,
     cells: Thumbnails,
-    row: Row,
+    row: ComparisonRow,
     number: int,
     words: range,
     at: tuple[int, int],

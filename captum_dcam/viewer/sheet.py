@@ -52,7 +52,7 @@ def _answer(explanation: Explanation, rows: tuple[WordSummary, ...]) -> list[Run
     """The answer, its explained words in the colour of the step that committed them."""
     steps = explanation.trajectory.steps
     colors = [step_color(row.steps[-1], steps) for row in rows]
-    return running(explanation.pieces, explanation.targets, colors)
+    return running(explanation.token_texts, explanation.targets, colors)
 
 
 # -- legend -------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class _Token:
 
 
 def text_html(
-    pieces: Sequence[str],
+    token_texts: Sequence[str],
     values: Sequence[float] | Tensor | np.ndarray,
     prompt: int,
     *,
@@ -55,8 +55,8 @@ def text_html(
     and dark pages, in notebooks and mails. Hovering shows a token's value.
 
     Args:
-        pieces (sequence of str): text of K tokens, with a leading blank where a word begins; empty
-            ones (stop tokens) are left out.
+        token_texts (sequence of str): text of K tokens, with a leading blank where a word begins;
+            empty ones (stop tokens) are left out.
         values (sequence, Tensor or array): (K,) relevance; NaN: none, as for the explained token.
         prompt (int): how many of the tokens are the prompt's; the rest is the answer.
         explained (collection of int, optional): numbers of the tokens that are explained; they are
@@ -76,7 +76,7 @@ def text_html(
         >>> "title" in text_html([" a", " cat"], [0.5, float("nan")], 1, explained=[1])
         True
     """
-    tokens = _tokens(pieces, values, prompt, explained, vmax)
+    tokens = _tokens(token_texts, values, prompt, explained, vmax)
     parts = [_line("Prompt", tokens[:prompt]), _line("Answer", tokens[prompt:])]
     if candidates:
         parts.append(_candidates(_checked(candidates)))
@@ -146,7 +146,7 @@ def percent(probability: float) -> str:
 
 
 def text_strip(
-    pieces: Sequence[str],
+    token_texts: Sequence[str],
     values: Sequence[float] | Tensor | np.ndarray,
     prompt: int,
     *,
@@ -162,7 +162,7 @@ def text_strip(
     sign is a dollar sign.
 
     Args:
-        pieces, values, prompt, explained, candidates, vmax: as in :func:`text_html`.
+        token_texts, values, prompt, explained, candidates, vmax: as in :func:`text_html`.
         width (float, optional): of the figure in inches. Default: 8
         size (float, optional): of the text in points. Default: 11
 
@@ -172,7 +172,7 @@ def text_strip(
     Raises:
         ValueError: as in :func:`text_html`; or ``width``, ``size`` out of range.
     """
-    tokens = _tokens(pieces, values, prompt, explained, vmax)
+    tokens = _tokens(token_texts, values, prompt, explained, vmax)
     if not 2 <= width <= 100 or not 4 <= size <= 72:
         raise InputError(f"width {width} in, text {size} pt: expected 2 to 100 in and 4 to 72 pt")
     chosen = _checked(candidates)
@@ -268,7 +268,7 @@ class _Strip:
 
 
 def _tokens(
-    pieces: Sequence[str],
+    token_texts: Sequence[str],
     values: Sequence[float] | Tensor | np.ndarray,
     prompt: int,
     explained: Collection[int],
@@ -278,13 +278,19 @@ def _tokens(
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     raw = np.asarray(values, dtype=np.float64)
-    if raw.shape != (len(pieces),):
-        raise InputError(f"values have shape {raw.shape}: expected ({len(pieces)},), one a token")
-    if not 0 <= prompt <= len(pieces):
-        raise InputError(f"prompt is {prompt}: expected a number of tokens, 0 to {len(pieces)}")
-    strange = sorted(set(explained) - set(range(len(pieces))))
+    if raw.shape != (len(token_texts),):
+        raise InputError(
+            f"values have shape {raw.shape}: expected ({len(token_texts)},), one a token"
+        )
+    if not 0 <= prompt <= len(token_texts):
+        raise InputError(
+            f"prompt is {prompt}: expected a number of tokens, 0 to {len(token_texts)}"
+        )
+    strange = sorted(set(explained) - set(range(len(token_texts))))
     if strange:
-        raise InputError(f"explained token {strange[0]} is not one of the {len(pieces)} tokens")
+        raise InputError(
+            f"explained token {strange[0]} is not one of the {len(token_texts)} tokens"
+        )
     if np.isinf(raw).any():
         raise InputError("values hold an infinity: expected numbers, or NaN for none")
     if vmax is not None and not (vmax > 0 and math.isfinite(vmax)):
@@ -292,7 +298,7 @@ def _tokens(
     known = np.abs(raw[~np.isnan(raw)])
     top = vmax if vmax is not None else float(known.max(initial=0.0)) or 1.0
     out = []
-    for k, (piece, value) in enumerate(zip(pieces, raw.tolist(), strict=True)):
+    for k, (piece, value) in enumerate(zip(token_texts, raw.tolist(), strict=True)):
         if not piece and k not in explained:
             continue
         shown = None if math.isnan(value) else max(-1.0, min(1.0, value / top))

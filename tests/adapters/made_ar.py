@@ -281,8 +281,8 @@ def model(kind, seed=0, dtype=torch.float32):
     return made.to(dtype).eval()
 
 
-def adapter(kind, regime="prefix", seed=0, dtype=torch.float32):
-    return captum_dcam.wrap(model(kind, seed, dtype), parts(kind), regime=regime)
+def adapter(kind, cache="prefix", seed=0, dtype=torch.float32):
+    return captum_dcam.wrap(model(kind, seed, dtype), parts(kind), cache=cache)
 
 
 def picture(seed=0, size=(40, 40)):
@@ -297,7 +297,7 @@ def video(frames=5, size=(24, 16)):
 
 def bound(
     kind,
-    regime="prefix",
+    cache="prefix",
     *,
     layer=1,
     pictures=None,
@@ -308,7 +308,7 @@ def bound(
     **settings,
 ):
     """A forward with a bound generation; by default one picture and one prompt."""
-    made = adapter(kind, regime, seed, dtype)
+    made = adapter(kind, cache, seed, dtype)
     forward = DenoisingForward(made, layer)
     given = [[picture(b)] for b in range(len(prompts))] if pictures is None else pictures
     request = made.prepare(given, list(prompts))

@@ -80,8 +80,8 @@ def whole_processor():
 def save(model, folder):
     """Model and processor as a checkpoint has them; without torchvision the processor's parts."""
     model.save_pretrained(folder)
-    pieces = [whole_processor()] if TORCHVISION else [tokenizer(), image_processor()]
-    for piece in pieces:
+    token_texts = [whole_processor()] if TORCHVISION else [tokenizer(), image_processor()]
+    for piece in token_texts:
         piece.save_pretrained(folder)
 
 

@@ -19,7 +19,7 @@ from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
-both = pytest.mark.parametrize("regime", ("prefix", "full"))
+both = pytest.mark.parametrize("cache", ("prefix", "none"))
 
 
 def spied(monkeypatch, make):
@@ -46,8 +46,8 @@ def spied(monkeypatch, make):
 
 @every
 @both
-def test_replayed_logits_are_those_of_generate(monkeypatch, kind, regime):
-    forward, _, out = spied(monkeypatch, lambda: made_ar.bound(kind, regime))
+def test_replayed_logits_are_those_of_generate(monkeypatch, kind, cache):
+    forward, _, out = spied(monkeypatch, lambda: made_ar.bound(kind, cache))
     t = forward.trajectory
     expected = torch.stack(out.logits, 1)
     assert torch.equal(t.tokens, out.sequences[:, -len(out.logits) :])
@@ -99,8 +99,8 @@ def test_what_stands_behind_a_token_does_not_matter(kind):
 
 @every
 @both
-def test_generation_stops_where_the_family_stops(kind, regime):
-    made = made_ar.adapter(kind, regime)
+def test_generation_stops_where_the_family_stops(kind, cache):
+    made = made_ar.adapter(kind, cache)
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     forward = DenoisingForward(made, 1)
     free = forward.generate(request, max_new_tokens=6).tokens[0].tolist()
@@ -144,7 +144,7 @@ def test_knobs_of_generate(kind):
         ({"num_return_sequences": 2}, "one answer"),
         ({"steps": 4}, "one step a token"),
         ({"block_length": 4}, "token by token"),
-        ({"use_cache": False}, "regime"),
+        ({"use_cache": False}, "cache"),
         ({"gen_length": 3, "max_new_tokens": 3}, "mean the same"),
         ({"max_new_tokens": 0}, "at least one"),
         ({"temperature": -1.0}, "0 or more"),
@@ -162,10 +162,10 @@ def test_settings_that_cannot_work(settings, message):
 
 @every
 @both
-def test_an_answer_of_one_token_and_an_empty_prompt(kind, regime):
-    forward = made_ar.bound(kind, regime, prompts=("",), length=1)
+def test_an_answer_of_one_token_and_an_empty_prompt(kind, cache):
+    forward = made_ar.bound(kind, cache, prompts=("",), length=1)
     assert forward.trajectory.tokens.shape == (1, 1)
-    (row,) = vjp.rows(forward, [Target("x", (0,), (7,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (0,), (7,))])
     assert all(bool(g.any()) for g in row.gradients)
 
 
@@ -174,17 +174,17 @@ def test_an_answer_of_one_token_and_an_empty_prompt(kind, regime):
 
 @every
 @both
-def test_a_batch_gives_what_its_examples_give(monkeypatch, kind, regime):
+def test_a_batch_gives_what_its_examples_give(monkeypatch, kind, cache):
     """Prompts of different lengths, padded behind the picture."""
     prompts = ("what is red ?", "", "is the circle in the image blue or red ?")
-    make = lambda: made_ar.bound(kind, regime, prompts=prompts)  # noqa: E731
+    make = lambda: made_ar.bound(kind, cache, prompts=prompts)  # noqa: E731
     forward, _, out = spied(monkeypatch, make)
     t = forward.trajectory
     for b, prompt in enumerate(prompts):
         alone, _, own = spied(
             monkeypatch,
             lambda b=b, p=prompt: made_ar.bound(
-                kind, regime, prompts=(p,), pictures=[[made_ar.picture(b)]]
+                kind, cache, prompts=(p,), pictures=[[made_ar.picture(b)]]
             ),
         )
         for step, logits in enumerate(own.logits):
@@ -212,15 +212,15 @@ def test_a_batch_of_different_layouts_is_refused(kind):
 
 @every
 @both
-def test_gradients_equal_finite_differences(monkeypatch, kind, regime):
+def test_gradients_equal_finite_differences(monkeypatch, kind, cache):
     made_ar.exact(monkeypatch)
-    forward = made_ar.bound(kind, regime, dtype=torch.float64, length=3)
+    forward = made_ar.bound(kind, cache, dtype=torch.float64, length=3)
     count = len(forward.adapter.blocks)
     for layer in range(count - 1):
         one = DenoisingForward(forward.adapter, layer)
         one.bind(forward.request, forward.trajectory)
         for position in (0, 2):
-            (row,) = vjp.rows(one, [Target("x", (position,), (9,))])
+            (row,) = vjp.target_gradients(one, [Target("x", (position,), (9,))])
             found = row.gradients[0]
             assert bool(found.any())
             direction = torch.randn(found.shape, dtype=torch.float64)
@@ -236,27 +236,27 @@ def test_gradients_equal_finite_differences(monkeypatch, kind, regime):
 
 @every
 @both
-def test_the_last_block_has_no_path_and_is_refused(kind, regime):
-    made = made_ar.adapter(kind, regime)
+def test_the_last_block_has_no_path_and_is_refused(kind, cache):
+    made = made_ar.adapter(kind, cache)
     last = len(made.blocks) - 1
     assert made.deepest_block == last - 1
     for layer in (last, -1):
         with pytest.raises(LayerError, match="no path"):
             DenoisingForward(made, layer)
-    forward = made_ar.bound(kind, regime, layer=last - 1)
+    forward = made_ar.bound(kind, cache, layer=last - 1)
     forward.layer = last  # what the refusal saves a caller from
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
-        vjp.rows(forward, [Target("x", (1,), (9,))])
+        vjp.target_gradients(forward, [Target("x", (1,), (9,))])
 
 
 @every
 @both
-def test_captums_layer_gradcam_equals_ours(kind, regime):
+def test_captums_layer_gradcam_equals_ours(kind, cache):
     from captum.attr import LayerGradCam
 
     from captum_dcam import DiffusionCAM
 
-    forward = made_ar.bound(kind, regime)
+    forward = made_ar.bound(kind, cache)
     target = tiny.pair(forward, 1)
     ours = DiffusionCAM(forward, preset="base").attribute(
         forward.request.pixels, target, score="commit"
@@ -282,15 +282,15 @@ def test_feasible_calls(kind):
     assert t.lengths == (prefix, 0, *[1] * (t.steps - 1)) and t.feasible == (0,)
     with pytest.raises(InfeasibleStepError, match="has 1 tokens"):
         t.check_call(2)
-    t = made_ar.bound(kind, "full").trajectory
+    t = made_ar.bound(kind, "none").trajectory
     assert t.lengths == tuple(prefix + s for s in range(t.steps))
     assert t.feasible == tuple(range(t.steps))
 
 
 @every
 @both
-def test_lengths_are_those_of_the_familys_calls(kind, regime):
-    made = made_ar.adapter(kind, regime)
+def test_lengths_are_those_of_the_familys_calls(kind, cache):
+    made = made_ar.adapter(kind, cache)
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     seen = []
     handle = made.blocks[0].register_forward_hook(lambda _m, _a, out: seen.append(out.shape[1]))
@@ -304,12 +304,12 @@ def test_lengths_are_those_of_the_familys_calls(kind, regime):
 
 @every
 @both
-def test_a_given_answer_is_read_token_by_token(monkeypatch, kind, regime):
-    forward, kwargs, _ = spied(monkeypatch, lambda: made_ar.bound(kind, regime))
+def test_a_given_answer_is_read_token_by_token(monkeypatch, kind, cache):
+    forward, kwargs, _ = spied(monkeypatch, lambda: made_ar.bound(kind, cache))
     text = " a red circle"
     t = force(forward, text)
     tokens = t.tokens[0]
-    assert "".join(forward.adapter.pieces(tokens.tolist())) == text
+    assert "".join(forward.adapter.token_texts(tokens.tolist())) == text
     assert t.commit_step.tolist() == [list(range(len(tokens)))]
     for position in range(len(tokens)):
         with torch.no_grad():
@@ -362,8 +362,8 @@ def warm(made):
 
 @every
 @both
-def test_nothing_is_left_behind(kind, regime):
-    made = made_ar.adapter(kind, regime)
+def test_nothing_is_left_behind(kind, cache):
+    made = made_ar.adapter(kind, cache)
     warm(made)
     made.model.train()
     mark = object()
@@ -372,7 +372,7 @@ def test_nothing_is_left_behind(kind, regime):
     before = state(made.model)
     forward = DenoisingForward(made, 1)
     forward.generate(made.prepare([[made_ar.picture()]], [made_ar.PROMPT]), max_new_tokens=3)
-    vjp.rows(forward, [Target("x", (1,), (9,))])
+    vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     forward(forward.request.pixels, *forward.arguments((1, 9)))
     after = state(made.model)
     assert after == before
@@ -424,10 +424,10 @@ def test_a_forward_that_another_library_put_there_stays(kind):
 
 @every
 @both
-def test_half_precision(kind, regime):
-    forward = made_ar.bound(kind, regime, dtype=torch.bfloat16)
+def test_half_precision(kind, cache):
+    forward = made_ar.bound(kind, cache, dtype=torch.bfloat16)
     assert forward.request.pixels.dtype == torch.bfloat16
-    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     assert all(bool(g.isfinite().all()) and bool(g.any()) for g in row.gradients)
 
 
@@ -439,12 +439,12 @@ def test_a_model_dispatched_by_accelerate(kind):
     plain = DenoisingForward(made, 1)
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     tokens = plain.generate(request, max_new_tokens=3).tokens
-    (expected,) = vjp.rows(plain, [Target("x", (1,), (9,))])
+    (expected,) = vjp.target_gradients(plain, [Target("x", (1,), (9,))])
     names = {n for n, _ in made.model.model.named_children()}
     places = {**{f"model.{n}": "cpu" for n in names}, "lm_head": "cpu"}
     dispatch_model(made.model, places, main_device="cpu", force_hooks=True)
     forward = DenoisingForward(made, 1)
     assert torch.equal(forward.generate(request, max_new_tokens=3).tokens, tokens)
-    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     for one, two in zip(row.gradients, expected.gradients, strict=True):
         assert tiny.relative(one, two) < 1e-5

@@ -116,7 +116,7 @@ def test_prompt_tokens_are_text_alone(kind):
         positions, ids = made.prompt_tokens(request, example)
         assert torch.equal(request.extras[0][example, positions], ids)
         assert bool(request.extras[1][example, positions].all())
-        text = "".join(made.pieces(ids.tolist()))
+        text = "".join(made.token_texts(ids.tolist()))
         assert ("is it red ?", "a")[example] in text
         assert "<" not in text and "@" not in text
     grid = request.layout.grids[0].positions.flatten().tolist()
@@ -133,18 +133,18 @@ def test_prompt_tokens_are_text_alone(kind):
 def test_pieces_join_to_the_text(kind, text):
     made = made_ar.adapter(kind)
     ids = made.encode(text)
-    pieces = made.pieces(ids)
-    assert len(pieces) == len(ids) and "".join(pieces).removeprefix(" ") == text
+    token_texts = made.token_texts(ids)
+    assert len(token_texts) == len(ids) and "".join(token_texts).removeprefix(" ") == text
     blank = made.encode(f" {text}")
-    assert "".join(made.pieces(blank)) == f" {text}"
-    assert made.pieces(ids[1:]) == pieces[1:] or "" in pieces  # no context is needed
+    assert "".join(made.token_texts(blank)) == f" {text}"
+    assert made.token_texts(ids[1:]) == token_texts[1:] or "" in token_texts  # no context is needed
 
 
 @every
 def test_words_begin_with_a_blank(kind):
     made = made_ar.adapter(kind)
     ids = made.encode(" a red circle")
-    assert made.pieces(ids) == [" a", " red", " circle"]
+    assert made.token_texts(ids) == [" a", " red", " circle"]
     found = words_of(made, made.encode(" a redxy café,\nthe 漢 (blue)"))
     assert [w.text for w in found] == ["a", "redxy", "café", "the", "漢", "blue"]
 
@@ -154,15 +154,15 @@ def test_bytes_that_are_no_character(kind):
     made = made_ar.adapter(kind)
     ids = made.encode("é")[-2:]  # two bytes
     word = made.encode(" red")
-    assert made.pieces(ids) == ["", "é"]
-    assert made.pieces([ids[0], *word]) == ["\N{REPLACEMENT CHARACTER}", " red"]
-    assert made.pieces([*word, ids[0]]) == [" red", "\N{REPLACEMENT CHARACTER}"]
-    assert made.pieces([]) == []
+    assert made.token_texts(ids) == ["", "é"]
+    assert made.token_texts([ids[0], *word]) == ["\N{REPLACEMENT CHARACTER}", " red"]
+    assert made.token_texts([*word, ids[0]]) == [" red", "\N{REPLACEMENT CHARACTER}"]
+    assert made.token_texts([]) == []
 
 
 @every
 def test_the_output_head_reads_the_last_block(kind):
-    made = made_ar.adapter(kind, "full")
+    made = made_ar.adapter(kind, "none")
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     seen = []
     handle = made.blocks[-1].register_forward_hook(lambda _m, _a, out: seen.append(out))
@@ -278,11 +278,11 @@ def saved(kind, folder, template=None):
 
 @every
 def test_a_saved_folder_loads(kind, tmp_path):
-    made = captum_dcam.load(saved(kind, tmp_path), regime="full", dtype=torch.float32)
-    assert made.family == "autoregressive" and made.regime == "full"
+    made = captum_dcam.load(saved(kind, tmp_path), cache="none", dtype=torch.float32)
+    assert made.family == "autoregressive" and made.cache == "none"
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     t = made.generate(request, max_new_tokens=3)
-    same = made_ar.adapter(kind, "full")
+    same = made_ar.adapter(kind, "none")
     assert torch.equal(t.tokens, same.generate(request, max_new_tokens=3).tokens)
 
 

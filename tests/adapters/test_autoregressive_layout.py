@@ -203,7 +203,7 @@ def test_several_pictures_of_different_sizes(kind):
     assert len(every_.unique()) == len(every_) and bool((every_.diff() > 0).all())
     forward = DenoisingForward(made, 1)
     forward.generate(request, max_new_tokens=3)
-    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     assert [g.shape[1:] for g in row.gradients] == list(request.layout.shapes)
     assert all(bool(g.any()) for g in row.gradients)
 
@@ -220,7 +220,7 @@ def test_a_video_has_a_grid_a_group_of_frames(kind, frames):
     assert len(request.images[0]) == frames
     forward = DenoisingForward(made, 1)
     forward.generate(request, max_new_tokens=3)
-    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     assert all(bool(g.any()) for g in row.gradients)
     again = made.prepare_again(request, request.images[0])
     assert torch.equal(again.pixels, request.pixels)
@@ -257,7 +257,7 @@ def test_a_picture_between_videos(kind):
     assert means == pytest.approx([greys[f] for f in frames], abs=2)
     forward = DenoisingForward(made, 1)
     forward.generate(request, max_new_tokens=3)
-    (row,) = vjp.rows(forward, [Target("x", (1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     assert all(bool(g.any()) for g in row.gradients)
     again = made.prepare_again(request, request.images[0])
     assert torch.equal(again.pixels, request.pixels)

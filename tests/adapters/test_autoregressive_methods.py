@@ -14,13 +14,13 @@ import tiny
 from test_autoregressive_input import saved
 from test_autoregressive_layout import colours, ramps
 
-from captum_dcam.methods import METHODS, Problem, method, method_names
+from captum_dcam.methods import METHODS, AttributionTask, method, method_names
 from captum_dcam.methods.rescaling import rescaled
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)
-both = pytest.mark.parametrize("regime", ("prefix", "full"))
+both = pytest.mark.parametrize("cache", ("prefix", "none"))
 RIVALS = (
     "attention",
     "cp_lrp",
@@ -45,10 +45,10 @@ QUICK = {
 }
 
 
-def problem(forward):
+def task_of(forward):
     last = forward.trajectory.tokens.shape[1] - 1
     pairs = zip((0, last // 2, last), (7, 12, 257), strict=True)
-    return Problem(forward, tuple(Target(str(p), (p,), (t,)) for p, t in pairs))
+    return AttributionTask(forward, tuple(Target(str(p), (p,), (t,)) for p, t in pairs))
 
 
 def state(forward):
@@ -64,7 +64,7 @@ def state(forward):
 
 
 def check(name, forward):
-    task = problem(forward)
+    task = task_of(forward)
     before = state(forward)
     chosen = method(name, **QUICK.get(name, {}))
     assert "AR" in chosen.facts.runs_on
@@ -85,14 +85,14 @@ def check(name, forward):
 @every
 @both
 @pytest.mark.parametrize("name", RIVALS)
-def test_rivals_and_ours(kind, regime, name):
-    check(name, made_ar.bound(kind, regime, length=4))
+def test_rivals_and_ours(kind, cache, name):
+    check(name, made_ar.bound(kind, cache, length=4))
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_other_method(name):
-    for kind, regime in (("qwen3_vl", "prefix"), ("llava", "full")):
-        check(name, made_ar.bound(kind, regime, length=3))
+    for kind, cache in (("qwen3_vl", "prefix"), ("llava", "none")):
+        check(name, made_ar.bound(kind, cache, length=3))
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_videos_several_pictures_crops_and_tiles(kind, pictures, name):
 
 @every
 @both
-def test_the_relevance_of_all_tokens_is_the_logit(kind, regime):
+def test_the_relevance_of_all_tokens_is_the_logit(kind, cache):
     """CP-LRP conserves relevance where blocks have no bias; Qwen2's have."""
-    forward = made_ar.bound(kind, regime, layer=2, length=3)
+    forward = made_ar.bound(kind, cache, layer=2, length=3)
     for name, p in forward.adapter.model.named_parameters():
         if "language_model.layers" in name and name.endswith("bias"):
             p.data.zero_()
     forward.generate(forward.request, max_new_tokens=3)
-    task = problem(forward)
+    task = task_of(forward)
     from captum_dcam.methods.relevance import Relevance
     from captum_dcam.methods.relevance_rules import CPRules
 
@@ -132,10 +132,10 @@ def test_the_relevance_of_all_tokens_is_the_logit(kind, regime):
 
 @every
 @both
-def test_attention_is_the_familys_own(kind, regime):
-    forward = made_ar.bound(kind, regime, length=3)
+def test_attention_is_the_familys_own(kind, cache):
+    forward = made_ar.bound(kind, cache, length=3)
     model, request = forward.adapter.model, forward.request
-    task = problem(forward)
+    task = task_of(forward)
     found = method("attention").attribute(task)
     tokens = forward.trajectory.tokens
     inputs = forward.adapter._inputs(
@@ -197,9 +197,9 @@ def test_maps_of_another_scale_come_back_to_their_places(kind, size, scale):
 
 
 @pytest.mark.parametrize(
-    ("kind", "regime"), (*((k, "prefix") for k in made_ar.KINDS), ("qwen2_5_vl", "full"))
+    ("kind", "cache"), (*((k, "prefix") for k in made_ar.KINDS), ("qwen2_5_vl", "none"))
 )
-def test_explain_and_compare_on_a_folder(kind, regime, tmp_path):
+def test_explain_and_compare_on_a_folder(kind, cache, tmp_path):
     from typer.testing import CliRunner
 
     from captum_dcam.cli.app import app
@@ -208,7 +208,7 @@ def test_explain_and_compare_on_a_folder(kind, regime, tmp_path):
     picture = tmp_path / "picture.png"
     made_ar.picture(0, (48, 36)).save(picture)
     common = [str(picture), "--prompt", "what is red ?", "--model", str(folder)]
-    common += ["--regime", regime, "--gen-length", "2", "--json"]
+    common += ["--cache", cache, "--gen-length", "2", "--json"]
     ran = CliRunner().invoke(app, ["explain", *common, "-o", str(tmp_path / "a"), "--words", "all"])
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout)

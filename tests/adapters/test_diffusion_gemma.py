@@ -13,7 +13,7 @@ import made_diffusion_gemma as made_dg
 import tiny
 
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.explaining import explain_bound
+from captum_dcam.explaining import explain_generation
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forced import force
 from captum_dcam.model.forward import DenoisingForward
@@ -263,7 +263,7 @@ def test_gradients_equal_finite_differences(monkeypatch, canvases):
         tapped = DenoisingForward(forward.adapter, layer)
         tapped.bind(forward.request, forward.trajectory)
         for position in (2, canvases * C - 1):
-            (row,) = vjp.rows(tapped, [Target("x", (position,), (9,))])
+            (row,) = vjp.target_gradients(tapped, [Target("x", (position,), (9,))])
             found = row.gradients[0]
             assert bool(found.any())
             step = torch.tensor([forward.trajectory.step_of(0, position, "commit")])
@@ -315,7 +315,7 @@ def test_the_last_block_has_no_path_and_is_refused():
     forward = made_dg.bound(layer=last - 1)
     forward.layer = last  # what the refusal saves a caller from
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
-        vjp.rows(forward, [Target("x", (1,), (9,))])
+        vjp.target_gradients(forward, [Target("x", (1,), (9,))])
 
 
 def test_captums_layer_gradcam_equals_ours():
@@ -340,7 +340,9 @@ def test_captums_layer_gradcam_equals_ours():
 
 def test_half_precision():
     forward = made_dg.bound(dtype=torch.bfloat16, canvases=2)
-    for row in vjp.rows(forward, [Target("x", (1,), (9,)), Target("y", (C + 1,), (9,))]):
+    for row in vjp.target_gradients(
+        forward, [Target("x", (1,), (9,)), Target("y", (C + 1,), (9,))]
+    ):
         assert all(bool(g.any()) and bool(g.isfinite().all()) for g in row.gradients)
 
 
@@ -385,7 +387,7 @@ def test_a_batch_replays_as_it_was_generated(monkeypatch):
             with torch.no_grad():
                 got = forward.replay(torch.tensor([b]), torch.tensor([step]))
             assert tiny.relative(got[0, own], expected[b]) < 1e-5
-    rows = vjp.rows(forward, [Target("x", (1,), (9,))] * 2, [0, 1])
+    rows = vjp.target_gradients(forward, [Target("x", (1,), (9,))] * 2, [0, 1])
     assert t.tokens.shape == (len(prompts), 2 * C)
     assert not torch.allclose(rows[0].gradients[0], rows[1].gradients[0])
 
@@ -401,16 +403,16 @@ def test_several_pictures():
     forward = made_dg.bound(pictures=pictures, canvases=2)
     shapes = forward.request.layout.shapes
     assert len(shapes) == 2 and shapes[0] != shapes[1]
-    (row,) = vjp.rows(forward, [Target("x", (C + 1,), (9,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (C + 1,), (9,))])
     assert tuple(g.shape[1:] for g in row.gradients) == shapes
     assert all(bool(g.any()) for g in row.gradients)
-    found = explain_bound(forward, [1])
+    found = explain_generation(forward, [1])
     assert tuple(m.shape[1:] for m in found.maps) == shapes
 
 
 def test_an_empty_prompt():
     forward = made_dg.bound(prompts=("",))
-    (row,) = vjp.rows(forward, [Target("x", (0,), (7,))])
+    (row,) = vjp.target_gradients(forward, [Target("x", (0,), (7,))])
     assert bool(row.gradients[0].any())
 
 
@@ -422,7 +424,7 @@ def test_a_given_answer_hides_a_token_behind_noise():
     t = force(forward, " a red circle is the image is a blue square")
     adapter, tokens = forward.adapter, t.tokens[0]
     assert len(tokens) == 2 * C and len(set(tokens[10:].tolist()) - adapter.stop_ids) == 0
-    text = "".join(adapter.pieces(tokens[:10].tolist()))
+    text = "".join(adapter.token_texts(tokens[:10].tolist()))
     assert text == " a red circle is the image is a blue square"
     ids, number, signal = t.states
     for step in range(2 * C):
@@ -436,7 +438,7 @@ def test_a_given_answer_hides_a_token_behind_noise():
     assert not signal.any()
     again = force(forward, tokens.tolist())
     assert torch.equal(again.states[0], ids)
-    found = explain_bound(forward, ["circle", "square"], score="teacher")
+    found = explain_generation(forward, ["circle", "square"], score="teacher")
     assert all(bool(m.any()) for m in found.maps[0])
 
 
@@ -445,7 +447,7 @@ def test_a_given_answer_hides_a_token_behind_noise():
 
 def test_explanations_are_saved_with_their_states(tmp_path):
     forward = made_dg.bound(canvases=2)
-    found = explain_bound(forward, [1, C + 1], preset="paper")
+    found = explain_generation(forward, [1, C + 1], preset="paper")
     found.save(tmp_path / "out")
     back = Explanation.load(tmp_path / "out").trajectory
     for name in ("tokens", "commit_step", "final_step"):
@@ -476,7 +478,7 @@ def test_nothing_is_left_behind():
     model.train()
     before = state(model)
     forward.generate(forward.request, gen_length=2 * C, steps=3, seed=0)
-    vjp.rows(forward, [Target("x", (1,), (9,))])
+    vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     forward(forward.request.pixels, *forward.arguments((1, 9)))
     assert state(model) == before
 
@@ -495,6 +497,6 @@ def test_nothing_is_left_behind_by_an_error(where):
     with pytest.raises(ZeroDivisionError):
         forward.generate(request, gen_length=C, steps=2, seed=0)
     with pytest.raises(ZeroDivisionError):
-        vjp.rows(forward, [Target("x", (1,), (9,))])
+        vjp.target_gradients(forward, [Target("x", (1,), (9,))])
     handle.remove()
     assert state(made.model) == before

@@ -147,7 +147,7 @@ def test_prompt_tokens_are_the_text():
     request = made.prepare([[made_dg.picture()]], ["what is red ?"])
     positions, ids = made.prompt_tokens(request)
     assert torch.equal(request.extras[0][0, positions], ids)
-    assert "".join(made.pieces(ids.tolist())) == "user\nwhat is red ?\nmodel\n"
+    assert "".join(made.token_texts(ids.tolist())) == "user\nwhat is red ?\nmodel\n"
     assert made.encode("what is red ?") == ids.tolist()[5:-7]
 
 
@@ -203,7 +203,7 @@ def test_models_of_other_families_are_refused():
     with pytest.raises(ValueError, match="expected DiffusionGemmaForBlockDiffusion"):
         DiffusionGemmaAdapter(made_dg.model().model, made_dg.parts())
     with pytest.raises(ValueError, match="knows \\('prefix',\\)"):
-        captum_dcam.wrap(made_dg.model(), made_dg.parts(), regime="full")
+        captum_dcam.wrap(made_dg.model(), made_dg.parts(), cache="none")
 
 
 def test_loading(tmp_path):

@@ -14,10 +14,10 @@ import made_diffusion_gemma as made_dg
 import tiny
 from typer.testing import CliRunner
 
-from captum_dcam import compare_bound
+from captum_dcam import compare_generation
 from captum_dcam.cli.app import app
 from captum_dcam.errors import MethodError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.attention_weights import Attentions
 from captum_dcam.methods.relevance import Relevance
 from captum_dcam.methods.relevance_rules import CPRules, RelevanceRules
@@ -46,17 +46,17 @@ METHODS = (
 )
 
 
-def problem(position, score="commit", **settings):
+def task_of(position, score="commit", **settings):
     forward = made_dg.bound(**settings)
     token = int(forward.trajectory.tokens[0, position])
-    return Problem(forward, (Target("x", (position,), (token,)),), score)
+    return AttributionTask(forward, (Target("x", (position,), (token,)),), score)
 
 
 @pytest.mark.parametrize("canvases", (1, 2))
 def test_methods_run_and_leave_nothing_behind(canvases):
     forward = made_dg.bound(canvases=canvases)
     before = tiny.hooks(forward.adapter.model)
-    found = compare_bound(forward, [1, C * canvases - 2], list(METHODS), errors="raise")
+    found = compare_generation(forward, [1, C * canvases - 2], list(METHODS), errors="raise")
     for row in found.rows:
         assert row.status == "done", (row.name, row.note)
         one, two = row.maps[0]
@@ -69,20 +69,22 @@ def test_a_method_that_cannot_run_says_why():
     """Of the visible answer's canvases each has a decoder pass of its own: no single sequence."""
     forward = made_dg.bound(canvases=2)
     names = ["diffusion_cam", "logit_lens", "attention", "cp_lrp"]
-    found = {r.name: r for r in compare_bound(forward, [1, C + 1], names, score="teacher").rows}
+    found = {
+        r.name: r for r in compare_generation(forward, [1, C + 1], names, score="teacher").rows
+    }
     assert found["diffusion_cam"].status == "done"
     for name in names[1:]:
         assert found[name].status == "failed"
         assert "canvases are read one after the other" in found[name].note
     one = made_dg.bound()
-    for row in compare_bound(one, [1], names, score="teacher").rows:
+    for row in compare_generation(one, [1], names, score="teacher").rows:
         assert row.status == "done", row.note
 
 
 @pytest.mark.parametrize("window", (48, 4096))
 def test_attention_is_the_familys_own(window):
     """The decoder's rows at keys of the encoder's cache, also where that lost its first keys."""
-    given = problem(C + 2, canvases=2, text={"sliding_window": window})
+    given = task_of(C + 2, canvases=2, text={"sliding_window": window})
     forward = given.forward
     model, request, t = forward.adapter.model, forward.request, forward.trajectory
     step, prefix = given.step(C + 2), request.layout.prefix_length
@@ -132,7 +134,7 @@ def test_hidden_states_are_those_of_encoder_and_decoder():
 
 
 def test_logit_lens_reads_the_last_layers():
-    given = problem(C + 1, canvases=2)
+    given = task_of(C + 1, canvases=2)
     forward = given.forward
     found = method("logit_lens").attribute(given)
     states, logits = hidden_states(forward, -1, given.step(C + 1))
@@ -160,25 +162,25 @@ class Plain(RelevanceRules):
 
 def test_relevance_reaches_the_picture_and_text():
     """Without rules it is gradient × activation, which the tap gives at image tokens as well."""
-    given = problem(C + 1, canvases=2)
+    given = task_of(C + 1, canvases=2)
     token = given.targets[0].token_ids[0]
     found = Relevance(given, 1, Plain).of(C + 1, token)
     forward, step = given.forward, given.step(C + 1)
     expected = gradient_times_activation(forward, step, [(C + 1, token)])
     assert len(found) == forward.request.layout.prefix_length + 2 * C
     assert tiny.relative(found, expected) < 1e-4
-    (row,) = vjp.rows(forward, given.targets)
+    (row,) = vjp.target_gradients(forward, given.targets)
     at = forward.request.layout.grids[0].positions
     assert tiny.relative(found[at], (row.features[0] * row.gradients[0]).sum(0)) < 1e-4
     assert not torch.allclose(found, Relevance(given, 1, CPRules).of(C + 1, token))
 
 
 def test_a_kernel_that_cannot_be_seen_is_named():
-    given = problem(1)
+    given = task_of(1)
     given.forward.adapter.model.set_attn_implementation("eager")
     method("attention").check(given)  # written out: seen as well
     with pytest.raises(MethodError, match="canvases are read one after the other"):
-        method("attention").check(problem(1, canvases=2, score="teacher"))
+        method("attention").check(task_of(1, canvases=2, score="teacher"))
 
 
 # -- the command line ------------------------------------------------------------------------------

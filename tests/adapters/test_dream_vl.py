@@ -15,9 +15,9 @@ import captum_dcam
 from captum_dcam.adapters.common.compat import default_frequencies, frequencies
 from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
 from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 
@@ -108,7 +108,7 @@ def test_gradients_are_finite_differences_at_every_usable_block(layer, images):
         for position, score in ((0, "commit"), (5, "commit"), (2, "final"), (3, "teacher")):
             fd(forward, position, score)
     else:
-        (row,) = rows(forward, [target(forward, 0)])
+        (row,) = target_gradients(forward, [target(forward, 0)])
         assert len(row.gradients) == 2 and all(g.any() for g in row.gradients)
 
 
@@ -132,8 +132,8 @@ def test_pixels_have_gradients_through_the_tower():
     "name", ("diffusion_cam", "layer_grad_cam", "saliency", "attention", "occlusion", "tam", "msea")
 )
 def test_methods_run(name):
-    problem = Problem(single(bound()), (Target("x", (1,), (7,)), Target("y", (4,), (11,))))
-    found = method(name).attribute(problem)
+    task = AttributionTask(single(bound()), (Target("x", (1,), (7,)), Target("y", (4,), (11,))))
+    found = method(name).attribute(task)
     assert found.maps[0].shape == (2, 2, 3)
     assert found.maps[0].isfinite().all() and found.maps[0].any()
 
@@ -147,7 +147,7 @@ def test_every_step_holds_the_pictures():
     assert t.lengths == (layout.prefix_length + 20,) * 5
     assert t.feasible == tuple(range(5)) and t.valid_ratio == 1
     for step in t.feasible:
-        (row,) = rows(forward, [target(forward, 0)], call=step)
+        (row,) = target_gradients(forward, [target(forward, 0)], call=step)
         assert row.gradients[0].any()
 
 
@@ -246,7 +246,7 @@ def test_an_answer_of_a_batch_does_not_depend_on_its_neighbours():
 
 def test_an_empty_prompt_and_an_answer_of_one_token():
     forward = bound(prompts=[""], max_new_tokens=1, steps=1)
-    (row,) = rows(forward, [target(forward, 0)])
+    (row,) = target_gradients(forward, [target(forward, 0)])
     assert row.gradients[0].any()
 
 
@@ -282,8 +282,8 @@ def test_prompts_are_in_the_familys_format():
             assert request.extras[0][0].tolist() == expected
     positions, ids = made.prompt_tokens(request)
     assert torch.equal(request.extras[0][0][positions], ids)
-    assert "red circle" in "".join(made.pieces(ids.tolist()))
-    assert made.pieces(made.encode("a red circle")) == ["a", " red", " circle"]
+    assert "red circle" in "".join(made.token_texts(ids.tolist()))
+    assert made.token_texts(made.encode("a red circle")) == ["a", " red", " circle"]
     assert made.mask_id in made.stop_ids and made.model.config.pad_token_id in made.stop_ids
 
 
@@ -305,7 +305,7 @@ def test_nothing_is_left_behind(fails):
         handle.remove()
     else:
         forward.generate(request, **options)
-        rows(forward, [target(forward, 0)])
+        target_gradients(forward, [target(forward, 0)])
     assert suite.left(made) == before
 
 

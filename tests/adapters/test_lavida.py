@@ -13,7 +13,7 @@ from doubles import lavida_bound as made
 import captum_dcam
 from captum_dcam.adapters.common.llada import Llada
 from captum_dcam.errors import InfeasibleStepError, LayerError, TargetError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
@@ -26,9 +26,9 @@ variants = pytest.mark.parametrize("variant", made.VARIANTS)
 
 @pytest.mark.parametrize(("variant", "settings", "own"), made.GREEDY)
 def test_the_models_own_generate_is_recorded_and_replayed_bit_for_bit(
-    regime, variant, settings, own
+    cache, variant, settings, own
 ):
-    forward = made.bound(variant, regime, **settings)
+    forward = made.bound(variant, cache, **settings)
     own = dict(own)
     length = own.pop("max_new_tokens")
     canvases, seen = made.own(forward.adapter, forward.request, length, **own)
@@ -60,16 +60,16 @@ def check_record(forward, canvases):
 
 
 @pytest.mark.parametrize(("variant", "settings", "own"), made.SAMPLED)
-def test_sampling_is_the_models_own_and_the_generators(regime, variant, settings, own):
+def test_sampling_is_the_models_own_and_the_generators(cache, variant, settings, own):
     g = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
-    forward = made.bound(variant, regime, generator=g(3), **settings)
+    forward = made.bound(variant, cache, generator=g(3), **settings)
     before = torch.random.get_rng_state()
     with made.as_drawn(g(3)):
         canvases, _ = made.own(forward.adapter, forward.request, 8, **own)
     check_record(forward, canvases)
-    again = made.bound(variant, regime, generator=g(3), **settings).trajectory
+    again = made.bound(variant, cache, generator=g(3), **settings).trajectory
     assert torch.equal(again.states[0], forward.trajectory.states[0])
-    other = made.bound(variant, regime, generator=g(4), **settings).trajectory
+    other = made.bound(variant, cache, generator=g(4), **settings).trajectory
     assert not torch.equal(again.commit_step, other.commit_step) or not torch.equal(
         again.tokens, other.tokens
     )
@@ -78,8 +78,8 @@ def test_sampling_is_the_models_own_and_the_generators(regime, variant, settings
 
 @variants
 @pytest.mark.parametrize("keep", (True, False))
-def test_batched_replay_agrees_within_rounding(regime, variant, keep):
-    forward = made.bound(variant, regime, keep=keep)
+def test_batched_replay_agrees_within_rounding(cache, variant, keep):
+    forward = made.bound(variant, cache, keep=keep)
     steps = torch.tensor([5, 0, 8, 3])
     with torch.no_grad():
         got = forward.replay(torch.zeros(4, dtype=torch.long), steps)
@@ -119,11 +119,11 @@ def slope(forward, step, position, token, directions, size):
 @variants
 @pytest.mark.parametrize("layer", (0, 1, 2))
 @pytest.mark.parametrize("position", (0, 5))
-def test_gradients_are_finite_differences(regime, variant, layer, position):
-    forward = made.bound(variant, regime, layer=layer, dtype=torch.float64)
+def test_gradients_are_finite_differences(cache, variant, layer, position):
+    forward = made.bound(variant, cache, layer=layer, dtype=torch.float64)
     t = forward.trajectory
     token = int(t.tokens[0, position])
-    (row,) = vjp.rows(forward, [Target("", (position,), (token,))])
+    (row,) = vjp.target_gradients(forward, [Target("", (position,), (token,))])
     assert all(g.abs().max() > 1e-8 for g in row.gradients)
     g = torch.Generator().manual_seed(0)
     directions = [torch.randn(m.shape, generator=g, dtype=torch.float64) for m in row.gradients]
@@ -134,26 +134,26 @@ def test_gradients_are_finite_differences(regime, variant, layer, position):
 
 
 @variants
-def test_many_words_share_one_prefill(regime, variant):
-    forward = made.bound(variant, regime, dtype=torch.float64)
+def test_many_words_share_one_prefill(cache, variant):
+    forward = made.bound(variant, cache, dtype=torch.float64)
     tokens = forward.trajectory.tokens[0].tolist()
     targets = [Target("", (p,), (tokens[p],)) for p in range(8)]
     targets.append(Target("", tuple(range(8)), tuple(tokens)))
-    rows = vjp.rows(forward, targets)
-    singles = [vjp.rows(forward, [t]) for t in targets[:8]]
+    rows = vjp.target_gradients(forward, targets)
+    singles = [vjp.target_gradients(forward, [t]) for t in targets[:8]]
     for row, (single,) in zip(rows[:8], singles, strict=True):
         for a, b in zip(row.gradients, single.gradients, strict=True):
             assert tiny.relative(a, b) < 1e-9
-    if regime == "prefix":
+    if cache == "prefix":
         for i, whole in enumerate(rows[8].gradients):
             assert tiny.relative(whole, sum(r.gradients[i] for r in rows[:8])) < 1e-9
 
 
 @variants
-def test_captums_gradient_is_ours(regime, variant):
+def test_captums_gradient_is_ours(cache, variant):
     from captum.attr import LayerGradCam
 
-    forward = made.bound(variant, regime, dtype=torch.float64)
+    forward = made.bound(variant, cache, dtype=torch.float64)
     target = (3, int(forward.trajectory.tokens[0, 3]))
     theirs = LayerGradCam(forward, forward.tap).attribute(
         forward.request.pixels,
@@ -174,30 +174,30 @@ def test_the_last_block_is_refused(variant):
         DenoisingForward(made.adapter(variant), 3)
 
 
-def test_checkpointing_would_cut_the_gradient_and_is_put_back(regime, monkeypatch):
+def test_checkpointing_would_cut_the_gradient_and_is_put_back(cache, monkeypatch):
     """LLaDA's constructor leaves it on: hooks then see states outside of the graph."""
-    forward = made.bound("llada", regime)
+    forward = made.bound("llada", cache)
     inner = forward.model.model
     assert inner.activation_checkpointing_strategy == "whole_layer"
     with monkeypatch.context() as patch:
         patch.setattr(Llada, "as_written", lambda self: contextlib.nullcontext())
         with pytest.raises((InfeasibleStepError, RuntimeError)):
-            vjp.rows(forward, [Target("", (1,), (5,))])
-    vjp.rows(forward, [Target("", (1,), (5,))])
+            vjp.target_gradients(forward, [Target("", (1,), (5,))])
+    vjp.target_gradients(forward, [Target("", (1,), (5,))])
     assert inner.activation_checkpointing_strategy == "whole_layer"
     inner.set_activation_checkpointing(None)
-    vjp.rows(forward, [Target("", (1,), (5,))])
+    vjp.target_gradients(forward, [Target("", (1,), (5,))])
     assert inner.activation_checkpointing_strategy is None
 
 
 def test_positions_cached_in_inference_mode_can_be_used(monkeypatch):
-    forward = made.bound("llada", "full")
+    forward = made.bound("llada", "none")
     block = forward.model.model.transformer.blocks[0]
     block.rotary_emb = torch.nn.Identity()
     with torch.inference_mode():
         table = {"rope_pos_sin": torch.ones(3)}
     vars(block.rotary_emb)["_RotaryEmbedding__cache"] = table
-    vjp.rows(forward, [Target("", (1,), (5,))])
+    vjp.target_gradients(forward, [Target("", (1,), (5,))])
     assert not table["rope_pos_sin"].is_inference() and table["rope_pos_sin"].sum() == 3
 
 
@@ -206,11 +206,11 @@ def test_positions_cached_in_inference_mode_can_be_used(monkeypatch):
 
 @variants
 @pytest.mark.parametrize(("length", "steps"), ((8, 8), (8, 4), (150, 3)))
-def test_feasible_calls_are_those_of_table_4(regime, variant, length, steps):
+def test_feasible_calls_are_those_of_table_4(cache, variant, length, steps):
     """Also when the response alone is longer than the image span."""
-    forward = made.bound(variant, regime, gen_length=length, steps=steps)
+    forward = made.bound(variant, cache, gen_length=length, steps=steps)
     t, prefix = forward.trajectory, forward.request.layout.prefix_length
-    if regime == "full":
+    if cache == "none":
         assert t.lengths == (prefix + length,) * steps
         assert t.feasible == tuple(range(steps)) and t.valid_ratio == 1
         return
@@ -248,16 +248,16 @@ def test_table_4_of_the_paper(variant):
 
 
 @variants
-def test_one_token_and_no_prompt(regime, variant):
-    forward = made.bound(variant, regime, prompt="", gen_length=1)
+def test_one_token_and_no_prompt(cache, variant):
+    forward = made.bound(variant, cache, prompt="", gen_length=1)
     assert forward.trajectory.tokens.shape == (1, 1)
-    found = captum_dcam.explain_bound(forward, [0], preset="base")
+    found = captum_dcam.explain_generation(forward, [0], preset="base")
     assert all(torch.isfinite(m).all() for m in found.maps)
 
 
 @variants
-def test_explain_in_one_call(regime, variant):
-    made_up = made.adapter(variant, regime)
+def test_explain_in_one_call(cache, variant):
+    made_up = made.adapter(variant, cache)
     found = captum_dcam.explain(
         made_up, tiny.picture(1, (160, 120)), made.PROMPT, [1, 2], gen_length=8, preset="paper"
     )
@@ -270,33 +270,33 @@ def test_explain_in_one_call(regime, variant):
 def test_methods_that_read_more_than_the_tap(variant, name):
     forward = made.bound(variant, "prefix", gen_length=3)
     token = int(forward.trajectory.tokens[0, 1])
-    problem = Problem(
+    task = AttributionTask(
         forward,
         (Target("", (1,), (token,)),),
         score="commit",
         generator=torch.Generator().manual_seed(0),
     )
-    maps = method(name).attribute(problem).maps
+    maps = method(name).attribute(task).maps
     assert [m.shape for m in maps] == [(1, 4, 4), (1, 6, 8)]
     assert all(torch.isfinite(m).all() for m in maps) and any(m.any() for m in maps)
 
 
 @variants
-def test_a_given_answer(regime, variant):
+def test_a_given_answer(cache, variant):
     from captum_dcam.model.forced import force
 
-    forward = made.bound(variant, regime)
+    forward = made.bound(variant, cache)
     t = force(forward, " the dog")
     ids = forward.adapter.encode(" the dog")
-    assert t.tokens.tolist() == [ids] and forward.adapter.pieces(ids) == [" the", " dog"]
-    assert captum_dcam.explain_bound(forward, "dog", preset="base").maps[0].any()
+    assert t.tokens.tolist() == [ids] and forward.adapter.token_texts(ids) == [" the", " dog"]
+    assert captum_dcam.explain_generation(forward, "dog", preset="base").maps[0].any()
     with pytest.raises(TargetError):
         force(forward, "")
 
 
 @variants
-def test_nothing_is_left_behind(regime, variant):
-    made_up = made.adapter(variant, regime)
+def test_nothing_is_left_behind(cache, variant):
+    made_up = made.adapter(variant, cache)
     model = made_up.model.train()
     before = tiny.hooks(model), {n: p.requires_grad for n, p in model.named_parameters()}
     held = lambda: [sorted(vars(part)) for part in (model, model.model, model.config)]  # noqa: E731
@@ -365,21 +365,21 @@ def test_settings_of_the_other_model_are_named(variant, name, message):
         made.bound(variant, "prefix", **{name: "entropy"})
 
 
-def test_the_trap_that_the_check_keeps_from(regime):
+def test_the_trap_that_the_check_keeps_from(cache):
     """Dream's own decoder fails in the middle of its work, or (full) not at all."""
-    forward = made.bound("dream", regime)
+    forward = made.bound("dream", cache)
     run = functools.partial(made.own, forward.adapter, forward.request, 8, schedule="shift")
-    if regime == "full":
+    if cache == "none":
         run(steps=8)
-        made.bound("dream", regime, schedule="shift")
+        made.bound("dream", cache, schedule="shift")
         return
     with pytest.raises(IndexError):
         run(steps=8)
 
 
 @variants
-def test_a_saved_trajectory_replays_at_another_block(regime, variant):
-    forward = made.bound(variant, regime)
+def test_a_saved_trajectory_replays_at_another_block(cache, variant):
+    forward = made.bound(variant, cache)
     other = DenoisingForward(forward.adapter, 2)
     other.bind(forward.request, dataclasses.replace(forward.trajectory, kept={}))
     at = torch.tensor([0]), torch.tensor([2])

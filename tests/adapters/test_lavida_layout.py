@@ -189,8 +189,8 @@ def test_padding_has_the_processors_colour():
     assert float(request.pixels[0, 0, 0, 52, 50]) == 1
 
 
-def test_several_pictures_have_no_tiles(regime):
-    a = made.adapter("llada", regime)
+def test_several_pictures_have_no_tiles(cache):
+    a = made.adapter("llada", cache)
     pictures = [tiny.picture(i, size) for i, size in enumerate(((80, 60), (30, 90)))]
     request = a.prepare([pictures], ["which is red ?"])
     one, two = request.layout.grids
@@ -272,8 +272,8 @@ def test_models_and_processors_that_do_not_fit():
         captum_dcam.wrap(model, double.processor(384))
     with pytest.raises(ValueError, match="single is 'both'"):
         captum_dcam.wrap(model, double.processor(), single="both")
-    with pytest.raises(ValueError, match="regime is 'half'"):
-        captum_dcam.wrap(model, double.processor(), regime="half")
+    with pytest.raises(ValueError, match="cache is 'half'"):
+        captum_dcam.wrap(model, double.processor(), cache="half")
     with pytest.raises(TypeError, match="a Linear: LaViDa's are LlavaLladaForMaskedDiffusion"):
         captum_dcam.wrap(torch.nn.Linear(1, 1), double.processor(), family="lavida")
     parts = SimpleNamespace(

@@ -55,8 +55,8 @@ DREAM = dict(model_type="llava_dream", architectures=["LlavaDreamForMaskedDiffus
 
 def test_a_checkpoint_goes_through_the_authors_builder(tmp_path, built):
     source = folder(tmp_path, **LLADA)
-    adapter = LavidaAdapter.load(source, dtype="float32", regime="full", single="list")
-    assert adapter.family == "lavida" and adapter.variant == "llada" and adapter.regime == "full"
+    adapter = LavidaAdapter.load(source, dtype="float32", cache="none", single="list")
+    assert adapter.family == "lavida" and adapter.variant == "llada" and adapter.cache == "none"
     assert adapter.dtype == torch.float32 and not adapter.model.training
     assert (built["path"], built["base"], built["name"]) == (source, None, "llava_llada")
     assert built["torch_dtype"] == "bfloat16"  # at others the builder stops in a debugger

@@ -18,13 +18,13 @@ QUICK = dict(gen_length=8, block_length=4)
 SIZE = (150, 100)
 
 
-def adapter(regime="full", dtype=torch.float32, **config):
+def adapter(cache="none", dtype=torch.float32, **config):
     parts = double.processor(config.get("tile", 104))
-    return captum_dcam.wrap(double.model(dtype=dtype, **config), parts, regime=regime, system=None)
+    return captum_dcam.wrap(double.model(dtype=dtype, **config), parts, cache=cache, system=None)
 
 
-def bound(regime="full", layer=1, dtype=torch.float32, made=None, **settings):
-    made = adapter(regime, dtype) if made is None else made
+def bound(cache="none", layer=1, dtype=torch.float32, made=None, **settings):
+    made = adapter(cache, dtype) if made is None else made
     forward = DenoisingForward(made, layer)
     request = made.prepare([[tiny.picture(0, SIZE)]], [PROMPT])
     forward.generate(request, **{**QUICK, **settings})
@@ -44,7 +44,7 @@ def test_the_two_families_of_one_class_name_are_told_apart():
         LavidaOAdapter(other, plain.processor())
     with pytest.raises(LayerError, match="deepest usable block of lavida_o is 2"):
         DenoisingForward(made, 3)
-    assert adapter(None).regime == "prefix"
+    assert adapter(None).cache == "prefix"
 
 
 # -- decoding -----------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ def test_a_step_without_the_image_is_explained_through_its_cache():
     late = next(p for p in range(8) if int(forward.trajectory.commit_step[0, p]) % 4)
     assert checks.against_differences(forward, late) < 1e-6
     with pytest.raises(InfeasibleStepError, match="has 4 tokens"):
-        captum_dcam.explain_bound(forward, [0], step=1)
+        captum_dcam.explain_generation(forward, [0], step=1)
     for score in ("commit", "final", "teacher"):
-        assert captum_dcam.explain_bound(forward, [0, 7], score=score).maps[1].any()
+        assert captum_dcam.explain_generation(forward, [0, 7], score=score).maps[1].any()
 
 
 def test_checkpointing_is_off_during_use_and_on_again():
     forward = bound(use_fast_dlm=True)
-    captum_dcam.explain_bound(forward, [0])
+    captum_dcam.explain_generation(forward, [0])
     assert forward.adapter.model.model.activation_checkpointing_strategy == "whole_layer"
     assert not tiny.hooks(forward)
 

@@ -11,7 +11,7 @@ from doubles import llada_v_caches as caches
 
 import captum_dcam
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.comparing import compare_bound
+from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError
 from captum_dcam.model.forced import force
 from captum_dcam.model.forward import DenoisingForward
@@ -76,7 +76,7 @@ def test_recorded_and_replayed_as_decoded(monkeypatch, settings):
     answer, logits, after = reference(forward, monkeypatch, **settings)
     length, width = after.shape[1], t.tokens.shape[1]
     assert torch.equal(t.tokens[:, :length], answer[:, :length])
-    assert t.steps == len(logits) and t.regime == "full"
+    assert t.steps == len(logits) and t.cache == "none"
     before = torch.cat((torch.full((1, length), double.MASK), after[:-1]))
     assert torch.equal(t.states[0][:, 0, :length], before)
     for step, seen in enumerate(logits):
@@ -107,7 +107,7 @@ def test_the_suffix_is_seen_and_never_explained():
     t = forward.trajectory
     assert t.tokens.shape == (1, 10) and t.tokens[0, 8:].tolist() == [double.EOS] * 2
     assert (t.states[0][:, 0, 8:] == torch.tensor(double.Tokenizer().encode("the dog"))).all()
-    found = captum_dcam.explain_bound(forward)
+    found = captum_dcam.explain_generation(forward)
     assert all(max(w.positions) < 8 for w in found.targets) and "dog" not in found.answer
 
 
@@ -125,7 +125,7 @@ def test_the_answer_ends_before_the_earliest_stop(monkeypatch, guided):
     assert torch.equal(t.tokens[:, :length], answer)
     assert t.tokens[0, length:].tolist() == [double.EOS] * (8 - length)
     assert int(t.states[0][-1, 0, length]) in (whole[5], double.MASK)
-    found = captum_dcam.explain_bound(forward) if length else None
+    found = captum_dcam.explain_generation(forward) if length else None
     assert found is None or all(max(w.positions) < length for w in found.targets)
 
 
@@ -257,12 +257,12 @@ def test_fast_dllm_is_feasible_where_the_prefix_is_refreshed():
     assert forward.trajectory.lengths == tuple(expected)
     assert forward.trajectory.feasible == (0, 4)
     with pytest.raises(InfeasibleStepError, match="has 16 tokens"):
-        captum_dcam.explain_bound(forward, [0], step=1)
+        captum_dcam.explain_generation(forward, [0], step=1)
     # a block of 8 in the cache of the rest: gradients go through it, one pass over all does not
     commits = forward.trajectory.commit_step[0].tolist()
     partly = next(p for p, step in enumerate(commits) if step not in (0, 4))
     names = ["diffusion_cam", "tam", "logit_lens", "attention"]
-    cam, *others = compare_bound(forward, [partly], names).rows
+    cam, *others = compare_generation(forward, [partly], names).rows
     assert cam.status == "done" and {r.status for r in others} == {"failed"}
     assert all("of the sequence's" in r.note and "without that cache" in r.note for r in others)
     every = {"prefix_refresh_interval": 2}
@@ -298,7 +298,7 @@ def test_fast_dllm_is_replayed_through_its_cache(monkeypatch, settings):
     together = forward.replay(torch.zeros(t.steps, dtype=torch.long), torch.arange(t.steps))
     alone = [forward.replay(torch.tensor([0]), torch.tensor([s])) for s in range(t.steps)]
     assert tiny.relative(together.detach(), torch.cat(alone).detach()) < 1e-5
-    maps = captum_dcam.explain_bound(forward, list(range(8)), score="final").maps
+    maps = captum_dcam.explain_generation(forward, list(range(8)), score="final").maps
     assert all(torch.isfinite(m).all() and m.flatten(1).any(1).all() for m in maps[:1])
 
 
@@ -433,7 +433,7 @@ def test_several_pictures_in_one_prompt():
     assert owners.max() + 1 == sum(g.positions.numel() for g in request.layout.grids)
     forward = DenoisingForward(made, 1)
     forward.generate(request, **QUICK)
-    found = captum_dcam.explain_bound(forward, [0])
+    found = captum_dcam.explain_generation(forward, [0])
     assert len(found.maps) == 4 and all(m.any() for m in found.maps)
 
 
@@ -443,7 +443,7 @@ def test_prompt_tokens_are_the_text_between_markers():
     positions, ids = made.prompt_tokens(request)
     embeds = made.embed(request.pixels, *request.extras)[0]
     assert torch.equal(embeds[positions], made.model.model.embed_tokens(ids))
-    text = "".join(made.pieces(ids.tolist()))
+    text = "".join(made.token_texts(ids.tolist()))
     assert "describe the image" in text and "what is this ?" in text and "<|" not in text
 
 
@@ -451,7 +451,7 @@ def test_prompt_tokens_are_the_text_between_markers():
 def test_empty_prompt_and_one_token(prompt):
     forward = bound(prompt=prompt, gen_length=1, block_length=1, steps=1)
     assert forward.trajectory.tokens.shape == (1, 1)
-    assert captum_dcam.explain_bound(forward, [0]).maps[0].any()
+    assert captum_dcam.explain_generation(forward, [0]).maps[0].any()
 
 
 def test_conversations():
@@ -465,7 +465,7 @@ def test_conversations():
         {"role": "user", "content": "is the dog red ?"},
     ]
     request = made.prepare([[tiny.picture(0, SIZE)]], [turns])
-    text = "".join(made.pieces([i for i in request.extras[0][0].tolist() if i >= 0]))
+    text = "".join(made.token_texts([i for i in request.extras[0][0].tolist() if i >= 0]))
     assert text.index("what is this") < text.index("a dog") < text.index("is the dog red")
     assert request.prompts[0].startswith("user: what is this")
 
@@ -474,7 +474,7 @@ def test_a_given_answer_is_read_token_by_token():
     forward = bound()
     made = force(forward, "a red dog .")
     assert made.states[0].shape == (4, 1, 4)
-    assert captum_dcam.explain_bound(forward, ["red"]).maps[0].any()
+    assert captum_dcam.explain_generation(forward, ["red"]).maps[0].any()
 
 
 # -- 6. nothing left behind -----------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_nothing_is_left_behind(settings):
     made.model.train()
     before = {n: set(vars(m)) for n, m in made.model.named_modules()}
     forward = bound(made=made, **settings)
-    captum_dcam.explain_bound(forward, [0, 1])
+    captum_dcam.explain_generation(forward, [0, 1])
     assert not tiny.hooks(made.model) and not tiny.hooks(forward)
     assert {n: set(vars(m)) for n, m in made.model.named_modules()} == before
     assert all(m.training for m in made.model.modules())
@@ -577,9 +577,9 @@ def test_models_and_processors_that_do_not_fit():
 
 def test_wrap_finds_the_family():
     assert isinstance(adapter(layers=2), LladaVAdapter)
-    assert adapter(layers=2).regime == "full"
+    assert adapter(layers=2).cache == "none"
     with pytest.raises(ValueError, match="knows"):
-        captum_dcam.wrap(double.model(layers=2), double.processor(), regime="prefix")
+        captum_dcam.wrap(double.model(layers=2), double.processor(), cache="prefix")
 
 
 def test_a_saved_trajectory_replays(monkeypatch):

@@ -16,9 +16,9 @@ from PIL import Image
 import captum_dcam
 from captum_dcam.adapters.mmada import MmadaAdapter, compat
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError, WeightsError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 
@@ -122,7 +122,7 @@ def test_guided_rows_stand_behind_and_see_no_picture():
         with torch.no_grad():
             assert torch.equal(forward.replay(torch.tensor([0]), torch.tensor([step])), expected)
     targets = [Target("x", (2,), (int(t.tokens[0, 2]),))]
-    (guided,) = rows(forward, targets, score="teacher")
+    (guided,) = target_gradients(forward, targets, score="teacher")
     assert guided.gradients[0].shape == (32, 4, 4) and guided.gradients[0].any()
 
 
@@ -149,15 +149,15 @@ def test_the_last_block_is_refused_and_has_no_gradient():
     forward = bound(2)
     forward.layer = 3
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
-        rows(forward, [Target("x", (0,), (5,))])
+        target_gradients(forward, [Target("x", (0,), (5,))])
 
 
 def test_no_gradient_reaches_pixels_and_the_error_says_so():
     forward = bound()
-    problem = Problem(single(forward), (Target("x", (1,), (7,)),))
+    task = AttributionTask(single(forward), (Target("x", (1,), (7,)),))
     for name in ("saliency", "integrated_gradients", "input_x_gradient"):
         with pytest.raises(MethodError, match="VQ encoder turns the picture into integer codes"):
-            method(name).attribute(problem)
+            method(name).attribute(task)
     pixels = forward.request.pixels.clone().requires_grad_()
     logits = forward(pixels, *forward.arguments((1, 7)))
     with pytest.raises(MethodError, match="reads the tapped block"):
@@ -168,15 +168,15 @@ def test_no_gradient_reaches_pixels_and_the_error_says_so():
 @pytest.mark.parametrize("name", ("diffusion_cam", "layer_grad_cam", "architecture_surgery", "tam"))
 def test_methods_on_the_tap_work(name):
     forward = single(bound())
-    problem = Problem(forward, (Target("x", (1,), (7,)), Target("y", (5,), (11,))))
-    found = method(name).attribute(problem)
+    task = AttributionTask(forward, (Target("x", (1,), (7,)), Target("y", (5,), (11,))))
+    found = method(name).attribute(task)
     assert found.maps[0].shape == (2, 4, 4)
     assert found.maps[0].isfinite().all() and found.maps[0].any()
 
 
 def test_methods_that_perturb_pixels_work():
-    problem = Problem(single(bound()), (Target("x", (1,), (7,)),))
-    found = method("occlusion").attribute(problem)
+    task = AttributionTask(single(bound()), (Target("x", (1,), (7,)),))
+    found = method("occlusion").attribute(task)
     assert found.maps[0].shape == (1, 4, 4) and found.maps[0].any()
 
 
@@ -186,7 +186,7 @@ def test_positions_cached_in_inference_mode_do_not_break_the_backward():
         made.model(torch.zeros(1, 90, dtype=torch.long))
     forward = DenoisingForward(made, 1)
     forward.generate(made.prepare([[tiny.picture()]], ["what is this"]), **QUICK)
-    (row,) = rows(forward, [Target("x", (0,), (5,))])
+    (row,) = target_gradients(forward, [Target("x", (0,), (5,))])
     assert row.gradients[0].any()
 
 
@@ -201,7 +201,7 @@ def test_every_step_holds_the_picture(settings):
     assert t.lengths == (layout.prefix_length + t.tokens.shape[1],) * t.steps
     assert t.feasible == tuple(range(t.steps)) and t.valid_ratio == 1
     for step in t.feasible:
-        (row,) = rows(forward, [Target("x", (0,), (5,))], call=step)
+        (row,) = target_gradients(forward, [Target("x", (0,), (5,))], call=step)
         assert row.gradients[0].any()
 
 
@@ -293,7 +293,7 @@ def test_a_batch_has_the_answers_of_its_examples():
 def test_an_empty_prompt_and_an_answer_of_one_token():
     forward = bound(prompts=[""], max_new_tokens=1, block_length=1, steps=1)
     assert forward.trajectory.tokens.shape == (1, 1)
-    (row,) = rows(forward, [Target("x", (0,), (5,))])
+    (row,) = target_gradients(forward, [Target("x", (0,), (5,))])
     assert row.gradients[0].any()
     positions, ids = forward.adapter.prompt_tokens(forward.request)
     assert len(positions) == len(ids)
@@ -324,15 +324,15 @@ def test_prompts_are_in_the_chat_template():
     positions, ids = made.prompt_tokens(request)
     whole = torch.cat((torch.full((2 + TOKENS + 1,), -1), request.extras[0][0]))
     assert torch.equal(whole[positions], ids)
-    text = "".join(made.pieces(ids.tolist()))
+    text = "".join(made.token_texts(ids.tolist()))
     assert "red circle" in text and "<|" not in text
 
 
 def test_pieces_and_encode():
     made = adapter()
     ids = made.encode("a red circle")
-    assert made.pieces(ids) == ["a", " red", " circle"]
-    assert made.pieces([ids[1], double.TEXT + 3]) == [" red", " <|code 3|>"]
+    assert made.token_texts(ids) == ["a", " red", " circle"]
+    assert made.token_texts([ids[1], double.TEXT + 3]) == [" red", " <|code 3|>"]
     assert made.mask_id in made.stop_ids and 126348 in made.stop_ids
 
 
@@ -354,7 +354,7 @@ def test_nothing_is_left_behind(fails):
         handle.remove()
     else:
         forward.generate(request, generator=generator, **QUICK, temperature=0.5)
-        rows(forward, [Target("x", (0,), (5,))])
+        target_gradients(forward, [Target("x", (0,), (5,))])
     assert left(made) == before
 
 
@@ -366,7 +366,7 @@ def test_a_configuration_without_use_cache_is_repaired_while_it_is_needed(monkey
         pytest.skip("this version of transformers gives every configuration use_cache")
     forward = DenoisingForward(made, 1)
     forward.generate(made.prepare([[tiny.picture()]], ["what"]), **QUICK)
-    rows(forward, [Target("x", (0,), (5,))])
+    target_gradients(forward, [Target("x", (0,), (5,))])
     assert not hasattr(made.model.config, "use_cache")
 
 

@@ -1,7 +1,5 @@
 """Settings of a generation: one way to say them, and the same words for the same mistake."""
 
-import doctest
-
 import pytest
 import torch
 
@@ -22,10 +20,6 @@ TOY = Settings(
     },
     refused={"beams": "it has one"},
 )
-
-
-def test_the_docstring():
-    assert doctest.testmod(settings, optionflags=doctest.IGNORE_EXCEPTION_DETAIL).failed == 0
 
 
 def test_defaults_other_names_and_none():

@@ -19,7 +19,7 @@ def options(tmp_path, **changes):
     own = dict(
         images=None, dataset="scenes", root=None, data=["count=40"], labels=False, words="nouns",
         start=0, limit=4, check_start=None, check_limit=None, prompt=None, preset="default",
-        model="mini", load=None, regime=None, layer=None, generation=["gen_length=16"], seed=0,
+        model="mini", load=None, cache=None, layer=None, generation=["gen_length=16"], seed=0,
         device="cpu", dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
     )  # fmt: skip
     return calibrate_command.Options(**{**own, **changes})

@@ -24,7 +24,7 @@ def by_hand(forward, example, position, token, step, layer):
     ids = torch.cat((request.extras[0][example], canvas))[None]
     assert request.extras[1].all()  # no padding here
     length = ids.shape[1]
-    segments = (prefix, length - prefix) if t.regime == "prefix" else (length,)
+    segments = (prefix, length - prefix) if t.cache == "prefix" else (length,)
     with torch.no_grad():
         hidden = model.embed(ids, request.pixels[example : example + 1])
         rope = model.rope(torch.arange(length)[None], hidden.dtype)
@@ -49,8 +49,8 @@ def grad_cam(features, gradients):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("relu", (True, False))
-def test_base_map_is_captums_layer_grad_cam(regime, score, relu):
-    forward = tiny.bound(regime, batch=2, steps=4)
+def test_base_map_is_captums_layer_grad_cam(cache, score, relu):
+    forward = tiny.bound(cache, batch=2, steps=4)
     for position in (0, 5):
         target = tiny.pairs(forward, position)
         args = forward.arguments(target, score)
@@ -68,8 +68,8 @@ def test_base_map_is_captums_layer_grad_cam(regime, score, relu):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("layer", (0, 2))
-def test_base_map_is_plain_autograds(regime, score, layer):
-    forward = tiny.bound(regime, layer=layer, batch=2, dtype=torch.float64, seed=1)
+def test_base_map_is_plain_autograds(cache, score, layer):
+    forward = tiny.bound(cache, layer=layer, batch=2, dtype=torch.float64, seed=1)
     position = 3
     target = tiny.pairs(forward, position)
     got = DiffusionCAM(forward, preset="base").attribute(
@@ -81,8 +81,8 @@ def test_base_map_is_plain_autograds(regime, score, layer):
         assert tiny.relative(got[example, 0], grad_cam(f, g)) < 1e-9
 
 
-def test_the_last_block_has_no_path(regime):
-    forward = tiny.bound(regime, dtype=torch.float64)
+def test_the_last_block_has_no_path(cache):
+    forward = tiny.bound(cache, dtype=torch.float64)
     _, gradient = by_hand(forward, 0, 2, 5, 1, 2)
     assert gradient.any()
     # Block 3 is the last: the response is read from its output, the image's part of it is not.
@@ -93,15 +93,15 @@ def test_the_last_block_has_no_path(regime):
     forward.layer = 3  # past the check: still no silent map of zeros
     forward.trajectory.kept.clear()
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
-        vjp.rows(forward, [Target("x", (2,), (5,))])
+        vjp.target_gradients(forward, [Target("x", (2,), (5,))])
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
         DiffusionCAM(forward).attribute(forward.request.pixels, (2, 5), score="final")
 
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("product", ("pooled", "positionwise", "plus_plus"))
-def test_many_words_at_once_equal_one_at_a_time(regime, score, product):
-    forward = tiny.bound(regime, batch=2, steps=4)
+def test_many_words_at_once_equal_one_at_a_time(cache, score, product):
+    forward = tiny.bound(cache, batch=2, steps=4)
     wanted = [(b, p) for b in (0, 1) for p in (0, 1, 4, 7)]
     targets = [Target("", (p,), (tiny.pair(forward, p, b)[1],)) for b, p in wanted]
     examples = [b for b, _ in wanted]
@@ -122,18 +122,18 @@ def test_many_words_at_once_equal_one_at_a_time(regime, score, product):
 
 @pytest.mark.parametrize("chunk", (1, 3, 16))
 def test_the_size_of_a_batch_changes_rounding_alone(chunk):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     targets = [Target("", (p,), (7,)) for p in range(8)]
-    found = vjp.rows(forward, targets, chunk=chunk)
-    reference = vjp.rows(forward, targets)
+    found = vjp.target_gradients(forward, targets, chunk=chunk)
+    reference = vjp.target_gradients(forward, targets)
     for a, b in zip(found, reference, strict=True):
         assert a.target == b.target
         assert tiny.relative(a.gradients[0], b.gradients[0]) < 1e-4
 
 
-def test_a_sum_of_tokens_is_eq_2(regime):
+def test_a_sum_of_tokens_is_eq_2(cache):
     """The pooled map is linear in the gradient: the map of a sum is the sum of the maps."""
-    forward = tiny.bound(regime, dtype=torch.float64)
+    forward = tiny.bound(cache, dtype=torch.float64)
     singles = [tiny.pair(forward, p) for p in (1, 2, 6)]
     both = Target("three", *zip(*singles, strict=True))
     cam = DiffusionCAM(forward, preset="base")
@@ -147,12 +147,12 @@ def test_a_sum_of_tokens_is_eq_2(regime):
 
 
 @pytest.mark.parametrize("keep", (True, False))
-def test_gradients_agree_with_finite_differences(regime, keep):
-    """In the prefix regime the path runs through cached keys and values."""
-    forward = tiny.bound(regime, dtype=torch.float64, keep=keep, images=2)
+def test_gradients_agree_with_finite_differences(cache, keep):
+    """With a prefix cache the path runs through cached keys and values."""
+    forward = tiny.bound(cache, dtype=torch.float64, keep=keep, images=2)
     position, token = tiny.pair(forward, 2)
     step = forward.trajectory.step_of(0, position, "commit")
-    (row,) = vjp.rows(forward, [Target("", (position,), (token,))])
+    (row,) = vjp.target_gradients(forward, [Target("", (position,), (token,))])
     g = torch.Generator().manual_seed(0)
     for _ in range(4):
         along = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in row.features]
@@ -169,8 +169,8 @@ def test_gradients_agree_with_finite_differences(regime, keep):
         assert abs(exact) > 1e-6
 
 
-def test_pixels_that_want_a_gradient_change_nothing(regime):
-    forward = tiny.bound(regime)
+def test_pixels_that_want_a_gradient_change_nothing(cache):
+    forward = tiny.bound(cache)
     cam, target = DiffusionCAM(forward, preset="base"), tiny.pair(forward, 1)
     pixels = forward.request.pixels.clone().requires_grad_()
     got = cam.attribute(pixels, target)
@@ -179,26 +179,26 @@ def test_pixels_that_want_a_gradient_change_nothing(regime):
 
 
 @pytest.mark.parametrize("step", (0, 3))
-def test_a_step_can_be_chosen(regime, step):
-    forward = tiny.bound(regime, dtype=torch.float64)
+def test_a_step_can_be_chosen(cache, step):
+    forward = tiny.bound(cache, dtype=torch.float64)
     cam, target = DiffusionCAM(forward, preset="base"), tiny.pair(forward, 6)
     pixels = forward.request.pixels
-    if regime == "prefix" and step > 0:
+    if cache == "prefix" and step > 0:
         with pytest.raises(InfeasibleStepError, match=r"ends at 64 .* has 8 tokens.*step 3"):
             cam.attribute(pixels, target, step=step)
         return
     got = cam.attribute(pixels, target, step=step)
-    read = forward.trajectory.steps - 1 if regime == "prefix" else step
+    read = forward.trajectory.steps - 1 if cache == "prefix" else step
     f, g = by_hand(forward, 0, *target, read, 1)
     assert tiny.relative(got[0, 0], grad_cam(f, g)) < 1e-9
     several = word_maps(forward, [Target("", *zip(target))], [0], Reading("final", step=step))
     assert tiny.relative(several[0].relu(), got[0]) < 1e-9
 
 
-def test_padding_is_invisible(regime):
+def test_padding_is_invisible(cache):
     """A batch with prompts of unequal length explains each as it would alone."""
     prompts = ["describe the image .", "is there a red circle ?", ""]
-    together = tiny.bound(regime, batch=3, prompts=prompts, dtype=torch.float64)
+    together = tiny.bound(cache, batch=3, prompts=prompts, dtype=torch.float64)
     for b, prompt in enumerate(prompts):
         alone = type(together)(together.adapter, 1)
         request = together.adapter.prepare([[tiny.picture(10 * b)]], [prompt])

@@ -20,8 +20,8 @@ LAYER_METHODS = {
 
 
 @pytest.fixture
-def forward(regime):
-    return tiny.bound(regime, batch=2)
+def forward(cache):
+    return tiny.bound(cache, batch=2)
 
 
 def state_of(forward):
@@ -57,7 +57,7 @@ def test_layer_activation_is_the_image_part_of_the_block(forward):
     model, request = forward.model, forward.request
     ids = torch.cat((request.extras[0], args[-1]), dim=1)
     parts = (request.layout.prefix_length, 8)
-    segments = parts if forward.trajectory.regime == "prefix" else (sum(parts),)
+    segments = parts if forward.trajectory.cache == "prefix" else (sum(parts),)
     seen = []
     handle = model.layers[1].register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
     with torch.no_grad():
@@ -149,8 +149,8 @@ def test_targets_one_for_all_or_one_each(forward):
 
 
 @pytest.mark.parametrize("preset", ("default", "base", "paper"))
-def test_two_pictures_give_two_maps(regime, preset):
-    forward = tiny.bound(regime, images=2)
+def test_two_pictures_give_two_maps(cache, preset):
+    forward = tiny.bound(cache, images=2)
     target = tiny.pair(forward, 1)
     maps = DiffusionCAM(forward, preset=preset).attribute(forward.request.pixels, target)
     assert isinstance(maps, tuple) and [m.shape for m in maps] == [(1, 1, 8, 8)] * 2
@@ -208,8 +208,8 @@ def burst(*_args, **_kwargs):
 
 @pytest.mark.parametrize("where", ("block", "below", "tower", "product", "refinement"))
 @pytest.mark.parametrize("several", (True, False))
-def test_nothing_is_left_behind_by_an_error(monkeypatch, regime, where, several):
-    forward = tiny.bound(regime)
+def test_nothing_is_left_behind_by_an_error(monkeypatch, cache, where, several):
+    forward = tiny.bound(cache)
     forward.train()
     for p in forward.parameters():
         p.requires_grad_(True)
@@ -245,7 +245,7 @@ def test_nothing_is_left_behind_by_an_error(monkeypatch, regime, where, several)
 
 
 def test_edits_end_with_their_context_also_after_an_error():
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     with pytest.raises(Burst), forward.edited(lambda f, _i: f * 0):
         raise Burst
     assert forward.tap.edit is None

@@ -5,7 +5,7 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam.comparing import compare, compare_bound
+from captum_dcam.comparing import compare, compare_generation
 from captum_dcam.errors import MethodError, TargetError, UnknownNameError
 from captum_dcam.methods import Budget, method
 from captum_dcam.metrics import localization
@@ -14,15 +14,15 @@ from captum_dcam.refine import SICD, MinMax, RankGaussian, min_max
 OURS = ("diffusion_cam", "diffusion_cam_base")
 
 
-def run(regime="prefix", methods=OURS, words=((0, 9), (3, 12)), **settings):
-    forward = tiny.bound(regime)
-    return compare_bound(forward, words, methods, **settings)
+def run(cache="prefix", methods=OURS, words=((0, 9), (3, 12)), **settings):
+    forward = tiny.bound(cache)
+    return compare_generation(forward, words, methods, **settings)
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_rows_hold_what_the_methods_alone_give(regime):
-    forward = tiny.bound(regime)
-    found = compare_bound(forward, list(tiny.pairs(forward, 0)), OURS)
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_rows_hold_what_the_methods_alone_give(cache):
+    forward = tiny.bound(cache)
+    found = compare_generation(forward, list(tiny.pairs(forward, 0)), OURS)
     assert [r.name for r in found.rows] == list(OURS)
     for row in found.rows:
         assert row.status == "done" and row.maps[0].shape == (1, 8, 8)
@@ -33,7 +33,7 @@ def test_rows_hold_what_the_methods_alone_give(regime):
 def test_compare_generates_and_names_what_it_does():
     said = []
     found = compare(
-        tiny.adapter("full"),
+        tiny.adapter("none"),
         tiny.picture(),
         tiny.PROMPT,
         [0],
@@ -81,13 +81,13 @@ def test_masks_give_the_scores_of_the_metric(kind):
     mask[20:40, 10:30] = True
     forward = tiny.bound("prefix")
     targets = [tiny.pair(forward, 0), tiny.pair(forward, 3)]
-    first = compare_bound(forward, targets, OURS).targets[0]
+    first = compare_generation(forward, targets, OURS).targets[0]
     masks = {
         "mapping": {first.text: mask.numpy()},
         "sequence": [mask, None],
         "function": lambda t: mask if t.positions == first.positions else None,
     }[kind]
-    found = compare_bound(forward, targets, OURS, masks=masks)
+    found = compare_generation(forward, targets, OURS, masks=masks)
     for row in found.rows:
         if kind != "mapping":
             assert row.scores[1] is None
@@ -126,10 +126,10 @@ def test_sicd_gets_the_methods_own_maps_of_repeated_words(monkeypatch):
             seen.append(context.repeated_maps)
             return super().__call__(maps, context)
 
-    found = compare_bound(
+    found = compare_generation(
         forward, [tiny.pair(forward, 0)], ["diffusion_cam_base"], refinements=[MinMax(), Spy()]
     )
-    own = compare_bound(forward, list(repeated), ["diffusion_cam_base"]).rows[0].maps[0]
+    own = compare_generation(forward, list(repeated), ["diffusion_cam_base"]).rows[0].maps[0]
     assert torch.equal(seen[0], min_max(own.mean(0)))
     assert found.rows[0].maps[0].shape == (1, 8, 8)
 

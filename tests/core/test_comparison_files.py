@@ -11,7 +11,7 @@ import torch
 from methods import made
 from PIL import Image
 
-from captum_dcam.comparing import compare_bound
+from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import ExplanationError
 from captum_dcam.files import without_nan
 from captum_dcam.methods import Budget, method
@@ -27,7 +27,7 @@ def compared(images=1, masked=True, **settings):
     mask[20:40, 10:30] = True
     masks = [mask, None] if masked else None
     with made.registered("made", text=True):
-        return compare_bound(
+        return compare_generation(
             forward,
             [tiny.pair(forward, 0), tiny.pair(forward, 3)],
             ["diffusion_cam", "made", method("made", fails="no such thing")],
@@ -48,7 +48,10 @@ def same(one, two):
     assert json.dumps([one.settings, one.versions]) == json.dumps([two.settings, two.versions])
     assert torch.equal(one.tokens.positions, two.tokens.positions)
     assert torch.equal(one.tokens.ids, two.tokens.ids)
-    assert (one.tokens.pieces, one.tokens.prompt) == (two.tokens.pieces, two.tokens.prompt)
+    assert (one.tokens.token_texts, one.tokens.prompt) == (
+        two.tokens.token_texts,
+        two.tokens.prompt,
+    )
     assert one.layout.prefix_length == two.layout.prefix_length
     assert one.layout.shapes == two.layout.shapes
     assert (one.masks is None) == (two.masks is None)

@@ -107,8 +107,8 @@ def test_video():
         Video([frames[0], Image.new("RGB", (5, 5))])
 
 
-def test_the_embedded_model_reads_all_turns_and_takes_no_video(regime):
-    made = tiny.adapter(regime)
+def test_the_embedded_model_reads_all_turns_and_takes_no_video(cache):
+    made = tiny.adapter(cache)
     picture = tiny.picture()
     talk = captum_dcam.explain(made, picture, TALK, [0], gen_length=4)
     joined = "be short what is this ? a circle what ?"
@@ -123,7 +123,7 @@ def test_the_embedded_model_reads_all_turns_and_takes_no_video(regime):
 
 
 def test_what_a_family_does_not_take_is_refused():
-    class Narrow(type(tiny.adapter("full"))):
+    class Narrow(type(tiny.adapter("none"))):
         batches = several_images = False
 
     made = Narrow(tiny.model(), tiny.processor())

@@ -13,8 +13,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", ("default", "paper", "base"))
-def test_every_dtype_end_to_end(regime, dtype, preset):
-    adapter = tiny.adapter(regime, dtype=dtype)
+def test_every_dtype_end_to_end(cache, dtype, preset):
+    adapter = tiny.adapter(cache, dtype=dtype)
     found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, preset=preset, gen_length=8)
     (maps,) = found.maps
     assert maps.shape == (len(found.words), 8, 8) and maps.dtype == torch.float32
@@ -24,23 +24,23 @@ def test_every_dtype_end_to_end(regime, dtype, preset):
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_low_precision_maps_are_close_to_exact_ones(regime, dtype):
+def test_low_precision_maps_are_close_to_exact_ones(cache, dtype):
     maps = []
     for kind in (torch.float64, dtype):
-        forward = tiny.bound(regime, dtype=torch.float64)
+        forward = tiny.bound(cache, dtype=torch.float64)
         target = tiny.pair(forward, 2)
         if kind != torch.float64:
-            low = tiny.bound(regime, dtype=kind)
+            low = tiny.bound(cache, dtype=kind)
             low.bind(low.request, __import__("dataclasses").replace(forward.trajectory, kept={}))
             forward = low
-        maps.append(captum_dcam.explain_bound(forward, [target]).maps[0].double().flatten())
+        maps.append(captum_dcam.explain_generation(forward, [target]).maps[0].double().flatten())
     assert torch.corrcoef(torch.stack(maps))[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("preset", ("default", "paper"))
-def test_the_same_call_gives_the_same_bits(regime, preset):
+def test_the_same_call_gives_the_same_bits(cache, preset):
     def once():
-        adapter = tiny.adapter(regime)
+        adapter = tiny.adapter(cache)
         return captum_dcam.explain(
             adapter,
             tiny.picture(),
@@ -57,23 +57,23 @@ def test_the_same_call_gives_the_same_bits(regime, preset):
         assert torch.equal(a, b)
 
 
-def test_explain_and_attribute_agree(regime):
-    forward = tiny.bound(regime, batch=2)
+def test_explain_and_attribute_agree(cache):
+    forward = tiny.bound(cache, batch=2)
     for preset in ("default", "base", "paper"):
         cam = captum_dcam.DiffusionCAM(forward, preset=preset)
         target = tiny.pairs(forward, 3)
         maps = cam.attribute(forward.request.pixels, target)
         for b in range(2):
-            one = captum_dcam.explain_bound(forward, [target[b]], example=b, preset=preset)
+            one = captum_dcam.explain_generation(forward, [target[b]], example=b, preset=preset)
             assert tiny.relative(one.maps[0], maps[b]) < 1e-3
             assert one.trajectory.tokens.shape == (1, 8)
             assert torch.equal(one.trajectory.tokens[0], forward.trajectory.tokens[b])
 
 
-def test_peaks_keep_the_scale_that_refinements_lose(regime):
-    forward = tiny.bound(regime)
-    raw = captum_dcam.explain_bound(forward, preset="base")
-    fine = captum_dcam.explain_bound(forward, preset="base", refinements=refine.MinMax())
+def test_peaks_keep_the_scale_that_refinements_lose(cache):
+    forward = tiny.bound(cache)
+    raw = captum_dcam.explain_generation(forward, preset="base")
+    fine = captum_dcam.explain_generation(forward, preset="base", refinements=refine.MinMax())
     assert torch.equal(raw.peaks[0], raw.maps[0].amax((1, 2)))
     assert torch.equal(fine.peaks[0], raw.peaks[0])
     assert torch.allclose(fine.maps[0].amax((1, 2)), torch.ones(len(fine.words)))
@@ -98,9 +98,9 @@ def test_words_of_an_answer():
     assert resolve(adapter, tokens, None) == resolve(adapter, tokens, "all") == words
 
 
-def test_sicd_gets_the_maps_of_repeated_function_words(monkeypatch, regime):
+def test_sicd_gets_the_maps_of_repeated_function_words(monkeypatch, cache):
     """Eq. of SICD: the mean of the repeated words' maps, min-max normalised."""
-    forward = tiny.bound(regime)
+    forward = tiny.bound(cache)
     ids = tiny.tokenizer()("a red circle and a star . <eos>")["input_ids"]
     t = forward.trajectory
     t.tokens[:] = t.final_state[0][:] = torch.tensor(ids)
@@ -112,16 +112,16 @@ def test_sicd_gets_the_maps_of_repeated_function_words(monkeypatch, regime):
         return original(self, maps, context)
 
     monkeypatch.setattr(refine.SICD, "__call__", spy)
-    captum_dcam.explain_bound(forward, "circle", preset="paper")
-    both = captum_dcam.explain_bound(forward, [0, 4], preset="base").maps[0].mean(0)
+    captum_dcam.explain_generation(forward, "circle", preset="paper")
+    both = captum_dcam.explain_generation(forward, [0, 4], preset="base").maps[0].mean(0)
     expected = (both - both.min()) / (both.max() - both.min())
     assert tiny.relative(seen[0].squeeze(), expected) < 1e-4
 
 
-def test_sign_check_reads_probabilities(regime):
-    forward = tiny.bound(regime, dtype=torch.float64)
+def test_sign_check_reads_probabilities(cache):
+    forward = tiny.bound(cache, dtype=torch.float64)
     target = Target("x", *zip(tiny.pair(forward, 3)))
-    found = captum_dcam.explain_bound(forward, [target])
+    found = captum_dcam.explain_generation(forward, [target])
     g = torch.Generator().manual_seed(0)
     falls = captum_dcam.sign_check(forward, [target], found.maps, g)
     assert falls.shape == (1, 2) and torch.isfinite(falls).all() and forward.tap.edit is None
@@ -142,19 +142,19 @@ def test_sign_check_reads_probabilities(regime):
     assert float(falls[0, 0]) == pytest.approx(float(before - after), rel=1e-9)
 
 
-def test_two_pictures_of_different_sizes(regime):
-    adapter = tiny.adapter(regime)
+def test_two_pictures_of_different_sizes(cache):
+    adapter = tiny.adapter(cache)
     images = [tiny.picture(0, (80, 60)), tiny.picture(1, (30, 90))]
     found = captum_dcam.explain(adapter, images, tiny.PROMPT, gen_length=8)
     assert [m.shape[1:] for m in found.maps] == [(8, 8)] * 2
     assert found.pixel_maps(0).shape[1:] == (60, 80) and found.pixel_maps(1).shape[1:] == (90, 30)
 
 
-def test_the_packaged_model_sees(packaged, regime):
+def test_the_packaged_model_sees(packaged, cache):
     """The trained model names the scene's objects, and the words' maps differ."""
     from captum_dcam.data.scenes import make_scene
 
-    adapter = captum_dcam.load("mini", regime=regime)
+    adapter = captum_dcam.load("mini", cache=cache)
     scene = make_scene(7, 3)
     found = captum_dcam.explain(adapter, scene.image, tiny.PROMPT, gen_length=32)
     assert set(found.words) & {o.shape for o in scene.objects}
@@ -163,28 +163,28 @@ def test_the_packaged_model_sees(packaged, regime):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_cpu(regime):
-    forward = tiny.bound(regime)
+def test_cuda_agrees_with_cpu(cache):
+    forward = tiny.bound(cache)
     target = tiny.pair(forward, 2)
-    here = captum_dcam.explain_bound(forward, [target]).maps[0]
-    adapter = captum_dcam.wrap(tiny.model().cuda(), tiny.processor(), regime=regime)
+    here = captum_dcam.explain_generation(forward, [target]).maps[0]
+    adapter = captum_dcam.wrap(tiny.model().cuda(), tiny.processor(), cache=cache)
     other = captum_dcam.DenoisingForward(adapter, 1)
     request = adapter.prepare([[tiny.picture()]], [tiny.PROMPT])
     assert request.pixels.is_cuda
     other.generate(request, gen_length=8)
-    found = captum_dcam.explain_bound(other, [target]).maps[0]
+    found = captum_dcam.explain_generation(other, [target]).maps[0]
     assert found.device.type == "cpu"
     assert tiny.relative(found, here) < 0.05
 
 
-def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
+def test_a_smaller_internal_batch_gives_the_same_maps(cache, monkeypatch):
     from captum_dcam.model import gradients as vjp
 
-    whole = captum_dcam.explain_bound(tiny.bound(regime))
-    forward = tiny.bound(regime)
+    whole = captum_dcam.explain_generation(tiny.bound(cache))
+    forward = tiny.bound(cache)
     forward.internal_batch_size = 1
     sizes = []
-    name = "_cache_gradients" if regime == "prefix" else "_full_rows"
+    name = "_cache_gradients" if cache == "prefix" else "_full_rows"
     real = getattr(vjp, name)
 
     def seen(*args):
@@ -192,7 +192,7 @@ def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(vjp, name, seen)
-    part = captum_dcam.explain_bound(forward)
+    part = captum_dcam.explain_generation(forward)
     assert len(sizes) >= len(part.words) > 1 and set(sizes) == {1}
     assert tiny.relative(part.maps[0], whole.maps[0]) < 1e-5
     with pytest.raises(ValueError, match="internal_batch_size is 0"):
@@ -203,12 +203,12 @@ def test_a_smaller_internal_batch_gives_the_same_maps(regime, monkeypatch):
     assert set(sizes[-3:]) <= {1, 2} and 2 in sizes and found.words == part.words
 
 
-def test_too_little_memory_says_what_needs_less(regime, monkeypatch):
+def test_too_little_memory_says_what_needs_less(cache, monkeypatch):
     from captum_dcam.model import gradients as vjp
 
     def full(*_args):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(vjp, "_cache_gradients" if regime == "prefix" else "_full_rows", full)
+    monkeypatch.setattr(vjp, "_cache_gradients" if cache == "prefix" else "_full_rows", full)
     with pytest.raises(torch.OutOfMemoryError, match=r"internal_batch_size=1.*20 GiB"):
-        captum_dcam.explain_bound(tiny.bound(regime))
+        captum_dcam.explain_generation(tiny.bound(cache))

@@ -14,9 +14,9 @@ from captum_dcam.results.explanation import Explanation, region
 
 
 @pytest.fixture
-def explanation(regime):
+def explanation(cache):
     return captum_dcam.explain(
-        tiny.adapter(regime),
+        tiny.adapter(cache),
         [tiny.picture(0), tiny.picture(1, (33, 50))],
         tiny.PROMPT,
         gen_length=8,
@@ -24,11 +24,11 @@ def explanation(regime):
 
 
 def same(one, two):
-    assert (one.prompt, one.answer, one.targets, one.pieces) == (
+    assert (one.prompt, one.answer, one.targets, one.token_texts) == (
         two.prompt,
         two.answer,
         two.targets,
-        two.pieces,
+        two.token_texts,
     )
     for a, b in zip(one.maps + one.peaks, two.maps + two.peaks, strict=True):
         assert torch.equal(a, b) and a.dtype == b.dtype
@@ -42,8 +42,8 @@ def same(one, two):
         assert torch.equal(getattr(s, name), getattr(t, name))
     for a, b in zip(s.states + s.final_state, t.states + t.final_state, strict=True):
         assert torch.equal(a, b)
-    assert (s.regime, s.lengths, s.image_end, s.feasible) == (
-        t.regime,
+    assert (s.cache, s.lengths, s.image_end, s.feasible) == (
+        t.cache,
         t.lengths,
         t.image_end,
         t.feasible,
@@ -69,12 +69,12 @@ def test_round_trip(explanation, tmp_path):
     assert os.listdir(folder.parent) == ["one"]
 
 
-def test_a_loaded_generation_can_be_bound_and_explained_again(explanation, tmp_path, regime):
+def test_a_loaded_generation_can_be_bound_and_explained_again(explanation, tmp_path, cache):
     found = Explanation.load(explanation.save(tmp_path / "x"))
-    adapter = tiny.adapter(regime)
+    adapter = tiny.adapter(cache)
     forward = captum_dcam.DenoisingForward(adapter)
     forward.bind(adapter.prepare([list(found.images)], [found.prompt]), found.trajectory)
-    again = captum_dcam.explain_bound(forward)
+    again = captum_dcam.explain_generation(forward)
     for a, b in zip(again.maps, explanation.maps, strict=True):
         assert tiny.relative(a, b) < 1e-4
 
@@ -92,7 +92,7 @@ def test_pictures_of_every_mode_are_saved(tmp_path, mode):
         image = Image.frombytes("I;16", (4, 4), bytes(range(32)))
     else:
         image = tiny.picture(0, (20, 30)).convert("L" if mode in ("F", "I") else mode).convert(mode)
-    made = captum_dcam.explain(tiny.adapter("full"), image, "", [0], gen_length=2)
+    made = captum_dcam.explain(tiny.adapter("none"), image, "", [0], gen_length=2)
     found = Explanation.load(made.save(tmp_path / "x"))
     assert found.images[0].size == image.size and found.images[0].mode == "RGB"
 
@@ -152,7 +152,7 @@ DAMAGE = {
     "no targets": lambda f: manifest_with(f, lambda m: m.pop("targets")),
     "wrong targets": lambda f: manifest_with(f, lambda m: m.update(targets=3)),
     "wrong grids": lambda f: manifest_with(f, lambda m: m.update(grids=m["grids"] * 2)),
-    "wrong regime": lambda f: manifest_with(f, lambda m: m["trajectory"].update(regime="odd")),
+    "wrong cache": lambda f: manifest_with(f, lambda m: m["trajectory"].update(regime="odd")),
     "tensors gone": lambda f: (f / "tensors.safetensors").unlink(),
     "tensors cut": lambda f: (f / "tensors.safetensors").write_bytes(b"\x08\x00"),
     "picture changed": lambda f: Image.new("RGB", (2, 2)).save(f / "image-0.png"),
@@ -161,7 +161,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named(tmp_path, damage):
-    made = captum_dcam.explain(tiny.adapter("full"), tiny.picture(), "", [0], gen_length=2)
+    made = captum_dcam.explain(tiny.adapter("none"), tiny.picture(), "", [0], gen_length=2)
     folder = made.save(tmp_path / "x")
     DAMAGE[damage](folder)
     if damage == "no tensors named":

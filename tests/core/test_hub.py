@@ -22,7 +22,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.model import adapter as protocol
 from captum_dcam.model import hub
-from captum_dcam.model.adapter import ADAPTERS, Checkpoint, Facts
+from captum_dcam.model.adapter import ADAPTERS, Checkpoint, FamilyFacts
 from captum_dcam.model.hub import list_models
 
 
@@ -77,8 +77,8 @@ def probe(**changes):
 
 
 def test_a_folder_is_loaded_by_its_config(folder):
-    made = captum_dcam.load(folder, device="cpu", dtype=torch.float64, regime="full")
-    assert made.family == "mini" and made.regime == "full" and made.dtype == torch.float64
+    made = captum_dcam.load(folder, device="cpu", dtype=torch.float64, cache="none")
+    assert made.family == "mini" and made.cache == "none" and made.dtype == torch.float64
     assert captum_dcam.load(str(folder), family="mini").family == "mini"
 
 
@@ -90,11 +90,11 @@ def test_a_device_map_reaches_the_loader(folder):
         captum_dcam.load(folder, device_map="nowhere")
 
 
-def test_a_model_that_accelerate_spread_stays_so(regime):
+def test_a_model_that_accelerate_spread_stays_so(cache):
     """Its hooks replace ``forward`` of every module: they stay, and maps are the same."""
     accelerate = pytest.importorskip("accelerate")
-    plain = tiny.adapter(regime)
-    made = tiny.adapter(regime)
+    plain = tiny.adapter(cache)
+    made = tiny.adapter(cache)
     accelerate.dispatch_model(made.model, {"": "cpu"}, force_hooks=True)
     before = {n: vars(m)["forward"] for n, m in made.model.named_modules() if "forward" in vars(m)}
     assert len(before) > 20
@@ -214,7 +214,7 @@ def test_options_that_cannot_be(folder, monkeypatch):
 
 
 def test_a_missing_package_gives_the_line_that_installs_it(registry, tmp_path, monkeypatch):
-    facts = Facts(package="no_such_package_xyz", install="git clone somewhere")
+    facts = FamilyFacts(package="no_such_package_xyz", install="git clone somewhere")
     probe(facts=facts)
     with pytest.raises(ImportError, match=r"package 'no_such_package_xyz'.*git clone somewhere"):
         captum_dcam.load("probe")
@@ -226,7 +226,7 @@ def test_a_missing_package_gives_the_line_that_installs_it(registry, tmp_path, m
 
 
 def test_remote_code_is_refused_unless_asked_for(registry):
-    probe(facts=Facts(remote_code=True))
+    probe(facts=FamilyFacts(remote_code=True))
     with pytest.raises(RemoteCodeError, match="trust_remote_code=True"):
         captum_dcam.load("probe")
     assert captum_dcam.load("probe", trust_remote_code=True) == "loaded"
@@ -236,7 +236,7 @@ def test_remote_code_is_refused_unless_asked_for(registry):
     ("version", "fits"), (("4.57.0", False), ("5.0.0", True), ("5.23.0.dev0", True), ("6.0", False))
 )
 def test_the_range_of_transformers(registry, monkeypatch, version, fits):
-    probe(facts=Facts(transformers=">=5.0,<6"))
+    probe(facts=FamilyFacts(transformers=">=5.0,<6"))
     monkeypatch.setattr("transformers.__version__", version)  # its module replaces itself lazily
     if fits:
         assert captum_dcam.load("probe") == "loaded"
@@ -405,7 +405,7 @@ def test_why_it_cannot_be_imported_is_said_where_it_is_looked_for(
         )
     (record,) = [r for r in list_models() if r["family"] == "torn"]
     assert record["error"].startswith(said) and record["error"] in record["notes"][0]
-    assert not record["installed"] and record["regimes"] == []
+    assert not record["installed"] and record["caches"] == []
     json.dumps(record)
     found = CliRunner().invoke(app, ["models"])
     assert found.exit_code == 0 and f"cannot be imported: {said}" in found.output
@@ -458,7 +458,7 @@ def test_every_family_can_be_listed(registry):
         if name == "probe":
             continue
         assert record["checkpoints"], f"{name} names no checkpoint"
-        assert set(record["feasible"]) == set(record["regimes"])
+        assert set(record["feasible"]) == set(record["caches"])
         for one in record["checkpoints"]:
             assert one["recommended_block"] <= one["deepest_usable_block"] < one["blocks"]
         assert record["package"] is None or record["install"]

@@ -10,13 +10,13 @@ from calibration.made_maps import FITTED
 from evaluation import made
 
 import captum_dcam
-from captum_dcam import DiffusionCAM, compare_bound, explain_bound, maps
+from captum_dcam import DiffusionCAM, compare_generation, explain_generation, maps
 from captum_dcam.calibration import Chain, collect
 from captum_dcam.data import dataset
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.evaluation import Variant, evaluate
 from captum_dcam.maps import Reading
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method
+from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import (
     SICD,
@@ -84,16 +84,16 @@ def test_nested_refinements_equal_flat_ones(forward, depth):
     nested = paper_refinements()
     for _ in range(depth):
         nested = [nested] if depth == 1 else Compose([nested])
-    flat = explain_bound(forward, refinements=paper_refinements()).maps[0]
-    assert torch.equal(explain_bound(forward, refinements=nested).maps[0], flat)
-    without = explain_bound(forward, refinements=list(paper_refinements())[:-1]).maps[0]
+    flat = explain_generation(forward, refinements=paper_refinements()).maps[0]
+    assert torch.equal(explain_generation(forward, refinements=nested).maps[0], flat)
+    without = explain_generation(forward, refinements=list(paper_refinements())[:-1]).maps[0]
     assert not torch.equal(flat, without)
 
 
 @pytest.mark.parametrize("wrap", (lambda s: s, lambda s: [s], lambda s: Compose([Compose([s])])))
 def test_a_users_refinement_gets_the_repeated_maps(forward, wrap):
     seen = Seen()
-    explain_bound(forward, "ring", refinements=wrap(seen))
+    explain_generation(forward, "ring", refinements=wrap(seen))
     (repeated,) = seen.repeated
     assert repeated is not None and float(repeated.max()) == 1 and float(repeated.min()) == 0
 
@@ -102,7 +102,7 @@ def test_a_users_refinement_gets_them_everywhere(forward):
     pixels, target = forward.request.pixels, tiny.pair(forward, 2)
     seen = Seen()
     DiffusionCAM(forward).attribute(pixels, target, refinements=[seen])
-    compare_bound(forward, "ring", ["diffusion_cam_base"], refinements=[Compose([seen])])
+    compare_generation(forward, "ring", ["diffusion_cam_base"], refinements=[Compose([seen])])
     assert len(seen.repeated) == 2 and all(r is not None for r in seen.repeated)
 
 
@@ -111,14 +111,16 @@ def test_a_users_refinement_gets_them_everywhere(forward):
 
 @pytest.mark.parametrize("name", ("saliency", "diffusion_cam_base"))
 def test_refinements_add_no_passes_when_the_repeated_words_are_explained(forward, name):
-    bare = compare_bound(forward, None, [name]).rows[0].cost
-    refined = compare_bound(forward, None, [name], refinements=[MinMax(), SICD()]).rows[0].cost
+    bare = compare_generation(forward, None, [name]).rows[0].cost
+    refined = compare_generation(forward, None, [name], refinements=[MinMax(), SICD()]).rows[0].cost
     assert (refined.forwards, refined.backwards) == (bare.forwards, bare.backwards)
 
 
 def test_repeated_words_that_were_not_asked_for_are_explained_once(forward):
     def cost(words, refinements=()):
-        return compare_bound(forward, words, ["saliency"], refinements=refinements).rows[0].cost
+        return (
+            compare_generation(forward, words, ["saliency"], refinements=refinements).rows[0].cost
+        )
 
     alone, repeated = cost("ring").forwards, cost("a").forwards
     together = cost("ring", [MinMax(), SICD()]).forwards
@@ -132,7 +134,7 @@ def test_repeated_words_that_were_not_asked_for_are_explained_once(forward):
 def test_a_spent_budget_gives_no_repeated_map(forward):
     """Maps that no pass was left for are no maps of zeros: SICD has none."""
     refinements = [MinMax(), SICD()]
-    found = compare_bound(
+    found = compare_generation(
         forward, "ring", ["saliency"], refinements=refinements, budget=Budget(passes=1)
     )
     (row,) = found.rows
@@ -146,7 +148,9 @@ def test_a_spent_budget_gives_no_repeated_map(forward):
             return super().__call__(seen(maps, context), context)
 
     refinements = [MinMax(), Spy()]
-    compare_bound(forward, "ring", ["saliency"], refinements=refinements, budget=Budget(passes=1))
+    compare_generation(
+        forward, "ring", ["saliency"], refinements=refinements, budget=Budget(passes=1)
+    )
     assert seen.repeated == [None]
 
 
@@ -176,7 +180,7 @@ def test_a_preset_file_is_read_once(tmp_path, after):
 
 
 def _explain(forward, _folder):
-    explain_bound(forward, "ring", refinements=[Probe()])
+    explain_generation(forward, "ring", refinements=[Probe()])
 
 
 def _attribute(forward, _folder):
@@ -185,12 +189,12 @@ def _attribute(forward, _folder):
 
 
 def _method(forward, _folder):
-    problem = Problem(forward, explain_bound(forward, "ring", refinements=[]).targets)
-    method("diffusion_cam").attribute(problem)
+    task = AttributionTask(forward, explain_generation(forward, "ring", refinements=[]).targets)
+    method("diffusion_cam").attribute(task)
 
 
 def _compare(forward, _folder):
-    compare_bound(forward, "ring", ["diffusion_cam_base"], refinements=[Probe()])
+    compare_generation(forward, "ring", ["diffusion_cam_base"], refinements=[Probe()])
 
 
 def _trial(forward, folder):
@@ -275,7 +279,7 @@ def test_an_edited_tap_is_not_remembered(forward):
 def test_a_method_pays_for_its_own_repeated_maps(forward):
     """What one method remembers makes no other look cheaper."""
     names = ["diffusion_cam", method("diffusion_cam", refined=True)]
-    rows = compare_bound(forward, "ring", names).rows
+    rows = compare_generation(forward, "ring", names).rows
     assert rows[0].cost.backwards == rows[1].cost.backwards
     assert METHODS["diffusion_cam"] is type(names[1])
 
@@ -308,9 +312,9 @@ def test_what_is_remembered_is_computed_again_when_the_model_changes(changed):
 def test_compare_sees_an_edited_tap():
     forward = tiny.bound("prefix")
     words = [tiny.pair(forward, 0)]
-    plain = compare_bound(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
+    plain = compare_generation(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
     with forward.edited(lambda features, _grid: features.flip(-1)):
-        edited = compare_bound(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
+        edited = compare_generation(forward, words, ["diffusion_cam_base"]).rows[0].raw[0]
     assert not torch.equal(plain, edited)
 
 
@@ -333,6 +337,6 @@ def test_rows_that_are_no_multiple_of_the_batch_are_refused():
 def test_a_preset_that_was_found_is_taken_as_it_is():
     forward = tiny.bound("prefix")
     own = dataclasses.replace(PRESETS["base"], name="mine")
-    found = explain_bound(forward, [0], preset=own)
+    found = explain_generation(forward, [0], preset=own)
     assert found.settings["preset"] == "mine"
-    assert torch.equal(found.maps[0], explain_bound(forward, [0], preset="base").maps[0])
+    assert torch.equal(found.maps[0], explain_generation(forward, [0], preset="base").maps[0])

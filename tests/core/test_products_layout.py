@@ -117,7 +117,7 @@ def test_a_bright_patch_of_the_picture_is_seen_in_its_cell(size):
     """Through the processor and the strided convolutions: within a cell, in pixels."""
     from PIL import Image
 
-    adapter = tiny.adapter("full")
+    adapter = tiny.adapter("none")
     dark = np.full((*size, 3), 90, dtype=np.uint8)
     for row, column in ((0, 0), (1, 6), (5, 2), (7, 7)):
         bright = dark.copy()

@@ -30,8 +30,8 @@ def spied(monkeypatch, make):
 
 @pytest.mark.parametrize("keep", (True, False))
 @pytest.mark.parametrize("settings", ({}, {"steps": 4}, {"gen_length": 12, "block_length": 4}))
-def test_replay_has_the_bits_of_the_generation(monkeypatch, regime, keep, settings):
-    forward, seen = spied(monkeypatch, lambda: tiny.bound(regime, keep=keep, **settings))
+def test_replay_has_the_bits_of_the_generation(monkeypatch, cache, keep, settings):
+    forward, seen = spied(monkeypatch, lambda: tiny.bound(cache, keep=keep, **settings))
     assert len(seen) == forward.trajectory.steps
     for step, expected in enumerate(seen):
         with torch.no_grad():
@@ -44,8 +44,8 @@ def test_replay_has_the_bits_of_the_generation(monkeypatch, regime, keep, settin
         assert torch.equal(forward.replay(torch.tensor([0]), torch.tensor([0])).detach(), seen[0])
 
 
-def test_forward_of_a_whole_batch_has_the_bits_too(monkeypatch, regime):
-    make = lambda: tiny.bound(regime, batch=3)  # noqa: E731
+def test_forward_of_a_whole_batch_has_the_bits_too(monkeypatch, cache):
+    make = lambda: tiny.bound(cache, batch=3)  # noqa: E731
     forward, seen = spied(monkeypatch, make)
     examples = torch.arange(3)
     for step, expected in enumerate(seen):
@@ -56,9 +56,9 @@ def test_forward_of_a_whole_batch_has_the_bits_too(monkeypatch, regime):
 
 
 @pytest.mark.parametrize("keep", (True, False))
-def test_batched_replay_agrees_within_rounding(monkeypatch, regime, keep):
+def test_batched_replay_agrees_within_rounding(monkeypatch, cache, keep):
     prompts = ["describe the image .", "how many red circles are there ?", ""]
-    make = lambda: tiny.bound(regime, batch=3, prompts=prompts, keep=keep)  # noqa: E731
+    make = lambda: tiny.bound(cache, batch=3, prompts=prompts, keep=keep)  # noqa: E731
     forward, seen = spied(monkeypatch, make)
     examples = torch.tensor([2, 0, 1, 0, 2])
     steps = torch.tensor([0, 3, 7, 0, 5])
@@ -68,8 +68,8 @@ def test_batched_replay_agrees_within_rounding(monkeypatch, regime, keep):
     assert tiny.relative(got, expected) < 1e-5
 
 
-def test_a_trajectory_without_kept_states_replays_at_any_layer(regime):
-    forward = tiny.bound(regime)
+def test_a_trajectory_without_kept_states_replays_at_any_layer(cache):
+    forward = tiny.bound(cache)
     other = DenoisingForward(forward.adapter, 2)
     other.bind(forward.request, dataclasses.replace(forward.trajectory, kept={}))
     at = torch.tensor([0]), torch.tensor([2])
@@ -81,8 +81,8 @@ def test_a_trajectory_without_kept_states_replays_at_any_layer(regime):
         assert torch.equal(shared.replay(*at), forward.replay(*at))
 
 
-def test_commits_agree_with_the_canvases(regime):
-    t = tiny.bound(regime, batch=2, gen_length=12, block_length=4, steps=6).trajectory
+def test_commits_agree_with_the_canvases(cache):
+    t = tiny.bound(cache, batch=2, gen_length=12, block_length=4, steps=6).trajectory
     mask = tiny.config().mask_token_id
     canvases = t.states[0]
     for step in range(t.steps):
@@ -112,7 +112,7 @@ def test_schedules_commit_what_their_formula_says(schedule, length, steps):
 
 @pytest.mark.parametrize("schedule", generation.SCHEDULES)
 def test_a_generation_follows_its_schedule(schedule):
-    t = tiny.bound("full", gen_length=10, steps=4, schedule=schedule).trajectory
+    t = tiny.bound("none", gen_length=10, steps=4, schedule=schedule).trajectory
     counts = [int((t.commit_step == s).sum()) for s in range(4)]
     assert counts == generation.commits_per_step(10, 4, schedule)
 
@@ -145,10 +145,10 @@ def test_the_surest_tokens_are_committed_first(monkeypatch, remasking):
 
 
 @pytest.mark.parametrize("settings", ({"temperature": 0.7}, {"remasking": "random"}))
-def test_same_seed_same_bits(regime, settings):
+def test_same_seed_same_bits(cache, settings):
     def draw(seed):
         g = torch.Generator().manual_seed(seed)
-        return tiny.bound(regime, gen_length=16, steps=8, generator=g, **settings).trajectory
+        return tiny.bound(cache, gen_length=16, steps=8, generator=g, **settings).trajectory
 
     one, again, other = draw(3), draw(3), draw(4)
     for name in ("tokens", "commit_step", "confidence"):
@@ -165,11 +165,11 @@ def test_the_mask_token_is_never_committed():
 
 
 @pytest.mark.parametrize(("gen_length", "steps"), ((8, 8), (8, 4), (80, 4)))
-def test_feasible_calls_are_those_of_table_4(regime, gen_length, steps):
+def test_feasible_calls_are_those_of_table_4(cache, gen_length, steps):
     """Also when the response alone is longer than the image span: it still is no image."""
-    forward = tiny.bound(regime, gen_length=gen_length, steps=steps)
+    forward = tiny.bound(cache, gen_length=gen_length, steps=steps)
     t = forward.trajectory
-    if regime == "prefix":
+    if cache == "prefix":
         prompt = forward.request.layout.prefix_length
         assert t.lengths == (prompt, *[gen_length] * steps)
         assert t.feasible == (0,) and t.valid_ratio == 1 / (steps + 1)
@@ -190,7 +190,7 @@ def test_a_response_longer_than_the_image_is_explained_by_the_prefill():
     cam = captum_dcam.DiffusionCAM(forward, preset="base")
     one = cam.attribute(forward.request.pixels, tiny.pair(forward, 70))
     assert one.shape == (1, 1, 8, 8) and one.any()
-    maps = captum_dcam.explain_bound(forward, [70], preset="base").maps[0]
+    maps = captum_dcam.explain_generation(forward, [70], preset="base").maps[0]
     assert tiny.relative(maps, one[0]) < 1e-5
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 
@@ -12,7 +12,7 @@ def fd(forward, position, score="commit", tolerance=1e-4):
     t = forward.trajectory
     step = t.step_of(0, position, score)
     token = int(t.tokens[0, position])
-    (row,) = rows(forward, [Target("x", (position,), (token,))], score=score)
+    (row,) = target_gradients(forward, [Target("x", (position,), (token,))], score=score)
     gradient = row.gradients[0]
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(3)).double()
     value = []

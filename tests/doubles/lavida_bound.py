@@ -78,16 +78,16 @@ SAMPLED = (
 )
 
 
-def adapter(variant, regime="prefix", seed=0, dtype=torch.float32, **changes):
+def adapter(variant, cache="prefix", seed=0, dtype=torch.float32, **changes):
     own = {k: changes.pop(k) for k in ("system", "single") if k in changes}
     tile = changes.get("tile", 104)
     made = double.model(variant, seed, dtype, **changes)
-    return captum_dcam.wrap(made, double.processor(tile), regime=regime, **{"system": None, **own})
+    return captum_dcam.wrap(made, double.processor(tile), cache=cache, **{"system": None, **own})
 
 
 def bound(
     variant,
-    regime="prefix",
+    cache="prefix",
     *,
     layer=1,
     dtype=torch.float32,
@@ -98,7 +98,7 @@ def bound(
     prompt=PROMPT,
     **settings,
 ):
-    made = adapter(variant, regime, dtype=dtype, **(changes or {}))
+    made = adapter(variant, cache, dtype=dtype, **(changes or {}))
     forward = DenoisingForward(made, layer)
     request = made.prepare([[tiny.picture(1, size)]], [prompt])
     if "max_new_tokens" not in settings:
@@ -129,7 +129,7 @@ def arguments(adapter, request):
 
 def own(adapter, request, length, **settings):
     """Canvases (before every step, then the answer) and the logits of every run of the model."""
-    model, cached, dream = adapter.model, adapter.regime == "prefix", adapter.variant == "dream"
+    model, cached, dream = adapter.model, adapter.cache == "prefix", adapter.variant == "dream"
     seen = []
 
     def note(_module, _args, output):
@@ -159,7 +159,7 @@ def own(adapter, request, length, **settings):
 
 def expected_logits(adapter, length, seen):
     """Logits (T, V) of every step by canvas position, from the runs of the model's own generate."""
-    dream, cached = adapter.variant == "dream", adapter.regime == "prefix"
+    dream, cached = adapter.variant == "dream", adapter.cache == "prefix"
     steps = seen[1:] if cached else seen
     if not dream:
         return [s[-length:] for s in steps]

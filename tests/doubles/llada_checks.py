@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 #: width × height; square, wide, tall, tiny, large
@@ -71,9 +71,9 @@ def against_differences(forward, position, seed=0, eps=1e-5):
     """Largest relative error of the directional derivatives of a token's logit, a grid at a time,
     by central differences at the tap; the gradients must not be zero."""
     target, step = read_of(forward, position)
-    (row,) = rows(forward, [target], [0])
+    (row,) = target_gradients(forward, [target], [0])
     generator = torch.Generator().manual_seed(seed)
-    prefix = forward.trajectory.regime == "prefix"
+    prefix = forward.trajectory.cache == "prefix"
     worst = 0.0
     for index, gradient in enumerate(row.gradients):
         assert gradient.any(), f"grid {index} has no gradient"

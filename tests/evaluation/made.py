@@ -84,8 +84,8 @@ def plan(**changes):
     return replace(own, **changes)
 
 
-def adapter(regime="prefix"):
-    return tiny.adapter(regime)
+def adapter(cache="prefix"):
+    return tiny.adapter(cache)
 
 
 def results(folder):

@@ -4,10 +4,11 @@ import numpy as np
 
 from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.suites import Setting, suite
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.refine import DACG_BRANCHES
 
 KINDS = ("object", "object", "function", "noun", "function")
-LENGTHS = {"prefix": [[20, 1], [4, 4]], "full": [[24, 4]]}
+LENGTHS = {"prefix": [[20, 1], [4, 4]], "none": [[24, 4]]}
 #: metric → (columns, kinds of words); every score lies in 0 … 1
 COLUMNS = {
     "localization": (("obj_iou", "contrast", "concentration", "f3"), ("object",)),
@@ -26,7 +27,7 @@ class Six:
     """What a setting asks of an adapter: as the embedded model's."""
 
     blocks, deepest_block, recommended_block = range(6), 4, 2
-    regimes = ("prefix", "full")
+    caches = ("prefix", "none")
 
 
 def setting(**changes):
@@ -66,10 +67,10 @@ def scores_of(generator, plan, kinds, variant):
 def fill(folder, part, count=8, seed=0, fails=()):
     """A store of a part; variants in ``fails`` fail on every image."""
     generator, plan = np.random.default_rng(seed), part.plan
-    regime = plan.regime or "prefix"
+    cache = plan.cache or "prefix"
     facts = {
         "versions": {"torch": "0.0"},
-        "regime": regime,
+        "regime": STORED_CACHES[cache],
         "dtype": "float32",
         "device": "cpu",
         "blocks": 6,
@@ -80,13 +81,13 @@ def fill(folder, part, count=8, seed=0, fails=()):
     with store.shard(0) as shard:
         for index in range(count):
             kinds = [k for k in KINDS if k in plan.words][: 2 + index % 4]
-            record, cost = made(generator, plan, kinds, regime, fails)
+            record, cost = made(generator, plan, kinds, cache, fails)
             key = {"index": index, "id": index}
             shard.append({**key, **record}, {**key, **cost})
     return store
 
 
-def made(generator, plan, kinds, regime, fails):
+def made(generator, plan, kinds, cache, fails):
     variants, costs = {}, {}
     for variant in plan.variants:
         if variant.name in fails:
@@ -108,10 +109,10 @@ def made(generator, plan, kinds, regime, fails):
     ]
     record = {
         "words": [{"text": f"w{n}", "kind": k} for n, k in enumerate(kinds)],
-        "lengths": LENGTHS[regime],
+        "lengths": LENGTHS[cache],
         "image_end": 18,
         "steps": 4,
-        "calls": sum(n for _, n in LENGTHS[regime]),
+        "calls": sum(n for _, n in LENGTHS[cache]),
         "variants": variants,
     }
     return record, {"generation": float(generator.random()), "runs": runs, "variants": costs}

@@ -11,7 +11,7 @@ import torch
 from evaluation import made
 from methods.made import registered
 
-from captum_dcam.comparing import compare_bound
+from captum_dcam.comparing import compare_generation
 from captum_dcam.data import scenes
 from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import Live, Plan, Store, Variant, evaluate, rows
@@ -43,9 +43,9 @@ def records(folder):
     return list(Store.read(folder).records())
 
 
-def bound(image_id, regime="prefix", generated=False):
+def bound(image_id, cache="prefix", generated=False):
     """The answer that the harness binds, by hand."""
-    adapter = made.adapter(regime)
+    adapter = made.adapter(cache)
     forward = DenoisingForward(adapter)
     generator = torch.Generator().manual_seed(derived_seed(0, image_id, "answer"))
     request = adapter.prepare([[tiny.picture(image_id)]], [tiny.PROMPT])
@@ -55,39 +55,43 @@ def bound(image_id, regime="prefix", generated=False):
     return forward
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_the_answer_is_generated_with_a_seed_of_the_image(tmp_path, regime):
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_the_answer_is_generated_with_a_seed_of_the_image(tmp_path, cache):
     plan = made.plan(
         answer="generated",
         variants=("random",),
         words=("object", "noun", "function", "modifier", "other"),
         generation={"gen_length": 4, "temperature": 1.0},
     )
-    run(tmp_path, plan, adapter=made.adapter(regime))
+    run(tmp_path, plan, adapter=made.adapter(cache))
     found = records(tmp_path)
     for record in found:
-        trajectory = bound(record["id"], regime, generated=True).trajectory
-        words = words_of(made.adapter(regime), trajectory.tokens[0].tolist())
+        trajectory = bound(record["id"], cache, generated=True).trajectory
+        words = words_of(made.adapter(cache), trajectory.tokens[0].tolist())
         assert [w["text"] for w in record["words"]] == [w.text for w in words]
         for own in record["words"]:
             assert own["commit"] == trajectory.commit_step[0, own["positions"]].tolist()
         assert record["calls"] == len(trajectory.calls) and record["steps"] == trajectory.steps
-        assert record["feasible"] == (1 if regime == "prefix" else len(trajectory.calls))
+        assert record["feasible"] == (1 if cache == "prefix" else len(trajectory.calls))
         assert sum(n for _, n in record["lengths"]) == len(trajectory.calls)
     assert len({r["answer"] for r in found}) == 3
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_scores_are_those_of_the_library(tmp_path, regime):
-    run(tmp_path, count=2, adapter=made.adapter(regime))
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_scores_are_those_of_the_library(tmp_path, cache):
+    run(tmp_path, count=2, adapter=made.adapter(cache))
     for record in records(tmp_path):
-        forward = bound(record["id"], regime)
+        forward = bound(record["id"], cache)
         words = [
             Target(w["text"], tuple(w["positions"]), tuple(w["tokens"])) for w in record["words"]
         ]
         objects = [i for i, w in enumerate(record["words"]) if w["kind"] == "object"]
         assert objects, "the fixture's answers name objects"
-        raw = compare_bound(forward, words, [method("diffusion_cam", refined=False)]).rows[0].raw[0]
+        raw = (
+            compare_generation(forward, words, [method("diffusion_cam", refined=False)])
+            .rows[0]
+            .raw[0]
+        )
         found = record["variants"]["base"]["scores"]
         things = {t.name: t for t in made.Sample(record["id"]).objects}
         for i in objects:
@@ -111,7 +115,7 @@ def test_post_transforms_share_the_run_and_see_the_repeated_words(tmp_path):
             Target(w["text"], tuple(w["positions"]), tuple(w["tokens"])) for w in record["words"]
         ]
         raw = (
-            compare_bound(forward, (*words, *extra), [method("diffusion_cam", refined=False)])
+            compare_generation(forward, (*words, *extra), [method("diffusion_cam", refined=False)])
             .rows[0]
             .raw[0]
             .relu()
@@ -234,8 +238,8 @@ def test_weights_of_another_model_are_refused(tmp_path):
     run(tmp_path, adapter=tiny.adapter("prefix", seed=0), stop=lambda: True)
     with pytest.raises(StoreError, match=r"facts\.weights"):
         run(tmp_path, adapter=tiny.adapter("prefix", seed=1))
-    with pytest.raises(StoreError, match=r"facts\.regime"):
-        run(tmp_path, adapter=tiny.adapter("full", seed=0))
+    with pytest.raises(StoreError, match=r"facts\.cache"):
+        run(tmp_path, adapter=tiny.adapter("none", seed=0))
     assert fingerprint(tiny.model(0)) == fingerprint(tiny.model(0)) != fingerprint(tiny.model(1))
 
 

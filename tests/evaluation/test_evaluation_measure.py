@@ -12,15 +12,15 @@ from evaluation import made
 from captum_dcam import faithfulness
 from captum_dcam.evaluation.measure import (
     METRICS,
-    Case,
     Scores,
+    VariantMaps,
     measure,
     metric_record,
     numbers,
     register_metric,
 )
 from captum_dcam.evaluation.words import read_answer, read_masks
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.metrics import (
     binarize_otsu,
     function_iou,
@@ -61,7 +61,7 @@ def case(kinds=("object", "modifier", "noun", "function"), text=TEXT, relevance=
     words = tuple(w for w in read_answer(forward, THINGS).words if w.kind in kinds)
     masks = read_masks(words, THINGS, (60, 80))
     raw = torch.randn(len(words), 8, 8, generator=torch.Generator().manual_seed(0))
-    return Case(words, (raw.relu(),), (raw,), relevance, masks, forward, **more)
+    return VariantMaps(words, (raw.relu(),), (raw,), relevance, masks, forward, **more)
 
 
 def values(column):
@@ -215,7 +215,7 @@ def test_faithfulness_is_the_librarys():
 
 def test_probes_that_explain_again():
     def explain(forward, targets):
-        return method("diffusion_cam_base").attribute(Problem(forward, targets)).maps
+        return method("diffusion_cam_base").attribute(AttributionTask(forward, targets)).maps
 
     one = case(("object",), explain=explain)
     names = [

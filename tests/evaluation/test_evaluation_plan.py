@@ -88,7 +88,7 @@ def test_variants_that_share_a_run_are_grouped():
         ({"words": ("nouns",)}, UnknownNameError, "did you mean 'noun'"),
         ({"words": ()}, ValueError, "no kinds of words"),
         ({"dtype": "float8"}, UnknownNameError, "float"),
-        ({"regime": "cached"}, UnknownNameError, "prefix"),
+        ({"cache": "cached"}, UnknownNameError, "prefix"),
         ({"start": -1}, ValueError, "start is -1"),
         ({"limit": 0}, ValueError, "limit is 0"),
         ({"dataset": {"split": "val"}}, ValueError, "a record with 'name'"),

@@ -20,7 +20,7 @@ from captum_dcam.refine import paper_refinements
 
 class Deep:
     blocks, deepest_block, recommended_block = range(32), 30, 10
-    regimes = ("full",)
+    caches = ("none",)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -190,9 +190,9 @@ def test_tables_stand_when_a_variant_failed_everywhere(tmp_path, fails):
 def test_cost_leaves_out_the_images_on_which_a_variant_failed(tmp_path, monkeypatch):
     one, calls = made_results.made, []
 
-    def sometimes(generator, plan, kinds, regime, fails):
+    def sometimes(generator, plan, kinds, cache, fails):
         calls.append(plan)
-        return one(generator, plan, kinds, regime, ("paper/+akd",) if len(calls) == 3 else ())
+        return one(generator, plan, kinds, cache, ("paper/+akd",) if len(calls) == 3 else ())
 
     monkeypatch.setattr(made_results, "made", sometimes)
     made_results.results(tmp_path, "objects")

@@ -3,7 +3,7 @@
 import tiny
 import torch
 
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.words import Target
 
 
@@ -23,25 +23,25 @@ def maps(forward, count=2, seed=0):
 
 
 def explain(forward, targets):
-    return method("diffusion_cam_base").attribute(Problem(forward, tuple(targets))).maps
+    return method("diffusion_cam_base").attribute(AttributionTask(forward, tuple(targets))).maps
 
 
 def saliency(forward, targets):
     """Gradient through the pixels, at every token's own step, by hand."""
-    problem = Problem(forward, tuple(targets))
+    task = AttributionTask(forward, tuple(targets))
     owners = forward.adapter.pixel_tokens(forward.request)
     rows = []
     for target in targets:
         row = torch.zeros(int(owners.max()) + 1, dtype=torch.float64)
         for position, token in zip(target.positions, target.token_ids, strict=True):
-            pixels = problem.pixels.detach().clone().requires_grad_()
-            logits = forward(pixels, *problem.arguments(position))
+            pixels = task.pixels.detach().clone().requires_grad_()
+            logits = forward(pixels, *task.arguments(position))
             (grad,) = torch.autograd.grad(logits[0, position, token], pixels)
             row.index_add_(0, owners.flatten(), grad.double().flatten())
         rows.append(row)
-    sizes = [h * w for h, w in problem.shapes]
+    sizes = [h * w for h, w in task.shapes]
     parts = torch.stack(rows).split(sizes, dim=1)
-    return tuple(p.unflatten(1, s) for p, s in zip(parts, problem.shapes, strict=True))
+    return tuple(p.unflatten(1, s) for p, s in zip(parts, task.shapes, strict=True))
 
 
 def state(forward):

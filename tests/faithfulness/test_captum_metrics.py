@@ -8,15 +8,15 @@ from faithfulness.cases import explain, maps, saliency, same, state, word, words
 
 from captum_dcam.faithfulness import captum_metrics, fills, infidelity, sensitivity_max
 from captum_dcam.faithfulness.reading import with_pixels
-from captum_dcam.methods import Problem
+from captum_dcam.methods import AttributionTask
 
 
 def logit(forward, pixels, target):
-    problem = Problem(forward, (target,))
+    task = AttributionTask(forward, (target,))
     total = 0.0
     for position, token in zip(target.positions, target.token_ids, strict=True):
         with torch.no_grad():
-            total += float(forward(pixels, *problem.arguments(position))[0, position, token])
+            total += float(forward(pixels, *task.arguments(position))[0, position, token])
     return total
 
 
@@ -28,8 +28,8 @@ def drawn_squares(forward, samples, seed=0):
 
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_infidelity_equals_its_formula(regime, images, chunk):
-    forward = tiny.bound(regime, images=images)
+def test_infidelity_equals_its_formula(cache, images, chunk):
+    forward = tiny.bound(cache, images=images)
     targets, given = words(forward), maps(forward)
     got = infidelity(forward, targets, given, samples=7, chunk=chunk)
     squares = drawn_squares(forward, 7)
@@ -47,9 +47,9 @@ def test_infidelity_equals_its_formula(regime, images, chunk):
     torch.testing.assert_close(scaled, got, rtol=1e-3, atol=1e-9)
 
 
-def test_the_map_that_fits_all_squares_has_none(regime):
+def test_the_map_that_fits_all_squares_has_none(cache):
     """Fewer squares than tokens: a least-squares map predicts every fall."""
-    forward = tiny.bound(regime)
+    forward = tiny.bound(cache)
     target = word(forward, 0)
     squares = drawn_squares(forward, 12).unique(dim=0)
     pictures = fills.pixel_fill(forward, "mean")(squares)
@@ -77,8 +77,8 @@ def test_squares_stay_in_one_grid():
 
 
 @pytest.mark.parametrize("made", [explain, saliency])
-def test_sensitivity_equals_its_formula(regime, made):
-    forward = tiny.bound(regime)
+def test_sensitivity_equals_its_formula(cache, made):
+    forward = tiny.bound(cache)
     targets, pixels = words(forward), forward.request.pixels
     got = sensitivity_max(
         forward, targets, made, samples=3, generator=torch.Generator().manual_seed(5)
@@ -110,8 +110,8 @@ def test_sensitivity_of_a_constant_explanation_is_zero():
     assert got.tolist() == [0, 0]
 
 
-def test_deterministic_and_nothing_left_behind(regime):
-    forward = tiny.bound(regime)
+def test_deterministic_and_nothing_left_behind(cache):
+    forward = tiny.bound(cache)
     forward.train()
     targets = words(forward)
     before = state(forward)

@@ -13,7 +13,7 @@ from scipy.sparse import linalg
 from captum_dcam.errors import MethodError
 from captum_dcam.faithfulness import BASELINES, Curves, deletion, fills, insertion
 from captum_dcam.faithfulness.reading import read, with_pixels
-from captum_dcam.methods import Problem
+from captum_dcam.methods import AttributionTask
 from captum_dcam.model.forward import single
 
 KINDS = {"deletion": deletion, "insertion": insertion}
@@ -21,11 +21,11 @@ KINDS = {"deletion": deletion, "insertion": insertion}
 
 def probability(forward, pixels, target, score="commit"):
     """Geometric mean over the tokens, one forward pass a token."""
-    problem = Problem(forward, (target,), score)
+    task = AttributionTask(forward, (target,), score)
     logs = []
     for position, token in zip(target.positions, target.token_ids, strict=True):
         with torch.no_grad():
-            logits = forward(pixels, *problem.arguments(position))
+            logits = forward(pixels, *task.arguments(position))
         logs.append(logits[0, position].double().log_softmax(-1)[token])
     return float(torch.stack(logs).mean().exp())
 
@@ -33,8 +33,8 @@ def probability(forward, pixels, target, score="commit"):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("score", ["commit", "teacher"])
 @pytest.mark.parametrize("patch", [1, 3])
-def test_equals_pictures_edited_by_hand(regime, kind, score, patch):
-    forward = tiny.bound(regime)
+def test_equals_pictures_edited_by_hand(cache, kind, score, patch):
+    forward = tiny.bound(cache)
     targets, given_maps = words(forward), maps(forward)
     got = KINDS[kind](
         forward, targets, given_maps, patch=patch, score=score, fractions=(0, 0.3, 0.6, 1), chunk=3
@@ -59,8 +59,8 @@ def test_equals_pictures_edited_by_hand(regime, kind, score, patch):
             assert float(got.probability[n, s]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_at_the_tap_equals_edits_by_hand(regime):
-    forward = tiny.bound(regime, images=2)
+def test_at_the_tap_equals_edits_by_hand(cache):
+    forward = tiny.bound(cache, images=2)
     targets, given_maps = words(forward), maps(forward)
     got = deletion(forward, targets, given_maps, where="tap", fractions=(0, 0.25, 1))
     ranked = torch.cat([m.flatten(1) for m in given_maps], 1)
@@ -80,8 +80,8 @@ def test_at_the_tap_equals_edits_by_hand(regime):
 
 
 @pytest.mark.parametrize("where", ["pixels", "tap"])
-def test_ends_meet_and_chunks_do_not_matter(regime, where):
-    forward = tiny.bound(regime)
+def test_ends_meet_and_chunks_do_not_matter(cache, where):
+    forward = tiny.bound(cache)
     targets, given_maps = words(forward), maps(forward)
     gone = deletion(forward, targets, given_maps, where=where, controls=2)
     come = insertion(forward, targets, given_maps, where=where, controls=2, chunk=1)
@@ -104,7 +104,7 @@ def test_any_step_left_padding_and_one_token():
         expected = probability(forward, forward.request.pixels, target)
         assert float(got.probability[n, 0]) == pytest.approx(expected, rel=1e-4)
         assert got.probability[n, 0] != got.probability[n, 1]
-    short = tiny.bound("full", gen_length=1)
+    short = tiny.bound("none", gen_length=1)
     assert deletion(short, (word(short, 0),), maps(short, 1)).probability.shape == (1, 8)
 
 
@@ -202,8 +202,8 @@ def test_fills_leave_the_rest_alone():
     torch.testing.assert_close(got, mean.expand(got.shape))
 
 
-def test_copies_read_as_the_original(regime):
-    forward = tiny.bound(regime)
+def test_copies_read_as_the_original(cache):
+    forward = tiny.bound(cache)
     g = torch.Generator().manual_seed(3)
     pixels = forward.request.pixels + 0.3 * torch.randn(
         3, *forward.request.pixels.shape[1:], generator=g
@@ -222,8 +222,8 @@ class Burst(Exception):
 
 @pytest.mark.parametrize("where", ["pixels", "tap"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(regime, where, fails):
-    forward = tiny.bound(regime)
+def test_nothing_is_left_behind(cache, where, fails):
+    forward = tiny.bound(cache)
     forward.train()
     before = state(forward)
     handle = None

@@ -15,8 +15,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_cascade_goes_down_and_weights_come_back(regime):
-    forward = tiny.bound(regime, images=2)
+def test_cascade_goes_down_and_weights_come_back(cache):
+    forward = tiny.bound(cache, images=2)
     forward.train()
     before, seen = state(forward), []
 
@@ -80,7 +80,7 @@ def test_a_method_that_ignores_the_model_is_found_out():
 
 @pytest.mark.parametrize("at", range(1, 6))
 def test_weights_come_back_after_an_error(at):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     before, calls = state(forward), []
 
     def fails(other, targets):
@@ -117,8 +117,8 @@ def test_quantised_weights_are_refused(monkeypatch):
         )
 
 
-def test_shuffle_moves_other_tokens_and_keeps_steps(regime):
-    forward = tiny.bound(regime)
+def test_shuffle_moves_other_tokens_and_keeps_steps(cache):
+    forward = tiny.bound(cache)
     old, target = forward.trajectory, word(forward, 1, 4)
     before = state(forward)
     new = faithfulness.shuffled_answer(forward, target, generator(1)).trajectory
@@ -137,20 +137,20 @@ def test_shuffle_moves_other_tokens_and_keeps_steps(regime):
         assert token not in stop or int(new.tokens[0, p]) == token
 
 
-def test_shuffle_reads_other_logits_for_the_same_word(regime):
-    forward = tiny.bound(regime)
+def test_shuffle_reads_other_logits_for_the_same_word(cache):
+    forward = tiny.bound(cache)
     target = word(forward, 3)
     last = int(forward.trajectory.steps)
     other = faithfulness.shuffled_answer(forward, target, generator(1))
     plain, shuffled = (f.replay(torch.tensor([0]), torch.tensor([last])) for f in (forward, other))
     assert plain.shape == shuffled.shape and not torch.allclose(plain, shuffled)
-    short = tiny.bound(regime, gen_length=1)
+    short = tiny.bound(cache, gen_length=1)
     alone = faithfulness.shuffled_answer(short, word(short, 0), generator())
     assert torch.equal(alone.trajectory.tokens, short.trajectory.tokens)
 
 
-def test_answer_shuffle_compares_maps_word_by_word(regime):
-    forward = tiny.bound(regime)
+def test_answer_shuffle_compares_maps_word_by_word(cache):
+    forward = tiny.bound(cache)
     targets = words(forward)
     got = faithfulness.answer_shuffle(forward, targets, explain, generator(1))
     g, before = generator(1), explain(forward, targets)[0]

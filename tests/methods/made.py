@@ -9,7 +9,7 @@ from typing import ClassVar
 import tiny
 import torch
 
-from captum_dcam.methods import METHODS, Facts, PerToken, Problem, register_method
+from captum_dcam.methods import METHODS, AttributionTask, MethodFacts, PerToken, register_method
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
 
@@ -19,32 +19,34 @@ def targets(forward, positions=(0, 3), example=0):
     return tuple(Target(f"word {p}", (p,), (tokens[p],)) for p in positions)
 
 
-def problem(regime="prefix", positions=(0, 3), seed=0, **settings):
-    """A problem on the tiny model; the answer's tokens at ``positions``."""
-    forward = single(tiny.bound(regime, **settings))
+def task_of(cache="prefix", positions=(0, 3), seed=0, **settings):
+    """A task on the tiny model; the answer's tokens at ``positions``."""
+    forward = single(tiny.bound(cache, **settings))
     score = settings.pop("score", "commit")
-    return Problem(forward, targets(forward, positions), score, torch.Generator().manual_seed(seed))
+    return AttributionTask(
+        forward, targets(forward, positions), score, torch.Generator().manual_seed(seed)
+    )
 
 
 @contextmanager
 def registered(name, **facts):
     """A method that runs one pass a token, or raises what ``fails`` says, while the context is
     open."""
-    own = Facts(name, "gradient", "this test", "1", **facts)
+    own = MethodFacts(name, "gradient", "this test", "1", **facts)
 
     @register_method(name)
     @dataclass(frozen=True)
     class Made(PerToken):
         scale: float = 1.0
         fails: str = ""
-        facts: ClassVar[Facts] = own
+        facts: ClassVar[MethodFacts] = own
 
-        def token(self, problem: Problem, position: int, token: int):
-            logits = problem.forward(problem.pixels, *problem.arguments(position))
+        def token(self, task: AttributionTask, position: int, token: int):
+            logits = task.forward(task.pixels, *task.arguments(position))
             if self.fails:
                 raise ValueError(self.fails)
             value = logits[0, position, token].detach() * self.scale
-            return tuple(torch.full(shape, float(value)) for shape in problem.shapes)
+            return tuple(torch.full(shape, float(value)) for shape in task.shapes)
 
     try:
         yield Made

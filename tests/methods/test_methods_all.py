@@ -7,7 +7,7 @@ import torch
 from methods import made
 
 from captum_dcam.errors import BudgetExhaustedError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method, method_names
+from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method, method_names
 from captum_dcam.model.forward import single
 
 
@@ -66,17 +66,17 @@ def state(forward):
 
 
 @every
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_no_method_is_blind(name, regime):
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_no_method_is_blind(name, cache):
     """Maps of tokens committed at the first, a middle and the last step are there, and differ."""
-    forward = single(tiny.bound(regime, layer=1, block_length=8))
+    forward = single(tiny.bound(cache, layer=1, block_length=8))
     order = forward.trajectory.commit_step[0].argsort().tolist()
     positions = (order[0], order[len(order) // 2], order[-1])
     if METHODS[name].facts.target_blind:  # image states differ from step to step
         positions = (order[0],) * 3
     tokens = [(5 * n + 7) % forward.adapter.vocabulary for n in range(3)]  # three different words
     targets = tuple(made.Target(str(p), (p,), (t,)) for p, t in zip(positions, tokens, strict=True))
-    found = quick(name).attribute(Problem(forward, targets))
+    found = quick(name).attribute(AttributionTask(forward, targets))
     assert bool(found.done.all()), found.note
     maps = found.maps[0]
     assert maps.shape == (3, 8, 8) and maps.dtype == torch.float32 and maps.device.type == "cpu"
@@ -90,21 +90,21 @@ def test_no_method_is_blind(name, regime):
 
 @every
 def test_nothing_is_left_behind(name):
-    problem = made.problem("prefix", (0, 3))
-    problem.forward.adapter.model.train()  # most methods would rather have it in eval mode
-    before = state(problem.forward)
+    task = made.task_of("prefix", (0, 3))
+    task.forward.adapter.model.train()  # most methods would rather have it in eval mode
+    before = state(task.forward)
     chosen = quick(name)
-    chosen.check(problem)
-    chosen.attribute(problem)
-    assert state(problem.forward) == before
+    chosen.check(task)
+    chosen.attribute(task)
+    assert state(task.forward) == before
 
 
 @every
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_nothing_is_left_behind_after_an_exception(name, regime):
-    problem = made.problem(regime, (0, 3))
-    before = state(problem.forward)
-    block = problem.forward.adapter.blocks[-1]
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_nothing_is_left_behind_after_an_exception(name, cache):
+    task = made.task_of(cache, (0, 3))
+    before = state(task.forward)
+    block = task.forward.adapter.blocks[-1]
     calls = []
 
     def explode(*_):
@@ -113,51 +113,51 @@ def test_nothing_is_left_behind_after_an_exception(name, regime):
 
     handle = block.register_forward_hook(explode)
     with pytest.raises(ZeroDivisionError):
-        quick(name).attribute(problem)
+        quick(name).attribute(task)
     handle.remove()
-    assert calls and state(problem.forward) == before
+    assert calls and state(task.forward) == before
 
 
 @every
 def test_same_seed_same_bits(name):
-    problems = [made.problem("prefix", (0, 3), seed=s) for s in (1, 1, 2)]
-    maps = [quick(name).attribute(p).maps[0] for p in problems]
+    tasks = [made.task_of("prefix", (0, 3), seed=s) for s in (1, 1, 2)]
+    maps = [quick(name).attribute(p).maps[0] for p in tasks]
     assert torch.equal(maps[0], maps[1])
     assert torch.equal(maps[0], maps[2]) is not METHODS[name].facts.stochastic
 
 
 @every
 def test_half_precision_models(name):
-    problem = made.problem("prefix", (0, 3), dtype=torch.bfloat16)
-    found = quick(name).attribute(problem)
+    task = made.task_of("prefix", (0, 3), dtype=torch.bfloat16)
+    found = quick(name).attribute(task)
     assert bool(found.maps[0].isfinite().all()) and bool(found.maps[0].any())
 
 
 @every
 def test_several_pictures_give_several_maps(name):
-    problem = made.problem("prefix", (0, 3), images=2)
-    found = quick(name).attribute(problem)
+    task = made.task_of("prefix", (0, 3), images=2)
+    found = quick(name).attribute(task)
     assert [m.shape for m in found.maps] == [(2, 8, 8)] * 2
 
 
 @every
 def test_an_answer_of_one_token(name):
-    problem = made.problem("full", (0,), gen_length=1)
-    found = quick(name).attribute(problem)
+    task = made.task_of("none", (0,), gen_length=1)
+    found = quick(name).attribute(task)
     assert bool(found.done.all()) and found.maps[0].shape == (1, 8, 8)
 
 
 @every
 def test_an_exhausted_budget_never_looks_complete(name):
-    problem = made.problem("prefix", (0, 3))
+    task = made.task_of("prefix", (0, 3))
     chosen = quick(name)
-    with metered(problem.forward) as cost:
-        chosen.attribute(problem)
-    problem = made.problem("prefix", (0, 3))
+    with metered(task.forward) as cost:
+        chosen.attribute(task)
+    task = made.task_of("prefix", (0, 3))
     passes = max(1, cost.forwards - 1)
     try:
-        with metered(problem.forward, Budget(passes=passes)) as spent:
-            found = chosen.attribute(problem)
+        with metered(task.forward, Budget(passes=passes)) as spent:
+            found = chosen.attribute(task)
     except BudgetExhaustedError:
         return
     assert spent.forwards <= passes

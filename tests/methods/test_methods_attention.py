@@ -8,7 +8,7 @@ import transformers
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.attention_calls import Fused, FusedCall
 from captum_dcam.methods.attention_weights import Attentions, recording, through
 from captum_dcam.mini import modeling
@@ -21,8 +21,8 @@ DOUBLE = torch.float64
 PROMPTS = ["describe the image .", "what color is the heart ?"]
 
 
-def eager(problem, on=True):
-    config = problem.forward.adapter.model.config
+def eager(task, on=True):
+    config = task.forward.adapter.model.config
     config._attn_implementation = "eager" if on else "sdpa"
 
 
@@ -43,16 +43,16 @@ def own_attend(log):
     return attend
 
 
-def by_hand(problem, position, monkeypatch):
+def by_hand(task, position, monkeypatch):
     """Logits (T, V), weights and their leaves (heads, L, L) of every block, from one run over the
-    whole sequence: no cache, and in the prefix regime two segments."""
-    forward = problem.forward
+    whole sequence: no cache, and with a prefix cache two segments."""
+    forward = task.forward
     model, request = forward.model, forward.request
-    canvas = problem.arguments(position)[-1]
+    canvas = task.arguments(position)[-1]
     ids, valid = request.extras
     ids = torch.cat((ids, canvas), 1)
     prefix, length = request.layout.prefix_length, ids.shape[1]
-    whole = forward.trajectory.regime == "full"
+    whole = forward.trajectory.cache == "none"
     segments = (length,) if whole else (prefix, length - prefix)
     keys = torch.cat((valid.bool(), torch.ones_like(canvas).bool()), 1)[:, None, None]
     masks = (keys,) if whole else (keys[..., :prefix], keys)
@@ -75,11 +75,11 @@ def assembled(parts, length):
 
 
 @pytest.fixture(params=(0, 1))
-def padded(request, regime):
+def padded(request, cache):
     """One of two examples of which the first is padded on the left, in double precision."""
-    forward = tiny.bound(regime, batch=2, prompts=PROMPTS, dtype=DOUBLE)
+    forward = tiny.bound(cache, batch=2, prompts=PROMPTS, dtype=DOUBLE)
     forward = single(forward, request.param)
-    return Problem(forward, made.targets(forward, (0, 3, 7)))
+    return AttributionTask(forward, made.targets(forward, (0, 3, 7)))
 
 
 def test_weights_are_those_of_a_model_written_by_hand(padded, monkeypatch):
@@ -111,24 +111,24 @@ def test_gradients_of_weights_are_autograds(padded, monkeypatch, written):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("written", (False, True))
 @pytest.mark.parametrize("gradients", (False, True))
-def test_recording_changes_no_bit(regime, dtype, written, gradients):
-    problem = made.problem(regime, dtype=dtype, keep=False)
-    eager(problem, written)
-    forward = problem.forward
+def test_recording_changes_no_bit(cache, dtype, written, gradients):
+    task = made.task_of(cache, dtype=dtype, keep=False)
+    eager(task, written)
+    forward = task.forward
     with torch.no_grad():
-        expected = forward.replay(torch.tensor([0]), torch.tensor([problem.step(3)]))[0]
-    got, calls = Attentions(problem, gradients).at(3)
+        expected = forward.replay(torch.tensor([0]), torch.tensor([task.step(3)]))[0]
+    got, calls = Attentions(task, gradients).at(3)
     assert torch.equal(got, expected) and got.requires_grad == gradients
-    assert len(calls) == 4 and all(len(c) == (2 if regime == "prefix" else 1) for c in calls)
+    assert len(calls) == 4 and all(len(c) == (2 if cache == "prefix" else 1) for c in calls)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fused_and_written_attention_agree(regime, name):
+def test_fused_and_written_attention_agree(cache, name):
     maps = []
     for written in (False, True):
-        problem = made.problem(regime, dtype=DOUBLE)
-        eager(problem, written)
-        found = method(name).attribute(problem)
+        task = made.task_of(cache, dtype=DOUBLE)
+        eager(task, written)
+        found = method(name).attribute(task)
         maps.append(torch.cat((found.maps[0].flatten(1), found.text), 1))
     assert tiny.relative(*maps) < 1e-5
 
@@ -206,11 +206,11 @@ def test_a_hugging_face_model_with_grouped_heads(written):
 # -- the maps ------------------------------------------------------------------------------------
 
 
-def expected_rows(name, problem, position, token, monkeypatch):
+def expected_rows(name, task, position, token, monkeypatch):
     """The dense matrices of the formulas, multiplied block after block."""
-    logits, calls, length = by_hand(problem, position, monkeypatch)
+    logits, calls, length = by_hand(task, position, monkeypatch)
     weights = [assembled([w for w, _ in parts], length) for parts in calls]
-    query, one = problem.forward.request.layout.prefix_length + position, torch.eye(length)
+    query, one = task.forward.request.layout.prefix_length + position, torch.eye(length)
     if name == "attention":
         return torch.stack(weights).mean((0, 1))[query]
     if name == "attention_rollout":
@@ -233,27 +233,29 @@ def expected_rows(name, problem, position, token, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("score", ("commit", "teacher"))
 def test_maps_are_the_papers_formulas(padded, name, score, monkeypatch):
-    problem = Problem(padded.forward, padded.targets, score)
+    task = AttributionTask(padded.forward, padded.targets, score)
     target = Target("two tokens", (1, 6), (11, 23))
-    found = method(name).attribute(Problem(padded.forward, (*padded.targets, target), score))
-    spots = image_positions(problem.forward), text_tokens(problem.forward).positions
+    found = method(name).attribute(
+        AttributionTask(padded.forward, (*padded.targets, target), score)
+    )
+    spots = image_positions(task.forward), text_tokens(task.forward).positions
     pairs = [tuple(zip(t.positions, t.token_ids, strict=True)) for t in (*padded.targets, target)]
     for n, tokens in enumerate(pairs):
-        row = sum(expected_rows(name, problem, p, t, monkeypatch) for p, t in tokens)
+        row = sum(expected_rows(name, task, p, t, monkeypatch) for p, t in tokens)
         assert tiny.relative(found.maps[0][n].flatten(), row[spots[0]]) < 1e-6
         assert tiny.relative(found.text[n], row[spots[1]]) < 1e-6
     assert bool((found.maps[0] >= 0).all()) and bool(found.done.all())
 
 
-def test_one_block_of_raw_attention(regime, monkeypatch):
-    problem = made.problem(regime)
-    attentions = Attentions(problem)
+def test_one_block_of_raw_attention(cache, monkeypatch):
+    task = made.task_of(cache)
+    attentions = Attentions(task)
     for block in (0, 3, -1):
         row = attentions.matrix(3, block)[attentions.query(3)]
-        got = method("attention", block=block).attribute(problem).maps[0][1]
+        got = method("attention", block=block).attribute(task).maps[0][1]
         assert torch.allclose(got.flatten(), row[:64])
     with pytest.raises(LayerError, match="block 4"):
-        method("attention", block=4).check(problem)
+        method("attention", block=4).check(task)
 
 
 def test_row_times_matrix_in_parts():
@@ -264,25 +266,25 @@ def test_row_times_matrix_in_parts():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step(regime, name):
-    forward = tiny.bound(regime, block_length=8)
-    problem = Problem(forward, made.targets(forward, range(8)))
-    maps = method(name).attribute(problem).maps[0].flatten(1)
+def test_not_blind_at_any_step(cache, name):
+    forward = tiny.bound(cache, block_length=8)
+    task = AttributionTask(forward, made.targets(forward, range(8)))
+    maps = method(name).attribute(task).maps[0].flatten(1)
     assert maps.any(1).all() and len(maps.unique(dim=0)) == 8
 
 
 def test_states_that_tokens_share_are_run_once():
     forward = tiny.bound("prefix")
-    problem = Problem(forward, made.targets(forward, range(8)), "teacher")
+    task = AttributionTask(forward, made.targets(forward, range(8)), "teacher")
     with metered(forward) as cost:
-        method("grad_rollout").attribute(problem)
+        method("grad_rollout").attribute(task)
     assert (cost.forwards, cost.backwards) == (1, 8)
 
 
 def test_a_budget_leaves_the_words_before():
-    problem = made.problem("full", (0, 3, 5), block_length=8)
-    with metered(problem.forward, Budget(passes=2)):
-        found = method("attention").attribute(problem)
+    task = made.task_of("none", (0, 3, 5), block_length=8)
+    with metered(task.forward, Budget(passes=2)):
+        found = method("attention").attribute(task)
     assert found.done.tolist() == [True, True, False] and "budget of 2" in found.note
     assert found.maps[0][1].any() and not found.maps[0][2].any() and not found.text[2].any()
 
@@ -296,19 +298,19 @@ def hidden_kernel(q, k, v, mask, _eager):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fused_kernel_is_named(regime, name, monkeypatch):
-    problem = made.problem(regime)
+def test_a_fused_kernel_is_named(cache, name, monkeypatch):
+    task = made.task_of(cache)
     monkeypatch.setattr(modeling, "attend", hidden_kernel)
     chosen = method(name)
     for work in (chosen.check, chosen.attribute):
         with pytest.raises(MethodError, match=r"\[0, 1, 2, 3\] \(MiniBlock\).*sdpa"):
-            work(problem)
-    assert not tiny.hooks(problem.forward)
+            work(task)
+    assert not tiny.hooks(task.forward)
 
 
-def test_the_vision_tower_is_ignored(regime):
-    problem = made.problem(regime)
-    adapter, request = problem.forward.adapter, problem.forward.request
+def test_the_vision_tower_is_ignored(cache):
+    task = made.task_of(cache)
+    adapter, request = task.forward.adapter, task.forward.request
     with recording(adapter.blocks) as calls, torch.no_grad():
         adapter.embed(request.pixels, *request.extras)
     assert not calls
@@ -316,9 +318,9 @@ def test_the_vision_tower_is_ignored(regime):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", (False, True))
-def test_nothing_is_left_behind(regime, name, fails):
-    problem = made.problem(regime)
-    forward = problem.forward
+def test_nothing_is_left_behind(cache, name, fails):
+    task = made.task_of(cache)
+    forward = task.forward
     forward.model.train()
     before, state = torch.random.get_rng_state(), forward.trajectory.kept.keys()
     if fails:
@@ -328,13 +330,13 @@ def test_nothing_is_left_behind(regime, name, fails):
 
         handle = forward.model.layers[2].mlp_norm.register_forward_hook(explode)
         with pytest.raises(ZeroDivisionError):
-            method(name).attribute(problem)
+            method(name).attribute(task)
         handle.remove()
     else:
-        method(name).attribute(problem)
+        method(name).attribute(task)
     assert not tiny.hooks(forward) and forward.trajectory.kept.keys() == state
     assert all(m.training for m in forward.model.modules())
     assert all(p.requires_grad and p.grad is None for p in forward.model.parameters())
-    assert not problem.pixels.requires_grad and torch.is_grad_enabled()
+    assert not task.pixels.requires_grad and torch.is_grad_enabled()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.nn.functional.softmax(torch.zeros(2), -1).tolist() == [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""The calling convention: registry, problems, budgets, pooling, seeds."""
+"""The calling convention: registry, tasks, budgets, pooling, seeds."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,10 +12,10 @@ from methods import made
 from captum_dcam.errors import BudgetExhaustedError, UnknownNameError
 from captum_dcam.methods import (
     METHODS,
+    AttributionTask,
     Budget,
-    Facts,
     Method,
-    Problem,
+    MethodFacts,
     metered,
     method,
     method_names,
@@ -42,17 +42,17 @@ def test_a_name_cannot_be_taken_twice():
         @register_method("made")
         @dataclass(frozen=True)
         class Other(Method):
-            facts: ClassVar[Facts] = Facts("x", "gradient", "x", "1")
+            facts: ClassVar[MethodFacts] = MethodFacts("x", "gradient", "x", "1")
 
-            def attribute(self, problem):
+            def attribute(self, task):
                 raise NotImplementedError
 
 
 def test_facts_refuse_unknown_needs_and_groups():
     with pytest.raises(ValueError, match="needs"):
-        Facts("x", "gradient", "x", "1", ("magic",))
+        MethodFacts("x", "gradient", "x", "1", ("magic",))
     with pytest.raises(ValueError, match="group"):
-        Facts("x", "magic", "x", "1")
+        MethodFacts("x", "magic", "x", "1")
 
 
 def test_names_come_group_by_group():
@@ -70,13 +70,13 @@ def test_description_builds_the_same_method_again():
 def test_a_problem_is_one_example():
     forward = tiny.bound("prefix", batch=2)
     with pytest.raises(ValueError, match=r"single\(forward, example\)"):
-        Problem(forward, ())
+        AttributionTask(forward, ())
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_single_narrows_a_batch_to_one_example(regime):
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_single_narrows_a_batch_to_one_example(cache):
     prompts = [tiny.PROMPT, "what color is the circle ?"]
-    forward = tiny.bound(regime, batch=2, prompts=prompts)
+    forward = tiny.bound(cache, batch=2, prompts=prompts)
     for example in range(2):
         one = single(forward, example)
         position = 3
@@ -90,24 +90,24 @@ def test_single_narrows_a_batch_to_one_example(regime):
         single(forward, 2)
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_words_of_several_tokens_add_up(regime):
-    problem = made.problem(regime, (0, 3))
-    pair = Target("both", (0, 3), tuple(t.token_ids[0] for t in problem.targets))
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_words_of_several_tokens_add_up(cache):
+    task = made.task_of(cache, (0, 3))
+    pair = Target("both", (0, 3), tuple(t.token_ids[0] for t in task.targets))
     with made.registered("made"):
-        apart = method("made").attribute(problem)
-        joint = method("made").attribute(Problem(problem.forward, (pair,)))
+        apart = method("made").attribute(task)
+        joint = method("made").attribute(AttributionTask(task.forward, (pair,)))
     assert torch.equal(apart.maps[0].sum(0), joint.maps[0][0])
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
-def test_meter_counts_images_that_pass_and_gradients_that_arrive(regime):
-    problem = made.problem(regime)
-    forward, position = problem.forward, 2
-    args = problem.arguments(position)
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_meter_counts_images_that_pass_and_gradients_that_arrive(cache):
+    task = made.task_of(cache)
+    forward, position = task.forward, 2
+    args = task.arguments(position)
     with metered(forward) as cost:
-        forward(problem.pixels, *args)
-        pixels = problem.pixels.repeat(3, 1, 1, 1, 1)
+        forward(task.pixels, *args)
+        pixels = task.pixels.repeat(3, 1, 1, 1, 1)
         logits = forward(pixels, *(a.repeat_interleave(3, 0) for a in args))
         logits[:, position].sum().backward()
     assert (cost.forwards, cost.backwards) == (4, 3)
@@ -116,22 +116,22 @@ def test_meter_counts_images_that_pass_and_gradients_that_arrive(regime):
 
 
 def test_budget_keeps_the_words_that_were_finished():
-    problem = made.problem(positions=(0, 3, 5))
-    with made.registered("made"), metered(problem.forward, Budget(passes=2)) as cost:
-        found = method("made").attribute(problem)
+    task = made.task_of(positions=(0, 3, 5))
+    with made.registered("made"), metered(task.forward, Budget(passes=2)) as cost:
+        found = method("made").attribute(task)
     assert found.done.tolist() == [True, True, False]
     assert cost.forwards == 2 and "2 forward passes" in found.note
     assert bool(found.maps[0][1].any()) and not bool(found.maps[0][2].any())
 
 
 def test_budget_in_seconds_ends_the_work():
-    problem = made.problem()
+    task = made.task_of()
     with (
         pytest.raises(BudgetExhaustedError, match="seconds"),
-        metered(problem.forward, Budget(seconds=1e-9)),
+        metered(task.forward, Budget(seconds=1e-9)),
     ):
-        problem.forward(problem.pixels, *problem.arguments(0))
-    assert not tiny.hooks(problem.forward.adapter.model)
+        task.forward(task.pixels, *task.arguments(0))
+    assert not tiny.hooks(task.forward.adapter.model)
 
 
 @pytest.mark.parametrize("settings", [{"passes": 0}, {"seconds": -1.0}])

@@ -9,7 +9,7 @@ import torch
 from captum import attr
 from torch import nn
 
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods import captum_common as common
 from captum_dcam.methods.base import seeded
 from captum_dcam.methods.noise_tunnel import bases
@@ -35,14 +35,14 @@ def small(name, **settings):
 
 
 @functools.cache
-def bound(regime, images=1, layer=1):
-    return tiny.bound(regime, images=images, layer=layer)
+def bound(cache, images=1, layer=1):
+    return tiny.bound(cache, images=images, layer=layer)
 
 
-def problem(forward, *positions, seed=0, score="commit"):
+def task_of(forward, *positions, seed=0, score="commit"):
     tokens = tuple(int(forward.trajectory.tokens[0, p]) for p in positions)
     generator = torch.Generator().manual_seed(seed)
-    return Problem(forward, (Target("word", positions, tokens),), score, generator)
+    return AttributionTask(forward, (Target("word", positions, tokens),), score, generator)
 
 
 class Same(nn.Module):
@@ -57,7 +57,7 @@ class Opened(nn.Module):
         super().__init__()
         self.model, self.layer, self.fill = forward.model, forward.layer, fill
         self.ids = forward.request.extras[0]
-        self.cached = forward.trajectory.regime == "prefix"
+        self.cached = forward.trajectory.cache == "prefix"
         self.image = Same()
 
     def open(self, _module, _args, output):
@@ -185,9 +185,9 @@ def by_hand(forward, name, position, around=lambda m: m, **more):
 
 @pytest.mark.parametrize("images", (1, 2))
 @pytest.mark.parametrize("name", (*LAYER_CALLS, *PIXEL_CALLS))
-def test_as_captum_called_by_hand(regime, name, images):
-    forward = bound(regime, images)
-    found = small(name).attribute(problem(forward, 5, seed=3))
+def test_as_captum_called_by_hand(cache, name, images):
+    forward = bound(cache, images)
+    found = small(name).attribute(task_of(forward, 5, seed=3))
     with seeded(torch.Generator().manual_seed(3)):
         expected = by_hand(forward, name, 5)
     assert len(found.maps) == len(expected) == images and found.done.all()
@@ -196,18 +196,18 @@ def test_as_captum_called_by_hand(regime, name, images):
         assert two.any() and tiny.relative(one[0], two) < 1e-3
 
 
-def test_layer_activation_is_the_tapped_state(regime):
-    forward, seen = bound(regime, 2), []
+def test_layer_activation_is_the_tapped_state(cache):
+    forward, seen = bound(cache, 2), []
     opened = Opened(forward, fill=lambda maps: seen.append(maps) or maps)
     with torch.no_grad():
         opened(forward.request.pixels, canvas_of(forward, 2))
-    found = method("layer_activation").attribute(problem(forward, 2))
+    found = method("layer_activation").attribute(task_of(forward, 2))
     for one, two in zip(found.maps, seen[0], strict=True):
         assert tiny.relative(one[0], two[0].sum(0)) < 1e-4
 
 
-def test_layer_gradients_are_autograds(regime):
-    forward, seen = bound(regime), []
+def test_layer_gradients_are_autograds(cache):
+    forward, seen = bound(cache), []
     opened = Opened(forward, fill=lambda maps: seen.append(maps) or maps)
     pixels = forward.request.pixels.clone().requires_grad_()
     logit = opened(pixels, canvas_of(forward, 4))[0, 4, tiny.pair(forward, 4)[1]]
@@ -218,13 +218,13 @@ def test_layer_gradients_are_autograds(regime):
         "layer_gradient_x_activation": (features * gradient).sum(1)[0],
     }
     for name, value in expected.items():
-        found = method(name).attribute(problem(forward, 4)).maps[0][0]
+        found = method(name).attribute(task_of(forward, 4)).maps[0][0]
         assert tiny.relative(found, value.detach()) < 1e-4
 
 
 @pytest.mark.parametrize("baseline", common.BASELINES)
-def test_layer_integrated_gradients_add_up_to_the_fall_of_the_logit(regime, baseline):
-    forward, seen = bound(regime, 2), []
+def test_layer_integrated_gradients_add_up_to_the_fall_of_the_logit(cache, baseline):
+    forward, seen = bound(cache, 2), []
     x, canvas, (t, token) = forward.request.pixels, canvas_of(forward, 3), tiny.pair(forward, 3)
     empty = x * 0 if baseline == "zero" else mean_colour(x)
     with torch.no_grad():
@@ -232,15 +232,15 @@ def test_layer_integrated_gradients_add_up_to_the_fall_of_the_logit(regime, base
         full = Opened(forward)(x, canvas)[0, t, token]
         gone = Opened(forward, fill=lambda maps: seen[0])(x, canvas)[0, t, token]
     made = method("layer_integrated_gradients", steps=100, batch=50, baseline=baseline)
-    maps = made.attribute(problem(forward, 3)).maps
+    maps = made.attribute(task_of(forward, 3)).maps
     assert abs(float(full - gone)) > 1e-3
     assert math.isclose(sum(float(m.sum()) for m in maps), float(full - gone), rel_tol=2e-2)
 
 
 @pytest.mark.parametrize("fill", ("mean", "zero"))
 @pytest.mark.parametrize("patch", (3, 5))
-def test_layer_feature_ablation_by_hand(regime, fill, patch):
-    forward = bound(regime, 2)
+def test_layer_feature_ablation_by_hand(cache, fill, patch):
+    forward = bound(cache, 2)
     groups, (t, token) = squares(2, patch), tiny.pair(forward, 6)
     x, canvas = forward.request.pixels, canvas_of(forward, 6)
     expected = torch.zeros(2, 8, 8)
@@ -258,14 +258,14 @@ def test_layer_feature_ablation_by_hand(regime, fill, patch):
             after = Opened(forward, fill=emptied)(x, canvas)[0, t, token]
             expected[groups == group] = before - after
     made = method("layer_feature_ablation", patch=patch, fill=fill, batch=5)
-    found = torch.cat(made.attribute(problem(forward, 6)).maps)
+    found = torch.cat(made.attribute(task_of(forward, 6)).maps)
     assert tiny.relative(found, expected) < 1e-3
 
 
 @pytest.mark.parametrize("name", ("gradient_shap", "layer_gradient_shap"))
 def test_shap_in_parts_is_the_mean_of_its_samples(name):
     forward = bound("prefix")
-    found = method(name, samples=5, batch=2).attribute(problem(forward, 5)).maps[0][0]
+    found = method(name, samples=5, batch=2).attribute(task_of(forward, 5)).maps[0][0]
     parts = []
     with seeded(torch.Generator().manual_seed(0)):
         for count in (2, 2, 1):
@@ -283,11 +283,11 @@ def test_shap_in_parts_is_the_mean_of_its_samples(name):
 
 @pytest.mark.parametrize("base", bases())
 def test_noise_tunnel_as_captums(base):
-    forward = bound("full")
+    forward = bound("none")
     x = forward.request.pixels
     inner = method(base)
     found = method("noise_tunnel", base=base, samples=2, std=0.2, batch=2)
-    maps = found.attribute(problem(forward, 5, seed=1)).maps
+    maps = found.attribute(task_of(forward, 5, seed=1)).maps
     options = {"nt_samples": 2, "stdevs": 0.2 * float(x.max() - x.min())}
     if found._batched:
         options["nt_samples_batch_size"] = 1
@@ -307,7 +307,7 @@ def test_noise_tunnels_kinds(kind):
     forward = bound("prefix", 2)
     x, (t, token) = forward.request.pixels, tiny.pair(forward, 5)
     made = method("noise_tunnel", base="saliency", kind=kind, samples=4, batch=4, std=0.1)
-    maps = made.attribute(problem(forward, 5)).maps
+    maps = made.attribute(task_of(forward, 5)).maps
     opened, found = Opened(forward), []
     with seeded(torch.Generator().manual_seed(0)):
         noise = torch.normal(0, torch.full((4, *x.shape[1:]), 0.1 * float(x.max() - x.min())))

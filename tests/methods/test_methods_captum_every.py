@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from captum_dcam.errors import BudgetExhaustedError, MethodError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method
+from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
 
@@ -49,26 +49,26 @@ def small(name, **settings):
 
 
 @functools.cache
-def bound(regime, images=1, layer=1):
-    return tiny.bound(regime, images=images, layer=layer)
+def bound(cache, images=1, layer=1):
+    return tiny.bound(cache, images=images, layer=layer)
 
 
-def problem(forward, *positions, seed=0, score="commit"):
+def task_of(forward, *positions, seed=0, score="commit"):
     tokens = tuple(int(forward.trajectory.tokens[0, p]) for p in positions)
     generator = torch.Generator().manual_seed(seed)
-    return Problem(forward, (Target("word", positions, tokens),), score, generator)
+    return AttributionTask(forward, (Target("word", positions, tokens),), score, generator)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("when", (0, -1))
-def test_not_blind(regime, name, when):
-    forward = bound(regime)
+def test_not_blind(cache, name, when):
+    forward = bound(cache)
     order = forward.trajectory.commit_step[0].argsort()
     position = int(order[when])
-    made, first = small(name), problem(forward, position)
+    made, first = small(name), task_of(forward, position)
     other = (tiny.pair(forward, position)[1] + 7) % forward.adapter.vocabulary
     maps = made.attribute(first).maps[0]
-    second = Problem(forward, (Target("other", (position,), (other,)),))
+    second = AttributionTask(forward, (Target("other", (position,), (other,)),))
     different = made.attribute(second).maps[0]
     assert maps.any() and torch.isfinite(maps).all()
     assert torch.equal(maps, different) == METHODS[name].facts.target_blind
@@ -77,54 +77,54 @@ def test_not_blind(regime, name, when):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_the_generator_decides(name):
     forward, made = bound("prefix"), small(name)
-    maps = [made.attribute(problem(forward, 5, seed=s)).maps[0] for s in (0, 0, 1)]
+    maps = [made.attribute(task_of(forward, 5, seed=s)).maps[0] for s in (0, 0, 1)]
     assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name):
-    regime = tiny.REGIMES[NAMES.index(name) % 2]
-    narrow = tiny.bound(regime, dtype=torch.bfloat16)
-    narrow.bind(narrow.request, bound(regime).trajectory.single(0))  # the same states
+    cache = tiny.CACHES[NAMES.index(name) % 2]
+    narrow = tiny.bound(cache, dtype=torch.bfloat16)
+    narrow.bind(narrow.request, bound(cache).trajectory.single(0))  # the same states
     made = small(name)
-    maps = [made.attribute(problem(f, 5)).maps[0].flatten() for f in (narrow, bound(regime))]
+    maps = [made.attribute(task_of(f, 5)).maps[0].flatten() for f in (narrow, bound(cache))]
     assert maps[0].dtype == torch.float32
     assert float(torch.corrcoef(torch.stack(maps))[0, 1]) > (0.6 if name == "lime" else 0.9)
 
 
-def test_a_word_is_the_sum_of_its_tokens_each_at_its_own_step(regime):
-    forward, made = bound(regime), method("layer_gradient_x_activation")
-    whole = made.attribute(problem(forward, 1, 6)).maps[0]
-    parts = [made.attribute(problem(forward, p)).maps[0] for p in (1, 6)]
+def test_a_word_is_the_sum_of_its_tokens_each_at_its_own_step(cache):
+    forward, made = bound(cache), method("layer_gradient_x_activation")
+    whole = made.attribute(task_of(forward, 1, 6)).maps[0]
+    parts = [made.attribute(task_of(forward, p)).maps[0] for p in (1, 6)]
     assert tiny.relative(whole, sum(parts)) < 1e-5
 
 
 @pytest.mark.parametrize("score", ("final", "teacher"))
 @pytest.mark.parametrize("name", ("saliency", "layer_grad_cam", "feature_ablation"))
-def test_scores_read_other_states(regime, name, score):
-    forward, made = bound(regime), small(name)
+def test_scores_read_other_states(cache, name, score):
+    forward, made = bound(cache), small(name)
     early = int(forward.trajectory.commit_step[0].argmin())
-    found = [made.attribute(problem(forward, early, score=s)).maps[0] for s in ("commit", score)]
+    found = [made.attribute(task_of(forward, early, score=s)).maps[0] for s in ("commit", score)]
     assert found[1].any() and not torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ("saliency", "occlusion", "layer_grad_cam", "layer_conductance"))
-def test_padding_of_the_prompt_changes_nothing(regime, name):
+def test_padding_of_the_prompt_changes_nothing(cache, name):
     prompts = [tiny.PROMPT, "what is the color of the square ?"]
-    padded = tiny.bound(regime, batch=2, prompts=prompts)
+    padded = tiny.bound(cache, batch=2, prompts=prompts)
     assert not bool(padded.request.extras[1].all())
-    alone = bound(regime)
+    alone = bound(cache)
     one = single(padded, 0)
     one.bind(one.request, alone.trajectory.single(0))
     made = small(name)
-    found, expected = (made.attribute(problem(f, 4)).maps[0] for f in (one, alone))
+    found, expected = (made.attribute(task_of(f, 4)).maps[0] for f in (one, alone))
     assert tiny.relative(found, expected) < 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_of_one_token(name):
-    forward = tiny.bound("full", gen_length=1)
-    assert small(name).attribute(problem(forward, 0)).maps[0].any()
+    forward = tiny.bound("none", gen_length=1)
+    assert small(name).attribute(task_of(forward, 0)).maps[0].any()
 
 
 def state_of(forward):
@@ -148,12 +148,12 @@ class Burst(Exception):
 @pytest.mark.parametrize("after", (None, 0, 1))
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_left_behind(name, after):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     forward.train()
     for i, p in enumerate(forward.parameters()):
         p.requires_grad_(i % 2 == 0)
     several = {} if name in ONE_PASS else {"batch": 2 if name == "layer_conductance" else 1}
-    made, task, calls = small(name, **several), problem(forward, 5), []
+    made, task, calls = small(name, **several), task_of(forward, 5), []
     before, content = state_of(forward), forward.request.pixels.clone()
     if after is None or (after and name in ONE_PASS):
         made.attribute(task)
@@ -179,21 +179,21 @@ def test_passes_are_as_told(name):
         pytest.importorskip("sklearn", exc_type=ImportError)
     forward = bound("prefix")
     with metered(forward) as cost:
-        method(name).attribute(problem(forward, 5))
+        method(name).attribute(task_of(forward, 5))
     told = METHODS[name].facts.passes.removesuffix(" back").split(" + ")
     assert [str(cost.forwards), str(cost.backwards)][: len(told)] == told
     assert METHODS[name].facts.expensive == (cost.forwards >= 50)
 
 
 def test_a_budget_ends_between_words():
-    forward = bound("full")
-    targets = tuple(t for p in (2, 3) for t in problem(forward, p).targets)
+    forward = bound("none")
+    targets = tuple(t for p in (2, 3) for t in task_of(forward, p).targets)
     with metered(forward, Budget(passes=15)):
-        found = method("feature_ablation", patch=3).attribute(Problem(forward, targets))
+        found = method("feature_ablation", patch=3).attribute(AttributionTask(forward, targets))
     assert found.done.tolist() == [True, False] and "budget" in found.note
     assert found.maps[0][0].any() and not found.maps[0][1].any()
     with pytest.raises(BudgetExhaustedError), metered(forward, Budget(passes=1)):
-        method("occlusion").token(problem(forward, 2), 2, 5)
+        method("occlusion").token(task_of(forward, 2), 2, 5)
 
 
 # -- settings -----------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_surrogate_says_what_it_needs(monkeypatch, name):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sklearn", None)
         with pytest.raises(MethodError, match="pip install scikit-learn"):
-            method(name).check(problem(bound("full"), 1))
+            method(name).check(task_of(bound("none"), 1))
     pytest.importorskip("sklearn", exc_type=ImportError)
     with pytest.raises(MethodError, match="patch 8 makes one group"):
-        method(name, patch=8).check(problem(bound("full"), 1))
+        method(name, patch=8).check(task_of(bound("none"), 1))

@@ -8,18 +8,20 @@ import tiny
 import torch
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods import captum_common as common
 from captum_dcam.model.words import Target
 
 
 @functools.cache
-def bound(regime, images=1):
-    return tiny.bound(regime, images=images)
+def bound(cache, images=1):
+    return tiny.bound(cache, images=images)
 
 
-def problem(forward, position):
-    return Problem(forward, (Target("word", (position,), (tiny.pair(forward, position)[1],)),))
+def task_of(forward, position):
+    return AttributionTask(
+        forward, (Target("word", (position,), (tiny.pair(forward, position)[1],)),)
+    )
 
 
 def logit(forward, pixels, position):
@@ -27,7 +29,7 @@ def logit(forward, pixels, position):
     canvas = forward.trajectory.states[0][forward.trajectory.commit_step[0, position]]
     ids = torch.cat((forward.request.extras[0], canvas), 1)
     split = (forward.request.layout.prefix_length, canvas.shape[1])
-    segments = split if forward.trajectory.regime == "prefix" else None
+    segments = split if forward.trajectory.cache == "prefix" else None
     with torch.no_grad():
         out = forward.model(ids, pixels, segments=segments).logits
     return float(out[0, split[0] + position, tiny.pair(forward, position)[1]])
@@ -48,8 +50,8 @@ def paint_of(pixels, kind, inside=None):
 
 @pytest.mark.parametrize("baseline", common.BASELINES)
 @pytest.mark.parametrize("patch", (3, 8))
-def test_feature_ablation_by_hand(regime, baseline, patch):
-    forward = bound(regime, 2)
+def test_feature_ablation_by_hand(cache, baseline, patch):
+    forward = bound(cache, 2)
     x, expected = forward.request.pixels, torch.zeros(2, 8, 8)
     paint, before = paint_of(x, baseline), logit(forward, x, 5)
     for i in range(2):
@@ -62,13 +64,13 @@ def test_feature_ablation_by_hand(regime, baseline, patch):
                 fall = before - logit(forward, painted, 5)
                 expected[i, r : r + patch, c : c + patch] = fall
     made = method("feature_ablation", patch=patch, baseline=baseline, batch=5)
-    found = torch.cat(made.attribute(problem(forward, 5)).maps)
+    found = torch.cat(made.attribute(task_of(forward, 5)).maps)
     assert tiny.relative(found, expected) < 1e-3
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(3, 2), (2, 2), (20, 5)])
-def test_occlusion_by_hand(regime, patch, stride):
-    forward = bound(regime, 2)
+def test_occlusion_by_hand(cache, patch, stride):
+    forward = bound(cache, 2)
     x = forward.request.pixels
     paint, before = paint_of(x, "mean"), logit(forward, x, 5)
     total, count = torch.zeros(2, 64, 64), torch.zeros(2, 64, 64)
@@ -85,29 +87,29 @@ def test_occlusion_by_hand(regime, patch, stride):
                 total[i][where] += before - logit(forward, painted, 5)
                 count[i][where] += 1
     expected = (total / count).unflatten(1, (8, 8)).unflatten(3, (8, 8)).mean((2, 4))
-    found = method("occlusion", patch=patch, stride=stride).attribute(problem(forward, 5)).maps
+    found = method("occlusion", patch=patch, stride=stride).attribute(task_of(forward, 5)).maps
     assert tiny.relative(torch.cat(found), expected) < 1e-3
 
 
 @pytest.mark.parametrize("baseline", common.BASELINES)
-def test_integrated_gradients_add_up_to_the_fall_of_the_logit(regime, baseline):
-    forward = bound(regime, 2)
+def test_integrated_gradients_add_up_to_the_fall_of_the_logit(cache, baseline):
+    forward = bound(cache, 2)
     x = forward.request.pixels
     fall = logit(forward, x, 3) - logit(forward, paint_of(x, baseline), 3)
     made = method("integrated_gradients", steps=120, batch=60, baseline=baseline)
-    maps = made.attribute(problem(forward, 3)).maps
+    maps = made.attribute(task_of(forward, 3)).maps
     assert abs(fall) > 1e-3
     assert math.isclose(sum(float(m.sum()) for m in maps) * 3 * 64, fall, rel_tol=2e-2)
 
 
 @pytest.mark.parametrize("name", ("shapley_value_sampling", "kernel_shap"))
-def test_shapley_values_add_up_to_the_fall_of_the_logit(regime, name):
+def test_shapley_values_add_up_to_the_fall_of_the_logit(cache, name):
     if name == "kernel_shap":
         pytest.importorskip("sklearn", exc_type=ImportError)
-    forward = bound(regime)
+    forward = bound(cache)
     x = forward.request.pixels
     fall = logit(forward, x, 3) - logit(forward, paint_of(x, "mean"), 3)
-    found = method(name, patch=4).attribute(problem(forward, 3)).maps[0][0]
+    found = method(name, patch=4).attribute(task_of(forward, 3)).maps[0][0]
     assert math.isclose(float(found[::4, ::4].sum()), fall, rel_tol=1e-2)
     blocks = found.unflatten(0, (2, 4)).unflatten(2, (2, 4))
     assert torch.equal(blocks, blocks[:, :1, :, :1].expand_as(blocks))
@@ -116,7 +118,7 @@ def test_shapley_values_add_up_to_the_fall_of_the_logit(regime, name):
 def test_shapley_values_are_the_mean_over_all_orders():
     from itertools import permutations
 
-    forward = bound("full")
+    forward = bound("none")
     x = forward.request.pixels
     paint, worth = paint_of(x, "mean"), {}
     corners = [(r, c) for r in (0, 32) for c in (0, 32)]
@@ -133,7 +135,7 @@ def test_shapley_values_are_the_mean_over_all_orders():
             exact[k] += (worth[bits | 1 << k] - worth[bits]) / 24
             bits |= 1 << k
     made = method("shapley_value_sampling", patch=4, batch=50, permutations=100)
-    found = made.attribute(problem(forward, 3)).maps[0][0, ::4, ::4]
+    found = made.attribute(task_of(forward, 3)).maps[0][0, ::4, ::4]
     assert tiny.relative(found.flatten(), exact) < 0.1
 
 
@@ -143,7 +145,7 @@ def test_shapley_values_are_the_mean_over_all_orders():
 @pytest.fixture
 def padded(monkeypatch):
     """A picture whose last token row and column, and first pixel, count as padding."""
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     owners = forward.adapter.pixel_tokens(forward.request).clone()
     owners[..., 56:, :] = owners[..., 56:] = -1
     owners[..., :1, :1] = -1
@@ -156,7 +158,7 @@ def test_padding_is_never_painted(padded, baseline):
     forward, owners = padded
     x, inside = forward.request.pixels, owners >= 0
     paint = paint_of(x, baseline, inside)
-    case = common.case_of(problem(forward, 5), *tiny.pair(forward, 5))
+    case = common.case_of(task_of(forward, 5), *tiny.pair(forward, 5))
     assert torch.allclose(common.baseline_of(case, baseline), paint, atol=1e-6)
     expected, before = torch.zeros(8, 8), logit(forward, x, 5)
     for r in range(0, 7, 3):
@@ -168,7 +170,7 @@ def test_padding_is_never_painted(padded, baseline):
     expected[7:] = 0
     expected[:, 7:] = 0
     made = method("feature_ablation", baseline=baseline, patch=3)
-    found = made.attribute(problem(forward, 5)).maps[0][0]
+    found = made.attribute(task_of(forward, 5)).maps[0][0]
     assert tiny.relative(found, expected) < 1e-3
 
 
@@ -179,16 +181,16 @@ def test_padding_is_in_no_map(padded, name):
     if name == "lime":
         pytest.importorskip("sklearn", exc_type=ImportError)
     made = method(name, **({"samples": 30} if name == "lime" else {}))
-    made.check(problem(padded[0], 5))
-    found = made.attribute(problem(padded[0], 5)).maps[0][0]
+    made.check(task_of(padded[0], 5))
+    found = made.attribute(task_of(padded[0], 5)).maps[0][0]
     assert found[:7, :7].any() and not found[7:].any() and not found[:, 7:].any()
 
 
 def test_pixels_that_are_no_image(monkeypatch):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     owners = (torch.arange(3 * 64 * 64) % 64).view(1, 1, 3, 64, 64)  # token by element
     monkeypatch.setattr(forward.adapter, "pixel_tokens", lambda _request: owners)
-    task = problem(forward, 5)
+    task = task_of(forward, 5)
     for name in ("occlusion", "feature_ablation", "saliency", "integrated_gradients"):
         made = method(name)
         made.check(task)
@@ -201,11 +203,11 @@ def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, s
     """Where the pixel tensor has no rows and columns the window slides over tokens instead."""
     from captum_dcam.methods import captum_occlusion
 
-    forward = tiny.bound("full", images=images)
+    forward = tiny.bound("none", images=images)
     made = method("occlusion", baseline="zero", **settings)
-    expected = made.attribute(problem(forward, 5)).maps
+    expected = made.attribute(task_of(forward, 5)).maps
     monkeypatch.setattr(captum_occlusion, "token_size", lambda *_: None)
-    found = made.attribute(problem(forward, 5)).maps
+    found = made.attribute(task_of(forward, 5)).maps
     for one, two in zip(found, expected, strict=True):
         assert tiny.relative(one, two) < 1e-4
 
@@ -213,9 +215,9 @@ def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, s
 def test_without_pixel_tokens(monkeypatch):
     from captum_dcam.model.adapter import Adapter
 
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     monkeypatch.setattr(type(forward.adapter), "pixel_tokens", Adapter.pixel_tokens)
-    task = problem(forward, 5)
+    task = task_of(forward, 5)
     for name, settings in (
         ("saliency", {}),
         ("lime", {}),

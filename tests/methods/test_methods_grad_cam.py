@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from captum_dcam.errors import InfeasibleStepError, MethodError
-from captum_dcam.methods import METHODS, Budget, Problem, metered, method
+from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.methods import grad_cam_bridge as bridge
 from captum_dcam.methods.base import pooled_pixels
 from captum_dcam.methods.grad_cam_masking import picture_of
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 NAMES = tuple(n for n, cls in METHODS.items() if cls.facts.group == "pytorch-grad-cam")
@@ -39,7 +39,7 @@ shared = functools.cache(tiny.bound)
 
 @functools.cache
 def padded():
-    return single(tiny.bound("full", batch=2, prompts=["describe .", tiny.PROMPT], gen_length=1))
+    return single(tiny.bound("none", batch=2, prompts=["describe .", tiny.PROMPT], gen_length=1))
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,9 @@ def installed():
     return pytorch_grad_cam
 
 
-def problem(forward, *positions, score="commit", seed=0):
+def task_of(forward, *positions, score="commit", seed=0):
     targets = tuple(Target("", (p,), (tiny.pair(forward, p)[1],)) for p in positions)
-    return Problem(forward, targets, score, torch.Generator().manual_seed(seed))
+    return AttributionTask(forward, targets, score, torch.Generator().manual_seed(seed))
 
 
 def run(name, this, **settings):
@@ -136,24 +136,24 @@ def untouched(forward, work):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_the_bridge_undoes_the_habits(regime, fake, dtype):
-    forward = tiny.bound(regime, dtype=dtype, images=2)
-    this, found = problem(forward, 3), []
+def test_the_bridge_undoes_the_habits(cache, fake, dtype):
+    forward = tiny.bound(cache, dtype=dtype, images=2)
+    this, found = task_of(forward, 3), []
     untouched(forward, lambda: found.append(run("pgc_gradcam", this)))
-    row = rows(forward, this.targets)[0]
+    row = target_gradients(forward, this.targets)[0]
     for i, (a, g) in enumerate(zip(row.features, row.gradients, strict=True)):
         raw = (g.float().mean((1, 2), keepdim=True) * a.float()).sum(0)
         assert tiny.relative(found[0].maps[i][0], raw) < (1e-4 if dtype == torch.float32 else 0.1)
         assert (raw < 0).any() and (raw > 0).any()  # ReLU would have shown
 
 
-def test_errors_come_through_and_leave_nothing(regime, fake):
-    forward = tiny.bound(regime)
+def test_errors_come_through_and_leave_nothing(cache, fake):
+    forward = tiny.bound(cache)
 
     def work():
         handle = forward.model.layers[3].register_forward_hook(burst)
         with pytest.raises(IndexError, match="inside"):  # the package's own contexts swallow it
-            run("pgc_gradcam", problem(forward, 1))
+            run("pgc_gradcam", task_of(forward, 1))
         handle.remove()
 
     untouched(forward, work)
@@ -166,40 +166,40 @@ def burst(*_args):
 def test_runs_under_no_grad_too(fake):
     forward = tiny.bound("prefix")
     with torch.no_grad():
-        assert run("pgc_gradcam", problem(forward, 1)).maps[0].any()
+        assert run("pgc_gradcam", task_of(forward, 1)).maps[0].any()
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     for name in NAMES:
         with pytest.raises(MethodError, match=r"captum-dcam\[grad-cam\].*same source"):
-            method(name).check(problem(forward, 1))
+            method(name).check(task_of(forward, 1))
 
     def broken(_path):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(bridge.importlib, "import_module", broken)
     with pytest.raises(MethodError, match=r"torchvision::nms.*captum-dcam\[grad-cam\]"):
-        method("pgc_gradcam").check(problem(forward, 1))
+        method("pgc_gradcam").check(task_of(forward, 1))
 
 
 def test_an_old_version_says_so(fake):
     with pytest.raises(MethodError, match="has no SESS: pip install --upgrade grad-cam"):
-        method("pgc_sess").check(problem(tiny.bound("full"), 1))
+        method("pgc_sess").check(task_of(tiny.bound("none"), 1))
 
 
 def test_a_state_without_a_path_is_refused(fake):
-    forward = tiny.bound("full", keep=False)
+    forward = tiny.bound("none", keep=False)
     handle = forward.model.layers[2].register_forward_hook(lambda _m, _a, out: (out[0].detach(),))
     with pytest.raises((InfeasibleStepError, ValueError)):
-        run("pgc_gradcam", problem(forward, 1))
+        run("pgc_gradcam", task_of(forward, 1))
     handle.remove()
 
 
 def test_a_grid_and_its_picture():
-    forward = tiny.bound("full", images=2)
-    this = problem(forward, 1)
+    forward = tiny.bound("none", images=2)
+    this = task_of(forward, 1)
     assert [picture_of(this, g) for g in (0, 1)] == [0, 1]
     owners = forward.adapter.pixel_tokens(forward.request)
     forward.adapter.pixel_tokens = lambda _request: owners * 0
@@ -214,7 +214,7 @@ def test_a_grid_and_its_picture():
         forward.trajectory,
     )
     with pytest.raises(MethodError, match=r"pixels are \(1, 5, 7\)"):
-        picture_of(problem(forward, 1), 0)
+        picture_of(task_of(forward, 1), 0)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +287,10 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("which", ("first", "last"))
-def test_formulas(installed, regime, name, which):
-    forward = shared(regime, images=2)
-    this = problem(forward, at_step(forward, which))
-    found, row = run(name, this), rows(forward, this.targets)[0]
+def test_formulas(installed, cache, name, which):
+    forward = shared(cache, images=2)
+    this = task_of(forward, at_step(forward, which))
+    found, row = run(name, this), target_gradients(forward, this.targets)[0]
     for i, (a, g) in enumerate(zip(row.features, row.gradients, strict=True)):
         expected = FORMULAS[name](a.double(), g.double())
         one = found.maps[i][0]
@@ -303,8 +303,8 @@ def test_formulas(installed, regime, name, which):
 @pytest.mark.parametrize("cls", ("GradCAM", "LayerCAM", "GradCAMElementWise"))
 def test_the_packages_own_map_is_ours_cut_and_stretched(installed, cls):
     """The package used directly, as its readme says, on a model nobody minds changing."""
-    forward = tiny.bound("full")
-    this = problem(forward, 2)
+    forward = tiny.bound("none")
+    this = task_of(forward, 2)
     name = {"GradCAMElementWise": "pgc_elementwise"}.get(cls, f"pgc_{cls.lower()}")
     ours = run(name, this).maps[0][0].relu()
 
@@ -330,10 +330,10 @@ def test_the_packages_own_map_is_ours_cut_and_stretched(installed, cls):
 
 
 @pytest.mark.parametrize("comparisons", (1, 3))
-def test_finer_cam_is_this_librarys_with_weights_by_probability(installed, regime, comparisons):
-    forward = shared(regime)
+def test_finer_cam_is_this_librarys_with_weights_by_probability(installed, cache, comparisons):
+    forward = shared(cache)
     for position in range(8):
-        this = problem(forward, position)
+        this = task_of(forward, position)
         row = forward.replay(torch.tensor([0]), torch.tensor([this.step(position)]))[0, position]
         if int(row.argmax()) == this.targets[0].token_ids[0]:
             break
@@ -354,12 +354,12 @@ def strongest(a, count):
     return a.flatten(1).double().var(1).argsort(descending=True)[:count].sort().values.tolist()
 
 
-def test_score_cam_by_hand(installed, regime):
-    forward = shared(regime, images=2)
-    this = problem(forward, 5)
+def test_score_cam_by_hand(installed, cache):
+    forward = shared(cache, images=2)
+    this = task_of(forward, 5)
     token, args = this.targets[0].token_ids[0], this.arguments(5)
     found = run("pgc_scorecam", this, channels=5, batch_size=2)
-    row = rows(forward, this.targets)[0]
+    row = target_gradients(forward, this.targets)[0]
     for i, a in enumerate(row.features):
         order, scores = strongest(a, 5), []
         for k in order:
@@ -376,13 +376,13 @@ def test_score_cam_by_hand(installed, regime):
         assert tiny.relative(found.maps[i][0], expected) < 1e-3
 
 
-def test_ablation_cam_by_hand_whatever_the_batch(installed, regime):
-    forward = shared(regime, images=2)
-    this = problem(forward, 5)
+def test_ablation_cam_by_hand_whatever_the_batch(installed, cache):
+    forward = shared(cache, images=2)
+    this = task_of(forward, 5)
     token, args = this.targets[0].token_ids[0], this.arguments(5)
     found = run("pgc_ablationcam", this, channels=5, batch_size=2)
     other = run("pgc_ablationcam", this, channels=5, batch_size=5)
-    row = rows(forward, this.targets)[0]
+    row = target_gradients(forward, this.targets)[0]
 
     def logit(edit=None):
         with torch.no_grad(), forward.edited(edit):
@@ -404,29 +404,29 @@ def test_ablation_cam_by_hand_whatever_the_batch(installed, regime):
         assert tiny.relative(other.maps[i], found.maps[i]) < 1e-3
 
 
-def test_refine_cam_is_the_product_over_blocks(installed, regime):
-    forward, filled = shared(regime), 0
+def test_refine_cam_is_the_product_over_blocks(installed, cache):
+    forward, filled = shared(cache), 0
     for position in range(8):
         expected = torch.ones(8, 8)
         for block in (0, 1):  # half-way to the forward's block, and that block
             other = DenoisingForward(forward.adapter, block)
             other.bind(forward.request, forward.trajectory)
-            one = run("pgc_gradcam_plus_plus", problem(other, position)).maps[0][0].relu()
+            one = run("pgc_gradcam_plus_plus", task_of(other, position)).maps[0][0].relu()
             expected *= (one - one.min()) / (one - one.min()).max().clamp_min(1e-9)
         expected = (expected - expected.min()) / (expected - expected.min()).max().clamp_min(1e-9)
-        found = run("pgc_refinecam", problem(forward, position), blocks=()).maps[0][0]
+        found = run("pgc_refinecam", task_of(forward, position), blocks=()).maps[0][0]
         assert torch.allclose(found, expected, atol=1e-4)
-        two = run("pgc_refinecam", problem(forward, position), blocks=(0, 1)).maps[0][0]
+        two = run("pgc_refinecam", task_of(forward, position), blocks=(0, 1)).maps[0][0]
         assert torch.equal(two, found)
         filled += bool(found.any())
     assert filled >= 2  # some are empty: negative everywhere in one block
 
 
-def test_sess_of_one_window_is_grad_cam_blurred(installed, regime):
+def test_sess_of_one_window_is_grad_cam_blurred(installed, cache):
     import cv2
 
-    forward = shared(regime)
-    this = problem(forward, 4)
+    forward = shared(cache)
+    this = task_of(forward, 4)
     one = run("pgc_gradcam", this).maps[0][0].relu().numpy()
     one = cv2.resize((one - one.min()) / (one - one.min()).max(), (64, 64))
     one = cv2.GaussianBlur(one, (11, 11), 5.0, 0)
@@ -436,12 +436,12 @@ def test_sess_of_one_window_is_grad_cam_blurred(installed, regime):
     assert tiny.relative(run("pgc_sess", this, scales=1).maps[0][0], expected) < 1e-3
 
 
-def test_concepts_by_hand(installed, regime):
+def test_concepts_by_hand(installed, cache):
     from sklearn.decomposition import NMF
 
-    forward = shared(regime)
-    this = problem(forward, 4)
-    row = rows(forward, this.targets)[0]
+    forward = shared(cache)
+    this = task_of(forward, 4)
+    row = target_gradients(forward, this.targets)[0]
     a, g = row.features[0].flatten(1).numpy(), row.gradients[0].flatten(1).numpy()
     model = NMF(n_components=3, init="random", random_state=0)
     with pytest.warns(match="Maximum number of iterations"):  # ours keeps it to itself
@@ -453,25 +453,25 @@ def test_concepts_by_hand(installed, regime):
 
 def test_random_cam_follows_the_generator(installed):
     forward = shared("prefix")
-    one, two, other = (run("pgc_randomcam", problem(forward, 1, seed=s)).maps[0] for s in (1, 1, 2))
+    one, two, other = (run("pgc_randomcam", task_of(forward, 1, seed=s)).maps[0] for s in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
     seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(1)))
     weights = np.random.RandomState(seed).uniform(-1, 1, size=(1, 48))[0]
-    a = rows(forward, problem(forward, 1).targets)[0].features[0]
+    a = target_gradients(forward, task_of(forward, 1).targets)[0].features[0]
     expected = sum(w * a[k].double() for k, w in enumerate(weights))
     assert tiny.relative(one[0], expected) < 1e-4
 
 
 @pytest.mark.parametrize("which", ("first", "last"))
 @pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step_or_marked(installed, regime, name, which):
-    forward = shared(regime)
+def test_not_blind_at_any_step_or_marked(installed, cache, name, which):
+    forward = shared(cache)
     position = at_step(forward, which)
     token = tiny.pair(forward, position)[1]
     maps = []
     for t in (token, (token + 7) % 50):
         generator = torch.Generator().manual_seed(0)
-        this = Problem(forward, (Target("", (position,), (t,)),), "commit", generator)
+        this = AttributionTask(forward, (Target("", (position,), (t,)),), "commit", generator)
         maps.append(run(name, this).maps[0])
         assert maps[-1].any() and maps[-1].dtype == torch.float32
     assert (tiny.relative(*maps) < 1e-6) == METHODS[name].facts.target_blind
@@ -480,12 +480,12 @@ def test_not_blind_at_any_step_or_marked(installed, regime, name, which):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_and_padding(installed, name):
     half = shared("prefix", dtype=torch.bfloat16)
-    found = run(name, problem(half, 2)).maps[0]
+    found = run(name, task_of(half, 2)).maps[0]
     assert torch.isfinite(found).all() and found.any()
     short = padded()
     assert (~short.request.extras[1].bool()).any()
     # empty where the map of one block is negative everywhere
-    assert run(name, problem(short, 0)).maps[0].any() or name == "pgc_refinecam"
+    assert run(name, task_of(short, 0)).maps[0].any() or name == "pgc_refinecam"
 
 
 @pytest.mark.parametrize("fails", (False, True))
@@ -495,23 +495,23 @@ def test_nothing_is_left_behind(installed, name, fails):
 
     def work():
         if not fails:
-            run(name, problem(forward, 1))
+            run(name, task_of(forward, 1))
             return
         handle = forward.model.layers[3].register_forward_hook(burst)
         with pytest.raises(IndexError, match="inside"):
-            run(name, problem(forward, 1))
+            run(name, task_of(forward, 1))
         handle.remove()
 
     untouched(forward, work)
 
 
 def test_bars_and_budget(installed, capfd):
-    forward = shared("full")
+    forward = shared("none")
     for name in ("pgc_scorecam", "pgc_ablationcam"):
         with metered(forward, Budget(passes=3)):
-            found = run(name, problem(forward, 1, 2), channels=6, batch_size=2)
+            found = run(name, task_of(forward, 1, 2), channels=6, batch_size=2)
         assert not found.done.any() and "3 forward passes" in found.note
-        run(name, problem(forward, 1))
+        run(name, task_of(forward, 1))
     assert capfd.readouterr() == ("", "")
     from pytorch_grad_cam import ablation_cam, score_cam
 

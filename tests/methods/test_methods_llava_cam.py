@@ -6,7 +6,7 @@ import torch
 from methods import made
 
 from captum_dcam.maps import plus_plus
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.llava_cam import TOKENS_AT_ONCE, smooth_plus_plus
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.words import Target
@@ -43,22 +43,22 @@ def test_without_gradient_there_is_no_map():
 
 @pytest.mark.parametrize("score", ("commit", "final", "teacher"))
 @pytest.mark.parametrize("position", (0, 3, 7))
-def test_without_noise_it_is_grad_cam_plus_plus(regime, score, position):
-    forward = tiny.bound(regime)
-    problem = Problem(forward, made.targets(forward, (position,)), score)
-    found = method("llava_cam", samples=1, std=0.0).attribute(problem).maps[0][0]
-    (row,) = vjp.rows(forward, problem.targets, score=score)
+def test_without_noise_it_is_grad_cam_plus_plus(cache, score, position):
+    forward = tiny.bound(cache)
+    task = AttributionTask(forward, made.targets(forward, (position,)), score)
+    found = method("llava_cam", samples=1, std=0.0).attribute(task).maps[0][0]
+    (row,) = vjp.target_gradients(forward, task.targets, score=score)
     assert tiny.relative(found, plus_plus(row.features[0], row.gradients[0])) < 1e-4
 
 
 @pytest.mark.parametrize("images", (1, 2))
-def test_it_is_the_formula_on_the_noisy_copies(regime, images):
+def test_it_is_the_formula_on_the_noisy_copies(cache, images):
     """Noise drawn again from the same seed, gradients from Captum's forward, one copy at a time."""
-    forward = tiny.bound(regime, images=images)
+    forward = tiny.bound(cache, images=images)
     targets = made.targets(forward, (1, 6))
     generator = torch.Generator().manual_seed(5)
-    problem = Problem(forward, targets, generator=generator)
-    found = method("llava_cam", samples=3, std=0.2).attribute(problem)
+    task = AttributionTask(forward, targets, generator=generator)
+    found = method("llava_cam", samples=3, std=0.2).attribute(task)
     again = torch.Generator().manual_seed(5)
     pixels = forward.request.pixels
     spread = 0.2 * float(pixels.max() - pixels.min())
@@ -69,7 +69,7 @@ def test_it_is_the_formula_on_the_noisy_copies(regime, images):
         for copy in (pixels, *copies):
             seen = []
             handle = forward.tap.register_forward_pre_hook(lambda _m, maps, s=seen: s.append(maps))
-            logits = forward(copy, *problem.arguments(position))
+            logits = forward(copy, *task.arguments(position))
             handle.remove()
             grads = torch.autograd.grad(logits[0, position, token], seen[0])
             if clean is None:
@@ -82,11 +82,15 @@ def test_it_is_the_formula_on_the_noisy_copies(regime, images):
             assert tiny.relative(found.maps[grid][n], smooth_plus_plus(clean[grid], means)) < 1e-3
 
 
-def test_a_word_of_several_tokens_is_the_sum_of_their_maps(regime):
-    forward = tiny.bound(regime)
+def test_a_word_of_several_tokens_is_the_sum_of_their_maps(cache):
+    forward = tiny.bound(cache)
     first, last = made.targets(forward, (1, 6))
     both = Target("both", (1, 6), first.token_ids + last.token_ids)
-    maps = method("llava_cam", samples=2).attribute(Problem(forward, (first, last, both))).maps[0]
+    maps = (
+        method("llava_cam", samples=2)
+        .attribute(AttributionTask(forward, (first, last, both)))
+        .maps[0]
+    )
     assert tiny.relative(maps[2], maps[0] + maps[1]) < 1e-4
 
 
@@ -96,34 +100,34 @@ def test_words_in_several_groups_see_the_same_copies(monkeypatch):
     maps = []
     for at_once in (TOKENS_AT_ONCE, 2):
         monkeypatch.setattr(llava_cam, "TOKENS_AT_ONCE", at_once)
-        maps.append(method("llava_cam").attribute(made.problem("full", range(5))).maps[0])
+        maps.append(method("llava_cam").attribute(made.task_of("none", range(5))).maps[0])
     assert tiny.relative(maps[0], maps[1]) < 1e-4
 
 
 def test_the_threshold_zeroes_low_values_of_the_normalised_map():
-    raw = method("llava_cam").attribute(made.problem(positions=(0, 3))).maps[0]
-    cut = method("llava_cam", threshold=0.4).attribute(made.problem(positions=(0, 3))).maps[0]
+    raw = method("llava_cam").attribute(made.task_of(positions=(0, 3))).maps[0]
+    cut = method("llava_cam", threshold=0.4).attribute(made.task_of(positions=(0, 3))).maps[0]
     scaled = min_max(raw)
     assert torch.allclose(cut, scaled * (scaled >= 0.4)) and cut.max() == 1
     assert not cut[(cut > 0) & (cut < 0.4)].numel()
 
 
 def test_cost_is_a_pass_a_copy_and_one_for_the_clean_picture():
-    problem = made.problem("prefix", (0, 3))
-    with metered(problem.forward) as cost:
-        method("llava_cam").attribute(problem)
+    task = made.task_of("prefix", (0, 3))
+    with metered(task.forward) as cost:
+        method("llava_cam").attribute(task)
     assert cost.forwards == 9
 
 
 def test_a_budget_leaves_an_estimate_and_says_so():
-    problem = made.problem("prefix", (0, 3))
-    with metered(problem.forward, Budget(passes=4)):
-        found = method("llava_cam").attribute(problem)
+    task = made.task_of("prefix", (0, 3))
+    with metered(task.forward, Budget(passes=4)):
+        found = method("llava_cam").attribute(task)
     assert found.done.tolist() == [False, False] and found.maps[0].any()
     assert "words 0 to 1 are estimates from 3 copies" in found.note
-    problem = made.problem("prefix", (0, 3))
-    with metered(problem.forward, Budget(passes=1)):
-        found = method("llava_cam").attribute(problem)
+    task = made.task_of("prefix", (0, 3))
+    with metered(task.forward, Budget(passes=1)):
+        found = method("llava_cam").attribute(task)
     assert not found.maps[0].any() and found.note == "budget of 1 forward passes exhausted"
 
 

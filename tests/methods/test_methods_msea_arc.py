@@ -11,7 +11,7 @@ from PIL import Image
 from refine import loops
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.causal import rank_biased_overlap
 from captum_dcam.methods.rescaling import rescaled
 from captum_dcam.model.forward import DenoisingForward
@@ -70,39 +70,39 @@ def lens_at(forward, scale, position, token, score="commit"):
 
 
 @pytest.mark.parametrize("aggregate", ("mean", "max"))
-def test_msea_is_the_mean_or_maximum_of_the_lens_at_every_scale(regime, aggregate):
-    forward = tiny.bound(regime)
+def test_msea_is_the_mean_or_maximum_of_the_lens_at_every_scale(cache, aggregate):
+    forward = tiny.bound(cache)
     target = made.targets(forward, (3,))[0]
     scales = (0.5, 0.75, 1.0)
-    found = method("msea", aggregate=aggregate).attribute(Problem(forward, (target,)))
+    found = method("msea", aggregate=aggregate).attribute(AttributionTask(forward, (target,)))
     parts = torch.stack([lens_at(forward, s, 3, target.token_ids[0]) for s in scales])
     expected = parts.mean(0) if aggregate == "mean" else parts.amax(0)
     assert tiny.relative(found.maps[0][0], expected) < 1e-4
     assert not torch.allclose(parts[0], parts[2], atol=1e-2)
 
 
-def test_one_scale_is_the_logit_lens(regime):
-    problem = made.problem(regime)
-    one = method("msea", scales=(1.0,)).attribute(problem).maps[0]
-    assert torch.equal(one, method("logit_lens").attribute(problem).maps[0])
+def test_one_scale_is_the_logit_lens(cache):
+    task = made.task_of(cache)
+    one = method("msea", scales=(1.0,)).attribute(task).maps[0]
+    assert torch.equal(one, method("logit_lens").attribute(task).maps[0])
 
 
 @pytest.mark.parametrize("order", ("commit", "position"))
 @pytest.mark.parametrize("score", ("commit", "teacher"))
-def test_arc_is_eq_8_and_9(regime, score, order):
-    forward = tiny.bound(regime, steps=4)
+def test_arc_is_eq_8_and_9(cache, score, order):
+    forward = tiny.bound(cache, steps=4)
     commit = forward.trajectory.commit_step[0].tolist()
     position = int(np.argmax(commit))
-    problem = Problem(forward, made.targets(forward, (position,)), score)
-    found = method("arc", order=order, k=5, p=0.8).attribute(problem)
+    task = AttributionTask(forward, made.targets(forward, (position,)), score)
+    found = method("arc", order=order, k=5, p=0.8).attribute(task)
     tokens, answer = text_tokens(forward), forward.trajectory.tokens[0].tolist()
-    logits = whole(forward, problem.step(position)).double()
+    logits = whole(forward, task.step(position)).double()
     lists = [logits[p].topk(5).indices.tolist() for p in tokens.positions]
     rank = commit if order == "commit" else list(range(8))
-    first = 0 if score == "commit" else problem.step(0)
+    first = 0 if score == "commit" else task.step(0)
     context = [(k, int(i), first) for k, i in enumerate(tokens.ids[: tokens.prompt])]
     context += [
-        (tokens.prompt + p, answer[p], problem.step(p))
+        (tokens.prompt + p, answer[p], task.step(p))
         for p in range(8)
         if rank[p] < rank[position] and answer[p] not in forward.adapter.stop_ids
     ]
@@ -119,22 +119,24 @@ def test_arc_is_eq_8_and_9(regime, score, order):
     assert found.maps[0].min() >= 0
 
 
-def test_both_subtract_aggregated_maps(regime):
+def test_both_subtract_aggregated_maps(cache):
     """Eq. 9 on Eq. 5: the whole with one scale of its own is ARC, with several it is not."""
-    problem = made.problem(regime, (0, 5))
-    alone = method("msea_arc", scales=(1.0,)).attribute(problem).maps[0]
-    assert torch.equal(alone, method("arc").attribute(problem).maps[0])
-    both = method("msea_arc").attribute(problem).maps[0]
-    assert torch.equal(both, method("arc", msea=True).attribute(problem).maps[0])
+    task = made.task_of(cache, (0, 5))
+    alone = method("msea_arc", scales=(1.0,)).attribute(task).maps[0]
+    assert torch.equal(alone, method("arc").attribute(task).maps[0])
+    both = method("msea_arc").attribute(task).maps[0]
+    assert torch.equal(both, method("arc", msea=True).attribute(task).maps[0])
     assert not torch.allclose(both, alone, atol=1e-3)
 
 
-def test_a_word_of_several_tokens_is_their_sum_before_the_filter(regime):
-    forward = tiny.bound(regime)
+def test_a_word_of_several_tokens_is_their_sum_before_the_filter(cache):
+    forward = tiny.bound(cache)
     first, last = made.targets(forward, (1, 6))
     both = Target("both", (1, 6), first.token_ids + last.token_ids)
     for name in ("msea", "arc"):
-        maps = method(name, filter=0).attribute(Problem(forward, (first, last, both))).maps[0]
+        maps = (
+            method(name, filter=0).attribute(AttributionTask(forward, (first, last, both))).maps[0]
+        )
         assert torch.allclose(maps[2], maps[0] + maps[1], atol=1e-5)
 
 
@@ -158,7 +160,9 @@ def any_size(forward, monkeypatch, side=None):
 def test_models_that_keep_sizes_get_the_resized_picture(monkeypatch):
     forward = tiny.bound("prefix")
     seen = any_size(forward, monkeypatch)
-    method("msea", scales=(0.5, 1.0, 1.25)).attribute(Problem(forward, made.targets(forward)))
+    method("msea", scales=(0.5, 1.0, 1.25)).attribute(
+        AttributionTask(forward, made.targets(forward))
+    )
     assert seen == [(40, 30), (100, 75)]  # the picture is 80 × 60
 
 
@@ -172,7 +176,7 @@ def test_another_number_of_grids_is_refused(monkeypatch):
 
     any_size(forward, monkeypatch, more)
     with pytest.raises(MethodError, match="2 grids of image tokens, at scale 1 1"):
-        method("msea").attribute(Problem(forward, made.targets(forward)))
+        method("msea").attribute(AttributionTask(forward, made.targets(forward)))
 
 
 def test_maps_of_another_grid_come_back_bilinearly(monkeypatch):
@@ -201,8 +205,8 @@ def test_any_scale_gives_weights_that_sum_to_one(scale):
         assert matrix.min() >= 0 and torch.allclose(matrix.sum(1), torch.ones(8).double())
 
 
-def test_the_rescaled_forward_keeps_answer_and_steps(regime):
-    forward = tiny.bound(regime, batch=2, prompts=["describe the image .", "image"])
+def test_the_rescaled_forward_keeps_answer_and_steps(cache):
+    forward = tiny.bound(cache, batch=2, prompts=["describe the image .", "image"])
     from captum_dcam.model.forward import single
 
     one = single(forward, 1)  # padded in the batch, not in the new request
@@ -212,28 +216,28 @@ def test_the_rescaled_forward_keeps_answer_and_steps(regime):
     assert shorter == 3 and not other.trajectory.kept
     first = one.trajectory.lengths[0] - other.trajectory.lengths[0]
     last = one.trajectory.lengths[-1] - other.trajectory.lengths[-1]
-    assert (first, last) == (3, 0 if regime == "prefix" else 3)
+    assert (first, last) == (3, 0 if cache == "prefix" else 3)
     assert other.trajectory.calls[0].valid
 
 
 def test_scales_above_one_need_a_model_that_keeps_sizes():
     with pytest.raises(MethodError, match=r"scale 1.25 does not fit the fixed input of mini"):
-        method("msea", scales=(1.0, 1.25)).check(made.problem())
-    method("arc", scales=(1.25,)).check(made.problem())  # not used there
+        method("msea", scales=(1.0, 1.25)).check(made.task_of())
+    method("arc", scales=(1.25,)).check(made.task_of())  # not used there
 
 
 def test_passes_are_as_few_as_scales_and_states():
-    for regime, expected in (("prefix", 3), ("full", 3 * 4)):
-        problem = made.problem(regime, range(8), steps=4)
-        with metered(problem.forward) as cost:
-            method("msea").attribute(problem)
+    for cache, expected in (("prefix", 3), ("none", 3 * 4)):
+        task = made.task_of(cache, range(8), steps=4)
+        with metered(task.forward) as cost:
+            method("msea").attribute(task)
         assert (cost.forwards, cost.backwards) == (expected, 0)
 
 
 def test_a_budget_leaves_the_words_before_it():
-    problem = made.problem("full", (0, 1))
-    with metered(problem.forward, Budget(passes=4)):
-        found = method("msea").attribute(problem)
+    task = made.task_of("none", (0, 1))
+    with metered(task.forward, Budget(passes=4)):
+        found = method("msea").attribute(task)
     assert found.done.tolist() == [True, False] and not found.maps[0][1].any()
 
 

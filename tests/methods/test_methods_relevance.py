@@ -10,7 +10,7 @@ import transformers
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.attention_calls import inside_blocks
 from captum_dcam.methods.relevance import Relevance
 from captum_dcam.methods.relevance_rules import AttnRules, CPRules
@@ -26,8 +26,8 @@ PROMPTS = ["describe the image .", "what color is the heart ?"]
 both = pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 
 
-def eager(problem, on=True):
-    config = problem.forward.adapter.model.config
+def eager(task, on=True):
+    config = task.forward.adapter.model.config
     config._attn_implementation = "eager" if on else "sdpa"
 
 
@@ -42,33 +42,33 @@ def rand(*shape, seed=0, dtype=DOUBLE):
 @pytest.mark.parametrize("example", (0, 1))
 @pytest.mark.parametrize("block", (0, 1, 2))
 @pytest.mark.parametrize("written", (False, True))
-def test_cp_lrp_adds_up_to_the_logit(regime, example, block, written):
-    forward = tiny.bound(regime, batch=2, prompts=PROMPTS, dtype=DOUBLE)
+def test_cp_lrp_adds_up_to_the_logit(cache, example, block, written):
+    forward = tiny.bound(cache, batch=2, prompts=PROMPTS, dtype=DOUBLE)
     forward = single(forward, example)
     for score in ("commit", "teacher"):
-        problem = Problem(forward, made.targets(forward), score)
-        eager(problem, written)
-        relevance = Relevance(problem, block, CPRules)
+        task = AttributionTask(forward, made.targets(forward), score)
+        eager(task, written)
+        relevance = Relevance(task, block, CPRules)
         for position, token in ((0, 5), (3, 40), (7, 69)):
             with torch.no_grad():
-                logits = forward(problem.pixels, *problem.arguments(position))[0]
+                logits = forward(task.pixels, *task.arguments(position))[0]
             total = relevance.of(position, token)
             assert total.shape == (forward.request.layout.prefix_length + 8,)
             assert torch.allclose(total.sum(), logits[position, token], rtol=1e-9, atol=1e-12)
 
 
 @both
-def test_the_rules_change_no_bit(regime, rules):
+def test_the_rules_change_no_bit(cache, rules):
     for dtype in (torch.float32, torch.bfloat16):
         for written in (False, True):
-            problem = made.problem(regime, dtype=dtype, keep=False)
-            eager(problem, written)
-            steps = torch.tensor([problem.step(3)])
+            task = made.task_of(cache, dtype=dtype, keep=False)
+            eager(task, written)
+            steps = torch.tensor([task.step(3)])
             with torch.no_grad():
-                expected = problem.forward.replay(torch.tensor([0]), steps)[0]
-            got, leaves = Relevance(problem, 1, rules).state(3)
+                expected = task.forward.replay(torch.tensor([0]), steps)[0]
+            got, leaves = Relevance(task, 1, rules).state(3)
             assert torch.equal(got, expected)
-            assert len(leaves) == (2 if regime == "prefix" else 1)
+            assert len(leaves) == (2 if cache == "prefix" else 1)
 
 
 # -- the whole, against relevance propagated by hand -----------------------------------------------
@@ -154,14 +154,14 @@ class Block:
 
 
 @torch.no_grad()
-def by_hand(problem, position, token, cp, tapped=1):
+def by_hand(task, position, token, cp, tapped=1):
     """Relevance (L,) at the tapped block's output, two blocks below the head."""
-    forward = problem.forward
+    forward = task.forward
     model, request = forward.model, forward.request
-    canvas = problem.arguments(position)[-1]
+    canvas = task.arguments(position)[-1]
     ids = torch.cat((request.extras[0], canvas), 1)
     prefix, length = request.layout.prefix_length, ids.shape[1]
-    whole = forward.trajectory.regime == "full"
+    whole = forward.trajectory.cache == "none"
     seen = torch.ones(length, length).bool()
     if not whole:
         seen[:prefix, prefix:] = False
@@ -187,17 +187,17 @@ def by_hand(problem, position, token, cp, tapped=1):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("written", (False, True))
-def test_relevance_of_two_blocks_by_hand(regime, name, written):
-    problem = made.problem(regime, dtype=DOUBLE)
-    eager(problem, written)
-    forward = problem.forward
+def test_relevance_of_two_blocks_by_hand(cache, name, written):
+    task = made.task_of(cache, dtype=DOUBLE)
+    eager(task, written)
+    forward = task.forward
     word = Target("two tokens", (1, 6), (11, 23))
-    problem = Problem(forward, (*problem.targets, word))
-    found = method(name).attribute(problem)
+    task = AttributionTask(forward, (*task.targets, word))
+    found = method(name).attribute(task)
     spots = image_positions(forward), text_tokens(forward).positions
-    for n, target in enumerate(problem.targets):
+    for n, target in enumerate(task.targets):
         pairs = zip(target.positions, target.token_ids, strict=True)
-        row = sum(by_hand(problem, p, t, int(name == "cp_lrp")) for p, t in pairs)
+        row = sum(by_hand(task, p, t, int(name == "cp_lrp")) for p, t in pairs)
         assert tiny.relative(found.maps[0][n].flatten(), row[spots[0]]) < 1e-5
         assert tiny.relative(found.text[n], row[spots[1]]) < 1e-5
     assert bool((found.maps[0] < 0).any()) and bool((found.maps[0] > 0).any())
@@ -262,73 +262,73 @@ def test_against_the_authors_library(name, attention, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step(regime, name):
-    forward = tiny.bound(regime, block_length=8)
-    problem = Problem(forward, made.targets(forward, range(8)))
-    found = method(name).attribute(problem)
+def test_not_blind_at_any_step(cache, name):
+    forward = tiny.bound(cache, block_length=8)
+    task = AttributionTask(forward, made.targets(forward, range(8)))
+    found = method(name).attribute(task)
     maps = found.maps[0].flatten(1)
     assert maps.any(1).all() and len(maps.unique(dim=0)) == 8 and found.text.any(1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_block_is_the_tapped_one_unless_named(regime, name):
-    problem = made.problem(regime, layer=2)
-    default = method(name).attribute(problem).maps[0]
-    assert torch.equal(default, method(name, block=2).attribute(problem).maps[0])
-    assert not torch.equal(default, method(name, block=0).attribute(problem).maps[0])
+def test_the_block_is_the_tapped_one_unless_named(cache, name):
+    task = made.task_of(cache, layer=2)
+    default = method(name).attribute(task).maps[0]
+    assert torch.equal(default, method(name, block=2).attribute(task).maps[0])
+    assert not torch.equal(default, method(name, block=0).attribute(task).maps[0])
     with pytest.raises(LayerError, match="block 3 has no path"):
-        method(name, block=3).check(problem)
+        method(name, block=3).check(task)
 
 
-def test_half_precision_is_near_the_whole(regime):
+def test_half_precision_is_near_the_whole(cache):
     maps = []
     for dtype in (torch.float32, torch.bfloat16):
-        problem = made.problem(regime, dtype=dtype, positions=())
-        problem = Problem(problem.forward, (Target("word", (0,), (5,)),), "commit")
-        state = problem.forward.trajectory.states[0].clone()
-        state[:] = problem.forward.adapter.model.config.mask_token_id
-        problem.forward.bind(
-            problem.forward.request,
-            replace(problem.forward.trajectory, states=(state,), kept={}),
+        task = made.task_of(cache, dtype=dtype, positions=())
+        task = AttributionTask(task.forward, (Target("word", (0,), (5,)),), "commit")
+        state = task.forward.trajectory.states[0].clone()
+        state[:] = task.forward.adapter.model.config.mask_token_id
+        task.forward.bind(
+            task.forward.request,
+            replace(task.forward.trajectory, states=(state,), kept={}),
         )
-        maps.append(method("cp_lrp").attribute(problem).maps[0])
+        maps.append(method("cp_lrp").attribute(task).maps[0])
     assert tiny.relative(maps[1], maps[0]) < 0.2
 
 
 def test_states_that_tokens_share_are_run_once():
     forward = tiny.bound("prefix")
-    problem = Problem(forward, made.targets(forward, range(8)), "teacher")
+    task = AttributionTask(forward, made.targets(forward, range(8)), "teacher")
     with metered(forward) as cost:
-        method("attn_lrp").attribute(problem)
+        method("attn_lrp").attribute(task)
     assert (cost.forwards, cost.backwards) == (1, 8)
 
 
 def test_a_budget_leaves_the_words_before():
-    problem = made.problem("full", (0, 3, 5), block_length=8)
-    with metered(problem.forward, Budget(passes=2)):
-        found = method("cp_lrp").attribute(problem)
+    task = made.task_of("none", (0, 3, 5), block_length=8)
+    with metered(task.forward, Budget(passes=2)):
+        found = method("cp_lrp").attribute(task)
     assert found.done.tolist() == [True, True, False] and "budget of 2" in found.note
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fused_kernel_is_named(regime, name, monkeypatch):
+def test_a_fused_kernel_is_named(cache, name, monkeypatch):
     def kernel(q, k, v, mask, _eager):
         scores = (q @ k.mT).exp()
         return scores @ v / scores.sum(-1, keepdim=True)
 
-    problem = made.problem(regime)
+    task = made.task_of(cache)
     monkeypatch.setattr(modeling, "attend", kernel)
     for work in (method(name).check, method(name).attribute):
         with pytest.raises(MethodError, match=r"block 2 \(MiniBlock\) showed no attention.*sdpa"):
-            work(problem)
-    assert not tiny.hooks(problem.forward)
+            work(task)
+    assert not tiny.hooks(task.forward)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", (False, True))
-def test_nothing_is_left_behind(regime, name, fails):
-    problem = made.problem(regime)
-    forward = problem.forward
+def test_nothing_is_left_behind(cache, name, fails):
+    task = made.task_of(cache)
+    forward = task.forward
     forward.model.train()
     before, kept = torch.random.get_rng_state(), forward.trajectory.kept.keys()
     if fails:
@@ -338,14 +338,14 @@ def test_nothing_is_left_behind(regime, name, fails):
 
         handle = forward.model.layers[2].mlp_norm.register_forward_hook(explode)
         with pytest.raises(ZeroDivisionError):
-            method(name).attribute(problem)
+            method(name).attribute(task)
         handle.remove()
     else:
-        method(name).attribute(problem)
+        method(name).attribute(task)
     assert not tiny.hooks(forward) and forward.trajectory.kept.keys() == kept
     assert all(m.training for m in forward.model.modules())
     assert all(p.requires_grad and p.grad is None for p in forward.model.parameters())
-    assert not problem.pixels.requires_grad and torch.is_grad_enabled()
+    assert not task.pixels.requires_grad and torch.is_grad_enabled()
     assert torch.equal(torch.random.get_rng_state(), before)
     x = torch.ones(1, requires_grad=True)
     assert float(torch.autograd.grad(F.silu(x) * x, x)[0]) > 1  # the plain gradient again

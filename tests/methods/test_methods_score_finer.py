@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 
 from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.score_cam import pixel_masks
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
@@ -15,9 +15,9 @@ from captum_dcam.model.words import Target
 NAMES = ("score_cam", "finer_cam")
 
 
-def problem(forward, *positions, score="commit"):
+def task_of(forward, *positions, score="commit"):
     targets = tuple(Target("", (p,), (tiny.pair(forward, p)[1],)) for p in positions)
-    return Problem(forward, targets, score)
+    return AttributionTask(forward, targets, score)
 
 
 def at_step(forward, which):
@@ -41,12 +41,12 @@ def rivals_of(logits, token, count):
 
 @pytest.mark.parametrize("which", ("first", "middle", "last"))
 @pytest.mark.parametrize("weights", ("equal", "probability"))
-def test_finer_cam_is_the_sum_of_grad_cams_of_single_logits(regime, which, weights):
-    forward = tiny.bound(regime, images=2)
+def test_finer_cam_is_the_sum_of_grad_cams_of_single_logits(cache, which, weights):
+    forward = tiny.bound(cache, images=2)
     position = at_step(forward, which)
     token, gamma = tiny.pair(forward, position)[1], 0.7
     made = method("finer_cam", gamma=gamma, comparisons=2, weights=weights)
-    found = made.attribute(problem(forward, position)).maps
+    found = made.attribute(task_of(forward, position)).maps
 
     maps, logits = features_and_logits(forward, forward.arguments((position, token)))
     row = logits[position]
@@ -67,10 +67,10 @@ def test_finer_cam_is_the_sum_of_grad_cams_of_single_logits(regime, which, weigh
         assert tiny.relative(found[i][0], expected) < 1e-4
 
 
-def test_finer_cam_is_captums_layer_grad_cam_of_the_difference(regime):
-    forward = tiny.bound(regime)
+def test_finer_cam_is_captums_layer_grad_cam_of_the_difference(cache):
+    forward = tiny.bound(cache)
     target = tiny.pair(forward, 3)
-    found = method("finer_cam").attribute(problem(forward, 3)).maps[0]
+    found = method("finer_cam").attribute(task_of(forward, 3)).maps[0]
 
     def difference(pixels, *args):
         row = forward(pixels, *args)[:, 3]
@@ -84,13 +84,13 @@ def test_finer_cam_is_captums_layer_grad_cam_of_the_difference(regime):
 
 
 @pytest.mark.parametrize("product", ("pooled", "positionwise"))
-def test_finer_cam_without_comparison_is_grad_cam(regime, product):
+def test_finer_cam_without_comparison_is_grad_cam(cache, product):
     from captum_dcam.maps import cam
-    from captum_dcam.model.gradients import rows
+    from captum_dcam.model.gradients import target_gradients
 
-    forward = tiny.bound(regime)
-    this = problem(forward, 2, score="teacher")
-    row = rows(forward, this.targets, score="teacher")[0]
+    forward = tiny.bound(cache)
+    this = task_of(forward, 2, score="teacher")
+    row = target_gradients(forward, this.targets, score="teacher")[0]
     expected = cam(row.features[0], row.gradients[0], product, center=False)
     found = method("finer_cam", gamma=0.0, product=product).attribute(this)
     assert tiny.relative(found.maps[0][0], expected) < 1e-5
@@ -120,15 +120,15 @@ def score_cam_by_hand(forward, position, token, channels, baseline, probability)
 
 @pytest.mark.parametrize("which", ("first", "last"))
 @pytest.mark.parametrize("images", (1, 2))
-def test_score_cam_is_the_sum_over_channels(regime, which, images):
-    forward = tiny.bound(regime, images=images)
+def test_score_cam_is_the_sum_over_channels(cache, which, images):
+    forward = tiny.bound(cache, images=images)
     position = at_step(forward, which)
     token = tiny.pair(forward, position)[1]
     for score, baseline, batch_size in (("logit", 0.0, 4), ("probability", 0.5, 6)):
         made = method(
             "score_cam", channels=6, baseline=baseline, score=score, batch_size=batch_size
         )
-        found = made.attribute(problem(forward, position)).maps
+        found = made.attribute(task_of(forward, position)).maps
         probability = score == "probability"
         expected = score_cam_by_hand(forward, position, token, 6, baseline, probability)
         assert len(found) == images
@@ -137,25 +137,25 @@ def test_score_cam_is_the_sum_over_channels(regime, which, images):
 
 
 def test_score_cam_reads_every_word_on_the_same_pictures():
-    """In the prefix regime N words cost the passes of one, and each gets its own map."""
+    """With a prefix cache N words cost the passes of one, and each gets its own map."""
     forward = tiny.bound("prefix")
     made = method("score_cam", channels=5, batch_size=2)
     with metered(forward) as cost:
-        together = made.attribute(problem(forward, 0, 3, 6))
+        together = made.attribute(task_of(forward, 0, 3, 6))
     assert cost.forwards == 1 + 5 and cost.backwards == 0
     for n, position in enumerate((0, 3, 6)):
-        alone = made.attribute(problem(forward, position))
+        alone = made.attribute(task_of(forward, position))
         assert tiny.relative(together.maps[0][n], alone.maps[0][0]) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_words_map_is_the_sum_of_its_tokens(regime, name):
-    forward = tiny.bound(regime)
+def test_a_words_map_is_the_sum_of_its_tokens(cache, name):
+    forward = tiny.bound(cache)
     ids = [tiny.pair(forward, p)[1] for p in (1, 6)]
     options = {"channels": 4} if name == "score_cam" else {}
     made = method(name, **options)
-    word = made.attribute(Problem(forward, (Target("", (1, 6), tuple(ids)),)))
-    parts = made.attribute(problem(forward, 1, 6))
+    word = made.attribute(AttributionTask(forward, (Target("", (1, 6), tuple(ids)),)))
+    parts = made.attribute(task_of(forward, 1, 6))
     assert tiny.relative(word.maps[0][0], parts.maps[0].sum(0)) < 1e-5
 
 
@@ -163,27 +163,27 @@ def test_score_cam_on_a_spent_budget_is_an_estimate():
     forward = tiny.bound("prefix")
     made = method("score_cam", channels=9, batch_size=3)
     with metered(forward, Budget(passes=1 + 6)):
-        found = made.attribute(problem(forward, 1, 4))
+        found = made.attribute(task_of(forward, 1, 4))
     assert not found.done.any() and "6 of 9 channels" in found.note
-    expected = method("score_cam", channels=6).attribute(problem(forward, 1, 4))
+    expected = method("score_cam", channels=6).attribute(task_of(forward, 1, 4))
     assert tiny.relative(found.maps[0], expected.maps[0]) < 1e-5
     with metered(forward, Budget(passes=1)):
-        nothing = made.attribute(problem(forward, 1))
+        nothing = made.attribute(task_of(forward, 1))
     assert not nothing.maps[0].any() and not nothing.done.any()
     assert nothing.note and "estimate" not in nothing.note
 
 
 def test_score_cam_on_a_spent_budget_keeps_finished_words():
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     made = method("score_cam", channels=4, batch_size=4)
     first, second, third = (at_step(forward, w) for w in ("first", "middle", "last"))
     with metered(forward, Budget(passes=2 * 5)):
-        two = made.attribute(problem(forward, first, second, third))
+        two = made.attribute(task_of(forward, first, second, third))
     assert two.done.tolist() == [True, True, False] and not two.maps[0][2].any()
     # a word of which one token was not read at all: no half a sum
     ids = tuple(tiny.pair(forward, p)[1] for p in (first, second))
     with metered(forward, Budget(passes=5)):
-        one = made.attribute(Problem(forward, (Target("", (first, second), ids),)))
+        one = made.attribute(AttributionTask(forward, (Target("", (first, second), ids),)))
     assert not one.done.any() and not one.maps[0].any()
 
 
@@ -210,28 +210,28 @@ def test_pixel_masks_by_hand():
 
 @pytest.mark.parametrize("which", ("first", "middle", "last"))
 @pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step(regime, name, which):
-    forward = tiny.bound(regime)
+def test_not_blind_at_any_step(cache, name, which):
+    forward = tiny.bound(cache)
     position = at_step(forward, which)
     token = tiny.pair(forward, position)[1]
     targets = tuple(Target("", (position,), (t,)) for t in (token, (token + 7) % 50))
     options = {"channels": 6} if name == "score_cam" else {}
-    found = method(name, **options).attribute(Problem(forward, targets)).maps[0]
+    found = method(name, **options).attribute(AttributionTask(forward, targets)).maps[0]
     assert found[0].any() and found[1].any()
     assert tiny.relative(found[0], found[1]) > 1e-4
     assert found.dtype == torch.float32 and found.device.type == "cpu" and not found.requires_grad
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_padding_and_answers_of_one_token(regime, name):
+def test_bfloat16_padding_and_answers_of_one_token(cache, name):
     options = {"channels": 4} if name == "score_cam" else {}
     made = method(name, **options)
-    half = tiny.bound(regime, dtype=torch.bfloat16)
-    found = made.attribute(problem(half, 2)).maps[0]
+    half = tiny.bound(cache, dtype=torch.bfloat16)
+    found = made.attribute(task_of(half, 2)).maps[0]
     assert torch.isfinite(found).all() and found.any() and found.dtype == torch.float32
-    short = single(tiny.bound(regime, batch=2, prompts=["describe .", tiny.PROMPT], gen_length=1))
+    short = single(tiny.bound(cache, batch=2, prompts=["describe .", tiny.PROMPT], gen_length=1))
     assert (~short.request.extras[1].bool()).any()
-    assert made.attribute(problem(short, 0)).maps[0].any()
+    assert made.attribute(task_of(short, 0)).maps[0].any()
 
 
 class Burst(Exception):
@@ -244,8 +244,8 @@ def burst(*_args):
 
 @pytest.mark.parametrize("fails", (False, True))
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_left_behind(regime, name, fails):
-    forward = tiny.bound(regime).train()
+def test_nothing_is_left_behind(cache, name, fails):
+    forward = tiny.bound(cache).train()
     forward.model.layers[2].eval()
     for p in forward.parameters():
         p.requires_grad_(True)
@@ -257,10 +257,10 @@ def test_nothing_is_left_behind(regime, name, fails):
     if fails:
         handle = forward.model.layers[3].register_forward_hook(burst)
         with pytest.raises(Burst):
-            made.attribute(problem(forward, 1))
+            made.attribute(task_of(forward, 1))
         handle.remove()
     else:
-        made.attribute(problem(forward, 1))
+        made.attribute(task_of(forward, 1))
     assert not tiny.hooks(forward) and forward.tap.edit is None
     assert modes == {n: m.training for n, m in forward.named_modules()}
     assert all(p.requires_grad for p in forward.parameters())
@@ -271,10 +271,10 @@ def test_nothing_is_left_behind(regime, name, fails):
 
 
 def test_finer_cam_says_when_no_gradient_reaches_the_image(monkeypatch):
-    forward = tiny.bound("full")
+    forward = tiny.bound("none")
     with forward.edited(lambda f, _i: f.detach() * 0 + f.detach()):
         with pytest.raises(InfeasibleStepError, match="no gradient path"):
-            method("finer_cam").attribute(problem(forward, 1))
+            method("finer_cam").attribute(task_of(forward, 1))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.attention_calls import Fused, inside_blocks
 from captum_dcam.methods.surgery import Surgery, ValueAttention, answer_ids, without_redundancy
 from captum_dcam.mini import modeling
@@ -21,31 +21,31 @@ DOUBLE = torch.float64
 PROMPTS = ["describe the image .", "what color is the heart ?"]
 
 
-def eager(problem, on=True):
-    config = problem.forward.adapter.model.config
+def eager(task, on=True):
+    config = task.forward.adapter.model.config
     config._attn_implementation = "eager" if on else "sdpa"
 
 
 @pytest.fixture(params=(0, 1))
-def padded(request, regime):
+def padded(request, cache):
     """One of two examples of which the first is padded on the left, in double precision."""
-    forward = tiny.bound(regime, batch=2, prompts=PROMPTS, dtype=DOUBLE)
+    forward = tiny.bound(cache, batch=2, prompts=PROMPTS, dtype=DOUBLE)
     forward = single(forward, request.param)
-    return Problem(forward, made.targets(forward, (0, 3)))
+    return AttributionTask(forward, made.targets(forward, (0, 3)))
 
 
 @torch.no_grad()
-def by_hand(problem, position, start):
+def by_hand(task, position, start):
     """Second path and the last block's output (L, D): the original path block by block, and beside
     it value-value attention from the blocks' own parts."""
-    forward = problem.forward
+    forward = task.forward
     model, request = forward.model, forward.request
-    canvas = problem.arguments(position)[-1]
+    canvas = task.arguments(position)[-1]
     ids, valid = request.extras
     ids = torch.cat((ids, canvas), 1)
     keys = torch.cat((valid.bool(), torch.ones_like(canvas).bool()), 1)
     prefix, length = request.layout.prefix_length, ids.shape[1]
-    if forward.trajectory.regime == "prefix":
+    if forward.trajectory.cache == "prefix":
         ids, keys, length = ids[:, :prefix], keys[:, :prefix], prefix
     spots = (keys.long().cumsum(1) - 1).clamp_min(0)
     x, rope = model.embed(ids, request.pixels), model.rope(spots, DOUBLE)
@@ -76,15 +76,15 @@ def test_the_second_path_is_the_papers(padded, start, written):
     assert tiny.relative(surgery.plain(step, 3), last[:64]) < 1e-9
 
 
-def test_the_original_path_runs_on_unchanged(regime):
+def test_the_original_path_runs_on_unchanged(cache):
     """The second run sees every block's own input and output, bit for bit."""
-    problem = made.problem(regime, keep=False)
+    task = made.task_of(cache, keep=False)
     seen = []
     handles = [
         block.register_forward_hook(lambda _m, a, out: seen.append((a[0], out[0])))
-        for block in problem.forward.model.layers
+        for block in task.forward.model.layers
     ]
-    Surgery(problem).second_path(problem.step(3), 1)
+    Surgery(task).second_path(task.step(3), 1)
     for handle in handles:
         handle.remove()
     assert len(seen) == 8
@@ -97,21 +97,21 @@ def test_the_original_path_runs_on_unchanged(regime):
 @torch.no_grad()
 def test_maps_are_logits_of_the_states(padded, name, features):
     word = Target("two tokens", (1, 6), (11, 23))
-    problem = Problem(padded.forward, (*padded.targets, word))
+    task = AttributionTask(padded.forward, (*padded.targets, word))
     settings = {"start": 1, "features": features} if name == "architecture_surgery" else {}
     if not settings and not features:
         settings = {"block": 3}
-    found = method(name, **settings).attribute(problem)
-    model = problem.forward.model
-    known = answer_ids(problem.forward)
-    for n, target in enumerate(problem.targets):
+    found = method(name, **settings).attribute(task)
+    model = task.forward.model
+    known = answer_ids(task.forward)
+    for n, target in enumerate(task.targets):
         expected = torch.zeros(64, dtype=DOUBLE)
         for position, token in zip(target.positions, target.token_ids, strict=True):
             if name == "architecture_surgery":
-                state = by_hand(problem, position, 1)[0][:64]
+                state = by_hand(task, position, 1)[0][:64]
             else:
                 block = settings.get("block", 2)
-                state = Surgery(problem).plain(problem.step(position), block)
+                state = Surgery(task).plain(task.step(position), block)
             normed = state / (state.square().mean(-1, keepdim=True) + model.norm.eps).sqrt()
             logits = normed * model.norm.weight @ model.embed_tokens.weight.T
             if features or name == "feature_surgery":
@@ -173,37 +173,37 @@ def test_values_take_the_place_of_queries_and_keys(settings, masked):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step(regime, name):
-    forward = tiny.bound(regime, block_length=8)
+def test_not_blind_at_any_step(cache, name):
+    forward = tiny.bound(cache, block_length=8)
     targets = tuple(Target(str(p), (p,), (5 + p,)) for p in range(8))
-    maps = method(name).attribute(Problem(forward, targets)).maps[0].flatten(1)
+    maps = method(name).attribute(AttributionTask(forward, targets)).maps[0].flatten(1)
     assert maps.any(1).all() and len(maps.unique(dim=0)) == 8
 
 
 @pytest.mark.parametrize("name, passes", [(NAMES[0], 2), (NAMES[1], 1)])
 def test_one_prefill_serves_all_words(name, passes):
-    problem = made.problem("prefix", range(8))
-    with metered(problem.forward) as cost:
-        method(name).attribute(problem)
+    task = made.task_of("prefix", range(8))
+    with metered(task.forward) as cost:
+        method(name).attribute(task)
     assert (cost.forwards, cost.backwards) == (passes, 0)
 
 
 def test_a_budget_leaves_the_words_before():
-    problem = made.problem("full", (0, 3, 5), block_length=8)
-    with metered(problem.forward, Budget(passes=5)):
-        found = method("architecture_surgery").attribute(problem)
+    task = made.task_of("none", (0, 3, 5), block_length=8)
+    with metered(task.forward, Budget(passes=5)):
+        found = method("architecture_surgery").attribute(task)
     assert found.done.tolist() == [True, True, False] and not found.maps[0][2].any()
 
 
-def test_settings_are_checked(regime, monkeypatch):
-    problem = made.problem(regime)
+def test_settings_are_checked(cache, monkeypatch):
+    task = made.task_of(cache)
     for name, settings in (
         ("architecture_surgery", {"start": 4}),
         ("feature_surgery", {"block": 9}),
     ):
         with pytest.raises(LayerError, match="is not in the model"):
-            method(name, **settings).check(problem)
-    method("architecture_surgery", start=-1).check(problem)
+            method(name, **settings).check(task)
+    method("architecture_surgery", start=-1).check(task)
 
     def kernel(q, k, v, mask, _eager):
         scores = (q @ k.mT).exp()
@@ -212,15 +212,15 @@ def test_settings_are_checked(regime, monkeypatch):
     monkeypatch.setattr(modeling, "attend", kernel)
     for work in ("check", "attribute"):
         with pytest.raises(MethodError, match=r"\[2, 3\] \(MiniBlock\) cannot be replaced.*sdpa"):
-            getattr(method("architecture_surgery"), work)(problem)
-    assert not tiny.hooks(problem.forward)
+            getattr(method("architecture_surgery"), work)(task)
+    assert not tiny.hooks(task.forward)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", (0, 1, 2))
-def test_nothing_is_left_behind(regime, name, fails):
-    problem = made.problem(regime)
-    forward = problem.forward
+def test_nothing_is_left_behind(cache, name, fails):
+    task = made.task_of(cache)
+    forward = task.forward
     forward.model.train()
     before, kept = torch.random.get_rng_state(), forward.trajectory.kept.keys()
     if fails:
@@ -233,12 +233,12 @@ def test_nothing_is_left_behind(regime, name, fails):
 
         handle = forward.model.layers[2].mlp_norm.register_forward_hook(explode)
         with pytest.raises(ZeroDivisionError):
-            method(name).attribute(problem)
+            method(name).attribute(task)
         handle.remove()
     else:
-        method(name).attribute(problem)
+        method(name).attribute(task)
     assert not tiny.hooks(forward) and forward.trajectory.kept.keys() == kept
     assert all(m.training for m in forward.model.modules())
     assert all(p.requires_grad and p.grad is None for p in forward.model.parameters())
-    assert not problem.pixels.requires_grad and torch.is_grad_enabled()
+    assert not task.pixels.requires_grad and torch.is_grad_enabled()
     assert torch.equal(torch.random.get_rng_state(), before)

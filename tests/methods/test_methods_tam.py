@@ -17,7 +17,7 @@ import torch
 from methods import made
 from refine import loops
 
-from captum_dcam.methods import Budget, Problem, metered, method
+from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.attention import Attentions
 from captum_dcam.methods.causal import (
     estimated_causal_inference,
@@ -91,31 +91,31 @@ def test_joint_min_max_stretches_image_and_text_together():
     assert words[:, 0].tolist() == [1.0, 0.0] and words[:, 1].isnan().all()
 
 
-def tam_by_loops(problem, position, settings):
+def tam_by_loops(task, position, settings):
     """Eq. 1–5 from the model's whole logits, token after token."""
     from methods.test_methods_logit_lens import whole
 
-    forward = problem.forward
+    forward = task.forward
     tokens, trajectory = text_tokens(forward), forward.trajectory
     answer = trajectory.tokens[0].tolist()
     commit, stops = trajectory.commit_step[0].tolist(), forward.adapter.stop_ids
     token = answer[position]
     rank = commit if settings.get("order", "commit") == "commit" else list(range(len(answer)))
     entries = [
-        (int(i), 0 if problem.score == "commit" else problem.step(0), k)
+        (int(i), 0 if task.score == "commit" else task.step(0), k)
         for k, i in enumerate(tokens.ids[: tokens.prompt])
     ]
     entries += [
-        (answer[p], problem.step(p), tokens.prompt + p)
+        (answer[p], task.step(p), tokens.prompt + p)
         for p in range(len(answer))
         if rank[p] < rank[position] and answer[p] not in stops
     ]
-    own = whole(forward, problem.step(position))[:, token].clamp_min(0)
+    own = whole(forward, task.step(position))[:, token].clamp_min(0)
     image, shown = own[:64], torch.full((len(tokens),), math.nan)
     maps, weights, same = [], [], []
     attention = None
     if settings.get("relevance") == "attention":
-        attention = Attentions(problem).row(position, range(4))
+        attention = Attentions(task).row(position, range(4))
     for i, step, k in entries:
         maps.append(whole(forward, step)[:64, i].clamp_min(0).tolist())
         shown[k] = own[tokens.positions[k]]
@@ -144,12 +144,12 @@ SETTINGS = (
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("score", ("commit", "teacher"))
-def test_tam_is_the_loop(regime, score, settings):
-    forward = tiny.bound(regime, steps=4)
+def test_tam_is_the_loop(cache, score, settings):
+    forward = tiny.bound(cache, steps=4)
     last = int(forward.trajectory.commit_step[0].argmax())
-    problem = Problem(forward, made.targets(forward, (last,)), score)
-    found = method("tam", **settings).attribute(problem)
-    image, text = tam_by_loops(problem, last, settings)
+    task = AttributionTask(forward, made.targets(forward, (last,)), score)
+    found = method("tam", **settings).attribute(task)
+    image, text = tam_by_loops(task, last, settings)
     both = torch.cat((image, text))
     low, high = np.nanmin(both), np.nanmax(both)
     window = settings.get("filter", 3)
@@ -160,52 +160,52 @@ def test_tam_is_the_loop(regime, score, settings):
     assert found.text[0].isnan().any() and found.maps[0].min() >= 0
 
 
-def test_a_word_of_several_tokens_is_their_sum_before_eq_3(regime):
-    forward = tiny.bound(regime, steps=4)
+def test_a_word_of_several_tokens_is_their_sum_before_eq_3(cache):
+    forward = tiny.bound(cache, steps=4)
     first, last = made.targets(forward, (1, 6))
     both = Target("both", (1, 6), first.token_ids + last.token_ids)
-    problem = Problem(forward, (first, last, both))
+    task = AttributionTask(forward, (first, last, both))
     tam = method("tam", filter=0)
-    reader = tam.reader(problem)
+    reader = tam.reader(task)
     parts = [tam.activation(reader, t) for t in (first, last)]
     image = parts[0][0] + parts[1][0]
     text = torch.stack([p[1] for p in parts])
     text = text.nansum(0).masked_fill(text.isnan().all(0), math.nan)
     text[text_tokens(forward).prompt + torch.tensor([1, 6])] = math.nan
     image, text = joint_min_max(image, text)
-    found = tam.attribute(problem)
+    found = tam.attribute(task)
     assert torch.allclose(found.maps[0][2].flatten(), image)
     assert torch.allclose(found.text[2], text, equal_nan=True)
 
 
-def test_a_prompt_without_words_and_an_answer_of_one_token(regime):
-    forward = tiny.bound(regime, prompts=[""], gen_length=1)
-    found = method("tam").attribute(Problem(forward, made.targets(forward, (0,))))
+def test_a_prompt_without_words_and_an_answer_of_one_token(cache):
+    forward = tiny.bound(cache, prompts=[""], gen_length=1)
+    found = method("tam").attribute(AttributionTask(forward, made.targets(forward, (0,))))
     assert found.text.shape == (1, 1) and found.text.isnan().all() and found.maps[0].any()
 
 
-def test_candidates_are_a_softmax_over_the_best_three(regime):
-    forward = tiny.bound(regime)
-    problem = Problem(forward, ())
+def test_candidates_are_a_softmax_over_the_best_three(cache):
+    forward = tiny.bound(cache)
+    task = AttributionTask(forward, ())
     with torch.no_grad():
-        logits = forward(problem.pixels, *problem.arguments(3))[0, 3]
+        logits = forward(task.pixels, *task.arguments(3))[0, 3]
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[:3]
     shares = [math.exp(logits[i]) for i in order]
-    got = top_candidates(problem, 3)
+    got = top_candidates(task, 3)
     assert [c.token for c in got] == order
     assert [c.probability for c in got] == pytest.approx(
         [s / sum(shares) for s in shares], rel=1e-4
     )
-    assert [c.text for c in got] == forward.adapter.pieces(order)
+    assert [c.text for c in got] == forward.adapter.token_texts(order)
     with pytest.raises(ValueError, match="k is 0"):
-        top_candidates(problem, 3, 0)
+        top_candidates(task, 3, 0)
 
 
 def test_a_budget_leaves_the_words_before_it():
-    forward = tiny.bound("full", steps=8, block_length=1)  # from left to right
-    problem = Problem(forward, made.targets(forward, (0, 1, 7)))
+    forward = tiny.bound("none", steps=8, block_length=1)  # from left to right
+    task = AttributionTask(forward, made.targets(forward, (0, 1, 7)))
     with metered(forward, Budget(passes=2)):
-        found = method("tam").attribute(problem)
+        found = method("tam").attribute(task)
     assert found.done.tolist() == [True, True, False] and not found.maps[0][2].any()
 
 

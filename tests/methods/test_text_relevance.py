@@ -8,7 +8,7 @@ import torch
 from methods import made
 
 from captum_dcam.maps import positionwise
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.text_relevance import gradient_times_activation, text_relevance
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward, single
@@ -19,9 +19,9 @@ SCORES = ("commit", "final", "teacher")
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_the_gradient_part_is_the_finite_difference(regime, score):
+def test_the_gradient_part_is_the_finite_difference(cache, score):
     """Scaling one token's state by 1 + e changes the logit by e · (gradient · activation)."""
-    forward = tiny.bound(regime, dtype=torch.float64)
+    forward = tiny.bound(cache, dtype=torch.float64)
     (target,) = made.targets(forward, (3,))
     (position,), (token,) = target.positions, target.token_ids
     found = text_relevance(forward, [target], score=score)
@@ -32,7 +32,7 @@ def test_the_gradient_part_is_the_finite_difference(regime, score):
             calls = []
 
             def scaled(hidden, _block, factor=factor, at=at, calls=calls):
-                start = prefix if calls and regime == "prefix" else 0
+                start = prefix if calls and cache == "prefix" else 0
                 calls.append(1)
                 if not 0 <= at - start < hidden.shape[1]:
                     return hidden
@@ -49,18 +49,18 @@ def test_the_gradient_part_is_the_finite_difference(regime, score):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("images", (1, 2))
-def test_the_image_part_is_the_positionwise_product(regime, score, images):
-    forward = tiny.bound(regime, images=images)
+def test_the_image_part_is_the_positionwise_product(cache, score, images):
+    forward = tiny.bound(cache, images=images)
     targets = made.targets(forward, (0, 5))
     found = text_relevance(forward, targets, score=score)
-    for row in vjp.rows(forward, targets, score=score):
+    for row in vjp.target_gradients(forward, targets, score=score):
         for grid, maps in enumerate(found.maps):
             expected = positionwise(row.features[grid], row.gradients[grid])
             assert tiny.relative(maps[row.target], expected) < 1e-4
 
 
-def test_later_tokens_count_and_the_word_itself_does_not(regime):
-    forward = tiny.bound(regime)
+def test_later_tokens_count_and_the_word_itself_does_not(cache):
+    forward = tiny.bound(cache)
     found = text_relevance(forward, made.targets(forward, (3,)), score="teacher")
     own = found.tokens.prompt + 3
     assert found.values[0].isnan().nonzero()[:, 0].tolist() == [own]
@@ -68,8 +68,8 @@ def test_later_tokens_count_and_the_word_itself_does_not(regime):
     assert found.values[0, : found.tokens.prompt].abs().min() > 0
 
 
-def test_a_word_of_several_tokens_is_their_sum(regime):
-    forward = tiny.bound(regime)
+def test_a_word_of_several_tokens_is_their_sum(cache):
+    forward = tiny.bound(cache)
     first, last = made.targets(forward, (1, 6))
     both = Target("both", (1, 6), first.token_ids + last.token_ids)
     found = text_relevance(forward, (first, last, both))
@@ -80,19 +80,19 @@ def test_a_word_of_several_tokens_is_their_sum(regime):
     assert found.values[2].isnan().sum() == 2
 
 
-def test_activation_is_tams_before_normalisation(regime):
-    forward = tiny.bound(regime)
+def test_activation_is_tams_before_normalisation(cache):
+    forward = tiny.bound(cache)
     targets = made.targets(forward, (2, 5))
     found = text_relevance(forward, targets, by="activation")
-    expected = method("tam", filter=0).attribute(Problem(forward, targets))
+    expected = method("tam", filter=0).attribute(AttributionTask(forward, targets))
     own = found.normalised()
     assert torch.allclose(own.maps[0], expected.maps[0], atol=1e-6)
     assert torch.allclose(own.values, expected.text, atol=1e-6, equal_nan=True)
     assert found.maps[0].min() >= 0 and found.tokens == own.tokens
 
 
-def test_normalised_stretches_each_word_over_image_and_text(regime):
-    forward = tiny.bound(regime, images=2)
+def test_normalised_stretches_each_word_over_image_and_text(cache):
+    forward = tiny.bound(cache, images=2)
     found = text_relevance(forward, made.targets(forward, (0, 5)))
     own = found.normalised()
     for n in range(2):
@@ -104,8 +104,8 @@ def test_normalised_stretches_each_word_over_image_and_text(regime):
             assert torch.allclose(after[n], expected, atol=1e-5, equal_nan=True)
 
 
-def test_an_example_of_a_batch_is_that_example(regime):
-    forward = tiny.bound(regime, batch=2, prompts=["describe the image .", "image"])
+def test_an_example_of_a_batch_is_that_example(cache):
+    forward = tiny.bound(cache, batch=2, prompts=["describe the image .", "image"])
     target = made.targets(forward, (4,), 1)
     found = text_relevance(forward, target, 1)
     alone = text_relevance(single(forward, 1), target)
@@ -115,8 +115,8 @@ def test_an_example_of_a_batch_is_that_example(regime):
 
 
 @pytest.mark.parametrize("by", ("gradient", "activation"))
-def test_half_precision_and_one_token_answers(regime, by):
-    forward = tiny.bound(regime, dtype=torch.bfloat16, gen_length=1)
+def test_half_precision_and_one_token_answers(cache, by):
+    forward = tiny.bound(cache, dtype=torch.bfloat16, gen_length=1)
     found = text_relevance(forward, made.targets(forward, (0,)), by=by)
     assert found.maps[0].dtype == torch.float32 and found.maps[0].isfinite().all()
     assert found.values.shape == (1, len(text_tokens(forward)))
@@ -124,8 +124,8 @@ def test_half_precision_and_one_token_answers(regime, by):
 
 @pytest.mark.parametrize("by", ("gradient", "activation"))
 @pytest.mark.parametrize("fails", (False, True))
-def test_nothing_is_left_behind(regime, by, fails):
-    forward = tiny.bound(regime)
+def test_nothing_is_left_behind(cache, by, fails):
+    forward = tiny.bound(cache)
     model = forward.adapter.model.train()
     before = torch.random.get_rng_state()
     handle = model.layers[-1].register_forward_hook(lambda *_: 1 / 0) if fails else None
@@ -147,8 +147,8 @@ def test_an_unknown_way_is_named():
         text_relevance(tiny.bound("prefix"), (), by="attention")
 
 
-def test_the_product_covers_the_whole_sequence(regime):
-    forward = tiny.bound(regime)
+def test_the_product_covers_the_whole_sequence(cache):
+    forward = tiny.bound(cache)
     assert isinstance(forward, DenoisingForward)
     product = gradient_times_activation(forward, 0, [(0, 5)])
     assert product.shape == (forward.request.layout.prefix_length + 8,) and product.any()

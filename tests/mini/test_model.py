@@ -69,7 +69,7 @@ def test_cached_prefix_equals_two_segments():
         whole = model(torch.cat((ids, canvas), 1), pixels, segments=segments).logits
         full = model(torch.cat((ids, canvas), 1), pixels).logits
     torch.testing.assert_close(cached, whole[:, ids.shape[1] :], rtol=0, atol=1e-10)
-    assert not torch.allclose(cached, full[:, ids.shape[1] :], atol=1e-4)  # another regime
+    assert not torch.allclose(cached, full[:, ids.shape[1] :], atol=1e-4)  # another cache
 
 
 def test_segments_see_what_is_before_their_end():
@@ -212,7 +212,7 @@ def test_placeholders_must_match_the_pictures():
 
 
 def test_the_packaged_model_answers(packaged):
-    """It reads a question about colour right in most of 10 held-out scenes, in both regimes."""
+    """It reads a question about colour right in most of 10 held-out scenes, in both caches."""
     model, processor = load_mini()
     asked = []
     for index in range(10):

@@ -12,20 +12,20 @@ from captum_dcam.testing.__main__ import cases_in
 
 
 def cases():
-    """The embedded model's own cases by regime."""
+    """The embedded model's own cases by cache."""
     import pathlib
 
     file = pathlib.Path(__file__).parents[1] / "adapters" / "cases" / "mini.py"
-    return dict(zip(tiny.REGIMES, cases_in(file), strict=True))
+    return dict(zip(tiny.CACHES, cases_in(file), strict=True))
 
 
-def case(cls, regime):
+def case(cls, cache):
     """The embedded model's case with another adapter class."""
 
     def make(dtype):
-        return cls(tiny.model(dtype=dtype), tiny.processor(), regime)
+        return cls(tiny.model(dtype=dtype), tiny.processor(), cache)
 
-    return dataclasses.replace(cases()[regime], make=functools.partial(make))
+    return dataclasses.replace(cases()[cache], make=functools.partial(make))
 
 
 # -- what was recorded -----------------------------------------------------------------------------
@@ -46,7 +46,7 @@ class CanvasesNotCloned(MiniAdapter):
 class MissingStep(MiniAdapter):
     def generate(self, request, **settings):
         t = super().generate(request, **settings)
-        lengths = (60,) * (t.steps if self.regime == "prefix" else t.steps - 1)
+        lengths = (60,) * (t.steps if self.cache == "prefix" else t.steps - 1)
         return dataclasses.replace(t, states=(t.states[0][1:],), own_calls=True, lengths=lengths)
 
 
@@ -137,11 +137,11 @@ class TooShallow(MiniAdapter):
 class InventedLengths(MiniAdapter):
     def generate(self, request, **settings):
         t = super().generate(request, **settings)
-        if self.regime == "full":
+        if self.cache == "none":
             lengths = (10,) * (t.steps - 1) + (80,)
             return dataclasses.replace(t, own_calls=True, lengths=lengths)
         lengths = (80,) * t.steps
-        return dataclasses.replace(t, own_calls=True, lengths=lengths, regime="full")
+        return dataclasses.replace(t, own_calls=True, lengths=lengths, cache="none")
 
 
 class SpanCutOff(MiniAdapter):

@@ -17,8 +17,8 @@ from captum_dcam.errors import ConformanceError
 from captum_dcam.testing import (
     CHECKS,
     AdapterSuite,
+    ConformanceRow,
     Outcome,
-    Row,
     check_all,
     check_replay,
     feasibility,
@@ -30,7 +30,7 @@ from captum_dcam.testing.store import BEGIN, END, document, merge_rows, read_row
 app = typer.Typer()
 app.command()(main)
 
-#: class, check, what the error says, regimes
+#: class, check, what the error says, caches
 BROKEN = (
     ("WrongCommits", "replay", "commit steps are", "prefix full"),
     ("CanvasesNotCloned", "replay", "clone it before", "prefix full"),
@@ -39,7 +39,7 @@ BROKEN = (
     ("ConfidenceOfLogits", "replay", "expected probabilities", "prefix"),
     ("WrongShift", "replay", "shift of predictions", "prefix full"),
     ("NearlyRight", "replay", "the same bits", "prefix full"),
-    ("ChangesItsState", "replay", "work on copies", "full"),
+    ("ChangesItsState", "replay", "work on copies", "none"),
     ("DetachedCache", "gradient", r"look for detach\(\)", "prefix"),
     ("DetachedKeys", "gradient", "finite differences give", "prefix"),
     ("ForgottenTensors", "gradient", "finite differences give", "prefix"),
@@ -50,20 +50,20 @@ BROKEN = (
     ("SpanCutOff", "feasible", "image span ends at 32, the layout's at 64", "prefix full"),
     ("Transposed", "layout", "the order of tokens", "prefix"),
     ("OffByOne", "layout", "the order of tokens", "prefix"),
-    ("UpsideDown", "layout", "the order of tokens", "full"),
-    ("OneCellAside", "layout", "the order of tokens", "full"),
+    ("UpsideDown", "layout", "the order of tokens", "none"),
+    ("OneCellAside", "layout", "the order of tokens", "none"),
     ("HeightAndWidthSwapped", "layout", r"a grid says \(H, W\)", "prefix"),
     ("PicturesSwapped", "layout", "tokens of picture 0 most: expected 1", "prefix"),
     ("PixelsOfOthers", "layout", "pixels, patch", "prefix"),
-    ("RunsWhatItRefuses", "inputs", "a batch of two is neither run nor refused", "full"),
-    ("OnePictureOnly", "inputs", "two pictures is neither run nor refused", "full"),
-    ("NoVideoThough", "inputs", "Video|video", "full"),
+    ("RunsWhatItRefuses", "inputs", "a batch of two is neither run nor refused", "none"),
+    ("OnePictureOnly", "inputs", "two pictures is neither run nor refused", "none"),
+    ("NoVideoThough", "inputs", "Video|video", "none"),
     ("FirstPromptForAll", "inputs", "other logits than alone", "prefix full"),
     ("NoEmptyPrompt", "inputs", "list index out of range", "prefix"),
-    ("Peeking", "inputs", "a batch of two: forward at step 0", "full"),
+    ("Peeking", "inputs", "a batch of two: forward at step 0", "none"),
     ("LeavesHook", "nothing left", r"after generating .*_forward_hooks", "prefix"),
-    ("LeavesHookAfterErrors", "nothing left", "after an error while generating", "full"),
-    ("LeavesAttribute", "nothing left", "after explaining .*last_extras is new", "full"),
+    ("LeavesHookAfterErrors", "nothing left", "after an error while generating", "none"),
+    ("LeavesAttribute", "nothing left", "after explaining .*last_extras is new", "none"),
     ("LeavesMode", "nothing left", "training changed", "prefix"),
     ("LeavesFrozen", "nothing left", "requires_grad changed", "prefix"),
     ("LeavesGradient", "nothing left", r"norm.weight.grad changed", "prefix"),
@@ -73,7 +73,7 @@ BROKEN = (
     ("DrawsFromTheGlobalGenerator", "nothing left", "get_rng_state", "prefix"),
     ("SwallowsErrors", "nothing left", "is swallowed while generating", "prefix"),
 )
-EACH = [(n, c, m, r) for n, c, m, regimes in BROKEN for r in regimes.split()]
+EACH = [(n, c, m, r) for n, c, m, caches in BROKEN for r in caches.split()]
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +84,9 @@ def unpatched():
         undo.pop()()
 
 
-@pytest.mark.parametrize(("name", "check", "message", "regime"), EACH)
-def test_the_right_check_fails(name, check, message, regime):
-    case = broken.case(getattr(broken, name), regime)
+@pytest.mark.parametrize(("name", "check", "message", "cache"), EACH)
+def test_the_right_check_fails(name, check, message, cache):
+    case = broken.case(getattr(broken, name), cache)
     kinds = (ConformanceError, IndexError, TypeError, ValueError, AttributeError)
     with pytest.raises(kinds, match=message) as caught:
         CHECKS[check](case)
@@ -110,11 +110,13 @@ def test_a_row_holds_all_outcomes():
 
 
 def test_rows_are_kept_and_written_into_a_document(tmp_path):
-    made = [Row("b", "own", (Outcome("replay", True, "bit-equal"),), "torch 2", "run b")]
+    made = [ConformanceRow("b", "own", (Outcome("replay", True, "bit-equal"),), "torch 2", "run b")]
     store = tmp_path / "rows.json"
     merge_rows(store, made)
-    again = Row("b", "own", (Outcome("replay", False, "no"),), "torch 2", "run b")
-    other = Row("a", "upstream 123", (Outcome("replay", True, "same"),), "torch 3", "run a")
+    again = ConformanceRow("b", "own", (Outcome("replay", False, "no"),), "torch 2", "run b")
+    other = ConformanceRow(
+        "a", "upstream 123", (Outcome("replay", True, "same"),), "torch 3", "run a"
+    )
     assert merge_rows(store, [again, other]) == [other, again] == read_rows(store)
     text = document(f"head\n{BEGIN}\nold\n{END}\ntail\n", [other, again])
     assert text.startswith(f"head\n{BEGIN}\n| Family") and text.endswith(f"{END}\ntail\n")
@@ -159,7 +161,7 @@ def test_the_table_of_calls():
 
 def test_fewer_than_eight_sizes_are_no_case():
     with pytest.raises(ValueError, match="at least 8"):
-        dataclasses.replace(broken.cases()["full"], sizes=((64, 64),) * 9)
+        dataclasses.replace(broken.cases()["none"], sizes=((64, 64),) * 9)
 
 
 def test_an_answer_of_stop_tokens_says_what_to_do():

@@ -19,9 +19,9 @@ from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.errors import LayerError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 pytestmark = pytest.mark.skipif(
@@ -74,9 +74,9 @@ def test_gradients_are_finite_differences(upstream, layer):
 def test_the_last_block_is_refused_and_methods_run(upstream):
     with pytest.raises(LayerError, match="deepest usable block of dream_vl is 2"):
         DenoisingForward(real.adapter(upstream), 3)
-    problem = Problem(single(bound(upstream)), (Target("x", (1,), (7,)),))
+    task = AttributionTask(single(bound(upstream)), (Target("x", (1,), (7,)),))
     for name in ("diffusion_cam", "saliency", "attention"):
-        maps = method(name).attribute(problem).maps[0]
+        maps = method(name).attribute(task).maps[0]
         assert maps.shape == (1, 2, 3) and maps.any()
 
 
@@ -122,7 +122,7 @@ def test_nothing_is_left_behind(upstream):
     forward.generate(
         request, generator=torch.Generator().manual_seed(0), **suite.QUICK, alg="origin"
     )
-    rows(forward, [Target("x", (0,), (5,))])
+    target_gradients(forward, [Target("x", (0,), (5,))])
     assert suite.left(made) == before
 
 

@@ -45,9 +45,9 @@ def models(tmp_path_factory):
     return {v: made.model(v, tmp_path_factory.mktemp(v)) for v in bound.VARIANTS}
 
 
-def adapter(model, regime="prefix", **options):
+def adapter(model, cache="prefix", **options):
     processor = double.Tokenizer(), model.get_vision_tower().image_processor
-    return LavidaAdapter(model, processor, regime, **{"system": None, **options})
+    return LavidaAdapter(model, processor, cache, **{"system": None, **options})
 
 
 def ramp(size):
@@ -131,10 +131,10 @@ def test_without_pooling(models, monkeypatch):
 # -- decoding --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
+@pytest.mark.parametrize("cache", tiny.CACHES)
 @pytest.mark.parametrize(("variant", "settings", "own"), bound.GREEDY)
-def test_upstreams_generate_is_recorded_and_replayed(models, regime, variant, settings, own):
-    forward = DenoisingForward(adapter(models[variant], regime), 1)
+def test_upstreams_generate_is_recorded_and_replayed(models, cache, variant, settings, own):
+    forward = DenoisingForward(adapter(models[variant], cache), 1)
     request = forward.adapter.prepare([[tiny.picture(1, (200, 150))]], [bound.PROMPT])
     own = dict(own)
     length = own.pop("max_new_tokens")
@@ -148,11 +148,11 @@ def test_upstreams_generate_is_recorded_and_replayed(models, regime, variant, se
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("regime", tiny.REGIMES)
+@pytest.mark.parametrize("cache", tiny.CACHES)
 @pytest.mark.parametrize(("variant", "settings", "own"), bound.SAMPLED)
-def test_sampling_is_upstreams_own(models, regime, variant, settings, own):
+def test_sampling_is_upstreams_own(models, cache, variant, settings, own):
     g = lambda: torch.Generator().manual_seed(3)  # noqa: E731
-    a = adapter(models[variant], regime)
+    a = adapter(models[variant], cache)
     request = a.prepare([[tiny.picture(1, (200, 150))]], [bound.PROMPT])
     t = DenoisingForward(a, 1).generate(request, generator=g(), gen_length=8, **settings)
     with bound.as_drawn(g()):
@@ -216,17 +216,17 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
     assert torch.equal(forward.trajectory.tokens, other.trajectory.tokens)
 
 
-@pytest.mark.parametrize("regime", ("prefix", "full"))
+@pytest.mark.parametrize("cache", ("prefix", "none"))
 @pytest.mark.parametrize("variant", bound.VARIANTS)
-def test_explain_and_compare_run_from_the_command_line(tmp_path, variant, regime):
+def test_explain_and_compare_run_from_the_command_line(tmp_path, variant, cache):
     folder = tmp_path / "checkpoint"
     made.model(variant, tmp_path, mm_use_im_patch_token=False).save_pretrained(folder)
     save_tokenizer(folder)
-    options = ["--load", "vision_tower=null", "--regime", regime, "--gen-length", 6, "--steps", 3]
+    options = ["--load", "vision_tower=null", "--cache", cache, "--gen-length", 6, "--steps", 3]
     if variant == "dream":
         options += ["--load", "trust_remote_code=true"]
     found = explained_and_compared(folder, tmp_path / "out", "a dog", *options)
-    assert found["feasible_calls"] == (1 if regime == "prefix" else 3)
+    assert found["feasible_calls"] == (1 if cache == "prefix" else 3)
 
 
 @pytest.mark.parametrize("lost", ("vision_tower", "ln_f"))

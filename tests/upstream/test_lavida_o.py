@@ -11,7 +11,7 @@ import torch
 from upstream.commands import METHODS
 
 import captum_dcam
-from captum_dcam.comparing import compare_bound
+from captum_dcam.comparing import compare_generation
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA_O"
 pytestmark = pytest.mark.skipif(NAME not in os.environ, reason=f"{NAME} names no checkout")
@@ -25,7 +25,7 @@ def test_explained_and_compared(number):
     adapter = case.make(torch.float32)
     found = captum_dcam.explain(adapter, case.picture(), case.prompt, layer=1, **case.settings)
     assert found.words and all(m.any() for m in found.maps)
-    rows = compare_bound(case.bound(adapter, 1), "all", METHODS.split(",")).rows
+    rows = compare_generation(case.bound(adapter, 1), "all", METHODS.split(",")).rows
     # behind use_fast_dlm's cache a step runs its own block alone: no pass over everything
     refused = [r.name for r in rows if r.status != "done"]
     partial = ["tam", "logit_lens", "attention"] if "fast_dlm" in case.name else []

@@ -403,7 +403,7 @@ def test_nothing_is_left_behind(upstream):
     made = adapter(upstream)
     made.model.train()
     before = {n: set(vars(m)) for n, m in made.model.named_modules()}
-    captum_dcam.explain_bound(bound(made), [0, 1])
+    captum_dcam.explain_generation(bound(made), [0, 1])
     assert not tiny.hooks(made.model)
     assert {n: set(vars(m)) for n, m in made.model.named_modules()} == before
     assert all(m.training for m in made.model.modules())

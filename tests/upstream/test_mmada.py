@@ -18,9 +18,9 @@ from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.errors import LayerError, MethodError
-from captum_dcam.methods import Problem, method
+from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.gradients import rows
+from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 pytestmark = pytest.mark.skipif(
@@ -93,11 +93,11 @@ def test_gradients_are_finite_differences(upstream, vq, layer, settings):
 def test_the_last_block_is_refused_and_pixels_have_no_gradient(upstream, vq):
     with pytest.raises(LayerError, match="deepest usable block of mmada is 2"):
         DenoisingForward(real.adapter(upstream, vq), 3)
-    problem = Problem(single(bound(upstream, vq)), (Target("x", (1,), (7,)),))
+    task = AttributionTask(single(bound(upstream, vq)), (Target("x", (1,), (7,)),))
     with pytest.raises(MethodError, match="VQ encoder"):
-        method("saliency").attribute(problem)
+        method("saliency").attribute(task)
     for name in ("diffusion_cam", "attention", "occlusion"):
-        maps = method(name).attribute(problem).maps[0]
+        maps = method(name).attribute(task).maps[0]
         assert maps.shape == (1, 4, 4) and maps.any()
 
 
@@ -152,7 +152,7 @@ def test_nothing_is_left_behind(upstream, vq):
     forward = DenoisingForward(made, 1)
     generator = torch.Generator().manual_seed(0)
     forward.generate(request, generator=generator, **QUICK, temperature=0.5)
-    rows(forward, [Target("x", (0,), (5,))])
+    target_gradients(forward, [Target("x", (0,), (5,))])
     assert suite.left(made) == before
 
 

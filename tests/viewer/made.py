@@ -42,7 +42,7 @@ def made(
         targets=tuple(Target(f"{text}{n}", (n,), (n,)) for n in range(words)),
         maps=tuple(values / (i + 1) for i in range(images)),
         peaks=tuple(values.amax((-2, -1)) / (i + 1) for i in range(images)),
-        pieces=tuple(f" {text}{n}" for n in range(words)),
+        token_texts=tuple(f" {text}{n}" for n in range(words)),
         layout=Layout(grids, images * h * w + 3),
         trajectory=Trajectory(
             tokens=tokens,
@@ -50,7 +50,7 @@ def made(
             final_state=(tokens,),
             commit_step=tokens.flip(1),
             confidence=torch.linspace(0.5, 1, words)[None],
-            regime="full",
+            cache="none",
             lengths=(images * h * w + 3 + words,) * words,
             image_end=images * h * w,
             settings={},

@@ -13,7 +13,7 @@ from captum_dcam.metrics import localization
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
-from captum_dcam.results.comparison import Comparison, Row
+from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.viewer import comparison_panel
 from captum_dcam.viewer.panel import FAILED, PARTIAL, seconds_text
 from captum_dcam.viewer.panel_plan import SMALLEST, plan_of
@@ -28,7 +28,7 @@ def row(number, maps, masks=None, status="done", note="", label=None):
     scores = None
     if masks is not None:
         scores = tuple(localization(torch.rand(20, 20), torch.eye(20).bool()) for _ in range(words))
-    return Row(
+    return ComparisonRow(
         f"m{number}",
         label or f"Method {number}",
         GROUPS[number * 3 // 60 % 3],
@@ -52,14 +52,14 @@ def compared(rows=3, words=4, images=1, masked=False, size=(192, 160), text="wor
         mask = torch.zeros(size[1], size[0], dtype=torch.bool)
         mask[40:120, 40:120] = True
         masks = (mask, *[None] * (words - 1))
-    pieces = (" what", " is", *e.pieces, " <eos>")
+    token_texts = (" what", " is", *e.token_texts, " <eos>")
     return Comparison(
         e.prompt,
         e.answer,
         e.targets,
         tuple(row(i, e.maps, masks, label=label) for i in range(rows)),
         e.layout,
-        TextTokens(torch.arange(len(pieces)), torch.arange(len(pieces)), pieces, 2),
+        TextTokens(torch.arange(len(token_texts)), torch.arange(len(token_texts)), token_texts, 2),
         e.commit_steps(),
         {"family": "mini", "regime": "full", "layer": 2, "score": "commit"},
         {},
@@ -238,8 +238,10 @@ def test_seconds_are_short():
 def test_scene_masks_need_no_explanation():
     scene = make_scene(7, 0)
     group = scene.groups[0]
-    pieces = [" a", f" {group.color}", f" {group.shape}", " nothing"]
+    token_texts = [" a", f" {group.color}", f" {group.shape}", " nothing"]
     expected = torch.from_numpy(scene.mask_of(group.color, group.shape))
     for n in (1, 2):
-        assert torch.equal(scene_mask(scene, pieces, Target(pieces[n], (n,), (0,))), expected)
-    assert scene_mask(scene, pieces, Target("nothing", (3,), (0,))) is None
+        assert torch.equal(
+            scene_mask(scene, token_texts, Target(token_texts[n], (n,), (0,))), expected
+        )
+    assert scene_mask(scene, token_texts, Target("nothing", (3,), (0,))) is None

@@ -161,8 +161,8 @@ def test_scene_scores_are_those_of_the_object_a_word_names():
     scene = next(s for s in (make_scene(7, i) for i in range(50)) if len(s.groups) > 1)
     group = scene.groups[0]
     e = made(4, (192, 192))
-    pieces = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
-    e = Explanation(**{**vars(e), "pieces": pieces})
+    token_texts = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
+    e = Explanation(**{**vars(e), "pieces": token_texts})
     scores = scene_scores(e, scene)
     mask = torch.from_numpy(scene.mask_of(group.color, group.shape))
     assert scores[0] is None and scores[3] is None

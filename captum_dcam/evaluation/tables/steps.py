@@ -18,13 +18,14 @@ from captum_dcam.evaluation.tables.registry import (
     source_note,
 )
 from captum_dcam.files import Record
-from captum_dcam.model.trajectory import REGIMES
+from captum_dcam.model.trajectory import STORED_CACHES
 
 
 def _parts(results: Results) -> list[tuple[str, Frame]]:
-    """The regimes that were measured; the error of the first names how to."""
-    there = [r for r in REGIMES if results.has(f"feasibility-{r}")]
-    return [(r, results.part(f"feasibility-{r}", "feasibility")) for r in there or REGIMES[:1]]
+    """The caches that were measured; the error of the first names how to."""
+    stored = list(STORED_CACHES.values())
+    there = [r for r in stored if results.has(f"feasibility-{r}")]
+    return [(r, results.part(f"feasibility-{r}", "feasibility")) for r in there or stored[:1]]
 
 
 def _lengths(record: Record) -> list[int]:

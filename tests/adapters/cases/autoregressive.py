@@ -1,4 +1,4 @@
-"""Autoregressive families: tiny random instances of transformers' own classes, both regimes."""
+"""Autoregressive families: tiny random instances of transformers' own classes, both caches."""
 
 import sys
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.testing import AdapterCase, Reference
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode does not
@@ -22,7 +23,7 @@ def reference(adapter, request, settings):
         **adapter._inputs(request.pixels, request.extras),
         max_new_tokens=settings["gen_length"],
         do_sample=False,
-        use_cache=adapter.regime == "prefix",
+        use_cache=adapter.cache == "prefix",
         output_logits=True,
         return_dict_in_generate=True,
     )
@@ -43,20 +44,20 @@ def float64():
         yield
 
 
-def case(kind, regime):
+def case(kind, cache):
     return AdapterCase(
-        f"{kind}, {regime}",
-        lambda dtype: made_ar.adapter(kind, regime, dtype=dtype),
+        f"{kind}, {STORED_CACHES[cache]}",
+        lambda dtype: made_ar.adapter(kind, cache, dtype=dtype),
         reference,
         settings=dict(gen_length=LENGTH),
         one_token=dict(gen_length=1),
         prompt="what is red ?",
         other_prompt="what is the image ?",
         tolerance=1e-5,  # the answer is replayed in one run, and generated token by token
-        feasible=(0,) if regime == "prefix" else range(LENGTH),
+        feasible=(0,) if cache == "prefix" else range(LENGTH),
         float64=float64,
         source="transformers",
     )
 
 
-CASES = [case(kind, regime) for kind in made_ar.KINDS for regime in ("prefix", "full")]
+CASES = [case(kind, cache) for kind in made_ar.KINDS for cache in ("prefix", "none")]

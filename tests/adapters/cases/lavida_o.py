@@ -8,10 +8,10 @@ from captum_dcam.model.tap import frozen
 from captum_dcam.testing import AdapterCase, Reference
 
 
-def maker(regime):
+def maker(cache):
     def make(dtype=torch.float32):
         made = double.model(dtype=dtype)
-        return captum_dcam.wrap(made, double.processor(), regime=regime, system=None)
+        return captum_dcam.wrap(made, double.processor(), cache=cache, system=None)
 
     return make
 
@@ -21,7 +21,7 @@ def reference(adapter, request, settings):
     settings = dict(settings)
     length, fast = settings.pop("gen_length"), settings.get("use_fast_dlm", False)
     if not fast:
-        settings["prefix_lm"] = adapter.regime == "prefix"
+        settings["prefix_lm"] = adapter.cache == "prefix"
     block = settings["block_length"]
     prefix, inner = request.layout.prefix_length, adapter.model.model
     canvases, logits, whole = [], [], []
@@ -73,10 +73,10 @@ def reference(adapter, request, settings):
     return Reference(tokens, logits, torch.stack(canvases))
 
 
-def case(name, regime, feasible, **changes):
+def case(name, cache, feasible, **changes):
     return AdapterCase(
         f"lavida_o, {name}",
-        maker(regime),
+        maker(cache),
         reference,
         settings=dict(gen_length=8, block_length=4, **changes),
         one_token=dict(gen_length=1, block_length=1),
@@ -87,6 +87,6 @@ def case(name, regime, feasible, **changes):
 
 CASES = [
     case("prefix", "prefix", (0,)),
-    case("full", "full", range(8)),
-    case("use_fast_dlm", "full", None, use_fast_dlm=True),
+    case("full", "none", range(8)),
+    case("use_fast_dlm", "none", None, use_fast_dlm=True),
 ]

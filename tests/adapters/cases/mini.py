@@ -1,4 +1,4 @@
-"""The embedded model with random weights, in both regimes."""
+"""The embedded model with random weights, in both caches."""
 
 import functools
 
@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from captum_dcam.mini import modeling as generation
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.testing import AdapterCase, Reference
 
 
@@ -21,7 +22,7 @@ def reference(adapter, request, settings):
 
     generation.denoise = spy
     try:
-        cached = adapter.regime == "prefix"
+        cached = adapter.cache == "prefix"
         made = generation.generate(
             adapter.model, request.pixels, *request.extras, prefix_cache=cached, **settings
         )
@@ -30,20 +31,20 @@ def reference(adapter, request, settings):
     return Reference(made.tokens, seen, made.canvases)
 
 
-def case(regime):
+def case(cache):
     return AdapterCase(
-        f"mini, {regime}",
-        functools.partial(make, regime),
+        f"mini, {STORED_CACHES[cache]}",
+        functools.partial(make, cache),
         reference,
         settings=dict(gen_length=8, steps=4, block_length=4),
         one_token=dict(gen_length=1, steps=1, block_length=1),
-        feasible=(0,) if regime == "prefix" else range(4),
+        feasible=(0,) if cache == "prefix" else range(4),
         source="own",
     )
 
 
-def make(regime, dtype=torch.float32):
-    return tiny.adapter(regime, dtype=dtype)
+def make(cache, dtype=torch.float32):
+    return tiny.adapter(cache, dtype=dtype)
 
 
-CASES = [case("prefix"), case("full")]
+CASES = [case("prefix"), case("none")]

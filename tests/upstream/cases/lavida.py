@@ -13,6 +13,7 @@ from doubles import lavida_bound as bound
 from upstream import made_lavida as made
 
 from captum_dcam.adapters.lavida import LavidaAdapter
+from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.testing import AdapterCase
 
 LOW = {"image_aspect_ratio": "pad"}
@@ -23,24 +24,24 @@ def package():
     return made.package()
 
 
-def make(variant, regime, single, changes, dtype):
+def make(variant, cache, single, changes, dtype):
     package()
     with tempfile.TemporaryDirectory() as folder:
         model = made.model(variant, Path(folder), **changes)
     model = model.to(dtype)
     processor = double.Tokenizer(), model.get_vision_tower().image_processor
-    return LavidaAdapter(model, processor, regime, system=None, single=single)
+    return LavidaAdapter(model, processor, cache, system=None, single=single)
 
 
-def case(variant, regime, name="", single="tensor", **changes):
+def case(variant, cache, name="", single="tensor", **changes):
     dream = variant == "dream"
     return AdapterCase(
-        f"lavida-{variant}, {regime}{name}",
-        functools.partial(make, variant, regime, single, changes),
+        f"lavida-{variant}, {STORED_CACHES[cache]}{name}",
+        functools.partial(make, variant, cache, single, changes),
         bound.reference,
         settings=dict(gen_length=8, steps=4) | ({} if dream else {"block_length": 4}),
         one_token=dict(gen_length=1, steps=1) | ({} if dream else {"block_length": 1}),
-        feasible=(0,) if regime == "prefix" else range(4),
+        feasible=(0,) if cache == "prefix" else range(4),
         float64=made.exact,
         prompt=bound.PROMPT,
         source=f"upstream {made.COMMIT}",
@@ -49,9 +50,9 @@ def case(variant, regime, name="", single="tensor", **changes):
 
 CASES = (
     [
-        *(case(v, r) for v in bound.VARIANTS for r in ("prefix", "full")),
+        *(case(v, r) for v in bound.VARIANTS for r in ("prefix", "none")),
         case("llada", "prefix", ", low resolution", **LOW),
-        case("llada", "full", ", low resolution, pooled", single="list", **LOW),
+        case("llada", "none", ", low resolution, pooled", single="list", **LOW),
     ]
     if made.NAME in os.environ
     else []
