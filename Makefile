@@ -45,7 +45,7 @@ bench: install ## The figures of speed and memory in docs/COST.md
 	$(BIN)/python benchmarks/cost.py
 
 train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
-	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m captum_dcam.mini.training --out runs/mini
+	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m benchmarks.mini.training --out runs/mini
 
 notebooks: install ## Run the tutorials and keep what they show
 	$(BIN)/jupyter-execute --inplace tutorials/*.ipynb

@@ -25,7 +25,7 @@ from captum.attr import LayerGradCam
 
 from captum_dcam import DenoisingForward, DiffusionCAM, explain_generation, load
 from captum_dcam.data.scenes import make_scene
-from captum_dcam.mini.evaluate import HELD_OUT_SEED
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, RankGaussian, RefineContext
@@ -107,9 +107,7 @@ def floor(forward: DenoisingForward, target: Target) -> Callable[[], Any]:
 def attribution(model: str, cache: str, layer: int | None, repeats: int, device: str) -> dict:
     """Times and peaks of one configuration."""
     adapter = load(model, cache=cache, device=device)
-    scene = next(
-        s for s in (make_scene(HELD_OUT_SEED, i) for i in range(100)) if len(s.groups) == 4
-    )
+    scene = next(s for s in (make_scene(HELD_OUT, i) for i in range(100)) if len(s.groups) == 4)
     request = adapter.prepare([[scene.image]], ["describe the image in detail ."])
     forward = DenoisingForward(adapter, layer)
     forward.generate(request)

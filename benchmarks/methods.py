@@ -26,9 +26,9 @@ from captum_dcam import DenoisingForward, load
 from captum_dcam.comparing import chosen_methods, compare_generation
 from captum_dcam.data.language import plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.metrics import bootstrap_ci
-from captum_dcam.mini.evaluate import HELD_OUT_SEED
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.results.comparison import METRICS
 
@@ -63,7 +63,7 @@ def is_long(name: str) -> bool:
 
 def measure_scene(adapter, index: int, methods: list[str], layer: int | None) -> dict:
     """Records of every method on the object words of one scene."""
-    scene = make_scene(HELD_OUT_SEED, index)
+    scene = make_scene(HELD_OUT, index)
     forward = DenoisingForward(adapter, layer)
     trajectory = forward.generate(adapter.prepare([[scene.image]], [PROMPT]))
     tokens = trajectory.tokens[0].tolist()

@@ -18,7 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_dcam import DenoisingForward, load, sign_check
-from captum_dcam.data.scenes import COLORS, Scene, make_scene
+from captum_dcam.data.language import plural
+from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.maps import cam
 from captum_dcam.metrics import (
     bootstrap_ci,
@@ -28,7 +30,6 @@ from captum_dcam.metrics import (
     oracle_map,
     random_map,
 )
-from captum_dcam.mini.evaluate import HELD_OUT_SEED, SHAPE_OF
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
@@ -63,6 +64,8 @@ REFINEMENTS = {
     "all four": paper_refinements(),
 }
 COLUMNS = ("Obj-IoU", "contrast", "concentration", "F3")
+
+SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
 
 def object_words(scene: Scene, words: tuple[Target, ...]) -> list[tuple[Target, Tensor]]:
@@ -173,7 +176,7 @@ def measure(
     for index in tqdm(range(start + part, start + scenes, parts)):
         path = folder / f"{cache}-{index:05d}.pt"
         if not path.exists():
-            scene = make_scene(HELD_OUT_SEED, index)
+            scene = make_scene(HELD_OUT, index)
             result = measure_scene(adapter, scene, index - start < signs)
             torch.save(result, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)

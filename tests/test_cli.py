@@ -14,8 +14,8 @@ from viewer.made import picture
 from captum_dcam import Explanation, __version__
 from captum_dcam.cli.app import app
 from captum_dcam.data.scenes import make_scene
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.errors import PictureError
-from captum_dcam.mini.evaluate import HELD_OUT_SEED
 from captum_dcam.model.prompts import open_picture
 from captum_dcam.refine import registered_refinements
 
@@ -53,7 +53,7 @@ def test_json_describes_what_was_written(scene_run):
 
 def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
     folder, document = scene_run
-    scene = make_scene(HELD_OUT_SEED, 1)
+    scene = make_scene(HELD_OUT, 1)
     image = Image.open(folder / "explanation" / "image-0.png")
     assert np.array_equal(np.asarray(image), scene.pixels)
     scored = [w for w in document["words"] if w["localization"]]
@@ -64,7 +64,7 @@ def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
 
 def test_a_file_is_explained_for_people(tmp_path):
     file, out = tmp_path / "p.png", tmp_path / "out"
-    Image.fromarray(make_scene(HELD_OUT_SEED, 1).pixels).save(file)
+    Image.fromarray(make_scene(HELD_OUT, 1).pixels).save(file)
     options = [*SHORT, "--refine", "none", "--cache", "none", "--layer", 1, "--no-center"]
     run = call("explain", file, "-o", out, *options)
     assert run.exit_code == 0, run.output

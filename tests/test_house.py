@@ -205,13 +205,8 @@ def test_one_checker_of_maps():
     assert found == ["captum_dcam.refine.checks._check_values"]
 
 
-#: the writer, the training of the embedded model, and what writes to /proc alone
-WRITERS = {
-    "captum_dcam.files",
-    "captum_dcam.mini.trainer",
-    "captum_dcam.mini.training",
-    "captum_dcam.methods.meter",
-}
+#: the writer, and what writes to /proc alone
+WRITERS = {"captum_dcam.files", "captum_dcam.methods.meter"}
 CALLS = {
     *("write_text", "write_bytes", "rename", "mkdtemp", "mkstemp", "NamedTemporaryFile"),
     *("TemporaryDirectory", "save_file", "ftruncate", "truncate"),

@@ -5,19 +5,24 @@ import functools
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 import captum_dcam
 from captum_dcam.mini.configuration import MiniConfig
+from captum_dcam.mini.loading import WEIGHTS
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
-from captum_dcam.mini.vocabulary import build_tokenizer
 from captum_dcam.model.forward import DenoisingForward
 
 CACHES = ("prefix", "none")
 PROMPT = "describe the image ."
 SIDE = 8  # image tokens a row
 
-tokenizer = functools.cache(build_tokenizer)
+
+@functools.cache
+def tokenizer():
+    """The embedded model's own."""
+    return PreTrainedTokenizerFast.from_pretrained(WEIGHTS, local_files_only=True)
 
 
 def config(**changes):

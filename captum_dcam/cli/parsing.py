@@ -193,9 +193,9 @@ def picture_of(options: Answer) -> tuple[Image.Image, Scene | None]:
         with reading(options.image):
             return open_picture(options.image), None
     from captum_dcam.data.scenes import make_scene
-    from captum_dcam.mini.evaluate import HELD_OUT_SEED
+    from captum_dcam.data.synthetic import HELD_OUT
 
-    scene = make_scene(HELD_OUT_SEED, SHOWN if options.scene is None else options.scene)
+    scene = make_scene(HELD_OUT, SHOWN if options.scene is None else options.scene)
     return scene.image, scene
 
 

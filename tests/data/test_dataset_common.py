@@ -19,12 +19,14 @@ from captum_dcam.data import dataset, dataset_names, register_dataset, write_coc
 from captum_dcam.data.coco import CocoDataset
 from captum_dcam.data.common import MISSING, Ledger, Sample
 from captum_dcam.data.files import distinct, select
+from captum_dcam.data.language import plural
 from captum_dcam.data.registry import DATASETS
-from captum_dcam.data.scenes import COLORS, make_scene
+from captum_dcam.data.scenes import COLORS, SHAPES, make_scene
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.errors import UnknownNameError
-from captum_dcam.mini.evaluate import HELD_OUT_SEED, SHAPE_OF
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_cc_by"
+SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 Thing = namedtuple("Thing", "category mask")
 Picture = namedtuple("Picture", "image objects captions")
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared photographs are not here")
@@ -259,9 +261,9 @@ def test_memory_stays_flat_over_500_samples(tmp_path):
 
 def test_scenes_equal_the_generator():
     data = dataset("scenes", count=5, start=3)
-    assert data.ids == (3, 4, 5, 6, 7) and dict(data.settings)["seed"] == HELD_OUT_SEED
+    assert data.ids == (3, 4, 5, 6, 7) and dict(data.settings)["seed"] == HELD_OUT
     for sample in data:
-        scene = make_scene(HELD_OUT_SEED, sample.image_id)
+        scene = make_scene(HELD_OUT, sample.image_id)
         assert np.array_equal(np.asarray(sample.image()), scene.pixels) and sample.path is None
         assert sample.captions == [scene.captions["original"]]
         assert sample.prompt == "describe the image ."

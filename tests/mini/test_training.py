@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from captum_dcam.mini import trainer
-from captum_dcam.mini.trainer import Stage, Trainer
-from captum_dcam.mini.training import run
+from benchmarks.mini import trainer
+from benchmarks.mini.trainer import Stage, Trainer
+from benchmarks.mini.training import run
 
 STAGES = (
     Stage("one", 3, 2, 2, 1e-3, 5e-4, 0.5, 0.2),

@@ -1,4 +1,4 @@
-r"""Training batches: scenes with several question–answer pairs each, masked at random.
+r"""The tokenizer, and training batches: scenes with question–answer pairs, masked at random.
 
 One image's tokens are computed once and shared by all of its pairs: the pairs are packed behind
 them into one sequence in which no pair sees another. Every batch is a function of
@@ -11,17 +11,41 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from captum_dcam.data.language import PROMPTS
+from captum_dcam.data.language import PROMPTS, vocabulary
 from captum_dcam.data.scenes import COLORS, PATCH, SHAPES, Scene, make_scene
 
+SPECIAL = ("<pad>", "<mask>", "<eos>", "<image>", "<answer>", "<unk>")
 #: how often a kind of question is drawn, relative to the others of its scene
 KIND_WEIGHTS = {"exist": 3.0, "color": 2.5, "shape": 1.0, "count": 1.0, "relation": 1.0}
 ANSWER_CANVAS = 8
 DESCRIPTION_CANVASES = (16, 24, 32)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level fast tokenizer; special tokens first, then the words in alphabetical order."""
+    words = [*SPECIAL, *vocabulary(tuple(COLORS), SHAPES)]
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.normalizer = Lowercase()
+    core.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation()])
+    core.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        mask_token="<mask>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>", "answer_token": "<answer>"},
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-r"""Training of the embedded model: ``torchrun --nproc-per-node 2 -m captum_dcam.mini.training``.
+r"""Training of the embedded model: ``torchrun --nproc-per-node 2 -m benchmarks.mini.training``.
 
-Run it with plain ``python -m`` on one GPU, or with one single-threaded process a core on CPUs: that
-shares the machine more gracefully than one process of many threads does. The result depends on the
-number of processes only by rounding.
+Run it from the root of the repository: with plain ``python -m`` on one GPU, or with one
+single-threaded process per core on CPUs, which share the machine better than one process of many
+threads. The result depends on the number of processes only by rounding.
 
 Stages (see :data:`STAGES`): coarse (12×12 image tokens, pooled from the 24×24 stem), then fine
-(24×24). Three of four steps pack many pairs behind one image; the fourth trains one pair an image
-in the two deployed caches (full bidirectional; prefix bidirectional and cached). Auxiliary losses
-ask the tower for the label of every patch, and the projected image tokens, through the tied
-embedding, for their shape and colour words; both are annealed to zero before the last stage begins.
+(24×24). Three of four steps pack many pairs behind one image; the fourth trains one pair per image
+with the two deployed caches (none: full bidirectional attention; the prefix, bidirectional and
+cached). Auxiliary losses ask the tower for the label of every patch, and the projected image
+tokens, through the tied embedding, for their shape and colour words; both are annealed to zero
+before the last stage begins.
 """
 
 from __future__ import annotations
@@ -25,16 +26,13 @@ import typer
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from captum_dcam.mini.batches import Masking, PackedScenes
+from benchmarks.mini.batches import Masking, PackedScenes
+from benchmarks.mini.trainer import Stage, Trainer
 from captum_dcam.mini.processing import MiniImageProcessor
-from captum_dcam.mini.trainer import Stage, Trainer
 
 TRAIN_SEED = 1_000_003  # the stream of training scenes; no other split uses it
-
-
 BLOCKS = Masking(0.15, 0.55, (4, 8))  # nearer to how the model is decoded
 DECODED = Masking(0.15, 0.7, (4,))
-
 
 STAGES = (
     Stage("coarse", 2000, 2, 16, 2.0e-3, 1.619e-3, 1.0, 0.619),

@@ -1,4 +1,4 @@
-r"""Held-out accuracy of the embedded model: ``python -m captum_dcam.mini.evaluate``.
+r"""Held-out accuracy of the embedded model: ``python -m benchmarks.mini.evaluate``.
 
 Descriptions count an object as named when its colour and shape stand together in the answer (as
 many times as the scene has them, by the number word); an object is invented when the answer names
@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from captum_dcam.data.language import NUMBERS, plural
 from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
+from captum_dcam.data.synthetic import HELD_OUT
 from captum_dcam.files import write_json
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
 from captum_dcam.mini.processing import MiniProcessor
-
-HELD_OUT_SEED = 2_000_003  # the stream of held-out scenes; training never draws from it
 
 KINDS = ("exist", "color", "shape", "count", "relation")
 #: singular of every shape word
@@ -50,7 +49,7 @@ def answers(
     gen_length: int,
     prefix_cache: bool,
 ) -> list[str]:
-    """Greedy answers, one token a step."""
+    """Greedy answers, one token per step."""
     inputs = processor([[s.image] for s in scenes], prompts)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     out = generate(model, **inputs, gen_length=gen_length, prefix_cache=prefix_cache)
@@ -87,9 +86,7 @@ def evaluate(
     for start in tqdm(
         range(first, first + scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"
     ):
-        part = [
-            make_scene(HELD_OUT_SEED, i) for i in range(start, min(start + batch, first + scenes))
-        ]
+        part = [make_scene(HELD_OUT, i) for i in range(start, min(start + batch, first + scenes))]
         texts = answers(
             model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache
         )
@@ -138,7 +135,7 @@ def main(
         model, processor, scenes, False, tuple(full_kinds.split(",")), first=first
     )
     typer.echo(
-        f"{scenes} held-out scenes (stream {HELD_OUT_SEED}), greedy, blocks of 4; prefix cache in "
+        f"{scenes} held-out scenes (stream {HELD_OUT}), greedy, blocks of 4; prefix cache in "
         f"float32, full sequence in {full_dtype}"
     )
     for kind in table["prefix cache"]:

@@ -10,12 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.mini.batches import Masking, build_tokenizer, packed_mask
 from captum_dcam.data.scenes import COLORS, SHAPES
 from captum_dcam.errors import InputError
-from captum_dcam.mini.batches import Masking, packed_mask
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.mini.vocabulary import build_tokenizer
 
 EARLY = Masking(0.3, 0.25, (8,))
 WARMUP = 150
