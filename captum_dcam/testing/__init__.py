@@ -6,8 +6,12 @@ of them as tests (:class:`AdapterSuite`); ``python -m captum_dcam.testing FILEâ€
 
 from captum_dcam.errors import ConformanceError
 from captum_dcam.testing.case import SIZES, AdapterCase, Reference
-from captum_dcam.testing.feasibility import Feasibility, check_feasible, feasibility
-from captum_dcam.testing.gradients import check_gradient
+from captum_dcam.testing.gradients import (
+    Feasibility,
+    check_feasible,
+    check_gradient,
+    feasibility,
+)
 from captum_dcam.testing.inputs import check_inputs
 from captum_dcam.testing.placing import check_layout
 from captum_dcam.testing.replay import check_replay

@@ -14,9 +14,8 @@ import typer
 from captum_dcam.files import write_text
 from captum_dcam.model.hub import check_device
 from captum_dcam.testing.case import AdapterCase
-from captum_dcam.testing.feasibility import feasibility
-from captum_dcam.testing.report import check_all, markdown
-from captum_dcam.testing.store import document, merge_rows
+from captum_dcam.testing.gradients import feasibility
+from captum_dcam.testing.report import check_all, document, markdown, merge_rows
 
 #: environment variables that name a checkout of a family's own code
 UPSTREAM = "CAPTUM_DCAM_UPSTREAM_"
@@ -40,7 +39,7 @@ def cases_in(path: Path) -> list[AdapterCase]:
 
 def main(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that define CASES.")],
-    only: Annotated[str, typer.Option(help="Cases whose name holds this.")] = "",
+    only: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
     device: Annotated[
         str, typer.Option(help="Where the models go: 'cpu', 'cuda', 'cuda:1', 'mps'.")
     ] = "cpu",
@@ -82,13 +81,11 @@ def main(
 
 
 def command(paths: list[Path], device: str) -> str:
-    """The command line, checkouts of other people's code without their place."""
-    names = sorted(name for name in os.environ if name.startswith(UPSTREAM))
-    settings = [f"{name}=CHECKOUT" for name in names]
-    files = " ".join(p.as_posix() for p in paths)
+    """The command line, without the places of checkouts of other people's code."""
+    settings = [f"{n}=CHECKOUT" for n in sorted(os.environ) if n.startswith(UPSTREAM)]
     where = [] if device == "cpu" else [f"--device {device}"]
     run = "PYTHONPATH=tests python -m captum_dcam.testing"
-    return " ".join([*settings, run, files, *where])
+    return " ".join([*settings, run, *(p.as_posix() for p in paths), *where])
 
 
 if __name__ == "__main__":

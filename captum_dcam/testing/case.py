@@ -15,7 +15,9 @@ from torch import Tensor
 from captum_dcam.errors import ConformanceError, InputError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.layout import Layout
 from captum_dcam.model.tap import frozen
+from captum_dcam.model.words import Target
 
 #: (width, height): square, wide, tall, tiny, large, and ratios that divide nothing
 SIZES = (
@@ -60,11 +62,11 @@ class AdapterCase:
             shorter than the image span.
         one_token (mapping): what changes in ``settings`` for an answer of one token.
         shortest (int): positions of that answer, where a canvas cannot have one. Default: 1
-        seed (int, optional): of a generator for families that cannot decode without; the reference
-            makes the same one with :meth:`generator`. Default: None, no generator
+        seed (int, optional): of a generator for families that cannot decode without one; the
+            reference makes the same one with :meth:`generator`. Default: None, no generator
         prompt, other_prompt (str): two questions of different length.
         conversation (sequence of dict, optional): of several turns. Default: one of three
-        picture_size (tuple): (width, height) of ordinary pictures. Default: (80, 60)
+        picture_size (tuple): (width, height) of ordinary images. Default: (80, 60)
         sizes (tuple): at least eight (width, height) for the layout. Default: :data:`SIZES`
         tolerance (float): largest difference of replayed logits, over the largest logit. Default:
             0, bit for bit
@@ -121,7 +123,7 @@ class AdapterCase:
         return replace(self, name=name, make=moved, tolerance=tolerance)
 
     def picture(self, seed: int = 0) -> Image.Image:
-        """A picture of coarse coloured noise."""
+        """An image of coarse coloured noise."""
         coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         return Image.fromarray(coarse).resize(self.picture_size, Image.Resampling.BICUBIC)
 
@@ -139,7 +141,7 @@ class AdapterCase:
         prompts: Sequence[Any] | None = None,
         **changes: Any,
     ) -> DenoisingForward:
-        """A forward with a bound generation. Default: one picture and the prompt"""
+        """A forward with a bound generation. Default: one image and the prompt"""
         forward = DenoisingForward(adapter, layer)
         pictures = [[self.picture()]] if images is None else images
         request = adapter.prepare(pictures, [self.prompt] if prompts is None else prompts)
@@ -148,8 +150,8 @@ class AdapterCase:
         return forward
 
     def own(self, adapter: Adapter, request: Request, **changes: Any) -> Reference:
-        """The family's own generation of a request, its parameters frozen as in a replay: some
-        kernels round otherwise while weights ask for gradients."""
+        """The family's own generation of a request. The parameters are frozen as in a replay:
+        some kernels round differently while weights ask for gradients."""
         with torch.no_grad(), frozen(adapter.model):
             return self.reference(adapter, request, {**self.settings, **changes})
 
@@ -171,3 +173,14 @@ def explained(forward: DenoisingForward, example: int = 0) -> list[int]:
         "with which it writes something",
     )
     return found
+
+
+def target_at(forward: DenoisingForward, position: int, example: int = 0) -> Target:
+    """The token written at a response position, as a target."""
+    token = int(forward.trajectory.tokens[example, position])
+    return Target(f"token {token} at {position}", (position,), (token,))
+
+
+def token_positions(layout: Layout) -> Tensor:
+    """(N,) positions of all image tokens in the sequence."""
+    return torch.cat([grid.positions.flatten() for grid in layout.grids])

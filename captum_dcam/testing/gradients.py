@@ -1,17 +1,21 @@
-"""Check 2: the gradient at the tapped image states, against finite differences."""
+"""Check 2: the gradient at the tapped image states, against finite differences. Check 3: which
+calls hold the image span, and the table of them (the paper's Table 4)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from captum_dcam.errors import ConformanceError, InfeasibleStepError, LayerError
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.gradients import TargetGradients, target_gradients
+from captum_dcam.model.tap import recorded
 from captum_dcam.model.words import Target
-from captum_dcam.testing.case import AdapterCase, expect, explained
+from captum_dcam.testing.case import AdapterCase, expect, explained, target_at
 
 #: step of the difference, in the features' root mean square, and what may remain of the gradient
 STEP, TOLERANCE = 1e-4, 1e-5
@@ -25,31 +29,15 @@ def check_gradient(case: AdapterCase) -> str:
     Raises:
         ConformanceError: block, token, and both values.
     """
-    dtype = torch.float64 if case.no_float64 is None else torch.float32
     with case.float64():
-        adapter = case.make(dtype)
+        adapter = case.make(torch.float64 if case.no_float64 is None else torch.float32)
         first = case.bound(adapter, keep=False)
         for block in range(adapter.deepest_block + 1):
-            _check_block(case, _at(first, block))
+            _check_block(case, first.again(block))
         for block in range(adapter.deepest_block + 1, len(adapter.blocks)):
             _check_refused(first, block)
     count = adapter.deepest_block + 1
-    if case.no_float64 is not None:
-        return f"{count} blocks; not compared: {case.no_float64}"
-    return f"{count} blocks"
-
-
-def _at(forward: DenoisingForward, block: int) -> DenoisingForward:
-    """The same generation at another block."""
-    other = DenoisingForward(forward.adapter, block)
-    other.bind(forward.request, replace(forward.trajectory, kept={}))
-    return other
-
-
-def target_at(forward: DenoisingForward, position: int, example: int = 0) -> Target:
-    """The token written at a response position, as a target."""
-    token = int(forward.trajectory.tokens[example, position])
-    return Target(f"token {token} at {position}", (position,), (token,))
+    return f"{count} blocks" + (f"; not compared: {case.no_float64}" if case.no_float64 else "")
 
 
 def _check_block(case: AdapterCase, forward: DenoisingForward) -> None:
@@ -64,45 +52,43 @@ def _check_block(case: AdapterCase, forward: DenoisingForward) -> None:
                 "look for detach(), no_grad() or a copied cache between the prefill and the step"
             ) from error
         if case.no_float64 is None:
-            _compare(forward, target, row.features, row.gradients)
+            generator = torch.Generator().manual_seed(forward.layer)
+            for _ in range(2):
+                _compare(forward, target, row, generator)
 
 
 def _compare(
-    forward: DenoisingForward,
-    target: Target,
-    features: tuple[Tensor, ...],
-    gradients: tuple[Tensor, ...],
+    forward: DenoisingForward, target: Target, row: TargetGradients, generator: torch.Generator
 ) -> None:
-    """The gradient along random directions, against central differences of the forward."""
-    generator = torch.Generator().manual_seed(forward.layer)
+    """The gradient along a random direction, against central differences of the forward."""
+    directions = [
+        torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
+        * f.square().mean().sqrt()
+        for f in row.features
+    ]
+    ends = [
+        _score(forward, target, lambda m, i, size=size: m + size * directions[i])
+        for size in (STEP, -STEP)
+    ]
+    difference = (ends[0] - ends[1]) / (2 * STEP)
+    products = [g * d for g, d in zip(row.gradients, directions, strict=True)]
+    product = float(sum(p.sum() for p in products))
+    typical = float(sum(p.square().sum() for p in products)) ** 0.5
+    expect(
+        abs(difference - product) <= TOLERANCE * max(typical, abs(product)),
+        f"block {forward.layer}, {target.text}: the gradient along a random direction is "
+        f"{product:.9g}, finite differences give {difference:.9g}: a path from the image "
+        "states to the logits is missing or doubled (memory_tensors and replace_memory must "
+        "carry all that steps see of the prefix, its last logits too), or the family computes "
+        "in less than float64 (case.float64)",
+    )
+
+
+def _score(forward: DenoisingForward, target: Target, edit: Callable[..., Tensor]) -> float:
+    """A token's logit with edited image states."""
     pair = (target.positions[0], target.token_ids[0])
-    for _ in range(2):
-        directions = [
-            torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
-            * f.square().mean().sqrt()
-            for f in features
-        ]
-        ends = [_score(forward, pair, directions, sign * STEP) for sign in (1, -1)]
-        difference = (ends[0] - ends[1]) / (2 * STEP)
-        pairs = list(zip(gradients, directions, strict=True))
-        product = float(sum((g * d).sum() for g, d in pairs))
-        typical = float(sum((g * d).square().sum() for g, d in pairs)) ** 0.5
-        expect(
-            abs(difference - product) <= TOLERANCE * max(typical, abs(product)),
-            f"block {forward.layer}, {target.text}: the gradient along a random direction is "
-            f"{product:.9g}, finite differences give {difference:.9g}: a path from the image "
-            "states to the logits is missing or doubled (memory_tensors and replace_memory must "
-            "carry all that steps see of the prefix, its last logits too), or the family computes "
-            "in less than float64 (case.float64)",
-        )
-
-
-def _score(
-    forward: DenoisingForward, pair: tuple[int, int], directions: list[Tensor], size: float
-) -> float:
-    """A token's logit with the image states moved along ``directions``."""
     args = forward.arguments(pair)
-    with torch.no_grad(), forward.edited(lambda m, i: m + size * directions[i]):
+    with torch.no_grad(), forward.edited(edit):
         return float(forward(forward.request.pixels, *args)[0, pair[0], pair[1]])
 
 
@@ -115,11 +101,10 @@ def _check_refused(first: DenoisingForward, block: int) -> None:
         pass
     else:
         raise ConformanceError(f"block {block} is not refused: expected LayerError")
-    forward = _at(first, adapter.deepest_block)
+    forward = first.again(adapter.deepest_block)
     forward.layer = block  # past the refusal
-    position = explained(forward)[-1]
-    pair = (position, int(forward.trajectory.tokens[0, position]))
-    ends = [_blown_up(forward, pair, size) for size in (1.0, 3.0)]
+    target = target_at(forward, explained(forward)[-1])
+    ends = [_score(forward, target, lambda m, _i, size=size: m * size) for size in (1.0, 3.0)]
     expect(
         ends[0] == ends[1],
         f"block {block} is refused, but its image states move the logits ({ends[0]:.6g} and "
@@ -127,8 +112,90 @@ def _check_refused(first: DenoisingForward, block: int) -> None:
     )
 
 
-def _blown_up(forward: DenoisingForward, pair: tuple[int, int], size: float) -> float:
-    """A token's logit with the image states multiplied by ``size``."""
-    args = forward.arguments(pair)
-    with torch.no_grad(), forward.edited(lambda m, _i: m * size):
-        return float(forward(forward.request.pixels, *args)[0, pair[0], pair[1]])
+# -- feasible calls ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    r"""One row of the table.
+
+    Args:
+        name (str): family and mode.
+        calls (tuple): (name, length at the tapped block, whether it is feasible) of every call.
+        image_end (int): one past the last image position.
+    """
+
+    name: str
+    calls: tuple[tuple[str, int, bool], ...]
+    image_end: int
+
+    @property
+    def ratio(self) -> float:
+        """Feasible calls over all."""
+        return sum(valid for *_, valid in self.calls) / len(self.calls)
+
+    def lines(self) -> list[str]:
+        """One line of text per run of neighbouring calls of one length."""
+        lines = []
+        for (length, valid), group in groupby(self.calls, key=lambda call: call[1:]):
+            names = [name for name, *_ in group]
+            run = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+            sign = "≥" if length >= self.image_end else "<"
+            state = "feasible" if valid else "infeasible"
+            lines.append(f"{run}: length {length} {sign} {self.image_end}, {state}")
+        return lines
+
+
+def feasibility(case: AdapterCase) -> Feasibility:
+    """The calls of the case's generation."""
+    trajectory = case.bound(case.make(torch.float32), keep=False).trajectory
+    calls = tuple((c.name, c.length, c.valid) for c in trajectory.calls)
+    return Feasibility(case.name, calls, trajectory.image_end)
+
+
+def check_feasible(case: AdapterCase) -> str:
+    r"""Feasible are exactly the calls in which the family's own ``generate`` runs the block on the
+    whole image span; each has a gradient, every other one is refused.
+
+    Raises:
+        ConformanceError: the calls and their lengths.
+    """
+    forward = case.bound(case.make(torch.float32))
+    trajectory, end = forward.trajectory, forward.request.layout.image_end
+    expect(
+        trajectory.image_end == end,
+        f"the trajectory's image span ends at {trajectory.image_end}, the layout's at {end}",
+    )
+    found = [trajectory.calls[i].length for i in trajectory.feasible]
+    with recorded([forward.adapter.blocks[forward.layer]], keep=False) as (lengths, _):
+        case.own(forward.adapter, forward.request)
+    wanted = [n for n in lengths if n >= end]
+    expect(
+        sorted(found) == sorted(wanted),
+        f"feasible calls have lengths {found}, but in the family's own generation the block sees "
+        f"the image span (it ends at {end}) in calls of lengths {wanted}",
+    )
+    if case.feasible is not None:
+        expect(
+            trajectory.feasible == tuple(case.feasible),
+            f"feasible calls are {trajectory.feasible}: the facts say {tuple(case.feasible)}",
+        )
+    expect(bool(found), "no call is feasible: nothing could be explained")
+    for call in range(len(trajectory.calls)):
+        _check_call(forward, call)
+    return f"{len(found)} of {len(trajectory.calls)}"
+
+
+def _check_call(forward: DenoisingForward, call: int) -> None:
+    trajectory = forward.trajectory
+    places = explained(forward)
+    committed = [p for p in places if int(trajectory.commit_step[0, p]) == call]
+    target = target_at(forward, committed[0] if committed else places[0])
+    valid = call in trajectory.feasible
+    try:
+        target_gradients(forward, [target], call=call)
+    except InfeasibleStepError as error:
+        expect(not valid, f"call {call} is said to be feasible, but: {error}")
+        return
+    if not valid:
+        raise ConformanceError(f"call {call} is infeasible, yet it is not refused")

@@ -1,4 +1,4 @@
-"""Check 5: batches, several pictures, videos, conversations, empty prompts, one token."""
+"""Check 5: batches, several images, videos, conversations, empty prompts, one token."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.prompts import Video
-from captum_dcam.testing.case import AdapterCase, expect, explained
-from captum_dcam.testing.gradients import target_at
+from captum_dcam.testing.case import AdapterCase, expect, explained, target_at, token_positions
 from captum_dcam.testing.replay import agrees
 
-#: logits of an example alone and in a batch, which are computed in other shapes
+#: what may differ between an example alone and in a batch, which is computed in other shapes
 ROUNDING = 1e-4
 
 
 def check_inputs(case: AdapterCase) -> str:
-    r"""What the family takes is generated as by its own code and has gradients; what it does not
-    take is refused before any work.
+    r"""Inputs that the family takes give the answer of its own code, and have gradients; others are
+    refused before any work.
 
     Raises:
         ConformanceError: the kind of input, and what went wrong.
@@ -31,25 +30,32 @@ def check_inputs(case: AdapterCase) -> str:
     one, two, three = (case.picture(seed) for seed in range(3))
     _try(case, adapter, "an empty prompt", [[one]], [""])
     _try(case, adapter, "a conversation", [[one]], [list(case.conversation)])
-    _one_token(case, adapter)
+    short = _try(case, adapter, "a one-token answer", [[one]], [case.prompt], **case.one_token)
+    count = short.trajectory.tokens.shape[1]
+    expect(
+        count == case.shortest,
+        f"the answer with {dict(case.one_token)} has {count} positions: expected {case.shortest}",
+    )
     taken = ["empty prompt", "conversation", "one token"]
-    pair, asked = [[one], [two]], [case.prompt, case.other_prompt]
-    if adapter.batches:
-        _check_batch(case, adapter, pair, asked)
-        taken.append("batch")
-    else:
-        _refused(adapter, "a batch of two", pair, asked)
-    if adapter.several_images:
-        _try(case, adapter, "two pictures", [[one, two]], [case.prompt])
-        taken.append("several pictures")
-    else:
-        _refused(adapter, "two pictures", [[one, two]], [case.prompt])
-    video = Video([one, two, three, one])
-    if adapter.takes_video:
-        _try(case, adapter, "a video", [[video]], [case.prompt])
-        taken.append("video")
-    else:
-        _refused(adapter, "a video", [[video]], [case.prompt])
+    more: list[tuple[str, bool, str, list[list[Any]], list[str]]] = [
+        (
+            "batch",
+            adapter.batches,
+            "a batch of two",
+            [[one], [two]],
+            [case.prompt, case.other_prompt],
+        ),
+        ("several pictures", adapter.several_images, "two images", [[one, two]], [case.prompt]),
+        ("video", adapter.takes_video, "a video", [[Video([one, two, three, one])]], [case.prompt]),
+    ]
+    for name, takes, what, images, prompts in more:
+        if not takes:
+            _refused(adapter, what, images, prompts)
+            continue
+        forward = _try(case, adapter, what, images, prompts)
+        if name == "batch":
+            _check_batch(forward, images, prompts)
+        taken.append(name)
     return ", ".join(taken)
 
 
@@ -63,53 +69,35 @@ def _try(
 ) -> DenoisingForward:
     """Generate as the family's own code does, and take a gradient of every example."""
     forward = case.bound(adapter, images=images, prompts=prompts, **changes)
-    request = forward.request
-    positions = torch.cat([g.positions.flatten() for g in request.layout.grids])
+    positions = token_positions(forward.request.layout)
     unique = len(positions.unique()) == len(positions)
     expect(unique, f"{what}: two image tokens are said to lie at one position")
     try:
         agrees(case, forward, **changes)
     except ConformanceError as error:
         raise ConformanceError(f"{what}: {error}") from error
-    for example in range(request.batch):
+    for example in range(forward.request.batch):
         target = target_at(forward, explained(forward, example)[0], example)
         target_gradients(forward, [target], [example])
     return forward
 
 
-def _one_token(case: AdapterCase, adapter: Adapter) -> None:
-    forward = _try(
-        case, adapter, "a one-token answer", [[case.picture()]], [case.prompt], **case.one_token
-    )
-    count = forward.trajectory.tokens.shape[1]
-    expect(
-        count == case.shortest,
-        f"the answer with {dict(case.one_token)} has {count} positions: expected {case.shortest}",
-    )
-
-
 def _check_batch(
-    case: AdapterCase,
-    adapter: Adapter,
-    images: Sequence[Sequence[Any]],
-    prompts: Sequence[Any],
+    forward: DenoisingForward, images: Sequence[Sequence[Any]], prompts: Sequence[Any]
 ) -> None:
     """Every example of a batch has the logits and the gradient that it has alone."""
-    forward = _try(case, adapter, "a batch of two", images, prompts)
-    trajectory = forward.trajectory
     targets = [target_at(forward, explained(forward, b)[0], b) for b in range(2)]
     found = target_gradients(forward, targets, [0, 1])
+    first = torch.tensor([0])
     for b in range(2):
-        alone = DenoisingForward(adapter, forward.layer)
-        one = adapter.prepare([images[b]], [prompts[b]])
-        alone.bind(one, trajectory.single(b))
+        alone = forward.twin()
+        alone.bind(forward.adapter.prepare([images[b]], [prompts[b]]), forward.trajectory.single(b))
         with torch.no_grad():
-            wanted = alone.replay(torch.tensor([0]), torch.tensor([0]))[0]
-            got = forward.replay(torch.tensor([b]), torch.tensor([0]))[0]
-        pairs = [("logits", got, wanted)]
+            got, wanted = forward.replay(torch.tensor([b]), first), alone.replay(first, first)
         (own,) = target_gradients(alone, [targets[b]])
+        pairs = [("logits", got, wanted)]
         pairs += [
-            ("gradient", g, w) for g, w in zip(found[b].gradients, own.gradients, strict=True)
+            ("gradient", *pair) for pair in zip(found[b].gradients, own.gradients, strict=True)
         ]
         for what, g, w in pairs:
             gap = float((g - w).abs().max() / w.abs().max().clamp_min(1e-30))

@@ -1,9 +1,9 @@
-"""Check 4: a picture that encodes its own coordinates comes out at the right tokens."""
+"""Check 4: what changes in one place of the image changes the tokens of that place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from math import ceil, floor
 from typing import Any
 
@@ -15,34 +15,30 @@ from captum_dcam.errors import MethodError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.layout import Grid
 from captum_dcam.model.prompts import Video
-from captum_dcam.testing.case import AdapterCase, expect
+from captum_dcam.testing.case import AdapterCase, expect, token_positions
 
 GREY = (96, 96, 96)
 #: colours of the patch; a random tower answers to some of them at edges only
 FILLS = ((255, 255, 255), (0, 0, 0), (255, 0, 128))
-#: centres of changes and patch may be so many halves of a cell apart, and half a pixel; a
+#: how many half cells, and half a pixel, may lie between the centres of changes and patch; a
 #: neighbour is 2 away
 NEAR = 1.3
+#: a patch: a rectangle (x0, y0, x1, y1) in pixels
+Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Patch:
-    """A rectangle (x0, y0, x1, y1) in pixels on grey."""
-
-    box: tuple[int, int, int, int]
-
-    def on(self, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
-        """A grey picture of ``size`` (width, height) with the patch."""
-        picture = Image.new("RGB", size, GREY)
-        picture.paste(fill, self.box)
-        return picture
+def _patched(size: tuple[int, int], box: Box, fill: tuple[int, int, int]) -> Image.Image:
+    """A grey image of ``size`` (width, height) with a patch."""
+    image = Image.new("RGB", size, GREY)
+    image.paste(fill, box)
+    return image
 
 
 def check_layout(case: AdapterCase) -> str:
     r"""For every size, a patch over the box of one token changes tokens whose centre of mass lies
-    in that box, in every grid that sees it, among the states before the first block and among the
-    pixels that ``pixel_tokens`` gives to tokens; the map of changes, brought to the picture, has
-    its peak within one cell of the patch. With several pictures or frames, in the right one.
+    in that box. This holds in every grid that sees the patch, for the states before the first block
+    and for the pixels that ``pixel_tokens`` gives to tokens. The map of changes, in pixels, has its
+    peak within one cell of the patch. With several images or frames, the right one changes.
 
     Raises:
         ConformanceError: size, patch and tokens.
@@ -63,21 +59,21 @@ def _check_size(case: AdapterCase, adapter: Adapter, size: tuple[int, int]) -> N
     grids = adapter.prepare([[plain]], [case.prompt]).layout.grids
     for grid in grids:
         expect(
-            grid.image_size == (size[1], size[0]),
-            f"picture {size} (width × height): a grid says (H, W) = {grid.image_size}",
+            grid.image_size == size[::-1],
+            f"image {size} (width × height): a grid says (H, W) = {grid.image_size}",
         )
     patches = list(dict.fromkeys(p for grid in grids for p in _patches(grid)))
-    expect(bool(patches), f"picture {size}: no token's box lies in the picture")
-    pictures = [plain, *(p.on(size, fill) for p in patches for fill in FILLS)]
-    states, pixels = _seen(case, adapter, [[p] for p in pictures])
+    expect(bool(patches), f"image {size}: no token's box lies in the image")
+    images = [plain, *(_patched(size, box, fill) for box in patches for fill in FILLS)]
+    states, pixels = _seen(case, adapter, [[image] for image in images])
     for patch, *changes in zip(patches, *_changes(states), *_changes(pixels), strict=True):
         for what, values in zip(("states", "pixels"), changes, strict=False):
             for grid, part in zip(grids, _split(values, grids), strict=True):
-                _check_patch(f"picture {size}, {what}", grid, patch, part)
+                _check_patch(f"image {size}, {what}", grid, patch, part)
 
 
-def _patches(grid: Grid) -> list[Patch]:
-    """Patches over the middle token and two near corners, as far as these lie in the picture."""
+def _patches(grid: Grid) -> list[Box]:
+    """Patches over the middle token and two near corners, as far as these lie in the image."""
     height, width = grid.image_size
     h, w = grid.shape
     # off the border of large grids: there a tower that blurs can blur to one side only
@@ -85,17 +81,17 @@ def _patches(grid: Grid) -> list[Patch]:
     found = []
     for row, column in ((h // 2, w // 2), (up, w - 1 - aside), (h - 1 - up, aside)):
         x0, y0, x1, y1 = grid.box(row, column)
-        middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-        if not (0 <= middle[0] < width and 0 <= middle[1] < height):
-            continue  # a token of padding
-        left, top = max(0, round(x0)), max(0, round(y0))
-        right, bottom = min(width, round(x1)), min(height, round(y1))
-        if right <= left:
-            left, right = floor(middle[0]), floor(middle[0]) + 1
-        if bottom <= top:
-            top, bottom = floor(middle[1]), floor(middle[1]) + 1
-        found.append(Patch((left, top, right, bottom)))
+        if 0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height:  # no token of padding
+            (left, right), (top, bottom) = _within(x0, x1, width), _within(y0, y1, height)
+            found.append((left, top, right, bottom))
     return found
+
+
+def _within(start: float, end: float, size: int) -> tuple[int, int]:
+    """Whole pixels of an interval inside the image: at least the one in its middle."""
+    first, last = max(0, round(start)), min(size, round(end))
+    middle = floor((start + end) / 2)
+    return (first, last) if last > first else (middle, middle + 1)
 
 
 def _seen(
@@ -104,16 +100,16 @@ def _seen(
     """For every example (N, D) states of image tokens, and (N,) sums of their pixels' changes
     against the first example (none where pixels have no tokens)."""
     size = len(images) if adapter.batches else 1
+    look = case.image_states or partial(entering, case)
     states: list[Tensor] = []
     pixels: list[Tensor] = []
-    first: Request | None = None
+    first: Tensor | None = None
     for start in range(0, len(images), size):
         part = images[start : start + size]
         request = adapter.prepare(part, [case.prompt] * len(part))
-        first = request if first is None else first
-        found = case.image_states or (lambda a, r: entering(case, a, r))
+        first = request.pixels[:1] if first is None else first
         with torch.no_grad():
-            states += list(found(adapter, request).flatten(2).float().cpu())
+            states += look(adapter, request).flatten(2).float().cpu()
         pixels += _owned(adapter, request, first)
     return states, pixels
 
@@ -125,29 +121,25 @@ def entering(case: AdapterCase, adapter: Adapter, request: Request) -> Tensor:
     layout = request.layout
 
     def look(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = (*args, *kwargs.values())
-        tensors = [x for x in given if isinstance(x, Tensor)]
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         hidden = next(x for x in tensors if x.ndim == 3 and x.is_floating_point())
         if not found and hidden.shape[1] >= layout.image_end:
             found.append(hidden[: request.batch].clone())
 
-    handle = adapter.blocks[0].register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        settings = {**case.settings, **case.one_token}
+    settings = {**case.settings, **case.one_token}
+    with adapter.blocks[0].register_forward_pre_hook(look, with_kwargs=True):
         adapter.generate(request, generator=case.generator(), **settings)
-    finally:
-        handle.remove()
     expect(bool(found), "the first block never saw the whole image span while generating")
-    positions = torch.cat([g.positions.flatten() for g in layout.grids])
-    return found[0][:, positions.to(found[0].device)]
+    return found[0][:, token_positions(layout).to(found[0].device)]
 
 
-def _owned(adapter: Adapter, request: Request, first: Request) -> list[Tensor]:
+def _owned(adapter: Adapter, request: Request, first: Tensor) -> list[Tensor]:
+    """Mean change of the pixels of every token (N, 1), per example, against ``first``."""
     try:
         owners = adapter.pixel_tokens(request)
     except MethodError:
         return []
-    gap = (request.pixels - first.pixels[:1]).abs()
+    gap = (request.pixels - first).abs()
     owners = owners.to(gap.device).expand_as(gap[:1]).flatten()
     inside = owners >= 0
     count = sum(h * w for h, w in request.layout.shapes)
@@ -170,30 +162,33 @@ def _split(values: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
     return [p.view(g.shape) for p, g in zip(parts, grids, strict=True)]
 
 
-def _check_patch(what: str, grid: Grid, patch: Patch, values: Tensor) -> None:
+def _check_patch(what: str, grid: Grid, patch: Box, values: Tensor) -> None:
     """Centre of the largest changes (h, w): in the token under the patch; their peak in pixels."""
-    x0, y0, x1, y1 = patch.box
+    x0, y0, x1, y1 = patch
     middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-    if not _covers(grid, middle):
+    edges = (grid.x_edges, grid.y_edges)
+    covered = (
+        ((e[:, 0] <= at) & (at < e[:, 1])).any() for e, at in zip(edges, middle, strict=True)
+    )
+    if not all(covered):  # no box of the grid holds the patch
         return
-    place = f"{what}, patch {patch.box} px"
+    place = f"{what}, patch {patch} px"
     expect(float(values.max()) > 0, f"{place}: no token of the grid that covers it changed")
     mass = values.double().square() * (values >= values.max() / 2)
     mass = mass / mass.sum()
-    center = (
-        float((mass.sum(0) * grid.x_edges.mean(1)).sum()),
-        float((mass.sum(1) * grid.y_edges.mean(1)).sum()),
-    )
+    center = [float((mass.sum(i) * e.mean(1)).sum()) for i, e in enumerate(edges)]
     half = [
         max(float((e[0, 1] - e[0, 0]).abs()), size) / 2
-        for e, size in ((grid.x_edges, x1 - x0), (grid.y_edges, y1 - y0))
+        for e, size in zip(edges, (x1 - x0, y1 - y0), strict=True)
     ]
     row, column = divmod(int(values.argmax()), grid.shape[1])
+    left, top, right, bottom = grid.box(row, column)
     expect(
         all(abs(center[i] - middle[i]) <= NEAR * half[i] + 0.5 for i in (0, 1)),
         f"{place}: the centre of what changed is ({center[0]:.1f}, {center[1]:.1f}), most at "
-        f"token ({row}, {column}) with box {_rounded(grid.box(row, column))}: expected the token "
-        "that the patch covers; compare the order of tokens, and tiles, crops and newlines",
+        f"token ({row}, {column}) with box {floor(left), floor(top), ceil(right), ceil(bottom)}: "
+        "expected the token that the patch covers; compare the order of tokens, and tiles, crops "
+        "and newlines",
     )
     full = grid.to_pixels(values)
     y, x = divmod(int(full.argmax()), full.shape[1])
@@ -204,40 +199,27 @@ def _check_patch(what: str, grid: Grid, patch: Patch, values: Tensor) -> None:
     )
 
 
-def _covers(grid: Grid, point: tuple[float, float]) -> bool:
-    """Whether a box of the grid holds the point."""
-    edges = (grid.x_edges, grid.y_edges)
-    return all(
-        bool(((e[:, 0] <= at) & (at < e[:, 1])).any()) for e, at in zip(edges, point, strict=True)
-    )
-
-
-def _rounded(box: Sequence[float]) -> tuple[int, ...]:
-    return (floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3]))
-
-
 def _check_second(case: AdapterCase, adapter: Adapter, plain: Sequence[Any], number: int) -> None:
-    """A patch in picture or frame ``number`` alone changes grids of that picture most."""
-    size = case.picture_size
+    """A patch in image or frame ``number`` alone changes grids of that image most."""
+    width, height = case.picture_size
     grids = adapter.prepare([plain], [case.prompt]).layout.grids
-    last = max(g.image for g in grids)
-    patch = Patch((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
-    shown = [patch.on(size, fill) for fill in FILLS]
+    box = (width // 4, height // 4, width // 2, height // 2)
+    shown = [_patched(case.picture_size, box, fill) for fill in FILLS]
     changed: list[list[Any]]
     if isinstance(plain[0], Video):
         changed = [[Video([*plain[0][:number], one])] for one in shown]
-        wanted = last  # of the last group of frames
+        wanted = max(g.image for g in grids)  # of the last group of frames
     else:
         changed, wanted = [[*plain[:number], one] for one in shown], number
         expect(
             {g.image for g in grids} == set(range(len(plain))),
-            f"{len(plain)} pictures, but grids of pictures {sorted({g.image for g in grids})}",
+            f"{len(plain)} images, but grids of images {sorted({g.image for g in grids})}",
         )
     states, pixels = _seen(case, adapter, [list(plain), *changed])
     for values in (*_changes(states), *_changes(pixels)):
-        sums = [float(p.max()) for p in _split(values[0], grids)]
-        best = grids[sums.index(max(sums))].image
+        peaks = [float(p.max()) for p in _split(values[0], grids)]
+        best = grids[peaks.index(max(peaks))].image
         expect(
             best == wanted,
-            f"a patch in picture {number} changed tokens of picture {best} most: expected {wanted}",
+            f"a patch in image {number} changed tokens of image {best} most: expected {wanted}",
         )

@@ -22,16 +22,14 @@ def check_replay(case: AdapterCase) -> str:
     Raises:
         ConformanceError: the first thing that differs.
     """
-    worst = 0.0
-    for keep in (True, False):
-        forward = case.bound(case.make(torch.float32), keep=keep)
-        worst = max(worst, agrees(case, forward))
+    bound = (case.bound(case.make(torch.float32), keep=keep) for keep in (True, False))
+    worst = max(agrees(case, forward) for forward in bound)
     return "bit-equal" if worst == 0 else f"within {worst:.0e}"
 
 
 def agrees(case: AdapterCase, forward: DenoisingForward, **changes: Any) -> float:
-    """Compare a bound generation with the family's own; the largest relative difference of
-    logits."""
+    """Compare a bound generation with the family's own, made anew; returns the largest difference
+    of logits, over the largest logit."""
     request, trajectory = forward.request, forward.trajectory
     own = case.own(forward.adapter, request, **changes)
     length = own.tokens.shape[1]
@@ -45,21 +43,16 @@ def agrees(case: AdapterCase, forward: DenoisingForward, **changes: Any) -> floa
         f"the trajectory has {trajectory.steps} steps, the family's own generation "
         f"{len(own.logits)}: record what the model was given before every step",
     )
-    _check_canvases(forward, own)
+    if own.canvases is not None:
+        states = trajectory.states[0][..., :length].cpu()
+        for step, (found, wanted) in enumerate(zip(states, own.canvases.cpu(), strict=True)):
+            expect(
+                torch.equal(found, wanted),
+                f"the canvas before step {step} was recorded as {found.tolist()}, but the model "
+                f"was given {wanted.tolist()}: clone it before the decoder changes it in place",
+            )
     _check_commits(forward, own)
     return _check_logits(case, forward, own)
-
-
-def _check_canvases(forward: DenoisingForward, own: Reference) -> None:
-    if own.canvases is None:
-        return
-    states = forward.trajectory.states[0][..., : own.tokens.shape[1]].cpu()
-    for step, (found, wanted) in enumerate(zip(states, own.canvases.cpu(), strict=True)):
-        expect(
-            torch.equal(found, wanted),
-            f"the canvas before step {step} was recorded as {found.tolist()}, but the model was "
-            f"given {wanted.tolist()}: clone it before the decoder changes it in place",
-        )
 
 
 def _check_commits(forward: DenoisingForward, own: Reference) -> None:
@@ -93,35 +86,31 @@ def _check_commits(forward: DenoisingForward, own: Reference) -> None:
 
 
 def _check_logits(case: AdapterCase, forward: DenoisingForward, own: Reference) -> float:
-    worst = 0.0
+    worst = [0.0]
     request, trajectory = forward.request, forward.trajectory
-    before = [t.clone() for t in (request.pixels, *request.extras, *trajectory.states)]
+    given = (request.pixels, *request.extras, *trajectory.states)
+    before = [t.clone() for t in given]
     batch = torch.arange(request.batch)
-    for step, wanted in enumerate(own.logits):
-        wanted = wanted.cpu()
+    # one row at a time is another batch than the generation's
+    near = case.tolerance if request.batch == 1 else max(case.tolerance, 1e-4)
+    for step, logits in enumerate(own.logits):
+        wanted = logits.cpu()
         state = trajectory.state_at(batch, torch.full_like(batch, step))
         with torch.no_grad():
             whole = forward(request.pixels, *request.extras, *state).cpu()
             rows = [forward.replay(b[None], torch.tensor([step])).cpu() for b in batch]
-        worst = max(
-            worst, _distance(case, f"forward at step {step}", whole, wanted, case.tolerance)
-        )
-        # a row at a time is another batch than the generation's
-        near = case.tolerance if request.batch == 1 else max(case.tolerance, 1e-4)
+        worst.append(_distance(f"forward at step {step}", whole, wanted, case.tolerance))
         for b, row in enumerate(rows):
             place = f"replay of example {b} at step {step}"
-            worst = max(worst, _distance(case, place, row, wanted[b : b + 1], near))
-    after = (request.pixels, *request.extras, *trajectory.states)
+            worst.append(_distance(place, row, wanted[b : b + 1], near))
     expect(
-        all(torch.equal(a, b) for a, b in zip(after, before, strict=True)),
+        all(map(torch.equal, given, before)),
         "a replay changed the request or the recorded states: work on copies",
     )
-    return worst
+    return max(worst)
 
 
-def _distance(
-    case: AdapterCase, place: str, found: Tensor, wanted: Tensor, tolerance: float
-) -> float:
+def _distance(place: str, found: Tensor, wanted: Tensor, tolerance: float) -> float:
     """Largest difference over the largest logit, where the family has logits."""
     expect(
         found.shape[0] == wanted.shape[0] and found.shape[2] == wanted.shape[2],

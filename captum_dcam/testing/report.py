@@ -1,16 +1,19 @@
-"""All six checks of a case as one row of the conformance table."""
+"""All six checks of a case as one row of the conformance table, and files that hold the table."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import transformers
 
+from captum_dcam.errors import InputError
+from captum_dcam.files import write_json
 from captum_dcam.testing.case import AdapterCase
-from captum_dcam.testing.feasibility import check_feasible
-from captum_dcam.testing.gradients import check_gradient
+from captum_dcam.testing.gradients import check_feasible, check_gradient
 from captum_dcam.testing.inputs import check_inputs
 from captum_dcam.testing.placing import check_layout
 from captum_dcam.testing.replay import check_replay
@@ -25,6 +28,8 @@ CHECKS: dict[str, Callable[[AdapterCase], str]] = {
     "inputs": check_inputs,
     "nothing left": check_nothing_left,
 }
+#: what stands around the table in a document
+BEGIN, END = "<!-- conformance table: begin -->", "<!-- conformance table: end -->"
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,9 @@ class ConformanceRow:
 
 def check_all(case: AdapterCase) -> ConformanceRow:
     """Run all six checks; an error of one does not keep the others from running."""
+    outcomes = tuple(_outcome(name, case) for name in CHECKS)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return ConformanceRow(
-        case.name, case.source, tuple(_outcome(n, case) for n in CHECKS), versions
-    )
+    return ConformanceRow(case.name, case.source, outcomes, versions)
 
 
 def _outcome(name: str, case: AdapterCase) -> Outcome:
@@ -78,22 +82,50 @@ def _outcome(name: str, case: AdapterCase) -> Outcome:
 def markdown(rows: Sequence[ConformanceRow]) -> str:
     """The table in Markdown, failures in words below it."""
     head = ["Family and mode", "Code", *CHECKS]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines, failures = [_line(head), _line(["---"] * len(head))], [""]
     for row in rows:
         cells = [o.detail if o.passed else "**fails**" for o in row.outcomes]
         lines.append(_line([row.name, row.code, *cells]))
-    failures = [
-        f"- {row.name}, {o.check}: {o.detail}" for row in rows for o in row.outcomes if not o.passed
-    ]
-    return "\n".join([*lines, *([""] if failures else []), *failures])
+        failures += [f"- {row.name}, {o.check}: {o.detail}" for o in row.outcomes if not o.passed]
+    return "\n".join([*lines, *(failures if len(failures) > 1 else [])])
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(c.replace('|', chr(0x2223)) for c in cells)} |"
 
 
+def read_rows(path: Path) -> list[ConformanceRow]:
+    """Rows of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    records = json.loads(path.read_text(encoding="utf-8"))
+    outcomes = [tuple(Outcome(**o) for o in r["outcomes"]) for r in records]
+    return [ConformanceRow(**{**r, "outcomes": o}) for r, o in zip(records, outcomes, strict=True)]
+
+
+def merge_rows(path: Path, rows: Sequence[ConformanceRow]) -> list[ConformanceRow]:
+    """Add rows to a file in place of earlier ones of the same case and code; returns all, by
+    name."""
+    merged = {(r.name, r.code): r for r in (*read_rows(path), *rows)}
+    ordered = [merged[key] for key in sorted(merged)]
+    write_json(path, [asdict(r) for r in ordered])
+    return ordered
+
+
+def document(text: str, rows: Sequence[ConformanceRow]) -> str:
+    """A document with the table, and the commands that made it, between its two marks."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise InputError(f"the document must hold the lines {BEGIN} and {END} once")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    commands = sorted({(r.command, r.versions) for r in rows})  # each once, with its versions
+    lines = "\n".join(f"- `{command}` ({versions})" for command, versions in commands)
+    made = f"{markdown(rows)}\n\nCommands that gave these rows:\n\n{lines}"
+    return f"{head}{BEGIN}\n{made}\n{END}{tail}"
+
+
 class AdapterSuite:
-    r"""Mixin of a pytest class: one test a check.
+    r"""Mixin of a pytest class: one test per check.
 
     Examples::
 

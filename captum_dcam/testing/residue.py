@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_dcam.errors import ConformanceError
 from captum_dcam.explaining import explain_generation
+from captum_dcam.model.tap import recorded
 from captum_dcam.testing.case import AdapterCase, expect, explained
 
 #: values that are compared as such; others by identity
@@ -28,9 +30,9 @@ class _Interrupted(RuntimeError):
 
 
 def check_nothing_left(case: AdapterCase) -> str:
-    r"""After generating, explaining and an error in the middle of each, the model has the hooks,
-    modes, attributes, caches, weights and gradients that it had before, its classes the same
-    methods, and torch the same random state and gradient mode.
+    r"""Generating and explaining, and an error in the middle of each, leave everything as it was:
+    the model's hooks, modes, attributes, caches, weights and gradients, the methods of its classes,
+    and torch's random state and gradient mode.
 
     Raises:
         ConformanceError: what is left, and after what.
@@ -38,7 +40,7 @@ def check_nothing_left(case: AdapterCase) -> str:
     adapter = case.make(torch.float32)
     model = adapter.model
     request = adapter.prepare([[case.picture()]], [case.prompt])
-    case.own(adapter, request)  # what the family's own code leaves behind is its own
+    case.own(adapter, request)  # what the family's own code leaves behind does not count
     model.train()
     for number, p in enumerate(model.parameters()):
         p.requires_grad_(p.is_floating_point() and number % 2 == 0)
@@ -50,54 +52,36 @@ def check_nothing_left(case: AdapterCase) -> str:
 
     forward = case.bound(adapter)
     compare("generating")
-    explain_generation(forward, [explained(forward)[0]], preset="base")
+    word = explained(forward)[0]
+    explain_generation(forward, [word], preset="base")
     compare("explaining")
-    broken: dict[str, Callable[[], Any]] = {
-        "generating": lambda: case.bound(adapter),
-        "explaining": lambda: explain_generation(
-            case.bound(adapter, keep=False), [explained(forward)[0]], preset="base"
-        ),
-    }
-    calls = _calls(adapter.blocks[-1], broken["generating"])
-    for what, work in broken.items():
-        with _broken(adapter.blocks[-1], calls - 1 if what == "generating" else calls):
-            try:
-                work()
-            except _Interrupted:
-                pass
-            else:
-                raise ConformanceError(f"an error inside the last block is swallowed while {what}")
-        compare(f"an error while {what}")
+    last = adapter.blocks[-1]
+    with recorded([last], keep=False) as (lengths, _):
+        case.bound(adapter)
+    for what, calls in (("generating", len(lengths) - 1), ("explaining", len(lengths))):
+        try:
+            with _broken(last, calls):
+                bound = case.bound(adapter, keep=what == "generating")
+                if what == "explaining":
+                    explain_generation(bound, [word], preset="base")
+        except _Interrupted:
+            compare(f"an error while {what}")
+        else:
+            raise ConformanceError(f"an error inside the last block is swallowed while {what}")
     return "nothing"
-
-
-def _calls(block: nn.Module, work: Callable[[], Any]) -> int:
-    """How many times a block runs."""
-    seen: list[None] = []
-    handle = block.register_forward_pre_hook(lambda *_: seen.append(None))
-    try:
-        work()
-    finally:
-        handle.remove()
-    return len(seen)
 
 
 @contextmanager
 def _broken(block: nn.Module, after: int) -> Iterator[None]:
     """Let a block raise when it was called ``after`` times already."""
-    count = 0
+    calls = count()
 
     def fail(_module: nn.Module, _args: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
+        if next(calls) >= after:
             raise _Interrupted("an error in the middle of a run")
 
-    handle = block.register_forward_pre_hook(fail)
-    try:
+    with block.register_forward_pre_hook(fail):
         yield
-    finally:
-        handle.remove()
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -25,40 +25,40 @@ from captum_dcam.testing import (
     markdown,
 )
 from captum_dcam.testing.__main__ import main
-from captum_dcam.testing.store import BEGIN, END, document, merge_rows, read_rows
+from captum_dcam.testing.report import BEGIN, END, document, merge_rows, read_rows
 
 app = typer.Typer()
 app.command()(main)
 
 #: class, check, what the error says, caches
 BROKEN = (
-    ("WrongCommits", "replay", "commit steps are", "prefix full"),
-    ("CanvasesNotCloned", "replay", "clone it before", "prefix full"),
-    ("MissingStep", "replay", "has 3 steps", "prefix full"),
+    ("WrongCommits", "replay", "commit steps are", "prefix none"),
+    ("CanvasesNotCloned", "replay", "clone it before", "prefix none"),
+    ("MissingStep", "replay", "has 3 steps", "prefix none"),
     ("OtherAnswer", "replay", "not the family's own", "prefix"),
     ("ConfidenceOfLogits", "replay", "expected probabilities", "prefix"),
-    ("WrongShift", "replay", "shift of predictions", "prefix full"),
-    ("NearlyRight", "replay", "the same bits", "prefix full"),
+    ("WrongShift", "replay", "shift of predictions", "prefix none"),
+    ("NearlyRight", "replay", "the same bits", "prefix none"),
     ("ChangesItsState", "replay", "work on copies", "none"),
     ("DetachedCache", "gradient", r"look for detach\(\)", "prefix"),
     ("DetachedKeys", "gradient", "finite differences give", "prefix"),
     ("ForgottenTensors", "gradient", "finite differences give", "prefix"),
-    ("NoGradient", "gradient", r"look for detach\(\)", "prefix full"),
-    ("TooDeep", "gradient", "block 3: no gradient", "prefix full"),
-    ("TooShallow", "gradient", "expected at least 2", "prefix full"),
-    ("InventedLengths", "feasible", "in calls of lengths", "prefix full"),
-    ("SpanCutOff", "feasible", "image span ends at 32, the layout's at 64", "prefix full"),
+    ("NoGradient", "gradient", r"look for detach\(\)", "prefix none"),
+    ("TooDeep", "gradient", "block 3: no gradient", "prefix none"),
+    ("TooShallow", "gradient", "expected at least 2", "prefix none"),
+    ("InventedLengths", "feasible", "in calls of lengths", "prefix none"),
+    ("SpanCutOff", "feasible", "image span ends at 32, the layout's at 64", "prefix none"),
     ("Transposed", "layout", "the order of tokens", "prefix"),
     ("OffByOne", "layout", "the order of tokens", "prefix"),
     ("UpsideDown", "layout", "the order of tokens", "none"),
     ("OneCellAside", "layout", "the order of tokens", "none"),
     ("HeightAndWidthSwapped", "layout", r"a grid says \(H, W\)", "prefix"),
-    ("PicturesSwapped", "layout", "tokens of picture 0 most: expected 1", "prefix"),
+    ("PicturesSwapped", "layout", "tokens of image 0 most: expected 1", "prefix"),
     ("PixelsOfOthers", "layout", "pixels, patch", "prefix"),
     ("RunsWhatItRefuses", "inputs", "a batch of two is neither run nor refused", "none"),
-    ("OnePictureOnly", "inputs", "two pictures is neither run nor refused", "none"),
+    ("OnePictureOnly", "inputs", "two images is neither run nor refused", "none"),
     ("NoVideoThough", "inputs", "Video|video", "none"),
-    ("FirstPromptForAll", "inputs", "other logits than alone", "prefix full"),
+    ("FirstPromptForAll", "inputs", "other logits than alone", "prefix none"),
     ("NoEmptyPrompt", "inputs", "list index out of range", "prefix"),
     ("Peeking", "inputs", "a batch of two: forward at step 0", "none"),
     ("LeavesHook", "nothing left", r"after generating .*_forward_hooks", "prefix"),
