@@ -1,8 +1,8 @@
 r"""The program ``captum-dcam``: its commands, and how errors are shown.
 
-Exit codes: 0 done; 2 usage, or what this library refuses (:class:`captum_dcam.errors.DcamError`),
-with one line that says what; 1 a bug of this program, with a hint of how to see and report it.
-``--debug`` shows the whole traceback of either.
+Exit codes: 0 done; 2 wrong usage, or what this library refuses
+(:class:`captum_dcam.errors.DcamError`), with one line that says what; 1 a bug of this program, with
+a hint how to see and report it. ``--debug`` shows the whole traceback of both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Program(TyperGroup):
 def _is_refusal(error: Exception) -> bool:
     """Whether the user can mend it: what this library refuses, or a device without more memory.
 
-    An image that could not be measured counts as what made it fail.
+    An image that could not be measured counts as the error that made it fail.
     """
     cause = error.__cause__ if isinstance(error, EvaluationError) else None
     first = error if cause is None else cause
@@ -91,18 +91,13 @@ def main() -> None:
     try:
         app(prog_name="captum-dcam", obj=shown)
     except Exception as error:  # noqa: BLE001  the top of the program: a bug is shown and reported
-        _show_bug(error, shown.debug)
+        if shown.debug:
+            traceback.print_exception(error)
+        what = " ".join(str(error).split()) or "no message"
+        typer.secho("Bug: ", fg="red", bold=True, err=True, nl=False)
+        typer.echo(
+            f"this is an error of the program, not yours: {type(error).__name__} ({what}).\n"
+            f"Run again with --debug, or {DEBUG}=1, for the whole traceback, and please report it.",
+            err=True,
+        )
         sys.exit(1)
-
-
-def _show_bug(error: Exception, debug: bool) -> None:
-    """What is to be done about an error that is this program's own."""
-    if debug:
-        traceback.print_exception(error)
-    what = " ".join(str(error).split()) or "no message"
-    typer.secho("Bug: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(
-        f"this is an error of the program, not yours: {type(error).__name__} ({what}).\n"
-        f"Run again with --debug, or {DEBUG}=1, for the whole traceback, and please report it.",
-        err=True,
-    )

@@ -26,18 +26,18 @@ from captum_dcam.cli.parsing import (
     check_answer,
     chosen_refinements,
     chosen_words,
+    image_of,
     parse_methods,
-    picture_of,
-    source_of,
     written,
 )
 from captum_dcam.cli.printing import (
     figure,
-    others_on_stderr,
     output_console,
     print_facts,
     print_json,
     progress,
+    run_and_print,
+    score,
     table_of,
 )
 from captum_dcam.errors import InputError
@@ -80,18 +80,18 @@ class Options(Answer):
         int | None,
         option(
             HOW,
-            "Forward passes after which a method stops, with the words done so far.",
+            "Number of forward passes after which a method stops, with the words done so far.",
             default="none",
         ),
     ] = None
-    budget_seconds: Annotated[float | None, option(HOW, "The same in seconds.", default="none")] = (
-        None
-    )
-    seed: Annotated[int, option(DECODE, "Of sampling and of methods that draw.")] = 0
+    budget_seconds: Annotated[
+        float | None, option(HOW, "The same, in seconds.", default="none")
+    ] = None
+    seed: Annotated[int, option(DECODE, "Of sampling, and of methods that draw.")] = 0
     output: Annotated[
         Path,
         output_option(
-            "Folder for panel.png, the figures (.json, .csv) and the maps; an earlier output is "
+            "Folder for panel.png, the numbers (.json, .csv) and the maps; an earlier output is "
             "replaced, nothing else is."
         ),
     ] = Path("comparison")
@@ -99,7 +99,7 @@ class Options(Answer):
         str,
         option(
             OUT,
-            "Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale a "
+            "Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale per "
             "method, so that faint words stay faint).",
             names="scales",
         ),
@@ -123,12 +123,7 @@ def compare(options: Options) -> None:
         found = list_methods()
         print_json(found, default=str) if options.json else print_methods(found)
         return
-    with others_on_stderr():
-        result = run(options)
-    if options.json:
-        print_json(document(result), allow_nan=False)
-    else:
-        print_comparison(result)
+    run_and_print(options, run, document, print_comparison, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -138,8 +133,8 @@ class Compared:
     Args:
         comparison (Comparison): maps, costs and scores.
         folder (Path): where everything lies.
-        source (str): the picture's path, or which scene was drawn.
-        sort (str or None): the table's order; None: as asked for.
+        source (str): the image's path, or which scene was drawn.
+        sort (str or None): the table's order; None: the order of ``--methods``.
     """
 
     comparison: Comparison
@@ -162,8 +157,8 @@ def run(options: Options) -> Compared:
     device = check_answer(options)
     folder = prepare_folder(options.output, "comparison")
     with progress() as say:
-        picture, scene = picture_of(options)
-        forward = written(options, picture, device, say)
+        image, scene, source = image_of(options)
+        forward = written(options, image, device, say)
         token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
         count = iter(range(1, len(methods) + 1))
 
@@ -181,38 +176,33 @@ def run(options: Options) -> Compared:
             seed=options.seed,
             progress=lambda name: say(f"Method {next(count)} of {len(methods)}: {name}"),
         )
-        _check_some_worked(comparison)
+        if not any(any(row.complete) or any(m.any() for m in row.maps) for row in comparison.rows):
+            reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)
+            raise InputError(f"no method gave a map. {reasons}")  # and nothing is written
         say("Drawing panel.png")
         write_comparison(comparison, folder, scale=options.scale)
-    return Compared(comparison, folder, source_of(options, scene), options.sort)
-
-
-def _check_some_worked(comparison: Comparison) -> None:
-    """Nothing is written, and nothing replaced, when no method gave a map."""
-    for row in comparison.rows:
-        if any(row.complete) or any(bool(maps.any()) for maps in row.maps):
-            return
-    reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)
-    raise InputError(f"no method gave a map. {reasons}")
+    return Compared(comparison, folder, source, options.sort)
 
 
 # -- what is printed -------------------------------------------------------------------------------
 
 
 def print_comparison(compared: Compared) -> None:
-    """Prompt, answer, a line a method, why some failed, and where the files are."""
+    """Print prompt and answer, one line per method, why some failed, and where the files are."""
     from captum_dcam.results.comparison import METRICS
     from captum_dcam.viewer.folder import PANEL
 
     console, comparison = output_console(120), compared.comparison
     facts = {
-        "Picture": compared.source,
+        "Image": compared.source,
         "Prompt": comparison.prompt,
         "Answer": comparison.answer,
         "Words": ", ".join(comparison.words),
     }
     print_facts(console, facts)
-    reference = reference_of(comparison)
+    # whose time is 1: the default method, else the first one that is done
+    done = [row for row in comparison.rows if row.status == "done" and row.cost.seconds > 0]
+    reference = next((row for row in done if row.name == REFERENCE), done[0] if done else None)
     scored = any(row.mean("f3") is not None for row in comparison.rows)
     names = ["Method", "Status", "Seconds", "× time", "Passes", "MB"]
     names += ["Obj-IoU", "Contrast", "Conc.", "F3"] if scored else []
@@ -221,7 +211,7 @@ def print_comparison(compared: Compared) -> None:
         cells = [Text(row.name), Text(row.status, style=STATUS[row.status])]
         cells += map(Text, _costs(row, reference))
         if scored:
-            cells += [Text(figure(row.mean(m), 1 if m == "contrast" else 3)) for m in METRICS]
+            cells += [Text(score(name, row.mean(name))) for name in METRICS]
         table.add_row(*cells)
     console.print(table)
     for row in comparison.rows:
@@ -233,14 +223,8 @@ def print_comparison(compared: Compared) -> None:
     if scored:
         notes.append("Scores: means over the words that name an object, against its mask.")
     console.print(" ".join(notes), style="dim")
-    print_facts(console, {"Panel": str(compared.folder / PANEL)})
-    print_facts(console, {"Folder": f"{compared.folder} (comparison.csv, .json, and all maps)"})
-
-
-def reference_of(comparison: Comparison) -> ComparisonRow | None:
-    """Whose time is 1: Diffusion-CAM's default, else the first method that is done."""
-    done = [row for row in comparison.rows if row.status == "done" and row.cost.seconds > 0]
-    return next((row for row in done if row.name == REFERENCE), done[0] if done else None)
+    folder = f"{compared.folder} (comparison.csv, .json, and all maps)"
+    print_facts(console, {"Panel": str(compared.folder / PANEL), "Folder": folder})
 
 
 def ordered(rows: Sequence[ComparisonRow], sort: str | None) -> list[ComparisonRow]:
@@ -253,9 +237,9 @@ def ordered(rows: Sequence[ComparisonRow], sort: str | None) -> list[ComparisonR
 
 
 def _costs(row: ComparisonRow, reference: ComparisonRow | None) -> list[str]:
-    cost = row.cost
     if row.status == "failed":
         return ["–"] * 4
+    cost = row.cost
     ratio = None if reference is None else cost.seconds / reference.cost.seconds
     peak = None if cost.peak_bytes is None else cost.peak_bytes / 1e6
     passes = f"{cost.forwards} + {cost.backwards}"
@@ -285,27 +269,27 @@ def document(compared: Compared) -> dict[str, Any]:
 
 
 def list_methods() -> list[dict[str, Any]]:
-    """One record a method, in the order of the table."""
+    """One record per method, in the order of the table."""
     from captum_dcam.files import without_nan
     from captum_dcam.methods import METHODS, method_names
 
-    out = []
+    found = []
     for name in method_names():
         facts = {"name": name, **asdict(METHODS[name].facts)}
         facts["maps"] = ["image", "text"] if facts.pop("text") else ["image"]
         settings = fields(METHODS[name])  # type: ignore[arg-type]  # dataclasses all
-        out.append({**facts, "settings": {f.name: _default(f) for f in settings}})
-    return list(map(without_nan, out))
+        found.append(without_nan({**facts, "settings": {f.name: _default(f) for f in settings}}))
+    return found
 
 
 def _default(field: Field[Any]) -> Any:
-    if field.default is not MISSING:
-        return field.default
-    return None if field.default_factory is MISSING else field.default_factory()
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
 
 
 def print_methods(records: Sequence[dict[str, Any]]) -> None:
-    """A line a method, group after group."""
+    """Print one line per method, group after group."""
     console, group = output_console(160), ""
     heads = ("Name", "Method", "Passes", "Needs", "Maps", "Runs on", "Source")
     table = table_of(*heads, whole=True)
@@ -320,7 +304,7 @@ def print_methods(records: Sequence[dict[str, Any]]) -> None:
         table.add_row(*map(Text, [*cells, ", ".join(r["runs_on"]), r["source"]]))
     console.print(table)
     console.print(
-        "Passes: for one token, with '+ n back' for backward passes. Settings: --json, or "
-        "name:setting=value.",
+        "Passes: for one token; '+ n back' are backward passes. Settings: listed by --json, given "
+        "as name:setting=value.",
         style="dim",
     )

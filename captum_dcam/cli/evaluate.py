@@ -3,7 +3,7 @@ r"""``captum-dcam evaluate``: options to plans, plans to stores, and how every p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,10 +27,10 @@ from captum_dcam.cli.options import (
 )
 from captum_dcam.cli.parsing import load_model, parse_methods, setting_pairs
 from captum_dcam.cli.printing import (
-    others_on_stderr,
     output_console,
     print_facts,
     print_json,
+    run_and_print,
     show,
     table_of,
 )
@@ -55,8 +55,8 @@ class Options(Data):
         list[str] | None,
         option(
             WHAT,
-            "Everything that a group of tables needs, each part in a folder of its own; "
-            "repeatable: {suites}.",
+            "All that a group of tables needs, each part in a folder of its own; repeatable: "
+            "{suites}.",
             "--suite",
             "-s",
             metavar="NAME",
@@ -65,7 +65,7 @@ class Options(Data):
         NAMES["suites"],
     ] = None
     plan: Annotated[
-        Path | None, option(WHAT, "A plan as JSON; a store's plan.json will do: the same again.")
+        Path | None, option(WHAT, "A plan as JSON, such as plan.json of a store: the same again.")
     ] = None
     methods: Annotated[
         list[str] | None,
@@ -116,7 +116,7 @@ class Options(Data):
         int | None,
         option(
             HOW,
-            "Forward passes an image after which a method stops.",
+            "Number of forward passes per image after which a method stops.",
             "--budget-passes",
             default="none",
             min=1,
@@ -131,8 +131,8 @@ class Options(Data):
         str | None,
         option(
             RUN,
-            "Every N-th image from the I-th. The last shard to end merges them; accelerate launch "
-            "and torchrun number their processes by themselves.",
+            "Every N-th image from the I-th. The last shard to end merges them. accelerate launch "
+            "and torchrun number their processes themselves.",
             metavar="I/N",
             default="the launcher's, or all",
         ),
@@ -165,34 +165,15 @@ def evaluate(options: Options) -> None:
     if options.list_:
         _show_choices(options.json)
         return
-    with others_on_stderr():
-        done = run(options, _say_part)
-    if options.json:
-        print_json([document(one) for one in done], default=str)
-    else:
-        print_summaries(done)
+    run_and_print(options, run, document, print_summaries, default=str)
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    r"""What was measured.
-
-    Args:
-        name (str): of the part; empty for a single plan.
-        plan (Plan): what was measured.
-        summary (Summary): how this process's shard stands.
-    """
-
-    name: str
-    plan: Plan
-    summary: Summary
-
-
-def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
+def run(options: Options) -> list[tuple[Part, Summary]]:
     """Measure; everything that can be checked is checked before any work.
 
-    ``say`` is told the name of every part before it is measured. A stop by signal ends after the
-    image at hand; what comes after it is left for the next run.
+    Returns every part with how this process's shard of it stands. The name of a part is printed on
+    stderr before it is measured. A stop by signal ends after the image at hand; what comes after it
+    is left for the next run.
     """
     from captum_dcam.evaluation import (
         Live,
@@ -205,21 +186,20 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
     from captum_dcam.model.hub import check_device
 
     shard = launched_shard() if options.shard is None else parse_shard(options.shard)
-    device = None if options.device is None else check_device(options.device)
-    adapters = Loaded(options, device)
-    parts = parts_of(options, adapters)
-    for part in parts:  # a folder of other settings is refused before the first part runs
-        Store.check(_folder(options, part), part.plan.record(), shard[1])
-    out = []
+    adapters = Loaded(options, None if options.device is None else check_device(options.device))
+    parts = [(part, options.output / part.name) for part in parts_of(options, adapters)]
+    for part, folder in parts:  # a folder of other settings is refused before the first part runs
+        Store.check(folder, part.plan.record(), shard[1])
+    done = []
     with stop_on_signals() as stop:
-        for part in parts:
+        for part, folder in parts:
             if part.name:
-                say(part.name)
+                typer.echo(f"{part.name} …", err=True)
             label = part.name or "evaluate"
             label += "" if shard[1] == 1 else f" {shard[0]}/{shard[1]}"
             summary = evaluate(
                 part.plan,
-                _folder(options, part),
+                folder,
                 root=options.root,
                 shard=shard,
                 on_error="skip" if part.skips else options.errors,
@@ -228,14 +208,10 @@ def run(options: Options, say: Callable[[str], None]) -> list[Evaluated]:
                 stop=stop,
                 adapter=adapters.of(part.plan.cache),
             )
-            out.append(Evaluated(part.name, part.plan, summary))
+            done.append((part, summary))
             if stop():
                 break
-    return out
-
-
-def _folder(options: Options, part: Part) -> Path:
-    return options.output / part.name if part.name else options.output
+    return done
 
 
 class Loaded:
@@ -253,23 +229,29 @@ class Loaded:
 
     def of(self, cache: str | None) -> Adapter:
         """The adapter with a cache; None: the family's own."""
-        if cache not in self._known:
-            same = next((a for a in self._known.values() if a.cache == cache), None)
-            self._known[cache] = self._load(cache) if same is None else same
-        return self._known[cache]
-
-    def _load(self, cache: str | None) -> Adapter:
         from captum_dcam.evaluation.launch import launched_device
 
-        where = launched_device() if self._device is None else self._device
-        return load_model(self._model, self._settings, cache=cache, device=where, dtype=self._dtype)
+        if cache not in self._known:
+            same = [adapter for adapter in self._known.values() if adapter.cache == cache]
+            self._known[cache] = (
+                same[0]
+                if same
+                else load_model(
+                    self._model,
+                    self._settings,
+                    cache=cache,
+                    device=launched_device() if self._device is None else self._device,
+                    dtype=self._dtype,
+                )
+            )
+        return self._known[cache]
 
 
 # -- options to plans ------------------------------------------------------------------------------
 
 
 def parts_of(options: Options, adapters: Loaded) -> list[Part]:
-    """The parts of the suites that are asked for, a plan from a file, or one from options."""
+    """The parts of the suites that are asked for, the plan of a file, or that of the options."""
     from captum_dcam.evaluation.suites import Part, Setting, suite
 
     given = [name for name in ("suite", "plan", "methods") if getattr(options, name)]
@@ -283,23 +265,22 @@ def parts_of(options: Options, adapters: Loaded) -> list[Part]:
     if options.methods:
         return [Part("", _plan_of_options(options))]
     own = ("metrics", "layer", "score", "refine", "answer", "words", "passes")
-    fixed = [flag(options, name) for name in own if getattr(options, name) is not None]
-    if fixed:
+    if fixed := [flag(options, name) for name in own if getattr(options, name) is not None]:
         brings = ", ".join(name.removeprefix("--") for name in fixed)
         raise InputError(f"a suite brings its own {brings}: leave out {fixed[0]}")
-    adapter = adapters.of(options.cache)
-    setting = Setting(**options.shared(Setting, adapter=adapter, **_parsed(options)))
+    own_settings = {"adapter": adapters.of(options.cache), **_parsed(options)}
+    setting = Setting(**options.shared(Setting, **own_settings))
     parts = {part.name: part for name in options.suite or () for part in suite(name, setting)}
     return list(parts.values())
 
 
 def _parsed(options: Options) -> dict[str, Any]:
-    """What the command line writes as text, and a plan as records."""
+    """What is text on the command line, and a record in a plan."""
     load = setting_pairs("--load", options.load)
     return {
         "dataset": {"name": options.dataset, **setting_pairs("--data", options.data)},
         "generation": setting_pairs("--generation", options.generation),
-        # what decides numbers: not where the model lies, nor what it may run
+        # what changes numbers: neither the devices nor the leave to run a checkpoint's code
         "load": {k: v for k, v in load.items() if k not in ("device_map", "trust_remote_code")},
     }
 
@@ -359,46 +340,40 @@ def _metric(text: str) -> dict[str, Any]:
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def _say_part(name: str) -> None:
-    """Before a part's bar, on stderr."""
-    typer.echo(f"{name} …", err=True)
-
-
-def print_summaries(done: Sequence[Evaluated]) -> None:
-    """A line a part, problems of the data, and what to do next."""
+def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
+    """Print one line per part, problems of the data, and what to do next."""
     from captum_dcam.evaluation.tables import table
 
     console = output_console(120)
     heads = ("Part", "Shard", "Images", "Now", "Failed", "Left", "Folder")
     drawn = table_of(*heads, right=heads[1:6])
-    for one in done:
-        s = one.summary
-        cells = [one.name or "–", f"{s.shard[0]}/{s.shard[1]}", s.total, s.measured, s.failed]
+    for part, s in done:
+        cells = [part.name or "–", f"{s.shard[0]}/{s.shard[1]}", s.total, s.measured, s.failed]
         style = "yellow" if s.left else ""
         drawn.add_row(*map(str, cells), Text(str(s.left), style=style), str(s.folder))
     console.print(drawn)
-    for one in done:
-        for problem in one.summary.problems[:10]:
-            console.print(Text(f"left out: {problem}", style="yellow"))
-        if len(one.summary.problems) > 10:
-            console.print(Text(f"and {len(one.summary.problems) - 10} more", style="yellow"))
-    if any(one.summary.left for one in done):
+    for _, s in done:
+        lines = [f"left out: {problem}" for problem in s.problems[:10]]
+        lines += [f"and {len(s.problems) - 10} more"] if len(s.problems) > 10 else []
+        for line in lines:
+            console.print(Text(line, style="yellow"))
+    if any(s.left for _, s in done):
         console.print(Text("Stopped early: the same command goes on.", style="yellow"))
-    elif any(one.summary.merged is None for one in done):
+    elif any(s.merged is None for _, s in done):
         console.print("Other shards are not complete yet; the last one merges.", style="dim")
     else:
-        suites = any(one.name for one in done)
-        folder = done[0].summary.folder.parent if suites else done[0].summary.folder
+        part, s = done[0]
+        folder = s.folder.parent if part.name else s.folder
         print_facts(console, {"Results": str(folder)})
-        if not suites:
-            show(table("summary", folder))
-        else:
+        if part.name:
             console.print(f"captum-dcam table all --results {folder}", style="dim")
+        else:
+            show(table("summary", folder))
 
 
-def document(one: Evaluated) -> dict[str, Any]:
-    """A part as plain data."""
-    return {"part": one.name, **asdict(one.summary), "plan": one.plan.record()}
+def document(done: Sequence[tuple[Part, Summary]]) -> list[dict[str, Any]]:
+    """The parts as plain data."""
+    return [{"part": part.name, **asdict(s), "plan": part.plan.record()} for part, s in done]
 
 
 def _show_choices(as_json: bool) -> None:

@@ -26,17 +26,15 @@ from captum_dcam.cli.parsing import (
     chosen_refinements,
     chosen_words,
     generator,
-    picture_of,
-    source_of,
+    image_of,
     written,
 )
 from captum_dcam.cli.printing import (
-    figure,
-    others_on_stderr,
     output_console,
     print_facts,
-    print_json,
     progress,
+    run_and_print,
+    score,
     table_of,
 )
 
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 
     from captum_dcam.metrics import LocalizationScores
     from captum_dcam.results.explanation import Explanation
-    from captum_dcam.results.summary import WordSummary
 
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
@@ -75,15 +72,15 @@ class Options(Answer):
         bool,
         option(
             HOW,
-            "Remove what every map highlights and see whether the word becomes less likely.",
+            "Remove what each map highlights, and see whether its word becomes less likely.",
             "--check-sign",
         ),
     ] = False
-    seed: Annotated[int, option(DECODE, "Of sampling and of the sign check.")] = 0
+    seed: Annotated[int, option(DECODE, "Of sampling and the sign check.")] = 0
     output: Annotated[
         Path,
         output_option(
-            "Folder for a picture of every word, sheet.png and the data; an earlier output is "
+            "Folder for one picture per word, sheet.png and the data; an earlier output is "
             "replaced, nothing else is."
         ),
     ] = Path("explanation")
@@ -91,17 +88,12 @@ class Options(Answer):
 
 @command
 def explain(options: Options) -> None:
-    """Explain the words of an answer about a picture: one map a word.
+    """Explain the words of an answer about an image: one map per word.
 
     Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
     captum-dcam explain --scene 3 --preset paper --json
     """
-    with others_on_stderr():
-        result = run(options)
-    if options.json:
-        print_json(document(result))
-    else:
-        print_report(result)
+    run_and_print(options, run, document, print_report)
 
 
 @dataclass(frozen=True)
@@ -111,9 +103,9 @@ class Result:
     Args:
         explanation (Explanation): the maps.
         folder (Path): where everything lies.
-        source (str): the picture's path, or which scene was drawn.
+        source (str): the image's path, or which scene was drawn.
         scores (tuple or None): localisation of every target, where masks are known.
-        signs (Tensor or None): (N, 2) of :func:`captum_dcam.sign_check`.
+        signs (Tensor or None): (N, 2) from :func:`captum_dcam.sign_check`.
     """
 
     explanation: Explanation
@@ -136,43 +128,43 @@ def run(options: Options) -> Result:
     device = check_answer(options)
     folder = prepare_folder(options.output)
     with progress() as say:
-        picture, scene = picture_of(options)
-        forward = written(options, picture, device, say)
+        image, scene, source = image_of(options)
+        forward = written(options, image, device, say)
         say("Explaining its words")
         own = options.shared(
             explain_generation, words=words, refinements=refinements, preset=chosen
         )
         explanation = explain_generation(forward, **own)
-        signs = None
+        targets, signs = explanation.targets, None
         if options.check_sign:
             say("Checking signs")
-            drawn, score = generator(options.seed), explanation.settings["score"]
-            signs = sign_check(forward, explanation.targets, explanation.maps, drawn, score=score)
+            drawn, at = generator(options.seed), explanation.settings["score"]
+            signs = sign_check(forward, targets, explanation.maps, drawn, score=at)
         scores = None if scene is None else scene_scores(explanation, scene)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
-    return Result(explanation, folder, source_of(options, scene), scores, signs)
+    return Result(explanation, folder, source, scores, signs)
 
 
 # -- what is printed -------------------------------------------------------------------------------
 
 
 def print_report(result: Result) -> None:
-    """Prompt, answer, a line a word, and where the files are."""
+    """Print image, prompt and answer, one line per word, and where the files are."""
     from captum_dcam.viewer.folder import SHEET
 
     console, explanation = output_console(), result.explanation
-    facts = {"Picture": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
+    facts = {"Image": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
     print_facts(console, facts)
     console.print(_words_table(result))
     if result.scores is not None:
-        _print_scores(console, result, result.scores)
+        _print_scores(console, explanation.words, result.scores)
     if result.signs is not None:
         console.print(
             "Fall: how much the word's log-probability falls when the tenth of the image tokens "
-            "that its map highlights is removed, and when as many random ones are.",
+            "that its map highlights is removed. Random: the same with as many random tokens.",
             style="dim",
         )
-    several = "a picture of every word, and explanation/ to load again"
+    several = "one picture per word, and explanation/ to load again"
     places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
     print_facts(console, places)
 
@@ -185,66 +177,46 @@ def _words_table(result: Result) -> Table:
     names += ["Fall", "Random"] if result.signs is not None else []
     table = table_of(*names, right=("#", "Step", "Sure", "F3", "Fall", "Random"))
     for n, row in enumerate(summarise(result.explanation)):
-        cells = [
-            str(row.number),
-            row.word,
-            ", ".join(map(str, row.steps)),
-            f"{row.confidence:.0%}",
-            row.region,
-            _box(row),
-        ]
+        steps, box = ", ".join(map(str, row.steps)), "–"
+        if row.peak is not None:
+            x0, y0, x1, y1 = map(round, row.peak)
+            box = f"x {x0}–{x1}, y {y0}–{y1}"
+        cells = [str(row.number), row.word, steps, f"{row.confidence:.0%}", row.region, box]
         if result.scores is not None:
             own = result.scores[n]
-            cells.append("" if own is None else figure(float(own.f3), 3))
+            cells.append("" if own is None else score("f3", float(own.f3)))
         if result.signs is not None:
             cells += [f"{value:+.3f}" for value in result.signs[n].tolist()]
         table.add_row(*map(Text, cells))
     return table
 
 
-def _box(row: WordSummary) -> str:
-    if row.peak is None:
-        return "–"
-    x0, y0, x1, y1 = (round(v) for v in row.peak)
-    return f"x {x0}–{x1}, y {y0}–{y1}"
-
-
 def _print_scores(
-    console: Console, result: Result, scores: Sequence[LocalizationScores | None]
+    console: Console, words: Sequence[str], scores: Sequence[LocalizationScores | None]
 ) -> None:
     """All four localisation scores of the words that name objects, and their means."""
-    pairs = zip(result.explanation.words, scores, strict=True)
-    named = [(word, own) for word, own in pairs if own is not None]
-    if not named:
-        console.print("No explained word names an object of the scene.", style="dim")
-        return
-    heads = ("Obj-IoU", "Contrast", "Concentration", "F3")
-    table = table_of("Localisation", *heads, right=heads)
-    for word, own in named:
-        table.add_row(Text(word), *_figures(own))
-    if len(named) > 1:
-        means = _means([own for _, own in named])
-        table.add_row(Text("mean (F3 of the means)", style="bold"), *_figures(means))
-    console.print(table)
-
-
-def _means(found: Sequence[LocalizationScores]) -> LocalizationScores:
     import torch
 
-    from captum_dcam.metrics import LocalizationScores, f3_score
+    from captum_dcam.metrics import f3_score
 
-    iou, contrast, share = (
-        torch.stack([getattr(own, name) for own in found]).mean() for name in METRICS[:3]
-    )
-    return LocalizationScores(iou, contrast, share, f3_score(iou, contrast, share))
-
-
-def _named(own: LocalizationScores) -> dict[str, float]:
-    return {name: float(getattr(own, name)) for name in METRICS}
-
-
-def _figures(own: LocalizationScores) -> list[str]:
-    return [figure(v, 1 if name == "contrast" else 3) for name, v in _named(own).items()]
+    rows = [
+        (Text(word), [getattr(own, name) for name in METRICS])
+        for word, own in zip(words, scores, strict=True)
+        if own is not None
+    ]
+    if not rows:
+        console.print("No explained word names an object of the scene.", style="dim")
+        return
+    if len(rows) > 1:
+        columns = zip(*(values[:3] for _, values in rows), strict=True)
+        iou, contrast, concentration = (torch.stack(column).mean() for column in columns)
+        means = [iou, contrast, concentration, f3_score(iou, contrast, concentration)]
+        rows.append((Text("mean (F3 of the means)", style="bold"), means))
+    heads = ("Obj-IoU", "Contrast", "Concentration", "F3")
+    table = table_of("Localisation", *heads, right=heads)
+    for word, values in rows:
+        table.add_row(word, *(score(m, float(v)) for m, v in zip(METRICS, values, strict=True)))
+    console.print(table)
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -253,8 +225,7 @@ def document(result: Result) -> dict[str, Any]:
     from captum_dcam.results.summary import summarise
     from captum_dcam.viewer.folder import SHEET, word_files
 
-    explanation = result.explanation
-    trajectory = explanation.trajectory
+    explanation, trajectory = result.explanation, result.explanation.trajectory
     files: dict[int, list[str]] = {}
     for number, _, name in word_files(explanation):
         files.setdefault(number, []).append(name)
@@ -263,7 +234,8 @@ def document(result: Result) -> dict[str, Any]:
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
         if result.scores is not None:
             own = result.scores[n]
-            record["localization"] = None if own is None else _named(own)
+            named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}
+            record["localization"] = named
         if result.signs is not None:
             highlighted, random = result.signs[n].tolist()
             record["sign_check"] = {"highlighted": highlighted, "random": random}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from rich.text import Text
 
 from captum_dcam.cli.options import Base, command, option
-from captum_dcam.cli.printing import output_console, print_json, table_of
+from captum_dcam.cli.printing import figure, output_console, print_json, table_of
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ def sources() -> tuple[str, ...]:
 
 
 def print_models(records: Sequence[dict[str, Any]]) -> None:
-    """A line a checkpoint, then what each family needs and what surprises in it."""
-    table = table_of("Family", "Checkpoint", "Regimes", "Blocks", "Deepest", "Default")
+    """Print one line per checkpoint, then what each family needs and what surprises in it."""
+    table = table_of("Family", "Checkpoint", "Caches", "Blocks", "Deepest", "Default")
     for r in records:
         for number, c in enumerate(r["checkpoints"] or [r | {"name": r["class"]}]):
             depths = (c["blocks"], c["deepest_usable_block"], c["recommended_block"])
-            shown = ["–" if d is None else str(d) for d in depths]
-            family = (r["family"], c["name"], ", ".join(r["caches"]))
-            table.add_row(*(family if number == 0 else ("", c["name"], "")), *shown)
+            family, caches = ("", "") if number else (r["family"], ", ".join(r["caches"]))
+            table.add_row(family, c["name"], caches, *(figure(d, 0) for d in depths))
     console = output_console()
     console.print(table)
     console.print(
@@ -59,14 +58,14 @@ def print_models(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """What is to be known of a family, in lines."""
+    """What a user must know of a family, line by line."""
     if record["error"] is not None:
         return list(record["notes"])
     calls = [f"{cache}: {text}" for cache, text in record["feasible"].items()]
     lines = [f"Image seen by {'; '.join(calls)}"]
     takes = ("batches", "several_images", "video")
-    names = [n.replace("_images", " pictures") for n in takes if record[n]]
-    lines.append(f"Takes {', '.join(names) or 'one picture, one example'}")
+    names = [name.replace("_", " ") for name in takes if record[name]]
+    lines.append(f"Takes {', '.join(names) or 'one image, one example'}")
     lines.append(f"Needs transformers{record['transformers']}")
     if record["package"]:
         state = "installed" if record["installed"] else "not installed"

@@ -8,20 +8,20 @@ r"""A command's options, declared once: a dataclass whose fields carry typer's d
     def compare(options: Options) -> None:
         "What the help says of the command."
 
-A file of this folder that enters a command so needs no word elsewhere. What names an option takes
-is in :data:`NAMES`. The files of commands import nothing heavy at their top, so that ``--help`` and
-``--version`` are quick.
+A file of this folder that enters a command in this way is all that the command needs. The names
+that an option takes are in :data:`NAMES`. The files of commands import nothing heavy at their top,
+so that ``--help`` and ``--version`` are quick.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import update_wrapper
 from glob import iglob
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -36,7 +36,7 @@ DECODE, OUT = "Generation", "Output"
 PANELS = (None, WHAT, HOW, RUN, DECODE, OUT)
 DEBUG = "CAPTUM_DCAM_DEBUG"
 
-#: the commands by name; what is entered takes no argument but those of its options
+#: the commands by name; each takes its options as arguments by name, and no others
 COMMANDS: Registry[Callable[..., None]] = Registry("command")
 
 
@@ -50,10 +50,10 @@ class Names:
     Args:
         kind (str): what one of them is, for errors: ``"score"``.
         home (str): where they are kept, ``"module:attribute"``: a registry, or a function that
-            lists them; imported when they are asked for, so that the list is never an old one.
-        closed (tuple of str): the names, where there are to be no others: shown without importing
-            ``home``, which a test compares.
-        more (tuple of str): what stands for several or for none. Default: nothing
+            lists them; imported when the names are asked for, so that the list is never outdated.
+        closed (tuple of str): the names, where no others can be added: shown without importing
+            ``home``; a test compares both.
+        more (tuple of str): words that stand for several names or for none. Default: nothing
     """
 
     kind: str
@@ -63,8 +63,7 @@ class Names:
 
     def kept(self) -> Any:
         """What ``home`` has now: the registry, or a tuple."""
-        module, _, attribute = self.home.partition(":")
-        found = getattr(import_module(module), attribute)
+        found = resolve_name(self.home)
         return found() if callable(found) else found
 
     def all(self) -> tuple[str, ...]:
@@ -72,7 +71,7 @@ class Names:
         return (*(self.closed or self.kept()), *self.more)
 
     def complete(self, incomplete: str) -> list[str]:
-        """Names that begin so, for a shell's completion."""
+        """The names that begin with a text, for a shell's completion."""
         return [name for name in self.all() if name.startswith(incomplete)]
 
     def check(self, value: Any) -> None:
@@ -90,9 +89,9 @@ class Files(Names):
     """Names, or the path of a file or folder."""
 
     def complete(self, incomplete: str) -> list[str]:
-        """Names and paths that begin so."""
-        paths = iglob(f"{incomplete}*") if incomplete else ()
-        return [*super().complete(incomplete), *sorted(paths)]
+        """The names and paths that begin with a text."""
+        paths = sorted(iglob(f"{incomplete}*")) if incomplete else []
+        return super().complete(incomplete) + paths
 
 
 class Settled(Names):
@@ -107,16 +106,10 @@ class Settled(Names):
         else:
             start, begun, known = f"{before}{comma}", last, list(self.all())
             name = before.rpartition(":")[0].rpartition(",")[2]  # whose settings came last
-        known += [f"{setting}=" for setting in self._settings(name)]
+        registry = self.kept()
+        if name in registry:
+            known += [f"{setting}=" for setting in registry.settings(name)]
         return [start + one for one in known if one.startswith(begun)]
-
-    def _settings(self, name: str) -> list[str]:
-        """A method's fields, or a metric's arguments but the case."""
-        entry = dict(self.kept().items()).get(name)
-        if entry is None:
-            return []
-        settings = list(inspect.signature(entry).parameters)
-        return settings if isinstance(entry, type) else settings[1:]
 
 
 #: what evaluate takes beside methods; a test compares them with the evaluation's own
@@ -171,9 +164,9 @@ def option(
     return typer.Option(*flags, rich_help_panel=panel, help=text, show_default=default, **more)
 
 
-def pairs(panel: str, text: str, *flags: str) -> Any:
+def pairs(panel: str, text: str) -> Any:
     """An option that takes ``NAME=VALUE``, repeatable."""
-    return option(panel, f"{text}; repeatable.", *flags, metavar="NAME=VALUE")
+    return option(panel, f"{text}; repeatable.", metavar="NAME=VALUE")
 
 
 def words_option(default: str) -> Any:
@@ -205,7 +198,7 @@ def output_option(text: str) -> Any:
 class Base:
     """Options whose closed names are checked when they are made.
 
-    A field that carries one of :data:`NAMES` beside typer's declaration takes no other name.
+    A field that carries an entry of :data:`NAMES` beside typer's declaration takes no other name.
     """
 
     def __post_init__(self) -> None:
@@ -215,7 +208,7 @@ class Base:
                     mark.check(getattr(self, name))
 
     def shared(self, call: Callable[..., Any], **own: Any) -> dict[str, Any]:
-        """Arguments for a function or class: fields of the names that it takes, and ``own``."""
+        """Arguments for a function or class: the fields that it takes by name, and ``own``."""
         taken = inspect.signature(call).parameters
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in taken} | own
 
@@ -239,7 +232,7 @@ class Model(Base):
         pairs(
             HOW,
             "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
-            "family=lavida or one of the family's",
+            "family=lavida, or one of the family's own",
         ),
     ] = None
     cache: Annotated[
@@ -253,7 +246,9 @@ class Model(Base):
     ] = None
     layer: Annotated[
         int | None,
-        option(HOW, "Block to read, from 0; negative counts from the end.", default="recommended"),
+        option(
+            HOW, "Block to read, from 0; a negative one counts from the end.", default="recommended"
+        ),
     ] = None
     generation: Annotated[
         list[str] | None, pairs(DECODE, "A decoding setting of the family, such as steps=32")
@@ -268,14 +263,14 @@ DEVICE = option(DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.")
 
 @dataclass(frozen=True)
 class Answer(Model):
-    """One picture and the answer that is explained."""
+    """One image and the answer that is explained."""
 
     image: Annotated[
         Path | None,
         typer.Argument(
             metavar="IMAGE",
             show_default=False,
-            help="A picture file. Without one, a held-out scene of the embedded data is drawn, and "
+            help="An image file. Without one, a held-out scene of the embedded data is drawn, and "
             "the maps are scored against its masks.",
         ),
     ] = None
@@ -289,7 +284,7 @@ class Answer(Model):
         int | None,
         option(
             HOW,
-            "Words differentiated at once: fewer need less memory.",
+            "Number of words per backward pass: fewer need less memory.",
             default="16, or 4 without a cache",
             min=1,
         ),
@@ -301,7 +296,7 @@ class Answer(Model):
     )
     steps: Annotated[int | None, option(DECODE, "Denoising steps.", default="the family's")] = None
     block_length: Annotated[
-        int | None, option(DECODE, "Tokens of a semi-autoregressive block.", default="the family's")
+        int | None, option(DECODE, "Tokens per semi-autoregressive block.", default="the family's")
     ] = None
     temperature: Annotated[
         float | None, option(DECODE, "Of sampling.", default="greedy", min=0)
@@ -324,11 +319,11 @@ class Data(Model):
         pairs(WHAT, "A setting of the data set, such as split=val2014 or missing=skip"),
     ] = None
     start: Annotated[int, option(WHAT, "First image, in the data's order.", min=0)] = 0
-    limit: Annotated[int | None, option(WHAT, "So many images.", default="all", min=1)] = None
+    limit: Annotated[int | None, option(WHAT, "Number of images.", default="all", min=1)] = None
     prompt: Annotated[
         str | None, option(WHAT, "The question.", "--prompt", "-p", default="the data's")
     ] = None
-    threads: Annotated[int, option(RUN, "Of torch on the CPU; 0: leave as it is.", min=0)] = 1
+    threads: Annotated[int, option(RUN, "Of torch on the CPU; 0: as it is.", min=0)] = 1
 
 
 def flag(options: Base, name: str) -> str:
@@ -362,6 +357,7 @@ def _debug(context: typer.Context, value: bool) -> None:
 
 
 def debug_option(**more: Any) -> Any:
+    """``--debug``, which the program and each of its commands take."""
     text = "Show errors with their whole traceback."
     return typer.Option("--debug", help=text, callback=_debug, is_eager=True, **more)
 
@@ -378,26 +374,25 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
 
     update_wrapper(call, function)
     hints = get_type_hints(options, include_extras=True)
-    names = sorted(_own_first(options), key=lambda name: _panel(hints[name]))
-    defaults = {f.name: f.default for f in fields(options)}
-    kind = inspect.Parameter.KEYWORD_ONLY
-    taken = [inspect.Parameter(n, kind, default=defaults[n], annotation=hints[n]) for n in names]
-    debug = Annotated[bool, debug_option()]
-    taken.append(inspect.Parameter("debug", kind, default=False, annotation=debug))
-    call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    shared = {f.name for base in options.__bases__ if is_dataclass(base) for f in fields(base)}
+
+    def place(field: Field[Any]) -> tuple[int, bool]:
+        marks = hints[field.name].__metadata__
+        panel = max(PANELS.index(getattr(m, "rich_help_panel", None)) for m in marks)
+        return panel, field.name in shared
+
+    taken = [(f.name, f.default, hints[f.name]) for f in sorted(fields(options), key=place)]
+    taken.append(("debug", False, Annotated[bool, debug_option()]))
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+            for name, default, hint in taken
+        ]
+    )
     COMMANDS.register(function.__name__)(call)
     return function
-
-
-def _own_first(options: type) -> list[str]:
-    """Names of fields: those that no other command has, then those that several share."""
-    names = [f.name for f in fields(options)]
-    shared = {f.name for base in options.__bases__ if is_dataclass(base) for f in fields(base)}
-    return sorted(names, key=lambda name: name in shared)
-
-
-def _panel(hint: Any) -> int:
-    return max(PANELS.index(getattr(m, "rich_help_panel", None)) for m in hint.__metadata__)
 
 
 class Command(TyperCommand):

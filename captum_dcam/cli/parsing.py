@@ -1,4 +1,4 @@
-r"""From options to what they name: words, refinements, methods, settings, picture, model, answer.
+r"""From options to what they name: words, refinements, methods, settings, image, model, answer.
 
 Methods are written as ``quick``, ``tam``, ``tam:eci=false,filter=5``.
 """
@@ -6,21 +6,13 @@ Methods are written as ``quick``, ``tam``, ``tam:eci=false,filter=5``.
 from __future__ import annotations
 
 import json
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from captum_dcam.cli.options import NAMES, Answer, Model
-from captum_dcam.errors import (
-    DcamError,
-    InputError,
-    UnknownNameError,
-    UsageError,
-    WeightsError,
-    near,
-)
+from captum_dcam.errors import DcamError, InputError, UsageError, WeightsError, near
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +26,20 @@ if TYPE_CHECKING:
     from captum_dcam.model.words import WordsLike
     from captum_dcam.refine import Refinement
 
-#: the held-out scene that is drawn when none is asked for, README's picture
+#: the held-out scene that is drawn when none is asked for: the one in README
 SHOWN = 12
-#: what has an option of its own
+#: settings of loading that have an option of their own
 OWN = frozenset(("device", "dtype", "cache"))
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_TRUTH = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+#: how a setting is read from text, and what is expected
+READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: _TRUTH[text.lower()], "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+}
 
 
 # -- methods and settings as texts -----------------------------------------------------------------
@@ -47,14 +48,18 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
     r"""Methods of one or several comma lists, without repeats.
 
-    A name, a colon and settings, ``name:setting=value,setting=value``; what follows a comma and
-    has an equals sign is one more setting of the method before. ``quick`` is
-    :data:`captum_dcam.comparing.QUICK`, ``all`` is every method.
+    A method is written as its name, a colon and settings, ``name:setting=value,setting=value``;
+    what follows a comma and has an equals sign is one more setting of the method before it.
+    ``quick`` is :data:`captum_dcam.comparing.QUICK`, ``all`` is every method.
 
     Raises:
         UnknownNameError: no such method, with near names.
         ValueError: a setting that the method does not have, or a value of another type.
     """
+    from captum_dcam.comparing import QUICK
+    from captum_dcam.methods import method_names
+
+    several = {"all": method_names(), "quick": QUICK}
     found: list[tuple[str, dict[str, str]]] = []
     for part in ",".join(texts).split(","):
         name, colon, setting = part.partition(":")
@@ -62,52 +67,32 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
             name, setting = "", part
         name = name.strip()
         if name:
-            found += _begun(name)
+            NAMES["methods"].check(name)
+            found += [(one, {}) for one in several.get(name, (name,))]
         elif not found or not setting:
             raise InputError(f"--methods {','.join(texts)}: there is no name before {part!r}")
         if setting.strip() or colon:
-            _enter(found, setting)
-    out: list[Method] = []
-    for name, settings in found:
-        one = built(name, settings)
-        if one not in out:
-            out.append(one)
-    return tuple(out)
+            key, equals, value = (text.strip() for text in setting.partition("="))
+            if not equals or not key:
+                raise InputError(
+                    f"setting {setting!r} of {found[-1][0]}: expected name=value, as in "
+                    "tam:filter=5"
+                )
+            found[-1][1][key] = value
+    made = [built(name, settings) for name, settings in found]
+    return tuple(one for n, one in enumerate(made) if one not in made[:n])
 
 
-def _begun(name: str) -> list[tuple[str, dict[str, str]]]:
-    """The method or methods of a name, without settings so far."""
-    from captum_dcam.comparing import QUICK
-    from captum_dcam.methods import method_names
-
-    NAMES["methods"].check(name)
-    names = {"all": method_names(), "quick": QUICK}.get(name, (name,))
-    return [(one, {}) for one in names]
-
-
-def _enter(found: list[tuple[str, dict[str, str]]], setting: str) -> None:
-    name, equals, value = setting.partition("=")
-    if not equals or not name.strip():
-        raise InputError(
-            f"setting {setting!r} of {found[-1][0]}: expected name=value, as in tam:filter=5"
-        )
-    found[-1][1][name.strip()] = value.strip()
-
-
-def built(name: str, settings: dict[str, str]) -> Method:
+def built(name: str, settings: Mapping[str, str]) -> Method:
     """A method with settings that are written as text."""
     from captum_dcam.methods import METHODS, method
 
-    if name not in METHODS:
-        raise UnknownNameError(f"unknown method {name!r}{near(name, METHODS)}")
-    known = [f.name for f in fields(METHODS[name])]  # type: ignore[arg-type]  # dataclasses all
-    hints = get_type_hints(METHODS[name])
-    values = {}
-    for key, text in settings.items():
+    known, hints = METHODS.settings(name), get_type_hints(METHODS[name])
+    for key in settings:
         if key not in known:
             hint = near(key, known) if known else "; it has none"
             raise InputError(f"method {name!r} has no setting {key!r}{hint}")
-        values[key] = value_of(text, hints[key], f"{name}:{key}")
+    values = {key: value_of(s, hints[key], f"{name}:{key}") for key, s in settings.items()}
     return method(name, **values)
 
 
@@ -119,33 +104,27 @@ def value_of(text: str, kind: Any, where: str) -> Any:
         kind: bool, int, float, str, a tuple of these, or one of these or None.
         where (str): named in the error.
     """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if text.lower() == "none" and type(None) in inner:
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        if text.lower() == "none" and NoneType in inner:
             return None
-        kinds = [k for k in inner if k is not type(None)]
-        if len(kinds) == 1:
-            return value_of(text, kinds[0], where)
-        kind = str if str in kinds else kinds
-    if origin is tuple:
-        return tuple(value_of(item, inner[0], where) for item in text.split("+"))
+        kinds = [k for k in inner if k is not NoneType]
+        kind = kinds[0] if len(kinds) == 1 else str if str in kinds else None
+    if get_origin(kind) is tuple:
+        return tuple(value_of(item, get_args(kind)[0], where) for item in text.split("+"))
     if kind is str:
         return text
-    if kind is bool and text.lower() in (*_TRUE, *_FALSE):
-        return text.lower() in _TRUE
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind)
-    if wanted is None:
+    if kind not in READERS:
         raise InputError(f"{where} cannot be set on the command line: use the library")
-    raise InputError(f"{where} is {text!r}: expected {wanted}")
+    read, wanted = READERS[kind]
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise InputError(f"{where} is {text!r}: expected {wanted}") from None
 
 
 def setting_pairs(flag: str, texts: Sequence[str] | None) -> dict[str, Any]:
-    """``name=value`` settings; values as JSON writes them, anything else is a text."""
+    """``name=value`` settings; a value is read as JSON, anything else is text."""
     out: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -161,14 +140,19 @@ def setting_pairs(flag: str, texts: Sequence[str] | None) -> dict[str, Any]:
 # -- what is explained -----------------------------------------------------------------------------
 
 
+def _alone(flag: str, given: Sequence[str], groups: Sequence[str]) -> bool:
+    """Whether a word that stands for several or for none is given; others beside it are refused."""
+    found = [one for one in given if one in groups]
+    if found and len(given) > 1:
+        raise InputError(f"{flag} {found[0]} stands alone: leave out the other {flag}")
+    return bool(found)
+
+
 def chosen_words(words: list[str] | None) -> WordsLike:
     """What ``--words`` asks for; None where it is not given."""
     if not words:
         return None
-    groups = [w for w in words if w in ("all", "nouns")]
-    if groups and len(words) > 1:
-        raise InputError(f"--words {groups[0]} stands alone: leave out the other --words")
-    return words[0] if groups else list(words)
+    return words[0] if _alone("--words", words, ("all", "nouns")) else list(words)
 
 
 def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
@@ -177,49 +161,40 @@ def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
 
     if not names:
         return None
-    if "none" in names:
-        if len(names) > 1:
-            raise InputError("--refine none stands alone: leave out the other --refine")
-        return []
-    return [refinement(name) for name in names]
+    return [] if _alone("--refine", names, ("none",)) else [refinement(name) for name in names]
 
 
-def picture_of(options: Answer) -> tuple[Image.Image, Scene | None]:
-    """The picture, and the scene it was drawn from (None for a file)."""
+def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
+    """The image, the scene that it was drawn from (None for a file), and its path or number."""
     if options.image is not None:
         from captum_dcam.files import reading
         from captum_dcam.model.prompts import open_picture
 
         with reading(options.image):
-            return open_picture(options.image), None
+            return open_picture(options.image), None, str(options.image)
     from captum_dcam.data.scenes import make_scene
     from captum_dcam.data.synthetic import HELD_OUT
 
     scene = make_scene(HELD_OUT, SHOWN if options.scene is None else options.scene)
-    return scene.image, scene
-
-
-def source_of(options: Answer, scene: Scene | None) -> str:
-    """The picture's path, or which scene was drawn."""
-    return str(options.image) if scene is None else f"held-out scene {scene.index}"
+    return scene.image, scene, f"held-out scene {scene.index}"
 
 
 # -- the model and its answer ----------------------------------------------------------------------
 
 
 def check_answer(options: Answer) -> torch.device:
-    """What would be looked up only while the answer is written; returns the device."""
+    """Check what is otherwise looked up only while the answer is written; returns the device."""
     from captum_dcam.model.hub import check_device
 
     if options.image is not None and options.scene is not None:
-        raise InputError("--scene draws a picture of its own: leave out --scene, or the IMAGE")
+        raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
     decoding(options)
     return check_device(options.device)
 
 
 def decoding(options: Answer) -> dict[str, Any]:
-    """Only what the user gave: the rest is the family's."""
+    """Settings of decoding that the user gave: the others are the family's."""
     names = ("gen_length", "steps", "block_length", "temperature")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     others = setting_pairs("--generation", options.generation)
@@ -229,7 +204,7 @@ def decoding(options: Answer) -> dict[str, Any]:
 
 
 def written(
-    options: Answer, picture: Image.Image, device: torch.device, say: Say
+    options: Answer, image: Image.Image, device: torch.device, say: Say
 ) -> DenoisingForward:
     """The model with the answer that it wrote."""
     from captum_dcam.model.forward import DenoisingForward
@@ -238,14 +213,14 @@ def written(
     adapter = load_chosen(options, device)
     size = options.internal_batch_size
     forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
-    request = adapter.prepare([[picture]], [options.prompt])
+    request = adapter.prepare([[image]], [options.prompt])
     say("Writing the answer")
     forward.generate(request, generator=generator(options.seed), **decoding(options))
     return forward
 
 
 def generator(seed: int) -> torch.Generator:
-    """Of everything that is drawn; InputError where ``--seed`` does not fit into 64 bits."""
+    """Generator of everything that is drawn; InputError where ``--seed`` is no 64-bit number."""
     import torch
 
     try:
@@ -274,8 +249,8 @@ def load_model(
 
     Args:
         source (str): a family's name, a folder, or a name on the hub.
-        settings (mapping): of ``--load``: what :func:`captum_dcam.load` and the family take. With
-            a ``device_map`` the device is left to it.
+        settings (mapping): of ``--load``: what :func:`captum_dcam.load` and the family take. A
+            ``device_map`` takes the place of the device.
         cache, device, dtype: as in :func:`captum_dcam.load`; the dtype by its name.
 
     Raises:
@@ -312,7 +287,7 @@ def load_model(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars of its own beside ours, as before afterwards."""
+    """Hide transformers' progress bars, and restore them afterwards."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

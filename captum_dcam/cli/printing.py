@@ -21,9 +21,33 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+def run_and_print(
+    options: Any,
+    run: Callable[[Any], Any],
+    document: Callable[[Any], Any],
+    show: Callable[[Any], None],
+    **how: Any,
+) -> None:
+    r"""Do a command's work, then print what it gave.
+
+    Args:
+        options (Options): of the command; ``options.json`` asks for JSON.
+        run (callable): the work. What a model's code prints while it runs goes to stderr.
+        document (callable): its result as plain data, printed with ``--json``.
+        show (callable): prints its result for people.
+        **how: of :func:`json.dumps`.
+    """
+    with others_on_stderr():
+        done = run(options)
+    if options.json:
+        print_json(document(done), **how)
+    else:
+        show(done)
+
+
 @contextmanager
 def others_on_stderr() -> Iterator[None]:
-    """Stdout is the command's: what a model's own code prints goes to stderr."""
+    """Keep stdout for the command: what a model's own code prints goes to stderr."""
     with redirect_stdout(sys.stderr):
         yield
 
@@ -47,7 +71,7 @@ def output_console(width: int = 110) -> Console:
 
 
 def print_facts(console: Console, facts: Mapping[str, str]) -> None:
-    """A line each, its label bold and aligned."""
+    """One line per fact, its label bold and aligned."""
     for label, text in facts.items():
         console.print(Text.assemble((f"{label:8}", "bold"), text))
 
@@ -57,8 +81,8 @@ def table_of(*columns: str, right: Sequence[str] = (), whole: bool = False) -> T
 
     Args:
         *columns (str): their heads.
-        right (sequence of str, optional): the columns of figures. Default: none
-        whole (bool, optional): the first column is never wrapped. Default: False
+        right (sequence of str, optional): the columns of numbers. Default: none
+        whole (bool, optional): whether the first column is never wrapped. Default: False
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
@@ -72,8 +96,13 @@ def figure(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def score(metric: str, value: float | None) -> str:
+    """A localisation score; the contrast, which is no fraction, with fewer digits."""
+    return figure(value, 1 if metric == "contrast" else 3)
+
+
 def show(made: Measured) -> None:
-    """A table of results on the terminal; columns without any figure are left out."""
+    """Print a table of results; columns without any number are left out."""
     shown = made.shown()
     console = output_console(200)
     console.print(Text(shown.title, style="bold"))

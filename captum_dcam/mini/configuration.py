@@ -20,7 +20,7 @@ class MiniConfig(PreTrainedConfig):
         vision_intermediate_size (int): width of its MLP.
         stem_channels (tuple): channels of the three stride-2 convolutions of the stem.
         image_size (int): side of the square input in pixels.
-        patch_size (int): pixels a token, product of the stem's strides. Default: 8
+        patch_size (int): pixels per token, the product of the stem's strides. Default: 8
         mask_token_id, eos_token_id, pad_token_id, image_token_id, answer_token_id (int): ids.
     """
 

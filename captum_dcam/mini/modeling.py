@@ -3,8 +3,8 @@ r"""The embedded masked-diffusion multimodal model.
 Vision tower (convolutional stem, small ViT) → projector → bidirectional LLaDA-type transformer
 (RMSNorm, RoPE, SwiGLU) → tied output embedding. Attention is block-causal over *segments*: queries
 of a segment see every key up to the segment's end. One segment is full bidirectional attention
-(as in LLaDA-V); ``(prefix, response)`` is that of LaViDa, in which the prefix can
-be computed once and cached. Both were trained.
+(LLaDA-V's); ``(prefix, response)`` is LaViDa's, with which the prefix can be computed once and
+cached. The model was trained with both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
-    """Logits (B, L, V), ``logits[:, p]`` predicting position p itself, and the cache if asked."""
+    """Logits (B, L, V), of which ``[:, p]`` predict position p itself, and the cache if asked."""
 
     logits: Tensor | None = None
     past_key_values: tuple[KeyValue, ...] | None = None
@@ -128,9 +128,8 @@ class MiniBlock(nn.Module):
 class MiniForMaskedDiffusion(PreTrainedModel):
     r"""Masked-diffusion multimodal LLM in Hugging Face's habits.
 
-    ``forward`` takes a sequence whose ``<image>`` placeholders are replaced by projected image
-    tokens, row by row, image by image. Decoding is in
-    :func:`captum_dcam.mini.modeling.generate`.
+    ``forward`` takes a sequence and replaces its ``<image>`` placeholders by projected image
+    tokens, row by row, image by image. Decoding is in :func:`captum_dcam.mini.modeling.generate`.
     """
 
     config_class = MiniConfig
@@ -167,7 +166,6 @@ class MiniForMaskedDiffusion(PreTrainedModel):
 
     def generate(self, **inputs: Any) -> Any:
         """Decode an answer: :func:`captum_dcam.mini.modeling.generate` on this model."""
-
         return generate(self, **inputs)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -274,9 +272,9 @@ AutoModel.register(MiniConfig, MiniForMaskedDiffusion, exist_ok=True)
 # -- decoding: iterative denoising of a masked canvas ----------------------------------------------
 #
 # The families that the model stands for differ in one thing that matters to attribution. With
-# ``prefix_cache`` the image and the prompt are computed once and every step sees the response alone
-# (LaViDa's cache); without it every step computes the whole sequence (LLaDA-V's). Both go through
-# embed_prefix, cache_prefix and denoise; so does every replay.
+# ``prefix_cache`` the image and the prompt are computed once, and a step computes only the response
+# (as LaViDa); without it, every step computes the whole sequence (as LLaDA-V). Both use
+# embed_prefix and denoise, and so does every replay.
 
 REMASKING = ("low_confidence", "random", "entropy", "margin")
 SCHEDULES = ("linear", "cosine", "shift")
@@ -286,8 +284,8 @@ SCHEDULES = ("linear", "cosine", "shift")
 class Prefix:
     """What the steps of one request share.
 
-    ``embeds`` (B, P, D) are the prefix's input embeddings; ``cache`` its keys and values when the
-    prefix is cached, else None. ``valid`` (B, P) is False at padding, None when there is none.
+    ``embeds`` (B, P, D) are the prefix's input embeddings; ``cache`` holds its keys and values, or
+    is None when the prefix is not cached. ``valid`` (B, P) is False at padding; None: no padding.
     """
 
     embeds: Tensor
@@ -357,10 +355,10 @@ def denoise(model: MiniForMaskedDiffusion, prefix: Prefix, canvas: Tensor) -> Te
 
 
 def commits_per_step(masked: int, steps: int, schedule: str) -> list[int]:
-    """How many of ``masked`` tokens each step commits; they add up to ``masked``.
+    """How many of ``masked`` tokens each step commits; the numbers add up to ``masked``.
 
-    ``linear`` spreads them evenly, the remainder first; ``cosine`` starts slowly; ``shift`` is the
-    time shift by 1/3 that LaViDa's evaluation uses and starts fast.
+    ``linear`` spreads them evenly, the remainder first; ``cosine`` starts slowly; ``shift``, the
+    time shift by 1/3 of LaViDa's evaluation, starts fast.
     """
     if schedule == "linear":
         base, rest = divmod(masked, steps)
@@ -443,9 +441,9 @@ def generate(
         input_ids (Tensor): (B, P), ``<image>`` placeholders and the prompt.
         attention_mask (Tensor, optional): (B, P), 0 at padding (left).
         gen_length (int, optional): tokens of the canvas. Default: 32
-        block_length (int, optional): semi-autoregressive block; ``gen_length`` for none.
-            Default: 4, as the model decodes best, where that fits ``gen_length`` and ``steps``,
-            else ``gen_length``
+        block_length (int, optional): tokens per semi-autoregressive block; ``gen_length`` for no
+            blocks. Default: 4, with which the model decodes best, where that fits ``gen_length``
+            and ``steps``, else ``gen_length``
         steps (int, optional): denoising steps in all. Default: ``gen_length``
         temperature (float, optional): of sampling; 0 is greedy. Default: 0
         remasking (str, optional): ``low_confidence``, ``random``, ``entropy`` or ``margin``.

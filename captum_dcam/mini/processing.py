@@ -14,12 +14,12 @@ from transformers.image_processing_base import ImageProcessingMixin
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.prompts import to_rgb
 
-#: the longer side may be at most so many times the shorter one
+#: how many times the shorter side the longer one may be
 MAX_ASPECT = 100.0
 
 
 class MiniImageProcessor(ImageProcessingMixin):
-    """Resizes a picture to a square (aspect distorted, nothing cropped), scales it to [-1, 1]."""
+    """Resizes an image to a square (aspect distorted, nothing cropped), scales it to [-1, 1]."""
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
@@ -28,7 +28,7 @@ class MiniImageProcessor(ImageProcessingMixin):
         self.size = size
 
     def preprocess(self, images: Sequence[Image.Image], **_: Any) -> BatchFeature:
-        """Pictures to ``pixel_values`` (N, 3, size, size) float32."""
+        """Images to ``pixel_values`` (N, 3, size, size) float32."""
         return BatchFeature({"pixel_values": torch.stack([self._one(i) for i in images])})
 
     __call__ = preprocess
@@ -52,7 +52,7 @@ class MiniImageProcessor(ImageProcessingMixin):
 
 
 class MiniProcessor:
-    """Tokenizer and image processor together: pictures and prompts to model inputs."""
+    """Tokenizer and image processor together: images and prompts to model inputs."""
 
     def __init__(
         self, image_processor: MiniImageProcessor, tokenizer: PreTrainedTokenizerBase, grid: int
@@ -67,33 +67,29 @@ class MiniProcessor:
         r"""Prepare a batch.
 
         Args:
-            images (sequence): for every example its pictures; the same number for each.
-            text (sequence of str): one prompt an example; may be empty.
+            images (sequence): the images of every example; the same number for each.
+            text (sequence of str): one prompt per example; may be empty.
 
         Returns:
             BatchFeature: pixel_values (B, images, 3, S, S), input_ids and attention_mask (B, P):
-            for every picture ``grid²`` ``<image>`` tokens, then the prompt, then ``<answer>``;
-            shorter prompts are padded on the left of the prompt.
+            per image ``grid²`` ``<image>`` tokens, then the prompt, then ``<answer>``; shorter
+            prompts are padded on their left.
         """
-        counts = {len(pictures) for pictures in images}
+        counts = {len(own) for own in images}
         if len(images) != len(text) or len(counts) != 1 or 0 in counts:
             raise InputError(
-                f"{len(images)} examples with {sorted(counts)} pictures and {len(text)} prompts: "
-                "every example of a batch needs one prompt and the same number (≥ 1) of pictures"
+                f"{len(images)} examples with {sorted(counts)} images and {len(text)} prompts: "
+                "every example of a batch needs one prompt and the same number (≥ 1) of images"
             )
         pixels = torch.stack([self.image_processor(p)["pixel_values"] for p in images])
         convert = self.tokenizer.convert_tokens_to_ids
         image = [convert("<image>")] * (self.grid**2 * counts.pop())
         prompts = [self.tokenizer(t)["input_ids"] + [convert("<answer>")] for t in text]
         longest = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        gaps = [longest - len(p) for p in prompts]
-        ids = [image + [pad] * gap + p for p, gap in zip(prompts, gaps, strict=True)]
-        mask = [[1] * len(image) + [0] * gap + [1] * (longest - gap) for gap in gaps]
-        return BatchFeature(
-            {
-                "pixel_values": pixels,
-                "input_ids": torch.tensor(ids),
-                "attention_mask": torch.tensor(mask),
-            }
-        )
+        ids, mask = [], []
+        for prompt in prompts:
+            gap = longest - len(prompt)
+            ids.append(image + [self.tokenizer.pad_token_id] * gap + prompt)
+            mask.append([1] * len(image) + [0] * gap + [1] * len(prompt))
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return BatchFeature({"pixel_values": pixels, **inputs})
