@@ -50,7 +50,7 @@ train: install ## Train the embedded model anew into runs/mini (hours); goes on 
 notebooks: install ## Run the tutorials and keep what they show
 	$(BIN)/jupyter-execute --inplace tutorials/*.ipynb
 
-explain: ## Explain a picture with the embedded model, into explanation/
+explain: ## Explain an image with the embedded model, into explanation/
 	@$(START) explain
 
 clean: ## Remove environments, caches and build leftovers (not runs/)

@@ -1,6 +1,6 @@
 """Two commands for a machine that has only Python and git.
 
-python3 start.py explain    explain a picture with the embedded model
+python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests
 
 Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs

@@ -124,7 +124,7 @@ class Trainer:
         return self.text_loss(out.logits, batch["targets"], scale)
 
     def deployed_loss(self, image: Tensor, batch: dict, positions: Tensor, stage: Stage) -> Tensor:
-        """One pair an image; half of the images full, half with a bidirectional prefix."""
+        """One pair per image: half of the images without a cache, half with the prefix cached."""
         losses = []
         half = image.shape[0] // 2
         choice = (0, 1, stage.descriptions)[self.step // 4 % 3]  # the last is a question

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 
+from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
@@ -22,24 +24,6 @@ from captum_dcam.cli.options import (
     score_option,
     words_option,
 )
-from captum_dcam.cli.parsing import (
-    check_answer,
-    chosen_refinements,
-    chosen_words,
-    image_of,
-    parse_methods,
-    written,
-)
-from captum_dcam.cli.printing import (
-    figure,
-    output_console,
-    print_facts,
-    print_json,
-    progress,
-    run_and_print,
-    score,
-    table_of,
-)
 from captum_dcam.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +35,8 @@ SORTS = ("f3", "seconds", "name")
 #: the method that the others' times are compared with, where it is there
 REFERENCE = "diffusion_cam"
 STATUS = {"done": "", "partial": "yellow", "failed": "red"}
+#: a comparison, the folder where it lies, and the image's path, or which scene was drawn
+Compared = tuple["Comparison", Path, str]
 
 
 @dataclass(frozen=True)
@@ -121,26 +107,10 @@ def compare(options: Options) -> None:
     """
     if options.list_methods:
         found = list_methods()
-        print_json(found, default=str) if options.json else print_methods(found)
+        printing.print_json(found, default=str) if options.json else print_methods(found)
         return
-    run_and_print(options, run, document, print_comparison, allow_nan=False)
-
-
-@dataclass(frozen=True)
-class Compared:
-    r"""What was compared and written.
-
-    Args:
-        comparison (Comparison): maps, costs and scores.
-        folder (Path): where everything lies.
-        source (str): the image's path, or which scene was drawn.
-        sort (str or None): the table's order; None: the order of ``--methods``.
-    """
-
-    comparison: Comparison
-    folder: Path
-    source: str
-    sort: str | None
+    show = partial(print_comparison, sort=options.sort)
+    printing.run_and_print(options, run, document, show, allow_nan=False)
 
 
 def run(options: Options) -> Compared:
@@ -150,15 +120,15 @@ def run(options: Options) -> Compared:
     from captum_dcam.methods import Budget
     from captum_dcam.viewer import prepare_folder, write_comparison
 
-    words = chosen_words(options.words or ["nouns"])
-    refinements = chosen_refinements(options.refine) or ()
-    methods = parse_methods(options.methods or ["quick"])
+    words = parsing.chosen_words(options.words or ["nouns"])
+    refinements = parsing.chosen_refinements(options.refine) or ()
+    methods = parsing.parse_methods(options.methods or ["quick"])
     budget = Budget(options.budget_passes, options.budget_seconds)
-    device = check_answer(options)
+    device = parsing.check_answer(options)
     folder = prepare_folder(options.output, "comparison")
-    with progress() as say:
-        image, scene, source = image_of(options)
-        forward = written(options, image, device, say)
+    with printing.progress() as say:
+        image, scene, source = parsing.image_of(options)
+        forward = parsing.written(options, image, device, say)
         token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
         count = iter(range(1, len(methods) + 1))
 
@@ -181,37 +151,37 @@ def run(options: Options) -> Compared:
             raise InputError(f"no method gave a map. {reasons}")  # and nothing is written
         say("Drawing panel.png")
         write_comparison(comparison, folder, scale=options.scale)
-    return Compared(comparison, folder, source, options.sort)
+    return comparison, folder, source
 
 
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def print_comparison(compared: Compared) -> None:
+def print_comparison(compared: Compared, sort: str | None) -> None:
     """Print prompt and answer, one line per method, why some failed, and where the files are."""
     from captum_dcam.results.comparison import METRICS
     from captum_dcam.viewer.folder import PANEL
 
-    console, comparison = output_console(120), compared.comparison
+    console, (comparison, folder, source) = printing.output_console(120), compared
     facts = {
-        "Image": compared.source,
+        "Image": source,
         "Prompt": comparison.prompt,
         "Answer": comparison.answer,
         "Words": ", ".join(comparison.words),
     }
-    print_facts(console, facts)
+    printing.print_facts(console, facts)
     # whose time is 1: the default method, else the first one that is done
     done = [row for row in comparison.rows if row.status == "done" and row.cost.seconds > 0]
     reference = next((row for row in done if row.name == REFERENCE), done[0] if done else None)
     scored = any(row.mean("f3") is not None for row in comparison.rows)
     names = ["Method", "Status", "Seconds", "× time", "Passes", "MB"]
     names += ["Obj-IoU", "Contrast", "Conc.", "F3"] if scored else []
-    table = table_of(*names, right=names[2:], whole=True)
-    for row in ordered(comparison.rows, compared.sort):
+    table = printing.table_of(*names, right=names[2:], whole=True)
+    for row in ordered(comparison.rows, sort):
         cells = [Text(row.name), Text(row.status, style=STATUS[row.status])]
         cells += map(Text, _costs(row, reference))
         if scored:
-            cells += [Text(score(name, row.mean(name))) for name in METRICS]
+            cells += [Text(printing.score(name, row.mean(name))) for name in METRICS]
         table.add_row(*cells)
     console.print(table)
     for row in comparison.rows:
@@ -223,8 +193,8 @@ def print_comparison(compared: Compared) -> None:
     if scored:
         notes.append("Scores: means over the words that name an object, against its mask.")
     console.print(" ".join(notes), style="dim")
-    folder = f"{compared.folder} (comparison.csv, .json, and all maps)"
-    print_facts(console, {"Panel": str(compared.folder / PANEL), "Folder": folder})
+    files = f"{folder} (comparison.csv, .json, and all maps)"
+    printing.print_facts(console, {"Panel": str(folder / PANEL), "Folder": files})
 
 
 def ordered(rows: Sequence[ComparisonRow], sort: str | None) -> list[ComparisonRow]:
@@ -243,7 +213,12 @@ def _costs(row: ComparisonRow, reference: ComparisonRow | None) -> list[str]:
     ratio = None if reference is None else cost.seconds / reference.cost.seconds
     peak = None if cost.peak_bytes is None else cost.peak_bytes / 1e6
     passes = f"{cost.forwards} + {cost.backwards}"
-    return [figure(cost.seconds, 2), figure(ratio, 1), passes, figure(peak, 0)]
+    return [
+        printing.figure(cost.seconds, 2),
+        printing.figure(ratio, 1),
+        passes,
+        printing.figure(peak, 0),
+    ]
 
 
 def _reason(row: ComparisonRow) -> str:
@@ -254,15 +229,11 @@ def _reason(row: ComparisonRow) -> str:
 
 def document(compared: Compared) -> dict[str, Any]:
     """The comparison as plain data."""
-    from captum_dcam.results import comparison
+    from captum_dcam.results.comparison import document
     from captum_dcam.viewer.folder import PANEL
 
-    return {
-        "picture": compared.source,
-        **comparison.document(compared.comparison),
-        "output": str(compared.folder),
-        "panel": PANEL,
-    }
+    comparison, folder, source = compared
+    return {"picture": source, **document(comparison), "output": str(folder), "panel": PANEL}
 
 
 # -- the list of methods ---------------------------------------------------------------------------
@@ -290,9 +261,9 @@ def _default(field: Field[Any]) -> Any:
 
 def print_methods(records: Sequence[dict[str, Any]]) -> None:
     """Print one line per method, group after group."""
-    console, group = output_console(160), ""
+    console, group = printing.output_console(160), ""
     heads = ("Name", "Method", "Passes", "Needs", "Maps", "Runs on", "Source")
-    table = table_of(*heads, whole=True)
+    table = printing.table_of(*heads, whole=True)
     for r in records:
         if r["group"] != group:
             group = r["group"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from captum_dcam.cli import printing
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
@@ -26,14 +27,6 @@ from captum_dcam.cli.options import (
     score_option,
 )
 from captum_dcam.cli.parsing import load_model, parse_methods, setting_pairs
-from captum_dcam.cli.printing import (
-    output_console,
-    print_facts,
-    print_json,
-    run_and_print,
-    show,
-    table_of,
-)
 from captum_dcam.errors import InputError
 
 if TYPE_CHECKING:
@@ -165,7 +158,7 @@ def evaluate(options: Options) -> None:
     if options.list_:
         _show_choices(options.json)
         return
-    run_and_print(options, run, document, print_summaries, default=str)
+    printing.run_and_print(options, run, document, print_summaries, default=str)
 
 
 def run(options: Options) -> list[tuple[Part, Summary]]:
@@ -231,20 +224,14 @@ class Loaded:
         """The adapter with a cache; None: the family's own."""
         from captum_dcam.evaluation.launch import launched_device
 
-        if cache not in self._known:
-            same = [adapter for adapter in self._known.values() if adapter.cache == cache]
-            self._known[cache] = (
-                same[0]
-                if same
-                else load_model(
-                    self._model,
-                    self._settings,
-                    cache=cache,
-                    device=launched_device() if self._device is None else self._device,
-                    dtype=self._dtype,
-                )
+        found = (a for known, a in self._known.items() if cache in (known, a.cache))
+        adapter = next(found, None)
+        if adapter is None:
+            device = launched_device() if self._device is None else self._device
+            adapter = self._known[cache] = load_model(
+                self._model, self._settings, cache=cache, device=device, dtype=self._dtype
             )
-        return self._known[cache]
+        return adapter
 
 
 # -- options to plans ------------------------------------------------------------------------------
@@ -344,9 +331,9 @@ def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
     """Print one line per part, problems of the data, and what to do next."""
     from captum_dcam.evaluation.tables import table
 
-    console = output_console(120)
+    console = printing.output_console(120)
     heads = ("Part", "Shard", "Images", "Now", "Failed", "Left", "Folder")
-    drawn = table_of(*heads, right=heads[1:6])
+    drawn = printing.table_of(*heads, right=heads[1:6])
     for part, s in done:
         cells = [part.name or "–", f"{s.shard[0]}/{s.shard[1]}", s.total, s.measured, s.failed]
         style = "yellow" if s.left else ""
@@ -364,11 +351,11 @@ def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
     else:
         part, s = done[0]
         folder = s.folder.parent if part.name else s.folder
-        print_facts(console, {"Results": str(folder)})
+        printing.print_facts(console, {"Results": str(folder)})
         if part.name:
             console.print(f"captum-dcam table all --results {folder}", style="dim")
         else:
-            show(table("summary", folder))
+            printing.show(table("summary", folder))
 
 
 def document(done: Sequence[tuple[Part, Summary]]) -> list[dict[str, Any]]:
@@ -384,8 +371,8 @@ def _show_choices(as_json: bool) -> None:
     found = {kind: sorted(NAMES[names].all()) for kind, names in kinds.items()}
     found["floors"] = sorted(FLOORS)
     if as_json:
-        print_json(found)
+        printing.print_json(found)
         return
-    console = output_console(120)
+    console = printing.output_console(120)
     for kind, names in found.items():
         console.print(Text.assemble((f"{kind:10}", "bold"), ", ".join(names)))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
@@ -20,22 +21,6 @@ from captum_dcam.cli.options import (
     option,
     output_option,
     preset_option,
-)
-from captum_dcam.cli.parsing import (
-    check_answer,
-    chosen_refinements,
-    chosen_words,
-    generator,
-    image_of,
-    written,
-)
-from captum_dcam.cli.printing import (
-    output_console,
-    print_facts,
-    progress,
-    run_and_print,
-    score,
-    table_of,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +78,7 @@ def explain(options: Options) -> None:
     Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
     captum-dcam explain --scene 3 --preset paper --json
     """
-    run_and_print(options, run, document, print_report)
+    printing.run_and_print(options, run, document, print_report)
 
 
 @dataclass(frozen=True)
@@ -122,14 +107,14 @@ def run(options: Options) -> Result:
     from captum_dcam.results.summary import scene_scores
     from captum_dcam.viewer import prepare_folder, write_folder
 
-    words = chosen_words(options.words)
-    refinements = chosen_refinements(options.refine)
+    words = parsing.chosen_words(options.words)
+    refinements = parsing.chosen_refinements(options.refine)
     chosen = preset(options.preset)
-    device = check_answer(options)
+    device = parsing.check_answer(options)
     folder = prepare_folder(options.output)
-    with progress() as say:
-        image, scene, source = image_of(options)
-        forward = written(options, image, device, say)
+    with printing.progress() as say:
+        image, scene, source = parsing.image_of(options)
+        forward = parsing.written(options, image, device, say)
         say("Explaining its words")
         own = options.shared(
             explain_generation, words=words, refinements=refinements, preset=chosen
@@ -138,7 +123,7 @@ def run(options: Options) -> Result:
         targets, signs = explanation.targets, None
         if options.check_sign:
             say("Checking signs")
-            drawn, at = generator(options.seed), explanation.settings["score"]
+            drawn, at = parsing.generator(options.seed), explanation.settings["score"]
             signs = sign_check(forward, targets, explanation.maps, drawn, score=at)
         scores = None if scene is None else scene_scores(explanation, scene)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
@@ -152,9 +137,9 @@ def print_report(result: Result) -> None:
     """Print image, prompt and answer, one line per word, and where the files are."""
     from captum_dcam.viewer.folder import SHEET
 
-    console, explanation = output_console(), result.explanation
+    console, explanation = printing.output_console(), result.explanation
     facts = {"Image": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
-    print_facts(console, facts)
+    printing.print_facts(console, facts)
     console.print(_words_table(result))
     if result.scores is not None:
         _print_scores(console, explanation.words, result.scores)
@@ -166,7 +151,7 @@ def print_report(result: Result) -> None:
         )
     several = "one picture per word, and explanation/ to load again"
     places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
-    print_facts(console, places)
+    printing.print_facts(console, places)
 
 
 def _words_table(result: Result) -> Table:
@@ -175,7 +160,7 @@ def _words_table(result: Result) -> Table:
     names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
     names += ["F3"] if result.scores is not None else []
     names += ["Fall", "Random"] if result.signs is not None else []
-    table = table_of(*names, right=("#", "Step", "Sure", "F3", "Fall", "Random"))
+    table = printing.table_of(*names, right=("#", "Step", "Sure", "F3", "Fall", "Random"))
     for n, row in enumerate(summarise(result.explanation)):
         steps, box = ", ".join(map(str, row.steps)), "–"
         if row.peak is not None:
@@ -184,7 +169,7 @@ def _words_table(result: Result) -> Table:
         cells = [str(row.number), row.word, steps, f"{row.confidence:.0%}", row.region, box]
         if result.scores is not None:
             own = result.scores[n]
-            cells.append("" if own is None else score("f3", float(own.f3)))
+            cells.append("" if own is None else printing.score("f3", float(own.f3)))
         if result.signs is not None:
             cells += [f"{value:+.3f}" for value in result.signs[n].tolist()]
         table.add_row(*map(Text, cells))
@@ -213,9 +198,11 @@ def _print_scores(
         means = [iou, contrast, concentration, f3_score(iou, contrast, concentration)]
         rows.append((Text("mean (F3 of the means)", style="bold"), means))
     heads = ("Obj-IoU", "Contrast", "Concentration", "F3")
-    table = table_of("Localisation", *heads, right=heads)
+    table = printing.table_of("Localisation", *heads, right=heads)
     for word, values in rows:
-        table.add_row(word, *(score(m, float(v)) for m, v in zip(METRICS, values, strict=True)))
+        table.add_row(
+            word, *(printing.score(m, float(v)) for m, v in zip(METRICS, values, strict=True))
+        )
     console.print(table)
 
 

@@ -37,16 +37,12 @@ def check_inputs(case: AdapterCase) -> str:
         f"the answer with {dict(case.one_token)} has {count} positions: expected {case.shortest}",
     )
     taken = ["empty prompt", "conversation", "one token"]
+    ask, both = [case.prompt], [case.prompt, case.other_prompt]
+    video = Video([one, two, three, one])
     more: list[tuple[str, bool, str, list[list[Any]], list[str]]] = [
-        (
-            "batch",
-            adapter.batches,
-            "a batch of two",
-            [[one], [two]],
-            [case.prompt, case.other_prompt],
-        ),
-        ("several pictures", adapter.several_images, "two images", [[one, two]], [case.prompt]),
-        ("video", adapter.takes_video, "a video", [[Video([one, two, three, one])]], [case.prompt]),
+        ("batch", adapter.batches, "a batch of two", [[one], [two]], both),
+        ("several pictures", adapter.several_images, "two images", [[one, two]], ask),
+        ("video", adapter.takes_video, "a video", [[video]], ask),
     ]
     for name, takes, what, images, prompts in more:
         if not takes:

@@ -17,16 +17,10 @@ from captum_dcam.testing.case import AdapterCase, expect, explained
 
 #: values that are compared as such; others by identity
 PLAIN = (bool, int, float, str, bytes, type(None))
-#: dictionaries of ``nn.Module``, compared entry by entry
-TABLES = (
-    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks",
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_load_state_dict_pre_hooks",
-)  # fmt: skip
 
 
 class _Interrupted(RuntimeError):
-    """Stands for an error in the middle of a run."""
+    """Stands for an error in the middle of the work."""
 
 
 def check_nothing_left(case: AdapterCase) -> str:
@@ -78,14 +72,14 @@ def _broken(block: nn.Module, after: int) -> Iterator[None]:
 
     def fail(_module: nn.Module, _args: Any) -> None:
         if next(calls) >= after:
-            raise _Interrupted("an error in the middle of a run")
+            raise _Interrupted("an error in the middle of the work")
 
     with block.register_forward_pre_hook(fail):
         yield
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything on a model and around it that a run could change, by name."""
+    """All that a generation or an explanation could change, by name: on a model and around it."""
     found: dict[str, Any] = {
         "torch.get_rng_state()": torch.get_rng_state().clone(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
@@ -94,11 +88,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         place = f"model.{name}" if name else "model"
         for key, value in vars(module).items():
-            if key in TABLES:
-                for entry, inner in (value or {}).items():
-                    found[f"{place}.{key}[{entry!r}]"] = _kept(inner)
-            else:
-                found[f"{place}.{key}"] = _kept(value)
+            if isinstance(value, dict):  # of parameters, hooks and the like: entry by entry
+                found |= {f"{place}.{key}[{entry!r}]": _kept(v) for entry, v in value.items()}
+            found[f"{place}.{key}"] = dict if isinstance(value, dict) else _kept(value)
         for cls in type(module).__mro__:
             if not cls.__module__.startswith(("torch.", "builtins")):
                 for key, value in vars(cls).items():
@@ -114,7 +106,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 class _Same:
-    """Holds a value and is equal to another that holds the very same one."""
+    """Holds a value, and equals another that holds the same object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -127,19 +119,17 @@ class _Same:
 
 def _kept(value: Any) -> Any:
     """What a later value is compared with."""
-    if isinstance(value, PLAIN):
-        return value
     if isinstance(value, Tensor):
         return (_Same(value), value.detach().clone())
     if isinstance(value, dict):
         return {k: _kept(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_Same(v) if not isinstance(v, PLAIN) else v for v in value]
-    return _Same(value)
+        return [v if isinstance(v, PLAIN) else _Same(v) for v in value]
+    return value if isinstance(value, PLAIN) else _Same(value)
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of what came, went or changed."""
+    """Names of what is new, gone or changed."""
     came = [f"{k} is new" for k in after if k not in before]
     gone = [f"{k} is gone" for k in before if k not in after]
     changed = [f"{k} changed" for k in before if k in after and not _equal(before[k], after[k])]
