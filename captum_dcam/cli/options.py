@@ -1,12 +1,15 @@
 r"""A command's options, declared once: a dataclass whose fields carry typer's declarations.
 
-    @dataclass(frozen=True)
-    class Options(Base):
-        sort: Annotated[str | None, option(OUT, "Order: {sorts}.", names="sorts")] = None
-
-    @command
-    def compare(options: Options) -> None:
-        "What the help says of the command."
+>>> @dataclass(frozen=True)
+... class Options(Base):
+...     times: Annotated[int, option(OUT, "How often.", "--times", "-n")] = 1
+>>> @command
+... def greet(options: Options) -> None:
+...     "What the help says of the command."
+...     print("hello " * options.times)
+>>> COMMANDS["greet"](times=2, debug=False)
+hello hello
+>>> COMMANDS.remove("greet")
 
 A file of this folder that enters a command in this way is all that the command needs. The names
 that an option takes are in :data:`NAMES`. The files of commands import nothing heavy at their top,
