@@ -213,7 +213,7 @@ def plausibility(obj: Tensor, func: Tensor) -> PlausibilityScores:
     for name, scores in (("obj", obj), ("func", func)):
         if scores.ndim != 1 or len(scores) == 0:
             raise InputError(
-                f"{name} has shape {tuple(scores.shape)}: expected one score a word, at least one"
+                f"{name} has shape {tuple(scores.shape)}: expected one score per word, at least one"
             )
     means = [float(scores.double().mean()) for scores in (obj.cpu(), func.cpu())]
     return PlausibilityScores(means[0], means[1], float(f1_iou(*means)))

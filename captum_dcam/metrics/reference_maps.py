@@ -86,12 +86,16 @@ def _bell(size: int, sigma: float) -> Tensor:
 
 
 def _cell_weights(pixels: int, cells: int) -> Tensor:
-    r"""(cells, pixels): the share of each cell that each pixel fills; every row sums to 1."""
-    cell = torch.arange(cells, dtype=torch.float64)[:, None] * (pixels / cells)
-    pixel = torch.arange(pixels, dtype=torch.float64)[None, :]
-    end = torch.minimum(cell + pixels / cells, pixel + 1)
-    overlap = (end - torch.maximum(cell, pixel)).clamp(min=0)
+    """(cells, pixels): the share of each cell that each pixel fills; every row sums to 1."""
+    start = torch.arange(cells, dtype=torch.float64)[:, None] * (pixels / cells)
+    overlap = pixel_overlap(start, start + pixels / cells, pixels)
     return overlap / overlap.sum(1, keepdim=True)
+
+
+def pixel_overlap(start: Tensor, end: Tensor, pixels: int) -> Tensor:
+    """(cells, pixels): how much of each pixel lies between a cell's start and end (cells, 1)."""
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    return (torch.minimum(end, pixel + 1) - torch.maximum(start, pixel)).clamp(min=0)
 
 
 def _checked_grid(grid: tuple[int, int]) -> tuple[int, int]:

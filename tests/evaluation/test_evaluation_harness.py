@@ -209,7 +209,7 @@ def test_a_finished_run_needs_no_model(tmp_path, monkeypatch):
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(harness_module, "_load", load)
-    monkeypatch.setattr(harness_module, "_open", load)
+    monkeypatch.setattr(harness_module, "open_data", load)
     summary = evaluate(made.plan(), tmp_path, shard=(0, 1))
     assert (summary.measured, summary.failed, summary.left) == (0, 1, 0)
     with pytest.raises(AssertionError, match="loaded"):
