@@ -136,7 +136,5 @@ def read_masks(
 
 def stacked(words: Sequence[Word], masks: dict[str, Tensor]) -> Tensor:
     """(N, C, H, W) masks of N words that name objects; words with fewer get empty ones."""
-    counts = max(len(w.objects) for w in words)
-    empty = torch.zeros_like(next(iter(masks.values())))
-    rows = [[masks[o] for o in w.objects] + [empty] * (counts - len(w.objects)) for w in words]
-    return torch.stack([torch.stack(row) for row in rows])
+    rows = [torch.stack([masks[name] for name in w.objects]) for w in words]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -61,10 +61,9 @@ def phrase_iou(maps: Tensor, masks: Tensor) -> Tensor:
             f"masks have shape {tuple(masks.shape)} and maps {tuple(maps.shape)}: expected one "
             "(H, W) or C of them, (C, H, W), for all K tokens of a phrase"
         )
-    per_token = masks.unsqueeze(maps.ndim - 3)
-    shape = list(per_token.shape)
-    shape[maps.ndim - 3] = maps.shape[-3]
-    return obj_iou(maps, per_token.expand(shape)).amax(-1)
+    before, own = masks.shape[: maps.ndim - 3], masks.shape[maps.ndim - 3 :]
+    per_token = masks.unsqueeze(maps.ndim - 3).expand(*before, maps.shape[-3], *own)
+    return obj_iou(maps, per_token).amax(-1)
 
 
 def noun_threshold(maps: Tensor) -> Tensor:

@@ -50,11 +50,11 @@ def map_features(maps: Tensor) -> Tensor:
     spread = 1 - low
     flat = ((spread == 0) | (peak == 0))[..., 0, 0]
     levels = (values - low) / spread.masked_fill(spread == 0, 1)
-    region = otsu_region(values)
+    region, pixels = otsu_region(values), max(values.shape[-2:].numel(), 2)
     found = (
         normalized_entropy(values),
         gini_index(values),
-        (-values.mean((-2, -1)).clamp(min=1e-300).log() / math.log(max(_count(values), 2))),
+        -values.mean((-2, -1)).clamp(min=1e-300).log() / math.log(pixels),
         _autocorrelation(levels),
         _separability(levels, region),
         _connected(values, region),
@@ -115,6 +115,8 @@ class Reliability:
                 f"features have shape {tuple(features.shape)}: expected (M, "
                 f"{len(MAP_FEATURES)}) from map_features(maps)"
             )
+        if not bool(torch.isfinite(features).all()):
+            raise InputError("features hold NaN or infinite values: expected map_features(maps)")
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         truth = _both_kinds(labels, len(features))
@@ -203,10 +205,6 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     return float(np.abs(gap).sum() / len(predicted))
 
 
-def _count(values: Tensor) -> int:
-    return values.shape[-2] * values.shape[-1]
-
-
 def _autocorrelation(levels: Tensor) -> Tensor:
     away = levels - levels.mean((-2, -1), keepdim=True)
     across = (away[..., :, 1:] * away[..., :, :-1]).sum((-2, -1))
@@ -219,7 +217,7 @@ def _autocorrelation(levels: Tensor) -> Tensor:
 
 
 def _separability(levels: Tensor, region: Tensor) -> Tensor:
-    count = _count(levels)
+    count = levels.shape[-2:].numel()
     above = region.sum((-2, -1)).to(levels.dtype)
     total = levels.sum((-2, -1))
     inside = (levels * region).sum((-2, -1))

@@ -238,7 +238,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     run(tmp_path, adapter=tiny.adapter("prefix", seed=0), stop=lambda: True)
     with pytest.raises(StoreError, match=r"facts\.weights"):
         run(tmp_path, adapter=tiny.adapter("prefix", seed=1))
-    with pytest.raises(StoreError, match=r"facts\.cache"):
+    with pytest.raises(StoreError, match=r"facts\.regime"):
         run(tmp_path, adapter=tiny.adapter("none", seed=0))
     assert fingerprint(tiny.model(0)) == fingerprint(tiny.model(0)) != fingerprint(tiny.model(1))
 
