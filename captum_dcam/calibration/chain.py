@@ -17,12 +17,12 @@ from captum_dcam.metrics import localization
 from captum_dcam.refine import DACG, DACG_BRANCHES, SICD, Refinement, min_max
 from captum_dcam.refine.base import NamedRefinement
 
-#: pixels that are scored at once, in float64
+#: pixels per call of the metric, in float64
 _PIXELS = 2**21
 
 
 class Chain:
-    r"""Runs stages over a collection; keeps the outputs of the last run, and scores of all runs.
+    r"""Refines a collection; keeps every stage's outputs of the last time, and all scores.
 
     Args:
         collection (Collection): of N words.

@@ -179,7 +179,8 @@ def gain(first: Tensor, second: Tensor, images: Tensor, seed: int) -> Gain:
     for scores in (first.clone(), second.clone()):
         scores[:, LOCALIZATION_SCORES.index("contrast")].clamp_(max=CONTRAST_CAP)
         means.append(dict(zip(LOCALIZATION_SCORES, scores.mean(0).tolist(), strict=True)))
-    return Gain(len(images.unique()), len(images), *means, *(float(bound) for bound in found))
+    mean, low, high = (float(value) for value in found)
+    return Gain(len(images.unique()), len(images), means[0], means[1], mean, low, high)
 
 
 def _check_split(collection: Collection, folds: int) -> None:
@@ -281,7 +282,7 @@ def coordinate_descent(
         most_sweeps (int, optional): Default: :data:`MOST_SWEEPS`
         say (callable, optional): is told the sweep, the parameter and the objective.
     """
-    values, steps = dict(start), []
+    values, steps = dict(start), list[Step]()
     first = best = objective(values)
     sweep = 0
     for sweep in range(1, most_sweeps + 1):

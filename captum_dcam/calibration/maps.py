@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import CalibrationError, DcamError
-from captum_dcam.evaluation.plan import Plan, Variant
+from captum_dcam.evaluation.plan import Plan, Variant, refinement_records
 from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import stacked
@@ -129,7 +129,8 @@ def collect(
         CalibrationError: an image cannot be read or explained (named); no word at all; too much to
             keep.
     """
-    variant = Variant("maps", "diffusion_cam", layer=layer, refinements=preset.refinements())
+    refinements = tuple(refinement_records(preset.refinements()))
+    variant = Variant("maps", "diffusion_cam", layer=layer, refinements=refinements)
     plan = Plan(
         (variant,), prompt=prompt, words=("object",), seed=seed, generation=generation or {}
     )

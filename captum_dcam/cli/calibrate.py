@@ -67,7 +67,7 @@ class Options(Data):
         int | None,
         option(
             WHAT,
-            "First of other images, with masks, on which the gain is measured.",
+            "First of the other images, on which the gain is measured.",
             default="none",
             min=0,
         ),

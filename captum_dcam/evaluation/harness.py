@@ -255,7 +255,7 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """As many threads of torch as the plan says, as before afterwards; 0: leave them."""
+    """Give torch this number of threads, and restore the old one; 0 changes nothing."""
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 def derived_seed(seed: int, *parts: Any) -> int:
-    """A seed of its own for every image and purpose, whatever is measured beside it."""
+    """A seed for one image and purpose: it does not depend on what else is measured."""
     text = canonical([seed, *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
@@ -74,7 +74,7 @@ class BoundImage:
 
 
 class Trial:
-    r"""Measures images, one after another; keeps nothing of them.
+    r"""Measures images one after another, and keeps nothing of them.
 
     Args:
         plan (Plan): what to measure.
@@ -93,7 +93,7 @@ class Trial:
         self.wants_repeated = any(maps.needs_repeated(v.stages()) for v in plan.variants)
 
     def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
-        r"""Result and cost of one image, without its index; says every variant's name before it."""
+        r"""Result and cost of one image, without its index; says each variant's name first."""
         start = time.perf_counter()
         say(f"{image_id}: answer")
         bound, result = self.answer(image_id, sample)

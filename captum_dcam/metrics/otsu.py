@@ -13,7 +13,7 @@ from captum_dcam.metrics._checks import checked_maps, result_dtype
 
 #: Bins of the histogram, over the range of each map.
 OTSU_BINS = 256
-#: Pixels that are counted at once: large enough for many small maps, small enough for a cache.
+#: Pixels per histogram call: many small maps, or one map of an image.
 _PIXELS = 2**16
 
 

@@ -14,8 +14,8 @@ from captum_dcam.metrics._checks import working_dtype
 def oracle_map(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     r"""The ground truth as the token grid sees it: how much of each cell the mask covers.
 
-    Scored like any other map, after the same resizing, it shows the best that a map of so many
-    tokens can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
+    Scored like any other map, after the same resizing, it shows the best score that a map on
+    this grid can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
 
     Args:
         mask (Tensor): bool, (..., H, W).
@@ -60,7 +60,7 @@ def random_map(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def center_blob_map(grid: tuple[int, int], sigma: float = 0.25) -> Tensor:
-    r"""A Gaussian in the middle: the floor of a method that knows that photographers aim.
+    r"""A Gaussian in the middle: the floor of a method that knows only where objects tend to lie.
 
     Args:
         grid (tuple of int): (h, w).
