@@ -2,7 +2,7 @@ r"""Deletion and insertion: the word's probability as the image goes, or comes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -259,25 +259,25 @@ def _read_edited(
         ]
         same = request.pixels.detach().expand(len(part), *request.pixels.shape[1:])
         copies = with_pixels(forward, same if fill is None else fill(part))
-        edit = None if fill is not None else _Erase(copies, part)
+        edit = None if fill is not None else _erasing(copies, part)
         index, pairs = zip(*own, strict=True)
         found[list(index)] = read(copies, pairs, score=score, chunk=chunk, edited=edit)
     return found
 
 
-@dataclass(frozen=True)
-class _Erase:
+def _erasing(
+    copies: DenoisingForward, removed: Tensor
+) -> Callable[[Tensor], AbstractContextManager[None]]:
     """Contexts in which removed image tokens (R, N) are the mean token of their grid."""
+    shapes = copies.request.layout.shapes
 
-    copies: DenoisingForward
-    removed: Tensor
-
-    def __call__(self, rows: Tensor) -> AbstractContextManager[None]:
-        shapes = self.copies.request.layout.shapes
-        parts = self.removed[rows].split([h * w for h, w in shapes], dim=1)
+    def during(rows: Tensor) -> AbstractContextManager[None]:
+        parts = removed[rows].split([h * w for h, w in shapes], dim=1)
 
         def erase(features: Tensor, grid: int) -> Tensor:
             mask = parts[grid].view(-1, 1, *shapes[grid]).to(features.device)
             return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
 
-        return self.copies.edited(erase)
+        return copies.edited(erase)
+
+    return during

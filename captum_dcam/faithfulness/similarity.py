@@ -7,6 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from captum_dcam.errors import InputError
+from captum_dcam.metrics._checks import stretched
 from captum_dcam.refine.checks import check_odd
 
 
@@ -62,8 +63,9 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
     shortest = min(first.shape[-2:])
     side = min(window, shortest - 1 + shortest % 2)
     leading = first.shape[:-2]
-    one, two = (_unit(x.detach().cpu().double()) for x in (first, second))
-    one, two = (x.reshape(-1, 1, *x.shape[-2:]) for x in (one, two))
+    wide = (x.detach().cpu().double().reshape(-1, 1, *x.shape[-2:]) for x in (first, second))
+    axes = (-2, -1)
+    one, two = (stretched(x, x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) for x in wide)
 
     def mean(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values, side, stride=1)
@@ -76,10 +78,3 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
     top = (2 * m1 * m2 + c1) * (2 * both + c2)
     bottom = (m1 * m1 + m2 * m2 + c1) * (v1 + v2 + c2)
     return (top / bottom).mean((-3, -2, -1)).reshape(leading)
-
-
-def _unit(values: Tensor) -> Tensor:
-    low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
-    # halves, so that the span of the largest floats does not overflow
-    spread = high / 2 - low / 2
-    return (values / 2 - low / 2) / spread.masked_fill(spread == 0, 1)

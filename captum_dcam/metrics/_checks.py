@@ -36,6 +36,13 @@ def unit_peak(values: Tensor) -> Tensor:
     return values / peak.masked_fill(peak == 0, 1)
 
 
+def stretched(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values on a scale with ``low`` at 0 and ``high`` at 1; 0 where the two are equal."""
+    # halves, so that the span of the largest floats does not overflow
+    spread = high / 2 - low / 2
+    return (values / 2 - low / 2) / spread.masked_fill(spread == 0, 1)
+
+
 def checked_masks(maps: Tensor, masks: Tensor) -> Tensor:
     r"""Returns the masks as (..., C, H, W) on the maps' device; C is 1 without a class axis.
 

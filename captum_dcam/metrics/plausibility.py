@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.metrics._checks import checked_maps, result_dtype
+from captum_dcam.metrics._checks import checked_maps, result_dtype, stretched
 from captum_dcam.metrics.localization_scores import obj_iou
 from captum_dcam.metrics.otsu import otsu_threshold
 
@@ -159,10 +159,7 @@ def joint_min_max(maps: Tensor, text: Tensor | None = None) -> Tensor:
             )
         pool = torch.cat((pool, text.detach().to(values)), dim=-1)
     low, high = pool.amin(-1)[..., None, None], pool.amax(-1)[..., None, None]
-    # halves, so that the span of the largest floats does not overflow
-    spread = high / 2 - low / 2
-    levels = (values / 2 - low / 2) / spread.masked_fill(spread == 0, 1)
-    return levels.clamp(0, 1).to(result_dtype(maps))
+    return stretched(values, low, high).clamp(0, 1).to(result_dtype(maps))
 
 
 def f1_iou(obj: Tensor | float, func: Tensor | float) -> Tensor:

@@ -14,8 +14,8 @@ from captum_dcam.metrics._checks import working_dtype
 def oracle_map(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     r"""The ground truth as the token grid sees it: how much of each cell the mask covers.
 
-    Scored like any other map, after the same resizing, it shows the best score that a map on
-    this grid can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
+    Scored like any other map, after the same resizing, it shows the best score that a map on this
+    grid can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
 
     Args:
         mask (Tensor): bool, (..., H, W).
