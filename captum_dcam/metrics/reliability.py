@@ -115,14 +115,12 @@ class Reliability:
                 f"features have shape {tuple(features.shape)}: expected (M, "
                 f"{len(MAP_FEATURES)}) from map_features(maps)"
             )
-        if not bool(torch.isfinite(features).all()):
-            raise InputError("features hold NaN or infinite values: expected map_features(maps)")
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         truth = _both_kinds(labels, len(features))
         if not 0 < l2 < math.inf:
             raise InputError(f"l2 is {l2}: expected a finite number above 0")
-        rows = features.detach().double().cpu().numpy()
+        rows = np.stack([_row(column) for column in features.T], axis=1)
         mean, std = rows.mean(0), rows.std(0)
         std = np.where(std > 1e-12, std, 1.0)
         # Newton's method ends within 1e-8 of the optimum; lbfgs stops earlier
