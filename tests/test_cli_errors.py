@@ -157,7 +157,6 @@ def test_a_plan_or_preset_that_may_not_be_read_is_one_line(run, monkeypatch, tmp
         ["evaluate", "-M", "oracle", "-d", "folder", "--root", "locked/data", "-p", "?"],
         ["table", "comparison", "-r", "locked/results"],
         ["calibrate", "-o", "locked/p.json"],
-        ["calibrate", "--images", "locked/pictures", "-p", "?"],
     ],
     ids=" ".join,
 )

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from captum_dcam.cli.app import app
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation import Plan, Store
+from captum_dcam.presets import preset, write_preset
+from captum_dcam.refine import CBA, MinMax
 
 FEW = ["--data", "count=3", "--limit", 2, "--generation", "gen_length=12"]
 
@@ -150,17 +152,21 @@ def test_results_of_other_settings_are_refused_before_work(measured):
 
 
 def test_a_calibrated_preset_is_used_by_its_file(tmp_path):
-    file = tmp_path / "preset.json"
-    options = ["--data", "count=8", "--words", "all", "--generation", "gen_length=16", "-o", file]
-    done = call("calibrate", *options)
+    file, start = tmp_path / "preset.json", tmp_path / "start.json"
+    write_preset(start, "default", preset("default"), (MinMax(), CBA()), {})
+    options = ["--data", "count=14", "--preset", start, "--generation", "gen_length=32", "-o", file]
+    done = call("calibrate", "--labels", *options)
     assert done.exit_code == 0, done.output
-    assert "high_std" in done.stdout and file.is_file()
+    assert "cba.gamma" in done.stdout and file.is_file()
     shown = call("explain", "--preset", file, "--gen-length", 8, "-o", tmp_path / "out", "--json")
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["settings"]["preset"] == str(file)
 
 
 def test_a_fit_that_cannot_be_made_is_one_clear_line(tmp_path):
-    done = call("calibrate", "--preset", "base", "-o", tmp_path / "preset.json")
-    assert done.exit_code == 2 and done.stderr.startswith("Error: ")
+    for options in (["--labels", "--preset", "base"], [], ["--images", tmp_path, "-p", "?"]):
+        done = call("calibrate", *options, "-o", tmp_path / "preset.json")
+        assert done.exit_code == 2 and done.stderr.startswith("Error: ")
+        assert "\n" not in done.stderr.strip()
+        assert "--preset" in options or "not in this version" in done.stderr
     assert not (tmp_path / "preset.json").exists()

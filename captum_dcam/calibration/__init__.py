@@ -1,13 +1,18 @@
 r"""Thresholds of the refinements, fitted to a model.
 
-    maps = collect(adapter, data, data.ids[:40], preset("default"), labelled=True)
-    found = fit_labelled(maps, tuple(preset("default").refinements()))
-    other = collect(adapter, data, data.ids[40:], preset("default"), labelled=True)
-    gain, routing = compare(other, found.start, found.fitted)
+    >>> from captum_dcam.presets import preset
+    >>> stages = tuple(preset("default").refinements())
+    >>> values_of(stages)["cba.gamma"]
+    0.5
+    >>> with_values(stages, {"cba.gamma": 0.25})[3]
+    CBA(weights=(0.15, 0.15, 0.2, 0.015), gamma=0.25)
 
-- maps of many images, computed once: :func:`collect`, :class:`Collection`
-- from maps alone: :func:`fit_unlabelled`, :func:`fit_routing`, :func:`cut`
-- from maps with masks: :func:`fit_labelled`, :func:`coordinate_descent`, :data:`PARAMETERS`
+``fit_labelled(collect(adapter, data, ids, preset("default")), stages)`` finds the values with the
+highest F3; ``compare(collect(adapter, data, other_ids, …), found.start, found.fitted)`` says what
+they gain on other images.
+
+- maps of words with masks, computed once: :func:`collect`, :class:`Collection`
+- the search: :func:`fit_labelled`, :func:`coordinate_descent`, :func:`cut`, :data:`PARAMETERS`
 - on other images: :func:`compare`, :class:`Gain`
 
 :mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
@@ -18,13 +23,12 @@ from captum_dcam.calibration.fit import (
     Calibration,
     Gain,
     compare,
+    coordinate_descent,
+    cut,
     fit_labelled,
-    fit_unlabelled,
 )
 from captum_dcam.calibration.maps import Collection, collect
 from captum_dcam.calibration.parameters import PARAMETERS, SHARES, values_of, with_values
-from captum_dcam.calibration.routing import cut, fit_routing, paper_routing
-from captum_dcam.calibration.search import coordinate_descent
 from captum_dcam.errors import CalibrationError
 
 __all__ = [
@@ -40,9 +44,6 @@ __all__ = [
     "coordinate_descent",
     "cut",
     "fit_labelled",
-    "fit_routing",
-    "fit_unlabelled",
-    "paper_routing",
     "values_of",
     "with_values",
 ]

@@ -1,15 +1,14 @@
-r"""Fits a preset's thresholds to a model, from maps alone or from maps with masks."""
+r"""Fits a preset's thresholds to a model, from maps with masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_dcam.calibration.chain import SCORES, STATISTICS, Chain
+from captum_dcam.calibration.chain import Chain
 from captum_dcam.calibration.maps import Collection
 from captum_dcam.calibration.parameters import (
     PARAMETERS,
@@ -19,18 +18,22 @@ from captum_dcam.calibration.parameters import (
     values_of,
     with_values,
 )
-from captum_dcam.calibration.routing import cut, fit_routing
-from captum_dcam.calibration.search import SearchResult, Step, coordinate_descent
 from captum_dcam.errors import CalibrationError
-from captum_dcam.metrics import BootstrapInterval, cluster_bootstrap
+from captum_dcam.evaluation.measure import LOCALIZATION_SCORES
+from captum_dcam.metrics import CONTRAST_CAP, cluster_bootstrap
 from captum_dcam.refine import DACG, SICD
 
-#: a labelled split below this says nothing about thirty numbers
+#: a split below this says nothing about thirty numbers
 LEAST_IMAGES, LEAST_WORDS = 10, 20
 FOLDS = 5
 #: quantiles of map statistics that are written down
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_F3 = SCORES.index("f3")
+_F3 = LOCALIZATION_SCORES.index("f3")
+#: a gain below a hundredth of a point of F3 is none
+LEAST_GAIN = 1e-4
+MOST_SWEEPS = 8
+#: parameter name and the values at hand → what to try
+Candidates = Callable[[str, Values], Iterable[float | None]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Gain:
     Args:
         images, words (int): how many.
         before, after (dict): mean of every column of
-            :data:`~captum_dcam.calibration.chain.SCORES`; ``contrast`` capped at 20 as in F3.
+            :data:`~captum_dcam.evaluation.measure.LOCALIZATION_SCORES`; ``contrast`` capped at 20,
+            as in F3.
         gain (float): mean difference of F3, word by word.
         low, high (float): its 95 % interval, images resampled with all their words.
     """
@@ -59,7 +63,6 @@ class Calibration:
     r"""What was fitted.
 
     Args:
-        labelled (bool): from masks, or from maps alone.
         start, fitted (tuple of Refinement): the stages before and after.
         before, after (dict): every parameter that the start has, by name.
         routing (tuple of dict): shares of DACG's branches before and after.
@@ -67,12 +70,11 @@ class Calibration:
         statistics (dict): quantiles :data:`QUANTILES` of mean, std and skewness: of base maps from
             0 to 1 (``base``), and as they come to ``dacg`` and ``sicd``, before the fit.
         images, words (int): how many were fitted on.
-        own (Gain or None): on the words that were fitted on: flatters. None without labels.
-        held (Gain or None): cross-validated: every word by a search that did not see its image.
+        own (Gain): on the words that were fitted on: flatters.
+        held (Gain): cross-validated: every word by a search that did not see its image.
         steps (tuple of Step): changes of the search.
     """
 
-    labelled: bool
     start: Stages
     fitted: Stages
     before: Values
@@ -82,27 +84,14 @@ class Calibration:
     statistics: dict[str, dict[str, list[float]]] = field(repr=False)
     images: int
     words: int
-    own: Gain | None = None
-    held: Gain | None = None
-    steps: tuple[Step, ...] = ()
+    own: Gain
+    held: Gain
+    steps: tuple[Step, ...]
 
     @property
     def changed(self) -> list[str]:
         """Names of the parameters that are not what they were."""
         return [name for name, value in self.before.items() if self.after[name] != value]
-
-
-def fit_unlabelled(collection: Collection, stages: Stages) -> Calibration:
-    r"""Fit the bounds of DACG and of SICD's gate by :func:`~captum_dcam.calibration.fit_routing`.
-
-    Looks at no mask. The same maps give the same numbers.
-
-    Raises:
-        CalibrationError: too few maps, or stages without such bounds.
-    """
-    chain, before = Chain(collection), values_of(stages)
-    found = fit_routing(chain, stages)
-    return _calibration(chain, stages, before, {**before, **found}, labelled=False)
 
 
 def fit_labelled(
@@ -124,14 +113,14 @@ def fit_labelled(
     on that part (``held``). Candidates come from all maps there too, but from no mask.
 
     Args:
-        collection (Collection): with masks.
+        collection (Collection): to fit on.
         stages (tuple of Refinement): where the search starts.
         seed (int, optional): which images make a part. Default: 0
         folds (int, optional): parts. Default: :data:`FOLDS`
         say (callable, optional): is told what is tried.
 
     Raises:
-        CalibrationError: no masks, fewer than :data:`LEAST_IMAGES` images with a scored word or
+        CalibrationError: fewer than :data:`LEAST_IMAGES` images with a scored word or
             :data:`LEAST_WORDS` words; more parts than images.
     """
     _check_split(collection, folds)
@@ -148,20 +137,24 @@ def fit_labelled(
             before, candidates, objective, say=lambda text: say(f"{part}: {text}")
         )
 
-    everything = torch.ones(len(collection), dtype=torch.bool)
-    found = search(everything, "all images")
-    held = chain.scores(stages).clone()
+    found = search(torch.ones(len(collection), dtype=torch.bool), "all images")
+    first = chain.scores(stages)
+    last = chain.scores(with_values(stages, found.values))
+    held = first.clone()
     for number, away in enumerate(_parts(collection, seed, folds)):
         own = search(~away, f"part {number + 1} of {folds}")
         held[away] = chain.scores(with_values(stages, own.values))[away]
-    first = chain.scores(stages)
-    last = chain.scores(with_values(stages, found.values))
-    return _calibration(
-        chain,
-        stages,
-        before,
-        found.values,
-        labelled=True,
+    fitted = with_values(stages, found.values)
+    return Calibration(
+        start=stages,
+        fitted=fitted,
+        before=before,
+        after=found.values,
+        routing=(chain.routing(stages), chain.routing(fitted)),
+        gated=(chain.gated(stages), chain.gated(fitted)),
+        statistics=_statistics(chain, stages),
+        images=collection.used,
+        words=len(collection),
         own=gain(first, last, collection.images, seed),
         held=gain(first, held, collection.images, seed),
         steps=found.steps,
@@ -169,7 +162,7 @@ def fit_labelled(
 
 
 def tried(chain: Chain, stages: Stages, name: str) -> Sequence[float | None]:
-    """What the labelled search tries for a parameter, given the stages at hand."""
+    """What the search tries for a parameter, given the stages at hand."""
     parameter = PARAMETERS[name]
     if not parameter.statistic:
         return parameter.tried
@@ -179,35 +172,23 @@ def tried(chain: Chain, stages: Stages, name: str) -> Sequence[float | None]:
 
 
 def gain(first: Tensor, second: Tensor, images: Tensor, seed: int) -> Gain:
-    r"""Scores (N, 4) before and after on the same words of these images (N,)."""
+    """Scores (N, 4) before and after on the same words of these images (N,)."""
     generator = torch.Generator().manual_seed(seed)
-    found: BootstrapInterval = cluster_bootstrap(second[:, _F3] - first[:, _F3], images, generator)
-    return Gain(
-        len(images.unique()),
-        len(images),
-        _means(first),
-        _means(second),
-        float(found.mean),
-        float(found.low),
-        float(found.high),
-    )
-
-
-def _means(scores: Tensor) -> dict[str, float]:
-    capped = scores.clone()
-    capped[:, SCORES.index("contrast")].clamp_(max=20)
-    return dict(zip(SCORES, capped.mean(0).tolist(), strict=True))
+    found = cluster_bootstrap(second[:, _F3] - first[:, _F3], images, generator)
+    means = []
+    for scores in (first.clone(), second.clone()):
+        scores[:, LOCALIZATION_SCORES.index("contrast")].clamp_(max=CONTRAST_CAP)
+        means.append(dict(zip(LOCALIZATION_SCORES, scores.mean(0).tolist(), strict=True)))
+    mean, low, high = (float(value) for value in found)
+    return Gain(len(images.unique()), len(images), means[0], means[1], mean, low, high)
 
 
 def _check_split(collection: Collection, folds: int) -> None:
     used, words = collection.used, len(collection)
-    if not collection.labelled:
-        raise CalibrationError("the collection has no masks: collect(…, labelled=True)")
     if used < LEAST_IMAGES or words < LEAST_WORDS:
         raise CalibrationError(
             f"{used} images with a scored word and {words} words: expected at least "
-            f"{LEAST_IMAGES} and {LEAST_WORDS}, or a search fits noise: give more images "
-            "(--limit), or fit without labels"
+            f"{LEAST_IMAGES} and {LEAST_WORDS}, or a search fits noise: give more images (--limit)"
         )
     if not 2 <= folds <= used:
         raise CalibrationError(
@@ -222,35 +203,17 @@ def _parts(collection: Collection, seed: int, folds: int) -> list[Tensor]:
     return [torch.isin(own, order[number::folds]) for number in range(folds)]
 
 
-def _calibration(
-    chain: Chain, stages: Stages, before: Values, after: Values, **others: Any
-) -> Calibration:
-    fitted = with_values(stages, after)
-    known = {"base": chain.raw_statistics()}
-    for name, stage in (("dacg", DACG), ("sicd", SICD)):
+def _statistics(chain: Chain, stages: Stages) -> dict[str, dict[str, list[float]]]:
+    """Quantiles of what thresholds are compared with."""
+    known = {"base": chain.statistics(stages)}
+    for stage in (DACG, SICD):
         if any(isinstance(s, stage) for s in stages):
-            known[name] = chain.statistics(stages, stage)
-    return Calibration(
-        start=stages,
-        fitted=fitted,
-        before=before,
-        after=after,
-        routing=(chain.routing(stages), chain.routing(fitted)),
-        gated=(chain.gated(stages), chain.gated(fitted)),
-        statistics={
-            name: {s: _quantiles(values[s]) for s in STATISTICS} for name, values in known.items()
-        },
-        images=chain.collection.used,
-        words=len(chain.collection),
-        **others,
-    )
-
-
-def _quantiles(values: Tensor) -> list[float]:
-    found: list[float] = torch.quantile(
-        values, torch.tensor(QUANTILES, dtype=values.dtype)
-    ).tolist()
-    return found
+            known[stage.name] = chain.statistics(stages, stage)
+    places = torch.tensor(QUANTILES, dtype=torch.float64)
+    return {
+        name: {s: torch.quantile(values, places).tolist() for s, values in found.items()}
+        for name, found in known.items()
+    }
 
 
 def compare(
@@ -261,3 +224,110 @@ def compare(
     before, after = chain.scores(first), chain.scores(second)
     routing = chain.routing(first), chain.routing(second)
     return gain(before, after, collection.images, seed), routing
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change that gained: the parameter, what it was and became, the objective after it."""
+
+    name: str
+    before: float | None
+    after: float | None
+    objective: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    r"""What a search ended with.
+
+    Args:
+        values (dict): every parameter.
+        start, objective (float): at the start and at the end.
+        steps (tuple of Step): the changes in order.
+        sweeps (int): how often all parameters were tried; the last sweep changed nothing, unless
+            :data:`MOST_SWEEPS` were made.
+    """
+
+    values: Values
+    start: float
+    objective: float
+    steps: tuple[Step, ...]
+    sweeps: int
+
+
+def coordinate_descent(
+    start: Values,
+    candidates: Candidates,
+    objective: Callable[[Values], float],
+    *,
+    least_gain: float = LEAST_GAIN,
+    most_sweeps: int = MOST_SWEEPS,
+    say: Callable[[str], None] = lambda _: None,
+) -> SearchResult:
+    r"""Raise an objective by changing one parameter at a time. Draws nothing.
+
+    The parameters are taken in the order of ``start``. Each is set to the candidate with the
+    highest objective (the first of equal ones) if that gains at least ``least_gain`` over the
+    value at hand, which stays otherwise. Sweeps go on until one changes nothing. The result is a
+    local optimum: no single parameter can be bettered within its candidates.
+
+    Args:
+        start (dict): parameters by name.
+        candidates (callable): what to try for a parameter, given the values at hand.
+        objective (callable): of all values; higher is better.
+        least_gain (float, optional): what counts as a gain. Default: :data:`LEAST_GAIN`
+        most_sweeps (int, optional): Default: :data:`MOST_SWEEPS`
+        say (callable, optional): is told the sweep, the parameter and the objective.
+    """
+    values, steps = dict(start), list[Step]()
+    first = best = objective(values)
+    sweep = 0
+    for sweep in range(1, most_sweeps + 1):
+        known = len(steps)
+        for name in start:
+            say(f"sweep {sweep}, {name}, {best:.4f}")
+            tried = [
+                (objective({**values, name: value}), value)
+                for value in candidates(name, values)
+                if value != values[name]
+            ]
+            top, value = max(tried, key=lambda pair: pair[0], default=(float("-inf"), None))
+            if top >= best + least_gain:
+                steps.append(Step(name, values[name], value, top))
+                values[name], best = value, top
+        if len(steps) == known:
+            break
+    return SearchResult(values, first, best, tuple(steps), sweep)
+
+
+def cut(values: Tensor, count: float, *, below: bool = False) -> float:
+    r"""A threshold with ``count`` of the values beyond it, or as near to it as ties allow.
+
+    It is the number of fewest digits near the middle between the two values that it parts. No value
+    beyond: the outermost value itself. All beyond: a number past the other end. Of two equally
+    near counts the smaller wins.
+
+    Args:
+        values (Tensor): (N,) float64, N at least 1.
+        count (float): how many should lie beyond, 0 to N.
+        below (bool, optional): beyond means below, not above. Default: False
+    """
+    ordered = values.sort(descending=not below).values
+    n = len(ordered)
+    # a cut after the k-th value is one only where the next value is another
+    allowed = torch.ones(n + 1, dtype=torch.bool)
+    allowed[1:n] = ordered[:-1] != ordered[1:]
+    sizes = torch.arange(n + 1, dtype=torch.float64)
+    k = int((sizes - count).abs().masked_fill(~allowed, float("inf")).argmin())
+    if k == 0:
+        return float(ordered[0])
+    last = float(ordered[-1])
+    if k == n:
+        return last + abs(last) / 2 + 0.01 if below else last - abs(last) / 2 - 0.01
+    low, high = sorted(ordered[k - 1 : k + 1].tolist())
+    middle: float = (low + high) / 2
+    rounded = (float(f"{middle:.{digits}g}") for digits in range(2, 16))
+    return next((value for value in rounded if low < value < high), middle)

@@ -1,15 +1,15 @@
 r"""The maps that thresholds are fitted on: computed once, kept on the grid of image tokens.
 
-Kept are, for every word, its positive map and (with labels) its masks as packed bits; nothing of
-the model's states and no picture. A word on a 24×24 grid with a mask of 192×192 pixels takes 27 kB
-in all, stage outputs of :class:`~captum_dcam.calibration.chain.Chain` included; :data:`MOST_BYTES`
-bounds the whole.
+The evaluation's trial makes every answer and finds its words and masks. Kept are, for every word,
+its positive map and its masks as packed bits; nothing of the model's states and no image. A word on
+a 24×24 grid with a mask of 192×192 pixels takes 27 kB in all, stage outputs of
+:class:`~captum_dcam.calibration.chain.Chain` included; :data:`MOST_BYTES` bounds the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import CalibrationError, DcamError
+from captum_dcam.evaluation.plan import Plan, Variant, refinement_records
 from captum_dcam.evaluation.progress import Progress, Silent
-from captum_dcam.evaluation.trial import derived_seed
-from captum_dcam.evaluation.words import Word, read_answer, read_masks, stacked
+from captum_dcam.evaluation.trial import Trial
+from captum_dcam.evaluation.words import stacked
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid
 from captum_dcam.presets import Preset
 from captum_dcam.refine import RefineContext
@@ -31,22 +31,19 @@ from captum_dcam.refine import RefineContext
 MOST_BYTES = 2**31
 #: copies of a map that a fit holds at once: itself, repeated words', seven stages', the scored one
 _COPIES = 10
-#: which words are explained without labels: nouns by the tagger, or every word
-WORDS = ("nouns", "all")
-_KINDS = {"nouns": ("noun",), "all": ("noun", "function", "other")}
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    r"""N words that are refined and scored together: same grid, picture size and steps.
+    r"""N words that are refined and scored together: same grid, image size and steps.
 
     Args:
         maps (Tensor): (N, h, w) float32, the positive part of the base map.
         images (Tensor): (N,) int64, the number of every word's image.
-        context (RefineContext): steps, picture size, and (N, h, w) maps of repeated words, zero
+        context (RefineContext): steps, image size, and (N, h, w) maps of repeated words, zero
             where an answer repeats none.
         grid (Grid): from tokens to pixels.
-        masks (tuple): packed bits of (C, H, W) masks, one array a word; empty without labels.
+        masks (tuple): packed bits of (C, H, W) masks, one array per word.
     """
 
     maps: Tensor
@@ -65,6 +62,11 @@ class Batch:
             rows.append(torch.from_numpy(bits.astype(bool)).reshape(classes, height, width))
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
+    def key(self) -> Any:
+        """What words that are refined and scored together have in common."""
+        edges = (self.grid.x_edges.numpy().tobytes(), self.grid.y_edges.numpy().tobytes())
+        return (self.grid.shape, self.grid.image_size, self.context.steps, edges)
+
 
 @dataclass(frozen=True, eq=False)
 class Collection:
@@ -73,12 +75,10 @@ class Collection:
     Args:
         batches (tuple of Batch): the words are counted through them in order.
         ids (tuple): of the images, in order; a word's image number counts them.
-        labelled (bool): whether words have masks.
     """
 
     batches: tuple[Batch, ...]
     ids: tuple[Any, ...]
-    labelled: bool
 
     @property
     def images(self) -> Tensor:
@@ -100,30 +100,26 @@ def collect(
     ids: Iterable[Any],
     preset: Preset,
     *,
-    labelled: bool,
-    words: str = "nouns",
     layer: int | None = None,
     prompt: str | None = None,
     generation: dict[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Collection:
-    r"""Base maps of the words of the model's own answers.
+    r"""Base maps and masks of the words, in the model's own answers, that name a masked object.
 
     Args:
         adapter (Adapter): the model.
-        data: has ``sample(image_id)`` with ``image()``, ``prompt`` and, where ``labelled``,
-            ``objects``, as :class:`captum_dcam.data.Dataset`. Masks are read with labels only.
+        data: has ``sample(image_id)`` with ``image()``, ``prompt`` and ``objects``, as
+            :class:`captum_dcam.data.Dataset`.
         ids (iterable): of the images, in order.
         preset (Preset): whose score, product and centring make the map; its refinements decide
             whether repeated words are read.
-        labelled (bool): explain words that name an object with a mask, as evaluations score them,
-            and keep the masks.
-        words (str, optional): without labels: ``nouns`` or ``all``. Default: ``"nouns"``
         layer (int, optional): block. Default: the family's recommended one
         prompt (str, optional): Default: the data's
         generation (dict, optional): the family's decoding settings.
-        seed (int, optional): of sampled decoding; draws as an evaluation with this seed. Default: 0
+        seed (int, optional): of sampled decoding, at least 0; draws as an evaluation with this
+            seed. Default: 0
         progress (Progress, optional): is told of every image.
 
     Returns:
@@ -133,119 +129,69 @@ def collect(
         CalibrationError: an image cannot be read or explained (named); no word at all; too much to
             keep.
     """
-    if words not in WORDS:
-        raise CalibrationError(f"words is {words!r}: expected one of {', '.join(WORDS)}")
-    reader = _Reader(adapter, preset, labelled, words, layer, prompt, generation or {}, seed)
-    progress, listed = progress or Silent(), tuple(ids)
+    refinements = tuple(refinement_records(preset.refinements()))
+    variant = Variant("maps", "diffusion_cam", layer=layer, refinements=refinements)
+    plan = Plan(
+        (variant,), prompt=prompt, words=("object",), seed=seed, generation=generation or {}
+    )
+    trial, progress, listed = Trial(plan, adapter), progress or Silent(), tuple(ids)
+    groups: dict[Any, list[Batch]] = {}
+    size = 0
     progress.begin(len(listed), 0, 0)
     try:
         for number, image_id in enumerate(listed):
             progress.say(f"{image_id}")
             try:
-                reader.read(number, image_id, data.sample(image_id))
-            except CalibrationError:
-                raise
+                batch = _read(trial, preset, number, image_id, data.sample(image_id))
             except (DcamError, OSError) as error:
                 raise CalibrationError(f"image {image_id!r}: {error}") from error
+            if batch is not None:
+                groups.setdefault(batch.key(), []).append(batch)
+                size += _COPIES * batch.maps.nbytes + sum(m.nbytes for m in batch.masks)
+            if size > MOST_BYTES:
+                raise CalibrationError(
+                    f"the maps of {number + 1} images take {size / 2**30:.1f} GiB, more than "
+                    f"the {MOST_BYTES / 2**30:g} that a calibration keeps: give a smaller --limit"
+                )
             progress.image(False)
     finally:
         progress.end()
-    batches = tuple(part.batch() for part in reader.parts.values())
-    if not batches:
-        named = "names an object with a mask" if labelled else "is a noun"
+    if not groups:
         raise CalibrationError(
-            f"{len(listed)} images and no word that {named} in the model's answers: look at one "
-            "with captum-dcam explain, and give another --prompt or other images"
+            f"{len(listed)} images and no word that names an object with a mask in the model's "
+            "answers: look at one with captum-dcam explain, and give another --prompt or other "
+            "images"
         )
-    return Collection(batches, listed, labelled)
+    return Collection(tuple(_joined(same) for same in groups.values()), listed)
 
 
-class _Part:
-    """A batch that grows."""
+def _read(trial: Trial, preset: Preset, number: int, image_id: Any, sample: Any) -> Batch | None:
+    """The words of one image whose mask holds a pixel; None without any."""
+    bound, _ = trial.answer(image_id, sample)
+    words = [w for w in bound.words if any(bool(bound.masks[name].any()) for name in w.objects)]
+    if not words:
+        return None
+    forward, reading = bound.forward, preset.reading()
+    signed = word_maps.word_maps(forward, [w.target for w in words], [0] * len(words), reading)
+    maps = signed[0].relu().float().cpu()
+    own = word_maps.repeated_maps(forward, 0, reading) if trial.wants_repeated else None
+    repeated = torch.zeros_like(maps) if own is None else own[0].float().cpu().expand_as(maps)
+    return Batch(
+        maps,
+        torch.full((len(words),), number),
+        replace(word_maps.contexts_of(forward)[0], repeated_maps=repeated),
+        forward.request.layout.grids[0],
+        tuple(np.packbits(stacked([w], bound.masks)[0].numpy()) for w in words),
+    )
 
-    def __init__(self, context: RefineContext, grid: Grid) -> None:
-        self.context, self.grid = context, grid
-        self.maps: list[Tensor] = []
-        self.repeated: list[Tensor] = []
-        self.images: list[int] = []
-        self.masks: list[np.ndarray] = []
 
-    def batch(self) -> Batch:
-        context = RefineContext(
-            self.context.steps, self.context.image_size, torch.cat(self.repeated)
-        )
-        images = torch.tensor(self.images)
-        return Batch(torch.cat(self.maps), images, context, self.grid, tuple(self.masks))
-
-
-class _Reader:
-    """Answers and explains image after image; keeps maps and masks alone."""
-
-    def __init__(
-        self,
-        adapter: Adapter,
-        preset: Preset,
-        labelled: bool,
-        words: str,
-        layer: int | None,
-        prompt: str | None,
-        generation: dict[str, Any],
-        seed: int,
-    ) -> None:
-        self.adapter, self.preset, self.layer = adapter, preset, layer
-        self.labelled, self.prompt, self.generation, self.seed = labelled, prompt, generation, seed
-        self.kinds = ("object",) if labelled else _KINDS[words]
-        self.wants_repeated = word_maps.needs_repeated(preset.refinements())
-        self.parts: dict[Any, _Part] = {}
-        self.bytes = 0
-
-    def read(self, number: int, image_id: Any, sample: Any) -> None:
-        forward = self._answered(image_id, sample)
-        objects = sample.objects if self.labelled else ()
-        words = [w for w in read_answer(forward, objects).words if w.kind in self.kinds]
-        grid = forward.request.layout.grids[0]
-        masks = []
-        if self.labelled:
-            found = read_masks(words, objects, grid.image_size)
-            words = [w for w in words if any(bool(found[name].any()) for name in w.objects)]
-            masks = [np.packbits(stacked([w], found)[0].numpy()) for w in words]
-        if words:
-            self._keep(number, forward, words, masks, grid)
-
-    def _answered(self, image_id: Any, sample: Any) -> DenoisingForward:
-        prompt = sample.prompt if self.prompt is None else self.prompt
-        if prompt is None:
-            raise CalibrationError("the data set has no prompt: give one (--prompt)")
-        forward = DenoisingForward(self.adapter, self.layer)
-        request = self.adapter.prepare([[sample.image()]], [prompt])
-        seed = derived_seed(self.seed, image_id, "answer")
-        forward.generate(request, generator=torch.Generator().manual_seed(seed), **self.generation)
-        return forward
-
-    def _keep(
-        self,
-        number: int,
-        forward: DenoisingForward,
-        words: list[Word],
-        masks: list[np.ndarray],
-        grid: Grid,
-    ) -> None:
-        reading, targets = self.preset.reading(), [w.target for w in words]
-        signed = word_maps.word_maps(forward, targets, [0] * len(targets), reading)
-        maps = signed[0].relu().float().cpu()
-        own = word_maps.repeated_maps(forward, 0, reading) if self.wants_repeated else None
-        repeated = torch.zeros_like(maps) if own is None else own[0].float().cpu().expand_as(maps)
-        context = word_maps.contexts_of(forward)[0]
-        edges = (grid.x_edges.numpy().tobytes(), grid.y_edges.numpy().tobytes())
-        key = (grid.shape, grid.image_size, context.steps, edges)
-        part = self.parts.setdefault(key, _Part(context, grid))
-        part.maps.append(maps)
-        part.repeated.append(repeated)
-        part.images += [number] * len(words)
-        part.masks += masks
-        self.bytes += _COPIES * maps.numel() * maps.element_size() + sum(m.nbytes for m in masks)
-        if self.bytes > MOST_BYTES:
-            raise CalibrationError(
-                f"the maps of {number + 1} images take {self.bytes / 2**30:.1f} GiB, more than "
-                f"the {MOST_BYTES / 2**30:g} that a calibration keeps: give a smaller --limit"
-            )
+def _joined(same: list[Batch]) -> Batch:
+    """Words of several images in one batch."""
+    repeated = [m for b in same if (m := b.context.repeated_maps) is not None]
+    return Batch(
+        torch.cat([b.maps for b in same]),
+        torch.cat([b.images for b in same]),
+        replace(same[0].context, repeated_maps=torch.cat(repeated)),
+        same[0].grid,
+        tuple(mask for b in same for mask in b.masks),
+    )

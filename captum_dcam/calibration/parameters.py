@@ -5,7 +5,7 @@ A set of values is a dict from these names to numbers. ``akd.k_base`` may be Non
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,17 @@ from captum_dcam.refine import AKD, CBA, DACG, DACG_BRANCHES, SICD, NamedRefinem
 Values = dict[str, float | None]
 Stages = tuple[Refinement, ...]
 
-#: shares of the calibration maps beyond a threshold that the labelled search tries
+#: shares of the calibration maps beyond a threshold that the search tries
 SHARES = (0.0, 0.1, 0.221, 0.4, 0.6, 0.8, 1.0)
 #: percentiles that it tries for each branch
 PERCENTILES = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)
-_WEIGHTS = ("median", "quantile", "mean", "max")
+#: weights of CBA that it tries
+_WEIGHTS = {
+    "median": (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
+    "quantile": (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
+    "mean": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6),
+    "max": (0.0, 0.015, 0.05, 0.1, 0.2, 0.4),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Parameter:
         field (str): of it.
         part (int or None): place in a field of several numbers.
         label (str): what the place is called.
-        tried (tuple): values of the labelled search.
+        tried (tuple): values of the search.
         statistic (str): of thresholds: ``mean``, ``std`` or ``skewness`` of the maps as they come
             to the stage; then the search tries the values that :data:`SHARES` of maps lie beyond.
         below (bool): whether the maps below the threshold are meant.
@@ -55,15 +61,6 @@ class Parameter:
         return bool(self.tried) and value in (self.tried[0], self.tried[-1]) and bool(value)
 
 
-def _parts(
-    stage: type[NamedRefinement], field: str, labels: Sequence[str], *tried: tuple[float, ...]
-) -> tuple[Parameter, ...]:
-    return tuple(
-        Parameter(stage, field, i, label, tried[min(i, len(tried) - 1)])
-        for i, label in enumerate(labels)
-    )
-
-
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
@@ -71,15 +68,13 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter(DACG, "high_std", statistic="std"),
         Parameter(DACG, "high_mean", statistic="mean"),
         Parameter(DACG, "low_mean", statistic="mean", below=True),
-        *_parts(DACG, "percentiles", DACG_BRANCHES, PERCENTILES),
-        *_parts(
-            CBA,
-            "weights",
-            _WEIGHTS,
-            (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
-            (0.0, 0.075, 0.15, 0.3, 0.6, 1.2),
-            (0.0, 0.1, 0.2, 0.4, 0.8, 1.6),
-            (0.0, 0.015, 0.05, 0.1, 0.2, 0.4),
+        *(
+            Parameter(DACG, "percentiles", i, label, PERCENTILES)
+            for i, label in enumerate(DACG_BRANCHES)
+        ),
+        *(
+            Parameter(CBA, "weights", i, label, tried)
+            for i, (label, tried) in enumerate(_WEIGHTS.items())
         ),
         Parameter(CBA, "gamma", tried=(0.0, 0.25, 0.5, 0.75, 1.0)),
         Parameter(SICD, "gate_std", statistic="std"),
@@ -119,24 +114,19 @@ def values_of(stages: Sequence[Refinement]) -> Values:
 
 def with_values(stages: Sequence[Refinement], values: Mapping[str, float | None]) -> Stages:
     """The stages with these values; AKD is left out where its value is None."""
-    return tuple(_changed(stages, values))
-
-
-def _changed(
-    stages: Sequence[Refinement], values: Mapping[str, float | None]
-) -> Iterator[Refinement]:
+    out = []
     for stage in stages:
         changes: dict[str, Any] = {}
         for name, value in values.items():
             parameter = PARAMETERS[name]
             if not isinstance(stage, parameter.stage):
                 continue
-            if parameter.part is not None:
+            if parameter.part is None:
+                changes[parameter.field] = value
+            else:
                 whole = list(changes.get(parameter.field, getattr(stage, parameter.field)))
                 whole[parameter.part] = value
                 changes[parameter.field] = tuple(whole)
-            else:
-                changes[parameter.field] = value
-        if "k_base" in changes and changes["k_base"] is None:
-            continue
-        yield replace(stage, **changes) if changes else stage  # type: ignore[type-var]
+        if changes.get("k_base", 0) is not None:
+            out.append(replace(stage, **changes) if changes else stage)  # type: ignore[type-var]
+    return tuple(out)

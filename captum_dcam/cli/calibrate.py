@@ -31,13 +31,15 @@ from captum_dcam.cli.printing import (
     progress,
     table_of,
 )
-from captum_dcam.errors import CalibrationError, MissingFileError
+from captum_dcam.errors import CalibrationError
 
 if TYPE_CHECKING:
     from captum_dcam.calibration import Calibration, Collection, Gain
     from captum_dcam.model.adapter import Adapter
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: which words are explained without labels: nouns by the tagger, or every word
+WORDS = ("nouns", "all")
+LATER = "A fit without labels is not in this version: another one will come."
 
 
 @dataclass(frozen=True)
@@ -45,40 +47,38 @@ class Options(Data):
     """The options of ``captum-dcam calibrate``."""
 
     images: Annotated[
-        Path | None, option(WHAT, "A folder of pictures without masks, instead of a data set.")
+        Path | None,
+        option(WHAT, f"A folder of images without masks, instead of a data set. {LATER}"),
     ] = None
     labels: Annotated[
         bool,
         option(
             HOW,
-            "Search for the highest F3 with the masks; else fit to the maps alone.",
+            f"Search for the highest F3 with the masks; else fit without them. {LATER}",
             "--labels/--no-labels",
         ),
     ] = False
     words: Annotated[
-        str, option(WHAT, "Without labels: 'nouns' or 'all' words.", names="words"), NAMES["words"]
+        str,
+        option(WHAT, f"Without labels: 'nouns' or 'all' words. {LATER}", names="words"),
+        NAMES["words"],
     ] = "nouns"
     check_start: Annotated[
         int | None,
         option(
             WHAT,
-            "First of other images, with masks, on which the gain is measured.",
+            "First of the other images, on which the gain is measured.",
             default="none",
             min=0,
         ),
     ] = None
-    check_limit: Annotated[int | None, option(WHAT, "So many of these.", default="all", min=1)] = (
-        None
-    )
+    check_limit: Annotated[
+        int | None, option(WHAT, "Number of these images.", default="all", min=1)
+    ] = None
     preset: Annotated[str, preset_option("To start from")] = "default"
     seed: Annotated[int, option(DECODE, "Of sampling, cross-validation and intervals.")] = 0
     device: Annotated[str, DEVICE] = "cpu"
     output: Annotated[Path, output_option("The preset file.")] = Path("preset.json")
-
-    @property
-    def checks(self) -> bool:
-        """Whether the gain on other images is asked for."""
-        return self.check_start is not None or self.check_limit is not None
 
 
 @command
@@ -114,42 +114,10 @@ class Calibrated:
     record: dict[str, Any]
 
 
-class Pictures:
-    """A folder's pictures in the order of their names, without masks; an id is a file's name."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise MissingFileError(f"{folder} is no folder: give --images a folder of pictures")
-        found = (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
-        self.folder, self.ids = folder, tuple(sorted(p.name for p in found))
-        if not self.ids:
-            raise MissingFileError(f"{folder} has no pictures: expected {', '.join(SUFFIXES)}")
-
-    def sample(self, image_id: str) -> _Picture:
-        """One picture; not opened yet."""
-        return _Picture(self.folder / image_id)
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able record."""
-        return {"name": "pictures", "images": len(self.ids)}
-
-
-@dataclass(frozen=True)
-class _Picture:
-    path: Path
-    prompt: None = None
-    objects: tuple[()] = ()
-
-    def image(self) -> Any:
-        from captum_dcam.model.prompts import open_picture
-
-        return open_picture(self.path)
-
-
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
-    from captum_dcam.calibration import collect, compare, fit_labelled, fit_unlabelled, values_of
-    from captum_dcam.evaluation.harness import threads
+    from captum_dcam.calibration import collect, compare, fit_labelled, values_of
+    from captum_dcam.evaluation.harness import open_data, threads
     from captum_dcam.evaluation.progress import Live
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
@@ -162,26 +130,25 @@ def run(options: Options) -> Calibrated:
     check_writable(options.output)
     generation = setting_pairs("--generation", options.generation)
     setting_pairs("--load", options.load)
-    data = _opened(options)
+    settings = setting_pairs("--data", options.data)
+    _check_labels(options)
+    data = open_data({**settings, "name": options.dataset}, options.root)
     ids, check_ids = _chosen(data.ids, options)
     with threads(options.threads):
         adapter = load_chosen(options, device)
         layer = adapter.check_layer(options.layer)
 
-        def gathered(which: Sequence[Any], labelled: bool, label: str) -> Collection:
-            own = {"layer": layer, "generation": generation, "labelled": labelled}
-            given = options.shared(collect, preset=base, data=data, progress=Live(label), **own)
+        def collected(which: Sequence[Any], label: str) -> Collection:
+            own = {"preset": base, "data": data, "layer": layer, "generation": generation}
+            given = options.shared(collect, progress=Live(label), **own)
             return collect(adapter, ids=which, **given)
 
-        maps = gathered(ids, options.labels, "calibrate")
+        maps = collected(ids, "calibrate")
         with progress() as say:
-            if options.labels:
-                found = fit_labelled(maps, stages, seed=options.seed, say=say)
-            else:
-                found = fit_unlabelled(maps, stages)
+            found = fit_labelled(maps, stages, seed=options.seed, say=say)
         checked = None
         if check_ids:
-            others = gathered(check_ids, True, "check")
+            others = collected(check_ids, "check")
             checked = compare(others, found.start, found.fitted, options.seed)
     record = _record(options, adapter, layer, generation, data, ids, found)
     if checked is not None:
@@ -192,26 +159,23 @@ def run(options: Options) -> Calibrated:
     return Calibrated(options.output, found, checked, record)
 
 
-def _opened(options: Options) -> Any:
-    """The data set, or a folder of pictures."""
-    from captum_dcam.data import dataset
-    from captum_dcam.files import reading
-
-    if options.images is None:
-        settings = setting_pairs("--data", options.data)
-        with reading(options.root or options.dataset):
-            return dataset(options.dataset, options.root, **settings)
-    if options.labels or options.checks:
+def _check_labels(options: Options) -> None:
+    """Refuse what asks for a fit without labels, and seeds that no evaluation takes."""
+    if options.seed < 0:
+        raise CalibrationError(f"--seed is {options.seed}: expected a whole number, at least 0")
+    if options.images is not None and options.labels:
         raise CalibrationError(
-            "--images are pictures without masks: --labels and --check-start need a data set "
-            "(--dataset folder reads your own pictures and masks)"
+            "--images are images without masks: --labels needs a data set (--dataset folder reads "
+            "your own images and masks)"
         )
-    if options.root is not None or options.data:
-        raise CalibrationError("--images brings its own files: leave out --root and --data")
-    if options.prompt is None:
-        raise CalibrationError("--images have no prompt: give one with --prompt")
-    with reading(options.images):
-        return Pictures(options.images)
+    if not options.labels:
+        given = "no --labels" if options.images is None else f"--images {options.images}"
+        raise CalibrationError(
+            f"{given} asks for a fit without labels, which is not in this version: the fit to map "
+            "shapes of earlier versions gained nothing, and another fit will take its place. Give "
+            "images with masks and --labels (--dataset folder reads your own), or use "
+            "--preset default as it is"
+        )
 
 
 def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
@@ -227,7 +191,7 @@ def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any
         return found
 
     ids = part(options.start, options.limit, "start")
-    if not options.checks:
+    if options.check_start is None and options.check_limit is None:
         return ids, []
     after = options.start + len(ids)
     start = after if options.check_start is None else options.check_start
@@ -256,7 +220,7 @@ def _record(
     from captum_dcam.results.explanation import versions
 
     return {
-        "labels": options.labels,
+        "labels": True,
         "model": options.model,
         "family": adapter.family,
         "weights": fingerprint(adapter.model),
@@ -268,7 +232,7 @@ def _record(
         "images": list(ids),
         "prompt": options.prompt,
         "generation": generation,
-        "words": "objects with a mask" if options.labels else options.words,
+        "words": "objects with a mask",
         "seed": options.seed,
         "used": {"images": found.images, "words": found.words},
         "changed": {name: [found.before[name], found.after[name]] for name in found.changed},
@@ -276,8 +240,8 @@ def _record(
         "gated": list(found.gated),
         "quantiles": list(QUANTILES),
         "statistics": found.statistics,
-        "scores": None if found.own is None else asdict(found.own),
-        "cross_validated": None if found.held is None else asdict(found.held),
+        "scores": asdict(found.own),
+        "cross_validated": asdict(found.held),
         "steps": [asdict(step) for step in found.steps],
         "versions": versions(),
     }
@@ -291,11 +255,10 @@ def print_calibration(done: Calibrated) -> None:
     from captum_dcam.calibration import PARAMETERS
 
     console, found = output_console(120), done.calibration
-    how = "masks: the highest mean F3" if found.labelled else "maps alone: the paper's routing"
     print_facts(
         console,
         {
-            "Fitted": f"from {how}",
+            "Fitted": "from masks: the highest mean F3",
             "On": f"{found.words} words of {found.images} images",
             "Model": f"{done.record['model']}, block {done.record['layer']}, "
             f"weights {done.record['weights']}",
@@ -303,33 +266,25 @@ def print_calibration(done: Calibrated) -> None:
     )
     drawn = table_of("Threshold", "Before", "After", "", right=("Before", "After"))
     for name in found.changed:
-        after = found.after[name]
-        ends = found.labelled and PARAMETERS[name].ends(after)
-        drawn.add_row(
-            Text(name), _value(found.before[name]), _value(after), "end of its grid" if ends else ""
-        )
+        values = (found.before[name], found.after[name])
+        shown = ("off" if value is None else f"{value:g}" for value in values)
+        ends = "end of its grid" if PARAMETERS[name].ends(values[1]) else ""
+        drawn.add_row(Text(name), *shown, ends)
     if found.changed:
         console.print(drawn)
     kept = len(found.before) - len(found.changed)
-    why = "without gain" if found.labelled else "which unlabelled maps say nothing about"
-    console.print(Text(f"{kept} others stay as they were, {why}.", style="dim"))
+    console.print(Text(f"{kept} others stay as they were, without gain.", style="dim"))
     _print_routing(console, "DACG routing", found.routing)
     first, last = found.gated
     if first is not None and last is not None:
         console.print(f"SICD's gate: {first:.1%} of the maps before, {last:.1%} after.")
-    scored = [
-        ("fitted on (flatters)", found.own),
-        ("cross-validated", found.held),
-        ("other images", done.checked[0] if done.checked is not None else None),
-    ]
-    _print_scores(console, {name: gain for name, gain in scored if gain is not None})
+    gains = {"fitted on (flatters)": found.own, "cross-validated": found.held}
+    if done.checked is not None:
+        gains["other images"] = done.checked[0]
+    _print_scores(console, gains)
     if done.checked is not None:
         _print_routing(console, "Routing, other images", done.checked[1])
     print_facts(console, {"Preset": f"{done.file}  (captum-dcam explain --preset {done.file})"})
-
-
-def _value(value: float | None) -> str:
-    return "off" if value is None else f"{value:g}"
 
 
 def _print_routing(
@@ -347,8 +302,6 @@ def _print_routing(
 
 def _print_scores(console: Console, gains: Mapping[str, Gain]) -> None:
     """Before and after on each set of words, and whether the gain is beyond chance."""
-    if not gains:
-        return
     heads = ("Images", "Words", "Obj-IoU", "Contrast", "Conc.", "F3", "Gain in F3 (95 %)")
     drawn = table_of("Scores", "", *heads, right=heads)
     for name, gain in gains.items():

@@ -140,7 +140,7 @@ NAMES = {
     "suites": Names("suite", "captum_dcam.evaluation.suites:SUITES"),
     "tables": Names("table", "captum_dcam.evaluation.tables:TABLES", more=("all",)),
     "variants": Settled("method", "captum_dcam.methods:METHODS", more=(*FLOORS, "quick", "all")),
-    "words": Names("words", "captum_dcam.calibration.maps:WORDS", ("nouns", "all")),
+    "words": Names("words", "captum_dcam.cli.calibrate:WORDS", ("nouns", "all")),
 }
 
 

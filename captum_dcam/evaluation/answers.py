@@ -47,18 +47,13 @@ def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> 
             nothing is decoded.
         wording (str or int, optional): which. Default: 0, the first
     """
-    force(forward, _text(asked.sample, wording), asked.request)
-
-
-def _text(sample: Any, wording: str | int) -> str:
-    if isinstance(wording, str):
-        known = sample.extra.get("captions", {})
-    else:
-        known = dict(enumerate(sample.captions))
+    sample: Any = asked.sample
+    by_name = isinstance(wording, str)
+    known = sample.extra.get("captions", {}) if by_name else dict(enumerate(sample.captions))
     if wording not in known:
         listed = ", ".join(map(repr, known)) or "none"
         raise InputError(f"the sample has no caption {wording!r}; it has {listed}")
-    return str(known[wording])
+    force(forward, str(known[wording]), asked.request)
 
 
 def answer_record(value: str | Mapping[str, Any]) -> Record:

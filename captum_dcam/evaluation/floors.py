@@ -9,14 +9,14 @@ from torch import Tensor
 
 from captum_dcam.evaluation.words import Word
 from captum_dcam.metrics import center_blob_map, random_map
+from captum_dcam.metrics.reference_maps import pixel_overlap
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.registry import Registry
 
 FloorMaps = tuple[tuple[Tensor, ...], list[bool]]
 
-
-#: name → function of words, the first picture's masks, the request's layout and a seed that gives
-#: maps (N, h, w), one a grid, and which words have one; after those four come its settings
+#: name → function of words, the first image's masks, the request's layout and a seed that gives
+#: maps (N, h, w), one per grid, and which words have one; after those four come its settings
 FLOORS: Registry[Callable[..., FloorMaps]] = Registry("floor", given=4)
 
 
@@ -24,7 +24,13 @@ FLOORS: Registry[Callable[..., FloorMaps]] = Registry("floor", given=4)
 def oracle(words: Sequence[Word], masks: dict[str, Tensor], layout: Layout, seed: int) -> FloorMaps:
     """How much of each image token the mask covers; of words with a mask."""
     there = [bool(w.kind == "object" and w.objects) for w in words]
-    return tuple(_oracle(words, masks, grid, there) for grid in layout.grids), there
+    found = tuple(torch.zeros(len(words), *grid.shape) for grid in layout.grids)
+    for maps, grid in zip(found, layout.grids, strict=True):
+        for n, word in enumerate(words):
+            if there[n] and grid.image == 0:
+                union = torch.stack([masks[name] for name in word.objects]).any(0)
+                maps[n] = covered(union, grid)
+    return found, there
 
 
 @FLOORS.register("random")
@@ -48,33 +54,13 @@ def center_blob(
     return tuple(b.expand(len(words), *b.shape).clone() for b in blobs), [True] * len(words)
 
 
-def _oracle(
-    words: Sequence[Word], masks: dict[str, Tensor], grid: Grid, there: list[bool]
-) -> Tensor:
-    out = torch.zeros(len(words), *grid.shape)
-    if grid.image == 0:
-        for n, word in enumerate(words):
-            if there[n]:
-                union = torch.stack([masks[name] for name in word.objects]).any(0)
-                out[n] = covered(union, grid)
-    return out
-
-
 def covered(mask: Tensor, grid: Grid) -> Tensor:
     r"""How much of each image token (h, w) the mask (H, W) covers, float32 in [0, 1].
 
     As :func:`captum_dcam.metrics.oracle_map`, for grids of any edges: tiles, crops, borders.
     """
-    rows, columns = (
-        _shares(edges, size)
-        for edges, size in zip((grid.y_edges, grid.x_edges), mask.shape, strict=True)
-    )
-    return (rows @ mask.double() @ columns.T).clamp(0, 1).float()
-
-
-def _shares(edges: Tensor, pixels: int) -> Tensor:
-    """(cells, pixels): the share of each cell that each pixel fills."""
-    at = torch.arange(pixels, dtype=torch.float64)
-    low, high = edges[:, :1], edges[:, 1:]
-    overlap = (torch.minimum(high, at + 1) - torch.maximum(low, at)).clamp(min=0)
-    return overlap / (high - low)
+    shares = []
+    for edges, size in zip((grid.y_edges, grid.x_edges), mask.shape, strict=True):
+        start, end = edges[:, :1], edges[:, 1:]
+        shares.append(pixel_overlap(start, end, size) / (end - start))
+    return (shares[0] @ mask.double() @ shares[1].T).clamp(0, 1).float()

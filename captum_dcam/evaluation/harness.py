@@ -25,7 +25,7 @@ from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.results.explanation import versions
 
 POLICIES = ("raise", "skip")
-#: so many images that fail at the start, none between them measured, are a mistake in the settings
+#: this number of failures at the start, with no image measured, is a mistake in the settings
 HOPELESS = 5
 
 
@@ -104,7 +104,7 @@ def evaluate(
         return finished
     with threads(plan.threads):
         progress.say("data")
-        data = _open(plan, root) if data is None else data
+        data = open_data(plan.dataset, root) if data is None else data
         ids = _selected(plan, data)
         progress.say("model")
         adapter = _load(plan, device) if adapter is None else adapter
@@ -221,10 +221,11 @@ def fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
     return found.hexdigest()[:16]
 
 
-def _open(plan: Plan, root: str | Path | None) -> DatasetLike:
+def open_data(record: Record, root: str | Path | None) -> DatasetLike:
+    """The data set of a plan's record, whose files lie in ``root``."""
     from captum_dcam.data import dataset
 
-    options = dict(plan.dataset)
+    options = dict(record)
     name = options.pop("name")
     with reading(root or name):
         return dataset(name, root, **options)
@@ -254,7 +255,7 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """As many threads of torch as the plan says, as before afterwards; 0: leave them."""
+    """Give torch this number of threads, and restore the old one; 0 changes nothing."""
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)

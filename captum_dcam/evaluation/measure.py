@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.words import Word, stacked
+from captum_dcam.faithfulness import Explain
 from captum_dcam.files import Record, plain
 from captum_dcam.metrics import (
+    LocalizationScores,
     energy_pointing_game,
     function_iou,
     gini_index,
@@ -40,14 +42,14 @@ from captum_dcam.metrics import (
 )
 from captum_dcam.metrics import localization as localization_scores
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.words import OBJECT_WORD_TAGS, Target
+from captum_dcam.model.words import OBJECT_WORD_TAGS
 from captum_dcam.refine import min_max
 from captum_dcam.refine.checks import check_number
 from captum_dcam.registry import Registry
 
 
 class Scores(NamedTuple):
-    """Columns of one value a word, None where there is none; values of the image."""
+    """Columns of one value per word, None where there is none; values of the image."""
 
     words: dict[str, list[Any]]
     image: dict[str, Any] = {}  # noqa: RUF012  never written to
@@ -59,7 +61,7 @@ class VariantMaps:
 
     Args:
         words (tuple of Word): N.
-        maps (tuple of Tensor): one (N, h, w) a grid: non-negative, after post-transforms.
+        maps (tuple of Tensor): one (N, h, w) per grid: non-negative, after refinements.
         raw (tuple of Tensor): the same with the method's own sign and scale.
         text (Tensor or None): (N, K) relevance of text tokens, on the scale of ``raw``.
         masks (dict): (H, W) bool of every object that a word names.
@@ -67,7 +69,7 @@ class VariantMaps:
         explain (callable or None): ``(forward, targets) -> maps``, the variant on another forward;
             None for maps that look at no model.
         score (str): state that the variant read.
-        refined (bool): whether post-transforms were applied.
+        refined (bool): whether refinements were applied.
         seed (int): of everything that a metric draws.
     """
 
@@ -84,7 +86,7 @@ class VariantMaps:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """Maps (N, H, W) of the first grid in the pixels of its picture, as masks are."""
+        """Maps (N, H, W) of the first grid in the pixels of its image, as masks are."""
         return self.forward.request.layout.grids[0].to_pixels(self.maps[0])
 
     def generator(self) -> torch.Generator:
@@ -105,13 +107,18 @@ class VariantMaps:
 
     def columns(self, at: Sequence[int], **values: Tensor | Sequence[Any]) -> dict[str, list[Any]]:
         """Values of the words ``at``, spread over all words."""
-        out = {}
-        for name, own in values.items():
-            column: list[Any] = [None] * len(self.words)
-            for i, value in zip(at, numbers(own) if isinstance(own, Tensor) else own, strict=True):
-                column[i] = value
-            out[name] = column
-        return out
+        return {
+            name: spread(numbers(own) if isinstance(own, Tensor) else own, at, len(self.words))
+            for name, own in values.items()
+        }
+
+
+def spread(values: Sequence[Any], at: Sequence[int], count: int) -> list[Any]:
+    """Values of the words ``at`` in a column of ``count`` words; None for the others."""
+    column: list[Any] = [None] * count
+    for i, value in zip(at, values, strict=True):
+        column[i] = value
+    return column
 
 
 def numbers(values: Tensor) -> list[Any]:
@@ -129,12 +136,12 @@ def numbers(values: Tensor) -> list[Any]:
     return [value if math.isfinite(value) else None for value in flat]
 
 
-#: maps of targets: one (N, h, w) a grid
-Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
 Metric = Callable[..., Scores]
 #: metric name → function of a case and its settings
 METRICS: Registry[Metric] = Registry("metric", given=1)
 register_metric = METRICS.register
+#: what the metric ``localization`` gives of every word
+LOCALIZATION_SCORES = tuple(f.name for f in fields(LocalizationScores))
 
 
 def metric_record(value: str | Mapping[str, Any]) -> Record:
@@ -174,8 +181,7 @@ def localization(case: VariantMaps) -> Scores:
     if not (at := case.where("object")):
         return Scores({})
     found = localization_scores(case.pixels[at], case.classes(at))
-    names = ("obj_iou", "contrast", "concentration", "f3")
-    return Scores(case.columns(at, **{name: getattr(found, name) for name in names}))
+    return Scores(case.columns(at, **{n: getattr(found, n) for n in LOCALIZATION_SCORES}))
 
 
 @register_metric("plausibility")
@@ -194,7 +200,11 @@ def plausibility(case: VariantMaps) -> Scores:
         for i, w in enumerate(case.words)
         if w.kind in ("object", "noun") or w.tag in OBJECT_WORD_TAGS
     ]
-    out = case.columns(objects, phrase_iou=[_phrase(case, i) for i in objects])
+    best = []
+    for head in objects:  # over the words of a name
+        parts = [i for i, w in enumerate(case.words) if w.phrase == case.words[head].phrase]
+        best += numbers(phrase_iou(case.pixels[parts], case.classes([head])[0])[None])
+    out = case.columns(objects, phrase_iou=best)
     out |= case.columns(nouns, otsu=otsu_threshold(case.pixels[nouns]) if nouns else ())
     scales = {"image": case.pixels, "map": joint_min_max(case.pixels)}
     if case.text is not None and not case.refined:
@@ -210,14 +220,6 @@ def plausibility(case: VariantMaps) -> Scores:
             own = numbers(function_iou(maps[functions], maps[nouns])) if functions else []
         out |= case.columns(functions, **{f"func_iou_{name}": own})
     return Scores(out, image)
-
-
-def _phrase(case: VariantMaps, head: int) -> float:
-    """The best IoU of the words of a name."""
-    number = case.words[head].phrase
-    parts = [i for i, w in enumerate(case.words) if w.phrase == number]
-    best: float = numbers(phrase_iou(case.pixels[parts], case.classes([head])[0])[None])[0]
-    return best
 
 
 def _check_tolerance(tolerance: float) -> None:
@@ -252,22 +254,23 @@ def features(case: VariantMaps) -> Scores:
     return Scores(case.columns(range(len(case.words)), features=numbers(found)))
 
 
+def map_statistics(levels: Tensor) -> dict[str, Tensor]:
+    r"""Mean, population standard deviation and skewness (N,) of maps (N, h, w), in float64.
+
+    The skewness of a constant map is 0.
+    """
+    levels = levels.double().flatten(1)
+    mean = levels.mean(1)
+    away = levels - mean[:, None]
+    std = away.square().mean(1).sqrt()
+    skewness = away.pow(3).mean(1) / std.pow(3).masked_fill(std == 0, 1)
+    return {"mean": mean, "std": std, "skewness": skewness.masked_fill(std == 0, 0)}
+
+
 @register_metric("statistics")
 def statistics(case: VariantMaps) -> Scores:
     """What thresholds of refinements are fitted on: ``peak`` of the raw map, and mean, standard
     deviation and skewness of the positive part from 0 to 1, on the grid of image tokens."""
     raw = case.raw[0]
-    levels = min_max(raw.relu()).double().flatten(1)
-    mean = levels.mean(1)
-    away = levels - mean[:, None]
-    std = away.square().mean(1).sqrt()
-    cubed = away.pow(3).mean(1) / std.pow(3).masked_fill(std == 0, 1)
-    return Scores(
-        case.columns(
-            range(len(case.words)),
-            peak=raw.amax((-2, -1)),
-            map_mean=mean.float(),
-            map_std=std.float(),
-            map_skewness=cubed.float(),
-        )
-    )
+    found = {f"map_{n}": v.float() for n, v in map_statistics(min_max(raw.relu())).items()}
+    return Scores(case.columns(range(len(case.words)), peak=raw.amax((-2, -1)), **found))

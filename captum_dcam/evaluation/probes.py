@@ -1,6 +1,6 @@
 r"""Metrics that run the model again, or draw: faithfulness and sanity (expensive; object words).
 
-They wrap :mod:`captum_dcam.faithfulness`. ``kinds`` says which words are worth the passes.
+They wrap :mod:`captum_dcam.faithfulness`. ``kinds`` says which words are measured.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam import faithfulness as tests
-from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.evaluation.measure import Scores, VariantMaps, numbers, register_metric
+from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.evaluation.measure import Scores, VariantMaps, register_metric
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
+from captum_dcam.faithfulness.captum_metrics import check_radius
 from captum_dcam.faithfulness.curves import check_settings
+from captum_dcam.faithfulness.reading import check_choice, check_counts
 from captum_dcam.metrics import localization
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target
@@ -29,20 +31,16 @@ def _asked(case: VariantMaps, kinds: Sequence[str]) -> tuple[list[int], tuple[Ta
     return at, tuple(case.words[i].target for i in at)
 
 
-def _check_kinds(kinds: Sequence[str]) -> None:
+def _check_words(kinds: Sequence[str], state: str) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
-
-
-def _check_state(state: str) -> None:
     if state not in SCORES:
         raise UnknownNameError(f"unknown state {state!r}{near(state, SCORES)}")
 
 
 def _check_curves(kinds: Sequence[str], curves: bool, state: str, **settings: Any) -> None:
-    _check_kinds(kinds)
-    _check_state(state)
+    _check_words(kinds, state)
     check_settings(**settings)
 
 
@@ -54,15 +52,10 @@ def _check_samples(
     chunk: int = 1,
     state: str = SCORES[0],
 ) -> None:
-    _check_kinds(kinds)
-    _check_state(state)
-    for name, value in (("samples", samples), ("chunk", chunk)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
-    if baseline not in BASELINES:
-        raise InputError(f"baseline is {baseline!r}: expected one of {BASELINES}")
-    if not 0 < radius < float("inf"):
-        raise InputError(f"radius is {radius}: expected a share of the pixels' range, above 0")
+    _check_words(kinds, state)
+    check_counts(samples=samples, chunk=chunk)
+    check_choice("baseline", baseline, BASELINES)
+    check_radius(radius)
 
 
 @register_metric("faithfulness", _check_curves)
@@ -84,7 +77,7 @@ def faithfulness(
     written. Read visible it would be given away, and methods could not be compared.
 
     Columns: ``deletion`` and ``insertion`` (areas), ``…_gain`` over random orders,
-    ``…_normalized`` (None for words that the picture does not support) and, with ``curves``, the
+    ``…_normalized`` (None for words that the image does not support) and, with ``curves``, the
     word's probability at every fraction.
     """
     at, targets = _asked(case, kinds)
@@ -174,7 +167,7 @@ def answer_shuffle(case: VariantMaps, kinds: Sequence[str] = OBJECTS) -> Scores:
 def randomization(
     case: VariantMaps, stages: int | Sequence[int] | None = None, kinds: Sequence[str] = OBJECTS
 ) -> Scores:
-    """Rank correlation and structural similarity after stages of weights drawn anew."""
+    """Rank correlation and structural similarity after stages of weights are drawn anew."""
     at, targets = _asked(case, kinds)
     if not at or case.explain is None:
         return Scores({})
@@ -194,15 +187,13 @@ def placebo(case: VariantMaps) -> Scores:
     if len(known) < 2:
         return Scores({})
     groups = torch.tensor([known.index(o) for o in owners])
-    out = {}
+    maps, masks, out = case.pixels[at], case.classes(at), {}
     for name in ("obj_iou", "f3"):
 
         def score(maps: Tensor, masks: Tensor, name: str = name) -> Tensor:
             found: Tensor = getattr(localization(maps, masks), name)
             return found
 
-        other = tests.placebo(
-            case.pixels[at], case.classes(at), case.generator(), groups=groups, metric=score
-        )[1]
-        out[f"placebo_{name}"] = numbers(other)
+        _, other = tests.placebo(maps, masks, case.generator(), groups=groups, metric=score)
+        out[f"placebo_{name}"] = other
     return Scores(case.columns(at, **out))

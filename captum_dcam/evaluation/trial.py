@@ -17,14 +17,9 @@ from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import FLOORS
-from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers
+from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers, spread
 from captum_dcam.evaluation.plan import Plan, Variant
-from captum_dcam.evaluation.words import (
-    SampleLike,
-    Word,
-    read_answer,
-    read_masks,
-)
+from captum_dcam.evaluation.words import SampleLike, Word, read_answer, read_masks
 from captum_dcam.files import Record, canonical
 from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
@@ -36,7 +31,7 @@ Say = Callable[[str], None]
 
 
 def derived_seed(seed: int, *parts: Any) -> int:
-    """A seed of its own for every image and purpose, whatever is measured beside it."""
+    """A seed for one image and purpose: it does not depend on what else is measured."""
     text = canonical([seed, *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
@@ -45,7 +40,7 @@ def derived_seed(seed: int, *parts: Any) -> int:
 class VariantResult:
     """A variant's raw maps of the words, then of the repeated words that refinements ask for.
 
-    ``text`` is the relevance of text tokens, ``floor`` says that no method was run.
+    ``text`` is the relevance of text tokens.
     """
 
     raw: tuple[Tensor, ...]
@@ -53,7 +48,6 @@ class VariantResult:
     status: str = "done"
     note: str = ""
     text: Tensor | None = None
-    floor: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +74,7 @@ class BoundImage:
 
 
 class Trial:
-    r"""Measures images, one after another; keeps nothing of them.
+    r"""Measures images one after another, and keeps nothing of them.
 
     Args:
         plan (Plan): what to measure.
@@ -99,10 +93,10 @@ class Trial:
         self.wants_repeated = any(maps.needs_repeated(v.stages()) for v in plan.variants)
 
     def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
-        r"""Result and cost of one image, without its index; says every variant's name before it."""
+        r"""Result and cost of one image, without its index; says each variant's name first."""
         start = time.perf_counter()
         say(f"{image_id}: answer")
-        bound, result = self._answer(image_id, sample)
+        bound, result = self.answer(image_id, sample)
         cost: Record = {"generation": time.perf_counter() - start, "runs": [], "variants": {}}
         result["variants"] = {}
         for variant in self.plan.variants if bound.words else ():
@@ -117,13 +111,12 @@ class Trial:
         cost["seconds"] = time.perf_counter() - start
         return result, cost
 
-    # -- the answer -----------------------------------------------------------------------------
-
-    def _answer(self, image_id: Any, sample: SampleLike) -> tuple[BoundImage, Record]:
+    def answer(self, image_id: Any, sample: SampleLike) -> tuple[BoundImage, Record]:
+        """The answer with its words and masks, and what is stored of it."""
         plan = self.plan
         prompt = sample.prompt if plan.prompt is None else plan.prompt
         if prompt is None:
-            raise InputError("the data set has no prompt for it: give the plan one")
+            raise InputError("the data set has no prompt for it: give the plan one (--prompt)")
         forward = DenoisingForward(self.adapter, self.layer)
         request = self.adapter.prepare([[sample.image()]], [prompt])
         generator = torch.Generator().manual_seed(derived_seed(plan.seed, image_id, "answer"))
@@ -163,7 +156,7 @@ class Trial:
             derived_seed(self.plan.seed, bound.image_id, variant.method),
             **variant.settings,
         )
-        return VariantResult(found, tuple(complete), floor=True)
+        return VariantResult(found, tuple(complete))
 
     def _run(
         self, bound: BoundImage, run: Record, variants: list[Variant], cost: Record
@@ -177,26 +170,21 @@ class Trial:
             "raise" if self.on_error == "raise" else "report",
         )
         cost["runs"].append({"variants": [v.name for v in variants], **asdict(done.cost)})
-        return VariantResult(
-            done.found.maps,
-            done.complete,
-            done.status_of(len(bound.words)),
-            done.note,
-            done.found.text,
-        )
+        status = done.status_of(len(bound.words))
+        return VariantResult(done.found.maps, done.complete, status, done.note, done.found.text)
 
     def _run_seed(self, bound: BoundImage, run: Record) -> int:
         return derived_seed(self.plan.seed, bound.image_id, run)
 
     def _refined(
-        self, bound: BoundImage, stages: Sequence[Refinement], found: VariantResult, cost: Record
+        self, bound: BoundImage, variant: Variant, found: VariantResult, cost: Record
     ) -> tuple[tuple[Tensor, ...], Sequence[RefineContext], list[str] | None]:
-        """Positive maps after post-transforms, each grid's context, DACG's branch of every map."""
+        """Positive maps after refinements, each grid's context, DACG's branch of every map."""
         own = None
-        if not found.floor:
+        if not variant.floor:
             own = maps.mean_of(found.raw, bound.targets, bound.repeated, found.complete)
         contexts = maps.contexts_of(bound.forward, own)
-        watched = [_Watched(stage) for stage in stages]
+        watched = [_Watched(stage) for stage in variant.stages()]
         count = len(bound.words)
         try:
             refined = maps.refine_words([m[:count] for m in found.raw], watched, contexts)
@@ -224,20 +212,18 @@ class Trial:
         complete = list(found.complete[: len(bound.words)])
         if not all(complete):
             record["complete"] = complete
-            if not found.floor:
+            if not variant.floor:
                 record["status"] = "partial"
         spent: Record = {"stages": []}
         cost["variants"][variant.name] = spent
         try:
-            scores, routes = self._measured(bound, variant, found, complete, spent)
+            scores = self._measured(bound, variant, found, complete, spent)
         except Exception as error:  # a variant that cannot be measured is a result, not the end
             if self.on_error == "raise":
                 raise
             record.update(status="failed", note=f"{type(error).__name__}: {error}")
             return
         record["scores"], record["image"] = scores
-        if routes is not None:
-            record["scores"]["dacg_route"] = routes
 
     def _measured(
         self,
@@ -246,15 +232,14 @@ class Trial:
         found: VariantResult,
         complete: list[bool],
         spent: Record,
-    ) -> tuple[Scores, list[str | None] | None]:
-        count, stages = len(bound.words), variant.stages()
-        refined, contexts, routes = self._refined(bound, stages, found, spent)
+    ) -> Scores:
+        """Scores of the complete words in columns of all words; DACG's branches come last."""
+        count = len(bound.words)
+        refined, contexts, taken = self._refined(bound, variant, found, spent)
         at = [i for i in range(count) if complete[i]]
-        spread = (
-            None if routes is None else [r if complete[i] else None for i, r in enumerate(routes)]
-        )
+        own = {} if taken is None else {"dacg_route": spread([taken[i] for i in at], at, count)}
         if not at:
-            return Scores({}), spread
+            return Scores(own)
         before = time.perf_counter()
         run_seed = self._run_seed(bound, variant.run)
         case = VariantMaps(
@@ -266,22 +251,23 @@ class Trial:
             bound.forward if variant.floor else bound.at(variant.layer),
             None if variant.floor else _explain(variant, contexts, run_seed),
             variant.score,
-            bool(stages),
+            bool(variant.refinements),
             derived_seed(self.plan.seed, bound.image_id, "metrics"),
         )
         scores = measure(case, self.plan.metrics)
-        words = {}
-        for name, column in scores.words.items():
-            whole: list[Any] = [None] * count
-            for i, value in zip(at, column, strict=True):
-                whole[i] = value
-            words[name] = whole
         spent["metrics"] = time.perf_counter() - before
-        return Scores(words, scores.image), spread
+        words = {name: spread(column, at, count) for name, column in scores.words.items()}
+        return Scores({**words, **own}, scores.image)
+
+
+def branches_of(stage: DACG, maps: Tensor) -> Tensor:
+    """The branch (N,) of DACG that each map takes, as a place in :data:`DACG_BRANCHES`."""
+    bounds = {name: getattr(stage, name) for name in ("high_std", "high_mean", "low_mean")}
+    return dacg_branch(maps, **bounds)
 
 
 class _Watched:
-    """A post-transform that notes its seconds, and DACG's branch of the first grid's maps."""
+    """A refinement that notes its seconds, and DACG's branch of the first grid's maps."""
 
     def __init__(self, stage: Refinement) -> None:
         self.stage, self.needs = stage, needs_of(stage)
@@ -290,8 +276,7 @@ class _Watched:
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         if self._first and isinstance(self.stage, DACG):
-            bounds = {k: getattr(self.stage, k) for k in ("high_std", "high_mean", "low_mean")}
-            self.routes = [DACG_BRANCHES[b] for b in dacg_branch(maps, **bounds).tolist()]
+            self.routes = [DACG_BRANCHES[b] for b in branches_of(self.stage, maps).tolist()]
         self._first = False
         before = time.perf_counter()
         refined = self.stage(maps, context)
@@ -316,7 +301,7 @@ def _explain(variant: Variant, contexts: Sequence[RefineContext], seed: int) -> 
 
 
 def _word_record(word: Word, masks: dict[str, Tensor], trajectory: Any) -> Record:
-    """A word as it is stored; ``area`` is the share of the picture that its mask fills."""
+    """A word as it is stored; ``area`` is the share of the image that its mask fills."""
     where = list(word.target.positions)
     own = [masks[name] for name in word.objects if name in masks]
     area = numbers(torch.stack(own).any(0).float().mean()[None])[0] if own else None

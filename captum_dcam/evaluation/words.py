@@ -101,7 +101,8 @@ def read_answer(forward: DenoisingForward, objects: Sequence[ObjectLike]) -> Ans
     heads = {m.words[-1] for m in match_words_to_masks(texts, ["NN"] * len(texts), phrases).matches}
     nouns = ["NN" if i in heads else t for i, t in enumerate(tags)]
     matched = match_words_to_masks(texts, nouns, names)
-    words = [Word(w, t, _kind(t)) for w, t in zip(found, tags, strict=True)]
+    kinds = dict.fromkeys(OBJECT_WORD_TAGS, "noun") | dict.fromkeys(FUNCTION_WORD_TAGS, "function")
+    words = [Word(w, t, kinds.get(t, "other")) for w, t in zip(found, tags, strict=True)]
     for number, match in enumerate(matched.matches):
         own = tuple(dict.fromkeys(owners[i][1] for i in match.masks))
         for i in match.words:
@@ -110,19 +111,13 @@ def read_answer(forward: DenoisingForward, objects: Sequence[ObjectLike]) -> Ans
     return Answer(tuple(words), tagger, matched.lemmatizer)
 
 
-def _kind(tag_: str) -> str:
-    if tag_ in OBJECT_WORD_TAGS:
-        return "noun"
-    return "function" if tag_ in FUNCTION_WORD_TAGS else "other"
-
-
 def read_masks(
     words: Collection[Word], objects: Sequence[ObjectLike], size: tuple[int, int]
 ) -> dict[str, Tensor]:
     r"""Masks (H, W) bool of the objects that words name; the others stay unread.
 
     Raises:
-        ValueError: a mask that is not boolean or of another size than the picture.
+        ValueError: a mask that is not boolean or of another size than the image.
         OSError, ValueError: whatever reading it raises.
     """
     named = {name for word in words for name in word.objects}
@@ -133,7 +128,7 @@ def read_masks(
             if mask.dtype != bool or mask.shape != size:
                 raise InputError(
                     f"the mask of {item.name!r} is {mask.dtype} {mask.shape}: expected bool "
-                    f"{size}, the picture's height and width"
+                    f"{size}, the image's height and width"
                 )
             out[item.name] = torch.from_numpy(np.ascontiguousarray(mask))
     return out
@@ -141,7 +136,5 @@ def read_masks(
 
 def stacked(words: Sequence[Word], masks: dict[str, Tensor]) -> Tensor:
     """(N, C, H, W) masks of N words that name objects; words with fewer get empty ones."""
-    counts = max(len(w.objects) for w in words)
-    empty = torch.zeros_like(next(iter(masks.values())))
-    rows = [[masks[o] for o in w.objects] + [empty] * (counts - len(w.objects)) for w in words]
-    return torch.stack([torch.stack(row) for row in rows])
+    rows = [torch.stack([masks[name] for name in w.objects]) for w in words]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,15 +1,15 @@
 r"""Does a map tell what the model uses? Tests that run the model again, the answer held fixed.
 
-TAM (Supp. E) sets faithfulness aside because an edited picture changes the text that is written. A
+TAM (Supp. E) sets faithfulness aside because an edited image changes the text that is written. A
 denoising model can be asked about a given text: every token is read again in the state in which it
-was committed, whatever the picture. So nothing vanishes and nothing shifts.
+was committed, whatever the image. So nothing vanishes and nothing shifts.
 
-- :func:`deletion`, :func:`insertion`: the word's probability as the picture goes or comes
+- :func:`deletion`, :func:`insertion`: the word's probability as the image goes or comes
 - :func:`infidelity`, :func:`sensitivity_max`: Captum's, for maps of image tokens
 - :func:`parameter_randomization`, :func:`answer_shuffle`, :func:`placebo`: sanity checks
 
 All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one example
-(:func:`captum_dcam.model.forward.single`), targets, and maps (one (N, h, w) a grid) or a callable
+(:func:`captum_dcam.model.forward.single`), targets, and maps (one (N, h, w) per grid) or a callable
 ``explain(forward, targets) -> maps``, for example::
 
     >>> from captum_dcam.methods import AttributionTask, method

@@ -8,7 +8,7 @@ spread over pixels, noise comes from a generator, and a word is an example.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from captum import metrics
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.fills import pixel_fill
-from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, read, with_pixels
+from captum_dcam.faithfulness.reading import (
+    Explain,
+    check_counts,
+    flat_maps,
+    one_example,
+    read,
+    with_pixels,
+)
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
@@ -47,13 +54,13 @@ def infidelity(
     Args:
         forward (DenoisingForward): bound, one example.
         targets (sequence of Target): N words; a word's value is the sum of its tokens' logits.
-        maps (iterable of Tensor): one (N, h, w) a grid, signed.
+        maps (iterable of Tensor): one (N, h, w) per grid, signed.
         baseline (str, optional): see :func:`captum_dcam.faithfulness.fills.pixel_fill`.
             Default: ``"mean"``
         score (str, optional): state at which a token is read. Default: ``"commit"``
         samples (int, optional): squares, the same for all words. Default: 32
         generator (torch.Generator, optional): draws them. Default: one with seed 0
-        chunk (int, optional): pictures of one forward pass. Default: 8
+        chunk (int, optional): images per forward pass. Default: 8
 
     Returns:
         Tensor: (N,) float64, at least 0, in squared logits; lower is better.
@@ -65,15 +72,16 @@ def infidelity(
         Yeh et al., On the (in)fidelity and sensitivity of explanations, 2019, Eq. 1 and section
         2.3 (square removal); ``captum.metrics.infidelity``.
     """
-    _check_counts(samples=samples, chunk=chunk)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    check_counts(samples=samples, chunk=chunk)
+    generator = generator or torch.Generator().manual_seed(0)
     request = one_example(forward)
     rows = flat_maps(forward, maps, targets, "infidelity")
     owners = pixel_owners(AttributionTask(forward, ()))[0]
     fill = pixel_fill(forward, baseline)
     removed = torch.stack([_square(request.layout.shapes, generator) for _ in range(samples)])
-    shared = torch.nn.functional.pad(rows / _sizes(owners, rows.shape[1]), (0, 1))
+    owned = owners.flatten().cpu()
+    elements = owned[owned >= 0].bincount(minlength=rows.shape[1]).clamp_min(1)
+    shared = torch.nn.functional.pad(rows / elements, (0, 1))
     # wide, because a map may be spread over 100,000 elements
     inputs = request.pixels.detach().to(working_dtype(request.pixels.device))
     found = []
@@ -115,20 +123,20 @@ def sensitivity_max(
     samples: int = 10,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""The largest relative change of the map under small noise on the picture.
+    r"""The largest relative change of the map under small noise on the image.
 
     .. math:: \max_{\lVert r \rVert_\infty \le \rho}
         \lVert \Phi(x + r) - \Phi(x) \rVert / \lVert \Phi(x) \rVert
 
-    The answer and its steps are held fixed. Each noisy picture is explained once for all words.
+    The answer and its steps are held fixed. Each noisy image is explained once for all words.
 
     Args:
         forward (DenoisingForward): bound, one example.
         targets (sequence of Target): N words.
-        explain (callable): ``(forward, targets) -> maps``, one (N, h, w) a grid; should itself be
+        explain (callable): ``(forward, targets) -> maps``, one (N, h, w) per grid; should itself be
             deterministic, or its own noise is measured.
         radius (float, optional): ρ, as a share of the range of the pixels' values. Default: 0.02
-        samples (int, optional): noisy pictures. Default: 10
+        samples (int, optional): noisy images. Default: 10
         generator (torch.Generator, optional): draws the noise. Default: one with seed 0
 
     Returns:
@@ -138,27 +146,25 @@ def sensitivity_max(
     Source:
         Yeh et al., 2019, Eq. 2; ``captum.metrics.sensitivity_max``.
     """
-    _check_counts(samples=samples)
-    if not 0 < radius < float("inf"):
-        raise InputError(f"radius is {radius}: expected a share of the pixels' range, above 0")
+    check_counts(samples=samples)
+    check_radius(radius)
     if not targets:
         raise InputError("no target is given: expected at least one word")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator().manual_seed(0)
     pixels = one_example(forward).pixels.detach()
     wide = pixels.to(working_dtype(pixels.device))
     reach = radius * float(wide.max() - wide.min())
     words = tuple(targets)
 
     def noisy(repeated: Tensor, _radius: float) -> Tensor:
-        # one noise for all words, whose rows are the same picture
+        # one noise for all words, whose rows are the same image
         drawn = torch.rand(pixels.shape, generator=generator, device=generator.device)
         return repeated + reach * (2 * drawn.to(repeated) - 1)
 
     def explained(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        picture = (given[0] if isinstance(given, tuple) else given)[:1]
+        image = (given[0] if isinstance(given, tuple) else given)[:1]
         with torch.enable_grad():  # Captum's metrics run under no_grad
-            maps = explain(with_pixels(forward, picture), words)
+            maps = explain(with_pixels(forward, image), words)
         return (flat_maps(forward, maps, words, "sensitivity_max").contiguous(),)
 
     repeated = wide.expand(len(words), *pixels.shape[1:])
@@ -179,9 +185,9 @@ def _square(shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> Te
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator, device=generator.device))
 
-    sizes = [h * w for h, w in shapes]
-    token = draw(sum(sizes))
-    chosen = next(i for i in range(len(sizes)) if token < sum(sizes[: i + 1]))
+    token = draw(sum(h * w for h, w in shapes))
+    ends = accumulate(h * w for h, w in shapes)
+    chosen = next(i for i, end in enumerate(ends) if token < end)
     h, w = shapes[chosen]
     side = 1 + draw(max(1, min(h, w) // 2))
     y, x = draw(h - side + 1), draw(w - side + 1)
@@ -190,13 +196,7 @@ def _square(shapes: Sequence[tuple[int, int]], generator: torch.Generator) -> Te
     return torch.cat([p.flatten() for p in parts])
 
 
-def _sizes(owners: Tensor, tokens: int) -> Tensor:
-    """Elements of the pixel tensor (N,) that belong to each token, at least 1."""
-    flat = owners.flatten().cpu()
-    return flat[flat >= 0].bincount(minlength=tokens).clamp_min(1)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+def check_radius(radius: float) -> None:
+    """ValueError for what is no share of the pixels' range."""
+    if not 0 < radius < float("inf"):
+        raise InputError(f"radius is {radius}: expected a share of the pixels' range, above 0")

@@ -1,8 +1,8 @@
-r"""Deletion and insertion: the word's probability as the picture goes, or comes, map first."""
+r"""Deletion and insertion: the word's probability as the image goes, or comes, map first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -11,12 +11,19 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
-from captum_dcam.faithfulness.reading import flat_maps, one_example, read, with_pixels
+from captum_dcam.faithfulness.reading import (
+    check_choice,
+    check_counts,
+    flat_maps,
+    one_example,
+    read,
+    with_pixels,
+)
 from captum_dcam.methods.captum_common import groups_of
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 
-#: shares of the picture removed or revealed
+#: shares of the image removed or revealed
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 #: edits of the pixels, or of the image tokens at the tapped block
 WHERE = ("pixels", "tap")
@@ -47,7 +54,8 @@ class Curves:
     @property
     def control_auc(self) -> Tensor:
         """(N,) area under the curve of random orders."""
-        self._need_control()
+        if self.control.shape[1] == 0:
+            raise InputError("no random order was drawn: ask for controls=1 or more")
         return torch.trapezoid(self.control, self.fractions)
 
     @property
@@ -58,20 +66,20 @@ class Curves:
 
     @property
     def supported(self) -> Tensor:
-        """(N,) bool: the whole picture makes the word more probable than the empty one does."""
+        """(N,) bool: the whole image makes the word more probable than the empty one does."""
         return self._whole > self._empty
 
     @property
     def normalized(self) -> Tensor:
-        """(N, S): 0 at the empty picture's probability, 1 at the whole one's; not clipped. NaN for
-        words that the picture does not support, about which such a curve says nothing."""
+        """(N, S): 0 at the empty image's probability, 1 at the whole one's; not clipped. NaN for
+        words that the image does not support, about which such a curve says nothing."""
         span = (self._whole - self._empty)[:, None]
         scaled = (self.probability - self._empty[:, None]) / span.masked_fill(span == 0, 1)
         return scaled.masked_fill(~self.supported[:, None], float("nan"))
 
     @property
     def normalized_auc(self) -> Tensor:
-        """(N,) area under :attr:`normalized`; NaN for words that the picture does not support."""
+        """(N,) area under :attr:`normalized`; NaN for words that the image does not support."""
         return torch.trapezoid(self.normalized, self.fractions)
 
     @property
@@ -81,10 +89,6 @@ class Curves:
     @property
     def _empty(self) -> Tensor:
         return self.probability[:, -1 if self.kind == "deletion" else 0]
-
-    def _need_control(self) -> None:
-        if self.control.shape[1] == 0:
-            raise InputError("no random order was drawn: ask for controls=1 or more")
 
 
 def deletion(
@@ -104,12 +108,12 @@ def deletion(
     r"""Remove image patches, those with the highest map first, and read the word again.
 
     The answer is held fixed: every token of a word is read in the state of its own step, masked,
-    with the same other tokens around it. Only the picture changes.
+    with the same other tokens around it. Only the image changes.
 
     Args:
         forward (DenoisingForward): bound, one example.
         targets (sequence of Target): N words.
-        maps (iterable of Tensor): one (N, h, w) a grid; order counts, scale does not.
+        maps (iterable of Tensor): one (N, h, w) per grid; order counts, scale does not.
         baseline (str, optional): what replaces removed pixels: ``mean``, ``blur`` or ``inpaint``,
             see :func:`captum_dcam.faithfulness.fills.pixel_fill`. Default: ``"mean"``
         where (str, optional): ``pixels``, or ``tap``: removed image tokens become the mean image
@@ -123,7 +127,7 @@ def deletion(
         controls (int, optional): random orders to compare with, the same for all words. Default: 1
         generator (torch.Generator, optional): draws them, and the order of equal values. Default:
             one with seed 0
-        chunk (int, optional): edited pictures of one forward pass. Default: 8
+        chunk (int, optional): edited images per forward pass. Default: 8
 
     Returns:
         Curves: of kind ``deletion``.
@@ -153,7 +157,7 @@ def insertion(
     generator: torch.Generator | None = None,
     chunk: int = 8,
 ) -> Curves:
-    r"""Reveal image patches of an empty picture, those with the highest map first.
+    r"""Reveal image patches of an empty image, those with the highest map first.
 
     Args, returns and raises as :func:`deletion`; the kind is ``insertion``.
     """
@@ -165,12 +169,10 @@ def check_settings(
     baseline: str, where: str, patch: int, fractions: Sequence[float], controls: int, chunk: int
 ) -> None:
     """ValueError for settings of :func:`deletion` that are out of range."""
-    for name, value, least in (("patch", patch, 1), ("controls", controls, 0), ("chunk", chunk, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least {least}")
-    for name, text, known in (("baseline", baseline, BASELINES), ("where", where, WHERE)):
-        if text not in known:
-            raise InputError(f"{name} is {text!r}: expected one of {known}")
+    check_counts(patch=patch, chunk=chunk)
+    check_counts(0, controls=controls)
+    check_choice("baseline", baseline, BASELINES)
+    check_choice("where", where, WHERE)
     asked = list(fractions)
     if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
         raise InputError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
@@ -193,19 +195,16 @@ def _curves(
     check_settings(baseline, where, patch, fractions, controls, chunk)
     if not targets:
         raise InputError("no target is given: expected at least one word")
-    asked = list(fractions)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator().manual_seed(0)
     values = flat_maps(forward, maps, targets, "deletion, insertion")
     groups = groups_of(one_example(forward).layout.shapes, patch)
     count = int(groups.max()) + 1
     sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
     places = [_places(row / groups.bincount(), generator) for row in sums]
     random = [_places(torch.zeros(count), generator) for _ in range(controls)]
-    counts = sorted({round(share * count) for share in asked})
+    counts = sorted({round(share * count) for share in fractions})
     number, steps = len(targets), len(counts)
-    orders = places + random
-    edited = torch.stack([p < c for p in orders for c in counts])
+    edited = torch.stack([p < c for p in places + random for c in counts])
     removed = edited if kind == "deletion" else ~edited
     wanted = [(n * steps + s, target) for n, target in enumerate(targets) for s in range(steps)]
     wanted += [
@@ -227,7 +226,7 @@ def _curves(
 
 def _places(values: Tensor, generator: torch.Generator) -> Tensor:
     """Place (G,) of every patch, 0 for the highest value; equal values in random order."""
-    # Ties in reading order would give a flat map a head start at the top of the picture.
+    # Ties in reading order would give a flat map a head start at the top of the image.
     shuffle = torch.randperm(len(values), generator=generator, device=generator.device).cpu()
     order = shuffle[values[shuffle].argsort(descending=True, stable=True)]
     places = torch.empty_like(order)
@@ -245,7 +244,7 @@ def _read_edited(
     score: str,
     chunk: int,
 ) -> Tensor:
-    """Log-probabilities (W,) of targets on pictures with patches (R, G) removed."""
+    """Log-probabilities (W,) of targets on images with patches (R, G) removed."""
     request = one_example(forward)
     distinct, which = removed.unique(dim=0, return_inverse=True)
     hidden = distinct[:, groups]
@@ -260,25 +259,25 @@ def _read_edited(
         ]
         same = request.pixels.detach().expand(len(part), *request.pixels.shape[1:])
         copies = with_pixels(forward, same if fill is None else fill(part))
-        edit = None if fill is not None else _Erase(copies, part)
+        edit = None if fill is not None else _erasing(copies, part)
         index, pairs = zip(*own, strict=True)
         found[list(index)] = read(copies, pairs, score=score, chunk=chunk, edited=edit)
     return found
 
 
-@dataclass(frozen=True)
-class _Erase:
+def _erasing(
+    copies: DenoisingForward, removed: Tensor
+) -> Callable[[Tensor], AbstractContextManager[None]]:
     """Contexts in which removed image tokens (R, N) are the mean token of their grid."""
+    shapes = copies.request.layout.shapes
 
-    copies: DenoisingForward
-    removed: Tensor
-
-    def __call__(self, rows: Tensor) -> AbstractContextManager[None]:
-        shapes = self.copies.request.layout.shapes
-        parts = self.removed[rows].split([h * w for h, w in shapes], dim=1)
+    def during(rows: Tensor) -> AbstractContextManager[None]:
+        parts = removed[rows].split([h * w for h, w in shapes], dim=1)
 
         def erase(features: Tensor, grid: int) -> Tensor:
             mask = parts[grid].view(-1, 1, *shapes[grid]).to(features.device)
             return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
 
-        return self.copies.edited(erase)
+        return copies.edited(erase)
+
+    return during

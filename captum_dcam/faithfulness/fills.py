@@ -1,4 +1,4 @@
-r"""What stands in the picture where image tokens were removed."""
+r"""What stands in the image where image tokens were removed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from captum_dcam.errors import InputError, MethodError
-from captum_dcam.faithfulness.reading import one_example
+from captum_dcam.errors import MethodError
+from captum_dcam.faithfulness.reading import check_choice, one_example
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
 from captum_dcam.model.forward import DenoisingForward
 
-#: the mean colour, a Gaussian blur of the picture, or a smooth continuation of what is left
+#: the mean colour, a Gaussian blur of the image, or a smooth continuation of what is left
 BASELINES = ("mean", "blur", "inpaint")
-#: standard deviation of the blur as a share of the picture's shorter side
+#: standard deviation of the blur as a share of the image's shorter side
 BLUR = 0.1
 #: relaxations at every resolution of the inpainting
 SWEEPS = 16
@@ -26,12 +26,12 @@ Fill = Callable[[Tensor], Tensor]
 
 
 def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
-    r"""A function that removes image tokens from the bound example's picture.
+    r"""A function that removes image tokens from the bound example's image.
 
-    ``mean``: the mean colour of each picture or tile. ``blur``: the picture after a Gaussian blur
+    ``mean``: the mean colour of each image or tile. ``blur``: the image after a Gaussian blur
     of :data:`BLUR`; large objects keep their colour. ``inpaint``: inside the removed region every
     pixel is the mean of its neighbours (a harmonic function), so no edge gives the region away; a
-    picture of which nothing is left becomes its mean colour. Pixels that belong to no token stay.
+    image of which nothing is left becomes its mean colour. Pixels that belong to no token stay.
 
     Args:
         forward (DenoisingForward): bound, one example.
@@ -44,8 +44,7 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
         MethodError: the family does not tell which token a pixel belongs to, or ``blur`` and
             ``inpaint`` are asked for where pixels are no image.
     """
-    if baseline not in BASELINES:
-        raise InputError(f"baseline is {baseline!r}: expected one of {BASELINES}")
+    check_choice("baseline", baseline, BASELINES)
     task = AttributionTask(forward, ())
     owners = pixel_owners(task)[0]
     if baseline != "mean" and token_size(owners[None], task.shapes) is None:
@@ -76,13 +75,13 @@ def harmonic(values: Tensor, known: Tensor, fallback: Tensor, sweeps: int = SWEE
     r"""Fill unknown pixels so that each is the mean of its four neighbours (Laplace's equation).
 
     From coarse to fine: every resolution starts from the one below and is relaxed a few times, so
-    the result is close to harmonic at every scale at the cost of some passes over the picture.
+    the result is close to harmonic at every scale at the cost of some passes over the image.
 
     Args:
         values (Tensor): (…, H, W).
         known (Tensor): (…, H, W) bool.
-        fallback (Tensor): broadcastable; used for pictures (H, W) of which nothing is known.
-        sweeps (int): relaxations a resolution.
+        fallback (Tensor): broadcastable; used for images (H, W) of which nothing is known.
+        sweeps (int): relaxations per resolution.
 
     Returns:
         Tensor: (…, H, W); known pixels as they were.

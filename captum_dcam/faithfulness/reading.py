@@ -1,4 +1,4 @@
-r"""Targets of a fixed answer, read again on edited pictures."""
+r"""Targets of a fixed answer, read again on edited images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_maps
 
-#: maps of targets: one (N, h, w) a grid
+#: maps of targets: one (N, h, w) per grid
 Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
 #: what a target's value is: sum of its tokens' logits, or mean of their log-probabilities
 VALUES = ("logit", "log_probability")
@@ -34,6 +34,19 @@ def one_example(forward: DenoisingForward) -> Request:
     return request
 
 
+def check_counts(least: int = 1, **counts: int) -> None:
+    """ValueError for what is no whole number of at least ``least``."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least {least}")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError for what is not among the known."""
+    if value not in known:
+        raise InputError(f"{name} is {value!r}: expected one of {known}")
+
+
 def rebound(
     forward: DenoisingForward,
     *,
@@ -48,7 +61,7 @@ def rebound(
 
 
 def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
-    r"""The bound example R times, with the same answer and other pictures.
+    r"""The bound example R times, with the same answer and other images.
 
     Args:
         forward (DenoisingForward): bound, one example.
@@ -91,14 +104,14 @@ def read(
     chunk: int = 8,
     edited: Callable[[Tensor], AbstractContextManager[None]] | None = None,
 ) -> Tensor:
-    r"""Values of targets on the pictures of :func:`with_pixels`, each token at its own step.
+    r"""Values of targets on the images of :func:`with_pixels`, each token at its own step.
 
     Args:
-        copies (DenoisingForward): R pictures of one answer.
-        wanted (sequence): pairs of a picture's row and a target.
+        copies (DenoisingForward): R images with one answer.
+        wanted (sequence): pairs of an image's row and a target.
         score (str): the state each token is read at.
         value (str): one of :data:`VALUES`.
-        chunk (int): rows of one denoising pass.
+        chunk (int): rows per forward pass.
         edited (callable, optional): of the rows whose image tokens pass the tap, a context in
             which they are edited.
 
@@ -121,7 +134,8 @@ def read(
         if trajectory.cache == "prefix" and reads:
             with during(everyone):
                 memory = copies.prefill()
-        for some in _chunks(sorted(reads), chunk):
+        keys = sorted(reads)
+        for some in (keys[i : i + chunk] for i in range(0, len(keys), chunk)):
             rows, steps = (torch.tensor(column) for column in zip(*some, strict=True))
             if trajectory.cache == "prefix":
                 at = rows.to(copies.request.pixels.device)
@@ -141,7 +155,7 @@ def read(
 def flat_maps(
     forward: DenoisingForward, maps: Iterable[Tensor], targets: Sequence[Target], caller: str
 ) -> Tensor:
-    """Maps (N, h, w), one a grid, as rows (N, tokens) float64 on the CPU; checked."""
+    """Maps (N, h, w), one per grid, as rows (N, tokens) float64 on the CPU; checked."""
     shapes = one_example(forward).layout.shapes
     given = tuple(maps)
     for one in given:
@@ -153,7 +167,3 @@ def flat_maps(
             "w) for each grid of image tokens, N targets"
         )
     return torch.cat([m.detach().cpu().double().flatten(1) for m in given], dim=1)
-
-
-def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

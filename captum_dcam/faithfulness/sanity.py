@@ -97,7 +97,7 @@ def _wanted(stages: int | Sequence[int] | None, count: int) -> list[int]:
 def shuffled_answer(
     forward: DenoisingForward, target: Target, generator: torch.Generator
 ) -> DenoisingForward:
-    r"""The same picture and word, with the answer's other tokens in random order.
+    r"""The same image and word, with the answer's other tokens in random order.
 
     Tokens keep their steps: where a position was visible, it now shows its new token; where it was
     masked, it stays masked. Stop tokens and the word itself keep their places. An answer of fewer
@@ -115,11 +115,8 @@ def shuffled_answer(
     old = forward.trajectory
     tokens = old.tokens[0]
     stop = forward.adapter.stop_ids
-    free = [
-        p
-        for p, token in enumerate(tokens.tolist())
-        if p not in target.positions and token not in stop
-    ]
+    kept = {*target.positions, *(p for p, t in enumerate(tokens.tolist()) if t in stop)}
+    free = [p for p in range(len(tokens)) if p not in kept]
     order = torch.randperm(len(free), generator=generator, device=generator.device).tolist()
     changed = tokens.clone()
     changed[free] = tokens[[free[i] for i in order]]
@@ -147,7 +144,7 @@ def answer_shuffle(
 ) -> Tensor:
     r"""Rank correlation of a word's map with its map among shuffled other tokens.
 
-    Near 1: the map comes from the word and the picture. Low: it also depends on the text around.
+    Near 1: the map comes from the word and the image. Low: it also depends on the text around.
 
     Args:
         forward (DenoisingForward): bound, one example.
@@ -159,11 +156,11 @@ def answer_shuffle(
         Tensor: (N,) float64, in [-1, 1].
     """
     words = tuple(targets)
-    before = torch.cat(_flat(_explained(rebound(forward), words, explain)), dim=1)
+    before = _rows(_explained(rebound(forward), words, explain))
     found = []
     for row, word in zip(before, words, strict=True):
         other = shuffled_answer(forward, word, generator)
-        after = torch.cat(_flat(_explained(other, (word,), explain)), dim=1)
+        after = _rows(_explained(other, (word,), explain))
         found.append(rank_correlation(row, after[0]))
     return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
 
@@ -218,10 +215,8 @@ def _cascade(adapter: Adapter) -> list[tuple[str, list[nn.Parameter]]]:
     """Stages of parameters, each parameter in the first stage that holds it."""
     seen: set[int] = set()
     stages = []
-    parts: list[tuple[str, nn.Module]] = [
-        (f"block {i}", block) for i, block in reversed(list(enumerate(adapter.blocks)))
-    ]
-    for name, part in [*parts, ("rest", adapter.model)]:
+    blocks = [(f"block {i}", block) for i, block in enumerate(adapter.blocks)]
+    for name, part in (*reversed(blocks), ("rest", adapter.model)):
         own = [p for p in part.parameters() if id(p) not in seen]
         seen.update(id(p) for p in own)
         for p in own:
@@ -265,11 +260,11 @@ def _explained(
     return tuple(m.detach().cpu().double() for m in maps)
 
 
-def _flat(maps: Sequence[Tensor]) -> list[Tensor]:
-    return [m.flatten(1) for m in maps]
+def _rows(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (N, h, w) of all grids as rows (N, tokens)."""
+    return torch.cat([m.flatten(1) for m in maps], dim=1)
 
 
 def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    whole = [torch.cat(_flat(maps), dim=1) for maps in (first, second)]
     grids = [structural_similarity(a, b) for a, b in zip(first, second, strict=True)]
-    return rank_correlation(*whole), torch.stack(grids).mean(0)
+    return rank_correlation(_rows(first), _rows(second)), torch.stack(grids).mean(0)

@@ -3,9 +3,11 @@ r"""Are two maps alike? Rank correlation and structural similarity, batched."""
 from __future__ import annotations
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from captum_dcam.errors import InputError
+from captum_dcam.metrics._checks import stretched
 from captum_dcam.refine.checks import check_odd
 
 
@@ -26,7 +28,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
             "(..., N) with N of at least 1"
         )
-    one, two = (_ranks(x.detach().cpu().double()) for x in (first, second))
+    ranks = (stats.rankdata(x.detach().cpu().double(), axis=-1) for x in (first, second))
+    one, two = (torch.from_numpy(x) for x in ranks)
     one, two = (x - x.mean(-1, keepdim=True) for x in (one, two))
     lengths = one.square().sum(-1), two.square().sum(-1)
     flat = [length == 0 for length in lengths]
@@ -60,8 +63,9 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
     shortest = min(first.shape[-2:])
     side = min(window, shortest - 1 + shortest % 2)
     leading = first.shape[:-2]
-    one, two = (_unit(x.detach().cpu().double()) for x in (first, second))
-    one, two = (x.reshape(-1, 1, *x.shape[-2:]) for x in (one, two))
+    wide = (x.detach().cpu().double().reshape(-1, 1, *x.shape[-2:]) for x in (first, second))
+    axes = (-2, -1)
+    one, two = (stretched(x, x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) for x in wide)
 
     def mean(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values, side, stride=1)
@@ -74,18 +78,3 @@ def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Ten
     top = (2 * m1 * m2 + c1) * (2 * both + c2)
     bottom = (m1 * m1 + m2 * m2 + c1) * (v1 + v2 + c2)
     return (top / bottom).mean((-3, -2, -1)).reshape(leading)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks (..., N) from 1; equal values get the mean of their ranks."""
-    ranked = values.sort(-1).values.contiguous()
-    first = torch.searchsorted(ranked, values.contiguous())
-    last = torch.searchsorted(ranked, values.contiguous(), right=True)
-    return (first + 1 + last).double() / 2
-
-
-def _unit(values: Tensor) -> Tensor:
-    low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
-    # halves, so that the span of the largest floats does not overflow
-    spread = high / 2 - low / 2
-    return (values / 2 - low / 2) / spread.masked_fill(spread == 0, 1)

@@ -2,6 +2,7 @@ r"""How sure is a mean? Percentile bootstrap, seeded, for many columns at once."
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,16 +44,7 @@ def bootstrap_ci(
         ValueError: no image, NaN or infinite scores, ``n`` below 1, ``level`` not in (0, 1).
     """
     _check(values, n, level)
-    scores = values.detach().to(working_dtype(values.device))
-    # Counted from the first score, so that equal scores give exactly that score.
-    origin = scores[..., 0]
-    scores = scores - origin[..., None]
-    mean = origin + scores.mean(-1)
-    shifts = _resampled_means(scores, generator, n)
-    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype)
-    low, high = torch.quantile(shifts, tail.to(scores.device), dim=-1)
-    out = result_dtype(values)
-    return BootstrapInterval(mean.to(out), (origin + low).to(out), (origin + high).to(out))
+    return _interval(values, level, lambda scores: _resampled_means(scores, generator, n))
 
 
 def paired_bootstrap(
@@ -104,7 +96,7 @@ def cluster_bootstrap(
     resample is the sum over its words divided by their number.
 
     Args:
-        values (Tensor): (..., N), floating point, finite: one score a word.
+        values (Tensor): (..., N), floating point, finite: one score per word.
         images (Tensor): (N,) int64, the image of every word.
         generator (torch.Generator): the only source of randomness.
         n (int): how many resamples. Default: 1000.
@@ -114,7 +106,7 @@ def cluster_bootstrap(
         BootstrapInterval: ``mean``, ``low``, ``high``, each (...).
 
     Raises:
-        ValueError: as in :func:`bootstrap_ci`; images that are not one whole number a word.
+        ValueError: as in :func:`bootstrap_ci`; images that are not one whole number per word.
 
     Source:
         Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
@@ -125,25 +117,35 @@ def cluster_bootstrap(
             f"images are {images.dtype} {tuple(images.shape)} and values {tuple(values.shape)}: "
             "expected int64, one image's number for each of the N words"
         )
-    scores = values.detach().to(working_dtype(values.device))
-    origin = scores[..., 0]
-    scores = scores - origin[..., None]
     _, own = images.to(values.device).unique(return_inverse=True)
     count = int(own.max()) + 1
-    words = own.bincount(minlength=count).to(scores.dtype)
-    sums = scores.new_zeros((*scores.shape[:-1], count)).index_add_(-1, own, scores)
-    # A ratio of means of resamples: sums over words, by the number of words.
-    both = _resampled_means(torch.cat((sums.reshape(-1, count), words[None])), generator, n)
-    shifts = (both[:-1] / both[-1]).reshape(*scores.shape[:-1], n)
+
+    def resampled(scores: Tensor) -> Tensor:
+        # A ratio of means of resamples: sums over words, by the number of words.
+        words = own.bincount(minlength=count).to(scores.dtype)
+        sums = scores.new_zeros((*scores.shape[:-1], count)).index_add_(-1, own, scores)
+        both = _resampled_means(torch.cat((sums.reshape(-1, count), words[None])), generator, n)
+        return (both[:-1] / both[-1]).reshape(*scores.shape[:-1], n)
+
+    return _interval(values, level, resampled)
+
+
+def _interval(
+    values: Tensor, level: float, resampled: Callable[[Tensor], Tensor]
+) -> BootstrapInterval:
+    """The mean of values (..., N), between quantiles of ``resampled(scores)`` (..., n)."""
+    scores = values.detach().to(working_dtype(values.device))
+    # Counted from the first score, so that equal scores give exactly that score.
+    origin = scores[..., 0]
+    scores = scores - origin[..., None]
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype)
-    low, high = torch.quantile(shifts, tail.to(scores.device), dim=-1)
+    low, high = torch.quantile(resampled(scores), tail.to(scores.device), dim=-1)
     out = result_dtype(values)
-    mean = origin + scores.mean(-1)
-    return BootstrapInterval(mean.to(out), (origin + low).to(out), (origin + high).to(out))
+    return BootstrapInterval(*((origin + x).to(out) for x in (scores.mean(-1), low, high)))
 
 
 def _resampled_means(scores: Tensor, generator: torch.Generator, n: int) -> Tensor:
-    r"""Means (..., n) of n resamples of scores (..., N)."""
+    """Means (..., n) of n resamples of scores (..., N)."""
     images = scores.shape[-1]
     # By the images alone, so that the draws do not depend on the leading shape.
     at_once = max(1, _RESAMPLED_AT_ONCE // images)
@@ -165,7 +167,7 @@ def _check(values: Tensor, n: int, level: float) -> None:
         raise InputError(f"values are {kind}: expected a tensor of floats (..., N)")
     if values.ndim < 1 or values.shape[-1] == 0:
         raise InputError(
-            f"values have shape {tuple(values.shape)}: expected (..., N) with one score an image"
+            f"values have shape {tuple(values.shape)}: expected (..., N) with one score per image"
         )
     if not bool(torch.isfinite(values).all()):
         count = int((~torch.isfinite(values)).sum())

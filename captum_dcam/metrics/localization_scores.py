@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.metrics._checks import checked_maps, checked_masks, result_dtype
+from captum_dcam.metrics._checks import (
+    checked_maps,
+    checked_masks,
+    result_dtype,
+    unit_peak,
+    working_dtype,
+)
 from captum_dcam.metrics.otsu import otsu_region
 
 #: The contrast that counts as perfect in the F3-Score (Eq. 17).
@@ -48,7 +54,7 @@ def obj_iou(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps (Tensor): (..., H, W), floating point, finite, non-negative, at mask resolution.
-        masks (Tensor): bool (..., H, W), or (..., C, H, W) for C classes or instances a map.
+        masks (Tensor): bool (..., H, W), or (..., C, H, W) for C classes or instances per map.
 
     Returns:
         Tensor: (...), in [0, 1]; float32, or float64 for float64 maps.
@@ -71,7 +77,7 @@ def foreground_background_contrast(maps: Tensor, masks: Tensor, eps: float = _EP
 
     Degenerate cases: an empty mask or an all-zero map scores 0. A background that is exactly zero
     scores E[M_fg]/ε: large, but finite, so average ``min(R_c, 20)`` or take the median over a data
-    set. A mask that covers the whole picture leaves nothing to contrast with: 1, as a uniform map.
+    set. A mask that covers the whole image leaves nothing to contrast with: 1, as a uniform map.
 
     Args:
         maps (Tensor): (..., H, W), floating point, finite, non-negative, at mask resolution.
@@ -89,7 +95,7 @@ def foreground_background_contrast(maps: Tensor, masks: Tensor, eps: float = _EP
     """
     values, epsilon = checked_maps(maps, "foreground_background_contrast"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
-    return _contrast(_unit_peak(values), union, epsilon).to(result_dtype(maps))
+    return _contrast(unit_peak(values), union, epsilon).to(result_dtype(maps))
 
 
 def concentration(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Tensor:
@@ -98,7 +104,7 @@ def concentration(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Tensor:
     .. math:: C_t = \sum_{(i,j) \in G} M(i,j) / (\sum_{(i,j)} M(i,j) + \epsilon)
 
     Degenerate cases: an empty mask or an all-zero map scores 0; under a mask that covers the whole
-    picture every other map scores 1 (up to ε). The floor is the mask's share of the picture, which
+    image every other map scores 1 (up to ε). The floor is the mask's share of the image, which
     a uniform map reaches.
 
     Args:
@@ -117,7 +123,7 @@ def concentration(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Tensor:
     """
     values, epsilon = checked_maps(maps, "concentration"), _checked_eps(eps)
     union = checked_masks(values, masks).any(-3)
-    return _concentration(_unit_peak(values), union, epsilon).to(result_dtype(maps))
+    return _concentration(unit_peak(values), union, epsilon).to(result_dtype(maps))
 
 
 def f3_score(
@@ -163,7 +169,7 @@ def localization(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Localization
     Args:
         maps (Tensor): (..., H, W), floating point, finite, non-negative, at mask resolution: resize
             the maps before, never the masks.
-        masks (Tensor): bool (..., H, W), or (..., C, H, W) for C classes or instances a map.
+        masks (Tensor): bool (..., H, W), or (..., C, H, W) for C classes or instances per map.
         eps (float): ε, relative to the maximum of each map. Default: 1e-8.
 
     Returns:
@@ -177,18 +183,12 @@ def localization(maps: Tensor, masks: Tensor, eps: float = _EPS) -> Localization
     """
     values, epsilon = checked_maps(maps, "localization"), _checked_eps(eps)
     classes = checked_masks(values, masks)
-    scaled, union = _unit_peak(values), classes.any(-3)
+    scaled, union = unit_peak(values), classes.any(-3)
     iou = _iou(values, classes)
     contrast = _contrast(scaled, union, epsilon)
     share = _concentration(scaled, union, epsilon)
     scores = (iou, contrast, share, _f3(iou, contrast, share))
     return LocalizationScores(*(score.to(result_dtype(maps)) for score in scores))
-
-
-def _unit_peak(values: Tensor) -> Tensor:
-    r"""Each map divided by its maximum; an all-zero map stays zero."""
-    peak = values.amax((-2, -1), keepdim=True)
-    return values / peak.masked_fill(peak == 0, 1)
 
 
 def _iou(values: Tensor, classes: Tensor) -> Tensor:
@@ -232,8 +232,7 @@ def _checked_eps(eps: float) -> float:
 def _checked_score(
     name: str, value: Tensor | float, device: torch.device, highest: float | None
 ) -> Tensor:
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    score = torch.as_tensor(value, dtype=dtype, device=device).detach()
+    score = torch.as_tensor(value, dtype=working_dtype(device), device=device).detach()
     bound = float("inf") if highest is None else highest + 1e-6
     good = torch.isfinite(score) & (score >= 0) & (score <= bound)
     if not bool(good.all()):

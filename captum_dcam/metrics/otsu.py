@@ -13,6 +13,8 @@ from captum_dcam.metrics._checks import checked_maps, result_dtype
 
 #: Bins of the histogram, over the range of each map.
 OTSU_BINS = 256
+#: Pixels per histogram call: many small maps, or one map of an image.
+_PIXELS = 2**16
 
 
 def otsu_threshold(maps: Tensor) -> Tensor:
@@ -86,12 +88,13 @@ def _levels_and_cut(values: Tensor) -> tuple[Tensor, Tensor]:
 def _histogram(levels: Tensor) -> Tensor:
     r"""Counts (..., 256) int64 of levels (..., H, W) in [0, 1]; the last bin holds 1 as well."""
     leading, pixels = levels.shape[:-2], levels.shape[-2:].numel()
-    maps = leading.numel()
-    index = (levels * OTSU_BINS).long().clamp_(max=OTSU_BINS - 1).reshape(maps, pixels)
-    # One long bincount for all maps: deterministic on GPUs too, which scatter_add is not.
-    index = index + OTSU_BINS * torch.arange(maps, device=levels.device)[:, None]
-    counts = torch.bincount(index.flatten(), minlength=maps * OTSU_BINS)
-    return counts.reshape(*leading, OTSU_BINS)
+    counts = []
+    for part in levels.reshape(leading.numel(), pixels).split(max(1, _PIXELS // pixels)):
+        index = (part * OTSU_BINS).long().clamp_(max=OTSU_BINS - 1)
+        index += OTSU_BINS * torch.arange(len(part), device=levels.device)[:, None]
+        # One bincount for many maps: deterministic on GPUs too, which scatter_add is not.
+        counts.append(torch.bincount(index.flatten(), minlength=len(part) * OTSU_BINS))
+    return torch.cat(counts).reshape(*leading, OTSU_BINS)
 
 
 def _best_bin(counts: Tensor) -> Tensor:

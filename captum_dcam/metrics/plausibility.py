@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.metrics._checks import checked_maps, result_dtype
+from captum_dcam.metrics._checks import checked_maps, result_dtype, stretched
 from captum_dcam.metrics.localization_scores import obj_iou
 from captum_dcam.metrics.otsu import otsu_threshold
 
@@ -61,10 +61,9 @@ def phrase_iou(maps: Tensor, masks: Tensor) -> Tensor:
             f"masks have shape {tuple(masks.shape)} and maps {tuple(maps.shape)}: expected one "
             "(H, W) or C of them, (C, H, W), for all K tokens of a phrase"
         )
-    per_token = masks.unsqueeze(maps.ndim - 3)
-    shape = list(per_token.shape)
-    shape[maps.ndim - 3] = maps.shape[-3]
-    return obj_iou(maps, per_token.expand(shape)).amax(-1)
+    before, own = masks.shape[: maps.ndim - 3], masks.shape[maps.ndim - 3 :]
+    per_token = masks.unsqueeze(maps.ndim - 3).expand(*before, maps.shape[-3], *own)
+    return obj_iou(maps, per_token).amax(-1)
 
 
 def noun_threshold(maps: Tensor) -> Tensor:
@@ -160,10 +159,7 @@ def joint_min_max(maps: Tensor, text: Tensor | None = None) -> Tensor:
             )
         pool = torch.cat((pool, text.detach().to(values)), dim=-1)
     low, high = pool.amin(-1)[..., None, None], pool.amax(-1)[..., None, None]
-    # halves, so that the span of the largest floats does not overflow
-    spread = high / 2 - low / 2
-    levels = (values / 2 - low / 2) / spread.masked_fill(spread == 0, 1)
-    return levels.clamp(0, 1).to(result_dtype(maps))
+    return stretched(values, low, high).clamp(0, 1).to(result_dtype(maps))
 
 
 def f1_iou(obj: Tensor | float, func: Tensor | float) -> Tensor:
@@ -213,7 +209,7 @@ def plausibility(obj: Tensor, func: Tensor) -> PlausibilityScores:
     for name, scores in (("obj", obj), ("func", func)):
         if scores.ndim != 1 or len(scores) == 0:
             raise InputError(
-                f"{name} has shape {tuple(scores.shape)}: expected one score a word, at least one"
+                f"{name} has shape {tuple(scores.shape)}: expected one score per word, at least one"
             )
     means = [float(scores.double().mean()) for scores in (obj.cpu(), func.cpu())]
     return PlausibilityScores(means[0], means[1], float(f1_iou(*means)))

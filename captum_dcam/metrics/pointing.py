@@ -3,6 +3,7 @@ r"""Does the map's highest point, or its energy, fall on the object?"""
 from __future__ import annotations
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from captum_dcam.errors import InputError
@@ -14,7 +15,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0.0) -> Tensor
     r"""1 where the map's maximum lies on the mask, or not farther than ``tolerance`` from it.
 
     Ties: the share of the tied maxima that hit, which is the expected value of choosing one of them
-    at random. So a constant map scores the mask's share of the picture (grown by the tolerance),
+    at random. So a constant map scores the mask's share of the image (grown by the tolerance),
     which is what chance gives.
 
     Degenerate cases: an all-zero map points nowhere and scores 0, and so does an empty mask.
@@ -23,7 +24,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 0.0) -> Tensor
         maps (Tensor): (..., H, W), floating point, finite, non-negative, at mask resolution.
         masks (Tensor): bool (..., H, W), or (..., C, H, W): the union of the C masks counts.
         tolerance (float, optional): Euclidean distance in pixels, between pixel centres; the
-            original uses 15 on pictures of some 500 pixels. Default: 0
+            original uses 15 on images of some 500 pixels. Default: 0
 
     Returns:
         Tensor: (...), in [0, 1]; its mean over words is the pointing accuracy.
@@ -88,17 +89,11 @@ def _between(line: Tensor, dim: int) -> Tensor:
 
 def _grown(mask: Tensor, radius: float) -> Tensor:
     """Pixels (..., H, W) not farther than ``radius`` from the mask."""
-    height, width = mask.shape[-2:]
-    grown = mask.clone()
-    reach = min(int(radius), height - 1)
-    for dy in range(-reach, reach + 1):
-        half = min(int((radius * radius - dy * dy) ** 0.5), width - 1)
-        # a run of 2·half + 1 columns holds a True where the count changes across it
-        count = torch.nn.functional.pad(mask.long().cumsum(-1), (half + 1, half), value=0)
-        count[..., half + 1 + width :] = count[..., half + width, None]
-        near = count[..., 2 * half + 1 :] > count[..., : -(2 * half + 1)]
-        if dy >= 0:
-            grown[..., dy:, :] |= near[..., : height - dy, :]
-        else:
-            grown[..., :dy, :] |= near[..., -dy:, :]
-    return grown
+    if radius < 1:  # no other pixel is so near
+        return mask
+    flat = mask.cpu().reshape(mask.shape[:-2].numel(), *mask.shape[-2:])
+    grown = torch.zeros_like(flat)
+    for out, one in zip(grown, flat, strict=True):
+        if bool(one.any()):
+            out |= torch.from_numpy(ndimage.distance_transform_edt(~one.numpy()) <= radius)
+    return grown.reshape(mask.shape).to(mask.device)

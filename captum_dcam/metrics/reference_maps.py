@@ -14,8 +14,8 @@ from captum_dcam.metrics._checks import working_dtype
 def oracle_map(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     r"""The ground truth as the token grid sees it: how much of each cell the mask covers.
 
-    Scored like any other map, after the same resizing, it shows the best that a map of so many
-    tokens can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
+    Scored like any other map, after the same resizing, it shows the best score that a map on this
+    grid can reach. Cells need not be whole pixels: a pixel cut by a cell border counts in part.
 
     Args:
         mask (Tensor): bool, (..., H, W).
@@ -60,7 +60,7 @@ def random_map(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def center_blob_map(grid: tuple[int, int], sigma: float = 0.25) -> Tensor:
-    r"""A Gaussian in the middle: the floor of a method that knows that photographers aim.
+    r"""A Gaussian in the middle: the floor of a method that knows only where objects tend to lie.
 
     Args:
         grid (tuple of int): (h, w).
@@ -86,12 +86,16 @@ def _bell(size: int, sigma: float) -> Tensor:
 
 
 def _cell_weights(pixels: int, cells: int) -> Tensor:
-    r"""(cells, pixels): the share of each cell that each pixel fills; every row sums to 1."""
-    cell = torch.arange(cells, dtype=torch.float64)[:, None] * (pixels / cells)
-    pixel = torch.arange(pixels, dtype=torch.float64)[None, :]
-    end = torch.minimum(cell + pixels / cells, pixel + 1)
-    overlap = (end - torch.maximum(cell, pixel)).clamp(min=0)
+    """(cells, pixels): the share of each cell that each pixel fills; every row sums to 1."""
+    start = torch.arange(cells, dtype=torch.float64)[:, None] * (pixels / cells)
+    overlap = pixel_overlap(start, start + pixels / cells, pixels)
     return overlap / overlap.sum(1, keepdim=True)
+
+
+def pixel_overlap(start: Tensor, end: Tensor, pixels: int) -> Tensor:
+    """(cells, pixels): how much of each pixel lies between a cell's start and end (cells, 1)."""
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    return (torch.minimum(end, pixel + 1) - torch.maximum(start, pixel)).clamp(min=0)
 
 
 def _checked_grid(grid: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_dcam.metrics._checks import checked_maps, result_dtype
+from captum_dcam.metrics._checks import checked_maps, result_dtype, unit_peak
 
 
 def gini_index(maps: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def gini_index(maps: Tensor) -> Tensor:
     Source:
         Hurley and Rickard, Comparing measures of sparsity, 2009, Eq. 6.
     """
-    values = _unit_peak(maps, "gini_index")
+    values = unit_peak(checked_maps(maps, "gini_index")).flatten(-2)
     ranked, count = values.sort(-1).values, values.shape[-1]
     place = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     weighted = (ranked * ((count - place + 0.5) / count)).sum(-1)
@@ -56,7 +56,7 @@ def normalized_entropy(maps: Tensor) -> Tensor:
     Source:
         C. E. Shannon, 1948.
     """
-    values = _unit_peak(maps, "normalized_entropy")
+    values = unit_peak(checked_maps(maps, "normalized_entropy")).flatten(-2)
     total, count = values.sum(-1, keepdim=True), values.shape[-1]
     share = values / total.masked_fill(total == 0, 1)
     entropy = torch.special.entr(share).sum(-1) / math.log(max(count, 2))
@@ -78,17 +78,10 @@ def hoyer(maps: Tensor) -> Tensor:
     Source:
         P. O. Hoyer, Non-negative matrix factorization with sparseness constraints, 2004.
     """
-    values = _unit_peak(maps, "hoyer")
+    values = unit_peak(checked_maps(maps, "hoyer")).flatten(-2)
     root = math.sqrt(values.shape[-1])
     length = values.square().sum(-1).sqrt()
     flat = (length == 0) | (values.shape[-1] == 1)
     ratio = values.sum(-1) / length.masked_fill(length == 0, 1)
     measure = (root - ratio) / max(root - 1, 1e-9)
     return measure.clamp(0, 1).masked_fill(flat, 0).to(result_dtype(maps))
-
-
-def _unit_peak(maps: Tensor, caller: str) -> Tensor:
-    r"""Checked maps (..., N), each divided by its maximum; an all-zero map stays zero."""
-    values = checked_maps(maps, caller).flatten(-2)
-    peak = values.amax(-1, keepdim=True)
-    return values / peak.masked_fill(peak == 0, 1)

@@ -18,7 +18,7 @@ PAPER = tuple(paper_refinements())
 FITTED = with_values(PAPER, {**values_of(PAPER), "dacg.high_std": 0.031, "cba.gamma": 0.25})
 
 
-def collection(count=60, seed=0, per=2, masks=True, dull=0.2):
+def collection(count=60, seed=0, per=2, dull=0.2):
     """Random spiky maps, ``per`` of an image, each with a bright block where its mask is."""
     g = np.random.default_rng(seed)
     values = g.random((count, SIDE, SIDE)) ** g.uniform(0.5, 12, (count, 1, 1)) * dull
@@ -34,9 +34,9 @@ def collection(count=60, seed=0, per=2, masks=True, dull=0.2):
         torch.arange(count) // per,
         RefineContext(16, SIZE, repeated),
         uniform_grid(0, (SIDE, SIDE), SIZE),
-        tuple(np.packbits(m) for m in found) if masks else (),
+        tuple(np.packbits(m) for m in found),
     )
-    return Collection((batch,), tuple(range(count // per)), masks)
+    return Collection((batch,), tuple(range(count // per)))
 
 
 def f3(found, stages):
@@ -70,22 +70,9 @@ class _Labelled:
         return self.sample.image()
 
 
-class Maskless(Pictures):
-    def sample(self, image_id):
-        sample = super().sample(image_id)
-        del sample.objects
-        return sample
-
-
-def gathered(count=4, name="default", labelled=True, data=Pictures, first=0, **options):
+def gathered(count=4, name="default", data=Pictures, first=0, **options):
     """The collection of ``count`` pictures that the tiny model explains."""
     options = {"generation": SHORT, **options}
     ids = range(first, first + count)
-    return collect(
-        tiny.adapter("prefix"),
-        data(count, first=first),
-        ids,
-        preset(name),
-        labelled=labelled,
-        **options,
-    )
+    data = data(count, first=first)
+    return collect(tiny.adapter("prefix"), data, ids, preset(name), **options)

@@ -3,12 +3,12 @@
 import pytest
 import tiny
 import torch
-from calibration.made_maps import PAPER, SHORT, Maskless, Pictures, gathered
-from evaluation import made
+from calibration.made_maps import PAPER, SHORT, Pictures, gathered
 
-from captum_dcam.calibration import Chain, compare, fit_unlabelled, maps, paper_routing
+from captum_dcam.calibration import Chain, compare, maps
 from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation import Plan, Store, Variant, evaluate
+from captum_dcam.refine import DACG_BRANCHES
 
 
 def test_scores_are_those_of_an_evaluation(adapter, tmp_path):
@@ -24,19 +24,8 @@ def test_scores_are_those_of_an_evaluation(adapter, tmp_path):
     chain = Chain(found)
     assert len(expected) == len(found) >= 12 and max(expected) > 0.05
     assert chain.scores(PAPER)[:, 3].tolist() == pytest.approx(expected, abs=1e-5)
-    assert chain.routing(PAPER) == {b: routes.count(b) / len(routes) for b in paper_routing()}
+    assert chain.routing(PAPER) == {b: routes.count(b) / len(routes) for b in DACG_BRANCHES}
     assert any(float(b.context.repeated_maps.max()) > 0 for b in found.batches)
-
-
-def test_unlabelled_maps_need_no_masks():
-    found = gathered(labelled=False, data=Maskless)
-    assert not found.labelled and not any(b.masks for b in found.batches)
-    every = gathered(labelled=False, data=Maskless, words="all")
-    assert len(every) > len(found) >= 20
-    fitted = fit_unlabelled(found, PAPER)
-    assert fitted.own is None and fitted.held is None and fitted.images == 4
-    with pytest.raises(AttributeError):
-        gathered(data=Maskless)
 
 
 def test_words_of_pictures_of_several_sizes():
@@ -59,19 +48,19 @@ def test_words_of_pictures_of_several_sizes():
 
 
 def test_images_that_cannot_be_used_are_named(monkeypatch):
-    class Damaged(made.Pictures):
-        def __init__(self, count, first=0):
-            super().__init__(count, bad=(2,), first=first)
+    class Damaged(Pictures):
+        def sample(self, image_id):
+            if image_id == 2:
+                raise OSError("image 2 is damaged")
+            return super().sample(image_id)
 
     class Strange(Pictures):
         names = ("zebra",)
 
     with pytest.raises(CalibrationError, match="image 2: image 2 is damaged"):
-        gathered(data=Damaged, labelled=False)
+        gathered(data=Damaged)
     with pytest.raises(CalibrationError, match="4 images and no word that names an object"):
         gathered(data=Strange)
-    with pytest.raises(CalibrationError, match="words is 'verbs'"):
-        gathered(words="verbs")
     monkeypatch.setattr(maps, "MOST_BYTES", 1000)
     with pytest.raises(CalibrationError, match="smaller --limit"):
         gathered()

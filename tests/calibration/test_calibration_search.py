@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from calibration.made_maps import PAPER, collection, f3
@@ -10,13 +11,13 @@ from captum_dcam.calibration import (
     PARAMETERS,
     Chain,
     coordinate_descent,
+    cut,
     fit_labelled,
-    fit_unlabelled,
     values_of,
     with_values,
 )
 from captum_dcam.errors import CalibrationError
-from captum_dcam.refine import AKD, CBA, DACG, SICD, MinMax
+from captum_dcam.refine import AKD, CBA, DACG, SICD, Gaussian, MinMax
 
 
 def test_coordinate_descent_finds_the_known_optimum():
@@ -71,7 +72,6 @@ def test_the_same_images_give_the_same_fit():
     assert fields(one) == fields(two)
     other = fit_labelled(collection(24), (MinMax(), CBA()), folds=3, seed=1)
     assert one.after == other.after and one.held != other.held  # other parts, the same search
-    assert fit_unlabelled(collection(), PAPER).after == fit_unlabelled(collection(), PAPER).after
 
 
 def test_held_out_words_are_scored_by_searches_without_their_image(monkeypatch):
@@ -109,8 +109,38 @@ def test_tiny_splits_are_refused():
         fit_labelled(collection(12, per=1), PAPER)
     with pytest.raises(CalibrationError, match="folds is 13: expected 2 to 12"):
         fit_labelled(collection(24), PAPER, folds=13)
-    with pytest.raises(CalibrationError, match="no masks"):
-        fit_labelled(collection(24, masks=False), PAPER)
+
+
+def test_nothing_to_fit():
+    with pytest.raises(CalibrationError, match=r"no refinement with a threshold .*gaussian"):
+        fit_labelled(collection(), (Gaussian(),))
+    with pytest.raises(CalibrationError, match="2 stages are 'dacg'"):
+        values_of((DACG(), DACG()))
+
+
+@pytest.mark.parametrize("dull", [0.0, 0.2])
+def test_what_is_written_of_the_maps_recomputed_with_numpy(dull):
+    """Quantiles of statistics, DACG's routing and SICD's gate; the paper's Eq. 7."""
+    found, stages = collection(24, dull=dull), (MinMax(), DACG(high_std=0.2), SICD(gate_std=0.1))
+    fitted = fit_labelled(found, stages, folds=2)
+    values = found.batches[0].maps
+    for place, stage in enumerate(stages):
+        if place:
+            flat = values.double().numpy().reshape(24, -1)
+            mean, std = flat.mean(1), flat.std(1)
+            skewness = ((flat - mean[:, None]) ** 3).mean(1) / std**3
+            written = fitted.statistics[stage.name]
+            for name, own in (("mean", mean), ("std", std), ("skewness", skewness)):
+                expected = np.quantile(own, (0.05, 0.25, 0.5, 0.75, 0.95))
+                assert written[name] == pytest.approx(expected.tolist())
+        if isinstance(stage, DACG):
+            rest = np.where(mean > 0.35, 1, np.where(mean < 0.25, 2, 3))
+            counts = np.bincount(np.where(std > 0.2, 0, rest), minlength=4)
+            assert list(fitted.routing[0].values()) == (counts / 24).tolist()
+        if isinstance(stage, SICD):
+            touched = (std > stage.gate_std) | (skewness > stage.gate_skewness)
+            assert fitted.gated[0] == touched.mean()
+        values = stage(values, found.batches[0].context)
 
 
 def test_values_go_into_stages_and_come_out():
@@ -141,3 +171,25 @@ def test_a_chain_computes_nothing_twice_and_nothing_wrong():
             assert float(chain.scores(stages)[:, 3].mean()) == pytest.approx(f3(found, stages))
     own = len(calls) - 6  # f3 runs every stage every time
     assert chain.evaluations == 4 and own == 2
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_is_the_nearest_count_that_ties_allow(seed, below):
+    g = np.random.default_rng(seed)
+    values = g.integers(-3, 9, 25) / 7.0
+    for count in (0, 1, 5.3, 12, 17.5, 24, 25):
+        threshold = cut(torch.from_numpy(values), count, below=below)
+        beyond = (values < threshold if below else values > threshold).sum()
+        # every count that a threshold can give
+        bounds = [values.min() - 1, values.max() + 1, *values]
+        counts = {(values < b if below else values > b).sum() for b in bounds}
+        assert abs(beyond - count) == min(abs(c - count) for c in counts)
+
+
+def test_cut_is_between_the_quantiles_of_numpy():
+    values = np.random.default_rng(3).random(101)
+    for share in (0.1, 0.221, 0.5, 0.9):
+        ordered = np.quantile(values, [1 - share - 0.01, 1 - share + 0.01])
+        assert ordered[0] <= cut(torch.from_numpy(values), share * 101) <= ordered[1]
+    assert len(str(cut(torch.from_numpy(values), 20))) <= 6  # as few digits as part two values

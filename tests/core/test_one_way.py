@@ -203,7 +203,7 @@ def _trial(forward, folder):
 
 
 def _calibrate(forward, _folder):
-    words = collect(forward.adapter, dataset("scenes", count=1), [0], preset("base"), labelled=True)
+    words = collect(forward.adapter, dataset("scenes", count=1), [0], preset("base"))
     Chain(words).refined([Probe()])
 
 

@@ -209,7 +209,7 @@ def test_a_finished_run_needs_no_model(tmp_path, monkeypatch):
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(harness_module, "_load", load)
-    monkeypatch.setattr(harness_module, "_open", load)
+    monkeypatch.setattr(harness_module, "open_data", load)
     summary = evaluate(made.plan(), tmp_path, shard=(0, 1))
     assert (summary.measured, summary.failed, summary.left) == (0, 1, 0)
     with pytest.raises(AssertionError, match="loaded"):
@@ -238,7 +238,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     run(tmp_path, adapter=tiny.adapter("prefix", seed=0), stop=lambda: True)
     with pytest.raises(StoreError, match=r"facts\.weights"):
         run(tmp_path, adapter=tiny.adapter("prefix", seed=1))
-    with pytest.raises(StoreError, match=r"facts\.cache"):
+    with pytest.raises(StoreError, match=r"facts\.regime"):
         run(tmp_path, adapter=tiny.adapter("none", seed=0))
     assert fingerprint(tiny.model(0)) == fingerprint(tiny.model(0)) != fingerprint(tiny.model(1))
 

@@ -201,8 +201,11 @@ def test_f3_errors_teach(scores, says):
         (torch.ones(2, 8, 6, dtype=torch.bool), r"interpolate.*size=\(8, 6\)"),
         (torch.ones(4, dtype=torch.bool), "interpolate"),
         (torch.ones(4, 4, dtype=torch.bool), r"masks\.expand"),
-        (torch.ones(3, 4, 4, dtype=torch.bool), r"\(2, 4, 4\), one mask a map, or \(2, C, 4, 4\)"),
-        (torch.ones(3, 5, 4, 4, dtype=torch.bool), r"one mask a map"),
+        (
+            torch.ones(3, 4, 4, dtype=torch.bool),
+            r"\(2, 4, 4\), one mask per map, or \(2, C",
+        ),
+        (torch.ones(3, 5, 4, 4, dtype=torch.bool), r"one mask per map"),
         (torch.ones(2, 0, 4, 4, dtype=torch.bool), "at least one class"),
     ],
 )

@@ -178,6 +178,7 @@ def test_auroc_and_calibration_against_loops(seed):
     [
         (lambda f, t: Reliability.fit(f[:, :3], t), "map_features"),
         (lambda f, t: Reliability.fit(f, t[:3]), r"torch\.bool"),
+        (lambda f, t: Reliability.fit(f / 0, t), "one finite number"),
         (lambda f, t: Reliability.fit(f, t | True), "both kinds"),
         (lambda f, t: Reliability.fit(f, t, l2=0), "l2 is 0"),
         (lambda f, t: Reliability.fit(f, t).probability(f[:, :2]), "expected"),
