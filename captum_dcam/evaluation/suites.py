@@ -25,11 +25,7 @@ def _stages(*stages: RefineLike) -> tuple[Record, ...]:
     return tuple(refinement_records(stages))
 
 
-FLOOR_VARIANTS = (
-    Variant("oracle"),
-    Variant("random"),
-    Variant("center_blob"),
-)
+FLOOR_VARIANTS = tuple(map(Variant, ("oracle", "random", "center_blob")))
 #: the modules one by one, each after the normalisation that it wants, and all four (Table 2)
 MODULES: Mapping[str, tuple[Record, ...]] = {
     "base": (),
@@ -163,16 +159,11 @@ def layer_variants(setting: Setting) -> list[Variant]:
     recommended = setting.adapter.recommended_block
     layers = setting.layers
     out = [
-        Variant(f"{base}/full@{layer}", method, _raw(method), layer, refinements=MODULES["full"])
+        Variant(f"{base}/{name}@{n}", method, _raw(method), n, refinements=MODULES[name])
+        for name in ("full", "base")
         for base, method in BASES.items()
-        for layer in layers
-        if layer != recommended
-    ]
-    out += [
-        Variant(f"{base}/base@{layer}", method, _raw(method), layer)
-        for base, method in BASES.items()
-        for layer in layers
-        if layer != recommended
+        for n in layers
+        if n != recommended
     ]
     others = sorted({recommended, layers[-1]})
     return out + [Variant(f"llava_cam@{n}", "llava_cam", layer=n, score="final") for n in others]
@@ -217,13 +208,8 @@ def feasibility(setting: Setting) -> list[Part]:
 def economy(setting: Setting) -> list[Part]:
     """The same content in four wordings, forced; the visible answer is read, as the paper does."""
     variants = [
-        Variant("paper/base", "diffusion_cam_base", {"score": "teacher"}),
-        Variant(
-            "paper/full",
-            "diffusion_cam_base",
-            {"score": "teacher"},
-            refinements=MODULES["full"],
-        ),
+        Variant(f"paper/{name}", BASES["paper"], {"score": "teacher"}, refinements=MODULES[name])
+        for name in ("base", "full")
     ]
     return [
         Part(
@@ -317,17 +303,8 @@ def _every(long: bool) -> list[Variant]:
 
 #: methods whose weights are averaged over positions
 FINAL_STATE = frozenset(
-    (
-        "layer_grad_cam",
-        "llava_cam",
-        "finer_cam",
-        "pgc_gradcam",
-        "pgc_gradcam_plus_plus",
-        "pgc_xgradcam",
-        "pgc_finercam",
-        "pgc_refinecam",
-        "pgc_dff",
-    )
+    "layer_grad_cam llava_cam finer_cam pgc_gradcam pgc_gradcam_plus_plus pgc_xgradcam "
+    "pgc_finercam pgc_refinecam pgc_dff".split()
 )
 #: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
 IMAGES = {
@@ -352,34 +329,26 @@ def _curves(baseline: str, label: str = "") -> Record:
     }
 
 
+def _part(setting: Setting, name: str, variants: Sequence[Variant], metrics: tuple) -> Part:
+    """A part on the first images."""
+    limit = setting.first(IMAGES[name])
+    plan = setting.plan(variants, words=("object",), metrics=metrics, limit=limit)
+    return Part(name, plan, skips=True)
+
+
 @SUITES.register("faithfulness")
 def faithfulness(setting: Setting) -> list[Part]:
     """Deletion and insertion of every method; other baselines and infidelity for a few."""
-    floors = FLOOR_VARIANTS
     metrics = ("localization", "pointing", _curves("mean"))
-    parts = []
-    for name, own in (("faithfulness", _every(False)), ("faithfulness-long", _every(True))):
-        compared = [] if name == "faithfulness" else [Variant("diffusion_cam")]
-        plan = setting.plan(
-            [*floors, *compared, *own],
-            words=("object",),
-            metrics=metrics,
-            limit=setting.first(IMAGES[name]),
-        )
-        parts.append(Part(name, plan, skips=True))
-    few = {
-        "baselines": (_curves("blur", "blur"), _curves("inpaint", "inpaint")),
-        "infidelity": ("infidelity",),
-    }
-    for name, own_metrics in few.items():
-        plan = setting.plan(
-            [*floors, *map(Variant, CORE)],
-            words=("object",),
-            metrics=own_metrics,
-            limit=setting.first(IMAGES[name]),
-        )
-        parts.append(Part(name, plan, skips=True))
-    return parts
+    other = (_curves("blur", "blur"), _curves("inpaint", "inpaint"))
+    few = [*FLOOR_VARIANTS, *map(Variant, CORE)]
+    long = [*FLOOR_VARIANTS, Variant("diffusion_cam"), *_every(True)]
+    return [
+        _part(setting, "faithfulness", [*FLOOR_VARIANTS, *_every(False)], metrics),
+        _part(setting, "faithfulness-long", long, metrics),
+        _part(setting, "baselines", few, other),
+        _part(setting, "infidelity", few, ("infidelity",)),
+    ]
 
 
 @SUITES.register("sanity")
@@ -389,18 +358,13 @@ def sanity(setting: Setting) -> list[Part]:
     Maps are compared after the last block and after all weights were drawn anew; methods of many
     passes on fewer images, without the first of these and without noise.
     """
-    parts = []
-    for name, own in (("sanity", _every(False)), ("sanity-long", _every(True))):
-        long = name == "sanity-long"
-        metrics: list[Any] = ["localization", "placebo", "answer_shuffle"]
-        metrics.append({"name": "randomization", "stages": (-1,) if long else (1, -1)})
-        if not long:
-            metrics.append({"name": "sensitivity", "samples": 2})
-        plan = setting.plan(
-            own, words=("object",), metrics=tuple(metrics), limit=setting.first(IMAGES[name])
-        )
-        parts.append(Part(name, plan, skips=True))
-    return parts
+    metrics = ("localization", "placebo", "answer_shuffle")
+    both, last = ({"name": "randomization", "stages": stages} for stages in ((1, -1), (-1,)))
+    noise = {"name": "sensitivity", "samples": 2}
+    return [
+        _part(setting, "sanity", _every(False), (*metrics, both, noise)),
+        _part(setting, "sanity-long", _every(True), (*metrics, last)),
+    ]
 
 
 @SUITES.register("papers")
