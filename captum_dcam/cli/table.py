@@ -96,7 +96,7 @@ def write(tables: Sequence[Table], folder: Path) -> None:
 
 
 def print_list() -> None:
-    """A line a table: its name and what it shows."""
+    """One line per table: its name and what it shows."""
     from captum_dcam.evaluation.tables import TABLES
 
     console = output_console(120)
