@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"captum_dcam": "captum_dcam", "adapters": "captum_dcam/adapters"}
 DATA = (
     "py.typed",
+    "evaluation/*.toml",
     "evaluation/tables/*.toml",
     "mini/weights/*",
     "viewer/*.html",

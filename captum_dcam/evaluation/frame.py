@@ -60,10 +60,6 @@ class Values:
         """Scores times a factor."""
         return replace(self, scores=self.scores * factor)
 
-    def capped(self, most: float) -> Values:
-        """Scores, at most so large."""
-        return replace(self, scores=self.scores.clamp(max=most))
-
     def _keys(self) -> dict[tuple[int, int], int]:
         pairs = zip(self.images.tolist(), self.words.tolist(), strict=True)
         return {pair: n for n, pair in enumerate(pairs)}

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_records
+from captum_dcam.evaluation.published import read_toml
 from captum_dcam.files import Record
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.refine import paper_refinements
 from captum_dcam.registry import Registry
+
+#: what is tried, by suite
+DATA = read_toml(Path(__file__).with_suffix(".toml"))
 
 
 def _stages(*stages: RefineLike) -> tuple[Record, ...]:
@@ -35,19 +40,9 @@ MODULES: Mapping[str, tuple[Record, ...]] = {
     "+sicd": _stages("min_max", "sicd"),
     "full": tuple(refinement_records(list(paper_refinements()))),
 }
-#: DACG's bounds as the paper sweeps them (Tables 6 to 8); the third of each is the default
-SWEEPS = {
-    "high_std": (0.18, 0.20, 0.22, 0.24, 0.26),
-    "high_mean": (0.28, 0.32, 0.35, 0.38, 0.42),
-    "low_mean": (0.20, 0.23, 0.25, 0.28, 0.30),
-}
-#: DACG's percentiles as the paper changes them (Table 9)
-PERCENTILES = {
-    "dynamic": (90.0, 75.0, 80.0, 85.0),
-    "all - 5": (85.0, 70.0, 75.0, 80.0),
-    "all + 5": (95.0, 80.0, 85.0, 90.0),
-    "fixed 85": (85.0, 85.0, 85.0, 85.0),
-}
+#: DACG's bounds and percentiles as the paper changes them (Tables 6 to 9); see the file
+SWEEPS: Mapping[str, Sequence[float]] = DATA["sweeps"]
+PERCENTILES: Mapping[str, Sequence[float]] = DATA["percentiles"]
 #: shares of the steps at which Table 5 reads the image states
 SHARES = (0.0, 0.25, 0.5, 0.75)
 #: blocks of Table 3, of a model with 32
@@ -228,51 +223,11 @@ def economy(setting: Setting) -> list[Part]:
 # -- plausibility: TAM's tables 1 to 3, the ablation of MSEA and ARC -------------------------------
 
 
-def plausibility_variants() -> list[Variant]:
-    """Rows of the three tables; a row that two of them have stands once."""
-    no_filter = {"filter": 0}
-    tam = [
-        Variant("logit_lens"),
-        Variant("tam:eci", "tam", no_filter),
-        Variant("tam:rgf", "logit_lens", refinements=_stages("rank_gaussian")),
-        Variant("tam"),
-        *(
-            Variant(f"tam:{name}", "tam", no_filter, refinements=_stages(name))
-            for name in ("adaptive_median", "median", "gaussian")
-        ),
-        Variant("tam:feature_surgery", "feature_surgery", refinements=_stages("rank_gaussian")),
-        Variant("tam:mean", "tam", {"relevance": "mean"}),
-        Variant("tam:attention", "tam", {"relevance": "attention"}),
-    ]
-    rivals = [
-        Variant("grad_cam", "diffusion_cam_base"),
-        Variant("grad_cam++", "diffusion_cam_base", {"product": "plus_plus"}),
-        Variant("layer_cam", "pgc_layercam", score="final"),
-        *map(Variant, ("grad_rollout", "attention", "attention_rollout", "cp_lrp", "attn_lrp")),
-        Variant("architecture_surgery"),
-        Variant("diffusion_cam"),
-        Variant("diffusion_cam_paper"),
-    ]
-    over = [
-        Variant("architecture_surgery+tam", "tam_over", {"base": "architecture_surgery"}),
-        Variant("grad_cam+++tam", "tam_over", {"product": "plus_plus"}, score="final"),
-        Variant("layer_cam+tam", "tam_over", {"base": "pgc_layercam"}, score="final"),
-    ]
-    arc = [
-        Variant("arc"),
-        Variant("msea:max", "msea", {"aggregate": "max"}),
-        Variant("msea:mean", "msea"),
-        Variant("msea_arc:max", "msea_arc", {"aggregate": "max"}),
-        Variant("msea_arc:mean", "msea_arc"),
-    ]
-    return [*tam, *rivals, *over, *arc]
-
-
 @SUITES.register("plausibility")
 def plausibility(setting: Setting) -> list[Part]:
     """Object words on their masks, function words on nothing (TAM Eq. 8 to 10)."""
     plan = setting.plan(
-        [*FLOOR_VARIANTS, *plausibility_variants()],
+        [*FLOOR_VARIANTS, *DATA["plausibility"]["variants"]],
         words=("object", "noun", "function"),
         metrics=("plausibility", "localization", "placebo", "features"),
     )
@@ -289,11 +244,7 @@ def is_long(name: str) -> bool:
 
 
 def _every(long: bool) -> list[Variant]:
-    """All methods that make many passes, or all others; each in the state that suits it.
-
-    Grad-CAM and its relatives (pooled weights) are read at the last step, where they are better
-    than at the commit step on the embedded model (docs/SCORES.md); all others at the commit step.
-    """
+    """All methods that make many passes, or all others; each in the state that suits it."""
     return [
         Variant(name, score="final" if name in FINAL_STATE else "commit")
         for name in method_names()
@@ -302,21 +253,7 @@ def _every(long: bool) -> list[Variant]:
 
 
 #: methods whose weights are averaged over positions
-FINAL_STATE = frozenset(
-    "layer_grad_cam llava_cam finer_cam pgc_gradcam pgc_gradcam_plus_plus pgc_xgradcam "
-    "pgc_finercam pgc_refinecam pgc_dff".split()
-)
-#: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
-IMAGES = {
-    "faithfulness": 24,
-    "faithfulness-long": 4,
-    "baselines": 8,
-    "infidelity": 6,
-    "sanity": 12,
-    "sanity-long": 4,
-}
-FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
-CORE = ("diffusion_cam", "diffusion_cam_paper", "diffusion_cam_base", "tam", "attention", "cp_lrp")
+FINAL_STATE = frozenset(DATA["faithfulness"]["final_state"])
 
 
 def _curves(baseline: str, label: str = "") -> Record:
@@ -324,14 +261,14 @@ def _curves(baseline: str, label: str = "") -> Record:
         "name": "faithfulness",
         "baseline": baseline,
         "controls": 0,  # the variant "random" is the control, the same for all
-        "fractions": FRACTIONS,
+        "fractions": DATA["faithfulness"]["fractions"],
         "label": label,
     }
 
 
 def _part(setting: Setting, name: str, variants: Sequence[Variant], metrics: tuple) -> Part:
     """A part on the first images."""
-    limit = setting.first(IMAGES[name])
+    limit = setting.first(DATA["images"][name])
     plan = setting.plan(variants, words=("object",), metrics=metrics, limit=limit)
     return Part(name, plan, skips=True)
 
@@ -341,7 +278,7 @@ def faithfulness(setting: Setting) -> list[Part]:
     """Deletion and insertion of every method; other baselines and infidelity for a few."""
     metrics = ("localization", "pointing", _curves("mean"))
     other = (_curves("blur", "blur"), _curves("inpaint", "inpaint"))
-    few = [*FLOOR_VARIANTS, *map(Variant, CORE)]
+    few = [*FLOOR_VARIANTS, *map(Variant, DATA["faithfulness"]["few"])]
     long = [*FLOOR_VARIANTS, Variant("diffusion_cam"), *_every(True)]
     return [
         _part(setting, "faithfulness", [*FLOOR_VARIANTS, *_every(False)], metrics),

@@ -9,7 +9,7 @@ One's own tables are entered with :func:`add_tables` from such a file, or with :
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -72,7 +72,9 @@ class TableRow(NamedTuple):
         """A metric of the row's variant, or of another; contrast as F3 caps it, because a map
         without background has any contrast."""
         found = self.frame.values(of or self.variant, metric, **chosen)
-        return found.capped(CONTRAST_CAP) if metric == "contrast" else found
+        if metric == "contrast":
+            return replace(found, scores=found.scores.clamp(max=CONTRAST_CAP))
+        return found
 
     def difference(self, metric: str, of: str = "", minus: str = "") -> Values:
         """What one variant has more than another on the words of both; default: the row's own."""
