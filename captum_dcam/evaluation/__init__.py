@@ -1,9 +1,11 @@
 r"""Evaluation: a plan, a harness that survives being killed, and a store that shards merge into.
 
-    plan = Plan(("diffusion_cam", "tam", "oracle", "random"), metrics=("localization", "pointing"))
-    summary = evaluate(plan, "runs/first")
-    for record in Store.read("runs/first").records():
-        ...
+>>> plan = Plan(("diffusion_cam", "tam", "oracle"), metrics=("localization", "pointing"))
+>>> [variant.name for variant in plan.variants]
+['diffusion_cam', 'tam', 'oracle']
+
+``evaluate(plan, "runs/first")`` measures it, ``Store.read("runs/first").records()`` gives what it
+stored.
 
 - what is evaluated: :class:`Plan`, :class:`Variant`
 - doing it: :func:`evaluate`, :class:`Summary`, :class:`Live`, :func:`stop_on_signals`

@@ -160,8 +160,8 @@ class Frame:
         Args:
             variant (str), metric (str): names; one that is not there gives no words.
             kinds (sequence of str, optional): of these kinds of words. Default: all
-            at (int, optional): index into a metric that has several values a word. Default: all of
-                them, scores are then (N, values)
+            at (int, optional): index into a metric that has several per word. Default: all of them,
+                scores are then (N, values)
         """
         found = self._columns.get((variant, metric), _Column())
         rows = torch.tensor(found.words, dtype=torch.long)

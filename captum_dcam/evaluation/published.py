@@ -45,7 +45,7 @@ DOUBTFUL: Mapping[tuple[str, str], str] = MappingProxyType(
 
 
 def _rows(table: Mapping[str, Any]) -> Rows:
-    """The figures of a table; a row that prints a gain has its base added."""
+    """The figures of a table, and the gains that it prints, added to their bases."""
     rows = {
         label: dict(zip(table["columns"], map(float, printed), strict=False))
         for label, printed in table["rows"].items()

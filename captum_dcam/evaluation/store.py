@@ -1,7 +1,7 @@
 r"""A folder of results that survives being killed, filled by one process or by many.
 
     plan.json                         what was evaluated, written once; another plan is refused
-    results-00000-of-00002.jsonl      one line an image, one file a shard, in the order measured
+    results-00000-of-00002.jsonl      one line per image, one file per shard, in the order measured
     costs-00000-of-00002.jsonl        the same for seconds and bytes, which no two runs share
     results.jsonl, costs.jsonl        all shards in the data set's order, once all are there
 
@@ -212,11 +212,11 @@ class Store:
         return [i for i in range(self.start, self.start + self.count) if i not in there]
 
     def records(self) -> Iterator[Record]:
-        """Results so far, one an image, in the data set's order."""
+        """Results so far, one per image, in the data set's order."""
         return map(json.loads, self._lines(RESULTS))
 
     def costs(self) -> Iterator[Record]:
-        """Costs so far, one an image, in the data set's order."""
+        """Costs so far, one per image, in the data set's order."""
         return map(json.loads, self._lines(COSTS))
 
     def _lines(self, kind: str) -> Iterator[bytes]:

@@ -62,7 +62,6 @@ class Setting:
         dataset (dict): name and settings.
         start, limit (int, optional): images, in the data set's order. Default: all
         cache, dtype, prompt, seed, generation, threads, load: as in :class:`Plan`.
-        passes (int, optional): budget an image and method. Default: none
     """
 
     adapter: Adapter = field(repr=False)
@@ -84,7 +83,7 @@ class Setting:
         return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
 
     def first(self, most: int) -> int:
-        """The limit of a part that makes many passes: at most so many images."""
+        """The limit of a part that makes many passes: ``most`` images or fewer."""
         return most if self.limit is None else min(most, self.limit)
 
     @property
@@ -238,7 +237,7 @@ def plausibility(setting: Setting) -> list[Part]:
 
 
 def is_long(name: str) -> bool:
-    """Many passes a word: measured on fewer images."""
+    """Whether a method makes many passes per word: it is measured on fewer images."""
     facts = METHODS[name].facts
     return facts.expensive or int(facts.passes.split()[0]) >= 8
 

@@ -92,7 +92,7 @@ class Table:
                 )
 
     def cell(self, row: str, column: str) -> Cell:
-        """The cell of a row and column by their names; KeyError where there is none."""
+        """The cell of a row and a column by name; KeyError or ValueError if there is none."""
         own = [None if c.published else c.name for c in self.columns]
         return dict(self.rows)[row][own.index(column)]
 

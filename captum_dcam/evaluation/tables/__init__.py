@@ -1,10 +1,12 @@
 r"""The papers' tables, and ours, from stored results.
 
-    table("comparison", "runs/papers").markdown()
+>>> TABLES["placebo"].__doc__
+"Another object's map in the place of the word's own."
 
-A table is a specification, :class:`TableSpec`; ours are in ``tables.toml``. It reads the parts that
-it needs from folders under the results' folder, as ``captum-dcam evaluate --suite …`` leaves them;
-:mod:`captum_dcam.evaluation.suites` says what each part measures.
+``table("placebo", "runs/papers").markdown()`` makes it. A table is a :class:`TableSpec`; ours are
+in ``tables.toml``. It reads the parts that it needs from folders under the results' folder, as
+``captum-dcam evaluate --suite …`` leaves them; :mod:`captum_dcam.evaluation.suites` says what each
+part measures.
 """
 
 from pathlib import Path
