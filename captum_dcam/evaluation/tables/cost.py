@@ -2,7 +2,7 @@ r"""What a map costs, from the seconds that were measured beside the results."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from statistics import median
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Spent(NamedTuple):
 
     generation: float
     run: float
-    stages: Counter[str]
+    stages: dict[str, float]
     peak_bytes: float | None
 
 
@@ -29,7 +29,7 @@ def spent(frame: Frame, variant: str) -> Iterator[Spent]:
         own = cost.get("variants", {}).get(variant)
         for run in cost.get("runs", ()) if own is not None else ():
             if variant in run["variants"]:
-                stages: Counter[str] = Counter()
+                stages: dict[str, float] = defaultdict(float)
                 for name, seconds in own["stages"]:
                     stages[name] += 1000 * seconds
                 yield Spent(
