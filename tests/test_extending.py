@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
+from evaluation import made_results
 
 from captum_dcam import compare_generation, explain_generation
 from captum_dcam.data import DATASETS, dataset
@@ -19,8 +20,9 @@ from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError
 from captum_dcam.evaluation import METRICS, Plan, evaluate
 from captum_dcam.evaluation.answers import ANSWERS
 from captum_dcam.evaluation.floors import FLOORS
-from captum_dcam.evaluation.suites import SUITES
-from captum_dcam.evaluation.tables import TABLES
+from captum_dcam.evaluation.frame import Frame
+from captum_dcam.evaluation.suites import SUITES, Part, suite
+from captum_dcam.evaluation.tables import TABLES, add_tables, table
 from captum_dcam.evaluation.tables import __path__ as tables_path
 from captum_dcam.methods import METHODS, method, method_names
 from captum_dcam.methods import __path__ as methods_path
@@ -410,3 +412,67 @@ def test_the_library_imports_every_module_of_its_own_folders(path):
 
 def _file(module) -> bool:
     return bool(getattr(module, "__file__", None))
+
+
+# -- a table, one specification in a file ----------------------------------------------------------
+
+SPECIFICATION = """
+[tables.attention-gap]
+title = "Attention and its rival"
+shows = "How far attention is behind the default preset."
+first = "map"
+parts = ["."]
+rows = [["Attention", "attention"], ["TAM", "tam"]]
+columns = [
+    { name = "words", count = "obj_iou" },
+    { name = "Obj-IoU %", mean = "obj_iou", better = "up", factor = 100 },
+    { name = "behind by", difference = "obj_iou", of = "diffusion_cam", factor = 100 },
+]
+notes = ["{plan[model]} on the {facts[device]}", "@failures"]
+"""
+
+
+@pytest.fixture
+def specified(tmp_path):
+    """Enters a text of specifications from a file; their names are taken out again."""
+    before = set(TABLES)
+
+    def enter(text: str, file: str = "mine.toml") -> None:
+        path = tmp_path / file
+        path.write_text(text, encoding="utf-8")
+        add_tables(path)
+
+    yield enter
+    for name in set(TABLES) - before:
+        TABLES.remove(name)
+
+
+def test_a_table_of_ones_own(specified, tmp_path):
+    specified(SPECIFICATION)
+    plan = suite("plausibility", made_results.setting())[0].plan
+    made_results.fill(tmp_path, Part(".", plan), fails=("tam",))
+    found = table("attention-gap", tmp_path)
+    assert [label for label, _ in found.rows] == ["Attention", "TAM"]
+    frame = Frame(tmp_path)
+    own, best = (frame.values(name, "obj_iou").scores for name in ("attention", "diffusion_cam"))
+    assert found.cell("Attention", "words") == len(own) > 0
+    assert found.cell("Attention", "Obj-IoU %").value == pytest.approx(100 * float(own.mean()))
+    behind = found.cell("Attention", "behind by")
+    assert behind.value == pytest.approx(100 * float((best - own).mean()))
+    assert behind.low < behind.value < behind.high
+    assert found.cell("TAM", "words") == 0 and found.cell("TAM", "behind by") is None
+    assert found.notes == ("mini on the cpu", "TAM: 0 of 8 images (MethodError: cannot)")
+    assert "Obj-IoU % ↑" in found.markdown() and "attention-gap" in TABLES.names()
+
+
+def test_a_specification_says_what_is_wrong_with_it(specified):
+    with pytest.raises(SettingError, match="'attention-gap': TableSpec has no 'titel'; did you m"):
+        specified(SPECIFICATION.replace("title =", "titel ="))
+    with pytest.raises(SettingError, match="ColumnSpec has no 'factr'; did you mean 'factor'"):
+        specified(SPECIFICATION.replace("factor", "factr"))
+    with pytest.raises(ValueError, match="expected one of mean, difference, count and cells"):
+        specified(SPECIFICATION.replace(', count = "obj_iou"', ""))
+    specified(SPECIFICATION)
+    specified(SPECIFICATION)  # the same file again takes its own place
+    with pytest.raises(RegistrationError, match=r"table 'attention-gap' belongs to .*mine\.toml"):
+        specified(SPECIFICATION, "other.toml")

@@ -1,4 +1,4 @@
-"""The wheel holds every module, the weights and the viewer's files, and nothing at top level."""
+"""The wheel holds every module and all data files, and nothing at top level."""
 
 import shutil
 import subprocess
@@ -8,7 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"captum_dcam": "captum_dcam", "adapters": "captum_dcam/adapters"}
-DATA = ("py.typed", "mini/weights/*", "viewer/*.html", "viewer/*.css", "viewer/*.js")
+DATA = (
+    "py.typed",
+    "evaluation/*.toml",
+    "evaluation/tables/*.toml",
+    "mini/weights/*",
+    "viewer/*.html",
+    "viewer/*.css",
+    "viewer/*.js",
+)
 
 
 def test_wheel_is_complete(tmp_path: Path):

@@ -50,12 +50,17 @@ def table(options: Options) -> None:
 
     Example: captum-dcam table comparison ablation --results results --output tables
     """
+    from captum_dcam.evaluation.table import FORMATS
+    from captum_dcam.files import write_text
+
     if options.list_ or not options.names:
         print_list()
         return
     found = run(options.names, options.results)
     if options.output is not None:
-        write(found, options.output)
+        for one in found:
+            for suffix, render in FORMATS.items():
+                write_text(options.output / f"{one.name}.{suffix}", render(one))
     for one in found:
         typer.echo(one.markdown()) if options.markdown else show(one)
 
@@ -85,18 +90,8 @@ def run(names: Sequence[str], folder: Path) -> list[Table]:
     return found
 
 
-def write(tables: Sequence[Table], folder: Path) -> None:
-    """NAME.md, NAME.csv and NAME.tex of every table, each whole or not at all."""
-    from captum_dcam.evaluation.table import FORMATS
-    from captum_dcam.files import write_text
-
-    for one in tables:
-        for suffix, render in FORMATS.items():
-            write_text(folder / f"{one.name}.{suffix}", render(one))
-
-
 def print_list() -> None:
-    """A line a table: its name and what it shows."""
+    """One line per table: its name and what it shows."""
     from captum_dcam.evaluation.tables import TABLES
 
     console = output_console(120)

@@ -1,9 +1,11 @@
 r"""Evaluation: a plan, a harness that survives being killed, and a store that shards merge into.
 
-    plan = Plan(("diffusion_cam", "tam", "oracle", "random"), metrics=("localization", "pointing"))
-    summary = evaluate(plan, "runs/first")
-    for record in Store.read("runs/first").records():
-        ...
+>>> plan = Plan(("diffusion_cam", "tam", "oracle"), metrics=("localization", "pointing"))
+>>> [variant.name for variant in plan.variants]
+['diffusion_cam', 'tam', 'oracle']
+
+``evaluate(plan, "runs/first")`` measures it, ``Store.read("runs/first").records()`` gives what it
+stored.
 
 - what is evaluated: :class:`Plan`, :class:`Variant`
 - doing it: :func:`evaluate`, :class:`Summary`, :class:`Live`, :func:`stop_on_signals`
@@ -13,12 +15,12 @@ r"""Evaluation: a plan, a harness that survives being killed, and a store that s
 
 from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import probes  # noqa: F401  enters its metrics
+from captum_dcam.evaluation.frame import rows
 from captum_dcam.evaluation.harness import Summary, evaluate
 from captum_dcam.evaluation.launch import launched_shard, parse_shard, stop_on_signals
 from captum_dcam.evaluation.measure import METRICS, Scores, VariantMaps, register_metric
 from captum_dcam.evaluation.plan import FLOORS, Plan, Variant
 from captum_dcam.evaluation.progress import Live, Progress, Silent
-from captum_dcam.evaluation.results import rows
 from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.words import KINDS, Word
 

@@ -1,10 +1,10 @@
-r"""Stored results as columns: values of words, with the image that each word belongs to."""
+r"""Stored results as columns of numbers, and as flat rows: ``pandas.DataFrame(rows(store))``."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,6 @@ class Values:
     def scaled(self, factor: float) -> Values:
         """Scores times a factor."""
         return replace(self, scores=self.scores * factor)
-
-    def capped(self, most: float) -> Values:
-        """Scores, at most so large."""
-        return replace(self, scores=self.scores.clamp(max=most))
 
     def _keys(self) -> dict[tuple[int, int], int]:
         pairs = zip(self.images.tolist(), self.words.tolist(), strict=True)
@@ -164,8 +160,8 @@ class Frame:
         Args:
             variant (str), metric (str): names; one that is not there gives no words.
             kinds (sequence of str, optional): of these kinds of words. Default: all
-            at (int, optional): index into a metric that has several values a word. Default: all of
-                them, scores are then (N, values)
+            at (int, optional): index into a metric that has several per word. Default: all of them,
+                scores are then (N, values)
         """
         found = self._columns.get((variant, metric), _Column())
         rows = torch.tensor(found.words, dtype=torch.long)
@@ -180,8 +176,7 @@ class Frame:
 
     def texts(self, variant: str, metric: str) -> list[str]:
         """A metric whose values are names, such as the branch that a map took."""
-        found = self._columns.get((variant, metric))
-        return [] if found is None else [str(value) for value in found.values]
+        return [str(value) for value in self._columns.get((variant, metric), _Column()).values]
 
     def status(self, variant: str) -> tuple[int, int, str]:
         """Images on which the variant was complete, images, and the commonest reason why not."""
@@ -189,3 +184,23 @@ class Frame:
         done = sum(n for (status, _), n in states.items() if status == "done")
         notes = Counter({note: n for (status, note), n in states.items() if status != "done"})
         return done, states.total(), notes.most_common(1)[0][0] if notes else ""
+
+
+def rows(store: Store | Iterable[Record]) -> Iterator[Record]:
+    r"""Every word of every image by every variant that has a map of it.
+
+    Args:
+        store (Store or iterable): a store, or records from one.
+
+    Yields:
+        dict: ``index``, ``id``, ``variant``, the word's own fields (``text``, ``kind``, ``mask``,
+        …) and its scores; a score that is not defined for the word is None. Failed images and
+        variants give no rows: count them in the records.
+    """
+    for record in store.records() if isinstance(store, Store) else store:
+        for name, own in record.get("variants", {}).items():
+            scores, complete = own.get("scores"), own.get("complete")
+            for n, word in enumerate(record["words"] if scores is not None else ()):
+                if complete is None or complete[n]:
+                    found = {"index": record["index"], "id": record["id"], "variant": name, **word}
+                    yield found | {metric: column[n] for metric, column in scores.items()}

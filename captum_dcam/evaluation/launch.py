@@ -68,13 +68,11 @@ def _accelerate_state() -> Any:
 
 
 def _number(names: tuple[str, ...], default: int) -> int:
-    for name in names:
-        text = os.environ.get(name, "")
-        if text:
-            if not text.lstrip("-").isdigit():
-                raise InputError(f"{name} is {text!r}: expected a whole number")
-            return int(text)
-    return default
+    name = next((name for name in names if os.environ.get(name)), "")
+    text = os.environ.get(name, str(default))
+    if not text.lstrip("-").isdigit():
+        raise InputError(f"{name} is {text!r}: expected a whole number")
+    return int(text)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ it does not depend on (where the files lie, how many processes share the work, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -44,6 +44,18 @@ def _misfit(what: str, value: Any, expected: str) -> InputTypeError:
     return InputTypeError(f"{what} is {value!r}, a {type(value).__name__}: expected {expected}")
 
 
+def _check_shapes(what: str, value: Any, shapes: Iterable[tuple[str, Any, str]]) -> None:
+    """Refuse fields that are of another kind than said."""
+    for name, kind, expected in shapes:
+        if not isinstance(getattr(value, name), kind):
+            raise _misfit(f"{what}{name}", getattr(value, name), expected)
+
+
+def _check_known(kind: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UnknownNameError(f"{kind} {value!r}{near(value, known)}")
+
+
 @dataclass(frozen=True)
 class Variant:
     r"""One row of a table: a method with its settings, read at a block, and post-transforms.
@@ -61,7 +73,7 @@ class Variant:
         refinements (tuple of dict, optional): post-transforms of the map's positive part, in
             order, as records ``{"name": "akd", …}``; names and objects become records.
             Default: none
-        passes (int, optional): budget of forward passes an image. Default: none
+        passes (int, optional): budget of forward passes per image. Default: none
 
     Raises:
         UnknownNameError, ValueError, TypeError: a name or setting that is not known.
@@ -78,26 +90,16 @@ class Variant:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
-        if self.score not in SCORES:
-            raise UnknownNameError(
-                f"variant {self.name!r}: unknown score {self.score!r}{near(self.score, SCORES)}"
-            )
+        _check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
         if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
             raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
         if self.passes is not None and not _whole(self.passes, 1):
             raise InputError(
                 f"variant {self.name!r}: passes is {self.passes!r}: expected an integer, at least 1"
             )
-        for key, kind, expected in (
-            ("settings", Mapping, _RECORD),
-            (
-                "refinements",
-                str | Mapping | Refinement | list | tuple,
-                "a list of names",
-            ),
-        ):
-            if not isinstance(getattr(self, key), kind):
-                raise _misfit(f"variant {self.name!r}: {key}", getattr(self, key), expected)
+        stages = str | Mapping | Refinement | list | tuple
+        shapes = ("settings", Mapping, _RECORD), ("refinements", stages, "a list of names")
+        _check_shapes(f"variant {self.name!r}: ", self, shapes)
         found = self.method or self.name
         write = object.__setattr__
         write(self, "method", found)
@@ -153,7 +155,7 @@ class Plan:
             and function words
         seed (int, optional): of everything that is drawn. Default: 0
         start (int, optional): first image, counted in the data set's order. Default: 0
-        limit (int, optional): so many images from there. Default: all
+        limit (int, optional): number of images from there. Default: all
         generation (dict, optional): the family's decoding settings. Default: the family's
         threads (int, optional): of torch on the CPU, because sums in another order round
             otherwise; 0 leaves the process's. Default: 1
@@ -180,9 +182,7 @@ class Plan:
     load: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kind, expected in _SHAPES:
-            if not isinstance(getattr(self, name), kind):
-                raise _misfit(f"the plan's {name}", getattr(self, name), expected)
+        _check_shapes("the plan's ", self, _SHAPES)
         write = object.__setattr__
         variants = tuple(as_variant(v) for v in self.variants)
         dataset = {"name": self.dataset} if isinstance(self.dataset, str) else plain(self.dataset)
@@ -190,7 +190,11 @@ class Plan:
         write(self, "dataset", dataset)
         write(self, "answer", answer_record(self.answer))
         write(self, "metrics", tuple(metric_record(m) for m in self.metrics))
-        write(self, "words", tuple(k for k in KINDS if k in self._checked_words()))
+        for word in self.words:
+            _check_known("unknown kind of word", word, KINDS)
+        if not self.words:
+            raise InputError(f"no kinds of words: choose from {', '.join(KINDS)}")
+        write(self, "words", tuple(k for k in KINDS if k in self.words))
         write(self, "generation", plain(self.generation))
         write(self, "load", plain(self.load))
         _unique("variant", [v.name for v in variants])
@@ -199,22 +203,13 @@ class Plan:
             raise InputError("no variants: give at least one method, or 'oracle'")
         if not isinstance(dataset.get("name"), str):
             raise InputError(f"dataset is {dataset}: expected a name, or a record with 'name'")
-        if self.cache is not None and self.cache not in CACHES:
-            raise UnknownNameError(f"unknown cache {self.cache!r}{near(self.cache, CACHES)}")
-        if self.dtype not in DTYPES:
-            raise UnknownNameError(f"unknown dtype {self.dtype!r}{near(self.dtype, DTYPES)}")
+        if self.cache is not None:
+            _check_known("unknown cache", self.cache, CACHES)
+        _check_known("unknown dtype", self.dtype, DTYPES)
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
             if not (name == "limit" and value is None) and not _whole(value, low):
                 raise InputError(f"{name} is {value!r}: expected an integer of at least {low}")
-
-    def _checked_words(self) -> Sequence[str]:
-        for kind in self.words:
-            if kind not in KINDS:
-                raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
-        if not self.words:
-            raise InputError(f"no kinds of words: choose from {', '.join(KINDS)}")
-        return self.words
 
     def __hash__(self) -> int:
         return hash(self.json())
@@ -242,8 +237,7 @@ class Plan:
         """A plan from JSON; what is left out keeps its default."""
         known = ["regime" if f.name == "cache" else f.name for f in fields(cls)]
         for key in record:
-            if key not in known:
-                raise UnknownNameError(f"a plan has no {key!r}{near(key, known)}")
+            _check_known("a plan has no", key, known)
         if "variants" not in record:
             raise InputError("the plan has no 'variants': list what to evaluate")
         given = dict(record)
@@ -273,8 +267,7 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
         raise _misfit("a variant", value, "a method's name, a method, or a record of one")
     known = [f.name for f in fields(Variant)]
     for key in value:
-        if key not in known:
-            raise UnknownNameError(f"a variant has no {key!r}{near(key, known)}")
+        _check_known("a variant has no", key, known)
     if "name" not in value and "method" not in value:
         raise InputError(f"variant {dict(value)} has neither a name nor a method: give it one")
     return Variant(**{"name": value.get("method"), **value})

@@ -2,13 +2,11 @@ r"""A live line on a terminal: images done, rate, time left, what is running, fa
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from tqdm import tqdm
 
 
-class Progress(Protocol):
-    """What the harness tells about its work."""
+class Progress:
+    """What the harness tells about its work; this one does nothing with it."""
 
     def begin(self, total: int, done: int, failed: int) -> None:
         """``total`` images in this shard, ``done`` stored already, ``failed`` of these failed."""
@@ -23,23 +21,11 @@ class Progress(Protocol):
         """Nothing more comes."""
 
 
-class Silent:
+class Silent(Progress):
     """Tells nobody."""
 
-    def begin(self, total: int, done: int, failed: int) -> None:
-        pass
 
-    def say(self, text: str) -> None:
-        pass
-
-    def image(self, failed: bool) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-
-class Live:
+class Live(Progress):
     r"""A bar on stderr; nothing where stderr is no terminal.
 
     Args:

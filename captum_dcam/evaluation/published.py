@@ -1,109 +1,77 @@
 r"""What the papers print, to stand beside one's own results: other models and other data.
 
-A table's name is the paper's short name, the table's number and, where it has several parts, the
-part: ``Diffusion-CAM 2``, ``TAM 3 COCO``, ``MSEA+ARC 3 Qwen2-VL-2B``. Percent, except contrast
-(a ratio), milliseconds and gigabytes.
+The figures lie in ``tables/published.toml``, which also says how it is written. A table's name is
+the paper's short name, the table's number and, where it has several parts, the part:
+``Diffusion-CAM 2``, ``TAM 3 COCO``, ``MSEA+ARC 3 Qwen2-VL-2B``. Percent, except contrast (a ratio),
+milliseconds and gigabytes.
+
+>>> published("Diffusion-CAM 1 COCO", "Diffusion-CAM", "F3")
+23.04
+>>> source("TAM 1")
+'TAM, Li et al., ICCV 2025, Table 1 (Qwen2-VL-2B, COCO Caption minival)'
+>>> DOUBTFUL["Diffusion-CAM 11", "Diffusion-CAM (full)"]
+'1.8 ms less than Table 10 adds up to'
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any
 
-from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.evaluation.published_figures import DIFFUSION_CAM, PAPERS, Printed
-from captum_dcam.evaluation.published_plausibility import MSEA_ARC, TAM
+from captum_dcam.errors import UnknownNameError, near
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 #: a row's label → column → figure; what is not printed is not in it
 Rows = Mapping[str, Mapping[str, float]]
 
-_F3 = "F3 above that of the printed means: no mean of F3s is, for the harmonic mean is concave"
-_F1 = "F1-IoU is not that of the printed IoUs"
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+_TABLES = read_toml(Path(__file__).parent / "tables" / "published.toml")
 #: (table, row) → what does not agree in it, or with another table. Everything else agrees.
 DOUBTFUL: Mapping[tuple[str, str], str] = MappingProxyType(
-    {
-        ("Diffusion-CAM 1 GranDf", "Diffusion-CAM"): "F3 is 0.04 below that of the printed means",
-        ("Diffusion-CAM 2", "+ Denoising"): "F3 is 0.04 above that of the printed means",
-        ("Diffusion-CAM 2", "Full"): "Table 1 prints another concentration",
-        ("Diffusion-CAM 3", "LLaVA-CAM: layer 10"): "Table 1 prints another F3",
-        ("Diffusion-CAM 5", "t = 0"): _F3,
-        ("Diffusion-CAM 6", "0.18"): f"{_F3}; the branches' shares add up to 101",
-        **{("Diffusion-CAM 6", row): _F3 for row in ("0.20", "0.26")},
-        **{("Diffusion-CAM 7", row): _F3 for row in ("0.28", "0.32", "0.38", "0.42")},
-        **{("Diffusion-CAM 8", row): _F3 for row in ("0.20", "0.23", "0.28", "0.30")},
-        **{("Diffusion-CAM 9", row): _F3 for row in ("All α − 5", "All α + 5", "Fixed α = 85")},
-        **{("Diffusion-CAM 12", row): _F3 for row in ("original", "verbose", "repeated")},
-        ("Diffusion-CAM 11", "Diffusion-CAM (full)"): "1.8 ms less than Table 10 adds up to",
-        ("TAM 3 OpenPSG", "Grad-Rollout"): f"{_F1}, 3.09: a digit too many",
-        ("MSEA+ARC 1 OpenPSG", "Grad-Rollout"): f"{_F1}, 3.09: taken over from TAM",
-        ("MSEA+ARC 2 COCO", "InternVL2.5-8B: Ours"): f"{_F1}, 44.69",
-        ("MSEA+ARC 2 OpenPSG", "Qwen2-VL-2B: CAM"): f"{_F1}: Table 1 prints Func-IoU 48.57",
-        ("MSEA+ARC 3 LLaVA1.5-7B", "TAM"): "Table 2 prints the row Mean mitigation for TAM",
-    }
+    {(t, row): why for t, one in _TABLES.items() for row, why in one.get("doubtful", {}).items()}
 )
 
 
-class _Part(NamedTuple):
-    """One part of a printed table: its figures, and where they stand."""
-
-    rows: Rows
-    source: str
-
-
-def _lines(text: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """(label, the numbers of every group) of a table's text."""
-    for line in text.strip().splitlines():
-        label, *groups = line.split("|")
-        yield label.strip(), [group.split() for group in groups]
-
-
-def _rows(printed: Printed, group: int) -> Rows:
-    """The figures of one group of columns."""
-
-    def numbers(text: str) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
-        for label, groups in _lines(text):
-            pairs = zip(printed.columns, groups[group], strict=True)
-            row = {column: float(value) for column, value in pairs if value != "-"}
-            if found.setdefault(label, row) is not row:
-                raise InputError(f"{printed.paper} {printed.number} has the row {label!r} twice")
-        return found
-
-    rows = numbers(printed.rows)
-    for label, gains in numbers(printed.gains).items():
-        base = rows[label]
-        rows[f"{label} + Ours"] = {c: round(base[c] + gain, 2) for c, gain in gains.items()}
+def _rows(table: Mapping[str, Any]) -> Rows:
+    """The figures of a table, and the gains that it prints, added to their bases."""
+    rows = {
+        label: dict(zip(table["columns"], map(float, printed), strict=False))
+        for label, printed in table["rows"].items()
+    }
+    for label, gains in table.get("gains", {}).items():
+        base = rows[label].items()
+        rows[f"{label} + Ours"] = {
+            column: round(value + gain, 2)
+            for (column, value), gain in zip(base, gains, strict=True)
+        }
     return MappingProxyType({label: MappingProxyType(row) for label, row in rows.items()})
 
 
-@cache
-def _parts() -> Mapping[str, _Part]:
-    """Every part by its name."""
-    found: dict[str, _Part] = {}
-    for printed in (*DIFFUSION_CAM, *TAM, *MSEA_ARC):
-        for group, (end, what) in enumerate(printed.groups.items()):
-            name = f"{printed.paper} {printed.number} {end}".rstrip()
-            source = f"{PAPERS[printed.paper]}, Table {printed.number} ({what})"
-            found[name] = _Part(_rows(printed, group), source)
-    return MappingProxyType(found)
-
-
-def _part(table: str) -> _Part:
-    if table not in _parts():
-        raise UnknownNameError(f"unknown published table {table!r}{near(table, _parts())}")
-    return _parts()[table]
+_ROWS = {name: _rows(table) for name, table in _TABLES.items()}
 
 
 def published_tables() -> tuple[str, ...]:
     """Names of all tables, paper after paper."""
-    return tuple(_parts())
+    return tuple(_TABLES)
 
 
 def figures(table: str) -> Rows:
     """All rows of a table; UnknownNameError with near names if there is none of that name."""
-    return _part(table).rows
+    if table not in _ROWS:
+        raise UnknownNameError(f"unknown published table {table!r}{near(table, _ROWS)}")
+    return _ROWS[table]
 
 
 def published(table: str, row: str, column: str) -> float | None:
@@ -126,4 +94,5 @@ def published(table: str, row: str, column: str) -> float | None:
 
 def source(table: str) -> str:
     """Paper, table number, model and data of a table; UnknownNameError for an unknown one."""
-    return _part(table).source
+    figures(table)
+    return str(_TABLES[table]["source"])

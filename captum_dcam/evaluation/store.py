@@ -1,7 +1,7 @@
 r"""A folder of results that survives being killed, filled by one process or by many.
 
     plan.json                         what was evaluated, written once; another plan is refused
-    results-00000-of-00002.jsonl      one line an image, one file a shard, in the order measured
+    results-00000-of-00002.jsonl      one line per image, one file per shard, in the order measured
     costs-00000-of-00002.jsonl        the same for seconds and bytes, which no two runs share
     results.jsonl, costs.jsonl        all shards in the data set's order, once all are there
 
@@ -18,7 +18,6 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -40,6 +39,7 @@ from captum_dcam.files import (
 
 FORMAT, VERSION = "captum-dcam evaluation", 1
 HEADER = "plan.json"
+RESULTS, COSTS = "results", "costs"
 #: seconds to wait for another process that writes the header or merges
 PATIENCE = 120.0
 #: lists of a plan whose records are compared by their names
@@ -159,7 +159,9 @@ class Store:
 
     # -- writing --------------------------------------------------------------------------------
 
-    def shard(self, number: int, *, retry: bool = False) -> Shard:
+    def shard(
+        self, number: int, *, retry: bool = False
+    ) -> contextlib.AbstractContextManager[Shard]:
         r"""The part ``number`` to write to, as a context manager; one process at a time.
 
         Args:
@@ -169,7 +171,7 @@ class Store:
         """
         if not 0 <= number < self.shards:
             raise StoreError(f"shard {number} is not one of {self.shards}, 0 to {self.shards - 1}")
-        return Shard(self, number, retry)
+        return _writing(self, number, retry)
 
     def indices(self, shard: int) -> range:
         """Indices in the data set of a shard's images: every n-th."""
@@ -192,8 +194,8 @@ class Store:
                 f"{missing[0]}: run shard {names} to its end, or copy its files here"
             )
         with locked(self.folder / ".store.lock", PATIENCE, f"{self.folder} is being written"):
-            write_atomically(self.folder / f"{COSTS}.jsonl", self._lines(COSTS))
-            write_atomically(self.folder / f"{RESULTS}.jsonl", self._lines(RESULTS))
+            for kind in (COSTS, RESULTS):
+                write_atomically(self.folder / f"{kind}.jsonl", self._lines(kind))
         return self.folder / f"{RESULTS}.jsonl"
 
     # -- reading --------------------------------------------------------------------------------
@@ -207,14 +209,14 @@ class Store:
     def missing(self) -> list[int]:
         """Indices of images that neither a shard nor a merged file holds."""
         there = {line.image for _, line in self._index(RESULTS)}
-        return [i for i in self._indices if i not in there]
+        return [i for i in range(self.start, self.start + self.count) if i not in there]
 
     def records(self) -> Iterator[Record]:
-        """Results so far, one an image, in the data set's order."""
+        """Results so far, one per image, in the data set's order."""
         return map(json.loads, self._lines(RESULTS))
 
     def costs(self) -> Iterator[Record]:
-        """Costs so far, one an image, in the data set's order."""
+        """Costs so far, one per image, in the data set's order."""
         return map(json.loads, self._lines(COSTS))
 
     def _lines(self, kind: str) -> Iterator[bytes]:
@@ -231,7 +233,8 @@ class Store:
 
         A shard's line goes before a merged one, which may be older.
         """
-        files = [(self.folder / f"{kind}.jsonl", self._indices)]
+        whole = range(self.start, self.start + self.count)
+        files = [(self.folder / f"{kind}.jsonl", whole)]
         files += [(self.path(kind, n), self.indices(n)) for n in range(self.shards)]
         found = {
             line.image: (path, line)
@@ -240,11 +243,6 @@ class Store:
             for line in scan(path, indices, self.digest)[0]
         }
         return [found[image] for image in sorted(found)]
-
-    @property
-    def _indices(self) -> range:
-        """Indices in the data set of all images."""
-        return range(self.start, self.start + self.count)
 
     def path(self, kind: str, shard: int) -> Path:
         """File of a shard's results or costs."""
@@ -269,7 +267,9 @@ def differences(there: Any, here: Any, path: str) -> Iterator[str]:
     Variants and metrics are compared by their names, in whatever order they stand.
     """
     if path.rsplit(".", 1)[-1] in NAMED and isinstance(there, list) and isinstance(here, list):
-        there, here = ({_name(one): one for one in side} for side in (there, here))
+        there, here = (
+            {str(one.get("label") or one["name"]): one for one in side} for side in (there, here)
+        )
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted(there.keys() | here.keys()):
             at = f"{path}.{key}"
@@ -281,10 +281,6 @@ def differences(there: Any, here: Any, path: str) -> Iterator[str]:
                 yield from differences(there[key], here[key], at)
     elif there != here:
         yield f"{path} is {canonical(there)} there and {canonical(here)} here"
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    return str(record.get("label") or record["name"])
 
 
 # -- files of JSON lines that survive a killed process ---------------------------------------------
@@ -305,8 +301,7 @@ def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
     Raises:
         StoreError: a damaged line before the last, an image twice, or one of another shard or plan.
     """
-    lines: list[Line] = []
-    seen: set[int] = set()
+    lines: dict[int, Line] = {}
     end, broken = 0, None
     with reading(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
@@ -322,13 +317,12 @@ def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
                     f"{path}, line {number} was made by another plan or machine ({plan}, here "
                     f"{digest}): it does not belong in this folder"
                 )
-            if index in seen or index not in indices:
-                why = "comes twice" if index in seen else "belongs to another shard"
+            if index in lines or index not in indices:
+                why = "comes twice" if index in lines else "belongs to another shard"
                 raise StoreError(f"{path}, line {number}: the image with index {index} {why}")
-            seen.add(index)
-            lines.append(Line(index, failed, end, len(text)))
+            lines[index] = Line(index, failed, end, len(text))
             end += len(text)
-    return lines, end
+    return list(lines.values()), end
 
 
 def _parsed(text: bytes) -> tuple[int, bool, Any] | None:
@@ -354,16 +348,12 @@ def cut(path: Path, indices: range, digest: str) -> list[Line]:
 
 def keep(path: Path, lines: list[Line], indices: set[int]) -> list[Line]:
     """Rewrite a file with the lines of these images alone, unless it holds no others."""
-    if all(line.image in indices for line in lines):
-        return lines
-    with reading(path), path.open("rb") as file:
-        texts = []
-        for line in lines:
-            if line.image in indices:
-                file.seek(line.offset)
-                texts.append(file.read(line.size))
-    write_atomically(path, texts)
-    return [line for line in lines if line.image in indices]
+    kept = [line for line in lines if line.image in indices]
+    if len(kept) < len(lines):
+        with reading(path):
+            content = path.read_bytes()
+        write_atomically(path, [content[k.offset : k.offset + k.size] for k in kept])
+    return kept
 
 
 @contextlib.contextmanager
@@ -384,58 +374,22 @@ def locked(path: Path, timeout: float, what: str) -> Iterator[None]:
 # -- the writing end of one part of a store --------------------------------------------------------
 
 
-RESULTS, COSTS = "results", "costs"
-
-
 class Shard:
-    r"""The writing end of a store's part; made by :meth:`Store.shard`, used in ``with``.
+    r"""The writing end of a store's part; made by :meth:`Store.shard`.
 
     Attributes:
         done (dict): index of every stored image → whether it failed.
     """
 
-    def __init__(self, store: Store, number: int, retry: bool) -> None:
-        self.store, self.number, self.retry = store, number, retry
-        self.done: dict[int, bool] = {}
-        self._files: dict[str, Growing] = {}
-        name = f".shard-{number:05d}-of-{store.shards:05d}"
-        self._lock = FileLock(store.folder / f"{name}.lock")
-        self._owner = store.folder / f"{name}.owner"
+    def __init__(
+        self, store: Store, number: int, done: dict[int, bool], files: dict[str, Growing]
+    ) -> None:
+        self.store, self.number, self.done, self._files = store, number, done, files
 
     @property
     def indices(self) -> range:
         """Indices in the data set of this shard's images."""
         return self.store.indices(self.number)
-
-    def __enter__(self) -> Shard:
-        with writing(self._owner):
-            try:
-                # The system lets go of the lock when its holder dies, however it dies.
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise StoreError(
-                    f"shard {self.number}/{self.store.shards} of {self.store.folder} is being "
-                    f"written by another process ({_owner(self._owner)}): wait for it, or end it "
-                    "first"
-                ) from error
-        try:
-            write_text(self._owner, f"process {os.getpid()} on {socket.gethostname()}")
-            self._recover()
-            for kind in (COSTS, RESULTS):
-                self._files[kind] = Growing(self.store.path(kind, self.number))
-            sync_folder(self.store.folder)
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
 
     def append(self, record: Record, cost: Record) -> None:
         r"""Store an image's result and cost, ``{"index": …, "id": …, …}``; on the disk on return.
@@ -448,43 +402,60 @@ class Shard:
         if index in self.done or index not in self.indices:
             why = "is stored already" if index in self.done else f"is not in shard {self.number}"
             raise StoreError(f"image {record['id']} (index {index}) {why}")
-        lines = {COSTS: cost, RESULTS: record}
-        before = {kind: self._files[kind].size for kind in lines}
+        before = {file: file.size for file in self._files.values()}
         try:
-            for kind, content in lines.items():
+            for kind, content in ((COSTS, cost), (RESULTS, record)):
                 text = canonical({**content, "plan": self.store.digest})
                 self._files[kind].append(text.encode() + b"\n")
         except BaseException:
-            for kind, size in before.items():
+            for file, size in before.items():
                 with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
-                    self._files[kind].shorten(size)
+                    file.shorten(size)
             raise
         self.done[index] = "error" in record
 
-    def _recover(self) -> None:
-        """Cut off what a killed process left half written; forget failures that are retried."""
-        results, costs = (self.store.path(kind, self.number) for kind in (RESULTS, COSTS))
-        lines = cut(results, self.indices, self.store.digest)
-        if self.retry and any(line.failed for line in lines):
-            for kind in (RESULTS, COSTS):  # what they held is no longer so
-                merged = self.store.folder / f"{kind}.jsonl"
-                with writing(merged):
-                    merged.unlink(missing_ok=True)
-            lines = keep(results, lines, {line.image for line in lines if not line.failed})
-        self.done = {line.image: line.failed for line in lines}
-        spent = cut(costs, self.indices, self.store.digest)
-        keep(costs, spent, set(self.done))
 
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        self._owner.unlink(missing_ok=True)
-        self._lock.release()
+@contextlib.contextmanager
+def _writing(store: Store, number: int, retry: bool) -> Iterator[Shard]:
+    """The shard's files under its lock, which the system frees when its holder dies."""
+    name = f".shard-{number:05d}-of-{store.shards:05d}"
+    owner = store.folder / f"{name}.owner"
+    lock = FileLock(store.folder / f"{name}.lock", timeout=0)
+    with writing(owner):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = "unknown"
+            with contextlib.suppress(OSError):
+                who = owner.read_text() or who
+            raise StoreError(
+                f"shard {number}/{store.shards} of {store.folder} is being written by another "
+                f"process ({who}): wait for it, or end it first"
+            ) from error
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        stack.callback(owner.unlink, missing_ok=True)
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+        done = _recover(store, number, retry)
+        files = {
+            kind: stack.enter_context(contextlib.closing(Growing(store.path(kind, number))))
+            for kind in (COSTS, RESULTS)
+        }
+        sync_folder(store.folder)
+        yield Shard(store, number, done, files)
 
 
-def _owner(path: Path) -> str:
-    try:
-        return path.read_text() or "unknown"
-    except OSError:
-        return "unknown"
+def _recover(store: Store, number: int, retry: bool) -> dict[int, bool]:
+    """Cut off what a killed process left half written; forget failures that are retried."""
+    results, costs = (store.path(kind, number) for kind in (RESULTS, COSTS))
+    indices = store.indices(number)
+    lines = cut(results, indices, store.digest)
+    if retry and any(line.failed for line in lines):
+        for kind in (RESULTS, COSTS):  # what they held is no longer so
+            merged = store.folder / f"{kind}.jsonl"
+            with writing(merged):
+                merged.unlink(missing_ok=True)
+        lines = keep(results, lines, {line.image for line in lines if not line.failed})
+    done = {line.image: line.failed for line in lines}
+    keep(costs, cut(costs, indices, store.digest), set(done))
+    return done

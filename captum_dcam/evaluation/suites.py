@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from captum_dcam.evaluation.plan import Plan, RefineLike, Variant, refinement_records
+from captum_dcam.evaluation.published import read_toml
 from captum_dcam.files import Record
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.model.adapter import Adapter
@@ -19,17 +21,16 @@ from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.refine import paper_refinements
 from captum_dcam.registry import Registry
 
+#: what is tried, by suite
+DATA = read_toml(Path(__file__).with_suffix(".toml"))
+
 
 def _stages(*stages: RefineLike) -> tuple[Record, ...]:
     """Complete records of post-transforms."""
     return tuple(refinement_records(stages))
 
 
-FLOOR_VARIANTS = (
-    Variant("oracle"),
-    Variant("random"),
-    Variant("center_blob"),
-)
+FLOOR_VARIANTS = tuple(map(Variant, ("oracle", "random", "center_blob")))
 #: the modules one by one, each after the normalisation that it wants, and all four (Table 2)
 MODULES: Mapping[str, tuple[Record, ...]] = {
     "base": (),
@@ -39,19 +40,9 @@ MODULES: Mapping[str, tuple[Record, ...]] = {
     "+sicd": _stages("min_max", "sicd"),
     "full": tuple(refinement_records(list(paper_refinements()))),
 }
-#: DACG's bounds as the paper sweeps them (Tables 6 to 8); the third of each is the default
-SWEEPS = {
-    "high_std": (0.18, 0.20, 0.22, 0.24, 0.26),
-    "high_mean": (0.28, 0.32, 0.35, 0.38, 0.42),
-    "low_mean": (0.20, 0.23, 0.25, 0.28, 0.30),
-}
-#: DACG's percentiles as the paper changes them (Table 9)
-PERCENTILES = {
-    "dynamic": (90.0, 75.0, 80.0, 85.0),
-    "all - 5": (85.0, 70.0, 75.0, 80.0),
-    "all + 5": (95.0, 80.0, 85.0, 90.0),
-    "fixed 85": (85.0, 85.0, 85.0, 85.0),
-}
+#: DACG's bounds and percentiles as the paper changes them (Tables 6 to 9); see the file
+SWEEPS: Mapping[str, Sequence[float]] = DATA["sweeps"]
+PERCENTILES: Mapping[str, Sequence[float]] = DATA["percentiles"]
 #: shares of the steps at which Table 5 reads the image states
 SHARES = (0.0, 0.25, 0.5, 0.75)
 #: blocks of Table 3, of a model with 32
@@ -71,7 +62,6 @@ class Setting:
         dataset (dict): name and settings.
         start, limit (int, optional): images, in the data set's order. Default: all
         cache, dtype, prompt, seed, generation, threads, load: as in :class:`Plan`.
-        passes (int, optional): budget an image and method. Default: none
     """
 
     adapter: Adapter = field(repr=False)
@@ -93,7 +83,7 @@ class Setting:
         return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
 
     def first(self, most: int) -> int:
-        """The limit of a part that makes many passes: at most so many images."""
+        """The limit of a part that makes many passes: ``most`` images or fewer."""
         return most if self.limit is None else min(most, self.limit)
 
     @property
@@ -163,16 +153,11 @@ def layer_variants(setting: Setting) -> list[Variant]:
     recommended = setting.adapter.recommended_block
     layers = setting.layers
     out = [
-        Variant(f"{base}/full@{layer}", method, _raw(method), layer, refinements=MODULES["full"])
+        Variant(f"{base}/{name}@{n}", method, _raw(method), n, refinements=MODULES[name])
+        for name in ("full", "base")
         for base, method in BASES.items()
-        for layer in layers
-        if layer != recommended
-    ]
-    out += [
-        Variant(f"{base}/base@{layer}", method, _raw(method), layer)
-        for base, method in BASES.items()
-        for layer in layers
-        if layer != recommended
+        for n in layers
+        if n != recommended
     ]
     others = sorted({recommended, layers[-1]})
     return out + [Variant(f"llava_cam@{n}", "llava_cam", layer=n, score="final") for n in others]
@@ -217,13 +202,8 @@ def feasibility(setting: Setting) -> list[Part]:
 def economy(setting: Setting) -> list[Part]:
     """The same content in four wordings, forced; the visible answer is read, as the paper does."""
     variants = [
-        Variant("paper/base", "diffusion_cam_base", {"score": "teacher"}),
-        Variant(
-            "paper/full",
-            "diffusion_cam_base",
-            {"score": "teacher"},
-            refinements=MODULES["full"],
-        ),
+        Variant(f"paper/{name}", BASES["paper"], {"score": "teacher"}, refinements=MODULES[name])
+        for name in ("base", "full")
     ]
     return [
         Part(
@@ -242,51 +222,11 @@ def economy(setting: Setting) -> list[Part]:
 # -- plausibility: TAM's tables 1 to 3, the ablation of MSEA and ARC -------------------------------
 
 
-def plausibility_variants() -> list[Variant]:
-    """Rows of the three tables; a row that two of them have stands once."""
-    no_filter = {"filter": 0}
-    tam = [
-        Variant("logit_lens"),
-        Variant("tam:eci", "tam", no_filter),
-        Variant("tam:rgf", "logit_lens", refinements=_stages("rank_gaussian")),
-        Variant("tam"),
-        *(
-            Variant(f"tam:{name}", "tam", no_filter, refinements=_stages(name))
-            for name in ("adaptive_median", "median", "gaussian")
-        ),
-        Variant("tam:feature_surgery", "feature_surgery", refinements=_stages("rank_gaussian")),
-        Variant("tam:mean", "tam", {"relevance": "mean"}),
-        Variant("tam:attention", "tam", {"relevance": "attention"}),
-    ]
-    rivals = [
-        Variant("grad_cam", "diffusion_cam_base"),
-        Variant("grad_cam++", "diffusion_cam_base", {"product": "plus_plus"}),
-        Variant("layer_cam", "pgc_layercam", score="final"),
-        *map(Variant, ("grad_rollout", "attention", "attention_rollout", "cp_lrp", "attn_lrp")),
-        Variant("architecture_surgery"),
-        Variant("diffusion_cam"),
-        Variant("diffusion_cam_paper"),
-    ]
-    over = [
-        Variant("architecture_surgery+tam", "tam_over", {"base": "architecture_surgery"}),
-        Variant("grad_cam+++tam", "tam_over", {"product": "plus_plus"}, score="final"),
-        Variant("layer_cam+tam", "tam_over", {"base": "pgc_layercam"}, score="final"),
-    ]
-    arc = [
-        Variant("arc"),
-        Variant("msea:max", "msea", {"aggregate": "max"}),
-        Variant("msea:mean", "msea"),
-        Variant("msea_arc:max", "msea_arc", {"aggregate": "max"}),
-        Variant("msea_arc:mean", "msea_arc"),
-    ]
-    return [*tam, *rivals, *over, *arc]
-
-
 @SUITES.register("plausibility")
 def plausibility(setting: Setting) -> list[Part]:
     """Object words on their masks, function words on nothing (TAM Eq. 8 to 10)."""
     plan = setting.plan(
-        [*FLOOR_VARIANTS, *plausibility_variants()],
+        [*FLOOR_VARIANTS, *DATA["plausibility"]["variants"]],
         words=("object", "noun", "function"),
         metrics=("plausibility", "localization", "placebo", "features"),
     )
@@ -297,17 +237,13 @@ def plausibility(setting: Setting) -> list[Part]:
 
 
 def is_long(name: str) -> bool:
-    """Many passes a word: measured on fewer images."""
+    """Whether a method makes many passes per word: it is measured on fewer images."""
     facts = METHODS[name].facts
     return facts.expensive or int(facts.passes.split()[0]) >= 8
 
 
 def _every(long: bool) -> list[Variant]:
-    """All methods that make many passes, or all others; each in the state that suits it.
-
-    Grad-CAM and its relatives (pooled weights) are read at the last step, where they are better
-    than at the commit step on the embedded model (docs/SCORES.md); all others at the commit step.
-    """
+    """All methods that make many passes, or all others; each in the state that suits it."""
     return [
         Variant(name, score="final" if name in FINAL_STATE else "commit")
         for name in method_names()
@@ -316,30 +252,7 @@ def _every(long: bool) -> list[Variant]:
 
 
 #: methods whose weights are averaged over positions
-FINAL_STATE = frozenset(
-    (
-        "layer_grad_cam",
-        "llava_cam",
-        "finer_cam",
-        "pgc_gradcam",
-        "pgc_gradcam_plus_plus",
-        "pgc_xgradcam",
-        "pgc_finercam",
-        "pgc_refinecam",
-        "pgc_dff",
-    )
-)
-#: how many images each part of :func:`faithfulness` and :func:`sanity` takes at most
-IMAGES = {
-    "faithfulness": 24,
-    "faithfulness-long": 4,
-    "baselines": 8,
-    "infidelity": 6,
-    "sanity": 12,
-    "sanity-long": 4,
-}
-FRACTIONS = (0.0, 0.05, 0.15, 0.4, 1.0)
-CORE = ("diffusion_cam", "diffusion_cam_paper", "diffusion_cam_base", "tam", "attention", "cp_lrp")
+FINAL_STATE = frozenset(DATA["faithfulness"]["final_state"])
 
 
 def _curves(baseline: str, label: str = "") -> Record:
@@ -347,39 +260,31 @@ def _curves(baseline: str, label: str = "") -> Record:
         "name": "faithfulness",
         "baseline": baseline,
         "controls": 0,  # the variant "random" is the control, the same for all
-        "fractions": FRACTIONS,
+        "fractions": DATA["faithfulness"]["fractions"],
         "label": label,
     }
+
+
+def _part(setting: Setting, name: str, variants: Sequence[Variant], metrics: tuple) -> Part:
+    """A part on the first images."""
+    limit = setting.first(DATA["images"][name])
+    plan = setting.plan(variants, words=("object",), metrics=metrics, limit=limit)
+    return Part(name, plan, skips=True)
 
 
 @SUITES.register("faithfulness")
 def faithfulness(setting: Setting) -> list[Part]:
     """Deletion and insertion of every method; other baselines and infidelity for a few."""
-    floors = FLOOR_VARIANTS
     metrics = ("localization", "pointing", _curves("mean"))
-    parts = []
-    for name, own in (("faithfulness", _every(False)), ("faithfulness-long", _every(True))):
-        compared = [] if name == "faithfulness" else [Variant("diffusion_cam")]
-        plan = setting.plan(
-            [*floors, *compared, *own],
-            words=("object",),
-            metrics=metrics,
-            limit=setting.first(IMAGES[name]),
-        )
-        parts.append(Part(name, plan, skips=True))
-    few = {
-        "baselines": (_curves("blur", "blur"), _curves("inpaint", "inpaint")),
-        "infidelity": ("infidelity",),
-    }
-    for name, own_metrics in few.items():
-        plan = setting.plan(
-            [*floors, *map(Variant, CORE)],
-            words=("object",),
-            metrics=own_metrics,
-            limit=setting.first(IMAGES[name]),
-        )
-        parts.append(Part(name, plan, skips=True))
-    return parts
+    other = (_curves("blur", "blur"), _curves("inpaint", "inpaint"))
+    few = [*FLOOR_VARIANTS, *map(Variant, DATA["faithfulness"]["few"])]
+    long = [*FLOOR_VARIANTS, Variant("diffusion_cam"), *_every(True)]
+    return [
+        _part(setting, "faithfulness", [*FLOOR_VARIANTS, *_every(False)], metrics),
+        _part(setting, "faithfulness-long", long, metrics),
+        _part(setting, "baselines", few, other),
+        _part(setting, "infidelity", few, ("infidelity",)),
+    ]
 
 
 @SUITES.register("sanity")
@@ -389,18 +294,13 @@ def sanity(setting: Setting) -> list[Part]:
     Maps are compared after the last block and after all weights were drawn anew; methods of many
     passes on fewer images, without the first of these and without noise.
     """
-    parts = []
-    for name, own in (("sanity", _every(False)), ("sanity-long", _every(True))):
-        long = name == "sanity-long"
-        metrics: list[Any] = ["localization", "placebo", "answer_shuffle"]
-        metrics.append({"name": "randomization", "stages": (-1,) if long else (1, -1)})
-        if not long:
-            metrics.append({"name": "sensitivity", "samples": 2})
-        plan = setting.plan(
-            own, words=("object",), metrics=tuple(metrics), limit=setting.first(IMAGES[name])
-        )
-        parts.append(Part(name, plan, skips=True))
-    return parts
+    metrics = ("localization", "placebo", "answer_shuffle")
+    both, last = ({"name": "randomization", "stages": stages} for stages in ((1, -1), (-1,)))
+    noise = {"name": "sensitivity", "samples": 2}
+    return [
+        _part(setting, "sanity", _every(False), (*metrics, both, noise)),
+        _part(setting, "sanity-long", _every(True), (*metrics, last)),
+    ]
 
 
 @SUITES.register("papers")

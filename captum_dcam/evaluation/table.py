@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 from tabulate import tabulate
 
@@ -91,26 +92,19 @@ class Table:
                 )
 
     def cell(self, row: str, column: str) -> Cell:
-        """The cell of a row and column by their names; KeyError where there is none."""
-        at = [c.name for c in self.columns if not c.published].index(column)
-        at = [n for n, c in enumerate(self.columns) if not c.published][at]
-        return dict(self.rows)[row][at]
+        """The cell of a row and a column by name; KeyError or ValueError if there is none."""
+        own = [None if c.published else c.name for c in self.columns]
+        return dict(self.rows)[row][own.index(column)]
 
     def shown(self) -> Table:
         """The same without columns that hold nothing."""
-        keep = [
-            n
-            for n in range(len(self.columns))
-            if any(cells[n] is not None for _, cells in self.rows)
-        ]
-        return Table(
-            self.name,
-            self.title,
-            tuple(self.columns[n] for n in keep),
-            tuple((label, tuple(cells[n] for n in keep)) for label, cells in self.rows),
-            self.notes,
-            self.first,
-        )
+        keep = [any(c is not None for c in cells) for cells in self._by_column()]
+        rows = ((label, tuple(compress(cells, keep))) for label, cells in self.rows)
+        return replace(self, columns=tuple(compress(self.columns, keep)), rows=tuple(rows))
+
+    def _by_column(self) -> list[list[Cell]]:
+        """Every column's cells, from top to bottom."""
+        return [[cells[n] for _, cells in self.rows] for n in range(len(self.columns))]
 
     def texts(self) -> list[list[str]]:
         """Labels and cells as they are shown."""
@@ -122,10 +116,8 @@ class Table:
     def markdown(self) -> str:
         """Title, table and notes in GitHub's Markdown."""
         heads = [self.first, *(c.head for c in self.columns)]
-        aligned = [
-            "left",
-            *("left" if _is_text(self, n) else "right" for n in range(len(heads) - 1)),
-        ]
+        text = (any(isinstance(c, str) for c in cells) for cells in self._by_column())
+        aligned = ["left", *("left" if any_text else "right" for any_text in text)]
         body = tabulate(
             self.texts(), heads, tablefmt="github", disable_numparse=True, colalign=aligned
         )
@@ -141,12 +133,12 @@ class Table:
         return "\n".join((*comments, body)) + "\n"
 
     def csv(self) -> str:
-        """One line a row; a column with intervals becomes three."""
+        """One line per row; a column with intervals becomes three."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         wide = [
-            any(isinstance(cells[n], Figure) and cells[n].low is not None for _, cells in self.rows)  # type: ignore[union-attr]
-            for n in range(len(self.columns))
+            any(isinstance(c, Figure) and c.low is not None for c in cells)
+            for cells in self._by_column()
         ]
         heads = [self.first or "row"]
         for column, three in zip(self.columns, wide, strict=True):
@@ -183,10 +175,6 @@ def text_of(cell: Cell, digits: int) -> str:
     return f"{shown} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
 
 
-def _is_text(table: Table, column: int) -> bool:
-    return any(isinstance(cells[column], str) for _, cells in table.rows)
-
-
 def with_published(
     columns: Sequence[Column], found: Sequence[Sequence[float | None]]
 ) -> tuple[list[Column], list[list[Cell]]]:
@@ -194,14 +182,14 @@ def with_published(
 
     Args:
         columns (sequence of Column): those that may have been published.
-        found (sequence of sequences): a row's figures, one a column; None where there is none.
+        found (sequence of sequences): a row's figures, one per column; None where there is none.
 
     Returns:
         tuple: the columns of which at least one figure is there, and the cells of every row.
     """
-    keep = [n for n in range(len(columns)) if any(row[n] is not None for row in found)]
-    heads = [Column(columns[n].name, columns[n].digits, published=True) for n in keep]
+    keep = [any(row[n] is not None for row in found) for n in range(len(columns))]
+    heads = [Column(c.name, c.digits, published=True) for c in compress(columns, keep)]
     cells: list[list[Cell]] = [
-        [None if (value := row[n]) is None else Figure(value) for n in keep] for row in found
+        [None if value is None else Figure(value) for value in compress(row, keep)] for row in found
     ]
     return heads, cells

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from statistics import mean, median
 
 import pytest
@@ -11,8 +12,10 @@ from evaluation import made_results
 
 from captum_dcam.errors import StoreError, UnknownNameError
 from captum_dcam.evaluation.frame import Frame
+from captum_dcam.evaluation.published import read_toml
+from captum_dcam.evaluation.suites import suite
 from captum_dcam.evaluation.table import Column, Figure, Table, with_published
-from captum_dcam.evaluation.tables import TABLES, Results, register_table, table
+from captum_dcam.evaluation.tables import TABLES, Results, engine, register_table, table
 from captum_dcam.metrics import Reliability, auroc
 
 
@@ -165,6 +168,19 @@ def test_reliability_is_fitted_on_some_images_and_tried_on_others(folder):
     score = Reliability.fit(features[fit], labels[fit])
     expected = auroc(score.probability(features[~fit]), labels[~fit])
     assert found.cell("tam", "AUROC").value == pytest.approx(expected)
+
+
+def test_every_row_of_a_specification_is_measured_by_its_part():
+    plans = {part.name: part.plan for part in suite("all", made_results.setting())}
+    content = read_toml(Path(engine.__file__).with_name("tables.toml"))["tables"]
+    checked = 0
+    for entry in content.values():
+        entry = {**content.get(entry.get("like", ""), {}), **entry}
+        for _, variant, *_ in entry.get("rows", ()):
+            names = {v.name.split("@")[0] for v in plans[entry["parts"][0]].variants}
+            assert variant in names, (entry["title"], variant)
+            checked += 1
+    assert checked > 90
 
 
 def test_a_part_that_was_not_measured_says_how_to(tmp_path):

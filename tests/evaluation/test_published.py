@@ -1,18 +1,23 @@
 """The papers' figures against the papers' own formulas; rows that do not agree are listed."""
 
 import itertools
+from pathlib import Path
 from statistics import mean
 
 import pytest
 
+import captum_dcam.evaluation
 from captum_dcam.errors import UnknownNameError
 from captum_dcam.evaluation.published import (
     DOUBTFUL,
     figures,
     published,
     published_tables,
+    read_toml,
     source,
 )
+
+FILE = Path(captum_dcam.evaluation.__file__).parent / "tables" / "published.toml"
 
 SHARES = ("high_var", "high_mean", "low_mean", "default")
 #: half a unit of the last digit of Obj-IoU, contrast, concentration and F3
@@ -237,6 +242,14 @@ def test_every_table_names_its_source():
 def test_unknown_tables_are_refused_with_near_names(function):
     with pytest.raises(UnknownNameError, match="did you mean 'TAM 3 COCO'"):
         function("TAM 3 Coco")
+
+
+def test_rows_have_no_more_figures_than_columns():
+    """A missing end is not printed; a figure too many would be lost."""
+    for name, entry in read_toml(FILE).items():
+        assert name.split()[0] == entry["source"].split(",")[0]
+        for label, row in entry["rows"].items():
+            assert len(row) <= len(entry["columns"]), (name, label)
 
 
 def test_figures_cannot_be_changed():
