@@ -16,9 +16,12 @@ from captum_dcam.methods.base import (
     AttributionTask,
     Method,
     MethodFacts,
+    check_counts,
     noise,
+    pairs_of,
     register_method,
 )
+from captum_dcam.methods.captum_common import as_tuple
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
@@ -27,28 +30,24 @@ from captum_dcam.refine import min_max
 #: tokens whose gradients are averaged at the same time: they share the noisy copies' passes
 TOKENS_AT_ONCE = 8
 
-#: means over the noisy copies of the gradient (D, h, w), its square and its cube
-Powers = tuple[Tensor, Tensor, Tensor]
 
-
-def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
+def smooth_plus_plus(features: Tensor, powers: Tensor) -> Tensor:
     r"""Grad-CAM++ with the gradient's powers averaged over noisy copies (Omeiza et al. 2019).
 
     .. math:: α = D_2 / (2 D_2 + D_3 \sum_{ij} A), \quad
               M = \sum_c \Big(\sum_{ij} α \, \mathrm{ReLU}(D_1)\Big) A_c
 
     Args:
-        features (Tensor): (D, h, w), A of the clean picture.
-        powers (tuple of Tensor): D_1, D_2, D_3: (D, h, w) each.
+        features (Tensor): (D, h, w), A of the clean image.
+        powers (Tensor): (3, D, h, w), D_1, D_2 and D_3: means over the noisy copies of the
+            gradient, its square and its cube.
 
     Returns:
         Tensor: (h, w), signed; α is 0 where its denominator is.
     """
     first, second, third = powers
     below = 2 * second + third * features.sum((-2, -1), keepdim=True)
-    alpha = (second / below.where(below != 0, torch.ones_like(below))).where(
-        below != 0, torch.zeros_like(below)
-    )
+    alpha = (second / below.masked_fill(below == 0, 1)).masked_fill(below == 0, 0)
     weights = (alpha * first.relu()).sum((-2, -1), keepdim=True)
     return (weights * features).sum(-3)
 
@@ -84,8 +83,7 @@ class LlavaCam(Method):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise InputError(f"samples is {self.samples!r}: expected at least 1 noisy copy")
+        check_counts(self, "samples")
         if not 0 <= self.std < float("inf"):
             raise InputError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -96,8 +94,8 @@ class LlavaCam(Method):
         done = torch.zeros(len(task.targets), dtype=torch.bool)
         copies, note = noisy_copies(task, self.samples, self.std), ""
         for group in _groups(task.targets):
-            tokens = [(n, t) for n in group for t in _single_tokens(task.targets[n])]
-            targets = [t for _, t in tokens]
+            tokens = [(n, *pair) for n in group for pair in pairs_of(task.targets[n])]
+            targets = [Target(task.targets[n].text, (p,), (token,)) for n, p, token in tokens]
             try:
                 features = clean_features(task, targets)
             except BudgetExhaustedError as error:
@@ -106,7 +104,7 @@ class LlavaCam(Method):
             powers, used, note = mean_powers(task, copies, targets)
             if not used:
                 break
-            for (n, _), own, power in zip(tokens, features, powers, strict=True):
+            for (n, *_), own, power in zip(tokens, features, powers, strict=True):
                 for whole, a, three in zip(maps, own, power, strict=True):
                     whole[n] += smooth_plus_plus(a.float(), three).cpu()
             if used < self.samples:
@@ -119,7 +117,7 @@ class LlavaCam(Method):
 
 
 def _groups(targets: Sequence[Target]) -> list[list[int]]:
-    """Numbers of consecutive words, so many that they have about TOKENS_AT_ONCE tokens."""
+    """Numbers of consecutive words that have about TOKENS_AT_ONCE tokens together."""
     groups: list[list[int]] = []
     count = TOKENS_AT_ONCE
     for number, target in enumerate(targets):
@@ -131,11 +129,6 @@ def _groups(targets: Sequence[Target]) -> list[list[int]]:
     return groups
 
 
-def _single_tokens(target: Target) -> list[Target]:
-    pairs = zip(target.positions, target.token_ids, strict=True)
-    return [Target(target.text, (p,), (token,)) for p, token in pairs]
-
-
 def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[DenoisingForward]:
     """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
     forward, pixels = task.forward, task.pixels
@@ -143,10 +136,9 @@ def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[Denois
     out = []
     for _ in range(samples):
         noisy = pixels + noise(pixels, spread, task.generator)
-        one = forward.twin()
+        out.append(forward.twin())
         request = replace(forward.request, pixels=noisy.detach())
-        one.bind(request, replace(forward.trajectory, kept={}))
-        out.append(one)
+        out[-1].bind(request, replace(forward.trajectory, kept={}))
     return out
 
 
@@ -161,21 +153,21 @@ def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tupl
         state = 0 if shared else task.step(position)
         if state not in found:
             maps = layer.attribute(task.pixels, additional_forward_args=task.arguments(position))
-            found[state] = tuple(m[0] for m in (maps if isinstance(maps, tuple) else (maps,)))
+            found[state] = tuple(m[0] for m in as_tuple(maps))
         out.append(found[state])
     return out
 
 
 def mean_powers(
     task: AttributionTask, copies: Sequence[DenoisingForward], tokens: Sequence[Target]
-) -> tuple[list[tuple[Powers, ...]], int, str]:
+) -> tuple[list[tuple[Tensor, ...]], int, str]:
     r"""Means of the first three powers of the gradients of single tokens over the noisy copies.
 
     Returns:
-        tuple: for every token :data:`Powers` of every grid (empty if there was no copy); the number
-        of copies before the budget ended; what to tell of that.
+        tuple: for every token the powers (3, D, h, w) of every grid (empty if there was no copy);
+        the number of copies before the budget ended; what to tell of that.
     """
-    sums: dict[tuple[int, int], list[Tensor]] = {}
+    sums: dict[tuple[int, int], Tensor] = {}
     used, note = 0, ""
     for copy in copies:
         try:
@@ -186,15 +178,10 @@ def mean_powers(
         used += 1
         for row in rows:
             for grid, gradient in enumerate(row.gradients):
-                g = gradient.float()
-                new = [g, g.square(), g**3]
-                old = sums.setdefault((row.target, grid), [torch.zeros_like(g)] * 3)
-                sums[row.target, grid] = [a + b for a, b in zip(old, new, strict=True)]
-    if not used:
-        return [], 0, note
-    grids = range(len(task.shapes))
-    means = {at: (s[0] / used, s[1] / used, s[2] / used) for at, s in sums.items()}
-    return [tuple(means[n, i] for i in grids) for n in range(len(tokens))], used, note
+                g, at = gradient.float(), (row.target, grid)
+                sums[at] = sums.get(at, 0) + torch.stack((g, g.square(), g**3))
+    grids, count = range(len(task.shapes)), len(tokens) if used else 0
+    return [tuple(sums[n, i] / used for i in grids) for n in range(count)], used, note
 
 
 def _thresholded(maps: Tensor, threshold: float) -> Tensor:

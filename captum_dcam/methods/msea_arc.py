@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError
-from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerWord,
+    WordMaps,
+    check_choices,
+    check_counts,
+    pairs_of,
+    register_method,
+)
 from captum_dcam.methods.causal import rank_biased_overlap, without_interference
-from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
+from captum_dcam.methods.lens import Lens, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
 from captum_dcam.methods.tam import check_order_and_filter, filtered
 from captum_dcam.model.sequence import split_grids
@@ -22,12 +31,11 @@ AGGREGATES = ("mean", "max")
 
 @dataclass(frozen=True)
 class Reader:
-    """A task, the lens at its own scale, every scale's lens with the way back to the task's
-    grids (None: its own), and the step at which each text token's own map is read."""
+    """The lens at the task's own scale, every scale's lens with the way back to the task's grids
+    (None: its own), and the step at which each text token's own map is read."""
 
-    task: AttributionTask
     lens: Lens
-    scales: tuple[tuple[Lens, Back | None], ...]
+    scales: list[tuple[Lens, Back | None]]
     steps: list[int]
 
 
@@ -83,13 +91,11 @@ class MseaArc(PerWord):
         object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales or any(not 0 < s <= 4 for s in self.scales):
             raise InputError(f"scales is {self.scales}: expected factors above 0, at most 4")
-        if self.aggregate not in AGGREGATES:
-            raise InputError(f"aggregate is {self.aggregate!r}: expected one of {AGGREGATES}")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise InputError(f"k is {self.k!r}: expected a depth of at least 1")
+        check_choices(self, aggregate=AGGREGATES)
+        check_counts(self, "k")
         if not 0 < self.p < 1:
             raise InputError(f"p is {self.p}: expected a number between 0 and 1")
-        check_order_and_filter(self.order, self.filter)
+        check_order_and_filter(self)
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)
@@ -111,40 +117,34 @@ class MseaArc(PerWord):
             else:
                 forward, back = rescaled(task.forward, scale)
                 scales.append((Lens(forward, wanted), back))
-        return Reader(task, own, tuple(scales), own_steps(task))
+        return Reader(own, scales, own_steps(task))
 
-    def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        pairs = zip(target.positions, target.token_ids, strict=True)
-        refine = self._without_context if self.arc else self._aggregated
-        parts = [refine(reader, reader.task.step(p), token, p) for p, token in pairs]
-        maps = split_grids(torch.stack(parts).sum(0), reader.task.forward)
-        return (filtered(maps, self.filter) if self.arc else maps), None
+    def word(self, task: AttributionTask, reader: Reader, target: Target) -> WordMaps:
+        parts = []
+        for position, token in pairs_of(target):
+            image = self._aggregated(reader, task.step(position), token)
+            parts.append(self._refined(task, reader, position, image) if self.arc else image)
+        maps = split_grids(torch.stack(parts).sum(0), task.forward)
+        return filtered(maps, self.filter if self.arc else 0), None
 
-    def _aggregated(self, reader: Reader, step: int, token: int, _position: int = 0) -> Tensor:
+    def _aggregated(self, reader: Reader, step: int, token: int) -> Tensor:
         """(N,) logits over the scales (Eq. 5)."""
-        maps = []
-        for lens, back in reader.scales:
-            values = lens.image(step, token)
-            maps.append(values if back is None else back.of(values))
-        stacked = torch.stack(maps)
-        return stacked.mean(0) if self.aggregate == "mean" else stacked.amax(0)
+        found = [(lens.image(step, token), back) for lens, back in reader.scales]
+        maps = torch.stack([m if back is None else back.of(m) for m, back in found])
+        return maps.mean(0) if self.aggregate == "mean" else maps.amax(0)
 
-    def _without_context(self, reader: Reader, step: int, token: int, position: int) -> Tensor:
+    def _refined(
+        self, task: AttributionTask, reader: Reader, position: int, image: Tensor
+    ) -> Tensor:
         """(N,) positive part of Eq. 9, before its filter."""
-        tokens = reader.lens.tokens
-        context = context_of(reader.task, position, self.order)
+        tokens, step = reader.lens.tokens, task.step(position)
+        context = context_of(task, position, self.order)
         rankings = reader.lens.rankings(step, self.k)
         overlap = rank_biased_overlap(rankings[context], rankings[tokens.prompt + position], self.p)
-        maps = [reader.lens.least(step)]
-        maps += [
-            self._aggregated(reader, reader.steps[j], int(i))
-            for j, i in zip(context.tolist(), tokens.ids[context], strict=True)
-        ]
+        own = [(reader.steps[k], int(tokens.ids[k])) for k in context.tolist()]
+        maps = [reader.lens.least(step), *(self._aggregated(reader, *pair) for pair in own)]
         weights = torch.cat((torch.ones(1), 1 - overlap.float()))
-        refined, _ = without_interference(
-            self._aggregated(reader, step, token), torch.stack(maps), weights
-        )
-        return refined
+        return without_interference(image, torch.stack(maps), weights)[0]
 
 
 @register_method("msea")
