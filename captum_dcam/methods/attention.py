@@ -87,7 +87,7 @@ class Attentions:
     r"""Attention of the whole sequence of L tokens, in the states of a task's tokens.
 
     With a prefix cache the prefix's rows come from one prefill, the answer's from the step; without
-    a cache all from the step. The last state is kept: tokens that share it share its pass.
+    a cache all come from the step. The last state is kept: its tokens cost one pass together.
 
     Args:
         task (AttributionTask): batch 1.
@@ -215,7 +215,7 @@ def through(row: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 class _Weights(PerPosition):
-    """Shared: one look at the model tells whether its attention can be seen."""
+    """Attention methods: one call shows whether the model's attention can be seen."""
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)
@@ -228,7 +228,7 @@ class RawAttention(_Weights):
     r"""Attention from the word's position to every image token, averaged over heads.
 
     The text part is the same row at text tokens. It does not depend on the token's id: two tokens
-    read at one position in one state have one map.
+    that are read at one position in one state have the same map.
 
     Args:
         block (int, optional): whose weights; negative counts from the end. Default: the mean over

@@ -1,7 +1,7 @@
-r"""What a method is: settings in a frozen dataclass, a bound generation in, one map per word out.
+r"""What a method is: a frozen dataclass of settings that makes one map per word of a generation.
 
 Every method, ours or a rival's, gets the same :class:`AttributionTask` and returns an
-:class:`Attribution`. Existing implementations are called, not rewritten; a file here is wiring.
+:class:`Attribution`. Existing implementations are called, not rewritten: a file connects parts.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Method(ABC):
         """Maps of all targets of a task."""
 
     def check(self, task: AttributionTask) -> None:
-        """Raise before any work when the method cannot run on this model or generation."""
+        """Raise before any work if the method cannot run on this model or generation."""
         if "pixel tokens" in self.facts.needs:
             task.forward.adapter.pixel_tokens(task.forward.request)
 
@@ -184,13 +184,13 @@ TokenValues = Callable[[int, int], Tensor]
 
 
 class PerWord(Method):
-    r"""A method that explains one word at a time; what its words share is read once.
+    r"""A method that explains one word at a time; what all words need is read once.
 
     A budget that ends inside a word leaves the words before it.
     """
 
     def reader(self, task: AttributionTask) -> Any:
-        """What all words share, filled as they need it."""
+        """What all words need, read when the first of them needs it."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-r"""What Captum's methods share here: one token in Captum's terms, baselines, groups of tokens.
+r"""What Captum's methods have in common: a token in Captum's terms, baselines, groups of tokens.
 
 Captum draws noise in float32 and subtracts logits, so its methods get float32 pixels and float32
 logits around a model of any type: a thin function casts on the way in and on the way out. What
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from captum.attr import GradientAttribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (
@@ -31,7 +31,7 @@ from captum_dcam.methods.base import (
     wide,
 )
 
-#: what stands for "no picture"
+#: what stands for "no image"
 BASELINES = ("mean", "zero")
 #: settings that count something
 _COUNTS = ("steps", "samples", "permutations", "batch", "patch", "stride")
@@ -44,20 +44,23 @@ class CaptumArguments:
     r"""One token of a task, as Captum wants it.
 
     Args:
-        forward (callable): float32 pixels, extras and state to float32 logits (B, T, V).
-        tap (nn.Module): the layer.
-        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
-        target (tuple): (position, token).
-        arguments (tuple of Tensor): extras and state of the token's step.
         task (AttributionTask): where it comes from.
+        target (tuple): (position, token).
+        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
     """
 
-    forward: Callable[..., Tensor]
-    tap: nn.Module
-    pixels: Tensor
-    target: tuple[int, int]
-    arguments: tuple[Tensor, ...]
     task: AttributionTask
+    target: tuple[int, int]
+    pixels: Tensor
+
+    def forward(self, pixels: Tensor, *arguments: Tensor) -> Tensor:
+        """Float32 pixels, extras and state to float32 logits (B, T, V)."""
+        return wide(self.task.forward(pixels.to(self.task.pixels.dtype), *arguments))
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """Extras and state of the token's step."""
+        return self.task.arguments(self.target[0])
 
     @property
     def owners(self) -> Tensor:
@@ -67,19 +70,7 @@ class CaptumArguments:
 
 def case_of(task: AttributionTask, position: int, token: int) -> CaptumArguments:
     """The case of one token."""
-    narrow = task.pixels.dtype
-
-    def forward(pixels: Tensor, *arguments: Tensor) -> Tensor:
-        return wide(task.forward(pixels.to(narrow), *arguments))
-
-    return CaptumArguments(
-        forward,
-        task.forward.tap,
-        wide(task.pixels.detach()).clone(),
-        (position, token),
-        task.arguments(position),
-        task,
-    )
+    return CaptumArguments(task, (position, token), wide(task.pixels.detach()).clone())
 
 
 def pixel_owners(task: AttributionTask) -> Tensor:
@@ -223,12 +214,12 @@ def spread(case: CaptumArguments, part: float) -> float:
 
 
 def baseline_of(case: CaptumArguments, kind: str, owned: bool = True) -> Tensor:
-    r"""The picture without content, like ``case.pixels``.
+    r"""The image without content, like ``case.pixels``.
 
     Args:
         case (CaptumArguments): whose pixels.
         kind (str): ``zero``: 0, whatever that is before normalisation. ``mean``: the mean colour,
-            over rows and columns of each channel of each picture; where pixels do not lie in rows
+            over rows and columns of each channel of each image; where pixels do not lie in rows
             and columns, over the axes along which the token changes.
         owned (bool): pixels that belong to no token (padding) stay as they are. ``zero`` alone can
             do without knowing them. Default: True
@@ -250,9 +241,10 @@ def baseline_of(case: CaptumArguments, kind: str, owned: bool = True) -> Tensor:
 
 
 def groups_of(shapes: Sequence[tuple[int, int]], patch: int) -> Tensor:
-    r"""Group (N,) int64 of every image token, grid after grid: squares of ``patch`` tokens a side.
+    r"""Group (N,) int64 of every image token, grid after grid.
 
-    Groups at the right and lower edge are smaller where the grid is not a multiple.
+    A group is a square of ``patch`` tokens per side. Groups at the right and lower edge are smaller
+    where the grid is not a multiple.
     """
     found, first = [], 0
     for h, w in shapes:
@@ -267,7 +259,7 @@ def token_size(owners: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[int, 
     r"""Height and width of the largest image token in pixels; None where pixels are not an image.
 
     Pixels are an image where the token's row depends on the second-last axis alone and its column
-    on the last, in every slice (a picture, tile or channel).
+    on the last, in every slice (an image, tile or channel).
     """
     if owners.ndim < 3:
         return None

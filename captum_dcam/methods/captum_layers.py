@@ -31,7 +31,7 @@ class _Layer(CaptumMethod):
     group: ClassVar[str] = "Captum, layer"
 
     def build(self, case: CaptumArguments) -> Any:
-        return self.algorithm(case.forward, case.tap)
+        return self.algorithm(case.forward, case.task.forward.tap)
 
     def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
         return tuple(v.detach()[0].float().sum(0) for v in as_tuple(values))
@@ -186,7 +186,7 @@ class LayerFeatureAblation(_Layer):
     def _fill(self, case: CaptumArguments) -> tuple[Any, ...]:
         if self.fill == "zero":
             return (0,) * len(case.task.shapes)
-        features = attr.LayerActivation(case.forward, case.tap).attribute(
+        features = attr.LayerActivation(case.forward, case.task.forward.tap).attribute(
             case.pixels, additional_forward_args=case.arguments
         )
         return tuple(f.mean((-2, -1), keepdim=True).expand_as(f) for f in as_tuple(features))

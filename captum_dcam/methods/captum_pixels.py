@@ -75,14 +75,14 @@ class InputXGradient(_Pixels):
 class IntegratedGradients(PathMethod, _Pixels):
     r"""Integrated gradients, signed: (pixel − baseline) × mean gradient on the line between them.
 
-    The maps times the number of pixels of a token add up to the fall of the logit between picture
+    The maps times the number of pixels of a token add up to the fall of the logit between image
     and baseline, up to the error of the integration.
 
     Args:
         steps (int): points of the Gauss–Legendre rule. Default: 16
-        baseline (str): ``mean`` (the picture's mean colour) or ``zero`` (0 after normalisation).
+        baseline (str): ``mean`` (the image's mean colour) or ``zero`` (0 after normalisation).
             Default: ``"mean"``
-        batch (int): so many points in one pass. Default: 4
+        batch (int): number of points per pass. Default: 4
     """
 
 
@@ -94,19 +94,19 @@ class IntegratedGradients(PathMethod, _Pixels):
     stochastic=True,
 )
 class GradientShap(ShapMethod, _Pixels):
-    r"""Expected gradients, signed: integrated gradients at random points, on noisy pictures.
+    r"""Expected gradients, signed: integrated gradients at random points, on noisy images.
 
     Args:
-        samples (int): noisy pictures. Default: 8
+        samples (int): noisy images. Default: 8
         std (float): of the noise, as a fraction of the range of the pixels' values. Default: 0.1
         baseline (str): as in :class:`IntegratedGradients`. Default: ``"mean"``
-        batch (int): so many samples in one pass. Default: 4
+        batch (int): number of samples per pass. Default: 4
     """
 
 
 @dataclass(frozen=True)
 class _Masked(_Pixels):
-    """Masks groups of ``patch`` tokens a side."""
+    """Masks groups of ``patch`` tokens per side."""
 
     patch: int = 4
     baseline: str = "mean"
@@ -138,10 +138,10 @@ class FeatureAblation(_Masked):
     r"""Fall of the logit when a group of tokens' pixels is painted over.
 
     Args:
-        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 4
-        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
+        patch (int): tokens per side of a group; groups at the edges may be smaller. Default: 4
+        baseline (str): paint: ``mean`` (the image's mean colour) or ``zero``.
             Default: ``"mean"``
-        batch (int): so many ablations in one pass. Default: 4
+        batch (int): number of ablations per pass. Default: 4
     """
 
 
@@ -156,7 +156,7 @@ class FeatureAblation(_Masked):
 class ShapleyValueSampling(_Masked):
     r"""Shapley values of the groups from random permutations.
 
-    The groups' values add up to the fall of the logit between picture and baseline.
+    The groups' values add up to the fall of the logit between image and baseline.
 
     Args:
         permutations (int): how many. Default: 2
@@ -185,7 +185,7 @@ class ShapleyValueSampling(_Masked):
 
 @dataclass(frozen=True)
 class _Surrogate(_Masked):
-    """Fits a linear model to the logit of pictures with random groups masked."""
+    """Fits a linear model to the logit of images with random groups masked."""
 
     samples: int = 72
 
@@ -219,10 +219,10 @@ class _Surrogate(_Masked):
 class KernelShap(_Surrogate):
     r"""Shapley values of the groups from a weighted linear regression.
 
-    The groups' values add up to the fall of the logit between picture and baseline.
+    The groups' values add up to the fall of the logit between image and baseline.
 
     Args:
-        samples (int): masked pictures; with fewer than groups the fit is not unique. Default: 72
+        samples (int): masked images; with fewer than groups the fit is not unique. Default: 72
         patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
@@ -237,10 +237,10 @@ class KernelShap(_Surrogate):
     expensive=True,
 )
 class Lime(_Surrogate):
-    r"""Coefficients of a sparse linear model near the picture.
+    r"""Coefficients of a sparse linear model near the image.
 
     Args:
-        samples (int): masked pictures. Default: 72
+        samples (int): masked images. Default: 72
         alpha (float): weight of the Lasso's penalty; groups below it get 0. Default: 0.01
         patch, baseline, batch: as in :class:`FeatureAblation`.
     """
@@ -264,11 +264,11 @@ class Occlusion(_Pixels):
     r"""Fall of the logit when a window is painted over, averaged over the windows of a pixel.
 
     Args:
-        patch (int): tokens a side of the window. Default: 4
+        patch (int): tokens per side of the window. Default: 4
         stride (int): tokens from one window to the next, at most ``patch``. Default: 3
-        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
+        baseline (str): paint: ``mean`` (the image's mean colour) or ``zero``.
             Default: ``"mean"``
-        batch (int): so many windows in one pass. Default: 4
+        batch (int): number of windows per pass. Default: 4
     """
 
     patch: int = 4
@@ -295,7 +295,7 @@ class Occlusion(_Pixels):
         size = token_size(owners, case.task.shapes)
         assert size is not None  # values() sees to that
         shape = owners.shape[1:]
-        # A window covers all channels of one picture or tile.
+        # A window covers all channels of one image or tile.
         lead = [
             1 if bool((owners.diff(dim=d + 1) != 0).any()) else n for d, n in enumerate(shape[:-2])
         ]
@@ -338,7 +338,7 @@ def bases() -> tuple[str, ...]:
 @register_method("noise_tunnel")
 @dataclass(frozen=True)
 class NoiseTunnel(PerToken):
-    r"""Mean, mean square or variance of a method's attributions over noisy pictures.
+    r"""Mean, mean square or variance of a method's attributions over noisy images.
 
     ``smoothgrad_sq`` and ``vargrad`` are taken of every single attribution (pixel or channel)
     before they are gathered into a map: ≥ 0, in the square of the logit's unit.
@@ -346,10 +346,10 @@ class NoiseTunnel(PerToken):
     Args:
         base (str): one of :func:`bases`, with its default settings.
             Default: ``"input_x_gradient"``
-        samples (int): noisy pictures. Default: 8
+        samples (int): noisy images. Default: 8
         std (float): of the noise, as a fraction of the range of the pixels' values. Default: 0.1
         kind (str): ``smoothgrad``, ``smoothgrad_sq`` or ``vargrad``. Default: ``"smoothgrad"``
-        batch (int): so many noisy pictures in one pass. Default: 4
+        batch (int): number of noisy images per pass. Default: 4
     """
 
     base: str = "input_x_gradient"

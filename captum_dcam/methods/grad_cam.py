@@ -2,7 +2,7 @@ r"""pytorch-grad-cam's classes on the tap (extra ``grad-cam``).
 
 The maps are the package's own, taken before it cuts off what is negative, stretches every map to
 [0, 1] and enlarges it, so that sign and scale are those of the formulas. Where a class has no such
-map its docstring says so. Every grid is run by itself.
+map its docstring says so. Every grid is explained by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from captum_dcam.model.words import Target
 
 
 class _Plain(Bridge):
-    """A class that needs nothing but the layer: a row of the table below."""
+    """A class that needs nothing but the layer: an entry of the table below."""
 
     #: the sign is that of a principal component, which is arbitrary
     component: ClassVar[bool] = False
@@ -53,7 +53,7 @@ _TURNED = (
     "The sign of a principal component is arbitrary: the map is turned so that its largest "
     "magnitude is positive (the rule of Seg-Eigen-CAM, Eq. 13)."
 )
-_NO_WORD = "One map of a state, whatever the word."
+_NO_WORD = "All words that are read in one state have the same map."
 
 #: method name: class, source, what its users must know, whether it reads gradients
 _TABLE: dict[str, tuple[str, str, str, bool]] = {

@@ -1,8 +1,8 @@
-r"""What lets pytorch-grad-cam's classes run on a bound generation and leave nothing behind.
+r"""How pytorch-grad-cam's classes run on a bound generation and leave nothing behind.
 
 Its classes expect a module of one tensor with a convolution to hook, call ``zero_grad``, ``eval``
-and ``backward`` on that module, and keep their hooks. :class:`View` is such a module: a throw-away
-one that only refers to the model, so that none of this reaches the model.
+and ``backward`` on that module, and keep their hooks. :class:`View` is such a module. It is
+thrown away afterwards and only refers to the model, so that none of this reaches the model.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class View(nn.Module):
     hooks of the classes end here.
 
     Args:
-        task (AttributionTask): its bound forward is run in the state of the position.
+        task (AttributionTask): its bound forward runs in the state of the position.
         position (int): response position.
         grid (int): number of the grid.
-        image (int, optional): input (B, C, H, W) takes the place of this image in the pixel
-            tensor. Default: the input's size alone counts, the pixels stay the task's
+        image (int, optional): number of the image that the input (B, C, H, W) replaces in the pixel
+            tensor. Default: none, only the size of the input counts
         forward (DenoisingForward, optional): the same generation at another block.
             Default: the task's
     """
@@ -209,7 +209,7 @@ def logit(token: int) -> Callable[[Tensor], Tensor]:
 
 
 class Bridge(PerToken):
-    """A class of pytorch-grad-cam, run once per grid; entered by :func:`pgc_method`."""
+    """A class of pytorch-grad-cam, called once per grid; entered by :func:`pgc_method`."""
 
     upstream: ClassVar[str]
 

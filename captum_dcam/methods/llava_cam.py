@@ -1,4 +1,4 @@
-r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the picture."""
+r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 from captum_dcam.refine import min_max
 
-#: tokens whose gradients are averaged at the same time: they share the noisy copies' passes
+#: number of tokens per pass over the noisy copies
 TOKENS_AT_ONCE = 8
 
 
@@ -57,13 +57,13 @@ def smooth_plus_plus(features: Tensor, powers: Tensor) -> Tensor:
 class LlavaCam(Method):
     r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
 
-    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a task see
+    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a task get
     the same noisy copies. A word of several tokens is the sum of their maps. Where a budget ends
     after some copies, the mean over these is the word's estimate.
 
     Args:
         samples (int): noisy copies. Default: 8
-        std (float): of the noise, as a share of the pixels' range. Default: 0.15
+        std (float): of the noise, as a fraction of the pixels' range. Default: 0.15
         threshold (float, optional): values of the min-max normalised map below it are set to 0
             (Diffusion-CAM's comparison uses 0.4); the map is then normalised to [0, 1]. Default:
             None, the signed map
@@ -85,7 +85,7 @@ class LlavaCam(Method):
     def __post_init__(self) -> None:
         check_counts(self, "samples")
         if not 0 <= self.std < float("inf"):
-            raise InputError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
+            raise InputError(f"std is {self.std}: expected a fraction of the pixel range")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold}: expected 0 to 1, or None")
 
@@ -130,7 +130,7 @@ def _groups(targets: Sequence[Target]) -> list[list[int]]:
 
 
 def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[DenoisingForward]:
-    """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
+    """The bound generation behind noisy pixels, ``std`` as a fraction of the pixels' range."""
     forward, pixels = task.forward, task.pixels
     spread = std * float(pixels.max() - pixels.min())
     out = []
@@ -143,7 +143,7 @@ def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[Denois
 
 
 def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tuple[Tensor, ...]]:
-    """Feature maps (D, h, w), one a grid, of the clean picture in every token's state."""
+    """Feature maps (D, h, w), one per grid, of the clean image in every token's state."""
     layer = LayerActivation(task.forward, task.forward.tap)
     shared = task.forward.trajectory.cache == "prefix"
     found: dict[int, tuple[Tensor, ...]] = {}

@@ -44,10 +44,10 @@ class Reader:
 class MseaArc(PerWord):
     r"""MSEA and ARC (Liang et al. 2025), each of which can be turned off.
 
-    MSEA (Eq. 3–5): the logit lens on the picture at several sizes, the answer held fixed; the maps
-    are brought back to the picture's own grid (bilinearly, at the centres of its tokens) and
-    aggregated. Models that keep a picture's size get the resized picture, others get it on a black
-    canvas of the picture's size, in the upper left corner of what their tokens show.
+    MSEA (Eq. 3–5): the logit lens on the image at several sizes, the answer held fixed; the maps
+    are brought back to the image's own grid (bilinearly, at the centres of its tokens) and
+    aggregated. Models that keep an image's size get the resized image, others get it on a black
+    canvas of the image's size, in the upper left corner of what their tokens show.
 
     ARC (Eq. 7–9): from the word's map A_t the mean of its context's maps is subtracted, a context
     token weighing :math:`1 - r_j`, with r_j the rank-biased overlap of the k tokens that it and the
@@ -59,8 +59,8 @@ class MseaArc(PerWord):
     sum of theirs before the filter.
 
     Args:
-        scales (tuple of float): factors of the picture's sides, at most 1 where the model does not
-            keep a picture's size. Default: (0.5, 0.75, 1.0)
+        scales (tuple of float): factors of the image's sides, at most 1 where the model does not
+            keep an image's size. Default: (0.5, 0.75, 1.0)
         aggregate (str): ``mean`` (Eq. 5) or ``max``. Default: ``"mean"``
         k (int): depth of the rankings. Default: 50
         p (float): of the rank-biased overlap, in ]0, 1[; the paper does not give it. Default: 0.9
@@ -103,7 +103,7 @@ class MseaArc(PerWord):
         if self.msea and not adapter.any_size and max(self.scales) > 1:
             raise MethodError(
                 f"scale {max(self.scales):g} does not fit the fixed input of {adapter.family}: "
-                "the picture is pasted on a canvas of its own size; choose scales up to 1"
+                "the image is pasted on a canvas of its own size; choose scales up to 1"
             )
 
     def reader(self, task: AttributionTask) -> Reader:
@@ -162,7 +162,7 @@ class Msea(MseaArc):
 @register_method("arc")
 @dataclass(frozen=True)
 class Arc(MseaArc):
-    """:class:`MseaArc` at the picture's own size alone: Eq. 7–9."""
+    """:class:`MseaArc` at the image's own size alone: Eq. 7–9."""
 
     msea: bool = False
 

@@ -1,4 +1,4 @@
-r"""A task's generation run again call by call, for methods that look into the blocks."""
+r"""A generation, computed again call by call, for methods that look into the blocks."""
 
 from __future__ import annotations
 

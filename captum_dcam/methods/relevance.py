@@ -91,9 +91,9 @@ def variable(x: Any) -> bool:
 
 
 class RelevanceRules(BlockMode):
-    r"""The rules that both methods share; subclasses add attention and gating.
+    r"""The rules that both methods have in common; subclasses add attention and gating.
 
-    - linear maps: plain gradient (the 0-rule; biases keep their share);
+    - linear maps: plain gradient (the 0-rule; biases keep their part);
     - norms: statistics are constants, which is the identity rule of a root-mean-square norm;
     - activations :math:`f`: identity rule, :math:`f(x) = x \cdot [f(x) / x]` with a constant
       bracket; ``sigmoid`` and divisors are constants;
@@ -273,7 +273,7 @@ class Relevance:
 
 
 class _LRP(PerPosition):
-    """Shared by the two: they differ in their rules."""
+    """Both methods; they differ in their rules alone."""
 
     rules: ClassVar[type[RelevanceRules]]
     block: int | None

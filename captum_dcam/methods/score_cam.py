@@ -1,7 +1,7 @@
-r"""Score-CAM on token scores: channels weigh by what the answer keeps when they mask the picture.
+r"""Score-CAM on token scores: a channel weighs what the answer keeps when it masks the image.
 
-No gradients. The masked pictures serve all words at once: with a prefix cache the image states do
-not depend on the step, so only the short steps are run again for every word.
+No gradients. The masked images serve all words at once: with a prefix cache the image states do
+not depend on the step, so only the short steps are computed again for every word.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import watched
 from captum_dcam.model.layout import Grid
 
-#: what of a token is read on the masked pictures
+#: what of a token is read on the masked images
 SCORES = ("logit", "probability")
 
 
@@ -52,7 +52,7 @@ class ScoreCam(Method):
     channels and cancels in the softmax: it is not computed. The paper's ReLU is left to the reader.
 
     A mask is enlarged bilinearly where the last two axes of the pixel tensor are one grid's
-    picture, and painted token by token in other pixel tensors.
+    image, and painted token by token in other pixel tensors.
 
     A budget that ends inside leaves an estimate from the channels done so far.
 
@@ -173,7 +173,7 @@ def pixel_masks(masks: list[Tensor], owners: Tensor) -> Tensor:
     r"""Masks at token resolution, enlarged to the pixel tensor.
 
     Args:
-        masks (list of Tensor): (K, h, w), one a grid.
+        masks (list of Tensor): (K, h, w), one per grid.
         owners (Tensor): (1, …) int64 from ``adapter.pixel_tokens``.
 
     Returns:

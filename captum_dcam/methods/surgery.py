@@ -1,6 +1,6 @@
 r"""CLIP Surgery's two parts on a language model: architecture surgery and feature surgery.
 
-CLIP Surgery compares image tokens with a text embedding. Here the text side is the output head: the
+CLIP Surgery compares image tokens with a text embedding. Here the output head takes its place: the
 similarity of an image token with a word is the logit that the head gives to the word's token there
 (the logit lens).
 """
@@ -118,7 +118,7 @@ class Surgery:
         return 0 if self._shared else step
 
     def _run(self, step: int) -> None:
-        """One run of the blocks over the image: the prefill, or without a cache a step."""
+        """Run the blocks over the image once: in the prefill, or without a cache in a step."""
         memory = self._forward.prefill()
         if not self._shared:
             self._forward.step(memory, torch.tensor([0]), torch.tensor([step]))
@@ -194,7 +194,7 @@ def without_redundancy(logits: Tensor) -> Tensor:
 
 
 class _LensMaps(PerWord):
-    """Shared: hidden states of image tokens through the output head."""
+    """Methods that put hidden states of image tokens through the output head."""
 
     features: bool  #: whether feature surgery follows
 

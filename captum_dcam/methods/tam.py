@@ -44,7 +44,7 @@ Pair = tuple[int, int]
 
 
 class _Tam(PerWord):
-    """Shared by TAM and TAM over another method: they differ in a token's map and its context."""
+    """What TAM and TAM over another method have in common; their tokens' maps differ."""
 
     relevances: ClassVar[tuple[str, ...]]
     relevance: str
@@ -115,7 +115,7 @@ class TokenActivationMap(_Tam):
     Args:
         relevance (str): weights of the context (Eq. 4): ``activation``, the word's positive logit
             at the context token; ``mean``, all alike; ``attention``, what the position that
-            predicts the word pays to it, averaged over heads and blocks (one more pass a state;
+            predicts the word pays to it, averaged over heads and blocks (one more pass per state;
             needs attention weights). The text shown is the activation always. Default:
             ``"activation"``
         order (str): ``commit`` (context: tokens committed at an earlier step) or ``position``
@@ -325,7 +325,7 @@ class TamOver(_Tam):
 
 
 def check_order_and_filter(method: Any) -> None:
-    """Check settings that TAM and ARC share."""
+    """Check settings that TAM and ARC have in common."""
     check_choices(method, order=ORDERS)
     window = method.filter
     whole = isinstance(window, int) and not isinstance(window, bool)
@@ -340,8 +340,7 @@ def filtered(maps: tuple[Tensor, ...], window: int) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that the model might have written: its text, and its probability among the
-    candidates."""
+    """A token that the model might have written, and its probability among the candidates."""
 
     token: int
     text: str

@@ -1,4 +1,4 @@
-r"""Which tokens of the prompt and of the answer speak for a word, on one scale with its map."""
+r"""Which tokens of the prompt and of the answer speak for a word, on the scale of its map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TextRelevance:
         tokens (TextTokens): the K tokens, the prompt's first.
         values (Tensor): (N, K) float32, signed; NaN: the word itself, or (``activation``) a token
             that is no context.
-        maps (tuple of Tensor): (N, h, w) float32, one a grid: the same quantity at image tokens.
+        maps (tuple of Tensor): (N, h, w) float32, one per grid: the same quantity at image tokens.
     """
 
     tokens: TextTokens
