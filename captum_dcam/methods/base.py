@@ -7,7 +7,7 @@ Every method, ours or a rival's, gets the same :class:`AttributionTask` and retu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -271,7 +271,7 @@ def check_counts(method: Method, *names: str, optional: str = "") -> None:
             raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
 
 
-def check_choices(method: Method, **known: Sequence[str]) -> None:
+def check_choices(method: Method, **known: Collection[str]) -> None:
     """Raise for settings that are none of their known values."""
     for name, values in known.items():
         if (value := getattr(method, name)) not in values:

@@ -153,7 +153,7 @@ C = TypeVar("C", bound=type[CaptumMethod])
 
 @dataclass_transform(frozen_default=True)
 def captum_method(
-    name: str, algorithm: type, source: str, passes: str, *, label: str = "", **facts: bool
+    name: str, algorithm: type, source: str, passes: str, *, label: str = "", **facts: Any
 ) -> Callable[[C], C]:
     r"""Decorator that enters a :class:`CaptumMethod` as a frozen dataclass with its facts.
 
@@ -170,7 +170,8 @@ def captum_method(
         cls.facts = MethodFacts(
             label or algorithm.__name__, cls.group, source, passes, needs, **facts
         )
-        return register_method(name)(dataclass(frozen=True)(cls))
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
 
     return enter
 

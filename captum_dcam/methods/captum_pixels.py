@@ -376,7 +376,8 @@ class NoiseTunnel(PerToken):
     @property
     def inner(self) -> CaptumMethod:
         """The base as a method."""
-        found: CaptumMethod = method(self.base, **({"batch": self.batch} if self._batched else {}))
+        found = method(self.base, **({"batch": self.batch} if self._batched else {}))
+        assert isinstance(found, CaptumMethod)  # __post_init__ saw to that
         return found
 
     @property

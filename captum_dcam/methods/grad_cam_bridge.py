@@ -239,7 +239,7 @@ B = TypeVar("B", bound=type[Bridge])
 
 @dataclass_transform(frozen_default=True)
 def pgc_method(
-    name: str, upstream: str, source: str, passes: str, *needs: str, **facts: bool
+    name: str, upstream: str, source: str, passes: str, *needs: str, **facts: Any
 ) -> Callable[[B], B]:
     r"""Decorator that enters a :class:`Bridge` as a frozen dataclass with its facts.
 
@@ -253,6 +253,7 @@ def pgc_method(
         cls.upstream = upstream
         every = (*needs, "grad-cam")
         cls.facts = MethodFacts(upstream, "pytorch-grad-cam", source, passes, every, **facts)
-        return register_method(name)(dataclass(frozen=True)(cls))
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
 
     return enter

@@ -31,7 +31,11 @@ from captum_dcam.refine import min_max
 TOKENS_AT_ONCE = 8
 
 
-def smooth_plus_plus(features: Tensor, powers: Tensor) -> Tensor:
+#: means over the noisy copies of the gradient (D, h, w), its square and its cube
+Powers = tuple[Tensor, ...]
+
+
+def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
     r"""Grad-CAM++ with the gradient's powers averaged over noisy copies (Omeiza et al. 2019).
 
     .. math:: α = D_2 / (2 D_2 + D_3 \sum_{ij} A), \quad
@@ -39,15 +43,17 @@ def smooth_plus_plus(features: Tensor, powers: Tensor) -> Tensor:
 
     Args:
         features (Tensor): (D, h, w), A of the clean image.
-        powers (Tensor): (3, D, h, w), D_1, D_2 and D_3: means over the noisy copies of the
-            gradient, its square and its cube.
+        powers (tuple of Tensor): D_1, D_2, D_3: (D, h, w) each.
 
     Returns:
         Tensor: (h, w), signed; α is 0 where its denominator is.
     """
     first, second, third = powers
     below = 2 * second + third * features.sum((-2, -1), keepdim=True)
-    alpha = (second / below.masked_fill(below == 0, 1)).masked_fill(below == 0, 0)
+    # where() keeps the layout, and with it the order in which sum() adds
+    alpha = (second / below.where(below != 0, torch.ones_like(below))).where(
+        below != 0, torch.zeros_like(below)
+    )
     weights = (alpha * first.relu()).sum((-2, -1), keepdim=True)
     return (weights * features).sum(-3)
 
@@ -160,14 +166,14 @@ def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tupl
 
 def mean_powers(
     task: AttributionTask, copies: Sequence[DenoisingForward], tokens: Sequence[Target]
-) -> tuple[list[tuple[Tensor, ...]], int, str]:
+) -> tuple[list[tuple[Powers, ...]], int, str]:
     r"""Means of the first three powers of the gradients of single tokens over the noisy copies.
 
     Returns:
-        tuple: for every token the powers (3, D, h, w) of every grid (empty if there was no copy);
-        the number of copies before the budget ended; what to tell of that.
+        tuple: for every token :data:`Powers` of every grid (empty if there was no copy); the number
+        of copies before the budget ended; what to tell of that.
     """
-    sums: dict[tuple[int, int], Tensor] = {}
+    sums: dict[tuple[int, int], Powers] = {}
     used, note = 0, ""
     for copy in copies:
         try:
@@ -178,10 +184,13 @@ def mean_powers(
         used += 1
         for row in rows:
             for grid, gradient in enumerate(row.gradients):
-                g, at = gradient.float(), (row.target, grid)
-                sums[at] = sums.get(at, 0) + torch.stack((g, g.square(), g**3))
+                g = gradient.float()
+                new = g, g.square(), g**3
+                old = sums.get((row.target, grid), (torch.zeros_like(g),) * 3)
+                sums[row.target, grid] = tuple(a + b for a, b in zip(old, new, strict=True))
+    means = {at: tuple(s / used for s in parts) for at, parts in sums.items()}
     grids, count = range(len(task.shapes)), len(tokens) if used else 0
-    return [tuple(sums[n, i] / used for i in grids) for n in range(count)], used, note
+    return [tuple(means[n, i] for i in grids) for n in range(count)], used, note
 
 
 def _thresholded(maps: Tensor, threshold: float) -> Tensor:

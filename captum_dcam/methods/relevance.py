@@ -152,9 +152,9 @@ class RelevanceRules(BlockMode):
         """Uniform rule; or, where gates are constants, all to what is gated."""
         if sum(variable(a) for a in args) < 2:
             return func(*args, **kwargs)
-        gated = self._gate is not None and any(a is self._gate for a in args)
-        if self.gate_is_constant and gated:
-            return func(*(a.detach() if a is self._gate else a for a in args), **kwargs)
+        gate = self._gate if self.gate_is_constant else None
+        if gate is not None and any(a is gate for a in args):
+            return func(*(a.detach() if a is gate else a for a in args), **kwargs)
         result = func(*args, **kwargs)
         result.register_hook(lambda gradient: gradient / 2)  # a hook: in-place products work too
         return result
