@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -97,20 +98,14 @@ class Attentions:
     def __init__(self, task: AttributionTask, gradients: bool = False) -> None:
         self.task, self.forward, self.length = task, task.forward, task.length
         self.blocks = list(task.forward.adapter.blocks)
-        self._gradients = gradients
-        self._reading = Reading(task.forward, self._watch)
-
-    @contextmanager
-    def _watch(self) -> Iterator[dict[int, list[Call]]]:
-        twins = self.forward.adapter.step_blocks
-        grad = torch.set_grad_enabled(self._gradients)
-        with grad, recording(self.blocks, self._gradients, twins) as calls:
-            yield calls
+        self._gradients, twins = gradients, task.forward.adapter.step_blocks
+        self._reading = Reading(task.forward, partial(recording, self.blocks, gradients, twins))
 
     def at(self, position: int) -> tuple[Tensor, tuple[tuple[Call, ...], ...]]:
         """Logits (T, V) and, block by block, the calls whose rows make up the sequence."""
-        logits, calls = self._reading.step(self.task.step(position))
-        _, before = self._reading.prefix()
+        with torch.set_grad_enabled(self._gradients):
+            logits, calls = self._reading.step(self.task.step(position))
+            _, before = self._reading.prefix()
         self._check_seen(calls)
         if self.forward.trajectory.cache == "prefix":
             self._check_seen(before)

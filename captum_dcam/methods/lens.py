@@ -8,8 +8,8 @@ one prefill serves all words, without a cache there is one pass per step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -84,7 +84,9 @@ class Lens:
         base: bool = False,
     ) -> None:
         self._adapter, self._block = forward.adapter, check_block(forward.adapter, block)
-        self._reading = Reading(forward, self._watch)
+        blocks = {self._block: forward.adapter.blocks[self._block]}
+        watch = partial(outputs_of, blocks, twins=forward.adapter.step_blocks)
+        self._reading = Reading(forward, watch)
         self._shared = forward.trajectory.cache == "prefix"
         self._base = base
         self._wanted: dict[int, list[int]] = {}
@@ -101,10 +103,6 @@ class Lens:
         self._bases: dict[int, Tensor] = {}
         self._text: dict[int, Tensor] = {}
         self._ranks: dict[tuple[int, int], Tensor] = {}
-
-    def _watch(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
-        block = {self._block: self._adapter.blocks[self._block]}
-        return outputs_of(block, twins=self._adapter.step_blocks)
 
     def _state(self, step: int) -> int:
         """What image states depend on: behind a cached prefix, on no step."""

@@ -23,6 +23,7 @@ class Reading(Generic[T]):
     Args:
         forward (DenoisingForward): bound, batch 1.
         watch (callable): gives the context that is open during every call; it yields what is seen.
+            It must not refer to the reading's owner: a circle would keep graphs in memory.
     """
 
     def __init__(

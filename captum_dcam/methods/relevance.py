@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,7 @@ from captum_dcam.methods.base import (
     wide,
 )
 from captum_dcam.methods.reading import Reading
+from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.sequence import outputs_of, padded
 
 #: f(x) of one tensor with f(0) = 0, and the slope at 0, where f(x) / x is not defined
@@ -223,6 +225,28 @@ def norm(
     return with_gradient_of(linear.to(value.dtype), value)
 
 
+@contextmanager
+def _propagating(
+    adapter: Adapter, block: int, kind: type[RelevanceRules]
+) -> Iterator[list[Tensor]]:
+    """Apply the rules, and make leaves of the block's outputs, which are collected."""
+    rules, blocks, twins = kind(), list(adapter.blocks), adapter.step_blocks
+
+    def leaf(hidden: Tensor, _index: int) -> Tensor:
+        return hidden.detach().requires_grad_()
+
+    with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf, twins) as found:
+        with inside_blocks(blocks, rules, twins):
+            yield found[block]
+    above = set(range(block + 1, len(blocks)))
+    if found[block] and not above <= rules.attended:
+        missing = min(above - rules.attended)
+        raise MethodError(
+            f"block {missing} ({type(blocks[missing]).__name__}) showed no attention: rules "
+            "for it cannot be applied in a kernel that torch does not show; " + INVISIBLE
+        )
+
+
 class Relevance:
     r"""Relevance of the L tokens of a task's sequence at the output of a block.
 
@@ -233,28 +257,9 @@ class Relevance:
     """
 
     def __init__(self, task: AttributionTask, block: int, rules: type[RelevanceRules]) -> None:
-        self._task, self._block, self._rules = task, block, rules
-        self._reading = Reading(task.forward, self._watch)
-
-    @contextmanager
-    def _watch(self) -> Iterator[list[Tensor]]:
-        """Apply the rules, and make leaves of the block's outputs."""
-        adapter, block, rules = self._task.forward.adapter, self._block, self._rules()
-        blocks, twins = list(adapter.blocks), adapter.step_blocks
-
-        def leaf(hidden: Tensor, _index: int) -> Tensor:
-            return hidden.detach().requires_grad_()
-
-        with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf, twins) as found:
-            with inside_blocks(blocks, rules, twins):
-                yield found[block]
-        above = set(range(block + 1, len(blocks)))
-        if found[block] and not above <= rules.attended:
-            missing = min(above - rules.attended)
-            raise MethodError(
-                f"block {missing} ({type(blocks[missing]).__name__}) showed no attention: rules "
-                "for it cannot be applied in a kernel that torch does not show; " + INVISIBLE
-            )
+        self._task = task
+        watch = partial(_propagating, task.forward.adapter, block, rules)
+        self._reading = Reading(task.forward, watch)
 
     def state(self, position: int) -> tuple[Tensor, list[Tensor]]:
         """Logits (T, V) of the state of a response position, and the leaves (1, …, D)."""
