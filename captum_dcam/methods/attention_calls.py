@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from captum_dcam.methods.base import wide
 
 #: what to do about a model whose attention is computed where torch cannot show it
 INVISIBLE = (
@@ -42,11 +44,6 @@ class Fused(NamedTuple):
         defaults = self._field_defaults
         given = {k: v for k, v in self._asdict().items() if v is not defaults.get(k, ...)}
         return func(**given)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Float32, or float64 where it was."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def probabilities(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -176,17 +173,16 @@ def inside_blocks(
     def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
         mode.block = None
 
-    every = [*enumerate(blocks), *enumerate(twins)]
-    handles = [b.register_forward_pre_hook(enter(i)) for i, b in every]
-    # first of a block's hooks: what other hooks compute is not the block's
-    handles += [b.register_forward_hook(leave, prepend=True) for _, b in every]
-    try:
-        with mode:
-            yield
-    finally:
-        mode.block = None
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for index, block in (*enumerate(blocks), *enumerate(twins)):
+            hooks.enter_context(block.register_forward_pre_hook(enter(index)))
+            # first of a block's hooks: what other hooks compute is not the block's
+            hooks.enter_context(block.register_forward_hook(leave, prepend=True))
+        try:
+            with mode:
+                yield
+        finally:
+            mode.block = None
 
 
 def is_fused(func: Callable) -> bool:

@@ -1,13 +1,13 @@
-r"""What a method is: settings in a frozen dataclass, a bound generation in, one map a word out.
+r"""What a method is: a frozen dataclass of settings that makes one map per word of a generation.
 
 Every method, ours or a rival's, gets the same :class:`AttributionTask` and returns an
-:class:`Attribution`. Existing implementations are called, not rewritten; a file here is wiring.
+:class:`Attribution`. Existing implementations are called, not rewritten: a file connects parts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.sequence import image_positions, split_grids, text_tokens
 from captum_dcam.model.words import Target
 from captum_dcam.registry import Registry
 
@@ -50,13 +51,13 @@ class MethodFacts:
     Args:
         label (str): as its authors write it.
         group (str): one of :data:`GROUPS`.
-        source (str): the paper, shortly.
+        source (str): the paper, in short.
         passes (str): cost for one token, in passes through the model: ``"1 + 1 back"``.
         needs (tuple of str): keys of :data:`NEEDS`.
-        text (bool): gives relevance of text tokens as well. Default: False
-        target_blind (bool): one map whatever the word. Default: False
+        text (bool): gives the relevance of text tokens as well. Default: False
+        target_blind (bool): gives all words the same map. Default: False
         stochastic (bool): draws from the task's generator. Default: False
-        expensive (bool): so many passes that a budget makes sense. Default: False
+        expensive (bool): takes many passes, so that a budget makes sense. Default: False
         runs_on (tuple of str): kinds of model. Default: both
     """
 
@@ -87,7 +88,7 @@ class AttributionTask:
         forward (DenoisingForward): batch 1, tapped; see :func:`single`.
         targets (tuple of Target): N words.
         score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
-        generator (torch.Generator): all randomness.
+        generator (torch.Generator): where all random numbers come from.
     """
 
     forward: DenoisingForward
@@ -111,6 +112,11 @@ class AttributionTask:
         """(h, w) of every grid of image tokens."""
         return self.forward.request.layout.shapes
 
+    @property
+    def length(self) -> int:
+        """L, tokens of the hooked sequence: the prefix and the answer."""
+        return self.forward.request.layout.prefix_length + self.forward.trajectory.tokens.shape[1]
+
     def step(self, position: int) -> int:
         """The step at which the score reads a response position."""
         return self.forward.trajectory.step_of(0, position, self.score)
@@ -123,7 +129,7 @@ class AttributionTask:
         return (*self.forward.request.extras, *state)
 
     def empty(self) -> tuple[Tensor, ...]:
-        """Zero maps (N, h, w), one a grid."""
+        """Zero maps (N, h, w), one per grid."""
         return tuple(torch.zeros(len(self.targets), *shape) for shape in self.shapes)
 
 
@@ -132,8 +138,8 @@ class Attribution:
     r"""What a method found.
 
     Args:
-        maps (tuple of Tensor): one (N, h, w) a grid, float32 on the CPU, with the method's own sign
-            and scale: what is positive speaks for the word.
+        maps (tuple of Tensor): (N, h, w), one per grid, float32 on the CPU, with the method's own
+            sign and scale: what is positive speaks for the word.
         done (Tensor): (N,) bool; False where the budget ended before the word's map was complete
             (its map is then zero, or an estimate if ``note`` says so).
         text (Tensor, optional): (N, K) relevance of the K tokens of
@@ -158,7 +164,7 @@ class Method(ABC):
         """Maps of all targets of a task."""
 
     def check(self, task: AttributionTask) -> None:
-        """Raise before any work when the method cannot run on this model or generation."""
+        """Raise before any work if the method cannot run on this model or generation."""
         if "pixel tokens" in self.facts.needs:
             task.forward.adapter.pixel_tokens(task.forward.request)
 
@@ -171,32 +177,105 @@ class Method(ABC):
         return record
 
 
-class PerToken(Method):
-    r"""A method that explains one token at a time.
+#: maps (h, w) of a word, one per grid, and the relevance (K,) of text tokens, if any
+WordMaps = tuple[tuple[Tensor, ...], Tensor | None]
+#: (response position, token id) to the values of that token
+TokenValues = Callable[[int, int], Tensor]
+
+
+class PerWord(Method):
+    r"""A method that explains one word at a time; what all words need is read once.
+
+    A budget that ends inside a word leaves the words before it.
+    """
+
+    def reader(self, task: AttributionTask) -> Any:
+        """What all words need, read when the first of them needs it."""
+        return None
+
+    @abstractmethod
+    def word(self, task: AttributionTask, reader: Any, target: Target) -> WordMaps:
+        """What is found of one word; may raise BudgetExhaustedError."""
+
+    def attribute(self, task: AttributionTask) -> Attribution:
+        maps, reader, count = task.empty(), self.reader(task), len(task.targets)
+        done, note = torch.zeros(count, dtype=torch.bool), ""
+        text = torch.zeros(count, len(text_tokens(task.forward))) if self.facts.text else None
+        for n, target in enumerate(task.targets):
+            try:
+                found, relevance = self.word(task, reader, target)
+            except BudgetExhaustedError as error:
+                note = str(error)
+                break
+            for whole, own in zip(maps, found, strict=True):
+                whole[n] = own
+            if text is not None and relevance is not None:
+                text[n] = relevance
+            done[n] = True
+        return Attribution(maps, done, text, note)
+
+
+class PerToken(PerWord):
+    r"""A method that explains one token at a time and gives no relevance of text.
 
     The map of a word of several tokens is the sum of their maps, each token read at its own step
-    (Eq. 2 of Diffusion-CAM). A budget that ends inside a word leaves the words before it.
+    (Eq. 2 of Diffusion-CAM).
     """
 
     @abstractmethod
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
-        """Signed maps (h, w), one a grid, of the logit of ``token`` at response ``position``."""
+        """Signed maps (h, w), one per grid, of the logit of ``token`` at response ``position``."""
 
-    def attribute(self, task: AttributionTask) -> Attribution:
-        maps = task.empty()
-        done = torch.zeros(len(task.targets), dtype=torch.bool)
-        for n, target in enumerate(task.targets):
-            try:
-                parts = [
-                    self.token(task, position, token)
-                    for position, token in zip(target.positions, target.token_ids, strict=True)
-                ]
-            except BudgetExhaustedError as error:
-                return Attribution(maps, done, note=str(error))
-            for whole, *own in zip(maps, *parts, strict=True):
-                whole[n] = torch.stack([p.detach().float().cpu() for p in own]).sum(0)
-            done[n] = True
-        return Attribution(maps, done)
+    def word(self, task: AttributionTask, reader: None, target: Target) -> WordMaps:
+        parts = [self.token(task, position, token) for position, token in pairs_of(target)]
+        return tuple(_total(same) for same in zip(*parts, strict=True)), None
+
+
+class PerPosition(PerWord):
+    r"""A method that finds a value at every position of the sequence, image and text alike.
+
+    The values of a word of several tokens are the sum of theirs (Eq. 2 of Diffusion-CAM).
+    """
+
+    @abstractmethod
+    def reader(self, task: AttributionTask) -> TokenValues:
+        """(response position, token id) to the values (L,) of every position."""
+
+    def word(self, task: AttributionTask, reader: TokenValues, target: Target) -> WordMaps:
+        values = _total([reader(position, token) for position, token in pairs_of(target)])
+        maps = split_grids(values[image_positions(task.forward)], task.forward)
+        return maps, values[text_tokens(task.forward).positions] if self.facts.text else None
+
+
+def wide(x: Tensor) -> Tensor:
+    """Float32, or float64 where it was."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def pairs_of(target: Target) -> list[tuple[int, int]]:
+    """(response position, token id) of every token of a word."""
+    return list(zip(target.positions, target.token_ids, strict=True))
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([p.detach().float().cpu() for p in parts]).sum(0)
+
+
+def check_counts(method: Method, *names: str, optional: str = "") -> None:
+    """Raise for settings that are not whole numbers of at least 1; ``optional`` may be None."""
+    for name in names:
+        value = getattr(method, name)
+        if value is None and name == optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+
+
+def check_choices(method: Method, **known: Collection[str]) -> None:
+    """Raise for settings that are none of their known values."""
+    for name, values in known.items():
+        if (value := getattr(method, name)) not in values:
+            raise InputError(f"{name} is {value!r}: expected one of {tuple(values)}")
 
 
 #: method name → class; ``@register_method("name")`` stands above ``@dataclass(frozen=True)``
@@ -213,9 +292,9 @@ def method_names() -> tuple[str, ...]:
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Global random state drawn from ``generator`` inside, as before afterwards.
+    """Seed torch's and numpy's global random state from ``generator``, and restore it afterwards.
 
-    For implementations that draw from torch's and numpy's global state.
+    For implementations that draw from the global state.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
     numpy_state = np.random.get_state()
@@ -245,7 +324,7 @@ def pooled_pixels(values: Tensor, owners: Tensor, shapes: Sequence[tuple[int, in
         shapes (sequence): (h, w) of every grid.
 
     Returns:
-        tuple of Tensor: maps (h, w) float32, one a grid; 0 where a token owns no pixel.
+        tuple of Tensor: maps (h, w) float32, one per grid; 0 where a token owns no pixel.
     """
     count = sum(h * w for h, w in shapes)
     flat, at = values.detach().float().cpu().flatten(), owners.cpu().expand_as(values).flatten()

@@ -1,4 +1,4 @@
-r"""What Captum's methods share here: one token in Captum's terms, baselines, groups of tokens.
+r"""What Captum's methods have in common: a token in Captum's terms, baselines, groups of tokens.
 
 Captum draws noise in float32 and subtracts logits, so its methods get float32 pixels and float32
 logits around a model of any type: a thin function casts on the way in and on the way out. What
@@ -8,24 +8,35 @@ they get is a copy of the pixels, because Captum marks what it is given as requi
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from captum.attr import GradientAttribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import AttributionTask, Method, PerToken, seeded
+from captum_dcam.methods.base import (
+    AttributionTask,
+    Method,
+    MethodFacts,
+    PerToken,
+    check_choices,
+    check_counts,
+    register_method,
+    seeded,
+    wide,
+)
 
-#: what stands for "no picture"
+#: what stands for "no image"
 BASELINES = ("mean", "zero")
 #: settings that count something
 _COUNTS = ("steps", "samples", "permutations", "batch", "patch", "stride")
 #: settings that are a size
-_SIZES = ("std", "alpha")
+_SIZES = {"std", "alpha"}
 
 
 @dataclass(frozen=True)
@@ -33,20 +44,23 @@ class CaptumArguments:
     r"""One token of a task, as Captum wants it.
 
     Args:
-        forward (callable): float32 pixels, extras and state to float32 logits (B, T, V).
-        tap (nn.Module): the layer.
-        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
-        target (tuple): (position, token).
-        arguments (tuple of Tensor): extras and state of the token's step.
         task (AttributionTask): where it comes from.
+        target (tuple): (position, token).
+        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
     """
 
-    forward: Callable[..., Tensor]
-    tap: nn.Module
-    pixels: Tensor
-    target: tuple[int, int]
-    arguments: tuple[Tensor, ...]
     task: AttributionTask
+    target: tuple[int, int]
+    pixels: Tensor
+
+    def forward(self, pixels: Tensor, *arguments: Tensor) -> Tensor:
+        """Float32 pixels, extras and state to float32 logits (B, T, V)."""
+        return wide(self.task.forward(pixels.to(self.task.pixels.dtype), *arguments))
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """Extras and state of the token's step."""
+        return self.task.arguments(self.target[0])
 
     @property
     def owners(self) -> Tensor:
@@ -56,23 +70,7 @@ class CaptumArguments:
 
 def case_of(task: AttributionTask, position: int, token: int) -> CaptumArguments:
     """The case of one token."""
-    narrow = task.pixels.dtype
-
-    def forward(pixels: Tensor, *arguments: Tensor) -> Tensor:
-        return _wide(task.forward(pixels.to(narrow), *arguments))
-
-    return CaptumArguments(
-        forward,
-        task.forward.tap,
-        _wide(task.pixels.detach()).clone(),
-        (position, token),
-        task.arguments(position),
-        task,
-    )
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return CaptumArguments(task, (position, token), wide(task.pixels.detach()).clone())
 
 
 def pixel_owners(task: AttributionTask) -> Tensor:
@@ -82,27 +80,34 @@ def pixel_owners(task: AttributionTask) -> Tensor:
     return owners.expand_as(request.pixels)
 
 
+def as_tuple(values: Any) -> tuple[Tensor, ...]:
+    """Captum gives a tensor for one grid and a tuple for several: always a tuple."""
+    return values if isinstance(values, tuple) else (values,)
+
+
 def check_settings(method: Method) -> None:
     """Raise ValueError for settings that cannot work; they mean the same wherever they occur."""
-    for one in fields(method):  # type: ignore[arg-type]  # subclasses are dataclasses
-        name, value = one.name, getattr(method, one.name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in _COUNTS and not (number and isinstance(value, int) and value >= 1):
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
-        if name in _SIZES and not (number and 0 < value < math.inf):
+    names = [f.name for f in fields(method)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    check_counts(method, *(name for name in names if name in _COUNTS))
+    for name in _SIZES.intersection(names):
+        value = getattr(method, name)
+        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
             raise InputError(f"{name} is {value!r}: expected a finite number above 0")
-        if name == "baseline" and value not in BASELINES:
-            raise InputError(f"baseline is {value!r}: expected one of {BASELINES}")
+    if "baseline" in names:
+        check_choices(method, baseline=BASELINES)
 
 
 class CaptumMethod(PerToken):
     r"""A Captum class and how to call it; settings that several methods have are checked here.
 
-    A subclass names its class in ``algorithm``, adds its options in :meth:`call` and says in
-    :meth:`maps` how attributions become maps.
+    A subclass is entered by :func:`captum_method`. It says in :meth:`maps` how attributions become
+    maps, and in ``passed`` what Captum calls its settings.
     """
 
     algorithm: ClassVar[type]
+    group: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()  #: what it needs besides gradients
+    passed: ClassVar[dict[str, str]] = {}
     baseline: str  # a setting of those that have one; no field of the others
 
     def __post_init__(self) -> None:
@@ -110,22 +115,24 @@ class CaptumMethod(PerToken):
 
     def build(self, case: CaptumArguments) -> Any:
         """The Captum object."""
-        raise NotImplementedError
+        return self.algorithm(case.forward)
 
     def call(self, case: CaptumArguments) -> dict[str, Any]:
         """Arguments of its ``attribute`` besides the inputs."""
-        return {"target": case.target, "additional_forward_args": case.arguments}
+        given = {"target": case.target, "additional_forward_args": case.arguments}
+        given |= {theirs: getattr(self, own) for own, theirs in self.passed.items()}
+        return given | ({"baselines": self.emptied(case)} if hasattr(self, "baseline") else {})
 
     def values(self, case: CaptumArguments) -> Any:
         """What Captum returns."""
         return self.build(case).attribute(case.pixels, **self.call(case))
 
+    @abstractmethod
     def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
-        """One map (h, w) a grid from it."""
-        raise NotImplementedError
+        """One map (h, w) per grid from it."""
 
     def emptied(self, case: CaptumArguments) -> Tensor:
-        """The baseline picture of the setting ``baseline``."""
+        """The baseline image of the setting ``baseline``."""
         return baseline_of(case, self.baseline, "pixel tokens" in self.facts.needs)
 
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
@@ -141,26 +148,48 @@ class CaptumMethod(PerToken):
         return issubclass(cls.algorithm, GradientAttribution)
 
 
+C = TypeVar("C", bound=type[CaptumMethod])
+
+
+@dataclass_transform(frozen_default=True)
+def captum_method(
+    name: str, algorithm: type, source: str, passes: str, *, label: str = "", **facts: Any
+) -> Callable[[C], C]:
+    r"""Decorator that enters a :class:`CaptumMethod` as a frozen dataclass with its facts.
+
+    Args:
+        name (str): of the method.
+        algorithm (type): Captum's class.
+        source, passes, label, **facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
+            Default label: the name of Captum's class
+    """
+
+    def enter(cls: C) -> C:
+        cls.algorithm = algorithm
+        needs = (*(("gradients",) if cls.by_gradient() else ()), *cls.reads)
+        cls.facts = MethodFacts(
+            label or algorithm.__name__, cls.group, source, passes, needs, **facts
+        )
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
+
+    return enter
+
+
 @dataclass(frozen=True)
 class PathMethod(CaptumMethod):
-    """Integrates gradients along a straight line of pictures from a baseline to the picture."""
+    """Integrates gradients along a straight line of images from a baseline to the image."""
 
     steps: int = 16
     baseline: str = "mean"
     batch: int = 4
 
-    def call(self, case: CaptumArguments) -> dict[str, Any]:
-        return {
-            **super().call(case),
-            "baselines": self.emptied(case),
-            "n_steps": self.steps,
-            "internal_batch_size": self.batch,
-        }
+    passed: ClassVar[dict[str, str]] = {"steps": "n_steps", "batch": "internal_batch_size"}
 
 
 @dataclass(frozen=True)
 class ShapMethod(CaptumMethod):
-    """Mean gradient at random points between a baseline and the picture with noise."""
+    """Mean gradient at random points between a baseline and the image with noise."""
 
     samples: int = 8
     std: float = 0.1
@@ -168,23 +197,15 @@ class ShapMethod(CaptumMethod):
     batch: int = 4
 
     def call(self, case: CaptumArguments) -> dict[str, Any]:
-        return {
-            **super().call(case),
-            "baselines": self.emptied(case),
-            "n_samples": self.samples,
-            "stdevs": spread(case, self.std),
-        }
+        return super().call(case) | {"stdevs": spread(case, self.std)}
 
     def values(self, case: CaptumArguments) -> Any:
         # Captum runs all samples at once; a mean of parts bounds the memory.
-        parts = [self.batch] * (self.samples // self.batch)
-        parts += [self.samples % self.batch] if self.samples % self.batch else []
         found = []
-        for count in parts:
-            call = {**self.call(case), "n_samples": count}
-            values = self.build(case).attribute(case.pixels, **call)
-            values = values if isinstance(values, tuple) else (values,)
-            found.append([v.detach() * (count / self.samples) for v in values])
+        for start in range(0, self.samples, self.batch):
+            count = min(self.batch, self.samples - start)
+            values = self.build(case).attribute(case.pixels, **self.call(case), n_samples=count)
+            found.append([v.detach() * (count / self.samples) for v in as_tuple(values)])
         return tuple(torch.stack(same).sum(0) for same in zip(*found, strict=True))
 
 
@@ -194,12 +215,12 @@ def spread(case: CaptumArguments, part: float) -> float:
 
 
 def baseline_of(case: CaptumArguments, kind: str, owned: bool = True) -> Tensor:
-    r"""The picture without content, like ``case.pixels``.
+    r"""The image without content, like ``case.pixels``.
 
     Args:
         case (CaptumArguments): whose pixels.
         kind (str): ``zero``: 0, whatever that is before normalisation. ``mean``: the mean colour,
-            over rows and columns of each channel of each picture; where pixels do not lie in rows
+            over rows and columns of each channel of each image; where pixels do not lie in rows
             and columns, over the axes along which the token changes.
         owned (bool): pixels that belong to no token (padding) stay as they are. ``zero`` alone can
             do without knowing them. Default: True
@@ -220,16 +241,11 @@ def baseline_of(case: CaptumArguments, kind: str, owned: bool = True) -> Tensor:
     return torch.where(inside, mean, pixels)
 
 
-def check_baseline(task: AttributionTask, kind: str) -> None:
-    """The mean colour is that of pixels whose token is known."""
-    if kind == "mean":
-        pixel_owners(task)
-
-
 def groups_of(shapes: Sequence[tuple[int, int]], patch: int) -> Tensor:
-    r"""Group (N,) int64 of every image token, grid after grid: squares of ``patch`` tokens a side.
+    r"""Group (N,) int64 of every image token, grid after grid.
 
-    Groups at the right and lower edge are smaller where the grid is not a multiple.
+    A group is a square of ``patch`` tokens per side. Groups at the right and lower edge are smaller
+    where the grid is not a multiple.
     """
     found, first = [], 0
     for h, w in shapes:
@@ -244,24 +260,22 @@ def token_size(owners: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[int, 
     r"""Height and width of the largest image token in pixels; None where pixels are not an image.
 
     Pixels are an image where the token's row depends on the second-last axis alone and its column
-    on the last, in every slice (a picture, tile or channel).
+    on the last, in every slice (an image, tile or channel).
     """
     if owners.ndim < 3:
         return None
     h, w = owners.shape[-2:]
-    rows = [torch.arange(a).repeat_interleave(b) for a, b in shapes]
-    columns = [torch.arange(b).repeat(a) for a, b in shapes]
-    grids = [torch.full((a * b,), i) for i, (a, b) in enumerate(shapes)]
+    places = [
+        torch.cartesian_prod(torch.tensor([i]), torch.arange(a), torch.arange(b))
+        for i, (a, b) in enumerate(shapes)
+    ]
     slices = owners.cpu().reshape(-1, h, w)
     inside = slices >= 0
-    at = slices.clamp_min(0)
-    if not (
-        _constant(torch.cat(rows)[at], inside, (2,))
-        and _constant(torch.cat(columns)[at], inside, (1,))
-        and _constant(torch.cat(grids)[at], inside, (1, 2))
-    ):
+    grid, row, column = torch.cat(places).T[:, slices.clamp_min(0)]
+    lines = _constant(row, inside, (2,)) and _constant(column, inside, (1,))
+    if not (lines and _constant(grid, inside, (1, 2))):
         return None
-    return _longest(torch.cat(rows)[at], inside, 2), _longest(torch.cat(columns)[at], inside, 1)
+    return _longest(row, inside, 2), _longest(column, inside, 1)
 
 
 def _constant(values: Tensor, inside: Tensor, axes: tuple[int, ...]) -> bool:

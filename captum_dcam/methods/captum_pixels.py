@@ -14,117 +14,108 @@ import torch
 from captum import attr
 from torch import Tensor
 
-from captum_dcam.errors import MethodError
-from captum_dcam.methods.base import AttributionTask, MethodFacts, pooled_pixels, register_method
+from captum_dcam.errors import InputError, MethodError
+from captum_dcam.methods.base import (
+    METHODS,
+    AttributionTask,
+    MethodFacts,
+    PerToken,
+    check_choices,
+    method,
+    pooled_pixels,
+    register_method,
+    seeded,
+)
 from captum_dcam.methods.captum_common import (
     CaptumArguments,
     CaptumMethod,
     PathMethod,
     ShapMethod,
+    as_tuple,
+    captum_method,
+    case_of,
+    check_settings,
     groups_of,
+    spread,
+    token_size,
 )
 
-GROUP = "Captum, pixels"
-GRADIENTS = ("gradients", "pixel tokens")
-MASKS = ("pixel tokens",)
+#: what a noise tunnel makes of attributions over noisy images
+TUNNELS = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
 
-class PixelMethod(CaptumMethod):
+class _Pixels(CaptumMethod):
     """Attributions like the pixels, averaged over every token's pixels and channels."""
 
-    def build(self, case: CaptumArguments) -> Any:
-        return self.algorithm(case.forward)
+    group: ClassVar[str] = "Captum, pixels"
+    reads: ClassVar[tuple[str, ...]] = ("pixel tokens",)
 
     def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
-        values = values[0] if isinstance(values, tuple) else values
-        return pooled_pixels(values, case.owners, case.task.shapes)
+        return pooled_pixels(as_tuple(values)[0], case.owners, case.task.shapes)
 
 
-@register_method("saliency")
-@dataclass(frozen=True)
-class Saliency(PixelMethod):
+@captum_method("saliency", attr.Saliency, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back")
+class Saliency(_Pixels):
     """Absolute value of the gradient: how much a pixel matters, not in which direction; ≥ 0."""
 
-    algorithm: ClassVar[type] = attr.Saliency
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Saliency", GROUP, "Simonyan et al., arXiv:1312.6034, §3", "1 + 1 back", GRADIENTS
-    )
 
-
-@register_method("input_x_gradient")
-@dataclass(frozen=True)
-class InputXGradient(PixelMethod):
+@captum_method(
+    "input_x_gradient", attr.InputXGradient, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back"
+)
+class InputXGradient(_Pixels):
     """Pixel times gradient, signed; a pixel at the normalisation's zero gets 0."""
 
-    algorithm: ClassVar[type] = attr.InputXGradient
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "InputXGradient", GROUP, "Shrikumar et al., arXiv:1605.01713", "1 + 1 back", GRADIENTS
-    )
 
-
-@register_method("integrated_gradients")
-@dataclass(frozen=True)
-class IntegratedGradients(PathMethod, PixelMethod):
+@captum_method(
+    "integrated_gradients",
+    attr.IntegratedGradients,
+    "Sundararajan et al., ICML 2017, Eq. 1",
+    "16 + 16 back",
+)
+class IntegratedGradients(PathMethod, _Pixels):
     r"""Integrated gradients, signed: (pixel − baseline) × mean gradient on the line between them.
 
-    The maps times the number of pixels of a token add up to the fall of the logit between picture
+    The maps times the number of pixels of a token add up to the fall of the logit between image
     and baseline, up to the error of the integration.
 
     Args:
         steps (int): points of the Gauss–Legendre rule. Default: 16
-        baseline (str): ``mean`` (the picture's mean colour) or ``zero`` (0 after normalisation).
+        baseline (str): ``mean`` (the image's mean colour) or ``zero`` (0 after normalisation).
             Default: ``"mean"``
-        batch (int): so many points in one pass. Default: 4
+        batch (int): number of points per pass. Default: 4
     """
 
-    algorithm: ClassVar[type] = attr.IntegratedGradients
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "IntegratedGradients",
-        GROUP,
-        "Sundararajan et al., ICML 2017, Eq. 1",
-        "16 + 16 back",
-        GRADIENTS,
-    )
 
-
-@register_method("gradient_shap")
-@dataclass(frozen=True)
-class GradientShap(ShapMethod, PixelMethod):
-    r"""Expected gradients, signed: integrated gradients at random points, on noisy pictures.
+@captum_method(
+    "gradient_shap",
+    attr.GradientShap,
+    "Lundberg & Lee, NeurIPS 2017; Captum",
+    "8 + 8 back",
+    stochastic=True,
+)
+class GradientShap(ShapMethod, _Pixels):
+    r"""Expected gradients, signed: integrated gradients at random points, on noisy images.
 
     Args:
-        samples (int): noisy pictures. Default: 8
+        samples (int): noisy images. Default: 8
         std (float): of the noise, as a fraction of the range of the pixels' values. Default: 0.1
         baseline (str): as in :class:`IntegratedGradients`. Default: ``"mean"``
-        batch (int): so many samples in one pass. Default: 4
+        batch (int): number of samples per pass. Default: 4
     """
-
-    algorithm: ClassVar[type] = attr.GradientShap
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "GradientShap",
-        GROUP,
-        "Lundberg & Lee, NeurIPS 2017; Captum",
-        "8 + 8 back",
-        GRADIENTS,
-        stochastic=True,
-    )
 
 
 @dataclass(frozen=True)
-class _Masked(PixelMethod):
-    """Masks groups of ``patch`` tokens a side."""
+class _Masked(_Pixels):
+    """Masks groups of ``patch`` tokens per side."""
 
     patch: int = 4
     baseline: str = "mean"
     batch: int = 4
 
+    passed: ClassVar[dict[str, str]] = {"batch": "perturbations_per_eval"}
+
     def call(self, case: CaptumArguments) -> dict[str, Any]:
-        return {
-            **super().call(case),
-            "feature_mask": feature_mask(case, self.patch),
-            "baselines": self.emptied(case),
-            "perturbations_per_eval": self.batch,
-        }
+        return super().call(case) | {"feature_mask": feature_mask(case, self.patch)}
 
 
 def feature_mask(case: CaptumArguments, patch: int) -> Tensor:
@@ -136,35 +127,36 @@ def feature_mask(case: CaptumArguments, patch: int) -> Tensor:
     return torch.zeros_like(owners).masked_scatter(inside, numbers)
 
 
-@register_method("feature_ablation")
-@dataclass(frozen=True)
+@captum_method(
+    "feature_ablation",
+    attr.FeatureAblation,
+    "Zeiler & Fergus, ECCV 2014; Captum",
+    "1 + groups (36)",
+    expensive=True,
+)
 class FeatureAblation(_Masked):
     r"""Fall of the logit when a group of tokens' pixels is painted over.
 
     Args:
-        patch (int): tokens a side of a group; groups at the edges may be smaller. Default: 4
-        baseline (str): paint: ``mean`` (the picture's mean colour) or ``zero``.
+        patch (int): tokens per side of a group; groups at the edges may be smaller. Default: 4
+        baseline (str): paint: ``mean`` (the image's mean colour) or ``zero``.
             Default: ``"mean"``
-        batch (int): so many ablations in one pass. Default: 4
+        batch (int): number of ablations per pass. Default: 4
     """
 
-    algorithm: ClassVar[type] = attr.FeatureAblation
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "FeatureAblation",
-        GROUP,
-        "Zeiler & Fergus, ECCV 2014; Captum",
-        "1 + groups (36)",
-        MASKS,
-        expensive=True,
-    )
 
-
-@register_method("shapley_value_sampling")
-@dataclass(frozen=True)
+@captum_method(
+    "shapley_value_sampling",
+    attr.ShapleyValueSampling,
+    "Castro et al., Computers & OR 2009; Štrumbelj & Kononenko, JMLR 2010",
+    "1 + 2 × groups (36)",
+    stochastic=True,
+    expensive=True,
+)
 class ShapleyValueSampling(_Masked):
     r"""Shapley values of the groups from random permutations.
 
-    The groups' values add up to the fall of the logit between picture and baseline.
+    The groups' values add up to the fall of the logit between image and baseline.
 
     Args:
         permutations (int): how many. Default: 2
@@ -173,20 +165,9 @@ class ShapleyValueSampling(_Masked):
 
     permutations: int = 2
 
-    algorithm: ClassVar[type] = attr.ShapleyValueSampling
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "ShapleyValueSampling",
-        GROUP,
-        "Castro et al., Computers & OR 2009; Štrumbelj & Kononenko, JMLR 2010",
-        "1 + 2 × groups (36)",
-        MASKS,
-        stochastic=True,
-        expensive=True,
-    )
-
     def values(self, case: CaptumArguments) -> Any:
-        # Captum walks over a feature mask element by element in Python, once a permutation; so it
-        # gets one number a group instead: 1 shows the group's pixels, 0 the baseline's.
+        # Captum walks over a feature mask element by element in Python, once per permutation; so it
+        # gets one number per group instead: 1 shows the group's pixels, 0 the baseline's.
         mask, empty = feature_mask(case, self.patch), self.emptied(case)
 
         def forward(shown: Tensor, *arguments: Tensor) -> Tensor:
@@ -204,9 +185,11 @@ class ShapleyValueSampling(_Masked):
 
 @dataclass(frozen=True)
 class _Surrogate(_Masked):
-    """Fits a linear model to the logit of pictures with random groups masked."""
+    """Fits a linear model to the logit of images with random groups masked."""
 
     samples: int = 72
+
+    passed: ClassVar[dict[str, str]] = {**_Masked.passed, "samples": "n_samples"}
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)
@@ -224,59 +207,196 @@ class _Surrogate(_Masked):
                 f"{self.name} needs two or more, choose a smaller patch"
             )
 
-    def call(self, case: CaptumArguments) -> dict[str, Any]:
-        return {**super().call(case), "n_samples": self.samples}
 
-
-@register_method("kernel_shap")
-@dataclass(frozen=True)
+@captum_method(
+    "kernel_shap",
+    attr.KernelShap,
+    "Lundberg & Lee, NeurIPS 2017, Theorem 2",
+    "72",
+    stochastic=True,
+    expensive=True,
+)
 class KernelShap(_Surrogate):
     r"""Shapley values of the groups from a weighted linear regression.
 
-    The groups' values add up to the fall of the logit between picture and baseline.
+    The groups' values add up to the fall of the logit between image and baseline.
 
     Args:
-        samples (int): masked pictures; with fewer than groups the fit is not unique. Default: 72
+        samples (int): masked images; with fewer than groups the fit is not unique. Default: 72
         patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
-    algorithm: ClassVar[type] = attr.KernelShap
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "KernelShap",
-        GROUP,
-        "Lundberg & Lee, NeurIPS 2017, Theorem 2",
-        "72",
-        MASKS,
-        stochastic=True,
-        expensive=True,
-    )
 
-
-@register_method("lime")
-@dataclass(frozen=True)
+@captum_method(
+    "lime",
+    attr.Lime,
+    "Ribeiro et al., KDD 2016, Eq. 1–2",
+    "72",
+    label="LIME",
+    stochastic=True,
+    expensive=True,
+)
 class Lime(_Surrogate):
-    r"""Coefficients of a sparse linear model near the picture.
+    r"""Coefficients of a sparse linear model near the image.
 
     Args:
-        samples (int): masked pictures. Default: 72
+        samples (int): masked images. Default: 72
         alpha (float): weight of the Lasso's penalty; groups below it get 0. Default: 0.01
         patch, baseline, batch: as in :class:`FeatureAblation`.
     """
 
     alpha: float = 0.01
 
-    algorithm: ClassVar[type] = attr.Lime
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "LIME",
-        GROUP,
-        "Ribeiro et al., KDD 2016, Eq. 1–2",
-        "72",
-        MASKS,
-        stochastic=True,
-        expensive=True,
-    )
-
     def build(self, case: CaptumArguments) -> Any:
         from captum._utils.models.linear_model import SkLearnLasso
 
         return attr.Lime(case.forward, interpretable_model=SkLearnLasso(alpha=self.alpha))
+
+
+@captum_method(
+    "occlusion",
+    attr.Occlusion,
+    "Zeiler & Fergus, ECCV 2014, §4.2",
+    "1 + windows (64)",
+    expensive=True,
+)
+class Occlusion(_Pixels):
+    r"""Fall of the logit when a window is painted over, averaged over the windows of a pixel.
+
+    Args:
+        patch (int): tokens per side of the window. Default: 4
+        stride (int): tokens from one window to the next, at most ``patch``. Default: 3
+        baseline (str): paint: ``mean`` (the image's mean colour) or ``zero``.
+            Default: ``"mean"``
+        batch (int): number of windows per pass. Default: 4
+    """
+
+    patch: int = 4
+    stride: int = 3
+    baseline: str = "mean"
+    batch: int = 4
+
+    passed: ClassVar[dict[str, str]] = _Masked.passed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride > self.patch:
+            raise InputError(
+                f"stride is {self.stride} tokens and the window {self.patch}: expected a stride of "
+                "at most the window, else tokens are never covered"
+            )
+
+    def values(self, case: CaptumArguments) -> Any:
+        size = token_size(case.owners, case.task.shapes)
+        return self._over_tokens(case) if size is None else super().values(case)
+
+    def call(self, case: CaptumArguments) -> dict[str, Any]:
+        owners = case.owners
+        size = token_size(owners, case.task.shapes)
+        assert size is not None  # values() sees to that
+        shape = owners.shape[1:]
+        # A window covers all channels of one image or tile.
+        lead = [
+            1 if bool((owners.diff(dim=d + 1) != 0).any()) else n for d, n in enumerate(shape[:-2])
+        ]
+        window = [min(self.patch * s, n) for s, n in zip(size, shape[-2:], strict=True)]
+        stride = [min(self.stride * s, n) for s, n in zip(size, window, strict=True)]
+        shapes = {"sliding_window_shapes": (*lead, *window), "strides": (*lead, *stride)}
+        return super().call(case) | shapes
+
+    def _over_tokens(self, case: CaptumArguments) -> Tensor:
+        """The same where the pixel tensor has no rows and columns (patches in a list): the window
+        slides over grids of one number per token, 1 for its pixels and 0 for the paint."""
+        owners, empty, shapes = case.owners, self.emptied(case), case.task.shapes
+        inside, at = owners[0] >= 0, owners[0].clamp_min(0)
+
+        def forward(*values: Tensor) -> Tensor:
+            shown = torch.cat([v.flatten(1) for v in values[: len(shapes)]], 1)
+            pixels = torch.where(inside & (shown[:, at] == 0), empty, case.pixels)
+            return case.forward(pixels, *values[len(shapes) :])
+
+        windows = tuple((min(self.patch, h), min(self.patch, w)) for h, w in shapes)
+        call = super().call(case) | {
+            "sliding_window_shapes": windows,
+            "strides": tuple((min(self.stride, h), min(self.stride, w)) for h, w in windows),
+            "baselines": (0,) * len(shapes),
+        }
+        shown = tuple(case.pixels.new_ones(1, h, w) for h, w in shapes)
+        found = self.algorithm(forward).attribute(shown, **call)
+        return torch.cat([f.flatten(1) for f in found], 1)[:, at]
+
+
+def bases() -> tuple[str, ...]:
+    """Names of the methods that a tunnel can be built around: Captum's gradient methods.
+
+    Not those that are tunnels themselves (GradientShap): both would want the setting ``stdevs``.
+    """
+    captum = [(name, cls) for name, cls in METHODS.items() if issubclass(cls, CaptumMethod)]
+    return tuple(sorted(n for n, c in captum if c.by_gradient() and not c.facts.stochastic))
+
+
+@register_method("noise_tunnel")
+@dataclass(frozen=True)
+class NoiseTunnel(PerToken):
+    r"""Mean, mean square or variance of a method's attributions over noisy images.
+
+    ``smoothgrad_sq`` and ``vargrad`` are taken of every single attribution (pixel or channel)
+    before they are gathered into a map: ≥ 0, in the square of the logit's unit.
+
+    Args:
+        base (str): one of :func:`bases`, with its default settings.
+            Default: ``"input_x_gradient"``
+        samples (int): noisy images. Default: 8
+        std (float): of the noise, as a fraction of the range of the pixels' values. Default: 0.1
+        kind (str): ``smoothgrad``, ``smoothgrad_sq`` or ``vargrad``. Default: ``"smoothgrad"``
+        batch (int): number of noisy images per pass. Default: 4
+    """
+
+    base: str = "input_x_gradient"
+    samples: int = 8
+    std: float = 0.1
+    kind: str = "smoothgrad"
+    batch: int = 4
+
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        "NoiseTunnel (SmoothGrad)",
+        "Captum, pixels",
+        "Smilkov et al., arXiv:1706.03825; Adebayo et al., arXiv:1810.03307",
+        "8 + 8 back",
+        ("gradients", "pixel tokens"),
+        stochastic=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, base=bases(), kind=TUNNELS)
+        check_settings(self)
+        if self.kind == "vargrad" and self.samples < 2:
+            raise InputError("samples is 1: a variance needs at least 2")
+
+    @property
+    def inner(self) -> CaptumMethod:
+        """The base as a method."""
+        found = method(self.base, **({"batch": self.batch} if self._batched else {}))
+        assert isinstance(found, CaptumMethod)  # __post_init__ saw to that
+        return found
+
+    @property
+    def _batched(self) -> bool:
+        """Whether the base itself runs several images per pass."""
+        return "batch" in METHODS.settings(self.base)
+
+    def check(self, task: AttributionTask) -> None:
+        self.inner.check(task)  # a layer method needs no pixel tokens
+
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        inner, case = self.inner, case_of(task, position, token)
+        with seeded(task.generator):
+            values = attr.NoiseTunnel(inner.build(case)).attribute(
+                case.pixels,
+                nt_type=self.kind,
+                nt_samples=self.samples,
+                nt_samples_batch_size=1 if self._batched else min(self.batch, self.samples),
+                stdevs=spread(case, self.std),
+                **inner.call(case),
+            )
+        return inner.maps(values, case)

@@ -33,8 +33,8 @@ class _Preset(Method):
         product (str, optional), center (bool, optional): as in ``DiffusionCAM.attribute``.
             Default: the preset's
         refined (bool, optional): apply the preset's refinements. Default: True
-        at (float, optional): explain the image states of the call at this share of the steps, 0 to
-            1 (Table 5). Default: the call that the score needs
+        at (float, optional): explain the image states of the call at this fraction of the steps,
+            0 to 1 (Table 5). Default: the call that the score needs
     """
 
     preset: ClassVar[str]
@@ -49,7 +49,7 @@ class _Preset(Method):
             if value is not None and value not in known:
                 raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
         if self.at is not None and not 0 <= self.at <= 1:
-            raise InputError(f"at is {self.at}: expected a share of the steps, 0 to 1")
+            raise InputError(f"at is {self.at}: expected a fraction of the steps, 0 to 1")
 
     def attribute(self, task: AttributionTask) -> Attribution:
         chosen, forward = preset(self.preset), task.forward
@@ -66,7 +66,7 @@ class _Preset(Method):
         return Attribution(tuple(m.cpu() for m in found), done)
 
     def _step(self, forward: DenoisingForward) -> int | None:
-        """The call at the share ``at`` of the steps."""
+        """The call at the fraction ``at`` of the steps."""
         if self.at is None:
             return None
         step = round(self.at * (forward.trajectory.steps - 1))

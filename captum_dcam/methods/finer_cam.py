@@ -10,8 +10,16 @@ from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.maps import PRODUCTS, cam
-from captum_dcam.methods.base import AttributionTask, MethodFacts, PerToken, register_method
-from captum_dcam.model.gradients import _gradients, _watch
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerToken,
+    check_choices,
+    check_counts,
+    register_method,
+    wide,
+)
+from captum_dcam.model.gradients import gradients_of, watched
 
 #: how the rivals' logits are averaged
 WEIGHTS = ("equal", "probability")
@@ -49,19 +57,16 @@ class FinerCam(PerToken):
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
             raise InputError(f"gamma is {self.gamma}: expected a number of at least 0")
-        if not isinstance(self.comparisons, int) or self.comparisons < 1:
-            raise InputError(f"comparisons is {self.comparisons!r}: expected at least 1 token")
-        for name, known in (("weights", WEIGHTS), ("product", tuple(PRODUCTS))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {known}")
+        check_counts(self, "comparisons")
+        check_choices(self, weights=WEIGHTS, product=PRODUCTS)
 
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
         step = torch.tensor([task.step(position)])
         with torch.enable_grad():
-            logits, features = _watch(
+            logits, features = watched(
                 task.forward, lambda: task.forward.replay(torch.tensor([0]), step)
             )
-            gradients = _gradients(self._score(logits[0, position], token), features)
+            gradients = gradients_of(self._score(logits[0, position], token), features)
         if not any(bool(g.any()) for g in gradients):
             raise InfeasibleStepError(
                 f"the logits of position {position} have no gradient path to the image states of "
@@ -74,9 +79,9 @@ class FinerCam(PerToken):
 
     def _score(self, logits: Tensor, token: int) -> Tensor:
         """The difference for logits (V,) of one position."""
-        wide = logits if logits.dtype.itemsize >= 4 else logits.float()
-        order = wide.detach().argsort(descending=True, stable=True)
-        rivals = wide[order[order != token][: self.comparisons]]
-        if self.weights == "equal":
-            return wide[token] - self.gamma * rivals.mean()
-        return wide[token] - self.gamma * (rivals.softmax(0) * rivals).sum()
+        logits = wide(logits)
+        order = logits.detach().argsort(descending=True, stable=True)
+        rivals = logits[order[order != token][: self.comparisons]]
+        equal = self.weights == "equal"
+        mean = rivals.mean() if equal else (rivals.softmax(0) * rivals).sum()
+        return logits[token] - self.gamma * mean

@@ -2,37 +2,43 @@ r"""pytorch-grad-cam's classes on the tap (extra ``grad-cam``).
 
 The maps are the package's own, taken before it cuts off what is negative, stretches every map to
 [0, 1] and enlarges it, so that sign and scale are those of the formulas. Where a class has no such
-map its docstring says so. Every grid is run by itself.
+map its docstring says so. Every grid is explained by itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_dcam.methods import grad_cam_masking  # noqa: F401  registers its methods
-from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
+from captum_dcam.errors import MethodError
+from captum_dcam.methods.base import AttributionTask, pooled_pixels
 from captum_dcam.methods.grad_cam_bridge import (
-    GROUP,
+    PACKAGE,
     Bridge,
     View,
+    image_of,
+    images,
     logit,
-    positive,
+    pgc_method,
     raw,
     released,
     upstream,
 )
-from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
+# -- one pass ------------------------------------------------------------------------------------
+
 
 class _Plain(Bridge):
-    """A class that needs nothing but the layer: a row of the table below."""
+    """A class that needs nothing but the layer: an entry of the table below."""
 
     #: the sign is that of a principal component, which is arbitrary
     component: ClassVar[bool] = False
@@ -47,7 +53,7 @@ _TURNED = (
     "The sign of a principal component is arbitrary: the map is turned so that its largest "
     "magnitude is positive (the rule of Seg-Eigen-CAM, Eq. 13)."
 )
-_NO_WORD = "One map of a state, whatever the word."
+_NO_WORD = "All words that are read in one state have the same map."
 
 #: method name: class, source, what its users must know, whether it reads gradients
 _TABLE: dict[str, tuple[str, str, str, bool]] = {
@@ -87,37 +93,28 @@ _TABLE: dict[str, tuple[str, str, str, bool]] = {
 }
 
 
-def _enter(name: str, cls: str, source: str, text: str, gradients: bool) -> None:
-    """Register one row of the table as a class of this module."""
-    needs = ("gradients", "grad-cam") if gradients else ("grad-cam",)
-    made = type(
-        f"Pgc{cls.replace('_', '')}",
+for _name, (_cls, _source, _text, _gradients) in _TABLE.items():
+    _made = type(
+        f"Pgc{_cls.replace('_', '')}",
         (_Plain,),
         {
-            "__doc__": f"pytorch-grad-cam's ``{cls}``. {text}".rstrip(),
+            "__doc__": f"pytorch-grad-cam's ``{_cls}``. {_text}".rstrip(),
             "__module__": __name__,
-            "upstream": cls,
-            "component": _TURNED in text,
-            "facts": MethodFacts(
-                cls,
-                GROUP,
-                source,
-                "1 + 1 back" if gradients else "1",
-                needs,
-                target_blind=_NO_WORD in text or cls == "RandomCAM",
-                stochastic=cls == "RandomCAM",
-            ),
+            "component": _TURNED in _text,
         },
     )
-    globals()[made.__name__] = register_method(name)(dataclass(frozen=True)(made))
+    globals()[_made.__name__] = pgc_method(
+        _name,
+        _cls,
+        _source,
+        "1 + 1 back" if _gradients else "1",
+        *(("gradients",) if _gradients else ()),
+        target_blind=_NO_WORD in _text or _cls == "RandomCAM",
+        stochastic=_cls == "RandomCAM",
+    )(_made)
 
 
-for _name, _row in _TABLE.items():
-    _enter(_name, *_row)
-
-
-@register_method("pgc_finercam")
-@dataclass(frozen=True)
+@pgc_method("pgc_finercam", "FinerCAM", "Zhang et al., CVPR 2025", "1 + 1 back", "gradients")
 class PgcFinerCAM(Bridge):
     r"""pytorch-grad-cam's ``FinerCAM`` around its ``GradCAM``.
 
@@ -133,14 +130,6 @@ class PgcFinerCAM(Bridge):
     alpha: float = 1.0
     comparisons: int = 3
 
-    upstream: ClassVar[str] = "FinerCAM"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "FinerCAM", GROUP, "Zhang et al., CVPR 2025", "1 + 1 back", ("gradients", "grad-cam")
-    )
-
-    def __post_init__(self) -> None:
-        positive(self, "comparisons")
-
     def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
         view = View(task, position, grid)
         cam = upstream("FinerCAM")(view, [view.layer])
@@ -155,8 +144,7 @@ class PgcFinerCAM(Bridge):
         return raw(cam.base_cam, view.dummy, score, cam)
 
 
-@register_method("pgc_refinecam")
-@dataclass(frozen=True)
+@pgc_method("pgc_refinecam", "RefineCAM", "arXiv 2605.14641", "2 + 2 back", "gradients")
 class PgcRefineCAM(Bridge):
     r"""pytorch-grad-cam's ``RefineCAM``: the product of Grad-CAM++ maps of several blocks.
 
@@ -171,13 +159,10 @@ class PgcRefineCAM(Bridge):
 
     blocks: tuple[int, ...] = ()
 
-    upstream: ClassVar[str] = "RefineCAM"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "RefineCAM", GROUP, "arXiv 2605.14641", "2 + 2 back", ("gradients", "grad-cam")
-    )
-
     def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
-        views = [View(task, position, grid, None, f) for f in self._forwards(task.forward)]
+        last = task.forward.layer
+        blocks = self.blocks or sorted({last // 2, last})
+        views = [View(task, position, grid, None, task.forward.again(block)) for block in blocks]
         base, made = upstream("GradCAMPlusPlus"), []
 
         def one(_model: Any, layers: list, reshape: Any) -> Any:
@@ -192,19 +177,10 @@ class PgcRefineCAM(Bridge):
             for part in made:
                 released(part)
 
-    def _forwards(self, forward: DenoisingForward) -> list[DenoisingForward]:
-        """The same generation at every block."""
-        first = forward.layer
-        blocks = self.blocks or sorted({first // 2, first})
-        out = []
-        for block in blocks:
-            out.append(forward.twin(block))
-            out[-1].bind(forward.request, forward.trajectory)
-        return out
 
-
-@register_method("pgc_dff")
-@dataclass(frozen=True)
+@pgc_method(
+    "pgc_dff", "DeepFeatureFactorization", "Collins et al., ECCV 2018", "1 + 1 back", "gradients"
+)
 class PgcDFF(Bridge):
     r"""pytorch-grad-cam's deep feature factorisation, weighed for a word.
 
@@ -218,22 +194,9 @@ class PgcDFF(Bridge):
 
     concepts: int = 8
 
-    upstream: ClassVar[str] = "DeepFeatureFactorization"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "DeepFeatureFactorization",
-        GROUP,
-        "Collins et al., ECCV 2018",
-        "1 + 1 back",
-        ("gradients", "grad-cam"),
-    )
-
-    def __post_init__(self) -> None:
-        positive(self, "concepts")
-
     def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
-        row = target_gradients(task.forward, [Target("", (position,), (token,))], score=task.score)[
-            0
-        ]
+        word = Target("", (position,), (token,))
+        (row,) = target_gradients(task.forward, [word], score=task.score)
         dff = upstream("dff", "feature_factorization.deep_feature_factorization")
         features, gradient = row.features[grid].float().cpu(), row.gradients[grid].float().cpu()
         with warnings.catch_warnings():
@@ -243,3 +206,184 @@ class PgcDFF(Bridge):
         own = torch.as_tensor(vectors, dtype=torch.float32) - features.amin((1, 2))[:, None]
         scores = gradient.mean((1, 2)) @ own
         return torch.einsum("k,khw->hw", scores, torch.as_tensor(maps[0], dtype=torch.float32))
+
+
+# -- many changed images or channels -------------------------------------------------------------
+
+
+@contextmanager
+def without_bars(module: str) -> Iterator[None]:
+    """A module of pytorch-grad-cam without its progress bars."""
+    found: Any = importlib.import_module(f"{PACKAGE}.{module}")
+    before, found.tqdm = found.tqdm, SimpleNamespace(tqdm=lambda rows: rows)
+    try:
+        yield
+    finally:
+        found.tqdm = before
+
+
+class Strongest:
+    r"""A ``reshape_transform`` that keeps the channels with the largest standard deviation.
+
+    Those of the first call stand; later feature maps are dropped: the hooks of the package keep
+    every one that passes, K maps of K channels in a method that masks K channels.
+
+    Args:
+        count (int, optional): K. Default: all channels
+
+    Attributes:
+        index (Tensor): (K,) the channels, after the first call.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+        self.index: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self.index is not None:
+            return features[:0]
+        spread = features[0].flatten(1).std(1, correction=0)
+        self.index = spread.topk(min(self.count or len(spread), len(spread))).indices.sort().values
+        return features[:, self.index]
+
+
+def zeroing_layer(chosen: Strongest) -> nn.Module:
+    r"""An ablation layer for AblationCAM that sets a channel to 0, as the paper does.
+
+    The package's own sets channels of signed features ten million below the batch's minimum, row
+    after row further: the score would depend on the batch size.
+
+    Args:
+        chosen (Strongest): the channels that AblationCAM counts from 0 to K - 1.
+    """
+    base: Any = upstream("AblationLayer")
+
+    class Zeroing(base):
+        """Row i without channel ``indices[i]``."""
+
+        def __call__(self, x: Tensor) -> Tensor:
+            del x  # what was fed in is the unablated layer below
+            assert chosen.index is not None
+            out: Tensor = self.activations
+            for row in range(len(out)):
+                out[row, chosen.index[int(self.indices[row])]] = 0
+            return out
+
+    layer: nn.Module = Zeroing()
+    return layer
+
+
+@pgc_method(
+    "pgc_scorecam",
+    "ScoreCAM",
+    "Wang et al., CVPRW 2020",
+    "1 + channels (24)",
+    "pixel tokens",
+    expensive=True,
+)
+class PgcScoreCAM(Bridge):
+    r"""pytorch-grad-cam's ``ScoreCAM``, on logits as there.
+
+    Args:
+        channels (int, optional): the channels with the largest standard deviation take part; None:
+            all, one pass each. Default: 24
+        batch_size (int): number of masked images per pass. Default: 8
+    """
+
+    channels: int | None = 24
+    batch_size: int = 8
+
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view = View(task, position, grid, image_of(task, grid))
+        cam = upstream("ScoreCAM")(view, [view.layer], Strongest(self.channels))
+        cam.batch_size = self.batch_size
+        with without_bars("score_cam"):
+            return raw(cam, view.own_pixels, logit(token))
+
+
+@pgc_method(
+    "pgc_ablationcam",
+    "AblationCAM",
+    "Desai & Ramaswamy, WACV 2020",
+    "2 + channels (24)",
+    expensive=True,
+)
+class PgcAblationCAM(Bridge):
+    r"""pytorch-grad-cam's ``AblationCAM``: the fall of the logit without a channel weighs it.
+
+    An ablated channel is 0, as in the paper. The package divides the fall by the logit, which turns
+    the map when the logit is negative; here it is multiplied back. The formula comes from features
+    that are never negative: a channel that speaks for the word where it is negative is counted with
+    the wrong sign.
+
+    Args:
+        channels (int, optional): the channels with the largest standard deviation take part; None:
+            all, one pass each. Default: 24
+        batch_size (int): number of channels per pass. Default: 8
+    """
+
+    channels: int | None = 24
+    batch_size: int = 8
+
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        view, chosen = View(task, position, grid), Strongest(self.channels)
+        cam = upstream("AblationCAM")(
+            view, [view.layer], chosen, zeroing_layer(chosen), self.batch_size
+        )
+        scores: list[float] = []
+
+        def score(logits: Tensor) -> Tensor:
+            scores.append(float(logits[token]))
+            return logits[token]
+
+        with without_bars("ablation_cam"):
+            return raw(cam, view.dummy, score) * scores[0]
+
+
+@pgc_method(
+    "pgc_sess",
+    "SESS",
+    "Tursun et al., ECCV 2022",
+    "18 + 9 back",
+    "gradients",
+    "pixel tokens",
+    expensive=True,
+)
+class PgcSESS(Bridge):
+    r"""pytorch-grad-cam's ``SESS``: Grad-CAM of windows of the enlarged image, put together.
+
+    Every window's map and the whole are stretched to [0, 1] by definition: the map is never
+    negative and its scale means nothing. It is averaged over the pixels of each image token.
+
+    Args:
+        scales (int): sizes of the image, each 2/7 larger than the one before. Default: 3
+        batch_size (int): number of windows per pass. Default: 8
+    """
+
+    scales: int = 3
+    batch_size: int = 8
+
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        height, width = task.pixels.shape[-2:]
+        if height != width:
+            raise MethodError(
+                f"pixels are {height} × {width}: SESS slides a square window and needs square "
+                "images; use pgc_gradcam"
+            )
+
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        image = image_of(task, grid)
+        view = View(task, position, grid, image)
+        sess = upstream("SESS")(
+            view, [view.layer], num_scales=self.scales, batch_size=self.batch_size
+        )
+        try:
+            with torch.enable_grad():
+                found = torch.as_tensor(sess(view.own_pixels, [logit(token)])[0])
+        finally:
+            released(sess.base_cam)
+        values = torch.zeros(task.pixels.shape)
+        images(values)[:, image] = found
+        owners = task.forward.adapter.pixel_tokens(task.forward.request)
+        return pooled_pixels(values, owners, task.shapes)[grid]

@@ -1,8 +1,8 @@
-r"""What lets pytorch-grad-cam's classes run on a bound generation and leave nothing behind.
+r"""How pytorch-grad-cam's classes run on a bound generation and leave nothing behind.
 
 Its classes expect a module of one tensor with a convolution to hook, call ``zero_grad``, ``eval``
-and ``backward`` on that module, and keep their hooks. :class:`View` is such a module: a throw-away
-one that only refers to the model, so that none of this reaches the model.
+and ``backward`` on that module, and keep their hooks. :class:`View` is such a module. It is
+thrown away afterwards and only refers to the model, so that none of this reaches the model.
 """
 
 from __future__ import annotations
@@ -11,19 +11,28 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import InfeasibleStepError, InputError, MethodError
-from captum_dcam.methods.base import AttributionTask, PerToken, seeded
+from captum_dcam.errors import InfeasibleStepError, MethodError
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerToken,
+    check_counts,
+    register_method,
+    seeded,
+    wide,
+)
 from captum_dcam.model.forward import DenoisingForward
 
 PACKAGE = "pytorch_grad_cam"
-#: where the methods stand in the table
-GROUP = "pytorch-grad-cam"
+#: settings that count something; ``channels`` may be None
+_COUNTS = ("channels", "batch_size", "scales", "comparisons", "concepts")
 
 
 def upstream(name: str, module: str = "") -> Any:
@@ -61,11 +70,11 @@ class View(nn.Module):
     hooks of the classes end here.
 
     Args:
-        task (AttributionTask): its bound forward is run in the state of the position.
+        task (AttributionTask): its bound forward runs in the state of the position.
         position (int): response position.
         grid (int): number of the grid.
-        picture (int, optional): input (B, C, H, W) takes the place of this picture in the pixel
-            tensor. Default: the input's size alone counts, the pixels stay the task's
+        image (int, optional): number of the image that the input (B, C, H, W) replaces in the pixel
+            tensor. Default: none, only the size of the input counts
         forward (DenoisingForward, optional): the same generation at another block.
             Default: the task's
     """
@@ -75,82 +84,91 @@ class View(nn.Module):
         task: AttributionTask,
         position: int,
         grid: int,
-        picture: int | None = None,
+        image: int | None = None,
         forward: DenoisingForward | None = None,
     ) -> None:
         super().__init__()
         self.layer = nn.Identity()
         # pytorch-grad-cam takes the device from the first parameter
         self.anchor = nn.Parameter(task.pixels.new_empty(0), requires_grad=False)
-        self._run = _Run(task, position, grid, picture, forward or task.forward)
+        self._task, self._position, self._grid, self._image = task, position, grid, image
+        self._model = (forward or task.forward,)  # a module in a tuple does not become a submodule
 
     @property
     def dummy(self) -> Tensor:
         """An input (1, 1, h, w) of the grid's size: maps come out at token resolution."""
-        shape = self._run.task.shapes[self._run.grid]
-        return torch.zeros(1, 1, *shape, device=self.anchor.device)
+        return torch.zeros(1, 1, *self._task.shapes[self._grid], device=self.anchor.device)
 
     @property
     def own_pixels(self) -> Tensor:
-        """The grid's picture (1, C, H, W) in float32."""
-        assert self._run.picture is not None
-        return pictures(self._run.task.pixels)[:, self._run.picture].detach().float()
+        """The grid's image (1, C, H, W) in float32."""
+        assert self._image is not None
+        return images(self._task.pixels)[:, self._image].detach().float()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, V) in float32 or wider."""
-        return self._run(pixels, self.layer)
+        (forward,) = self._model
 
-
-class _Run:
-    """What a view does; an object of its own, so that ``nn.Module`` does not adopt the model."""
-
-    def __init__(
-        self,
-        task: AttributionTask,
-        position: int,
-        grid: int,
-        picture: int | None,
-        forward: DenoisingForward,
-    ) -> None:
-        self.task, self.forward = task, forward
-        self.position, self.grid, self.picture = position, grid, picture
-
-    def __call__(self, pixels: Tensor, layer: nn.Module) -> Tensor:
         def through(features: Tensor, index: int) -> Tensor:
-            if index != self.grid:
+            if index != self._grid:
                 return features
-            return layer(_wide(features)).to(features.dtype)
+            result: Tensor = self.layer(wide(features))
+            return result.to(features.dtype)
 
-        with self.forward.edited(through):
-            logits = _wide(self._logits(pixels)[:, self.position])
+        with forward.edited(through):
+            logits = wide(self._logits(forward, pixels)[:, self._position])
         if torch.is_grad_enabled() and not logits.requires_grad:
             raise InfeasibleStepError(
-                f"the logits of position {self.position} have no gradient path to the image "
-                f"states of block {self.forward.layer}: choose another step or a shallower block"
+                f"the logits of position {self._position} have no gradient path to the image "
+                f"states of block {forward.layer}: choose another step or a shallower block"
             )
         return logits
 
-    def _logits(self, pixels: Tensor) -> Tensor:
-        task, rows = self.task, len(pixels)
-        if self.picture is None and rows == 1:  # nothing below the tap is computed again
-            step = torch.tensor([task.step(self.position)])
-            return self.forward.replay(torch.tensor([0]), step)
+    def _logits(self, forward: DenoisingForward, pixels: Tensor) -> Tensor:
+        task, rows = self._task, len(pixels)
+        if self._image is None and rows == 1:  # nothing below the tap is computed again
+            return forward.replay(torch.tensor([0]), torch.tensor([task.step(self._position)]))
         whole = task.pixels.detach()
         whole = whole.expand(rows, *whole.shape[1:])
-        if self.picture is not None:
+        if self._image is not None:
             whole = whole.clone()
-            pictures(whole)[:, self.picture] = pixels.to(whole)
-        state = task.arguments(self.position)
-        return self.forward(whole, *(s.expand(rows, *s.shape[1:]) for s in state))
+            images(whole)[:, self._image] = pixels.to(whole)
+        state = task.arguments(self._position)
+        found: Tensor = forward(whole, *(s.expand(rows, *s.shape[1:]) for s in state))
+        return found
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype.itemsize >= 4 else values.float()
-
-
-def pictures(pixels: Tensor) -> Tensor:
-    """Pixels (B, images, C, H, W); a tensor (B, C, H, W) holds one picture."""
+def images(pixels: Tensor) -> Tensor:
+    """Pixels (B, images, C, H, W); a tensor (B, C, H, W) holds one image."""
     return pixels if pixels.ndim == 5 else pixels[:, None]
+
+
+def image_of(task: AttributionTask, grid: int) -> int:
+    r"""Which image of the pixel tensor a grid's tokens are computed from.
+
+    Raises:
+        MethodError: the pixel tensor has no axes (images, C, H, W), or the grid and one image do
+            not belong to each other alone.
+    """
+    forward, pixels = task.forward, task.pixels
+    family = forward.adapter.family
+    if pixels.ndim not in (4, 5):
+        raise MethodError(
+            f"{family}'s pixels are {tuple(pixels.shape)}: this class of pytorch-grad-cam changes "
+            "images (C, H, W); use one that reads the tapped block, such as pgc_gradcam"
+        )
+    owners = images(forward.adapter.pixel_tokens(forward.request))[0]
+    sizes = torch.tensor([h * w for h, w in task.shapes], device=owners.device)
+    number = torch.arange(len(sizes), device=owners.device).repeat_interleave(sizes)
+    grids = [set(number[o[o >= 0]].unique().tolist()) for o in owners]
+    holding = [i for i, found in enumerate(grids) if grid in found]
+    if len(holding) != 1 or grids[holding[0]] != {grid}:
+        raise MethodError(
+            f"{family}: grid {grid} is computed from the images {holding} of the pixel tensor, "
+            "which hold other grids too or are several: this class of pytorch-grad-cam needs one "
+            "image per grid; use one that reads the tapped block, such as pgc_gradcam"
+        )
+    return holding[0]
 
 
 @contextmanager
@@ -178,26 +196,6 @@ def released(cam: Any) -> None:
     cam.outputs = None
 
 
-class Bridge(PerToken):
-    """A class of pytorch-grad-cam, run once a grid."""
-
-    upstream: ClassVar[str]
-
-    def check(self, task: AttributionTask) -> None:
-        super().check(task)
-        upstream(self.upstream)
-
-    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
-        with seeded(task.generator):
-            return tuple(
-                self._grid(task, position, token, grid) for grid in range(len(task.shapes))
-            )
-
-    @abstractmethod
-    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
-        """The map (h, w) of one grid."""
-
-
 def raw(cam: Any, pixels: Tensor, target: Callable, call: Any = None) -> Tensor:
     """Run a BaseCAM (or what is built on it, ``call``) and give its raw map (h, w)."""
     with torch.set_grad_enabled(bool(cam.uses_gradients)), noted(cam) as seen:
@@ -210,11 +208,52 @@ def logit(token: int) -> Callable[[Tensor], Tensor]:
     return lambda logits: logits[..., token]
 
 
-def positive(method: Any, *names: str) -> None:
-    """Raise for settings that are not whole numbers of at least 1, or None where they may be."""
-    for name in names:
-        value = getattr(method, name)
-        if value is None and name == "channels":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+class Bridge(PerToken):
+    """A class of pytorch-grad-cam, called once per grid; entered by :func:`pgc_method`."""
+
+    upstream: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # a dataclass
+        check_counts(self, *(n for n in names if n in _COUNTS), optional="channels")
+
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        upstream(self.upstream)
+        if "pixel tokens" in self.facts.needs:
+            for grid in range(len(task.shapes)):
+                image_of(task, grid)
+
+    def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
+        grids = range(len(task.shapes))
+        with seeded(task.generator):
+            return tuple(self._grid(task, position, token, grid) for grid in grids)
+
+    @abstractmethod
+    def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
+        """The map (h, w) of one grid."""
+
+
+B = TypeVar("B", bound=type[Bridge])
+
+
+@dataclass_transform(frozen_default=True)
+def pgc_method(
+    name: str, upstream: str, source: str, passes: str, *needs: str, **facts: Any
+) -> Callable[[B], B]:
+    r"""Decorator that enters a :class:`Bridge` as a frozen dataclass with its facts.
+
+    Args:
+        name (str): of the method.
+        upstream (str): the package's class, and the method's label.
+        source, passes, needs, **facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
+    """
+
+    def enter(cls: B) -> B:
+        cls.upstream = upstream
+        every = (*needs, "grad-cam")
+        cls.facts = MethodFacts(upstream, "pytorch-grad-cam", source, passes, every, **facts)
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
+
+    return enter

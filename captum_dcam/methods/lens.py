@@ -2,20 +2,29 @@ r"""The logit lens: hidden states of image and text tokens through the model's o
 
 A :class:`Lens` reads one bound generation. It is told beforehand which token will be asked for at
 which step, so that every state is computed once and only numbers are kept: with a prefix cache
-one prefill serves all words, without a cache one pass a step.
+one prefill serves all words, without a cache there is one pass per step.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, InputTypeError, LayerError
-from captum_dcam.methods.base import Attribution, AttributionTask, Method
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerWord,
+    WordMaps,
+    pairs_of,
+    register_method,
+    wide,
+)
+from captum_dcam.methods.reading import Reading, check_block
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import (
@@ -23,23 +32,22 @@ from captum_dcam.model.sequence import (
     image_positions,
     outputs_of,
     padded,
+    split_grids,
     text_tokens,
-    unkept,
 )
 from captum_dcam.model.words import Target
 
-#: so many logits are held at once: 2 ** 24 float32 are 64 MiB
+#: number of logits held at once: 2 ** 24 float32 are 64 MiB
 LOGITS_AT_ONCE = 2**24
 
 ORDERS = ("commit", "position")
 
 
 def logits_in_chunks(adapter: Adapter, hidden: Tensor) -> Iterator[Tensor]:
-    """Logits (r, V) of hidden states (R, D), few rows at a time, in float32 or wider."""
+    """Logits (r, V) of hidden states (R, D), a few rows at a time, in float32 or wider."""
     rows = max(1, LOGITS_AT_ONCE // adapter.vocabulary)
     for part in hidden.split(rows):
-        logits = adapter.unembed(part)
-        yield logits if logits.dtype == torch.float64 else logits.float()
+        yield wide(adapter.unembed(part))
 
 
 def lens_logits(adapter: Adapter, hidden: Tensor, ids: Sequence[int]) -> Tensor:
@@ -55,19 +63,6 @@ def lens_logits(adapter: Adapter, hidden: Tensor, ids: Sequence[int]) -> Tensor:
     """
     index = torch.tensor(list(ids), dtype=torch.long, device=hidden.device)
     return torch.cat([part[:, index] for part in logits_in_chunks(adapter, hidden)]).T.cpu()
-
-
-def check_block(adapter: Adapter, block: int) -> int:
-    """A block's index from 0; unlike the tapped one, the last block may be read."""
-    count = len(adapter.blocks)
-    if isinstance(block, bool) or not isinstance(block, int):
-        raise InputTypeError(f"block is {block!r}: expected a block's number, 0 to {count - 1}")
-    if not -count <= block < count:
-        raise LayerError(
-            f"block {block} is not in the model: {adapter.family} has {count} blocks, 0 to "
-            f"{count - 1}, or -1 for the last"
-        )
-    return block % count
 
 
 class Lens:
@@ -88,23 +83,22 @@ class Lens:
         *,
         base: bool = False,
     ) -> None:
-        self._forward = unkept(forward)
-        self._adapter = forward.adapter
-        self._block = check_block(forward.adapter, block)
+        self._adapter, self._block = forward.adapter, check_block(forward.adapter, block)
+        blocks = {self._block: forward.adapter.blocks[self._block]}
+        watch = partial(outputs_of, blocks, twins=forward.adapter.step_blocks)
+        self._reading = Reading(forward, watch)
         self._shared = forward.trajectory.cache == "prefix"
         self._base = base
         self._wanted: dict[int, list[int]] = {}
         for step, token in sorted(set(wanted)):
             self._wanted.setdefault(self._state(step), []).append(token)
-        request = self._forward.request
         self.tokens = text_tokens(forward)
         self._image_at = image_positions(forward)
-        answer = range(forward.trajectory.tokens.shape[1])
-        self._length = request.layout.prefix_length + len(answer)
-        queries = [forward.adapter.query_position(request.layout, t) for t in answer]
-        self._prompt_at = self.tokens.positions[: self.tokens.prompt]
-        self._answer_at = torch.tensor(queries)
-        self._prefill: tuple[Any, Tensor] | None = None
+        layout, answer = forward.request.layout, range(forward.trajectory.tokens.shape[1])
+        self._length = layout.prefix_length + len(answer)
+        queries = [forward.adapter.query_position(layout, t) for t in answer]
+        prompt = self.tokens.positions[: self.tokens.prompt]
+        self._text_at = torch.cat((prompt, torch.tensor(queries)))
         self._maps: dict[tuple[int, int], Tensor] = {}
         self._bases: dict[int, Tensor] = {}
         self._text: dict[int, Tensor] = {}
@@ -149,7 +143,7 @@ class Lens:
     def _see(self, step: int) -> None:
         """Compute the state whose image tokens the step sees, and keep what was wanted of it."""
         if self._shared:
-            self._keep_maps(0, self._prefilled()[1])
+            self._keep_maps(0, self._prefix())
         else:
             self._text_states(step)
 
@@ -157,36 +151,22 @@ class Lens:
         """(K, D) hidden states of the text tokens; without a cache of the whole pass."""
         if step in self._text:
             return self._text[step]
-        blocks = {self._block: self._adapter.blocks[self._block]}
-        zero, at = torch.tensor([0]), torch.tensor([step])
+        found = self._reading.step(step)[1][self._block]
         if self._shared:
-            memory, prefix = self._prefilled()
-            # select() copies: a cache that grows in place would grow with every step
-            own = self._adapter.select(memory, zero.to(prefix.device))
             twins = self._adapter.step_blocks
-            with outputs_of(blocks, twins=twins) as found:
-                self._forward.step(own, zero, at)
-            parts = found[self._block] if twins else found[self._block][-1:]
-            hidden = torch.cat((prefix, *(h[0] for h in parts)))
+            parts = found if twins else found[-1:]
+            hidden = torch.cat((self._prefix(), *(h[0] for h in parts)))
             hidden = padded(hidden, self._length) if twins else hidden
         else:
-            with outputs_of(blocks) as found:
-                self._forward.replay(zero, at)
-            hidden = found[self._block][-1][0]
+            hidden = found[-1][0]
             check_whole(len(hidden), self._length)
             self._keep_maps(step, hidden)
-        rows = torch.cat((self._prompt_at, self._answer_at)).to(hidden.device)
-        self._text[step] = hidden[rows]
+        self._text[step] = hidden[self._text_at.to(hidden.device)]
         return self._text[step]
 
-    def _prefilled(self) -> tuple[Any, Tensor]:
-        """The prefix's memory and the block's output (P, D), computed once."""
-        if self._prefill is None:
-            blocks = {self._block: self._adapter.blocks[self._block]}
-            with outputs_of(blocks) as found:
-                memory = self._forward.prefill()
-            self._prefill = memory, found[self._block][-1][0]
-        return self._prefill
+    def _prefix(self) -> Tensor:
+        """The block's output (P, D) in the prefill."""
+        return self._reading.prefix()[1][self._block][-1][0]
 
     def _keep_maps(self, state: int, hidden: Tensor) -> None:
         """Read the image tokens: wanted tokens and, if asked for, the least activated one."""
@@ -242,9 +222,7 @@ def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
 def reads(task: AttributionTask, order: str | None = None) -> set[tuple[int, int]]:
     """Every (step, token id) that a task's words need, with their context's if an order is
     given."""
-    pairs = [
-        (p, token) for t in task.targets for p, token in zip(t.positions, t.token_ids, strict=True)
-    ]
+    pairs = [pair for target in task.targets for pair in pairs_of(target)]
     wanted = {(task.step(p), token) for p, token in pairs}
     if order is not None:
         steps, ids = own_steps(task), text_tokens(task.forward).ids.tolist()
@@ -253,34 +231,46 @@ def reads(task: AttributionTask, order: str | None = None) -> set[tuple[int, int
     return wanted
 
 
-class PerWord(Method):
-    r"""A method whose words share what was read of the model.
+# -- the method ----------------------------------------------------------------------------------
 
-    A budget that ends inside a word leaves the words before it.
+
+@register_method("logit_lens")
+@dataclass(frozen=True)
+class LogitLens(PerWord):
+    r"""What the output head reads at image tokens (TAM Eq. 1; MSEA+ARC Eq. 2).
+
+    The map is the logit of the word's token at every image token, signed; Eq. 1's positive part is
+    the reader's. The relevance of text is the same logit at the text tokens: at a prompt token's
+    own position, and for an answer token in the row that predicts it. A word of several tokens is
+    the sum of theirs.
+
+    TAM calls this Grad-CAM as well, and CAM. At the last hidden state *that predicts the token* the
+    gradient of its logit is its row of the output head, so weighing the image tokens' channels with
+    it gives this map, up to the final norm. Grad-CAM as it is defined, with gradients pooled over
+    the *image* tokens, is zero at the last block: no path leads from them to the answer.
+
+    Nothing trains a masked-diffusion model to predict anything at image tokens; how much the map
+    says depends on the model.
+
+    Args:
+        block (int): whose output is read, from 0; negative counts from the end. Default: -1
     """
 
-    @abstractmethod
-    def reader(self, task: AttributionTask) -> Any:
-        """What all words share, filled as they need it."""
+    block: int = -1
 
-    @abstractmethod
-    def word(self, reader: Any, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Maps (h, w) of a word, one a grid, and the relevance (K,) of text tokens, if any."""
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        "CAM / logit lens", "logit lens", "TAM, Li et al. 2025, Eq. 1", "1", (), text=True
+    )
 
-    def attribute(self, task: AttributionTask) -> Attribution:
-        maps, reader = task.empty(), self.reader(task)
-        done = torch.zeros(len(task.targets), dtype=torch.bool)
-        text: Tensor | None = None
-        if self.facts.text:
-            text = torch.zeros(len(task.targets), len(text_tokens(task.forward)))
-        for n, target in enumerate(task.targets):
-            try:
-                found, relevance = self.word(reader, target)
-            except BudgetExhaustedError as error:
-                return Attribution(maps, done, text, str(error))
-            for whole, own in zip(maps, found, strict=True):
-                whole[n] = own
-            if text is not None and relevance is not None:
-                text[n] = relevance
-            done[n] = True
-        return Attribution(maps, done, text)
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        check_block(task.forward.adapter, self.block)
+
+    def reader(self, task: AttributionTask) -> Lens:
+        return Lens(task.forward, reads(task), self.block)
+
+    def word(self, task: AttributionTask, reader: Lens, target: Target) -> WordMaps:
+        pairs = [(task.step(position), token) for position, token in pairs_of(target)]
+        image = torch.stack([reader.image(*pair) for pair in pairs])
+        text = torch.stack([reader.text(*pair) for pair in pairs])
+        return split_grids(image.sum(0), task.forward), text.sum(0)

@@ -1,4 +1,4 @@
-r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the picture."""
+r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from captum_dcam.methods.base import (
     AttributionTask,
     Method,
     MethodFacts,
+    check_counts,
     noise,
+    pairs_of,
     register_method,
 )
+from captum_dcam.methods.captum_common import as_tuple
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 from captum_dcam.refine import min_max
 
-#: tokens whose gradients are averaged at the same time: they share the noisy copies' passes
+#: number of tokens per pass over the noisy copies
 TOKENS_AT_ONCE = 8
 
+
 #: means over the noisy copies of the gradient (D, h, w), its square and its cube
-Powers = tuple[Tensor, Tensor, Tensor]
+Powers = tuple[Tensor, ...]
 
 
 def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
@@ -38,7 +42,7 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
               M = \sum_c \Big(\sum_{ij} α \, \mathrm{ReLU}(D_1)\Big) A_c
 
     Args:
-        features (Tensor): (D, h, w), A of the clean picture.
+        features (Tensor): (D, h, w), A of the clean image.
         powers (tuple of Tensor): D_1, D_2, D_3: (D, h, w) each.
 
     Returns:
@@ -46,6 +50,7 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
     """
     first, second, third = powers
     below = 2 * second + third * features.sum((-2, -1), keepdim=True)
+    # where() keeps the layout, and with it the order in which sum() adds
     alpha = (second / below.where(below != 0, torch.ones_like(below))).where(
         below != 0, torch.zeros_like(below)
     )
@@ -58,13 +63,13 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
 class LlavaCam(Method):
     r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
 
-    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a task see
+    Gaussian noise is added to the pixels; see :func:`smooth_plus_plus`. All words of a task get
     the same noisy copies. A word of several tokens is the sum of their maps. Where a budget ends
     after some copies, the mean over these is the word's estimate.
 
     Args:
         samples (int): noisy copies. Default: 8
-        std (float): of the noise, as a share of the pixels' range. Default: 0.15
+        std (float): of the noise, as a fraction of the pixels' range. Default: 0.15
         threshold (float, optional): values of the min-max normalised map below it are set to 0
             (Diffusion-CAM's comparison uses 0.4); the map is then normalised to [0, 1]. Default:
             None, the signed map
@@ -84,10 +89,9 @@ class LlavaCam(Method):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise InputError(f"samples is {self.samples!r}: expected at least 1 noisy copy")
+        check_counts(self, "samples")
         if not 0 <= self.std < float("inf"):
-            raise InputError(f"std is {self.std}: expected 0 or more, a share of the pixel range")
+            raise InputError(f"std is {self.std}: expected a fraction of the pixel range")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold}: expected 0 to 1, or None")
 
@@ -96,8 +100,8 @@ class LlavaCam(Method):
         done = torch.zeros(len(task.targets), dtype=torch.bool)
         copies, note = noisy_copies(task, self.samples, self.std), ""
         for group in _groups(task.targets):
-            tokens = [(n, t) for n in group for t in _single_tokens(task.targets[n])]
-            targets = [t for _, t in tokens]
+            tokens = [(n, *pair) for n in group for pair in pairs_of(task.targets[n])]
+            targets = [Target(task.targets[n].text, (p,), (token,)) for n, p, token in tokens]
             try:
                 features = clean_features(task, targets)
             except BudgetExhaustedError as error:
@@ -106,7 +110,7 @@ class LlavaCam(Method):
             powers, used, note = mean_powers(task, copies, targets)
             if not used:
                 break
-            for (n, _), own, power in zip(tokens, features, powers, strict=True):
+            for (n, *_), own, power in zip(tokens, features, powers, strict=True):
                 for whole, a, three in zip(maps, own, power, strict=True):
                     whole[n] += smooth_plus_plus(a.float(), three).cpu()
             if used < self.samples:
@@ -119,7 +123,7 @@ class LlavaCam(Method):
 
 
 def _groups(targets: Sequence[Target]) -> list[list[int]]:
-    """Numbers of consecutive words, so many that they have about TOKENS_AT_ONCE tokens."""
+    """Numbers of consecutive words that have about TOKENS_AT_ONCE tokens together."""
     groups: list[list[int]] = []
     count = TOKENS_AT_ONCE
     for number, target in enumerate(targets):
@@ -131,27 +135,21 @@ def _groups(targets: Sequence[Target]) -> list[list[int]]:
     return groups
 
 
-def _single_tokens(target: Target) -> list[Target]:
-    pairs = zip(target.positions, target.token_ids, strict=True)
-    return [Target(target.text, (p,), (token,)) for p, token in pairs]
-
-
 def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[DenoisingForward]:
-    """The bound generation behind noisy pixels, ``std`` as a share of the pixels' range."""
+    """The bound generation behind noisy pixels, ``std`` as a fraction of the pixels' range."""
     forward, pixels = task.forward, task.pixels
     spread = std * float(pixels.max() - pixels.min())
     out = []
     for _ in range(samples):
         noisy = pixels + noise(pixels, spread, task.generator)
-        one = forward.twin()
+        out.append(forward.twin())
         request = replace(forward.request, pixels=noisy.detach())
-        one.bind(request, replace(forward.trajectory, kept={}))
-        out.append(one)
+        out[-1].bind(request, replace(forward.trajectory, kept={}))
     return out
 
 
 def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tuple[Tensor, ...]]:
-    """Feature maps (D, h, w), one a grid, of the clean picture in every token's state."""
+    """Feature maps (D, h, w), one per grid, of the clean image in every token's state."""
     layer = LayerActivation(task.forward, task.forward.tap)
     shared = task.forward.trajectory.cache == "prefix"
     found: dict[int, tuple[Tensor, ...]] = {}
@@ -161,7 +159,7 @@ def clean_features(task: AttributionTask, tokens: Sequence[Target]) -> list[tupl
         state = 0 if shared else task.step(position)
         if state not in found:
             maps = layer.attribute(task.pixels, additional_forward_args=task.arguments(position))
-            found[state] = tuple(m[0] for m in (maps if isinstance(maps, tuple) else (maps,)))
+            found[state] = tuple(m[0] for m in as_tuple(maps))
         out.append(found[state])
     return out
 
@@ -175,7 +173,7 @@ def mean_powers(
         tuple: for every token :data:`Powers` of every grid (empty if there was no copy); the number
         of copies before the budget ended; what to tell of that.
     """
-    sums: dict[tuple[int, int], list[Tensor]] = {}
+    sums: dict[tuple[int, int], Powers] = {}
     used, note = 0, ""
     for copy in copies:
         try:
@@ -187,14 +185,12 @@ def mean_powers(
         for row in rows:
             for grid, gradient in enumerate(row.gradients):
                 g = gradient.float()
-                new = [g, g.square(), g**3]
-                old = sums.setdefault((row.target, grid), [torch.zeros_like(g)] * 3)
-                sums[row.target, grid] = [a + b for a, b in zip(old, new, strict=True)]
-    if not used:
-        return [], 0, note
-    grids = range(len(task.shapes))
-    means = {at: (s[0] / used, s[1] / used, s[2] / used) for at, s in sums.items()}
-    return [tuple(means[n, i] for i in grids) for n in range(len(tokens))], used, note
+                new = g, g.square(), g**3
+                old = sums.get((row.target, grid), (torch.zeros_like(g),) * 3)
+                sums[row.target, grid] = tuple(a + b for a, b in zip(old, new, strict=True))
+    means = {at: tuple(s / used for s in parts) for at, parts in sums.items()}
+    grids, count = range(len(task.shapes)), len(tokens) if used else 0
+    return [tuple(means[n, i] for i in grids) for n in range(count)], used, note
 
 
 def _thresholded(maps: Tensor, threshold: float) -> Tensor:

@@ -73,17 +73,16 @@ def metered(forward: DenoisingForward, budget: Budget | None = None) -> Iterator
             raise BudgetExhaustedError(f"budget of {budget.seconds:g} seconds exhausted")
         cost.forwards += len(hidden)
         if hidden.requires_grad:
-            hidden.register_hook(lambda grad: note(len(grad)))
+            hidden.register_hook(note)
 
-    def note(rows: int) -> None:
-        cost.backwards += rows
+    def note(gradient: Tensor) -> None:
+        cost.backwards += len(gradient)
 
-    handle = above.register_forward_pre_hook(count, with_kwargs=True)
     before = _memory(forward.adapter.device, reset=True)
     try:
-        yield cost
+        with above.register_forward_pre_hook(count, with_kwargs=True):
+            yield cost
     finally:
-        handle.remove()
         if forward.adapter.device.type == "cuda":
             torch.cuda.synchronize(forward.adapter.device)
         cost.seconds = time.perf_counter() - start
@@ -107,12 +106,6 @@ def _memory(device: torch.device, reset: bool = False) -> int | None:
             clear.write_text("5")  # resets the high-water mark of the resident set
         except OSError:
             return None  # not allowed here (some containers)
-        return _status(status, "VmRSS")
-    return _status(status, "VmHWM")
-
-
-def _status(path: Path, key: str) -> int | None:
-    for line in path.read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
+    key = "VmRSS:" if reset else "VmHWM:"
+    lines = [line.split() for line in status.read_text().splitlines() if line.startswith(key)]
+    return int(lines[0][1]) * 1024 if lines else None

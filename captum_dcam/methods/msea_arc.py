@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError
-from captum_dcam.methods.base import AttributionTask, MethodFacts, register_method
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerWord,
+    WordMaps,
+    check_choices,
+    check_counts,
+    pairs_of,
+    register_method,
+)
 from captum_dcam.methods.causal import rank_biased_overlap, without_interference
-from captum_dcam.methods.lens import Lens, PerWord, context_of, own_steps, reads
+from captum_dcam.methods.lens import Lens, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
 from captum_dcam.methods.tam import check_order_and_filter, filtered
 from captum_dcam.model.sequence import split_grids
@@ -22,12 +31,11 @@ AGGREGATES = ("mean", "max")
 
 @dataclass(frozen=True)
 class Reader:
-    """A task, the lens at its own scale, every scale's lens with the way back to the task's
-    grids (None: its own), and the step at which each text token's own map is read."""
+    """The lens at the task's own scale, every scale's lens with the way back to the task's grids
+    (None: its own), and the step at which each text token's own map is read."""
 
-    task: AttributionTask
     lens: Lens
-    scales: tuple[tuple[Lens, Back | None], ...]
+    scales: list[tuple[Lens, Back | None]]
     steps: list[int]
 
 
@@ -36,10 +44,10 @@ class Reader:
 class MseaArc(PerWord):
     r"""MSEA and ARC (Liang et al. 2025), each of which can be turned off.
 
-    MSEA (Eq. 3–5): the logit lens on the picture at several sizes, the answer held fixed; the maps
-    are brought back to the picture's own grid (bilinearly, at the centres of its tokens) and
-    aggregated. Models that keep a picture's size get the resized picture, others get it on a black
-    canvas of the picture's size, in the upper left corner of what their tokens show.
+    MSEA (Eq. 3–5): the logit lens on the image at several sizes, the answer held fixed; the maps
+    are brought back to the image's own grid (bilinearly, at the centres of its tokens) and
+    aggregated. Models that keep an image's size get the resized image, others get it on a black
+    canvas of the image's size, in the upper left corner of what their tokens show.
 
     ARC (Eq. 7–9): from the word's map A_t the mean of its context's maps is subtracted, a context
     token weighing :math:`1 - r_j`, with r_j the rank-biased overlap of the k tokens that it and the
@@ -51,8 +59,8 @@ class MseaArc(PerWord):
     sum of theirs before the filter.
 
     Args:
-        scales (tuple of float): factors of the picture's sides, at most 1 where the model does not
-            keep a picture's size. Default: (0.5, 0.75, 1.0)
+        scales (tuple of float): factors of the image's sides, at most 1 where the model does not
+            keep an image's size. Default: (0.5, 0.75, 1.0)
         aggregate (str): ``mean`` (Eq. 5) or ``max``. Default: ``"mean"``
         k (int): depth of the rankings. Default: 50
         p (float): of the rank-biased overlap, in ]0, 1[; the paper does not give it. Default: 0.9
@@ -83,13 +91,11 @@ class MseaArc(PerWord):
         object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales or any(not 0 < s <= 4 for s in self.scales):
             raise InputError(f"scales is {self.scales}: expected factors above 0, at most 4")
-        if self.aggregate not in AGGREGATES:
-            raise InputError(f"aggregate is {self.aggregate!r}: expected one of {AGGREGATES}")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise InputError(f"k is {self.k!r}: expected a depth of at least 1")
+        check_choices(self, aggregate=AGGREGATES)
+        check_counts(self, "k")
         if not 0 < self.p < 1:
             raise InputError(f"p is {self.p}: expected a number between 0 and 1")
-        check_order_and_filter(self.order, self.filter)
+        check_order_and_filter(self)
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)
@@ -97,7 +103,7 @@ class MseaArc(PerWord):
         if self.msea and not adapter.any_size and max(self.scales) > 1:
             raise MethodError(
                 f"scale {max(self.scales):g} does not fit the fixed input of {adapter.family}: "
-                "the picture is pasted on a canvas of its own size; choose scales up to 1"
+                "the image is pasted on a canvas of its own size; choose scales up to 1"
             )
 
     def reader(self, task: AttributionTask) -> Reader:
@@ -111,40 +117,34 @@ class MseaArc(PerWord):
             else:
                 forward, back = rescaled(task.forward, scale)
                 scales.append((Lens(forward, wanted), back))
-        return Reader(task, own, tuple(scales), own_steps(task))
+        return Reader(own, scales, own_steps(task))
 
-    def word(self, reader: Reader, target: Target) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        pairs = zip(target.positions, target.token_ids, strict=True)
-        refine = self._without_context if self.arc else self._aggregated
-        parts = [refine(reader, reader.task.step(p), token, p) for p, token in pairs]
-        maps = split_grids(torch.stack(parts).sum(0), reader.task.forward)
-        return (filtered(maps, self.filter) if self.arc else maps), None
+    def word(self, task: AttributionTask, reader: Reader, target: Target) -> WordMaps:
+        parts = []
+        for position, token in pairs_of(target):
+            image = self._aggregated(reader, task.step(position), token)
+            parts.append(self._refined(task, reader, position, image) if self.arc else image)
+        maps = split_grids(torch.stack(parts).sum(0), task.forward)
+        return filtered(maps, self.filter if self.arc else 0), None
 
-    def _aggregated(self, reader: Reader, step: int, token: int, _position: int = 0) -> Tensor:
+    def _aggregated(self, reader: Reader, step: int, token: int) -> Tensor:
         """(N,) logits over the scales (Eq. 5)."""
-        maps = []
-        for lens, back in reader.scales:
-            values = lens.image(step, token)
-            maps.append(values if back is None else back.of(values))
-        stacked = torch.stack(maps)
-        return stacked.mean(0) if self.aggregate == "mean" else stacked.amax(0)
+        found = [(lens.image(step, token), back) for lens, back in reader.scales]
+        maps = torch.stack([m if back is None else back.of(m) for m, back in found])
+        return maps.mean(0) if self.aggregate == "mean" else maps.amax(0)
 
-    def _without_context(self, reader: Reader, step: int, token: int, position: int) -> Tensor:
+    def _refined(
+        self, task: AttributionTask, reader: Reader, position: int, image: Tensor
+    ) -> Tensor:
         """(N,) positive part of Eq. 9, before its filter."""
-        tokens = reader.lens.tokens
-        context = context_of(reader.task, position, self.order)
+        tokens, step = reader.lens.tokens, task.step(position)
+        context = context_of(task, position, self.order)
         rankings = reader.lens.rankings(step, self.k)
         overlap = rank_biased_overlap(rankings[context], rankings[tokens.prompt + position], self.p)
-        maps = [reader.lens.least(step)]
-        maps += [
-            self._aggregated(reader, reader.steps[j], int(i))
-            for j, i in zip(context.tolist(), tokens.ids[context], strict=True)
-        ]
+        own = [(reader.steps[k], int(tokens.ids[k])) for k in context.tolist()]
+        maps = [reader.lens.least(step), *(self._aggregated(reader, *pair) for pair in own)]
         weights = torch.cat((torch.ones(1), 1 - overlap.float()))
-        refined, _ = without_interference(
-            self._aggregated(reader, step, token), torch.stack(maps), weights
-        )
-        return refined
+        return without_interference(image, torch.stack(maps), weights)[0]
 
 
 @register_method("msea")
@@ -162,7 +162,7 @@ class Msea(MseaArc):
 @register_method("arc")
 @dataclass(frozen=True)
 class Arc(MseaArc):
-    """:class:`MseaArc` at the picture's own size alone: Eq. 7–9."""
+    """:class:`MseaArc` at the image's own size alone: Eq. 7–9."""
 
     msea: bool = False
 

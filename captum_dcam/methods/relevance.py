@@ -3,28 +3,248 @@ r"""Layer-wise relevance propagation: CP-LRP and AttnLRP.
 The explained logit is propagated back to the hidden states of the whole sequence at one block's
 output. The relevance of a token is the sum over channels of state × changed gradient; image tokens
 make the maps, text tokens the text part, on one scale. Positive relevance speaks for the word.
+
+The gradient goes through each operation by its rule, and the forward's numbers stay as they are. A
+:class:`torch.overrides.TorchFunctionMode` sees the operations of any model while it runs, so no
+family is known here. An operand counts as *variable* when it requires grad, that is when it depends
+on the states whose relevance is asked for; everything else is a constant.
+
+Not recognised are operations hidden in one fused call that is not listed here (custom kernels,
+``F.multi_head_attention_forward``), and GELU written out with ``tanh``: they keep plain gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.attention_calls import INVISIBLE, inside_blocks, wide
-from captum_dcam.methods.base import (
-    Attribution,
-    AttributionTask,
-    Method,
-    MethodFacts,
-    register_method,
+from captum_dcam.methods.attention_calls import (
+    INVISIBLE,
+    BlockMode,
+    Fused,
+    inside_blocks,
+    is_fused,
+    is_written,
 )
-from captum_dcam.methods.relevance_rules import AttnRules, CPRules, RelevanceRules
-from captum_dcam.methods.sequence_values import over_tokens, sequence_length
-from captum_dcam.model.sequence import outputs_of, padded, unkept
+from captum_dcam.methods.base import (
+    AttributionTask,
+    MethodFacts,
+    PerPosition,
+    TokenValues,
+    register_method,
+    wide,
+)
+from captum_dcam.methods.reading import Reading
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.sequence import outputs_of, padded
+
+#: f(x) of one tensor with f(0) = 0, and the slope at 0, where f(x) / x is not defined
+ACTIVATIONS = {
+    "silu": 0.5,
+    "silu_": 0.5,
+    "gelu": 0.5,
+    "mish": 0.6,  # tanh(ln 2)
+    "tanh": 1.0,
+    "relu": 0.0,
+    "relu_": 0.0,
+}
+PRODUCTS = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm")
+QUOTIENTS = ("div", "div_", "true_divide", "divide", "__truediv__")
+#: a value that scales: the statistic of a norm, or a gate that is not zero at zero
+SCALES = ("rsqrt", "sqrt", "sigmoid", "reciprocal", "__rdiv__", "__rtruediv__", "vector_norm")
+
+
+class _With(torch.autograd.Function):
+    """A value with the gradient of something else."""
+
+    @staticmethod
+    def forward(_ctx: Any, _like: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def with_gradient_of(like: Tensor, value: Tensor) -> Tensor:
+    """``value``, bit for bit, whose gradient goes where that of ``like`` goes."""
+    return _With.apply(like, value.detach())
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same tensor; what flows back through it is multiplied by ``factor``."""
+    if not x.requires_grad:
+        return x
+    view = x.view_as(x)
+    view.register_hook(lambda gradient: gradient * factor)
+    return view
+
+
+def variable(x: Any) -> bool:
+    """Whether a value depends on the states whose relevance is asked for."""
+    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+
+
+class RelevanceRules(BlockMode):
+    r"""The rules that both methods have in common; subclasses add attention and gating.
+
+    - linear maps: plain gradient (the 0-rule; biases keep their part);
+    - norms: statistics are constants, which is the identity rule of a root-mean-square norm;
+    - activations :math:`f`: identity rule, :math:`f(x) = x \cdot [f(x) / x]` with a constant
+      bracket; ``sigmoid`` and divisors are constants;
+    - products of two variables: half of the gradient to each (uniform rule).
+
+    Attributes:
+        attended (set of int): blocks whose attention was seen.
+    """
+
+    softmax_is_constant: ClassVar[bool]
+    gate_is_constant: ClassVar[bool]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attended: set[int] = set()
+        self._gate: Tensor | None = None  # the last activation's output
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        # the final norm and the output head lie outside all blocks and have rules too
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        name = getattr(func, "__name__", "")
+        if is_fused(func):
+            self._note()
+            return self.attention(func, Fused(*args, **kwargs))
+        if not any(variable(a) for a in args):
+            result = func(*args, **kwargs)
+            if is_written(func, result):
+                self._note()
+            return result
+        if name in SCALES or (name == "pow" and args[1] in (0.5, -0.5)):
+            return func(*args, **kwargs).detach()
+        if name in ACTIVATIONS:
+            self._gate = activation(func, args, kwargs, ACTIVATIONS[name])
+            return self._gate
+        if name in ("rms_norm", "layer_norm"):
+            return norm(func, *args, **kwargs)
+        if name in PRODUCTS or name == "einsum":
+            return self.product(func, args, kwargs)
+        if name in QUOTIENTS and variable(args[1]):
+            return func(args[0], args[1].detach(), *args[2:], **kwargs)
+        result = func(*args, **kwargs)
+        if is_written(func, result):
+            self._note()
+            return result.detach() if self.softmax_is_constant else result
+        return result
+
+    def _note(self) -> None:
+        if self.block is not None:
+            self.attended.add(self.block)
+
+    def product(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Uniform rule; or, where gates are constants, all to what is gated."""
+        if sum(variable(a) for a in args) < 2:
+            return func(*args, **kwargs)
+        gate = self._gate if self.gate_is_constant else None
+        if gate is not None and any(a is gate for a in args):
+            return func(*(a.detach() if a is gate else a for a in args), **kwargs)
+        result = func(*args, **kwargs)
+        result.register_hook(lambda gradient: gradient / 2)  # a hook: in-place products work too
+        return result
+
+    def attention(self, func: Callable, call: Fused) -> Tensor:
+        """Fused attention by the rules of its parts."""
+        if self.softmax_is_constant:
+            return call._replace(query=call.query.detach(), key=call.key.detach()).run(func)
+        # two products on the way to queries and keys, one on the way to values
+        return call._replace(
+            query=scaled_gradient(call.query, 1 / 4),
+            key=scaled_gradient(call.key, 1 / 4),
+            value=scaled_gradient(call.value, 1 / 2),
+        ).run(func)
+
+
+class CPRules(RelevanceRules):
+    """CP-LRP: attention weights are constants (Sec. 4), and so are gates."""
+
+    softmax_is_constant = True
+    gate_is_constant = True
+
+
+class AttnRules(RelevanceRules):
+    """AttnLRP: softmax by its Taylor expansion, which is the plain gradient (Prop. 3.1)."""
+
+    softmax_is_constant = False
+    gate_is_constant = False
+
+
+def activation(func: Callable, args: tuple, kwargs: dict, slope: float) -> Tensor:
+    """Identity rule: the input's relevance is the output's."""
+    x, *rest = args
+    with torch.no_grad():
+        value = func(x.detach().clone(), *rest, **kwargs)  # a clone: it may work in place
+        below = wide(x.detach())
+        zero = below == 0
+        ratio = wide(value) / below.masked_fill(zero, 1)
+        ratio = ratio.masked_fill(zero, slope).to(x.dtype)
+    return with_gradient_of(x * ratio, value)
+
+
+def norm(
+    func: Callable,
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    *rest: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """``rms_norm`` or ``layer_norm`` with a constant statistic; centring stays linear."""
+    with torch.no_grad():
+        value = func(x.detach(), normalized_shape, weight, *rest, **kwargs)
+    dims = tuple(range(-len(tuple(normalized_shape)), 0))
+    with torch.enable_grad():
+        layer = func.__name__ == "layer_norm"
+        centred = wide(x) - wide(x).mean(dims, keepdim=True) if layer else wide(x)
+        # ε as torch takes it: after the bias in layer_norm, and with its defaults
+        position = 1 if layer else 0
+        given = (
+            rest[position] if len(rest) > position else kwargs.get("eps", 1e-5 if layer else None)
+        )
+        eps = torch.finfo(centred.dtype).eps if given is None else given
+        scale = torch.rsqrt(centred.detach().square().mean(dims, keepdim=True) + eps)
+        linear = centred * scale * (1 if weight is None else weight)
+    return with_gradient_of(linear.to(value.dtype), value)
+
+
+@contextmanager
+def _propagating(
+    adapter: Adapter, block: int, kind: type[RelevanceRules]
+) -> Iterator[list[Tensor]]:
+    """Apply the rules, and make leaves of the block's outputs, which are collected."""
+    rules, blocks, twins = kind(), list(adapter.blocks), adapter.step_blocks
+
+    def leaf(hidden: Tensor, _index: int) -> Tensor:
+        return hidden.detach().requires_grad_()
+
+    with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf, twins) as found:
+        with inside_blocks(blocks, rules, twins):
+            yield found[block]
+    above = set(range(block + 1, len(blocks)))
+    if found[block] and not above <= rules.attended:
+        missing = min(above - rules.attended)
+        raise MethodError(
+            f"block {missing} ({type(blocks[missing]).__name__}) showed no attention: rules "
+            "for it cannot be applied in a kernel that torch does not show; " + INVISIBLE
+        )
 
 
 class Relevance:
@@ -37,50 +257,14 @@ class Relevance:
     """
 
     def __init__(self, task: AttributionTask, block: int, rules: type[RelevanceRules]) -> None:
-        self._problem, self._block, self._rules = task, block, rules
-        self._forward = unkept(task.forward)
-        self._prefix: tuple[Any, list[Tensor]] | None = None
-        self._state: tuple[int, Tensor, list[Tensor]] | None = None
-
-    def _run(self, work: Any) -> tuple[Any, list[Tensor]]:
-        """``work()`` under the rules, and the block's outputs, which were made leaves."""
-        adapter = self._forward.adapter
-        blocks, twins = list(adapter.blocks), adapter.step_blocks
-        rules, block = self._rules(), self._block
-
-        def leaf(hidden: Tensor, _index: int) -> Tensor:
-            return hidden.detach().requires_grad_()
-
-        with torch.enable_grad(), outputs_of({block: blocks[block]}, leaf, twins) as found:
-            with inside_blocks(blocks, rules, twins):
-                result = work()
-        above = set(range(block + 1, len(blocks)))
-        if found[block] and not above <= rules.attended:
-            missing = min(above - rules.attended)
-            raise MethodError(
-                f"block {missing} ({type(blocks[missing]).__name__}) showed no attention: rules "
-                "for it cannot be applied in a kernel that torch does not show; " + INVISIBLE
-            )
-        return result, found[block]
+        self._task = task
+        watch = partial(_propagating, task.forward.adapter, block, rules)
+        self._reading = Reading(task.forward, watch)
 
     def state(self, position: int) -> tuple[Tensor, list[Tensor]]:
         """Logits (T, V) of the state of a response position, and the leaves (1, …, D)."""
-        step = self._problem.step(position)
-        if self._state is None or self._state[0] != step:
-            self._state = None  # frees the graph of the state before
-            forward = self._forward
-            if self._prefix is None:
-                self._prefix = self._run(forward.prefill)
-            memory, before = self._prefix
-            index = torch.zeros(1, dtype=torch.long, device=self._problem.pixels.device)
-
-            def step_again() -> Tensor:
-                own = forward.adapter.select(memory, index)
-                return forward.step(own, torch.tensor([0]), torch.tensor([step]))
-
-            logits, leaves = self._run(step_again)
-            self._state = step, logits[0], [*before, *leaves]
-        return self._state[1:]
+        logits, leaves = self._reading.step(self._task.step(position))
+        return logits, [*self._reading.prefix()[1], *leaves]
 
     def of(self, position: int, token: int) -> Tensor:
         """(L,) relevance of every position for one token's logit."""
@@ -90,12 +274,11 @@ class Relevance:
         grads = torch.autograd.grad(score, leaves, retain_graph=True, materialize_grads=True)
         parts = zip(leaves, grads, strict=True)
         found = torch.cat([(wide(h.detach()) * wide(g)).sum(-1)[0] for h, g in parts])
-        twins = self._forward.adapter.step_blocks
-        return padded(found, sequence_length(self._problem)) if twins else found
+        return padded(found, self._task.length) if self._task.forward.adapter.step_blocks else found
 
 
-class _LRP(Method):
-    """Shared by the two: they differ in their rules."""
+class _LRP(PerPosition):
+    """Both methods; they differ in their rules alone."""
 
     rules: ClassVar[type[RelevanceRules]]
     block: int | None
@@ -109,8 +292,8 @@ class _LRP(Method):
         super().check(task)
         self._relevance(task).state(task.targets[0].positions[0] if task.targets else 0)
 
-    def attribute(self, task: AttributionTask) -> Attribution:
-        return over_tokens(task, self._relevance(task).of, text=True)
+    def reader(self, task: AttributionTask) -> TokenValues:
+        return self._relevance(task).of
 
 
 @register_method("cp_lrp")

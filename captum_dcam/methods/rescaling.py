@@ -1,4 +1,4 @@
-"""A bound generation behind its pictures at another size, and the way of its maps back."""
+"""A bound generation with its images at another size, and how its maps come back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captum_dcam.model.prompts import to_rgb
 
 @dataclass(frozen=True)
 class Place:
-    """Where a point (y, x) of a picture lies at another size: ``point * ratio + offset``."""
+    """Where a point (y, x) of an image lies at another size: ``point * ratio + offset``."""
 
     ratio: tuple[float, float]
     offset: tuple[int, int]
@@ -46,28 +46,28 @@ class Back:
 
 
 def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward, Back]:
-    r"""The same prompt and answer behind the pictures at another size.
+    r"""The same prompt and answer with the images at another size.
 
     Args:
         forward (DenoisingForward): bound, batch 1.
-        scale (float): factor of the pictures' sides.
+        scale (float): factor of the images' sides.
 
     Returns:
         tuple: a forward bound to the new request and the same trajectory; how its maps come back to
         ``forward``'s grids.
 
     Raises:
-        MethodError: the new request has other pictures or grids, or grids that show other parts.
+        MethodError: the new request has other images or grids, or its grids show other parts.
     """
     request, adapter = forward.request, forward.adapter
-    pictures, places = [], []
-    for index, picture in enumerate(request.images[0]):
-        small, place = _small(to_rgb(picture), scale)
+    images, places = [], []
+    for index, image in enumerate(request.images[0]):
+        small, place = _small(to_rgb(image), scale)
         if not adapter.any_size:
-            small, place = _on_canvas(small, place, picture.size, _shown(request.layout, index))
-        pictures.append(small)
+            small, place = _on_canvas(small, place, image.size, _shown(request.layout, index))
+        images.append(small)
         places.append(place)
-    new = adapter.prepare_again(request, pictures)
+    new = adapter.prepare_again(request, images)
     old_grids, new_grids = request.layout.grids, new.layout.grids
     if [g.image for g in old_grids] != [g.image for g in new_grids]:
         raise MethodError(
@@ -81,18 +81,18 @@ def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward,
     return _bound(forward, new), Back(new.layout.shapes, ways)
 
 
-def _small(picture: Image.Image, scale: float) -> tuple[Image.Image, Place]:
-    """A picture at another size."""
-    w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    small = picture.resize((w, h), Image.Resampling.BICUBIC)
-    return small, Place((h / picture.height, w / picture.width), (0, 0))
+def _small(image: Image.Image, scale: float) -> tuple[Image.Image, Place]:
+    """An image at another size."""
+    w, h = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = image.resize((w, h), Image.Resampling.BICUBIC)
+    return small, Place((h / image.height, w / image.width), (0, 0))
 
 
 def _on_canvas(
     small: Image.Image, place: Place, size: tuple[int, int], start: tuple[float, float]
 ) -> tuple[Image.Image, Place]:
-    """A small picture on a black canvas, so that ``start`` (y, x) stays where it is: what tokens
-    showed of the picture, they show again."""
+    """A small image on a black canvas, so that ``start`` (y, x) stays where it is: what tokens
+    showed of the image, they show again."""
     y, x = (round(s * (1 - r)) for s, r in zip(start, place.ratio, strict=True))
     canvas = Image.new("RGB", size)
     canvas.paste(small, (x, y))
@@ -100,7 +100,7 @@ def _on_canvas(
 
 
 def _shown(layout: Layout, image: int) -> tuple[float, float]:
-    """Upper left corner (y, x) of what the tokens of a picture show; (0, 0) if it has none."""
+    """Upper left corner (y, x) of what the tokens of an image show; (0, 0) if it has none."""
     grids = [g for g in layout.grids if g.image == image]
     if not grids:
         return 0.0, 0.0
@@ -131,7 +131,7 @@ def _ways(
 ) -> tuple[tuple[int, Tensor, Tensor], ...]:
     """From which grids of the other scale the map of grid ``number`` comes, and how.
 
-    Its own, where that shows all of its part of the picture; else (tiles) those with cells of the
+    Its own, where that shows all of its part of the image; else (tiles) those with cells of the
     same size, each for the points that it shows.
     """
     place = places[old.image]
@@ -155,7 +155,7 @@ def _ways(
         ways.append((index, rows, columns))
     if covered != old.shape[0] * old.shape[1]:
         raise MethodError(
-            f"at scale {scale:g} the grids of image tokens show other parts of the picture: "
+            f"at scale {scale:g} the grids of image tokens show other parts of the image: "
             f"{covered} of {old.shape[0] * old.shape[1]} tokens have a place there; choose other "
             "scales"
         )
@@ -176,7 +176,7 @@ def _alike(one: Grid, other: Grid) -> bool:
 
 
 def _interpolation(centers: Tensor, at: Tensor, shown: float) -> Tensor:
-    """(n, m): linear between centres, flat outside them and beyond where the picture ends."""
+    """(n, m): linear between centres, flat outside them and beyond where the image ends."""
     count = max(1, int((centers < shown).sum()))
     at = at.clamp(centers[0], centers[count - 1])
     right = torch.searchsorted(centers[:count].contiguous(), at).clamp(min(1, count - 1), count - 1)

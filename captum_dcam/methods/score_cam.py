@@ -1,13 +1,13 @@
-r"""Score-CAM on token scores: channels weigh by what the answer keeps when they mask the picture.
+r"""Score-CAM on token scores: a channel weighs what the answer keeps when it masks the image.
 
-No gradients. The masked pictures serve all words at once: with a prefix cache the image states do
-not depend on the step, so only the short steps are run again for every word.
+No gradients. The masked images serve all words at once: with a prefix cache the image states do
+not depend on the step, so only the short steps are computed again for every word.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +18,20 @@ from captum_dcam.methods.base import (
     AttributionTask,
     Method,
     MethodFacts,
+    check_choices,
+    check_counts,
+    pairs_of,
     register_method,
 )
 from captum_dcam.model.forward import _inference
-from captum_dcam.model.gradients import _watch
+from captum_dcam.model.gradients import watched
 from captum_dcam.model.layout import Grid
 
-#: what of a token is read on the masked pictures
+#: what of a token is read on the masked images
 SCORES = ("logit", "probability")
 
 
-@dataclass(frozen=True)
-class _Read:
+class _Read(NamedTuple):
     """One token of word ``target``, read at ``step``."""
 
     target: int
@@ -50,7 +52,7 @@ class ScoreCam(Method):
     channels and cancels in the softmax: it is not computed. The paper's ReLU is left to the reader.
 
     A mask is enlarged bilinearly where the last two axes of the pixel tensor are one grid's
-    picture, and painted token by token in other pixel tensors.
+    image, and painted token by token in other pixel tensors.
 
     A budget that ends inside leaves an estimate from the channels done so far.
 
@@ -60,7 +62,7 @@ class ScoreCam(Method):
         baseline (float): b, in the units of the pixel tensor. Default: 0.0
         score (str): ``logit`` or ``probability`` of the token. Probabilities differ by 1 at most,
             so that the softmax leaves all channels nearly the same weight. Default: ``"logit"``
-        batch_size (int): masked pictures a pass. Default: 8
+        batch_size (int): number of masked images per pass. Default: 8
     """
 
     channels: int | None = 24
@@ -78,14 +80,8 @@ class ScoreCam(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("channels", "batch_size"):
-            value = getattr(self, name)
-            if name == "channels" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
-        if self.score not in SCORES:
-            raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
+        check_counts(self, "channels", "batch_size", optional="channels")
+        check_choices(self, score=SCORES)
         if not torch.isfinite(torch.tensor(self.baseline)):
             raise InputError(f"baseline is {self.baseline}: expected a finite number")
 
@@ -95,19 +91,17 @@ class ScoreCam(Method):
         note, lost = "", set()
         for group in self._groups(task):
             numbers = [r.target for r in group]
-            if note:
-                done[numbers] = False
-                lost |= {*numbers}
-                continue
             scores: list[Tensor] = []
             features: tuple[Tensor, ...] = ()
-            try:
-                features, chosen = self._channels(task, group[0].step)
-                for part in chosen.split(self.batch_size):
-                    scores.append(self._scores(task, group, [f[part] for f in features]))
-            except BudgetExhaustedError as error:
+            if not note:
+                try:
+                    features, chosen = self._channels(task, group[0].step)
+                    for part in chosen.split(self.batch_size):
+                        scores.append(self._scores(task, group, [f[part] for f in features]))
+                except BudgetExhaustedError as error:
+                    note = str(error)
+            if note:
                 done[numbers] = False
-                note = str(error)
             if not scores:
                 lost |= {*numbers}
                 continue
@@ -125,9 +119,9 @@ class ScoreCam(Method):
     def _groups(self, task: AttributionTask) -> list[list[_Read]]:
         """Tokens whose image states are the same: all, or those of one step."""
         reads = [
-            _Read(n, task.step(position), position, token)
-            for n, target in enumerate(task.targets)
-            for position, token in zip(target.positions, target.token_ids, strict=True)
+            _Read(number, task.step(position), position, token)
+            for number, target in enumerate(task.targets)
+            for position, token in pairs_of(target)
         ]
         if task.forward.trajectory.cache == "prefix":
             return [reads]
@@ -136,10 +130,8 @@ class ScoreCam(Method):
     def _channels(self, task: AttributionTask, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Features (D, h, w) of every grid, and the numbers of the channels that take part."""
         with torch.no_grad():
-            _, maps = _watch(
-                task.forward,
-                lambda: task.forward.replay(torch.tensor([0]), torch.tensor([step])),
-            )
+            example, at = torch.tensor([0]), torch.tensor([step])
+            _, maps = watched(task.forward, lambda: task.forward.replay(example, at))
         features = tuple(m[0].float() for m in maps)
         spread = torch.cat([f.flatten(1) for f in features], 1).std(1, correction=0)
         count = min(self.channels or len(spread), len(spread))
@@ -181,7 +173,7 @@ def pixel_masks(masks: list[Tensor], owners: Tensor) -> Tensor:
     r"""Masks at token resolution, enlarged to the pixel tensor.
 
     Args:
-        masks (list of Tensor): (K, h, w), one a grid.
+        masks (list of Tensor): (K, h, w), one per grid.
         owners (Tensor): (1, …) int64 from ``adapter.pixel_tokens``.
 
     Returns:

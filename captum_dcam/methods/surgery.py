@@ -1,14 +1,15 @@
 r"""CLIP Surgery's two parts on a language model: architecture surgery and feature surgery.
 
-CLIP Surgery compares image tokens with a text embedding. Here the text side is the output head: the
+CLIP Surgery compares image tokens with a text embedding. Here the output head takes its place: the
 similarity of an image token with a word is the logit that the head gives to the word's token there
 (the logit lens).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,20 +24,23 @@ from captum_dcam.methods.attention_calls import (
     inside_blocks,
     is_fused,
     is_written,
-    wide,
 )
 from captum_dcam.methods.base import (
-    Attribution,
     AttributionTask,
-    Method,
     MethodFacts,
+    PerWord,
+    TokenValues,
+    WordMaps,
+    pairs_of,
     register_method,
+    wide,
 )
-from captum_dcam.methods.lens import check_block, lens_logits
-from captum_dcam.methods.sequence_values import over_tokens, sequence_length
+from captum_dcam.methods.lens import lens_logits
+from captum_dcam.methods.reading import check_block
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.sequence import image_positions, outputs_of, unkept
+from captum_dcam.model.sequence import image_positions, outputs_of, split_grids, unkept
 from captum_dcam.model.tap import hidden_of, replace_hidden
+from captum_dcam.model.words import Target
 
 
 class ValueAttention(BlockMode):
@@ -97,22 +101,6 @@ def _value_weights(values: Tensor, weights: Tensor) -> Tensor:
     return scores.masked_fill(masked, -torch.inf).softmax(-1).nan_to_num(0).to(values.dtype)
 
 
-@contextmanager
-def _inputs_of(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Hidden states that enter a block, call after call."""
-    found: list[Tensor] = []
-
-    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        values = (*args, *kwargs.values())
-        found.append(next(a for a in values if isinstance(a, Tensor) and a.ndim == 3))
-
-    handle = block.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
 class Surgery:
     r"""Hidden states (N, D) of a task's image tokens, as the surgeries read them.
 
@@ -130,7 +118,7 @@ class Surgery:
         return 0 if self._shared else step
 
     def _run(self, step: int) -> None:
-        """One run of the blocks over the image: the prefill, or without a cache a step."""
+        """Run the blocks over the image once: in the prefill, or without a cache in a step."""
         memory = self._forward.prefill()
         if not self._shared:
             self._forward.step(memory, torch.tensor([0]), torch.tensor([step]))
@@ -149,27 +137,29 @@ class Surgery:
         blocks = list(self._forward.adapter.blocks)
         parts = {i: self._forward.adapter.attention_module(b) for i, b in enumerate(blocks)}
         parts = {i: part for i, part in parts.items() if i >= start}
-        with _inputs_of(blocks[start]) as entered, outputs_of(parts) as original:
-            self._run(step)
+        entered: list[Tensor] = []
         added: dict[int, Tensor] = {}
 
-        def hook(index: int) -> Callable[..., Any]:
-            def swap(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            values = (*args, *kwargs.values())
+            entered.append(next(a for a in values if isinstance(a, Tensor) and a.ndim == 3))
+
+        def swap(index: int) -> Callable[..., Any]:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
                 added[index] = hidden_of(output)[0, self._images]
                 return replace_hidden(output, original[index][0])  # the block goes on unchanged
 
-            return swap
+            return hook
 
-        mode = ValueAttention(start)
-        handles = [part.register_forward_hook(hook(i)) for i, part in parts.items()]
-        try:
-            with inside_blocks(blocks, mode):
+        with blocks[start].register_forward_pre_hook(note, with_kwargs=True):
+            with outputs_of(parts) as original:
                 self._run(step)
-        finally:
-            for handle in handles:
-                handle.remove()
-        missing = sorted(parts.keys() - mode.replaced)
-        if missing:
+        mode = ValueAttention(start)
+        with ExitStack() as hooks, inside_blocks(blocks, mode):
+            for index, part in parts.items():
+                hooks.enter_context(part.register_forward_hook(swap(index)))
+            self._run(step)
+        if missing := sorted(parts.keys() - mode.replaced):
             raise MethodError(
                 f"attention of blocks {missing} ({type(blocks[missing[0]]).__name__}) cannot be "
                 f"replaced: it runs in a kernel that torch does not show; {INVISIBLE}"
@@ -203,41 +193,45 @@ def without_redundancy(logits: Tensor) -> Tensor:
     return weighted - weighted.mean(0)
 
 
-class _LensMaps(Method):
-    """Shared: hidden states of image tokens through the output head."""
+class _LensMaps(PerWord):
+    """Methods that put hidden states of image tokens through the output head."""
 
+    features: bool  #: whether feature surgery follows
+
+    @abstractmethod
     def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
         """(surgery, step) to the hidden states that are read; checks the settings."""
-        raise NotImplementedError
 
-    def _attribute(self, task: AttributionTask, features: bool) -> Attribution:
-        forward, adapter = task.forward, task.forward.adapter
+    def check(self, task: AttributionTask) -> None:
+        super().check(task)
+        self.states(task)
+
+    def reader(self, task: AttributionTask) -> TokenValues:
         read, surgery = self.states(task), Surgery(task)
-        answer = answer_ids(forward)
+        answer = answer_ids(task.forward)
         asked = {t for target in task.targets for t in target.token_ids}
         ids = [*answer, *sorted(asked - set(answer))]
         known: dict[int, Tensor] = {}
-        images, length = image_positions(forward), sequence_length(task)
 
         def values(position: int, token: int) -> Tensor:
+            """(N,) logits of a token at the image tokens."""
             state = surgery.state(task.step(position))
             if state not in known:
                 with torch.no_grad():
-                    known[state] = lens_logits(adapter, read(surgery, state), ids)
-            logits = known[state]
-            if features:
-                # a token that the answer does not hold joins the words while it is explained
-                words = list(dict.fromkeys((*answer, token)))
-                logits = without_redundancy(logits[[ids.index(t) for t in words]])
-                return _at(images, logits[words.index(token)], length)
-            return _at(images, logits[ids.index(token)], length)
+                    hidden = read(surgery, state)
+                    known[state] = lens_logits(task.forward.adapter, hidden, ids)
+            if not self.features:
+                return known[state][ids.index(token)]
+            # a token that the answer does not hold joins the words while it is explained
+            words = list(dict.fromkeys((*answer, token)))
+            logits = known[state][[ids.index(t) for t in words]]
+            return without_redundancy(logits)[words.index(token)]
 
-        return over_tokens(task, values)
+        return values
 
-
-def _at(positions: Tensor, values: Tensor, length: int) -> Tensor:
-    """Values at their positions of the sequence, 0 elsewhere."""
-    return torch.zeros(length, dtype=values.dtype).index_copy(0, positions, values)
+    def word(self, task: AttributionTask, reader: TokenValues, target: Target) -> WordMaps:
+        parts = [reader(position, token).float() for position, token in pairs_of(target)]
+        return split_grids(torch.stack(parts).sum(0), task.forward), None
 
 
 def answer_ids(forward: DenoisingForward) -> list[int]:
@@ -279,9 +273,6 @@ class ArchitectureSurgery(_LensMaps):
         step = task.step(task.targets[0].positions[0]) if task.targets else 0
         self.states(task)(Surgery(task), step)
 
-    def attribute(self, task: AttributionTask) -> Attribution:
-        return self._attribute(task, self.features)
-
 
 @register_method("feature_surgery")
 @dataclass(frozen=True)
@@ -297,6 +288,7 @@ class FeatureSurgery(_LensMaps):
     """
 
     block: int | None = None
+    features = True
     facts: ClassVar[MethodFacts] = MethodFacts(
         "Feature surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "1"
     )
@@ -305,10 +297,3 @@ class FeatureSurgery(_LensMaps):
         adapter = task.forward.adapter
         block = adapter.deepest_block if self.block is None else check_block(adapter, self.block)
         return lambda surgery, step: surgery.plain(step, block)
-
-    def check(self, task: AttributionTask) -> None:
-        super().check(task)
-        self.states(task)
-
-    def attribute(self, task: AttributionTask) -> Attribution:
-        return self._attribute(task, True)

@@ -1,4 +1,4 @@
-r"""Which tokens of the prompt and of the answer speak for a word, on one scale with its map."""
+r"""Which tokens of the prompt and of the answer speak for a word, on the scale of its map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import AttributionTask
+from captum_dcam.methods.base import AttributionTask, pairs_of, wide
 from captum_dcam.methods.causal import joint_min_max
 from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
@@ -34,7 +34,7 @@ class TextRelevance:
         tokens (TextTokens): the K tokens, the prompt's first.
         values (Tensor): (N, K) float32, signed; NaN: the word itself, or (``activation``) a token
             that is no context.
-        maps (tuple of Tensor): (N, h, w) float32, one a grid: the same quantity at image tokens.
+        maps (tuple of Tensor): (N, h, w) float32, one per grid: the same quantity at image tokens.
     """
 
     tokens: TextTokens
@@ -87,22 +87,16 @@ def text_relevance(
     reader = tam.reader(task) if by == "activation" else None
     for n, target in enumerate(targets):
         if reader is not None:
-            image[n], values[n] = tam.activation(reader, target)
+            image[n], values[n] = tam.activation(task, reader, target)
             continue
-        for step, pairs in _by_step(task, target).items():
-            product = gradient_times_activation(one, step, pairs)
+        pairs = pairs_of(target)
+        for step in dict.fromkeys(task.step(position) for position, _ in pairs):
+            here = [pair for pair in pairs if task.step(pair[0]) == step]
+            product = gradient_times_activation(one, step, here)
             image[n] += product[image_at]
             values[n] += product[tokens.positions]
         values[n, [tokens.prompt + p for p in target.positions]] = float("nan")
     return TextRelevance(tokens, values, split_grids(image, one))
-
-
-def _by_step(task: AttributionTask, target: Target) -> dict[int, list[tuple[int, int]]]:
-    """A word's (position, token) pairs by the step at which they are read."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for pair in zip(target.positions, target.token_ids, strict=True):
-        found.setdefault(task.step(pair[0]), []).append(pair)
-    return found
 
 
 def gradient_times_activation(
@@ -129,10 +123,7 @@ def gradient_times_activation(
         positions, ids = zip(*pairs, strict=True)
         total = logits[list(positions), list(ids)].sum()
     gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
-    wide = [
-        (g * h.detach() if h.dtype == torch.float64 else g.float() * h.detach().float())
-        for g, h in zip(gradients, leaves, strict=True)
-    ]
-    found = torch.cat([w[0].sum(-1) for w in wide]).float().cpu()
+    parts = zip(gradients, leaves, strict=True)
+    found = torch.cat([(wide(g) * wide(h.detach()))[0].sum(-1) for g, h in parts]).float().cpu()
     length = forward.request.layout.prefix_length + logits.shape[0]
     return padded(found, length) if forward.adapter.step_blocks else found

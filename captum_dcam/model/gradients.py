@@ -124,7 +124,7 @@ def target_gradients(
     return found
 
 
-def _watch(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[Tensor, ...]]:
+def watched(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[Tensor, ...]]:
     """Run ``work`` and catch the feature maps that went into the tap."""
     seen: list[tuple[Tensor, ...]] = []
     handle = forward.tap.register_forward_pre_hook(lambda _m, maps: seen.append(maps))
@@ -145,7 +145,7 @@ def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tens
     return logits[row, list(positions), list(tokens)].sum()
 
 
-def _gradients(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of a score; zeros where no path leads."""
     if not score.requires_grad:
         return tuple(torch.zeros_like(m) for m in maps)
@@ -162,7 +162,7 @@ def _prefix_rows(
     every row its gradient with respect to the cache, and each target then needs one product with
     the prefill only.
     """
-    memory, maps = _watch(forward, forward.prefill)
+    memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
     out = []
     for start in range(0, count, chunk):
@@ -206,9 +206,9 @@ def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[TargetGrad
     """One batch row a read; the backward of the sum leaves every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
-    logits, maps = _watch(forward, lambda: forward.replay(examples, steps))
+    logits, maps = watched(forward, lambda: forward.replay(examples, steps))
     total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
-    grads = _gradients(total, maps)
+    grads = gradients_of(total, maps)
     return [
         TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
         for i, r in enumerate(reads)

@@ -118,8 +118,7 @@ def test_the_relevance_of_all_tokens_is_the_logit(kind, cache):
             p.data.zero_()
     forward.generate(forward.request, max_new_tokens=3)
     task = task_of(forward)
-    from captum_dcam.methods.relevance import Relevance
-    from captum_dcam.methods.relevance_rules import CPRules
+    from captum_dcam.methods.relevance import CPRules, Relevance
 
     relevance = Relevance(task, 2, CPRules)
     for target in task.targets:

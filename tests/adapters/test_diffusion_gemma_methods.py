@@ -18,9 +18,8 @@ from captum_dcam import compare_generation
 from captum_dcam.cli.app import app
 from captum_dcam.errors import MethodError
 from captum_dcam.methods import AttributionTask, method
-from captum_dcam.methods.attention_weights import Attentions
-from captum_dcam.methods.relevance import Relevance
-from captum_dcam.methods.relevance_rules import CPRules, RelevanceRules
+from captum_dcam.methods.attention import Attentions
+from captum_dcam.methods.relevance import CPRules, Relevance, RelevanceRules
 from captum_dcam.methods.text_relevance import gradient_times_activation
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward

@@ -210,7 +210,7 @@ def test_a_budget_ends_between_words():
         ("integrated_gradients", {"baseline": "blur"}, "baseline is 'blur': expected one of"),
         ("layer_feature_ablation", {"fill": "blur"}, "fill is 'blur'"),
         ("occlusion", {"patch": 2, "stride": 3}, "stride is 3 tokens"),
-        ("noise_tunnel", {"base": "lime"}, "expected one of input_x_gradient, integrated"),
+        ("noise_tunnel", {"base": "lime"}, r"expected one of \('input_x_gradient', 'integrated"),
         ("noise_tunnel", {"kind": "mean"}, "kind is 'mean'"),
         ("noise_tunnel", {"samples": 0}, "samples is 0"),
         ("noise_tunnel", {"samples": 1, "kind": "vargrad"}, "samples is 1"),

@@ -17,7 +17,7 @@ from captum_dcam.errors import InfeasibleStepError, MethodError
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.methods import grad_cam_bridge as bridge
 from captum_dcam.methods.base import pooled_pixels
-from captum_dcam.methods.grad_cam_masking import picture_of
+from captum_dcam.methods.grad_cam_bridge import image_of
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
@@ -200,13 +200,13 @@ def test_a_state_without_a_path_is_refused(fake):
 def test_a_grid_and_its_picture():
     forward = tiny.bound("none", images=2)
     this = task_of(forward, 1)
-    assert [picture_of(this, g) for g in (0, 1)] == [0, 1]
+    assert [image_of(this, g) for g in (0, 1)] == [0, 1]
     owners = forward.adapter.pixel_tokens(forward.request)
     forward.adapter.pixel_tokens = lambda _request: owners * 0
-    with pytest.raises(MethodError, match=r"grid 1 is computed from the pictures \[\]"):
-        picture_of(this, 1)
-    with pytest.raises(MethodError, match=r"grid 0 is computed from the pictures \[0, 1\]"):
-        picture_of(this, 0)
+    with pytest.raises(MethodError, match=r"grid 1 is computed from the images \[\]"):
+        image_of(this, 1)
+    with pytest.raises(MethodError, match=r"grid 0 is computed from the images \[0, 1\]"):
+        image_of(this, 0)
     forward.bind(
         types.SimpleNamespace(
             **{**vars(forward.request), "pixels": torch.ones(1, 5, 7), "batch": 1}
@@ -214,7 +214,7 @@ def test_a_grid_and_its_picture():
         forward.trajectory,
     )
     with pytest.raises(MethodError, match=r"pixels are \(1, 5, 7\)"):
-        picture_of(task_of(forward, 1), 0)
+        image_of(task_of(forward, 1), 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from captum_dcam.methods.attention_calls import inside_blocks
-from captum_dcam.methods.relevance_rules import ACTIVATIONS, AttnRules, CPRules
+from captum_dcam.methods.relevance import ACTIVATIONS, AttnRules, CPRules
 
 DOUBLE = torch.float64
 both = pytest.mark.parametrize("rules", (CPRules, AttnRules))

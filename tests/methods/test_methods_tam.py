@@ -167,7 +167,7 @@ def test_a_word_of_several_tokens_is_their_sum_before_eq_3(cache):
     task = AttributionTask(forward, (first, last, both))
     tam = method("tam", filter=0)
     reader = tam.reader(task)
-    parts = [tam.activation(reader, t) for t in (first, last)]
+    parts = [tam.activation(task, reader, t) for t in (first, last)]
     image = parts[0][0] + parts[1][0]
     text = torch.stack([p[1] for p in parts])
     text = text.nansum(0).masked_fill(text.isnan().all(0), math.nan)
