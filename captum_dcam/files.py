@@ -383,14 +383,26 @@ def read_manifest(folder: Path, kind: str = "explanation") -> dict[str, Any]:
     return manifest
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], kind: str = "explanation") -> None:
-    """ExplanationError when a file is missing, or is not what was saved."""
-    for name, expected in manifest["files"].items():
-        if not (folder / name).is_file() or digest_of(folder / name) != expected:
-            raise ExplanationError(
-                f"{folder / name} is missing or differs from what was saved: the {kind} is "
-                "damaged; make it again"
-            )
+@contextmanager
+def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, Any]]:
+    """The manifest of a saved result, to build the result from; ExplanationError says which file
+    is missing, or is not what was saved."""
+    folder = Path(folder)
+    manifest = read_manifest(folder, kind)
+    try:
+        for name, expected in manifest["files"].items():
+            if not (folder / name).is_file() or digest_of(folder / name) != expected:
+                raise ExplanationError(
+                    f"{folder / name} is missing or differs from what was saved: the {kind} is "
+                    "damaged; make it again"
+                )
+        yield manifest
+    except ExplanationError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ExplanationError(
+            f"{folder / FILES[kind]} is damaged ({error!r}): make the {kind} again"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

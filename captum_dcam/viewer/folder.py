@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from captum_dcam.files import check_folder, new_folder
-from captum_dcam.results.comparison import Comparison, save_comparison
+from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
@@ -113,7 +113,7 @@ def write_comparison(
     """
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)
-    return save_comparison(comparison, folder, {PANEL: panel})
+    return comparison.save(folder, {PANEL: panel})
 
 
 def _silent(_name: str) -> None:
