@@ -15,8 +15,7 @@ from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.viewer import comparison_panel
-from captum_dcam.viewer.panel import FAILED, PARTIAL, seconds_text
-from captum_dcam.viewer.panel_plan import SMALLEST, plan_of
+from captum_dcam.viewer.panel import FAILED, PARTIAL, SMALLEST, plan_of, seconds_text
 from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, places
 
 GROUPS = ("Diffusion-CAM", "logit lens", "attention")
