@@ -47,7 +47,7 @@ class ComparisonRow:
         settings (dict): of the method.
         status (str): ``done``, ``partial`` (its budget ended) or ``failed`` (``note`` says why).
         note (str): what a reader must know; empty if nothing.
-        maps (tuple of Tensor): one (N, h, w) a grid, non-negative, after post-transforms; zeros
+        maps (tuple of Tensor): one (N, h, w) per grid, non-negative, after refinements; zeros
             where there is none.
         raw (tuple of Tensor): the same with the method's own sign and scale.
         complete (tuple of bool): for every word, whether its map is whole.
@@ -82,13 +82,13 @@ class Comparison:
     Args:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): the words.
-        rows (tuple of ComparisonRow): one a method, in the order asked for.
+        rows (tuple of ComparisonRow): one per method, in the order asked for.
         layout (Layout): from token to pixel.
         tokens (TextTokens): what the columns of ``ComparisonRow.text`` are.
         commit_steps (tuple): for every word, the step that committed each of its tokens.
         settings (dict): model, block, score, refinements, seed, …: JSON-able.
         versions (dict): of this package and what it computes with.
-        images (tuple): the pictures.
+        images (tuple): what the model was shown.
         masks (tuple or None): (H, W) bool of every word that has one.
     """
 
@@ -117,11 +117,11 @@ class Comparison:
         raise UnknownNameError(f"no method {name!r} here{near(name, [r.name for r in self.rows])}")
 
     def pixel_maps(self, name: str, grid: int = 0, mode: str = "bilinear") -> Tensor:
-        """A method's maps (N, H, W) in the pixels of the grid's picture."""
+        """A method's maps (N, H, W) in the pixels of the grid's image."""
         return self.layout.grids[grid].to_pixels(self.row(name).maps[grid], mode)
 
     def records(self) -> list[dict[str, Any]]:
-        r"""One flat record for every method and word: ``pandas.DataFrame(comparison.records())``.
+        r"""One flat record per method and word: ``pandas.DataFrame(comparison.records())``.
 
         ``seconds``, ``forwards``, ``backwards`` and ``peak_bytes`` are those of the method for all
         words together; scores are None for words without a mask and for maps that are not whole.
@@ -217,7 +217,7 @@ class Comparison:
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """Everything but maps and pictures as JSON-able data; None for what is no finite number."""
+    """Everything but maps and images as JSON-able data; None for what is no finite number."""
     words = [
         {**asdict(target), "commit_steps": steps}
         for target, steps in zip(comparison.targets, comparison.commit_steps, strict=True)

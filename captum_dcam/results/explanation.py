@@ -28,15 +28,15 @@ class Explanation:
     Args:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): what was explained, in order.
-        maps (tuple of Tensor): one (N, h, w) float32 a grid, non-negative, after refinements.
-        peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so
+        maps (tuple of Tensor): one (N, h, w) float32 per grid, non-negative, after refinements.
+        peaks (tuple of Tensor): one (N,) per grid: the maximum of each map before refinements, so
             that maps can be compared across words after they were normalised.
         token_texts (tuple of str): text of every token of the answer.
         layout (Layout): from token to pixel.
         trajectory (Trajectory): of the generation (one example).
         settings (dict): layer, score, product, refinements, …: JSON-able.
         versions (dict): of this package and what it computes with.
-        images (tuple): the pictures.
+        images (tuple): what the model was shown.
     """
 
     prompt: str
@@ -69,7 +69,7 @@ class Explanation:
         return self.words.index(word)
 
     def pixel_maps(self, grid: int = 0, mode: str = "bilinear") -> Tensor:
-        """Maps (N, H, W) of a grid in the pixels of its picture."""
+        """Maps (N, H, W) of a grid in the pixels of its image."""
         return self.layout.grids[grid].to_pixels(self.maps[grid], mode)
 
     def commit_steps(self) -> tuple[tuple[int, ...], ...]:
@@ -78,10 +78,10 @@ class Explanation:
         return tuple(tuple(steps[p] for p in t.positions) for t in self.targets)
 
     def focus(self, word: str | int, grid: int = 0) -> dict[str, Any]:
-        r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its share.
+        r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its area.
 
         Returns:
-            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the picture,
+            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the image,
             ``region`` in words, ``area`` the fraction of tokens that hold half of the mass (1:
             diffuse).
         """
@@ -205,7 +205,7 @@ def read_images(folder: str | Path, count: int) -> tuple[Image.Image, ...]:
 
 
 def region(x: float, y: float) -> str:
-    """A point of the picture (fractions) in words: ``"upper left"``, ``"center"``."""
+    """A point of the image (fractions) in words: ``"upper left"``, ``"center"``."""
     row = ("upper", "", "lower")[min(int(y * 3), 2)]
     column = ("left", "", "right")[min(int(x * 3), 2)]
     return f"{row} {column}".strip() or "center"

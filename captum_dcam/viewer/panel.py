@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from PIL import Image
 
@@ -90,46 +91,26 @@ def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Pl
         ratio (float): height over width of a cell.
         need (float): width of the longest label.
     """
-    label = min(max(need + 2, LABELS[0]), LABELS[1])
-    high = HIGH
-    while True:
-        found = [
-            plan
-            for sections in range(1, words + 1)
-            for blocks in range(1, min(rows, 5) + 1)
-            if (plan := _fitting(rows, groups, words, ratio, label, high, sections, blocks))
-        ]
-        if found:
-            return max(found, key=lambda item: item[0])[1]
+    label, high, words = min(max(need + 2, LABELS[0]), LABELS[1]), HIGH, max(words, 1)
+    found: list[tuple[float, Plan]] = []
+    while not found:
+        for sections, blocks in product(range(1, words + 1), range(1, min(rows, 5) + 1)):
+            columns, lines = -(-words // sections), -(-rows // blocks)
+            if -(-words // columns) != sections:
+                continue  # fewer sections hold as many columns
+            wide = (INNER - BLOCK_GAP * (blocks - 1)) / blocks - label - GUTTER
+            room = high / sections - HEADING - groups / blocks * 20
+            cell = min(LARGEST, wide / columns - CELL_GAP, (room / lines - CELL_GAP) / ratio)
+            if cell < SMALLEST or lines * (ROW + CELL_GAP) > room:
+                continue
+            height = sections * (
+                HEADING + groups / blocks * 20 + lines * (max(cell * ratio, ROW) + CELL_GAP)
+            )
+            filled = rows * words * cell * cell * ratio / (INNER * height)
+            long = max(1.0, height / SQUARE)
+            found.append((cell * (filled / long) ** 0.5, Plan(blocks, columns, cell, label)))
         high *= 1.5  # more than fits: better a long sheet than cells too small to see
-
-
-def _fitting(
-    rows: int,
-    groups: int,
-    words: int,
-    ratio: float,
-    label: float,
-    high: float,
-    sections: int,
-    blocks: int,
-) -> tuple[float, Plan] | None:
-    """A layout and how good it is; None if its cells would be too small."""
-    columns = -(-words // sections)
-    if sections > 1 and -(-words // columns) != sections:
-        return None
-    wide = (INNER - BLOCK_GAP * (blocks - 1)) / blocks - label - GUTTER
-    lines = -(-rows // blocks)
-    room = high / sections - HEADING - groups / blocks * 20
-    cell = min(LARGEST, wide / columns - CELL_GAP, (room / lines - CELL_GAP) / ratio)
-    if cell < SMALLEST or lines * (ROW + CELL_GAP) > room:
-        return None
-    height = sections * (
-        HEADING + groups / blocks * 20 + lines * (max(cell * ratio, ROW) + CELL_GAP)
-    )
-    filled = rows * words * cell * cell * ratio / (INNER * height)
-    long = max(1.0, height / SQUARE)
-    return cell * (filled / long) ** 0.5, Plan(blocks, columns, cell, label)
+    return max(found, key=lambda item: item[0])[1]
 
 
 # -- drawing ---------------------------------------------------------------------------------------
@@ -145,16 +126,16 @@ def comparison_panel(
 ) -> Image.Image:
     r"""Draw a comparison on one sheet.
 
-    The picture, the prompt and the answer; then a row a method, with its seconds for all words
-    and its mean F3 where masks are known, and a column a word, whose object is outlined. Many
-    methods stand in several blocks side by side, many words in several sections. A method that
-    failed says why; a cell that its budget left unfinished is marked, or blank. A flat map shows
-    the plain picture.
+    The image, the prompt and the answer stand on top. Below, every method has a row, with its
+    seconds for all words and its mean F3 where masks are known; every word has a column, where its
+    object is outlined. Many methods stand in several blocks side by side, many words in several
+    sections. A method that failed says why; a cell that its budget left unfinished is marked, or
+    blank. A flat map shows the plain image.
 
     Args:
-        comparison (Comparison): the result; one picture or several (a mosaic in every cell).
+        comparison (Comparison): the result; one image or several (a mosaic in every cell).
         scale (str, optional): ``map`` paints every map to its own maximum; ``row`` gives a
-            method's maps one scale, so that words that hardly look at the picture stay pale.
+            method's maps one scale, so that words that hardly look at the image stay pale.
             Default: ``"map"``
         width (int, optional): in pixels; all else scales with it. Default: 1600
         cmap (str, optional): a matplotlib colour map. Default: ``"inferno"``

@@ -1,4 +1,4 @@
-r"""The contact sheet: picture, answer, and one panel a word, in one image."""
+r"""The contact sheet: image, answer, and one panel per word, in one picture."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def contact_sheet(
 ) -> Image.Image:
     r"""Draw an explanation on one sheet.
 
-    The picture, the prompt, the answer with a chip for every explained word (coloured by the step
-    that committed it), and for every word its map over the picture, when it was committed, how sure
+    The image, the prompt, the answer with a chip for every explained word (coloured by the step
+    that committed it), and for every word its map over the image, when it was committed, how sure
     the model was, and where it looks. Every word's map is scaled to its own maximum.
 
     Args:
-        explanation (Explanation): the result; pictures of any size, one or several.
+        explanation (Explanation): the result; images of any size, one or several.
         mode (str, optional): ``bilinear``, or ``nearest`` to see the image tokens.
             Default: ``"bilinear"``
         width (int, optional): of the sheet in pixels; all else scales with it. Default: 1600

@@ -102,6 +102,13 @@ def test_long_names_and_words_are_clipped():
     assert edges_are_paper(comparison_panel(comparison, width=800))
 
 
+def test_panel_of_an_answer_without_words_has_its_header():
+    comparison = compared(2, 1)
+    rows = tuple(row(i, (torch.zeros(0, 6, 8),)) for i in range(2))
+    empty = replace(comparison, targets=(), commit_steps=(), rows=rows)
+    assert comparison_panel(empty, width=600).height > 0
+
+
 def test_panel_is_deterministic_and_changes_nothing():
     comparison = compared(5, 2, masked=True)
     before = [m.clone() for r in comparison.rows for m in r.maps]
