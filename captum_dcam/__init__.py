@@ -35,31 +35,26 @@ __all__ = [
     "wrap",
 ]
 
-#: where the public names live; they are imported when first used, so that ``--help`` is quick
+#: module → public names in it; they are imported when first used, so that ``--help`` is quick
 _HOMES = {
-    "Comparison": "results.comparison",
-    "DcamError": "errors",
-    "DenoisingForward": "model.forward",
-    "DiffusionCAM": "attribution",
-    "Explanation": "results.explanation",
-    "Video": "model.prompts",
-    "compare": "comparing",
-    "compare_generation": "comparing",
-    "explain": "explaining",
-    "explain_generation": "explaining",
-    "families": "model.hub",
-    "load": "model.hub",
-    "sign_check": "explaining",
-    "wrap": "model.hub",
+    "attribution": ("DiffusionCAM",),
+    "comparing": ("compare", "compare_generation"),
+    "errors": ("DcamError",),
+    "explaining": ("explain", "explain_generation", "sign_check"),
+    "model.forward": ("DenoisingForward",),
+    "model.hub": ("families", "load", "wrap"),
+    "model.prompts": ("Video",),
+    "results.comparison": ("Comparison",),
+    "results.explanation": ("Explanation",),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Public names, and rooms such as ``captum_dcam.refine``, imported when first used."""
-    if name in _HOMES:
-        value = getattr(import_module(f"captum_dcam.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"captum_dcam.{home}"), name)
+            return value
     if not name.startswith("_"):
         try:
             return import_module(f"captum_dcam.{name}")

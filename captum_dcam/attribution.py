@@ -21,7 +21,7 @@ from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
 
-#: Captum's targets, or the library's own for several tokens at once
+#: Captum's targets, or the library's own for several tokens together
 TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
 
 NO_PATH = (
@@ -97,12 +97,12 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         center: bool | None = None,
         refinements: Refinement | Sequence[Refinement] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        r"""Attribute the logits of one token (or a sum of several) an example to image tokens.
+        r"""Attribute the logit of one token per example, or a sum of several, to image tokens.
 
         Args:
             inputs (Tensor or tuple): pixels (B, …), as ``forward.request.pixels``.
             target (tuple, Target or list of them): Captum's ``(position, token_id)``, or
-                :class:`~captum_dcam.model.words.Target`; one for all examples or one each.
+                :class:`~captum_dcam.model.words.Target`; one for all examples or one per example.
             additional_forward_args (tuple, optional): the request's extras, then the state; from
                 ``forward.arguments``. Default: those of the bound request, at the score's step
             attribute_to_layer_input (bool, optional): read the tap's input. Default: False
@@ -116,11 +116,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 a prefix cache, 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
-            refinements (Refinement or sequence, optional): post-transforms; ``[]`` for none, which
-                keeps the maps' own scale. Default: the preset's
+            refinements (Refinement or sequence, optional): transforms of maps; ``[]`` for none, to
+                keep the maps' own scale. Default: the preset's
 
         Returns:
-            Tensor or tuple: (B, 1, h, w), detached; a tuple with one a grid when the request has
+            Tensor or tuple: (B, 1, h, w), detached; a tuple with one per grid when the request has
             several grids of image tokens.
 
         Raises:
@@ -198,7 +198,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         return gradients, features
 
     def _arguments(self, pairs: list[tuple[int, int]], reading: Reading) -> tuple[Tensor, ...]:
-        """Extras and state of every row; NoiseTunnel repeats every example, one after the other."""
+        """Extras and state of every row. NoiseTunnel repeats every example in consecutive rows."""
         forward: DenoisingForward = self.forward_func
         trajectory, request = forward.trajectory, forward.request
         copies = max(1, len(pairs) // request.batch)
@@ -214,19 +214,19 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         self, inputs: tuple[Tensor, ...], targets: list[Target], reading: Reading
     ) -> tuple[Tensor, ...]:
         """Maps of sums over several tokens, each token read at its own step."""
-        forward: DenoisingForward = self.forward_func
-        if not torch.equal(inputs[0], forward.request.pixels):
+        if not torch.equal(inputs[0], self.forward_func.request.pixels):
             raise TargetError(
                 "a target of several tokens is explained on the bound request only: pass "
                 "forward.request.pixels, or one (position, token_id) at a time"
             )
-        found = word_maps.word_maps(forward, targets, range(len(targets)), reading)
+        examples = range(len(targets))
+        found = word_maps.word_maps(self.forward_func, targets, examples, reading)
         return tuple(m.unsqueeze(1) for m in found)
 
     def _refined(
         self, maps: tuple[Tensor, ...], refine: Compose, reading: Reading
     ) -> tuple[Tensor, ...]:
-        """Every example's maps in its own context; NoiseTunnel repeats every example."""
+        """Every example's maps, refined in its own context. NoiseTunnel repeats every example."""
         forward: DenoisingForward = self.forward_func
         batch, rows = forward.request.batch, len(maps[0])
         if rows % batch:
@@ -258,7 +258,7 @@ def _product(features: Tensor, gradients: Tensor, reading: Reading, summed: bool
 
 
 def as_targets(target: TargetLike, batch: int, forward: DenoisingForward) -> list[Target]:
-    """One :class:`Target` an example from whatever ``attribute`` accepts."""
+    """One :class:`Target` per example from whatever ``attribute`` accepts."""
     if target is None:
         raise TargetError("no target: pass (position, token_id), or a Target of several tokens")
     items: list[Any] = list(target) if isinstance(target, list) else [target] * batch
@@ -267,21 +267,17 @@ def as_targets(target: TargetLike, batch: int, forward: DenoisingForward) -> lis
     vocabulary, length = forward.adapter.vocabulary, forward.trajectory.tokens.shape[1]
     found: list[Target] = []
     for item in items:
+        pairs = [item]
         if isinstance(item, Target):
-            found.append(item)
-        else:
-            positions_of([item], 1, length)
-            position, token = item
-            found.append(Target(str(item), (position,), (token,)))
-    for one in found:
-        if not one.positions or len(one.positions) != len(one.token_ids):
-            raise TargetError(f"{one} needs at least one position, and a token id for each")
-        positions_of(
-            list(zip(one.positions, one.token_ids, strict=True)), len(one.positions), length
-        )
-        if not all(0 <= token < vocabulary for token in one.token_ids):
+            if not item.positions or len(item.positions) != len(item.token_ids):
+                raise TargetError(f"{item} needs at least one position, and a token id for each")
+            pairs = list(zip(item.positions, item.token_ids, strict=True))
+        positions_of(pairs, len(pairs), length)
+        own = item if isinstance(item, Target) else Target(str(item), (item[0],), (item[1],))
+        if not all(0 <= token < vocabulary for token in own.token_ids):
             raise TargetError(
-                f"token ids {one.token_ids} of {one.text!r} are out of range: the model has ids 0 "
+                f"token ids {own.token_ids} of {own.text!r} are out of range: the model has ids 0 "
                 f"to {vocabulary - 1}"
             )
+        found.append(own)
     return found

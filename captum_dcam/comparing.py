@@ -3,7 +3,8 @@ r"""Any set of methods on the same model, image, answer and words, side by side.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ QUICK = (
     "saliency",
 )
 Mask = np.ndarray | Tensor
-#: masks of words: by text, one a target, or a function of the target
+#: masks of words: by text, one per target, or a function of the target
 MasksLike = Mapping[str, Mask] | Sequence[Mask | None] | Callable[[Target], Mask | None] | None
 #: a name, or a method with its settings
 MethodLike = str | Method
@@ -77,7 +78,7 @@ def compare(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image, Video or sequence): one picture or video, or several.
+        image (PIL.Image.Image, Video or sequence): one image or video, or several.
         prompt (str or sequence of dict): the question, or the messages of a conversation.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word
@@ -85,17 +86,17 @@ def compare(
             Default: :data:`QUICK`, one of each kind
         layer (int, optional): block that methods read. Default: the family's recommended one
         score (str, optional): state whose logits methods read. Default: ``"commit"``
-        refinements (Refinement or sequence, optional): post-transforms for every method's positive
-            maps. Default: none
-        masks (optional): where the words' objects are in the first picture, (H, W) bool: by word,
-            one a target, or a function of the target. Default: none, no scores
-        budget (Budget or dict, optional): where an expensive method stops; one for each, or by
+        refinements (Refinement or sequence, optional): transforms of every method's positive maps.
+            Default: none
+        masks (optional): where the words' objects are in the first image, (H, W) bool: by word,
+            one per target, or a function of the target. Default: none, no scores
+        budget (Budget or dict, optional): where an expensive method stops; one for all, or by
             name. Default: none
         seed (int, optional): of methods that draw and of sampled decoding. A method draws the same
-            whatever others run beside it. Default: 0
+            numbers, whatever other methods run. Default: 0
         errors (str, optional): ``report`` (a method that fails says why in its row, the others go
             on) or ``raise``. Default: ``"report"``
-        progress (callable, optional): is told every method's name before it runs.
+        progress (callable, optional): receives every method's name before it runs.
         **generation: the family's decoding settings.
     """
     images = pictures_of(image)
@@ -154,7 +155,8 @@ def compare_generation(
         if progress is not None:
             progress(name)
         task = AttributionTask(one, shared.asked, score, generator_of(seed, name))
-        run = run_method(method_, task, _budget(budget, name, method_), errors)
+        own = budget.get(name, budget.get(method_.name)) if isinstance(budget, Mapping) else budget
+        run = run_method(method_, task, own, errors)
         rows.append(shared.row(name, method_, run))
     steps = trajectory.commit_step[0].tolist()
     return Comparison(
@@ -198,33 +200,22 @@ def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, 
     return tuple(out)
 
 
-def _named(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """Unique names: a method that comes again gets a number."""
-    seen: dict[str, int] = {}
-    out = []
+def _named(methods: Sequence[Method]) -> Iterator[tuple[str, Method]]:
+    """Methods by unique names: one that comes again gets a number."""
+    seen: Counter[str] = Counter()
     for one in methods:
-        seen[one.name] = seen.get(one.name, 0) + 1
-        count = seen[one.name]
-        out.append((one.name if count == 1 else f"{one.name}#{count}", one))
-    return out
-
-
-def _budget(
-    budget: Budget | Mapping[str, Budget] | None, name: str, method_: Method
-) -> Budget | None:
-    if isinstance(budget, Mapping):
-        return budget.get(name, budget.get(method_.name))
-    return budget
+        seen[one.name] += 1
+        yield (one.name if seen[one.name] == 1 else f"{one.name}#{seen[one.name]}"), one
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
-    """A method's source of randomness: the same whatever others run beside it."""
+    """A method's source of randomness, the same whatever other methods run."""
     return torch.Generator().manual_seed((seed + zlib.crc32(name.encode())) % 2**64)
 
 
 @dataclass(frozen=True, eq=False)
 class MethodRun:
-    r"""One method under the meter, on N words.
+    r"""What one method gave for N words, and what it cost.
 
     Args:
         found (Attribution): its maps; zeros where there is none.
@@ -244,7 +235,7 @@ class MethodRun:
         return tuple(self.found.done.tolist())
 
     def status_of(self, count: int) -> str:
-        """The status of the first ``count`` words: others' maps may be what is missing."""
+        """The status of the first ``count`` words: the missing maps may be those of other words."""
         whole = self.status == "partial" and all(self.complete[:count])
         return "done" if whole else self.status
 
@@ -252,7 +243,7 @@ class MethodRun:
 def run_method(
     method_: Method, task: AttributionTask, budget: Budget | None = None, errors: str = "report"
 ) -> MethodRun:
-    r"""One method under the meter, with nothing at hand that another one has remembered.
+    r"""Run one method under the meter, without what an earlier method has left in memory.
 
     Args:
         method_ (Method): what to run.
@@ -335,7 +326,7 @@ class _Shared:
 def _masks(
     masks: MasksLike, targets: Sequence[Target], layout: Layout
 ) -> tuple[Tensor | None, ...] | None:
-    """One (H, W) bool a target, or None where there is no mask (or an empty one)."""
+    """One (H, W) bool per target, or None where there is no mask (or an empty one)."""
     if masks is None:
         return None
     found: list[Mask | None]
@@ -354,7 +345,7 @@ def _masks(
         if mask is not None and mask.shape != size:
             raise InputError(
                 f"the mask of {target.text!r} has shape {tuple(mask.shape)}: expected {size}, the "
-                "picture's height and width"
+                "image's height and width"
             )
         out.append(mask if mask is not None and bool(mask.any()) else None)
     return tuple(out)

@@ -24,7 +24,7 @@ class InputTypeError(DcamError, TypeError):
 
 
 class SettingError(DcamError, TypeError, ValueError):
-    """A setting that what is called by name does not have; names those it has."""
+    """A setting that an entry of a registry does not have; names those it has."""
 
 
 class UnknownNameError(DcamError, KeyError, ValueError):
@@ -39,7 +39,7 @@ class RegistrationError(InputError):
 
 
 class InfeasibleStepError(InputError):
-    """The chosen call's hooked states do not hold the image, or have no path to the logits."""
+    """The states of the chosen call do not hold the image, or have no path to the logits."""
 
 
 class LayerError(InputError):
@@ -99,7 +99,7 @@ class RemoteCodeError(DcamError, PermissionError):
 
 
 class PictureError(InputError):
-    """A file that cannot be used as a picture."""
+    """A file that cannot be used as an image."""
 
 
 class EvaluationError(DcamError, RuntimeError):
@@ -115,11 +115,11 @@ class PresetError(InputError):
 
 
 class UsageError(InputError):
-    """What the user can mend, in place of an error that says so for programs."""
+    """What the user can correct, said for people instead of for programs."""
 
 
 class CalibrationError(InputError):
-    """Images that nothing can be fitted on, or settings that cannot be fitted; says what to do."""
+    """Images or settings that cannot be fitted; says what to do."""
 
 
 class ConformanceError(DcamError, AssertionError):

@@ -1,4 +1,4 @@
-r"""From a picture and a prompt to an explanation, in one call."""
+r"""From an image and a prompt to an explanation, in one function."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def explain(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image, Video or sequence): one picture or video, or several.
+        image (PIL.Image.Image, Video or sequence): one image or video, or several.
         prompt (str or sequence of dict): the question, which may be empty, or the messages of a
             conversation, see :mod:`captum_dcam.model.prompts`.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
@@ -52,7 +52,7 @@ def explain(
         score, step, product, center, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         generator (torch.Generator, optional): for sampled decoding.
-        internal_batch_size (int, optional): words differentiated at once, see
+        internal_batch_size (int, optional): number of words per backward pass, see
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
         **generation: the family's decoding settings (``gen_length``, ``steps``, …).
 
@@ -139,13 +139,13 @@ def sign_check(
 ) -> Tensor:
     r"""Does removing what a map highlights lower the token's probability?
 
-    The ``share`` of image tokens with the highest (and, for comparison, as many random) values is
-    replaced at the tap by the mean image token, and the explained tokens are read again.
+    The mean image token replaces the ``share`` of image tokens with the highest values at the tap,
+    and for comparison as many random ones. Then the explained tokens are read again.
 
     Args:
         forward (DenoisingForward): with the bound generation.
         targets (sequence of Target): N targets of the example.
-        maps (sequence of Tensor): one (N, h, w) a grid.
+        maps (sequence of Tensor): one (N, h, w) per grid.
         generator (torch.Generator): draws the random tokens.
         example (int, optional), score (str, optional): as in :func:`explain_generation`.
         share (float, optional): fraction of image tokens removed. Default: 0.1
@@ -173,7 +173,7 @@ def sign_check(
 
 
 def _top(values: Tensor, share: float) -> Tensor:
-    """Boolean mask of the highest ``share`` of values; ties go to the first."""
+    """Boolean mask of the highest ``share`` of values; the first of equal ones count."""
     count = max(1, round(share * values.numel()))
     order = values.flatten().float().argsort(descending=True, stable=True)[:count]
     mask = torch.zeros(values.numel(), dtype=torch.bool)

@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 def canonical(value: Any, ascii_only: bool = False) -> str:
-    r"""JSON with sorted keys and nothing superfluous: equal values give equal bytes.
+    r"""JSON with sorted keys and without spaces: equal values give equal bytes.
 
     Raises:
         InputError: NaN or an infinity, which JSON does not have.
@@ -94,8 +94,11 @@ _ERRORS = (
     (NotADirectoryError, NoFolderError),
     (FileExistsError, OccupiedError),
     (FileNotFoundError, MissingFileError),
-    (OSError, FileError),
 )
+
+
+def _kind(error: Exception) -> type[FileError]:
+    return next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), FileError)
 
 
 @contextmanager
@@ -117,8 +120,7 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
             if reason == str(error):
                 raise
             raise type(error)(reason) from error
-        kind = next((ours for theirs, ours in _ERRORS if isinstance(error, theirs)), FileError)
-        raise kind(
+        raise _kind(error)(
             f"{path} cannot be written: {reason}. Nothing was left half written: make room there, "
             "or choose another place"
         ) from error
@@ -133,8 +135,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except DcamError:
         raise
     except OSError as error:
-        kind = next(ours for theirs, ours in _ERRORS if isinstance(error, theirs))
-        raise kind(f"{error.filename or path}: {error.strerror or error}") from error
+        raise _kind(error)(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file into a new folder."""
-    # A copy each: safetensors refuses tensors that share memory.
+    # safetensors refuses tensors that share memory, so each is copied
     with writing(path):
         save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
 
@@ -168,7 +169,7 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
             file = os.open(new, flags, 0o666)
             try:
                 for chunk in chunks:
-                    write(file, chunk, sync=False)
+                    _write(file, chunk)
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -179,17 +180,15 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
         sync_folder(path.parent)
 
 
-def write(file: int, data: bytes, sync: bool = True) -> None:
-    """All bytes, unbuffered: what a failed write leaves behind must not be written later."""
+def _write(file: int, data: bytes) -> None:
+    """Write all bytes without a buffer, so that nothing is written after an error."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-    if sync:
-        os.fsync(file)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder last (POSIX)."""
+    """Put the names of new files in a folder on the disk (POSIX)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -219,20 +218,21 @@ class Growing:
     def append(self, data: bytes) -> None:
         """Add bytes; a part of them may be there after an error: see :meth:`shorten`."""
         with writing(self.path):
-            write(self._file, data)
+            _write(self._file, data)
+            os.fsync(self._file)
 
     def shorten(self, size: int) -> None:
-        """Take back what lies behind ``size``."""
+        """Remove what lies behind ``size`` bytes."""
         with writing(self.path):
             os.ftruncate(self._file, size)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
 
 def shorten(path: Path, size: int) -> None:
-    """Take from a file what lies behind ``size``."""
+    """Remove from a file what lies behind ``size`` bytes."""
     with writing(path):
         os.truncate(path, size)
 
@@ -244,9 +244,9 @@ def shorten(path: Path, size: int) -> None:
 def new_folder(
     folder: str | Path, kind: str = "explanation", beside: str | None = None
 ) -> Iterator[Path]:
-    r"""A new folder to fill; on leaving it takes the place of ``folder``, after an error it goes.
+    r"""A new folder to fill. At the end it replaces ``folder``; after an error it is removed.
 
-    The earlier folder comes back if it cannot be replaced.
+    The earlier folder is restored if it cannot be replaced.
 
     Args:
         folder (path), kind (str), beside (str, optional): as for :func:`check_folder`.
@@ -270,21 +270,18 @@ def new_folder(
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``; what was there comes back if that fails."""
-    there = folder.exists()
-    if there:
-        folder.rename(old)
-    try:
+    """Replace ``folder`` by ``new``; restore what was there if that fails."""
+    with ExitStack() as undo:
+        if folder.exists():
+            folder.rename(old)
+            undo.callback(old.rename, folder)
         new.rename(folder)
-    except OSError:
-        if there:
-            old.rename(folder)
-        raise
+        undo.pop_all()
 
 
 @contextmanager
 def new_entries(targets: Sequence[Path]) -> Iterator[list[Path]]:
-    r"""Places to fill; on leaving they become ``targets``, one after another, all or none.
+    r"""Places to fill. At the end they become ``targets``, one after another, all or none.
 
     Args:
         targets (sequence of Path): files or folders that are not there yet, of one file system.
@@ -316,7 +313,7 @@ def check_folder(folder: str | Path, kind: str = "explanation", beside: str | No
 
     Args:
         folder (path): where to.
-        kind (str, optional): what it may hold of an earlier run, a key of :data:`FILES`.
+        kind (str, optional): what it may hold from earlier, a key of :data:`FILES`.
             Default: ``"explanation"``
         beside (str, optional): a pattern of further names, where the result lies in a folder of
             its own called ``kind``. Default: the folder is the result
@@ -374,23 +371,42 @@ def read_manifest(folder: Path, kind: str = "explanation") -> dict[str, Any]:
         raise ExplanationError(f"{path} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != f"captum-dcam {kind}":
         raise ExplanationError(f"{path} is not the manifest of a saved {kind}")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ExplanationError(
-            f"{path} has format version {version!r}, this package reads up to {VERSION}: update "
-            "captum-dcam"
-        )
+    check_version(path, manifest, VERSION, ExplanationError)
     return manifest
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], kind: str = "explanation") -> None:
-    """ExplanationError when a file is missing, or is not what was saved."""
-    for name, expected in manifest["files"].items():
-        if not (folder / name).is_file() or digest_of(folder / name) != expected:
-            raise ExplanationError(
-                f"{folder / name} is missing or differs from what was saved: the {kind} is "
-                "damaged; make it again"
-            )
+def check_version(
+    path: Path, record: Mapping[str, Any], known: int, error: type[DcamError]
+) -> None:
+    """Raise ``error`` for a record of a later version of its format."""
+    version = record.get("version")
+    if not isinstance(version, int) or version > known:
+        raise error(
+            f"{path} has format version {version!r}, this package reads up to {known}: update "
+            "captum-dcam"
+        )
+
+
+@contextmanager
+def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, Any]]:
+    """The manifest of a saved result, to build the result from; ExplanationError says which file
+    is missing, or is not what was saved."""
+    folder = Path(folder)
+    manifest = read_manifest(folder, kind)
+    try:
+        for name, expected in manifest["files"].items():
+            if not (folder / name).is_file() or digest_of(folder / name) != expected:
+                raise ExplanationError(
+                    f"{folder / name} is missing or differs from what was saved: the {kind} is "
+                    "damaged; make it again"
+                )
+        yield manifest
+    except ExplanationError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ExplanationError(
+            f"{folder / FILES[kind]} is damaged ({error!r}): make the {kind} again"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@ r"""From words to maps: how gradients become a map, and how maps are refined.
 
 The one way: :func:`word_maps` reads the signed maps of words, :func:`contexts_of` says what
 refinements may know of the generation, :func:`refine_words` applies them. :func:`explained` does
-all three. Whoever refines maps of words, calls :func:`refine_words`.
+all three. All code that refines maps of words calls :func:`refine_words`.
 """
 
 from __future__ import annotations
@@ -13,29 +13,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InputError, UnknownNameError, near
+from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
+from captum_dcam.registry import Registry
 
 # -- how a feature map and its gradient become one map ---------------------------------------------
 #
 # All take features and gradients (…, D, H, W) and return the signed map (…, H, W).
 
+PRODUCTS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("product", given=2)
 
+
+@PRODUCTS.register("pooled")
 def pooled(features: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM: spatially averaged gradients weigh the channels (Eq. 4)."""
     weights = gradients.mean((-2, -1), keepdim=True)
     return (weights * features).sum(-3)
 
 
+@PRODUCTS.register("positionwise")
 def positionwise(features: Tensor, gradients: Tensor) -> Tensor:
     """Gradient × feature at every position, summed over channels (HiResCAM)."""
     return (gradients * features).sum(-3)
 
 
+@PRODUCTS.register("plus_plus")
 def plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
     r"""Grad-CAM++: weights :math:`\sum_{ij} \alpha \, \mathrm{ReLU}(g)` with
     :math:`\alpha = g^2 / (2 g^2 + g^3 \sum_{ij} A)`, 0 where the gradient is 0."""
@@ -46,26 +52,16 @@ def plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
     return (weights * features).sum(-3)
 
 
-def centered(features: Tensor) -> Tensor:
-    """Features minus their mean over the positions of each channel."""
-    return features - features.mean((-2, -1), keepdim=True)
-
-
-PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "pooled": pooled,
-    "positionwise": positionwise,
-    "plus_plus": plus_plus,
-}
-
-
 def cam(features: Tensor, gradients: Tensor, product: str, center: bool) -> Tensor:
-    """Signed map (…, H, W), computed in float32 or wider."""
-    if product not in PRODUCTS:
-        raise UnknownNameError(f"unknown product {product!r}{near(product, PRODUCTS)}")
-    wide = features.dtype if features.dtype.itemsize > 4 else None
-    a = features if wide else features.float()
-    g = gradients if wide else gradients.float()
-    return PRODUCTS[product](centered(a) if center else a, g)
+    r"""Signed map (…, H, W), computed in float32 or wider.
+
+    ``center`` subtracts the mean over the positions of each channel from the features first.
+    """
+    if features.dtype.itemsize <= 4:
+        features, gradients = features.float(), gradients.float()
+    if center:
+        features = features - features.mean((-2, -1), keepdim=True)
+    return PRODUCTS[product](features, gradients)
 
 
 @dataclass(frozen=True)
@@ -91,10 +87,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
-        if self.product not in PRODUCTS:
-            raise UnknownNameError(
-                f"unknown product {self.product!r}{near(self.product, PRODUCTS)}"
-            )
+        PRODUCTS.check(self.product, {})
 
 
 # -- maps of words ---------------------------------------------------------------------------------
@@ -109,7 +102,7 @@ def word_maps(
     r"""Signed maps of many targets in as few passes as their steps need.
 
     Returns:
-        tuple of Tensor: one (N, h, w) a grid, in the order of ``targets``; tokens of one target
+        tuple of Tensor: one (N, h, w) per grid, in the order of ``targets``; tokens of one target
         that were read at different steps add up.
     """
     if not targets:
@@ -123,8 +116,8 @@ def word_maps(
             one = cam(f, g, reading.product, reading.center).detach()
             at = (i, row.target)
             sums[at] = sums[at] + one if at in sums else one
-    count = range(len(targets))
-    return tuple(torch.stack([sums[i, n] for n in count]) for i in range(len(found[0].features)))
+    grids, numbers = range(len(found[0].features)), range(len(targets))
+    return tuple(torch.stack([sums[i, n] for n in numbers]) for i in grids)
 
 
 # -- maps of repeated words, which SICD subtracts --------------------------------------------------
@@ -139,7 +132,7 @@ def repeated_words(forward: DenoisingForward, example: int = 0) -> tuple[Target,
 def repeated_maps(
     forward: DenoisingForward, example: int, reading: Reading
 ) -> tuple[Tensor, ...] | None:
-    r"""Mean map (h, w) of an example's repeated function words in 0..1, one a grid (SICD).
+    r"""Mean map (h, w) of an example's repeated function words in 0..1, one per grid (SICD).
 
     Computed once per bound generation and reading, and remembered with it; not while the tap is
     edited. None where no word is repeated.
@@ -162,11 +155,11 @@ def mean_of(
     r"""What SICD takes of the maps of some words: the repeated ones' mean (h, w) in 0..1.
 
     Args:
-        maps (sequence of Tensor): signed, one (N, h, w) a grid.
+        maps (sequence of Tensor): signed, one (N, h, w) per grid.
         targets (sequence of Target): N words.
         repeated (sequence of Target): those that count.
         complete (sequence of bool, optional): whether a word's map is whole: one that a budget
-            has cut short is no map. Default: all are
+            has cut short does not count. Default: all are
 
     Returns:
         tuple of Tensor: or None where no whole map of a repeated word is there.
@@ -177,7 +170,7 @@ def mean_of(
 
 
 def with_repeated(targets: Sequence[Target], repeated: Sequence[Target]) -> tuple[Target, ...]:
-    """The words, then the repeated ones that are not among them: none is explained twice."""
+    """The words, then the repeated ones that are not among them, so that each is explained once."""
     return (*targets, *(t for t in repeated if t not in targets))
 
 
@@ -199,7 +192,7 @@ def needs_repeated(refinements: Refinement | Sequence[Refinement]) -> bool:
 def contexts_of(
     forward: DenoisingForward, repeated: Sequence[Tensor] | None = None
 ) -> tuple[RefineContext, ...]:
-    """What refinements may know of the bound generation, one a grid."""
+    """What refinements may know of the bound generation, one per grid."""
     return tuple(
         RefineContext(
             steps=forward.trajectory.steps,
@@ -218,9 +211,9 @@ def refine_words(
     r"""The positive part of words' maps after refinements: what is shown and measured.
 
     Args:
-        maps (sequence of Tensor): signed or positive, (…, h, w), one a grid.
+        maps (sequence of Tensor): signed or positive, (…, h, w), one per grid.
         refinements (Refinement or sequence): in order; none leaves the positive part.
-        contexts (sequence of RefineContext): one a grid, see :func:`contexts_of`.
+        contexts (sequence of RefineContext): one per grid, see :func:`contexts_of`.
 
     Returns:
         tuple of Tensor: like ``maps``.
@@ -244,7 +237,7 @@ def explained(
     from what the generation remembers otherwise.
 
     Returns:
-        tuple: signed maps, and refined ones; each float32, one (N, h, w) a grid.
+        tuple: signed maps, and refined ones; each float32, one (N, h, w) per grid.
     """
     signed = word_maps(forward, targets, [example] * len(targets), reading)
     refine, own = as_compose(refinements), None

@@ -27,7 +27,7 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
-from captum_dcam.files import canonical, digest, reading, write_json
+from captum_dcam.files import canonical, check_version, digest, reading, write_json
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -41,9 +41,9 @@ class Preset:
         score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
         product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
         center (bool): subtract each channel's spatial mean from the features first.
-        refinements (callable): makes the post-transforms.
+        refinements (callable): makes the refinements.
         source (str): where the settings come from.
-        name (str): how results call it: its own, or the path of its file. Default: ``"custom"``
+        name (str): its name in results: its own, or the path of its file. Default: ``"custom"``
     """
 
     score: str
@@ -61,7 +61,7 @@ class Preset:
         center: bool | None = None,
         step: int | None = None,
     ) -> Reading:
-        """How maps are read: the preset's way, but for what is given."""
+        """How maps are read: as given, and otherwise as the preset says."""
         return Reading(
             self.score if score is None else score,
             self.product if product is None else product,
@@ -70,36 +70,16 @@ class Preset:
         )
 
 
-def no_refinements() -> Compose:
-    """The map as it is."""
-    return Compose([])
-
-
+_PAPER = "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules"
+_BASE = "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone"
+_OURS = "ours: chosen by measurement on the embedded model, docs/SCORES.md"
 PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        "commit",
-        "positionwise",
-        True,
-        paper_refinements,
-        "ours: chosen by measurement on the embedded model, docs/SCORES.md",
-        "default",
-    ),
-    "paper": Preset(
-        "final",
-        "pooled",
-        False,
-        paper_refinements,
-        "Diffusion-CAM, ACL 2026: Eq. 2 read literally, Eq. 4, all four modules",
-        "paper",
-    ),
-    "base": Preset(
-        "final",
-        "pooled",
-        False,
-        no_refinements,
-        "Diffusion-CAM, ACL 2026: Eq. 2 and 4 alone",
-        "base",
-    ),
+    one.name: one
+    for one in (
+        Preset("commit", "positionwise", True, paper_refinements, _OURS, "default"),
+        Preset("final", "pooled", False, paper_refinements, _PAPER, "paper"),
+        Preset("final", "pooled", False, partial(Compose, []), _BASE, "base"),
+    )
 }
 
 
@@ -202,12 +182,7 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
         raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
-    version = record.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise PresetError(
-            f"{file} has format version {version!r}, this package reads up to {VERSION}: update "
-            "captum-dcam"
-        )
+    check_version(file, record, VERSION, PresetError)
     if missing := [name for name in _FIELDS if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
     written = record.pop("digest", None)

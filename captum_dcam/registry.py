@@ -45,26 +45,26 @@ class Registry(Generic[T]):
 
     Args:
         kind (str): what they are, for messages: ``"method"``.
-        given (int, optional): how many of an entry's first arguments are its caller's and no
-            settings (the case of a metric). Default: 0
-        named (bool, optional): an entered class is told its name, as attribute ``name``.
+        given (int, optional): how many of an entry's first arguments are no settings, because
+            its caller gives them (the case of a metric). Default: 0
+        named (bool, optional): an entered class gets its name as attribute ``name``.
             Default: False
     """
 
     def __init__(self, kind: str, given: int = 0, named: bool = False) -> None:
         self.kind, self.given, self.named = kind, given, named
         self._entries: dict[str, T] = {}
-        self._checks: dict[str, Callable[..., None]] = {}
+        self._checks: dict[str, Callable[..., None] | None] = {}
 
     def register(self, name: str, check: Callable[..., None] | None = None) -> Callable[[E], E]:
         r"""Decorator that enters a class or function.
 
-        The same definition again, by a notebook cell or an autoreload, takes its own place.
+        The same definition again, by a notebook cell or an autoreload, replaces the earlier one.
 
         Args:
             name (str): lower case, words joined by underscores.
-            check (callable, optional): is given all settings by name when :meth:`record` writes
-                them down, before any work, and raises for those out of range. Default: none
+            check (callable, optional): receives all settings by name when :meth:`record` makes
+                a record, before any work, and raises for those out of range. Default: none
 
         Raises:
             RegistrationError: the name belongs to something else.
@@ -80,18 +80,14 @@ class Registry(Generic[T]):
                 )
             if self.named:
                 mine.name = name
-            self._entries[name] = mine
-            self._checks.pop(name, None)
-            if check is not None:
-                self._checks[name] = check
+            self._entries[name], self._checks[name] = mine, check
             return entry
 
         return enter
 
     def remove(self, name: str) -> None:
-        """Forget an entry: what a test or a notebook has entered for itself."""
-        del self._entries[name]
-        self._checks.pop(name, None)
+        """Remove an entry that a test or a notebook has made for itself."""
+        del self._entries[name], self._checks[name]
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
@@ -126,7 +122,7 @@ class Registry(Generic[T]):
 
     @contextmanager
     def _typed(self, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-        """What fails inside for a setting of another type than its annotation is said so."""
+        """An error inside becomes SettingError if a setting has another type than declared."""
         try:
             yield
         except DcamError:
@@ -159,15 +155,13 @@ class Registry(Generic[T]):
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = str(settings.pop("name", ""))
         self.check(name, settings)
-        defaults = {
-            p.name: p.default for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD
-        }
-        own = {**defaults, **settings}
+        known = [p for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD]
+        own = {p.name: p.default for p in known} | settings
         if missing := [key for key, value in own.items() if value is inspect.Parameter.empty]:
             raise SettingError(f"{self.kind} {name!r} needs {', '.join(map(repr, missing))}")
-        if name in self._checks:
+        if check := self._checks[name]:
             with self._typed(name, own):
-                self._checks[name](**own)
+                check(**own)
         return {"name": name, **own}
 
     def __getitem__(self, name: str) -> T:
@@ -207,7 +201,7 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
 def import_modules(package: str, path: Iterable[str]) -> None:
     """Import every module of a package's folder, so that each enters what it defines.
 
-    A file that is dropped into the folder is all that a new entry takes. Called at the end of the
+    A new entry needs nothing but a file in the folder. Called at the end of the
     package: ``import_modules(__name__, __path__)``.
     """
     for module in iter_modules(path):

@@ -13,12 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, UnknownNameError, near
+from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.files import (
-    FILES,
-    check_files,
     new_folder,
-    read_manifest,
+    opened,
     read_tensors,
     without_nan,
     write_manifest,
@@ -28,11 +26,15 @@ from captum_dcam.files import (
 from captum_dcam.methods import Cost
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
-from captum_dcam.model.prompts import to_rgb
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
+from captum_dcam.results.explanation import read_images, read_targets, save_images
 
+TABLE, TENSORS = "comparison.csv", "maps.safetensors"
+#: localisation scores of a map
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
+#: fields of a row that the files hold as they are
+PLAIN = ("name", "label", "group", "settings", "status", "note", "complete")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ComparisonRow:
         settings (dict): of the method.
         status (str): ``done``, ``partial`` (its budget ended) or ``failed`` (``note`` says why).
         note (str): what a reader must know; empty if nothing.
-        maps (tuple of Tensor): one (N, h, w) a grid, non-negative, after post-transforms; zeros
+        maps (tuple of Tensor): one (N, h, w) per grid, non-negative, after refinements; zeros
             where there is none.
         raw (tuple of Tensor): the same with the method's own sign and scale.
         complete (tuple of bool): for every word, whether its map is whole.
@@ -80,13 +82,13 @@ class Comparison:
     Args:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): the words.
-        rows (tuple of ComparisonRow): one a method, in the order asked for.
+        rows (tuple of ComparisonRow): one per method, in the order asked for.
         layout (Layout): from token to pixel.
         tokens (TextTokens): what the columns of ``ComparisonRow.text`` are.
         commit_steps (tuple): for every word, the step that committed each of its tokens.
         settings (dict): model, block, score, refinements, seed, …: JSON-able.
         versions (dict): of this package and what it computes with.
-        images (tuple): the pictures.
+        images (tuple): what the model was shown.
         masks (tuple or None): (H, W) bool of every word that has one.
     """
 
@@ -115,11 +117,11 @@ class Comparison:
         raise UnknownNameError(f"no method {name!r} here{near(name, [r.name for r in self.rows])}")
 
     def pixel_maps(self, name: str, grid: int = 0, mode: str = "bilinear") -> Tensor:
-        """A method's maps (N, H, W) in the pixels of the grid's picture."""
+        """A method's maps (N, H, W) in the pixels of the grid's image."""
         return self.layout.grids[grid].to_pixels(self.row(name).maps[grid], mode)
 
     def records(self) -> list[dict[str, Any]]:
-        r"""One flat record for every method and word: ``pandas.DataFrame(comparison.records())``.
+        r"""One flat record per method and word: ``pandas.DataFrame(comparison.records())``.
 
         ``seconds``, ``forwards``, ``backwards`` and ``peak_bytes`` are those of the method for all
         words together; scores are None for words without a mask and for maps that are not whole.
@@ -150,86 +152,79 @@ class Comparison:
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
-        r"""Write the comparison into a new folder, all or nothing, or in an earlier one's place.
+    def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
+        r"""Write the comparison into ``folder``, which appears complete or not at all.
 
-        Files: ``comparison.json`` (words, settings, methods, records; versioned),
-        ``comparison.csv`` (:meth:`records`), ``maps.safetensors``, ``image-0.png``, …
+        Files: ``comparison.json`` (versioned: words, settings, rows, records, a hash of each file),
+        ``comparison.csv`` (:meth:`records`: one line per method and word), ``maps.safetensors``,
+        ``image-0.png``, … An earlier comparison is replaced.
+
+        Args:
+            folder (path): where to.
+            pictures (dict, optional): more files, for example ``{"panel.png": panel}``.
+                Default: none
 
         Raises:
             OccupiedError: the folder exists and is not an earlier comparison.
             FileError: it cannot be written; nothing is left behind.
         """
-
-        return save_comparison(self, folder)
+        content = document(self)
+        with new_folder(folder, "comparison") as new:
+            for name, picture in (pictures or {}).items():
+                picture.save(new / name)
+            save_images(self.images, new)
+            write_tensors(new / TENSORS, _tensors(self))
+            write_text(new / TABLE, _table(content["records"]))
+            content |= {
+                **layout_record(self.layout),
+                "tokens": {"pieces": self.tokens.token_texts, "prompt": self.tokens.prompt},
+                "images": len(self.images),
+                "masked": self.masks is not None,
+                "scored": [row.scores is not None for row in self.rows],
+            }
+            write_manifest(new, content, "comparison")
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
         """Read a saved comparison; ExplanationError says what is missing or damaged."""
-
-        return load_comparison(folder)
-
-
-# -- as files: for programs (JSON, CSV) and to load again (tensors, pictures) ----------------------
-
-
-TABLE, TENSORS = "comparison.csv", "maps.safetensors"
-
-
-def save_comparison(
-    comparison: Comparison,
-    folder: str | Path,
-    pictures: Mapping[str, Image.Image] | None = None,
-) -> Path:
-    r"""Write a comparison into ``folder``, which appears complete or not at all.
-
-    Files: ``comparison.json`` (versioned: words, settings, rows, records, a hash of each file),
-    ``comparison.csv`` (one line a method and word), ``maps.safetensors``, ``image-0.png``, … An
-    earlier comparison is replaced.
-
-    Args:
-        comparison (Comparison): the result.
-        folder (path): where to.
-        pictures (dict, optional): more files, for example ``{"panel.png": panel}``. Default: none
-
-    Raises:
-        OccupiedError: the folder exists and is not an earlier comparison.
-        FileError: it cannot be written; nothing is left behind.
-    """
-    with new_folder(folder, "comparison") as new:
-        for name, picture in (pictures or {}).items():
-            picture.save(new / name)
-        for i, image in enumerate(comparison.images):
-            to_rgb(image).save(new / f"image-{i}.png")
-        write_tensors(new / TENSORS, _tensors(comparison))
-        content = document(comparison)
-        write_text(new / TABLE, _table(content["records"]))
-        content |= {
-            **layout_record(comparison.layout),
-            "tokens": {"pieces": comparison.tokens.token_texts, "prompt": comparison.tokens.prompt},
-            "images": len(comparison.images),
-            "masked": comparison.masks is not None,
-            "scored": [row.scores is not None for row in comparison.rows],
-        }
-        write_manifest(new, content, "comparison")
-    return Path(folder)
+        with opened(folder, "comparison") as manifest:
+            tensors = read_tensors(Path(folder) / TENSORS)
+            words, tokens = manifest["words"], manifest["tokens"]
+            methods = zip(manifest["methods"], manifest["scored"], strict=True)
+            masks = tuple(tensors.get(f"mask.{n}") for n in range(len(words)))
+            return cls(
+                prompt=manifest["prompt"],
+                answer=manifest["answer"],
+                targets=read_targets(words),
+                rows=tuple(
+                    _row(record, r, len(manifest["grids"]), scored, tensors)
+                    for r, (record, scored) in enumerate(methods)
+                ),
+                layout=read_layout(manifest, tensors),
+                tokens=TextTokens(
+                    tensors["tokens.positions"],
+                    tensors["tokens.ids"],
+                    tuple(tokens["pieces"]),
+                    tokens["prompt"],
+                ),
+                commit_steps=tuple(tuple(x["commit_steps"]) for x in words),
+                settings=manifest["settings"],
+                versions=manifest["versions"],
+                images=read_images(folder, manifest["images"]),
+                masks=masks if manifest["masked"] else None,
+            )
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """Everything but maps and pictures as JSON-able data; None for what is no finite number."""
+    """Everything but maps and images as JSON-able data; None for what is no finite number."""
     words = [
         {**asdict(target), "commit_steps": steps}
         for target, steps in zip(comparison.targets, comparison.commit_steps, strict=True)
     ]
     rows = [
         {
-            "name": row.name,
-            "label": row.label,
-            "group": row.group,
-            "settings": row.settings,
-            "status": row.status,
-            "note": row.note,
-            "complete": row.complete,
+            **{name: getattr(row, name) for name in PLAIN},
             "cost": asdict(row.cost),
             "means": {metric: row.mean(metric) for metric in METRICS},
         }
@@ -275,74 +270,16 @@ def _tensors(comparison: Comparison) -> dict[str, Tensor]:
     return out
 
 
-def load_comparison(folder: str | Path) -> Comparison:
-    """Read a saved comparison; ExplanationError says what is missing or damaged."""
-    folder = Path(folder)
-    manifest = read_manifest(folder, "comparison")
-    try:
-        return _read(folder, manifest)
-    except ExplanationError:
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        path = folder / FILES["comparison"]
-        raise ExplanationError(
-            f"{path} is damaged ({error!r}): make the comparison again"
-        ) from error
-
-
-def _read(folder: Path, manifest: dict[str, Any]) -> Comparison:
-    check_files(folder, manifest, "comparison")
-    tensors = read_tensors(folder / TENSORS)
-    words, tokens = manifest["words"], manifest["tokens"]
-    masks = tuple(tensors.get(f"mask.{n}") for n in range(len(words)))
-    rows = tuple(
-        _row(record, r, len(manifest["grids"]), scored, tensors)
-        for r, (record, scored) in enumerate(
-            zip(manifest["methods"], manifest["scored"], strict=True)
-        )
-    )
-    return Comparison(
-        prompt=manifest["prompt"],
-        answer=manifest["answer"],
-        targets=tuple(
-            Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"])) for x in words
-        ),
-        rows=rows,
-        layout=read_layout(manifest, tensors),
-        tokens=TextTokens(
-            tensors["tokens.positions"],
-            tensors["tokens.ids"],
-            tuple(tokens["pieces"]),
-            tokens["prompt"],
-        ),
-        commit_steps=tuple(tuple(x["commit_steps"]) for x in words),
-        settings=manifest["settings"],
-        versions=manifest["versions"],
-        images=tuple(
-            Image.open(folder / f"image-{i}.png").convert("RGB") for i in range(manifest["images"])
-        ),
-        masks=masks if manifest["masked"] else None,
-    )
-
-
 def _row(
     record: dict[str, Any], r: int, grids: int, scored: bool, tensors: dict[str, Tensor]
 ) -> ComparisonRow:
-    scores: list[LocalizationScores | None] = []
-    for n in range(len(record["complete"])):
-        own = tensors.get(f"row.{r}.scores.{n}")
-        scores.append(None if own is None else LocalizationScores(*own.unbind()))
+    own = [tensors.get(f"row.{r}.scores.{n}") for n in range(len(record["complete"]))]
+    scores = tuple(None if one is None else LocalizationScores(*one.unbind()) for one in own)
     return ComparisonRow(
-        name=record["name"],
-        label=record["label"],
-        group=record["group"],
-        settings=record["settings"],
-        status=record["status"],
-        note=record["note"],
+        **{name: record[name] for name in PLAIN} | {"complete": tuple(record["complete"])},
         maps=tuple(tensors[f"row.{r}.maps.{i}"] for i in range(grids)),
         raw=tuple(tensors[f"row.{r}.raw.{i}"] for i in range(grids)),
-        complete=tuple(record["complete"]),
         text=tensors.get(f"row.{r}.text"),
         cost=Cost(**record["cost"]),
-        scores=tuple(scores) if scored else None,
+        scores=scores if scored else None,
     )

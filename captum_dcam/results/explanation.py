@@ -2,6 +2,7 @@ r"""The result: maps of the words of one answer, with everything that made them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.errors import ExplanationError, TargetError
-from captum_dcam.files import (
-    check_files,
-    new_folder,
-    read_manifest,
-    read_tensors,
-    write_manifest,
-    write_tensors,
-)
+from captum_dcam.errors import TargetError
+from captum_dcam.files import new_folder, opened, read_tensors, write_manifest, write_tensors
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.prompts import to_rgb
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
+
+TENSORS = "tensors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,15 @@ class Explanation:
     Args:
         prompt (str), answer (str): the question and the whole answer.
         targets (tuple of Target): what was explained, in order.
-        maps (tuple of Tensor): one (N, h, w) float32 a grid, non-negative, after refinements.
-        peaks (tuple of Tensor): one (N,) a grid: the maximum of each map before refinements, so
+        maps (tuple of Tensor): one (N, h, w) float32 per grid, non-negative, after refinements.
+        peaks (tuple of Tensor): one (N,) per grid: the maximum of each map before refinements, so
             that maps can be compared across words after they were normalised.
         token_texts (tuple of str): text of every token of the answer.
         layout (Layout): from token to pixel.
         trajectory (Trajectory): of the generation (one example).
         settings (dict): layer, score, product, refinements, …: JSON-able.
         versions (dict): of this package and what it computes with.
-        images (tuple): the pictures.
+        images (tuple): what the model was shown.
     """
 
     prompt: str
@@ -73,7 +69,7 @@ class Explanation:
         return self.words.index(word)
 
     def pixel_maps(self, grid: int = 0, mode: str = "bilinear") -> Tensor:
-        """Maps (N, H, W) of a grid in the pixels of its picture."""
+        """Maps (N, H, W) of a grid in the pixels of its image."""
         return self.layout.grids[grid].to_pixels(self.maps[grid], mode)
 
     def commit_steps(self) -> tuple[tuple[int, ...], ...]:
@@ -82,10 +78,10 @@ class Explanation:
         return tuple(tuple(steps[p] for p in t.positions) for t in self.targets)
 
     def focus(self, word: str | int, grid: int = 0) -> dict[str, Any]:
-        r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its share.
+        r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its area.
 
         Returns:
-            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the picture,
+            dict: ``peak`` (x0, y0, x1, y1), ``center`` (x, y) as fractions of the image,
             ``region`` in words, ``area`` the fraction of tokens that hold half of the mass (1:
             diffuse).
         """
@@ -121,17 +117,8 @@ class Explanation:
             OccupiedError: the folder exists and is not an earlier explanation.
             FileError: it cannot be written; nothing is left behind.
         """
-        folder = Path(folder)
-        with new_folder(folder) as new:
-            write_tensors(new / "tensors.safetensors", self._tensors())
-            for i, image in enumerate(self.images):
-                to_rgb(image).save(new / f"image-{i}.png")
-            write_manifest(new, self._manifest())
-        return folder
-
-    def _manifest(self) -> dict[str, Any]:
         t = self.trajectory
-        return {
+        record = {
             "prompt": self.prompt,
             "answer": self.answer,
             "targets": [asdict(x) for x in self.targets],
@@ -147,6 +134,11 @@ class Explanation:
                 "states": len(t.states),
             },
         }
+        with new_folder(folder) as new:
+            write_tensors(new / TENSORS, self._tensors())
+            save_images(self.images, new)
+            write_manifest(new, record)
+        return Path(folder)
 
     def _tensors(self) -> dict[str, Tensor]:
         t = self.trajectory
@@ -162,56 +154,58 @@ class Explanation:
     @classmethod
     def load(cls, folder: str | Path) -> Explanation:
         """Read a saved explanation; ExplanationError says what is missing or damaged."""
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        try:
-            return cls._read(folder, manifest)
-        except ExplanationError:
-            raise
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            raise ExplanationError(
-                f"{folder / 'manifest.json'} is damaged ({error!r}): make the explanation again"
-            ) from error
+        with opened(folder) as manifest:
+            tensors = read_tensors(Path(folder) / TENSORS)
+            layout = read_layout(manifest, tensors)
+            grids, stored = range(len(layout.grids)), manifest["trajectory"]
+            trajectory = Trajectory(
+                tokens=tensors["tokens"],
+                states=tuple(tensors[f"state.{i}"] for i in range(stored["states"])),
+                final_state=tuple(tensors[f"final_state.{i}"] for i in range(stored["states"])),
+                commit_step=tensors["commit_step"],
+                confidence=tensors["confidence"],
+                cache=stored_cache(stored["regime"]),
+                lengths=tuple(stored["lengths"]),
+                image_end=stored["image_end"],
+                settings=stored["settings"],
+                final_step=tensors.get("final_step"),
+            )
+            return cls(
+                prompt=manifest["prompt"],
+                answer=manifest["answer"],
+                targets=read_targets(manifest["targets"]),
+                maps=tuple(tensors[f"maps.{i}"] for i in grids),
+                peaks=tuple(tensors[f"peaks.{i}"] for i in grids),
+                token_texts=tuple(manifest["pieces"]),
+                layout=layout,
+                trajectory=trajectory,
+                settings=manifest["settings"],
+                versions=manifest["versions"],
+                images=read_images(
+                    folder, sum(name.startswith("image-") for name in manifest["files"])
+                ),
+            )
 
-    @classmethod
-    def _read(cls, folder: Path, manifest: dict[str, Any]) -> Explanation:
-        check_files(folder, manifest)
-        tensors = read_tensors(folder / "tensors.safetensors")
-        layout = read_layout(manifest, tensors)
-        t = manifest["trajectory"]
-        trajectory = Trajectory(
-            tokens=tensors["tokens"],
-            states=tuple(tensors[f"state.{i}"] for i in range(t["states"])),
-            final_state=tuple(tensors[f"final_state.{i}"] for i in range(t["states"])),
-            commit_step=tensors["commit_step"],
-            confidence=tensors["confidence"],
-            cache=stored_cache(t["regime"]),
-            lengths=tuple(t["lengths"]),
-            image_end=t["image_end"],
-            settings=t["settings"],
-            final_step=tensors.get("final_step"),
-        )
-        count = sum(name.startswith("image-") for name in manifest["files"])
-        return cls(
-            manifest["prompt"],
-            manifest["answer"],
-            tuple(
-                Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"]))
-                for x in manifest["targets"]
-            ),
-            tuple(tensors[f"maps.{i}"] for i in range(len(layout.grids))),
-            tuple(tensors[f"peaks.{i}"] for i in range(len(layout.grids))),
-            tuple(manifest["pieces"]),
-            layout,
-            trajectory,
-            manifest["settings"],
-            manifest["versions"],
-            tuple(Image.open(folder / f"image-{i}.png").convert("RGB") for i in range(count)),
-        )
+
+def read_targets(records: Iterable[Mapping[str, Any]]) -> tuple[Target, ...]:
+    """Targets from their records in a manifest."""
+    return tuple(Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"])) for x in records)
+
+
+def save_images(images: Sequence[Image.Image], folder: Path) -> None:
+    """Write ``image-0.png``, … into a folder."""
+    for i, image in enumerate(images):
+        to_rgb(image).save(folder / f"image-{i}.png")
+
+
+def read_images(folder: str | Path, count: int) -> tuple[Image.Image, ...]:
+    """What :func:`save_images` wrote."""
+    paths = (Path(folder) / f"image-{i}.png" for i in range(count))
+    return tuple(Image.open(path).convert("RGB") for path in paths)
 
 
 def region(x: float, y: float) -> str:
-    """A point of the picture (fractions) in words: ``"upper left"``, ``"center"``."""
+    """A point of the image (fractions) in words: ``"upper left"``, ``"center"``."""
     row = ("upper", "", "lower")[min(int(y * 3), 2)]
     column = ("left", "", "right")[min(int(x * 3), 2)]
     return f"{row} {column}".strip() or "center"

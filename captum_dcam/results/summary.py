@@ -1,4 +1,4 @@
-r"""An explanation in a few words: one row a word, and its scores where masks are known."""
+r"""An explanation in a few words: one row per word, and its scores where masks are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WordSummary:
         positions (tuple of int): of its tokens in the answer.
         steps (tuple of int): the step that committed each of them, without repeats.
         confidence (float): probability at that step, of the least sure token.
-        image (int): the picture it looks at most, from 0.
+        image (int): the image it looks at most, from 0.
         region (str): where its highest token lies, in words.
         peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
         area (float): fraction of image tokens that hold half of its mass.
@@ -37,7 +37,7 @@ class WordSummary:
 
 
 def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
-    """One row for every explained word, in order."""
+    """One row per explained word, in order."""
     confidence = explanation.trajectory.confidence[0].tolist()
     grids = explanation.layout.grids
     rows = []
@@ -64,7 +64,7 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
 
 
 def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int]) -> str:
-    """The peak's place in words: a faint haze far from it does not move it, as it would a mean."""
+    """The peak's place in words. Unlike a mean, it does not move with faint values far from it."""
     if peak is None:
         return "nowhere"
     return region((peak[0] + peak[2]) / 2 / size[1], (peak[1] + peak[3]) / 2 / size[0])
@@ -74,8 +74,8 @@ def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationSc
     r"""Localisation of every word that names an object of the scene, against its masks.
 
     Returns:
-        tuple: one a target: scalars of :func:`captum_dcam.metrics.localization` on the bilinear map
-        in pixels; None for words that name no object, or one that is not in the scene.
+        tuple: one per target: scalars of :func:`captum_dcam.metrics.localization` on the bilinear
+        map in pixels; None for words that name no object, or one that is not in the scene.
     """
     maps = explanation.pixel_maps()
     masks = [scene_mask(scene, explanation.token_texts, target) for target in explanation.targets]

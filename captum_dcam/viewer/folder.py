@@ -6,10 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from captum_dcam.files import check_folder, new_folder
-from captum_dcam.results.comparison import Comparison, save_comparison
+from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
@@ -27,7 +25,7 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
 
     Args:
         folder (path): where to.
-        kind (str, optional): what it may hold of an earlier run: ``explanation`` or
+        kind (str, optional): what it may hold from earlier: ``explanation`` or
             ``comparison``. Default: ``"explanation"``
 
     Returns:
@@ -42,21 +40,19 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
     return folder
 
 
-def word_file(number: int, word: str, image: int | None = None) -> str:
-    """``word-03-circle.png``, with ``-image-2`` where there are several pictures."""
-    slug = re.sub(r"[^\w]+", "-", word.lower()).strip("-_")[:40] or "token"
-    suffix = "" if image is None else f"-image-{image + 1}"
-    return f"word-{number:02d}-{slug}{suffix}.png"
-
-
 def word_files(explanation: Explanation) -> list[tuple[int, int, str]]:
-    """(target, picture, file name) of every overlay, numbers from 0."""
-    several = len(explanation.images) > 1
-    return [
-        (n, i, word_file(n + 1, word, i if several else None))
-        for n, word in enumerate(explanation.words)
-        for i in range(len(explanation.images))
-    ]
+    """(target, image, file name) of every overlay, numbers from 0.
+
+    Names are ``word-03-circle.png``, with ``-image-2`` where there are several images.
+    """
+    images = range(len(explanation.images))
+    out = []
+    for n, word in enumerate(explanation.words):
+        slug = re.sub(r"[^\w]+", "-", word.lower()).strip("-_")[:40] or "token"
+        for i in images:
+            suffix = f"-image-{i + 1}" if len(images) > 1 else ""
+            out.append((n, i, f"word-{n + 1:02d}-{slug}{suffix}.png"))
+    return out
 
 
 def write_folder(
@@ -68,7 +64,7 @@ def write_folder(
 ) -> Path:
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
-    Files: ``word-01-….png``, … (the picture's own size, enlarged or reduced to a longer side of
+    Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
     480 to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it. An
     earlier output of the same name is replaced.
 
@@ -76,17 +72,19 @@ def write_folder(
         explanation (Explanation): the result.
         folder (path): where to.
         mode (str, optional): ``bilinear`` or ``nearest``. Default: ``"bilinear"``
-        progress (callable, optional): is told every file's name before it is written.
+        progress (callable, optional): receives every file's name before it is written.
 
     Raises:
         FileError: as :func:`prepare_folder`, or it cannot be written; nothing is left behind.
     """
     folder = prepare_folder(folder)
-    say = progress if progress is not None else _silent
+    say = progress or (lambda _name: None)
     with new_folder(folder, DATA, _BESIDE) as new:
         for number, image, name in word_files(explanation):
             say(name)
-            size = _shown_size(explanation.images[image])
+            own = explanation.images[image].size
+            side = min(max(*own, SMALLEST), LARGEST)
+            size = fitted(own, side, side)
             word_overlay(explanation, number, image, size=size, mode=mode).save(new / name)
         say(SHEET)
         contact_sheet(explanation, mode).save(new / SHEET)
@@ -113,14 +111,4 @@ def write_comparison(
     """
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)
-    return save_comparison(comparison, folder, {PANEL: panel})
-
-
-def _silent(_name: str) -> None:
-    pass
-
-
-def _shown_size(picture: Image.Image) -> tuple[int, int]:
-    longest = max(picture.size)
-    side = min(max(longest, SMALLEST), LARGEST)
-    return fitted(picture.size, side, side)
+    return comparison.save(folder, {PANEL: panel})

@@ -1,4 +1,4 @@
-r"""Drawing on a sheet: fonts, measures, chips, running text. Pillow only."""
+r"""What sheets and panels are drawn with: fonts, measures, chips, running text, header, legend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captum_dcam.viewer.overlay import palette
+from captum_dcam.model.words import Target
+from captum_dcam.viewer.overlay import fitted, palette, scaled
 
 Color = tuple[int, int, int]
 PAPER: Color = (255, 255, 255)
@@ -19,6 +20,10 @@ TEXT: Color = (31, 35, 40)
 MUTED: Color = (101, 109, 118)
 RULE: Color = (216, 222, 228)
 STEP_CMAP = "viridis"
+#: thousandths of the width: around everything, between parts, what is left, text of the answer
+MARGIN, GAP = 28, 22
+INNER = 1000 - 2 * MARGIN
+BODY, SMALL = 17.0, 12.5
 
 
 @lru_cache(maxsize=64)
@@ -34,15 +39,9 @@ def step_color(step: int, steps: int) -> Color:
     return r, g, b
 
 
-def on(color: Color) -> Color:
-    """Text colour that reads well on ``color``."""
-    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    return TEXT if light > 140 else PAPER
-
-
 @dataclass(frozen=True)
 class Run:
-    """A piece of running text; with a colour it is a chip. ``glued``: no blank before it."""
+    """A stretch of running text; with a colour it is a chip. ``glued``: no space before it."""
 
     text: str
     color: Color | None = None
@@ -63,6 +62,11 @@ class Ink:
         """Pixels of a length in thousandths of the width."""
         return round(units * self.width / 1000)
 
+    def page(self, width: int, height: int) -> Page:
+        """A blank part of the sheet, in pixels."""
+        image = Image.new("RGB", (width, height), PAPER)
+        return Page(self.width, image, ImageDraw.Draw(image))
+
     def font(self, units: float, bold: bool = False) -> ImageFont.FreeTypeFont:
         return font(max(1, self.px(units)), bold)
 
@@ -70,100 +74,38 @@ class Ink:
         """Width of a text in pixels."""
         return self.font(units, bold).getlength(text)
 
-    def write(
-        self,
-        draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
-        text: str,
-        units: float,
-        color: Color = TEXT,
-        bold: bool = False,
-        anchor: str = "lm",
-    ) -> None:
-        draw.text(at, text, fill=color, font=self.font(units, bold), anchor=anchor)
-
-    def clipped(self, text: str, units: float, width: float, bold: bool = False) -> str:
+    def clipped(self, text: str, units: float, width: float) -> str:
         """The text, or its beginning and an ellipsis, in at most ``width`` pixels."""
-        if self.length(text, units, bold) <= width:
+        if self.length(text, units) <= width:
             return text
-        while text and self.length(text + "…", units, bold) > width:
+        while text and self.length(text + "…", units) > width:
             text = text[:-1]
         return text.rstrip() + "…"
-
-    def chip(
-        self,
-        draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
-        text: str,
-        units: float,
-        color: Color,
-    ) -> float:
-        """A rounded label whose left middle is ``at``; returns its width."""
-        width = self.chip_width(text, units)
-        x, y = at
-        half = self.px(units * 0.82)
-        box = (x, y - half, x + width, y + half)
-        draw.rounded_rectangle(box, radius=self.px(units * 0.4), fill=color)
-        self.write(draw, (x + width / 2, y), text, units, on(color), anchor="mm")
-        return width
-
-    def chip_width(self, text: str, units: float) -> float:
-        return self.length(text, units) + 2 * self.px(units * 0.5)
 
     def lines(self, runs: Sequence[Run], units: float, width: float) -> list[list[Run]]:
         """Break runs into lines of at most ``width`` pixels; a run longer than that is clipped."""
         out: list[list[Run]] = [[]]
         x = 0.0
         for run in runs:
-            own = self.clipped(run.text, units, width - 2 * self.px(units * 0.5))
-            gap = self._gap(run, units) if out[-1] else 0.0
-            need = self._run_width(Run(own, run.color), units)
+            text = self.clipped(run.text, units, width - 2 * self.px(units * 0.5))
+            own = Run(text, run.color, run.glued)
+            gap, need = self._gap(own, units) if out[-1] else 0.0, self._run_width(own, units)
             if out[-1] and x + gap + need > width:
                 out.append([])
-                x, gap = 0.0, 0.0
-            out[-1].append(Run(own, run.color, run.glued))
+                x = gap = 0.0
+            out[-1].append(own)
             x += gap + need
         return out
 
-    def flow(
-        self,
-        draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
-        lines: Sequence[Sequence[Run]],
-        units: float,
-        leading: float,
-    ) -> float:
-        """Draw lines of runs from the upper left corner ``at``; returns the y below them."""
-        y = at[1]
-        for line in lines:
-            x, middle = at[0], y + self.px(leading) / 2
-            for i, run in enumerate(line):
-                x += self._gap(run, units) if i else 0.0
-                if run.color is None:
-                    self.write(draw, (x, middle), run.text, units)
-                else:
-                    self.chip(draw, (x, middle), run.text, units, run.color)
-                x += self._run_width(run, units)
-            y += self.px(leading)
-        return y
-
     def _run_width(self, run: Run, units: float) -> float:
-        return (
-            self.length(run.text, units) if run.color is None else self.chip_width(run.text, units)
-        )
+        pads = 0 if run.color is None else 2 * self.px(units * 0.5)
+        return self.length(run.text, units) + pads
 
     def _gap(self, run: Run, units: float) -> float:
         return 0.0 if run.glued else self.px(units * 0.36)
 
-    def ramp(
-        self, size: tuple[int, int], cmap: str, lowest: int = 0, highest: int = 255
-    ) -> Image.Image:
-        """A horizontal colour bar."""
-        index = np.rint(np.linspace(lowest, highest, size[0])).astype(int)
-        return Image.fromarray(np.repeat(palette(cmap)[index][None], size[1], axis=0))
-
     def rounded(self, picture: Image.Image, units: float = 5) -> Image.Image:
-        """The picture with round corners on paper and a hairline around it."""
+        """The picture with round corners on paper."""
         k = 3
         big = Image.new("L", (picture.width * k, picture.height * k), 0)
         box = (0, 0, big.width - 1, big.height - 1)
@@ -173,10 +115,163 @@ class Ink:
         return Image.composite(picture, Image.new("RGB", picture.size, PAPER), mask)
 
 
-def stacked(parts: Sequence[Image.Image], width: int, margin: int, gap: int) -> Image.Image:
+@dataclass(frozen=True)
+class Page(Ink):
+    """A part of a sheet to draw on, in pixels from its upper left corner."""
+
+    image: Image.Image
+    draw: ImageDraw.ImageDraw
+
+    def write(
+        self,
+        at: tuple[float, float],
+        text: str,
+        units: float,
+        color: Color = TEXT,
+        bold: bool = False,
+        anchor: str = "lm",
+    ) -> None:
+        """A text whose left middle, or another anchor of Pillow's, is ``at``."""
+        self.draw.text(at, text, fill=color, font=self.font(units, bold), anchor=anchor)
+
+    def rule(self, start: float, y: float, end: float, units: float = 1) -> None:
+        """A grey horizontal line."""
+        self.draw.line((start, y, end, y), fill=RULE, width=max(1, self.px(units)))
+
+    def chip(self, at: tuple[float, float], run: Run, units: float) -> None:
+        """A run of text whose left middle is ``at``: in a rounded box if it has a colour."""
+        if run.color is None:
+            self.write(at, run.text, units)
+            return
+        (x, y), half, width = at, self.px(units * 0.82), self._run_width(run, units)
+        box = (x, y - half, x + width, y + half)
+        self.draw.rounded_rectangle(box, radius=self.px(units * 0.4), fill=run.color)
+        r, g, b = run.color
+        reads_well = TEXT if 0.299 * r + 0.587 * g + 0.114 * b > 140 else PAPER
+        self.write((x + width / 2, y), run.text, units, reads_well, anchor="mm")
+
+    def flow(
+        self, at: tuple[float, float], lines: Sequence[Sequence[Run]], units: float, leading: float
+    ) -> float:
+        """Draw lines of runs from the upper left corner ``at``; returns the y below them."""
+        y = at[1]
+        for line in lines:
+            x, middle = at[0], y + self.px(leading) / 2
+            for i, run in enumerate(line):
+                x += self._gap(run, units) if i else 0.0
+                self.chip((x, middle), run, units)
+                x += self._run_width(run, units)
+            y += self.px(leading)
+        return y
+
+    def note(self, at: tuple[int, int], text: str) -> int:
+        """A small grey text; returns the x behind it."""
+        self.write(at, text, SMALL, MUTED)
+        return at[0] + round(self.length(text, SMALL))
+
+    def bar(self, at: tuple[int, int], text: str, cmap: str, ends: tuple[int, int]) -> int:
+        """A colour bar and its label; returns the x behind them."""
+        index = np.rint(np.linspace(*ends, self.px(72))).astype(int)
+        ramp = Image.fromarray(np.repeat(palette(cmap)[index][None], self.px(9), axis=0))
+        self.image.paste(self.rounded(ramp, 3), (at[0], at[1] - ramp.height // 2))
+        return self.note((at[0] + ramp.width + self.px(9), at[1]), text)
+
+
+# -- parts that sheets and panels share ------------------------------------------------------------
+
+
+def header(
+    ink: Ink, images: Sequence[Image.Image], prompt: str, answer: Sequence[Run]
+) -> Image.Image:
+    """The image or a mosaic of the images on the left; prompt and answer on the right."""
+    if len(images) == 1:
+        size = fitted(images[0].size, ink.px(330), ink.px(270))
+        shown = ink.rounded(scaled(images[0], size))
+    else:
+        cell = ink.px(160 if len(images) <= 4 else 105)
+        shown = mosaic(ink, [scaled(i, fitted(i.size, cell, cell)) for i in images])
+    left = shown.width + ink.px(26)
+    room = ink.px(INNER) - left
+    asked = ink.lines([Run(w) for w in prompt.split()], BODY, room)
+    said = ink.lines(answer, BODY, room)
+    need = ink.px(24) * 2 + ink.px(27) * len(asked) + ink.px(34) * len(said) + ink.px(16 + 4)
+    page = ink.page(ink.px(INNER), max(shown.height, need))
+    page.image.paste(shown, (0, 0))
+    y = 0.0
+    for title, lines, leading in (("PROMPT", asked, 27), ("ANSWER", said, 34)):
+        page.write((left, y + ink.px(9)), title, 11.5, MUTED, bold=True)
+        y = page.flow((left, y + ink.px(24)), lines, BODY, leading) + ink.px(16)
+    return page.image
+
+
+def legend(ink: Ink) -> tuple[Page, int]:
+    """A line below the header, to say what the colours mean; and the y of its text."""
+    page = ink.page(ink.px(INNER), ink.px(46))
+    page.rule(0, 0, page.image.width)
+    return page, ink.px(30)
+
+
+def settings_line(page: Page, y: int, parts: Sequence[str], room: float) -> None:
+    """The settings on the right of a legend, in at most ``room`` pixels."""
+    text = page.clipped(" · ".join(p for p in parts if p), SMALL, room)
+    page.write((page.image.width, y), text, SMALL, MUTED, anchor="rm")
+
+
+def _columns(count: int) -> int:
+    """How many pictures of a mosaic stand side by side."""
+    return 1 if count == 1 else 2 if count <= 4 else 3
+
+
+def mosaic_cell(ink: Ink, count: int, width: int) -> int:
+    """Width of one of ``count`` pictures in a mosaic of at most ``width`` pixels."""
+    return (width - ink.px(6) * (_columns(count) - 1)) // _columns(count)
+
+
+def mosaic(ink: Ink, pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, two per row (three when there are more than four), tops aligned."""
+    columns, gap = _columns(len(pictures)), ink.px(6)
+    lines = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(p.height for p in line) for line in lines]
+    width = max(sum(p.width for p in line) + gap * (len(line) - 1) for line in lines)
+    out = Image.new("RGB", (width, sum(heights) + gap * (len(lines) - 1)), PAPER)
+    y = 0
+    for line, height in zip(lines, heights, strict=True):
+        x = 0
+        for picture in line:
+            out.paste(ink.rounded(picture), (x, y))
+            x += picture.width + gap
+        y += height + gap
+    return out
+
+
+def running(
+    token_texts: Sequence[str], targets: Sequence[Target], colors: Sequence[Color]
+) -> list[Run]:
+    """The answer as running text; tokens of an explained word are one chip of its colour."""
+    owner: dict[int, int] = {}
+    for n, target in enumerate(targets):
+        for position in target.positions:
+            owner.setdefault(position, n)
+    runs: list[Run] = []
+    last: int | None = None
+    for position, token_text in enumerate(token_texts):
+        text, word = token_text.strip(), owner.get(position)
+        if not text:
+            continue
+        glued = not token_text[:1].isspace()
+        if runs and word == last and (word is not None or glued):
+            before = runs.pop()
+            text, glued = before.text + ("" if glued else " ") + text, before.glued
+        runs.append(Run(text, None if word is None else colors[word], glued))
+        last = word
+    return runs or [Run("(empty)")]
+
+
+def stacked(parts: Sequence[Image.Image], ink: Ink) -> Image.Image:
     """Parts below one another on paper."""
+    margin, gap = ink.px(MARGIN), ink.px(GAP)
     height = 2 * margin + sum(p.height for p in parts) + gap * (len(parts) - 1)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (ink.width, height), PAPER)
     y = margin
     for part in parts:
         sheet.paste(part, (margin, y))

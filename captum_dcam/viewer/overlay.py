@@ -1,4 +1,4 @@
-r"""Heat over a picture: the value sets colour and opacity, so that the picture stays visible."""
+r"""Heat over an image: the value sets colour and opacity, so that the image stays visible."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.model.layout import Grid, Layout
+from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import to_rgb
 from captum_dcam.refine.checks import check_maps
 from captum_dcam.results.explanation import Explanation
 
 #: default colour map: perceptually uniform, its brightest colour for the highest value
 CMAP = "inferno"
-#: default opacity at the highest value, and share of the picture's colour withdrawn behind heat
+#: default opacity at the highest value, and how much of the image's colour is withdrawn behind heat
 ALPHA, MUTE = 0.9, 0.7
 #: ``Image.info["note"]`` of an overlay that has nothing to show
 FLAT = "flat map: no place stands out"
@@ -45,21 +45,21 @@ def overlay(
     vmax: float | None = None,
     mute: float = 0.0,
 ) -> Image.Image:
-    r"""Blend a map over a picture.
+    r"""Blend a map over an image.
 
     Args:
-        image (PIL.Image.Image): the picture, H × W pixels, any mode.
+        image (PIL.Image.Image): H × W pixels, any mode.
         map_pixels (Tensor or array): (H, W), non-negative and finite, for example one of
             ``explanation.pixel_maps()``.
         cmap (str, optional): a matplotlib colour map. Default: ``"inferno"``
         alpha (float, optional): opacity at the highest value, 0 to 1; a pixel's own opacity is
             proportional to its value. Default: 0.9
         vmax (float, optional): the value painted as the highest. Default: the map's maximum
-        mute (float, optional): how much of the picture's own colour and light is withdrawn, 0 to 1,
-            so that heat stands out from a colourful or bright picture. Default: 0
+        mute (float, optional): how much of the image's own colour and light is withdrawn, 0 to 1,
+            so that heat stands out from a colourful or bright image. Default: 0
 
     Returns:
-        PIL.Image.Image: RGB, H × W. A constant map shows no place: the plain picture comes back,
+        PIL.Image.Image: RGB, H × W. A constant map shows no place: the plain image comes back,
         with the reason in ``info["note"]``.
 
     Raises:
@@ -67,7 +67,15 @@ def overlay(
         UnknownNameError: no such colour map.
     """
     colors = palette(cmap)
-    values = _checked(image, map_pixels)
+    if isinstance(map_pixels, Tensor):
+        map_pixels = map_pixels.detach().cpu().double().numpy()
+    values = np.asarray(map_pixels, dtype=np.float64)
+    if values.shape != (image.height, image.width):
+        raise InputError(
+            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
+            "image's height and width; explanation.pixel_maps() gives maps of that size"
+        )
+    check_maps(torch.from_numpy(values), "overlay", name="map_pixels")
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}: expected an opacity from 0 to 1")
     if vmax is not None and not (vmax > 0 and np.isfinite(vmax)):
@@ -86,36 +94,11 @@ def overlay(
 
 
 def muted(picture: Image.Image, share: float) -> Image.Image:
-    """The picture with ``share`` of its colour withdrawn, and dimmed: 0 as it is, 1 dark grey."""
+    """The image with ``share`` of its colour withdrawn, and dimmed: 0 as it is, 1 dark grey."""
     if not 0 <= share <= 1:
         raise InputError(f"mute is {share}: expected a share from 0 to 1")
     grey = picture.convert("L").point([round(v * 0.7) for v in range(256)]).convert("RGB")
     return Image.blend(picture, grey, share)
-
-
-def _checked(image: Image.Image, map_pixels: Tensor | np.ndarray) -> np.ndarray:
-    """The map as float64 (H, W), or an error."""
-    if isinstance(map_pixels, Tensor):
-        map_pixels = map_pixels.detach().cpu().double().numpy()
-    values = np.asarray(map_pixels, dtype=np.float64)
-    if values.shape != (image.height, image.width):
-        raise InputError(
-            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
-            "picture's height and width; explanation.pixel_maps() gives maps of that size"
-        )
-    check_maps(torch.from_numpy(values), "overlay", name="map_pixels")
-    return values
-
-
-def resized(grid: Grid, size: tuple[int, int]) -> Grid:
-    """The grid of the same picture at another size (W, H): its maps come out in those pixels."""
-    height, width = grid.image_size
-    return replace(
-        grid,
-        x_edges=grid.x_edges * (size[0] / width),
-        y_edges=grid.y_edges * (size[1] / height),
-        image_size=(size[1], size[0]),
-    )
 
 
 def word_map(
@@ -125,13 +108,13 @@ def word_map(
     size: tuple[int, int] | None = None,
     mode: str = "bilinear",
 ) -> Tensor:
-    r"""A word's map over one picture, from all grids (tiles, thumbnail) that show the picture.
+    r"""A word's map over one image, from all grids (tiles, thumbnail) that show the image.
 
     Args:
         explanation (Explanation): the result.
         word (str or int): a word's first target, or a target's number from 0.
-        image (int, optional): which picture. Default: 0
-        size (tuple, optional): (W, H) in pixels. Default: the picture's own
+        image (int, optional): number of the image. Default: 0
+        size (tuple, optional): (W, H) in pixels. Default: the image's own
         mode (str, optional): ``bilinear`` or ``nearest``. Default: ``"bilinear"``
 
     Returns:
@@ -146,23 +129,22 @@ def word_map(
 def picture_maps(
     layout: Layout, maps: Sequence[Tensor], image: int, size: tuple[int, int], mode: str
 ) -> Tensor:
-    r"""Maps (…, h, w), one a grid, over one picture of ``size`` (W, H): (…, H, W) float32.
+    r"""Maps (…, h, w), one per grid, over one image of ``size`` (W, H): (…, H, W) float32.
 
     Where grids (tiles, a thumbnail) overlap their maps add up.
     """
-    width, height = size
-    total = torch.zeros(*maps[0].shape[:-2], height, width)
+    total = torch.zeros(*maps[0].shape[:-2], size[1], size[0])
     for grid, own in zip(layout.grids, maps, strict=True):
         if grid.image == image:
-            total += resized(grid, size).to_pixels(own.float(), mode)
+            height, width = grid.image_size
+            resized = replace(
+                grid,
+                x_edges=grid.x_edges * (size[0] / width),
+                y_edges=grid.y_edges * (size[1] / height),
+                image_size=(size[1], size[0]),
+            )
+            total += resized.to_pixels(own.float(), mode)
     return total
-
-
-def word_peak(explanation: Explanation, word: str | int) -> float | None:
-    """Highest value of a word over all pictures, at token resolution; None for an empty map."""
-    number = explanation.index(word)
-    highest = max(float(maps[number].max()) for maps in explanation.maps)
-    return highest if highest > 0 else None
 
 
 def word_overlay(
@@ -176,21 +158,23 @@ def word_overlay(
     alpha: float = ALPHA,
     mute: float = MUTE,
 ) -> Image.Image:
-    r"""Overlay of one word on one picture, whose own colours are muted.
+    r"""Overlay of one word on one image, whose own colours are muted.
 
-    Several pictures of a request share a word's scale, so that a word that looks at the second one
-    leaves the first one pale. Arguments as in :func:`word_map` and :func:`overlay`.
+    Several images of a request share a word's scale: a word that looks at the second one leaves
+    the first one pale. Arguments as in :func:`word_map` and :func:`overlay`.
     """
     picture = explanation.images[image]
     if size is not None and size != picture.size:
         picture = scaled(picture, size)
     values = word_map(explanation, word, image, size, mode)
-    vmax = word_peak(explanation, word) if len(explanation.images) > 1 else None
+    number, vmax = explanation.index(word), None
+    if len(explanation.images) > 1:
+        vmax = max(float(maps[number].max()) for maps in explanation.maps) or None
     return overlay(picture, values, cmap=cmap, alpha=alpha, vmax=vmax, mute=mute)
 
 
 def scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in RGB at another size."""
+    """The image in RGB at another size."""
     rgb = picture if picture.mode == "RGB" else to_rgb(picture)
     return rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 

@@ -1,17 +1,29 @@
-r"""The panel of a comparison: one row a method, one column a word, in one image."""
+r"""The panel of a comparison: one row per method, one column per word, in one picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from captum_dcam.errors import InputError
 from captum_dcam.results.comparison import Comparison, ComparisonRow
-from captum_dcam.viewer.header import GAP, INNER, MARGIN, bar, header, running
-from captum_dcam.viewer.ink import MUTED, PAPER, RULE, TEXT, Color, Ink, stacked
+from captum_dcam.viewer.ink import (
+    INNER,
+    MUTED,
+    TEXT,
+    Color,
+    Ink,
+    Page,
+    header,
+    legend,
+    running,
+    settings_line,
+    stacked,
+)
 from captum_dcam.viewer.overlay import CMAP
-from captum_dcam.viewer.panel_plan import BLOCK_GAP, CELL_GAP, GUTTER, ROW, Plan, plan_of
 from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, grid_height
 
 SCALES = ("map", "row")
@@ -21,9 +33,87 @@ FAILED: Color = (190, 40, 40)
 PARTIAL: Color = (196, 110, 0)
 BLANK: Color = (241, 243, 246)
 #: sizes of text: words, names of methods, what is below these, why one failed, group headings
-WORD, NAME, FACT, SMALL, GROUP = 12.5, 11.5, 10.0, 9.0, 10.5
+WORD, NAME, FACT, REASON, GROUP = 12.5, 11.5, 10.0, 9.0, 10.5
 #: a reason gets a box over the cells if these are together at least so wide
 NARROW = 110.0
+
+# -- the layout, in thousandths of the width -------------------------------------------------------
+
+#: lowest row, heading of a group, gaps between cells, label and cells, and blocks
+ROW, MARK, CELL_GAP, GUTTER, BLOCK_GAP = 29.0, GROUP + 9, 3.0, 8.0, 26.0
+SMALLEST, LARGEST = 20.0, 180.0
+#: labels: at least, at most
+LABELS = (90.0, 205.0)
+#: how high all rows together should be at most, and what makes the whole sheet about square
+HIGH, SQUARE = 1050.0, 650.0
+HEADING = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""Measures of a panel in thousandths of its width.
+
+    Args:
+        blocks (int): of methods, side by side.
+        words (int): columns of a section.
+        cell (float): width of a thumbnail.
+        label (float): width of the column of labels.
+    """
+
+    blocks: int
+    words: int
+    cell: float
+    label: float
+
+    def sections(self, words: int) -> list[range]:
+        """Numbers of the words of every section."""
+        return [range(i, min(i + self.words, words)) for i in range(0, words, self.words)]
+
+    def split(self, heights: Sequence[int]) -> list[range]:
+        """Consecutive rows of every block, about as high as one another; none is empty."""
+        total, done, start = sum(heights), 0, 0
+        parts: list[range] = []
+        for i, height in enumerate(heights):
+            left = len(heights) - i
+            full = done + height / 2 > total * (len(parts) + 1) / self.blocks
+            if i > start and (full or left < self.blocks - len(parts)):
+                parts.append(range(start, i))
+                start = i
+            done += height
+        return [*parts, range(start, len(heights))]
+
+
+def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Plan:
+    r"""The layout that shows large thumbnails on little paper.
+
+    Args:
+        rows (int), groups (int), words (int): how many.
+        ratio (float): height over width of a cell.
+        need (float): width of the longest label.
+    """
+    label, high, words = min(max(need + 2, LABELS[0]), LABELS[1]), HIGH, max(words, 1)
+    found: list[tuple[float, Plan]] = []
+    while not found:
+        for sections, blocks in product(range(1, words + 1), range(1, min(rows, 5) + 1)):
+            columns, lines = -(-words // sections), -(-rows // blocks)
+            if -(-words // columns) != sections:
+                continue  # fewer sections hold as many columns
+            wide = (INNER - BLOCK_GAP * (blocks - 1)) / blocks - label - GUTTER
+            room = high / sections - HEADING - groups / blocks * 20
+            cell = min(LARGEST, wide / columns - CELL_GAP, (room / lines - CELL_GAP) / ratio)
+            if cell < SMALLEST or lines * (ROW + CELL_GAP) > room:
+                continue
+            height = sections * (
+                HEADING + groups / blocks * 20 + lines * (max(cell * ratio, ROW) + CELL_GAP)
+            )
+            filled = rows * words * cell * cell * ratio / (INNER * height)
+            long = max(1.0, height / SQUARE)
+            found.append((cell * (filled / long) ** 0.5, Plan(blocks, columns, cell, label)))
+        high *= 1.5  # more than fits: better a long sheet than cells too small to see
+    return max(found, key=lambda item: item[0])[1]
+
+
+# -- drawing ---------------------------------------------------------------------------------------
 
 
 def comparison_panel(
@@ -36,16 +126,16 @@ def comparison_panel(
 ) -> Image.Image:
     r"""Draw a comparison on one sheet.
 
-    The picture, the prompt and the answer; then a row a method, with its seconds for all words
-    and its mean F3 where masks are known, and a column a word, whose object is outlined. Many
-    methods stand in several blocks side by side, many words in several sections. A method that
-    failed says why; a cell that its budget left unfinished is marked, or blank. A flat map shows
-    the plain picture.
+    The image, the prompt and the answer stand on top. Below, every method has a row, with its
+    seconds for all words and its mean F3 where masks are known; every word has a column, where its
+    object is outlined. Many methods stand in several blocks side by side, many words in several
+    sections. A method that failed says why; a cell that its budget left unfinished is marked, or
+    blank. A flat map shows the plain image.
 
     Args:
-        comparison (Comparison): the result; one picture or several (a mosaic in every cell).
+        comparison (Comparison): the result; one image or several (a mosaic in every cell).
         scale (str, optional): ``map`` paints every map to its own maximum; ``row`` gives a
-            method's maps one scale, so that words that hardly look at the picture stay pale.
+            method's maps one scale, so that words that hardly look at the image stay pale.
             Default: ``"map"``
         width (int, optional): in pixels; all else scales with it. Default: 1600
         cmap (str, optional): a matplotlib colour map. Default: ``"inferno"``
@@ -62,200 +152,176 @@ def comparison_panel(
         raise InputError(f"scale is {scale!r}: expected one of {SCALES}")
     if width < 600:
         raise InputError(f"width is {width} px: nothing can be read below 600")
-    ink = Ink(width)
+    panel, ink = _Panel(comparison, width, scale, cmap, mode), Ink(width)
     answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
-    plan = _plan(ink, comparison)
-    cells = Thumbnails(comparison, ink.px(plan.cell), scale, cmap, mode)
     parts = [
         header(ink, comparison.images, comparison.prompt, answer),
         _legend(ink, comparison, scale, cmap),
+        *map(panel.section, panel.plan.sections(len(comparison.targets))),
     ]
-    for words in plan.sections(len(comparison.targets)):
-        parts.append(_section(ink, comparison, plan, cells, words))
-    return stacked(parts, width, ink.px(MARGIN), ink.px(GAP))
+    return stacked(parts, ink)
 
 
 def _spoken(comparison: Comparison) -> list[str]:
     """Text of every token of the answer, empty for tokens that end it."""
     at, out = 0, []
-    for piece in comparison.tokens.token_texts[comparison.tokens.prompt :]:
-        text = piece if at else piece.lstrip()
+    for token_text in comparison.tokens.token_texts[comparison.tokens.prompt :]:
+        text = token_text if at else token_text.lstrip()
         own = text if comparison.answer.startswith(text, at) else ""
         at += len(own)
-        out.append(piece if own else "")
+        out.append(token_text if own else "")
     return out
-
-
-def _plan(ink: Ink, comparison: Comparison) -> Plan:
-    ratio = grid_height([i.size for i in comparison.images], 1000) / 1000
-    need = max(
-        (
-            ink.length(text, size) * 1000 / ink.width
-            for row in comparison.rows
-            for text, size in ((row.label, NAME), (_facts(comparison, row)[0], FACT))
-        ),
-        default=0.0,
-    )
-    groups = sum(1 for i in range(len(comparison.rows)) if _begins(comparison.rows, i))
-    return plan_of(len(comparison.rows), groups, len(comparison.targets), ratio, need)
-
-
-def _begins(rows: Sequence[ComparisonRow], i: int) -> bool:
-    """Whether a group begins at row ``i``."""
-    return i == 0 or rows[i].group != rows[i - 1].group
-
-
-# -- legend -------------------------------------------------------------------------------------
 
 
 def _legend(ink: Ink, comparison: Comparison, scale: str, cmap: str) -> Image.Image:
     """What the colours mean, and the settings."""
-    out = Image.new("RGB", (ink.px(INNER), ink.px(46)), PAPER)
-    draw = ImageDraw.Draw(out)
-    draw.line((0, 0, out.width, 0), fill=RULE, width=max(1, ink.px(1)))
-    y = ink.px(30)
+    page, y = legend(ink)
     own = "each map's highest" if scale == "map" else "the method's highest"
-    x = bar(ink, out, (0, y), f"heat: low … {own}", cmap, (40, 255)) + ink.px(24)
+    x = page.bar((0, y), f"heat: low … {own}", cmap, (40, 255)) + ink.px(24)
     if any(mask is not None for mask in comparison.masks or ()):
-        side, inset = ink.px(13), ink.px(3)
-        box = (x, y - side // 2, x + side, y + side // 2)
-        draw.rectangle(box, fill=MUTED)
-        inner = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
-        draw.rectangle(inner, outline=OUTLINE, width=max(1, ink.px(1)))
-        x = _note(ink, draw, (x + side, y), "the object's mask")
+        side, inset, half = ink.px(13), ink.px(3), ink.px(13) // 2
+        page.draw.rectangle((x, y - half, x + side, y + half), fill=MUTED)
+        inner = (x + inset, y - half + inset, x + side - inset, y + half - inset)
+        page.draw.rectangle(inner, outline=OUTLINE, width=max(1, ink.px(1)))
+        x = page.note((x + side + ink.px(7), y), "the object's mask") + ink.px(24)
     if any(row.status == "partial" for row in comparison.rows):
-        side = ink.px(11)
-        box = (x, y - side // 2, x + side, y + side // 2)
-        draw.rectangle(box, fill=BLANK)
-        _corner(draw, (x, y - side // 2), side)
-        x = _note(ink, draw, (x + side, y), "unfinished")
-    text = ink.clipped(_settings(comparison), 12.5, out.width - x)
-    ink.write(draw, (out.width, y), text, 12.5, MUTED, anchor="rm")
-    return out
-
-
-def _note(ink: Ink, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> int:
-    """Text behind a sign; returns the x where the next one begins."""
-    x = at[0] + ink.px(7)
-    ink.write(draw, (x, at[1]), text, 12.5, MUTED)
-    return x + round(ink.length(text, 12.5)) + ink.px(24)
-
-
-def _settings(comparison: Comparison) -> str:
+        side, half = ink.px(11), ink.px(11) // 2
+        page.draw.rectangle((x, y - half, x + side, y + half), fill=BLANK)
+        _corner(page, (x, y - half), side)
+        x = page.note((x + side + ink.px(7), y), "unfinished") + ink.px(24)
     s = comparison.settings
     stages = (s.get("refinements") or {}).get("stages") or ()
-    parts = [
+    parts = (
         str(s.get("family", "")),
         {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", ""), ""),
         f"block {s.get('layer')}",
         f"{s.get('score')} score",
         " + ".join(str(stage.get("name")) for stage in stages),
-    ]
-    return " · ".join(p for p in parts if p)
+    )
+    settings_line(page, y, parts, page.image.width - x)
+    return page.image
 
 
-# -- rows ---------------------------------------------------------------------------------------
+class _Panel:
+    """The rows of a comparison, with the measures that all of them share, in pixels."""
 
+    def __init__(
+        self, comparison: Comparison, width: int, scale: str, cmap: str, mode: str
+    ) -> None:
+        ink, rows = Ink(width), comparison.rows
+        self.ink, self.rows, self.words = ink, rows, comparison.words
+        begins = [i == 0 or rows[i].group != rows[i - 1].group for i in range(len(rows))]
+        texts = [
+            (text, size) for r in rows for text, size in ((r.label, NAME), (_facts(r)[0], FACT))
+        ]
+        need = max((ink.length(text, size) * 1000 / width for text, size in texts), default=0.0)
+        ratio = grid_height([i.size for i in comparison.images], 1000) / 1000
+        self.plan = plan_of(len(rows), sum(begins), len(comparison.targets), ratio, need)
+        self.cells = Thumbnails(comparison, ink.px(self.plan.cell), scale, cmap, mode)
+        self.gap, self.label = ink.px(CELL_GAP), ink.px(self.plan.label)
+        lowest = ink.px(ROW)
+        self.tall = [
+            lowest if row.status == "failed" else max(lowest, self.cells.height) for row in rows
+        ]
+        several = len({row.group for row in rows}) > 1
+        self.begins = {i for i, first in enumerate(begins) if first and several}
+        marks = [ink.px(MARK) if i in self.begins else 0 for i in range(len(rows))]
+        self.parts = self.plan.split(
+            [tall + mark + self.gap for tall, mark in zip(self.tall, marks, strict=True)]
+        )
+        # a block that begins within a group repeats the group's heading
+        self.marked = self.begins | {part[0] for part in self.parts if several}
 
-def _section(
-    ink: Ink, comparison: Comparison, plan: Plan, cells: Thumbnails, words: range
-) -> Image.Image:
-    """All methods for some of the words, in blocks side by side."""
-    rows = comparison.rows
-    heights = [_height(ink, cells, row) for row in rows]
-    several = len({row.group for row in rows}) > 1
-    marks = [ink.px(GROUP + 9) if several and _begins(rows, i) else 0 for i in range(len(rows))]
-    parts = plan.split([h + m + ink.px(CELL_GAP) for h, m in zip(heights, marks, strict=True)])
-    blocks = [_block(ink, comparison, plan, cells, words, part, several) for part in parts]
-    out = Image.new("RGB", (ink.px(INNER), max(b.height for b in blocks)), PAPER)
-    pitch = (ink.px(INNER) + ink.px(BLOCK_GAP)) / plan.blocks
-    for i, block in enumerate(blocks):
-        out.paste(block, (round(i * pitch), 0))
-    return out
-
-
-def _height(ink: Ink, cells: Thumbnails, row: ComparisonRow) -> int:
-    return ink.px(ROW) if row.status == "failed" else max(ink.px(ROW), cells.height)
-
-
-def _block(
-    ink: Ink,
-    comparison: Comparison,
-    plan: Plan,
-    cells: Thumbnails,
-    words: range,
-    part: range,
-    several: bool,
-) -> Image.Image:
-    """Column headings, group headings and rows of some of the methods."""
-    rows, gap = comparison.rows, ink.px(CELL_GAP)
-    label = ink.px(plan.label)
-    left = label + ink.px(GUTTER)
-    head = _headings(ink, comparison, cells, words)
-    marked = [i for i in part if several and (i == part[0] or _begins(rows, i))]
-    width = left + len(words) * (cells.width + gap)
-    height = head.height + len(marked) * ink.px(GROUP + 9)
-    height += sum(_height(ink, cells, rows[i]) + gap for i in part)
-    out = Image.new("RGB", (width, height), PAPER)
-    out.paste(head, (left, 0))
-    draw = ImageDraw.Draw(out)
-    y = head.height
-    for i in part:
-        if i in marked:
-            text = rows[i].group if _begins(rows, i) else f"{rows[i].group} (continued)"
-            ink.write(draw, (0, y + ink.px(GROUP + 9) / 2), text, GROUP, MUTED, bold=True)
-            x = ink.length(text, GROUP, bold=True) + ink.px(8)
-            middle = y + ink.px(GROUP + 9) / 2
-            draw.line((x, middle, width - gap, middle), fill=RULE, width=max(1, ink.px(0.7)))
-            y += ink.px(GROUP + 9)
-        tall = _height(ink, cells, rows[i])
-        failed, room = rows[i].status == "failed", width - left - gap
-        narrow = failed and room < ink.px(NARROW)
-        across = (width - gap if narrow else label, narrow)
-        _label(ink, draw, comparison, rows[i], (0, y + tall / 2), *across)
-        if failed and not narrow:
-            _reason(ink, draw, rows[i], (left, y + tall / 2), room)
-        elif not failed:
-            _cells(ink, out, cells, rows[i], i, words, (left, y + (tall - cells.height) // 2))
-        y += tall + gap
-    return out
-
-
-def _headings(ink: Ink, comparison: Comparison, cells: Thumbnails, words: range) -> Image.Image:
-    """The words above their columns; upright where the columns are too narrow for them."""
-    gap, texts = ink.px(CELL_GAP), [comparison.words[n] for n in words]
-    longest = max(ink.length(w, WORD) for w in texts)
-    if longest <= cells.width:
-        out = Image.new("RGB", (len(words) * (cells.width + gap), ink.px(22)), PAPER)
-        draw = ImageDraw.Draw(out)
-        for k, text in enumerate(texts):
-            x = k * (cells.width + gap) + cells.width / 2
-            ink.write(draw, (x, ink.px(10)), text, WORD, anchor="mm")
+    def section(self, words: range) -> Image.Image:
+        """All methods for some of the words, in blocks side by side."""
+        ink, head = self.ink, self._headings(words)
+        blocks = [self._block(words, part, head) for part in self.parts]
+        out = ink.page(ink.px(INNER), max(b.height for b in blocks)).image
+        pitch = (ink.px(INNER) + ink.px(BLOCK_GAP)) / self.plan.blocks
+        for i, block in enumerate(blocks):
+            out.paste(block, (round(i * pitch), 0))
         return out
-    high = min(longest, ink.px(96))
-    out = Image.new("RGB", (len(words) * (cells.width + gap), round(high) + ink.px(6)), PAPER)
-    for k, text in enumerate(texts):
-        shown = ink.clipped(text, WORD, high)
-        line = Image.new("RGB", (round(high), ink.px(WORD * 1.4)), PAPER)
-        ink.write(ImageDraw.Draw(line), (0, line.height / 2), shown, WORD)
-        upright = line.transpose(Image.Transpose.ROTATE_90)
-        x = k * (cells.width + gap) + (cells.width - upright.width) // 2
-        out.paste(upright, (x, 0))
-    return out
+
+    def _headings(self, words: range) -> Image.Image:
+        """The words above their columns; upright where the columns are too narrow for them."""
+        ink, cell = self.ink, self.cells.width
+        texts = [self.words[n] for n in words]
+        width, longest = len(texts) * (cell + self.gap), max(ink.length(w, WORD) for w in texts)
+        if longest <= cell:
+            page = ink.page(width, ink.px(22))
+            for k, text in enumerate(texts):
+                x = k * (cell + self.gap) + cell / 2
+                page.write((x, ink.px(10)), text, WORD, anchor="mm")
+            return page.image
+        high = min(longest, ink.px(96))
+        page = ink.page(width, round(high) + ink.px(6))
+        for k, text in enumerate(texts):
+            line = ink.page(round(high), ink.px(WORD * 1.4))
+            line.write((0, line.image.height / 2), ink.clipped(text, WORD, high), WORD)
+            upright = line.image.transpose(Image.Transpose.ROTATE_90)
+            page.image.paste(upright, (k * (cell + self.gap) + (cell - upright.width) // 2, 0))
+        return page.image
+
+    def _block(self, words: range, part: range, head: Image.Image) -> Image.Image:
+        """Column headings, group headings and rows of some of the methods."""
+        ink, left, mark = self.ink, self.label + self.ink.px(GUTTER), self.ink.px(MARK)
+        height = sum(self.tall[i] + self.gap + (mark if i in self.marked else 0) for i in part)
+        page = ink.page(left + len(words) * (self.cells.width + self.gap), head.height + height)
+        page.image.paste(head, (left, 0))
+        end, y = page.image.width - self.gap, head.height
+        for i in part:
+            if i in self.marked:
+                middle, group = y + page.px(MARK) / 2, self.rows[i].group
+                text = group if i in self.begins else f"{group} (continued)"
+                page.write((0, middle), text, GROUP, MUTED, bold=True)
+                page.rule(ink.length(text, GROUP, bold=True) + ink.px(8), middle, end, 0.7)
+                y += mark
+            self._row(page, i, words, y, left, end)
+            y += self.tall[i] + self.gap
+        return page.image
+
+    def _row(self, page: Page, i: int, words: range, y: int, left: int, end: int) -> None:
+        """One method: its label, and its cells or why it has none."""
+        row, middle = self.rows[i], y + self.tall[i] / 2
+        failed = row.status == "failed"
+        narrow = failed and end - left < page.px(NARROW)
+        text, color = _facts(row)
+        if narrow:
+            text = f"{text}: {_why(row)}"
+        room = end if narrow else self.label
+        for below, line, size, shade in ((-7, row.label, NAME, TEXT), (7, text, FACT, color)):
+            page.write((0, middle + page.px(below)), page.clipped(line, size, room), size, shade)
+        if failed and not narrow:
+            _reason(page, row, (left, middle), end - left)
+        elif not failed:
+            self._cells(page, i, words, (left, y + (self.tall[i] - self.cells.height) // 2))
+
+    def _cells(self, page: Page, i: int, words: range, at: tuple[int, int]) -> None:
+        """The thumbnails of one method."""
+        wide, high = self.cells.width, self.cells.height
+        for k, n in enumerate(words):
+            x, y = at[0] + k * (wide + self.gap), at[1]
+            pictures = self.cells.pictures(i, n)
+            if pictures is None:
+                box = (x, y, x + wide - 1, y + high - 1)
+                page.draw.rounded_rectangle(box, page.px(3), fill=BLANK)
+                page.write((x + wide / 2, y + high / 2), "–", WORD, MUTED, anchor="mm")
+            for picture, (left, top) in pictures or ():
+                page.image.paste(page.rounded(picture, 2.5), (x + left, y + top))
+            if not self.rows[i].complete[n]:
+                _corner(page, (x, y), max(page.px(9), wide // 8))
 
 
-def _facts(comparison: Comparison, row: ComparisonRow) -> tuple[str, Color]:
+def _facts(row: ComparisonRow) -> tuple[str, Color]:
     """The line below a method's name."""
-    parts = [seconds_text(row.cost.seconds)]
-    mean = row.mean("f3")
-    if mean is not None:
-        parts.append(f"F3 {mean:.2f}")
     if row.status == "failed":
         return "failed", FAILED
+    parts, mean = [seconds_text(row.cost.seconds)], row.mean("f3")
+    if mean is not None:
+        parts.append(f"F3 {mean:.2f}")
     if row.status == "partial":
         parts.append(f"{sum(row.complete)} of {len(row.complete)} words")
-        return " · ".join(parts), PARTIAL
-    return " · ".join(parts), MUTED
+    return " · ".join(parts), PARTIAL if row.status == "partial" else MUTED
 
 
 def seconds_text(seconds: float) -> str:
@@ -264,74 +330,27 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.{digits}f} s"
 
 
-def _label(
-    ink: Ink,
-    draw: ImageDraw.ImageDraw,
-    comparison: Comparison,
-    row: ComparisonRow,
-    at: tuple[float, float],
-    room: int,
-    reason: bool = False,
-) -> None:
-    x, y = at
-    ink.write(draw, (x, y - ink.px(7)), ink.clipped(row.label, NAME, room), NAME, TEXT)
-    text, color = _facts(comparison, row)
-    if reason:
-        text = f"{text}: {_why(row)}"
-    ink.write(draw, (x, y + ink.px(7)), ink.clipped(text, FACT, room), FACT, color)
-
-
 def _why(row: ComparisonRow) -> str:
     """The reason without the exception's name."""
     kind, _, rest = row.note.partition(": ")
     return rest if kind.endswith("Error") and rest else row.note
 
 
-def _reason(
-    ink: Ink, draw: ImageDraw.ImageDraw, row: ComparisonRow, at: tuple[float, float], room: int
-) -> None:
-    half = ink.px(ROW) / 2 - ink.px(3)
-    draw.rounded_rectangle((at[0], at[1] - half, at[0] + room, at[1] + half), ink.px(3), fill=BLANK)
-    inner = room - 2 * ink.px(7)
-    words = _why(row).split()
+def _reason(page: Page, row: ComparisonRow, at: tuple[float, float], room: int) -> None:
+    """Why a method failed, in two lines in place of its cells."""
+    (x, y), half, pad = at, page.px(ROW) / 2 - page.px(3), page.px(7)
+    page.draw.rounded_rectangle((x, y - half, x + room, y + half), page.px(3), fill=BLANK)
+    words, inner = _why(row).split(), room - 2 * pad
     first = len(words)
-    while first > 1 and ink.length(" ".join(words[:first]), SMALL) > inner:
+    while first > 1 and page.length(" ".join(words[:first]), REASON) > inner:
         first -= 1
-    lines = [" ".join(words[:first]), " ".join(words[first:])]
-    lines = [ink.clipped(line, SMALL, inner) for line in lines if line]
+    lines = [" ".join(part) for part in (words[:first], words[first:]) if part]
     for k, line in enumerate(lines):
-        y = at[1] + ink.px(11.5) * (k - (len(lines) - 1) / 2)
-        ink.write(draw, (at[0] + ink.px(7), y), line, SMALL, FAILED)
+        middle = y + page.px(11.5) * (k - (len(lines) - 1) / 2)
+        page.write((x + pad, middle), page.clipped(line, REASON, inner), REASON, FAILED)
 
 
-def _cells(
-    ink: Ink,
-    out: Image.Image,
-    cells: Thumbnails,
-    row: ComparisonRow,
-    number: int,
-    words: range,
-    at: tuple[int, int],
-) -> None:
-    """The thumbnails of one method."""
-    draw = ImageDraw.Draw(out)
-    for k, n in enumerate(words):
-        x, y = at[0] + k * (cells.width + ink.px(CELL_GAP)), at[1]
-        pictures = cells.pictures(number, n)
-        if pictures is None:
-            box = (x, y, x + cells.width - 1, y + cells.height - 1)
-            draw.rounded_rectangle(box, ink.px(3), fill=BLANK)
-            ink.write(
-                draw, (x + cells.width / 2, y + cells.height / 2), "–", WORD, MUTED, False, "mm"
-            )
-        else:
-            for picture, (left, top) in pictures:
-                out.paste(ink.rounded(picture, 2.5), (x + left, y + top))
-        if not row.complete[n]:
-            _corner(draw, (x, y), max(ink.px(9), cells.width // 8))
-
-
-def _corner(draw: ImageDraw.ImageDraw, at: tuple[float, float], side: int) -> None:
+def _corner(page: Page, at: tuple[float, float], side: int) -> None:
     """The mark of an unfinished map: a triangle in the upper left corner."""
     x, y = at
-    draw.polygon(((x, y), (x + side, y), (x, y + side)), fill=PARTIAL)
+    page.draw.polygon(((x, y), (x + side, y), (x, y + side)), fill=PARTIAL)

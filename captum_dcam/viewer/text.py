@@ -1,7 +1,7 @@
 r"""Relevance of text: tokens of prompt and answer coloured by value, as HTML or as a figure.
 
-What speaks for the explained word is orange, what speaks against it blue; the strongest value of
-all tokens has full colour.
+What speaks for the explained word is orange, what speaks against it is blue. The strongest value
+of all tokens has full colour.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import html
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -49,13 +49,14 @@ def text_html(
     candidates: Sequence[Candidate] = (),
     vmax: float | None = None,
 ) -> str:
-    r"""Relevance of text as HTML that needs nothing beside itself.
+    r"""Relevance of text as HTML that needs no other file.
 
-    Inline styles alone, translucent colours behind text of the page's own colour: it reads on light
-    and dark pages, in notebooks and mails. Hovering shows a token's value.
+    It has inline styles alone, and translucent colours behind text of the page's own colour, so
+    that it can be read on light and dark pages, in notebooks and mails. Hovering shows a token's
+    value.
 
     Args:
-        token_texts (sequence of str): text of K tokens, with a leading blank where a word begins;
+        token_texts (sequence of str): text of K tokens, with a leading space where a word begins;
             empty ones (stop tokens) are left out.
         values (sequence, Tensor or array): (K,) relevance; NaN: none, as for the explained token.
         prompt (int): how many of the tokens are the prompt's; the rest is the answer.
@@ -77,23 +78,19 @@ def text_html(
         True
     """
     tokens = _tokens(token_texts, values, prompt, explained, vmax)
-    parts = [_line("Prompt", tokens[:prompt]), _line("Answer", tokens[prompt:])]
-    if candidates:
-        parts.append(_candidates(_checked(candidates)))
-    parts.append(_scale())
+    parts = {
+        "Prompt": "".join(map(_span, tokens[:prompt])),
+        "Answer": "".join(map(_span, tokens[prompt:])),
+        "Candidates": " ".join(map(_candidate, _checked(candidates))),
+    }
+    label = "display:inline-block;min-width:6.5em;opacity:.65;font-size:12px"
+    lines = "".join(
+        f'<div><span style="{label}">{name}</span>{part}</div>'
+        for name, part in parts.items()
+        if part
+    )
     style = "font-family:system-ui,sans-serif;font-size:15px;line-height:1.9;max-width:60em"
-    return f'<div style="{style}">{"".join(p for p in parts if p)}</div>'
-
-
-def _line(label: str, tokens: Sequence[_Token]) -> str:
-    if not tokens:
-        return ""
-    return f"<div>{_name(label)}{''.join(map(_span, tokens))}</div>"
-
-
-def _name(label: str) -> str:
-    style = "display:inline-block;min-width:6.5em;opacity:.65;font-size:12px"
-    return f'<span style="{style}">{label}</span>'
+    return f'<div style="{style}">{lines}{_scale()}</div>'
 
 
 def _span(token: _Token) -> str:
@@ -112,16 +109,12 @@ def _span(token: _Token) -> str:
     return f'{blank}<span style="{";".join(rules)}" title="{title}">{text}</span>{line}'
 
 
-def _candidates(candidates: Sequence[Candidate]) -> str:
-    spans = []
-    for text, probability in candidates:
-        bar = f"rgba(128,128,128,.45) {probability:.1%},rgba(128,128,128,.13) {probability:.1%}"
-        style = f"padding:.1em .5em;border-radius:.25em;background:linear-gradient(90deg,{bar})"
-        shown = html.escape(_visible(text))
-        spans.append(
-            f'<span style="{style}">{shown}&nbsp;{html.escape(percent(probability))}</span>'
-        )
-    return f"<div>{_name('Candidates')}{' '.join(spans)}</div>"
+def _candidate(candidate: Candidate) -> str:
+    text, probability = candidate
+    bar = f"rgba(128,128,128,.45) {probability:.1%},rgba(128,128,128,.13) {probability:.1%}"
+    style = f"padding:.1em .5em;border-radius:.25em;background:linear-gradient(90deg,{bar})"
+    shown = html.escape(_visible(text)) + "&nbsp;" + html.escape(percent(probability))
+    return f'<span style="{style}">{shown}</span>'
 
 
 def _scale() -> str:
@@ -176,68 +169,61 @@ def text_strip(
     if not 2 <= width <= 100 or not 4 <= size <= 72:
         raise InputError(f"width {width} in, text {size} pt: expected 2 to 100 in and 4 to 72 pt")
     chosen = _checked(candidates)
+    words = [f"{_visible(text)} {percent(p)}" for text, p in chosen]
+    parts = {
+        "Prompt": tokens[:prompt],
+        "Answer": tokens[prompt:],
+        "Candidates": [_Token(word, None, 0.0, False, True, 0) for word in words],
+    }
     strip = _Strip(width, size)
-    strip.section("Prompt", tokens[:prompt])
-    strip.section("Answer", tokens[prompt:])
-    if chosen:
-        words = [f"{_visible(text)} {percent(p)}" for text, p in chosen]
-        strip.section("Candidates", [_Token(w, None, 0.0, False, True, 0) for w in words])
+    for label, part in parts.items():
+        if part:
+            strip.section(label, part)
     return strip.finished()
 
 
 class _Strip:
-    """Places words line by line in points from the upper left corner, then draws them."""
+    """Draws words line by line, in points from the upper left corner."""
 
     def __init__(self, width: float, size: float) -> None:
         self.figure = Figure(figsize=(width, 1))
         self.renderer = FigureCanvasAgg(self.figure).get_renderer()
+        self.axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self.size, self.wide = size, width * 72
         self.left, self.margin, self.leading = size * 6.4, size * 0.6, size * 2.0
-        self.placed: list[tuple[float, float, float, _Token | str]] = []
         self.line = -1
 
-    def _length(self, text: str, bold: bool = False) -> float:
-        weight = "bold" if bold else "normal"
+    def _length(self, text: str, weight: str) -> float:
         drawn = self.figure.text(0, 0, text, size=self.size, weight=weight, parse_math=False)
         box = drawn.get_window_extent(self.renderer)
         drawn.remove()
         return box.width / self.figure.dpi * 72
 
+    def _write(self, x: float, text: str, **style: Any) -> float:
+        """A text in the current line; returns the line's middle."""
+        y = self.margin + (self.line + 0.5) * self.leading
+        self.axes.text(x, y, text, va="center_baseline", parse_math=False, **style)
+        return y
+
     def section(self, label: str, tokens: Sequence[_Token]) -> None:
-        if not tokens:
-            return
+        """A label, and its tokens in as many lines as they need."""
         self.line += 1
-        self.placed.append((self.margin, self.line, 0.0, label))
+        self._write(self.margin, label, size=self.size * 0.8, color="0.4")
         x, blank, pad = self.left, self.size * 0.3, self.size * 0.14
         for token in tokens:
-            length = self._length(token.text, token.explained) + 2 * pad
+            weight = "bold" if token.explained else "normal"
+            length = self._length(token.text, weight) + 2 * pad
             x += blank * 1.6 if token.space and x > self.left else 0.0
             if x + length > self.wide - self.margin and x > self.left:
                 self.line, x = self.line + 1, self.left
-            self.placed.append((x, self.line, length, token))
+            self._token(token, x, length, weight)
             x += length
             if token.breaks:
                 self.line, x = self.line + token.breaks, self.left
 
-    def finished(self) -> Figure:
-        high = (self.line + 1) * self.leading + 2 * self.margin
-        self.figure.set_size_inches(self.wide / 72, high / 72)
-        axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        axes.set(xlim=(0, self.wide), ylim=(high, 0))
-        axes.set_axis_off()
-        for x, line, length, what in self.placed:
-            y = self.margin + (line + 0.5) * self.leading
-            if isinstance(what, str):
-                size = self.size * 0.8
-                axes.text(
-                    x, y, what, size=size, color="0.4", va="center_baseline", parse_math=False
-                )
-                continue
-            self._token(axes, what, (x, y), length)
-        return self.figure
-
-    def _token(self, axes: Axes, token: _Token, at: tuple[float, float], length: float) -> None:
-        x, y = at
+    def _token(self, token: _Token, x: float, length: float, weight: str) -> None:
+        middle, style = x + length / 2, {"size": self.size, "weight": weight, "color": "0.1"}
+        y = self._write(middle, token.text, ha="center", **style)
         value = token.value or 0.0
         color = FOR if value > 0 else AGAINST
         box = FancyBboxPatch(
@@ -249,19 +235,15 @@ class _Strip:
             edgecolor="0.1" if token.explained else "none",
             linewidth=1.2,
         )
-        axes.add_patch(box)
-        weight = "bold" if token.explained else "normal"
-        axes.text(
-            x + length / 2,
-            y,
-            token.text,
-            size=self.size,
-            weight=weight,
-            color="0.1",
-            ha="center",
-            va="center_baseline",
-            parse_math=False,
-        )
+        self.axes.add_patch(box)
+
+    def finished(self) -> Figure:
+        """The figure, as high as its lines."""
+        high = (self.line + 1) * self.leading + 2 * self.margin
+        self.figure.set_size_inches(self.wide / 72, high / 72)
+        self.axes.set(xlim=(0, self.wide), ylim=(high, 0))
+        self.axes.set_axis_off()
+        return self.figure
 
 
 # -- input --------------------------------------------------------------------------------------
@@ -274,23 +256,16 @@ def _tokens(
     explained: Collection[int],
     vmax: float | None,
 ) -> list[_Token]:
-    """Checked input, one record a token, values in [-1, 1]."""
+    """Checked input: one record per token, values in [-1, 1]."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
-    raw = np.asarray(values, dtype=np.float64)
-    if raw.shape != (len(token_texts),):
-        raise InputError(
-            f"values have shape {raw.shape}: expected ({len(token_texts)},), one a token"
-        )
-    if not 0 <= prompt <= len(token_texts):
-        raise InputError(
-            f"prompt is {prompt}: expected a number of tokens, 0 to {len(token_texts)}"
-        )
-    strange = sorted(set(explained) - set(range(len(token_texts))))
-    if strange:
-        raise InputError(
-            f"explained token {strange[0]} is not one of the {len(token_texts)} tokens"
-        )
+    raw, count = np.asarray(values, dtype=np.float64), len(token_texts)
+    if raw.shape != (count,):
+        raise InputError(f"values have shape {raw.shape}: expected ({count},), one per token")
+    if not 0 <= prompt <= count:
+        raise InputError(f"prompt is {prompt}: expected a number of tokens, 0 to {count}")
+    if strange := sorted(set(explained) - set(range(count))):
+        raise InputError(f"explained token {strange[0]} is not one of the {count} tokens")
     if np.isinf(raw).any():
         raise InputError("values hold an infinity: expected numbers, or NaN for none")
     if vmax is not None and not (vmax > 0 and math.isfinite(vmax)):
@@ -298,18 +273,18 @@ def _tokens(
     known = np.abs(raw[~np.isnan(raw)])
     top = vmax if vmax is not None else float(known.max(initial=0.0)) or 1.0
     out = []
-    for k, (piece, value) in enumerate(zip(token_texts, raw.tolist(), strict=True)):
-        if not piece and k not in explained:
+    for k, (text, value) in enumerate(zip(token_texts, raw.tolist(), strict=True)):
+        if not text and k not in explained:
             continue
         shown = None if math.isnan(value) else max(-1.0, min(1.0, value / top))
-        space, breaks = piece[:1].isspace() and piece[:1] != "\n", piece.count("\n")
-        out.append(_Token(_visible(piece), shown, value, k in explained, space, breaks))
+        space, breaks = text[:1].isspace() and text[:1] != "\n", text.count("\n")
+        out.append(_Token(_visible(text), shown, value, k in explained, space, breaks))
     return out
 
 
-def _visible(piece: str) -> str:
-    """A token's text without blanks around it; line breaks as signs."""
-    return piece.replace("\n", "↵").strip() or "␣"
+def _visible(text: str) -> str:
+    """A token's text without spaces around it; line breaks as signs."""
+    return text.replace("\n", "↵").strip() or "␣"
 
 
 def _checked(candidates: Sequence[Candidate]) -> list[Candidate]:

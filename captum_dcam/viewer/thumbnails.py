@@ -1,4 +1,4 @@
-r"""Small overlays of a comparison: heat of one word by one method over the picture or pictures."""
+r"""Small overlays of a comparison: heat of one word by one method over the image or images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BETWEEN = 2
 
 
 def places(sizes: Sequence[tuple[int, int]], width: int) -> list[tuple[int, int, int, int]]:
-    """(left, top, width, height) of every picture in a cell ``width`` wide, row by row."""
+    """(left, top, width, height) of every image in a cell ``width`` wide, row by row."""
     columns = math.ceil(math.sqrt(len(sizes)))
     own = (width - BETWEEN * (columns - 1)) // columns
     shown = [fitted(size, own, own * 1.25) for size in sizes]
@@ -44,7 +44,7 @@ class Thumbnails:
     r"""Overlays of one size.
 
     Args:
-        comparison (Comparison): maps, pictures and masks.
+        comparison (Comparison): maps, images and masks.
         width (int): of a cell in pixels.
         scale (str): ``map`` or ``row``.
         cmap (str): a matplotlib colour map.
@@ -69,47 +69,43 @@ class Thumbnails:
 
     def pictures(self, row: int, word: int) -> list[tuple[Image.Image, tuple[int, int]]] | None:
         """Overlays of a cell with their places; None where there is no map."""
-        own = self.comparison.rows[row]
-        maps = [m[word] for m in self._row(row)]
+        every = self._row(row)
+        maps = [m[word] for m in every]
         peak = max(float(m.max()) for m in maps)
         whole = all(bool(m.isfinite().all()) for m in maps)
-        if not whole or (peak <= 0 and not own.complete[word]):
+        if not whole or (peak <= 0 and not self.comparison.rows[row].complete[word]):
             return None
         if self.scale == "row":
-            finite = [m[m.isfinite().flatten(1).all(1)] for m in self._row(row)]
+            finite = [m[m.isfinite().flatten(1).all(1)] for m in every]
             peak = max(float(m.max()) for m in finite if len(m))
-        out = []
-        for i, (values, ground) in enumerate(zip(maps, self._grounds, strict=True)):
-            vmax = peak if peak > 0 else None
-            drawn = overlay(ground, values, cmap=self.cmap, vmax=vmax)
-            if i == 0 and word < len(self._edges):
-                drawn = _outlined(drawn, self._edges[word])
-            out.append((drawn, self.places[i][:2]))
-        return out
+        vmax = peak if peak > 0 else None
+        drawn = [
+            overlay(ground, values, cmap=self.cmap, vmax=vmax)
+            for values, ground in zip(maps, self._grounds, strict=True)
+        ]
+        edge = self._edges[word] if word < len(self._edges) else None
+        if edge is not None:
+            pixels = np.asarray(drawn[0]).astype(np.float32)
+            pixels[edge] = 0.2 * pixels[edge] + 0.8 * np.asarray(OUTLINE, dtype=np.float32)
+            drawn[0] = Image.fromarray(np.rint(pixels).astype(np.uint8))
+        return [(one, place[:2]) for one, place in zip(drawn, self.places, strict=True)]
 
     def _row(self, row: int) -> list[Tensor]:
-        """Maps (N, H, W) of a method over every picture; computed once, kept for one row."""
+        """Maps (N, H, W) of a method over every image; computed once, kept for one row."""
         if row not in self._maps:
-            self._maps = {
-                row: [
-                    _reduced(self.comparison, row, i, (w, h), self.mode)
-                    for i, (_, _, w, h) in enumerate(self.places)
-                ]
-            }
+            places = enumerate(self.places)
+            self._maps = {row: [self._reduced(row, i, (w, h)) for i, (_, _, w, h) in places]}
         return self._maps[row]
 
-
-def _reduced(
-    comparison: Comparison, row: int, image: int, size: tuple[int, int], mode: str
-) -> Tensor:
-    """Maps over a thumbnail; tokens smaller than its pixels are averaged."""
-    tokens = sum(
-        max(grid.shape) for grid in comparison.layout.grids if grid.image == image
-    )  # side by side at most
-    k = max(1, math.ceil(tokens / min(size)))
-    large = (size[0] * k, size[1] * k)
-    maps = picture_maps(comparison.layout, comparison.rows[row].maps, image, large, mode)
-    return maps if k == 1 else avg_pool2d(maps[:, None], k)[:, 0]
+    def _reduced(self, row: int, image: int, size: tuple[int, int]) -> Tensor:
+        """Maps over a thumbnail; tokens smaller than its pixels are averaged."""
+        layout = self.comparison.layout
+        # grids side by side have at most so many tokens in a line
+        tokens = sum(max(grid.shape) for grid in layout.grids if grid.image == image)
+        k = max(1, math.ceil(tokens / min(size)))
+        large = (size[0] * k, size[1] * k)
+        maps = picture_maps(layout, self.comparison.rows[row].maps, image, large, self.mode)
+        return maps if k == 1 else avg_pool2d(maps[:, None], k)[:, 0]
 
 
 def _edge(mask: Tensor | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -121,11 +117,3 @@ def _edge(mask: Tensor | None, size: tuple[int, int]) -> np.ndarray | None:
     padded = np.pad(small, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return small & ~inside
-
-
-def _outlined(picture: Image.Image, edge: np.ndarray | None) -> Image.Image:
-    if edge is None:
-        return picture
-    pixels = np.asarray(picture).astype(np.float32)
-    pixels[edge] = 0.2 * pixels[edge] + 0.8 * np.asarray(OUTLINE, dtype=np.float32)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8))

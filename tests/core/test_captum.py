@@ -230,7 +230,7 @@ def test_nothing_is_left_behind_by_an_error(monkeypatch, cache, where, several):
     if part is not None:
         handle = part.register_forward_hook(burst)
     elif where == "product":
-        monkeypatch.setitem(PRODUCTS, "positionwise", burst)
+        monkeypatch.setitem(PRODUCTS._entries, "positionwise", burst)
     else:
         from captum_dcam import refine
 

@@ -15,7 +15,7 @@ from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import ExplanationError
 from captum_dcam.files import without_nan
 from captum_dcam.methods import Budget, method
-from captum_dcam.results.comparison import METRICS, Comparison, document, save_comparison
+from captum_dcam.results.comparison import METRICS, Comparison, document
 
 FILES = ["comparison.csv", "comparison.json", "image-0.png", "maps.safetensors"]
 
@@ -166,7 +166,7 @@ def test_a_folder_of_somebody_else_is_not_touched(comparison, tmp_path):
 
 
 def test_more_pictures_belong_to_the_folder(comparison, tmp_path):
-    folder = save_comparison(comparison, tmp_path / "x", {"panel.png": tiny.picture()})
+    folder = comparison.save(tmp_path / "x", {"panel.png": tiny.picture()})
     assert sorted(os.listdir(folder)) == sorted([*FILES, "panel.png"])
     comparison.save(folder)
     assert sorted(os.listdir(folder)) == FILES

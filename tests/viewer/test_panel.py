@@ -15,8 +15,7 @@ from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.viewer import comparison_panel
-from captum_dcam.viewer.panel import FAILED, PARTIAL, seconds_text
-from captum_dcam.viewer.panel_plan import SMALLEST, plan_of
+from captum_dcam.viewer.panel import FAILED, PARTIAL, SMALLEST, plan_of, seconds_text
 from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, places
 
 GROUPS = ("Diffusion-CAM", "logit lens", "attention")
@@ -101,6 +100,13 @@ def test_panel_of_several_and_odd_pictures(images, size):
 def test_long_names_and_words_are_clipped():
     comparison = compared(12, 3, text="unpronounceable" * 9, label="A method " * 20)
     assert edges_are_paper(comparison_panel(comparison, width=800))
+
+
+def test_panel_of_an_answer_without_words_has_its_header():
+    comparison = compared(2, 1)
+    rows = tuple(row(i, (torch.zeros(0, 6, 8),)) for i in range(2))
+    empty = replace(comparison, targets=(), commit_steps=(), rows=rows)
+    assert comparison_panel(empty, width=600).height > 0
 
 
 def test_panel_is_deterministic_and_changes_nothing():

@@ -162,7 +162,7 @@ def test_scene_scores_are_those_of_the_object_a_word_names():
     group = scene.groups[0]
     e = made(4, (192, 192))
     token_texts = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
-    e = Explanation(**{**vars(e), "pieces": token_texts})
+    e = Explanation(**{**vars(e), "token_texts": token_texts})
     scores = scene_scores(e, scene)
     mask = torch.from_numpy(scene.mask_of(group.color, group.shape))
     assert scores[0] is None and scores[3] is None
