@@ -249,7 +249,10 @@ def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
 
 
 #: the types of an entry's fields, where they matter
-_TYPES = {"name": str, **dict.fromkeys(("id", "image_id", "category_id"), (int, str))}
+_TYPES: dict[str, Any] = {
+    "name": str,
+    **dict.fromkeys(("id", "image_id", "category_id"), (int, str)),
+}
 
 
 def refuse(image_id: object, reason: str) -> None:
