@@ -32,7 +32,7 @@ MISSING = ("raise", "skip")
 
 
 class DataProblem(NamedTuple):
-    r"""Why an image, or an annotation that names no image (id as it stands there), is left out."""
+    r"""Why an image was left out, or an annotation of an image that is not listed (with its id)."""
 
     image_id: ImageId | None
     reason: str
@@ -233,16 +233,17 @@ class Ledger:
 class BaseDataset(ABC, Generic[S]):
     r"""A data set with its images in the order of their ids.
 
-    ``len`` and ``ids`` count what is listed; iteration leaves out what is missing or damaged when
-    ``missing="skip"``, and ``problems`` says what that was. An image with one damaged mask is left
-    out whole: half of its ground truth would give wrong scores.
+    ``len`` and ``ids`` count what is listed. With ``missing="skip"`` iteration leaves out what is
+    missing or damaged, and ``problems`` says what that was. An image with one damaged mask is left
+    out as a whole: half of its ground truth would give wrong scores.
 
     Attributes:
         name (str): in the registry.
+        ids (tuple): of the images, in their order.
         kind (str): what names are: ``"category"`` of a fixed list, ``"phrase"`` of the caption, or
             ``"free"``, the user's own.
-        settings (tuple of pairs): what a sample's content depends on; the same wherever the files
-            lie and whichever ids are selected: JSON-able, hashable, a key for stored results.
+        settings (tuple of pairs): what a sample's content depends on, wherever the files lie and
+            whichever ids are selected: JSON-able, hashable, a key for stored results.
     """
 
     name: ClassVar[str] = ""
@@ -251,18 +252,10 @@ class BaseDataset(ABC, Generic[S]):
     def __init__(
         self, ids: Sequence[ImageId], ledger: Ledger, settings: Mapping[str, Setting]
     ) -> None:
-        self._ids = tuple(ids)
+        self.ids = tuple(ids)
+        self.settings = tuple(sorted(settings.items()))
         self._known = frozenset(ids)
         self._ledger = ledger
-        self._settings = tuple(sorted(settings.items()))
-
-    @property
-    def ids(self) -> tuple[ImageId, ...]:
-        return self._ids
-
-    @property
-    def settings(self) -> tuple[tuple[str, Setting], ...]:
-        return self._settings
 
     @property
     def problems(self) -> tuple[DataProblem, ...]:
@@ -275,10 +268,10 @@ class BaseDataset(ABC, Generic[S]):
         return {"name": self.name, **dict(self.settings), "images": len(self), "ids": listed}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> S:
-        return self.sample(self._ids[as_index(index)])
+        return self.sample(self.ids[as_index(index)])
 
     def __iter__(self) -> Iterator[S]:
         return self.samples()
@@ -301,9 +294,9 @@ class BaseDataset(ABC, Generic[S]):
     def samples(self, ids: Iterable[ImageId] | None = None) -> Iterator[S]:
         r"""Samples in the order of ``ids``, a shard of this data set's own; default: all.
 
-        With ``missing="skip"`` every sample is read through before it is given.
+        With ``missing="skip"`` every sample is read completely before it is given.
         """
-        for image_id in self._ids if ids is None else ids:
+        for image_id in self.ids if ids is None else ids:
             try:
                 sample = self.sample(image_id)
                 if self._ledger.skips:

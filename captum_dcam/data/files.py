@@ -213,11 +213,11 @@ def select(
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
-    source, wanted = "ids", ids
+    source = "ids"
     if isinstance(ids, (str, Path)):
-        source, wanted = f"id list {ids}", _listed(Path(ids))
-    chosen: set[Any] = set(known) if wanted is None else set()
-    for one in () if wanted is None else wanted:
+        source, ids = f"id list {ids}", _listed(Path(ids))
+    chosen: set[Any] = set(known) if ids is None else set()
+    for one in () if ids is None else ids:
         found = next((form for form in _forms(one) if form in known), None)
         if found is not None:
             chosen.add(found)

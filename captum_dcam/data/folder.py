@@ -43,7 +43,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Part(NamedTuple):
-    r"""One mask file, and what it shows."""
+    r"""One mask file, and the name of what it shows."""
 
     path: Path
     name: str

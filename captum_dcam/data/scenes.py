@@ -163,7 +163,7 @@ def _coverage(shape: str, cx: float, cy: float, width: float, angle: float, size
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Noise in [-1, 1] of ``cells`` bumps a side, bilinearly enlarged to (size, size)."""
+    """Noise in [-1, 1] of ``cells`` bumps per side, smoothly enlarged to (size, size)."""
     small = (rng.random((cells, cells), dtype=np.float32) * 255).astype(np.uint8)
     big = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(big, dtype=np.float32) / 127.5 - 1
@@ -231,7 +231,7 @@ def _paint(rng: np.random.Generator, color: str, like: np.ndarray) -> np.ndarray
 def _place(rng: np.random.Generator, size: int, max_objects: int) -> list[tuple]:
     """Kinds, centres and widths of 1..max_objects objects that do not touch one another.
 
-    Centres differ by at least 12 px in x, so that "from left to right" is never a coin toss.
+    Centres differ by at least 12 px in x, so that "from left to right" is always clear.
     """
     kinds: list[tuple[str, str]] = []
     for _ in range(min(max_objects, 1 + int(rng.choice(4, p=(0.15, 0.3, 0.3, 0.25))))):
@@ -263,8 +263,8 @@ def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: in
     Args:
         seed (int): which stream of scenes; splits use different seeds.
         index (int): position in the stream.
-        size (int, optional): side of the square picture in pixels. Default: 192
-        max_objects (int, optional): at most so many objects, 1 to 6. Default: 4
+        size (int, optional): side of the square image in pixels. Default: 192
+        max_objects (int, optional): largest number of objects, 1 to 6. Default: 4
 
     Returns:
         Scene: pixels (size, size, 3) uint8, objects with masks (size, size) bool.
@@ -306,14 +306,14 @@ _SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 def named_object(token_texts: Sequence[str], target: Target) -> tuple[str | None, str | None]:
     r"""Colour and shape of the object that a word of an answer names.
 
-    The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
-    colour word's noun. ``(None, None)`` where it names no object.
+    A noun takes the colour word before it (``circle`` in "a red circle" is the red one), and a
+    colour word the noun after it. ``(None, None)`` where the word names no object.
 
     Args:
         token_texts (sequence of str): text of every token of the answer.
         target (Target): the word.
     """
-    words = [piece.strip().lower() for piece in token_texts]
+    words = [text.strip().lower() for text in token_texts]
     own = target.positions
     inside = [words[p] for p in own]
     color = next((w for w in inside if w in COLORS), None)
