@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib import import_module
 from numbers import Integral, Real
 from pkgutil import iter_modules
@@ -128,7 +129,9 @@ class Registry(Generic[T]):
         except DcamError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
-            hints = get_type_hints(self[name])  # of a dataclass its fields
+            entry = self[name]
+            plain = isinstance(entry, type) and not is_dataclass(entry)
+            hints = get_type_hints(entry.__init__ if plain else entry)  # of a dataclass its fields
             for setting, value in settings.items():
                 kinds = _scalars(hints.get(setting))
                 if kinds and not _is_one_of(value, kinds):

@@ -1,15 +1,24 @@
 r"""Data sets with ground truth: synthetic scenes, and readers for real ones.
 
-:func:`dataset` opens one by name; every sample has a picture, texts and named masks.
+:func:`dataset` opens one by name; every sample has an image, texts and named masks.
 """
 
 from captum_dcam.data.coco import CocoDataset, write_coco
-from captum_dcam.data.common import BaseDataset, DataProblem, Dataset, ObjectMask, Sample
+from captum_dcam.data.common import (
+    DATASETS,
+    BaseDataset,
+    DataProblem,
+    Dataset,
+    ObjectMask,
+    Sample,
+    dataset,
+    dataset_names,
+    register_dataset,
+)
 from captum_dcam.data.folder import FolderDataset
 from captum_dcam.data.grandf import GrandfDataset
 from captum_dcam.data.openpsg import OpenPsgDataset
-from captum_dcam.data.registry import DATASETS, dataset, dataset_names, register_dataset
-from captum_dcam.data.synthetic import SceneDataset
+from captum_dcam.data.scenes import SceneDataset
 from captum_dcam.data.tam import TamDataset
 from captum_dcam.registry import import_modules
 

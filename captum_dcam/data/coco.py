@@ -6,33 +6,31 @@ passes over duplicate and dangling ids. :func:`write_coco` is the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
-from captum_dcam.data.coco_tables import (
+from captum_dcam.data.common import (
+    ImageId,
+    Ledger,
+    ListedDataset,
     Mask,
-    annotation_files,
-    by_id,
-    by_image,
-    check_categories,
-    check_images,
-    decode,
-    listed_rows,
-    mask_engine,
-    read_captions,
-    read_table,
+    ObjectMask,
+    Sample,
+    register_dataset,
 )
-from captum_dcam.data.coco_writer import ObjectLike, SceneLike, write_coco
-from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sample
-from captum_dcam.data.files import expect, select
-from captum_dcam.data.registry import register_dataset
-from captum_dcam.errors import MissingFileError
-from captum_dcam.files import Record
+from captum_dcam.data.files import Report, expect, inside, read_table
+from captum_dcam.errors import InputError, MissingFileError, MissingPackageError, OccupiedError
+from captum_dcam.files import Record, canonical, new_entries, plain, write_text
 
 __all__ = [
     "CocoDataset",
@@ -90,6 +88,11 @@ class CocoSample(Sample):
         ]
 
 
+def spoken(category: str) -> tuple[str, ...]:
+    r"""Ways to say a category, its name first."""
+    return (category, *ALIASES.get(category, ()))
+
+
 def union(rows: list[Record], size: tuple[int, int]) -> Mask:
     r"""All pixels (H, W) of some annotations."""
     whole = np.zeros(size, dtype=bool)
@@ -98,16 +101,16 @@ def union(rows: list[Record], size: tuple[int, int]) -> Mask:
     return whole
 
 
-class CocoDataset(BaseDataset[CocoSample]):
-    r"""The :class:`CocoSample` of a split, in the order of their ids; no picture is opened early.
+class CocoDataset(ListedDataset[CocoSample]):
+    r"""The :class:`CocoSample` of a split, in the order of their ids; no image is opened early.
 
     Args:
         images_dir (path): the folder that file names count from.
         instances_json (path): COCO's ``instances_*.json``.
         captions_json (path or None): COCO's ``captions_*.json``. Default: no captions.
         ids (path or iterable): the images to use, or a file of their ids. Default: all
-        limit (int): only the first so many, in the order of their ids. Default: no limit
-        missing (str): ``"raise"`` what is missing or damaged, or ``"skip"`` and record it.
+        limit (int): how many, from the first in the order of their ids. Default: no limit
+        missing (str): ``"raise"``, or ``"skip"`` and record, what is missing or damaged.
         prompt (str): what to ask of every image.
 
     Raises:
@@ -147,23 +150,31 @@ class CocoDataset(BaseDataset[CocoSample]):
         if captions_json is not None:
             captions, more = read_captions(Path(captions_json), set(images), report)
             digest += more
-        chosen = select(images, ids, limit, report)
-        # Only what was selected stays in memory.
-        self._images = {one: images[one] for one in chosen}
-        self._annotations = {one: annotations.get(one, []) for one in chosen}
-        self._captions = {one: captions.get(one, []) for one in chosen}
-        self._prompt = prompt
-        super().__init__(
-            chosen, report, {"file": source.name, "annotations": digest, "prompt": prompt}
-        )
+        rows = {
+            one: (row, annotations.get(one, []), captions.get(one, []))
+            for one, row in images.items()
+        }
+        settings = {"file": source.name, "annotations": digest}
+        super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
     @classmethod
-    def open(cls, root: str | Path, split: str, **options: Any) -> CocoDataset:
+    def open(
+        cls,
+        root: str | Path,
+        split: str = "val2014",
+        *,
+        ids: str | Path | Iterable[Any] | None = None,
+        limit: int | None = None,
+        missing: str = "raise",
+        prompt: str | None = PROMPT,
+    ) -> CocoDataset:
         r"""Finds the parts of a split, such as ``"val2017"``, in COCO's usual layout.
 
         Annotations: ``annotations/instances_<split>.json``, perhaps ``captions_<split>.json``.
         Images: the first of ``<split>/``, ``images/<split>/`` and ``images/`` that is there.
-        ``minival2014`` and ``valminusminival2014`` share images and captions with ``val2014``.
+        ``minival2014`` and ``valminusminival2014`` share images and captions with ``val2014``. The
+        5,000 images of "minival" are either ``split="minival2014"`` with its own annotation file,
+        or ``split="val2014"`` with ``ids`` naming a file of their ids.
 
         Raises:
             FileNotFoundError: a part is missing; the message lists what was expected, and where.
@@ -182,17 +193,15 @@ class CocoDataset(BaseDataset[CocoSample]):
             f"Here: {', '.join(here) or 'no instances at all'}",
         )
         texts = next((path for path in captions if path.is_file()), None)
-        return cls(images, instances, texts, **options)
+        return cls(images, instances, texts, ids=ids, limit=limit, missing=missing, prompt=prompt)
 
     def _sample(self, image_id: ImageId) -> CocoSample:
-        row = self._images[image_id]
+        row, annotations, captions = self._rows[image_id]
         size = (row["height"], row["width"])
-        rows: dict[str, list[Record]] = {}
-        found = []
-        for one in self._annotations[image_id]:
-            name = self._categories[one["category_id"]]["name"]
-            rows.setdefault(name, []).append(one)
-            found.append((name, one))
+        found = [(self._categories[one["category_id"]]["name"], one) for one in annotations]
+        parts: dict[str, list[Record]] = {}
+        for name, one in found:
+            parts.setdefault(name, []).append(one)
         kind = row.get("license")
         terms = self._licenses.get(kind) if isinstance(kind, (int, str)) else None
         return CocoSample(
@@ -201,11 +210,11 @@ class CocoDataset(BaseDataset[CocoSample]):
             file_name=row["file_name"],
             height=size[0],
             width=size[1],
-            captions=[r["caption"] for r in self._captions[image_id]],
+            captions=[one["caption"] for one in captions],
             prompt=self._prompt,
             objects=tuple(
-                ObjectMask(name, (name, *ALIASES.get(name, ())), partial(union, some, size))
-                for name, some in rows.items()
+                ObjectMask(name, spoken(name), partial(union, some, size))
+                for name, some in parts.items()
             ),
             license=f"{terms.get('name')} ({terms.get('url')})" if terms else None,
             attribution=row.get("flickr_url") or row.get("coco_url"),
@@ -214,19 +223,303 @@ class CocoDataset(BaseDataset[CocoSample]):
         )
 
 
-@register_dataset("coco")
-def open_coco(
-    root: str | Path,
-    split: str = "val2014",
-    *,
-    ids: str | Path | Iterable[Any] | None = None,
-    limit: int | None = None,
-    missing: str = "raise",
-    prompt: str | None = PROMPT,
-) -> CocoDataset:
-    r"""COCO 2014 or 2017 in its official layout; see :meth:`CocoDataset.open` for files.
+open_coco = register_dataset("coco")(CocoDataset.open)
 
-    The 5,000 images of "minival" are either ``split="minival2014"`` with its own annotation file,
-    or ``split="val2014"`` with ``ids`` naming a file of their ids.
+
+# -- the tables of annotation files ----------------------------------------------------------------
+
+
+def need(good: bool, message: str) -> None:
+    if not good:
+        raise InputError(message)
+
+
+def mask_engine() -> ModuleType:
+    try:
+        return import_module("pycocotools.mask")
+    except ImportError as error:
+        raise MissingPackageError(
+            "COCO's masks need pycocotools: pip install pycocotools"
+        ) from error
+
+
+def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
+    folder = root / "annotations"
+    return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
+
+
+#: the types of an entry's fields, where they matter
+_TYPES: dict[str, Any] = {
+    "name": str,
+    **dict.fromkeys(("id", "image_id", "category_id"), (int, str)),
+}
+
+
+def refuse(image_id: object, reason: str) -> None:
+    r"""Reports a problem by raising it."""
+    raise InputError(reason)
+
+
+def by_id(
+    table: Record, kind: str, fields: Sequence[str], source: Path, report: Report = refuse
+) -> dict[Any, Record]:
+    r"""One list of the table by id, complete and without duplicates; the others are reported."""
+    rows: dict[Any, Record] = {}
+    image = "id" if kind == "images" else "image_id"
+    for row in table[kind]:
+        whole = row if isinstance(row, dict) else {}
+        lacking = [name for name in ("id", *fields) if not _given(whole, name)]
+        owner = whole[image] if _given(whole, image) else None
+        if lacking:
+            report(owner, f"{source}: an entry of {kind!r} lacks {lacking}: {str(row)[:200]}")
+        elif row["id"] in rows:
+            report(owner, f"{source}: id {row['id']} occurs twice in {kind!r}")
+        else:
+            rows[row["id"]] = row
+    return rows
+
+
+def _given(row: Record, name: str) -> bool:
+    return name in row and isinstance(row[name], _TYPES.get(name, object))
+
+
+def listed_rows(table: Record, kind: str) -> list[Record]:
+    r"""The entries with an id of a list that need not be there, or be whole."""
+    rows = table.get(kind)
+    listed = rows if isinstance(rows, list) else []
+    return [row for row in listed if isinstance(row, dict) and _given(row, "id")]
+
+
+def by_image(
+    table: Record, fields: Sequence[str], known: set[Any], source: Path, report: Report = refuse
+) -> dict[Any, list[Record]]:
+    r"""The annotations of every image."""
+    rows: dict[Any, list[Record]] = {}
+    for row in by_id(table, "annotations", fields, source, report).values():
+        image = row["image_id"]
+        if image in known:
+            rows.setdefault(image, []).append(row)
+        else:
+            report(image, f"{source}: annotation {row['id']} names image {image}, not listed")
+    return rows
+
+
+def read_captions(
+    source: Path, known: set[Any], report: Report
+) -> tuple[dict[Any, list[Record]], str]:
+    r"""The captions of every image; there may be more images than the instances file lists."""
+    table, digest = read_table(source, "annotations")
+    known = known | {row["id"] for row in listed_rows(table, "images")}
+    rows = by_image(table, ("image_id", "caption"), known, source, report)
+    for row in (row for some in rows.values() for row in some):
+        if not isinstance(row["caption"], str):
+            what = f"caption {row['id']} is {row['caption']!r}: expected text"
+            report(row["image_id"], f"{source}: {what}")
+    return rows, digest
+
+
+def check_images(images: Iterable[Record], source: Path, report: Report) -> None:
+    for row in images:
+        where = f"{source}: image {row['id']}"
+        if not inside(row["file_name"]):
+            report(row["id"], f"{where}: {row['file_name']} leads out of the images' folder")
+        size = (row["height"], row["width"])
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            report(row["id"], f"{where} is {size} (H, W): expected whole numbers of pixels")
+
+
+def check_categories(
+    categories: dict[Any, Record],
+    annotations: dict[Any, list[Record]],
+    source: Path,
+    report: Report,
+) -> None:
+    names = sorted(row["name"] for row in categories.values())
+    need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
+    for row in (row for rows in annotations.values() for row in rows):
+        if row["category_id"] not in categories:
+            what = f"names category {row['category_id']}, not listed"
+            report(row["image_id"], f"{source}: annotation {row['id']} {what}")
+
+
+def decode(row: Record, size: tuple[int, int]) -> Mask:
+    r"""The mask of one annotation, checked: pycocotools leaves memory unset after short runs."""
+    shape, where = row.get("segmentation"), f"annotation {row['id']} of image {row['image_id']}"
+    if isinstance(shape, list) and shape and all(is_polygon(part) for part in shape):
+        engine = mask_engine()
+        polygons: Mask = engine.decode(engine.merge(engine.frPyObjects(shape, *size))).astype(bool)
+        return polygons
+    coded = shape if isinstance(shape, dict) else {}
+    counts = coded.get("counts")
+    if not isinstance(counts, (list, str)) or "size" not in coded:
+        raise InputError(
+            f"{where}: segmentation is {str(shape)[:80]}: expected polygons of at least three "
+            f"points, or run lengths with size and counts; leave such annotations out of the file"
+        )
+    need(coded["size"] == list(size), f"{where}: mask {coded['size']}, image {size} (H, W)")
+    runs, pixels = run_lengths(counts), size[0] * size[1]
+    whole = all(type(run) is int and run >= 0 for run in runs) and sum(runs) == pixels
+    need(whole, f"{where} is damaged: its runs {str(runs)[:80]} do not fill {pixels} pixels")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+
+
+def is_polygon(part: object) -> bool:
+    r"""A flat list x, y, x, y, … of three points at least (pycocotools takes two for a box)."""
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+        return False
+    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in part)
+
+
+def run_lengths(counts: list[int] | str) -> list[int]:
+    r"""Run lengths, the first one outside. As a string they are signed base-32 numbers, low digits
+    first, bit 5 saying that more follow; from the fourth on they add to the one two before."""
+    if not isinstance(counts, str):
+        return list(counts)
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode():
+        value |= ((code - 48) & 31) << shift
+        shift += 5
+        if not (code - 48) & 32:
+            value -= ((code - 48) & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+class ObjectLike(Protocol):
+    r"""What :func:`write_coco` asks of an object: a name, and a mask (H, W) bool."""
+
+    @property
+    def category(self) -> str: ...
+    @property
+    def mask(self) -> Mask: ...
+
+
+class SceneLike(Protocol):
+    r"""What :func:`write_coco` asks of an image; an ``extra`` dict of plain JSON is optional."""
+
+    @property
+    def image(self) -> Image.Image: ...
+    @property
+    def objects(self) -> Sequence[ObjectLike]: ...
+    @property
+    def captions(self) -> Sequence[str] | Mapping[str, str]: ...
+
+
+def write_coco(
+    root: str | Path,
+    split: str,
+    samples: Iterable[SceneLike],
+    categories: Sequence[str] | None = None,
+) -> Path:
+    r"""Writes a split that :meth:`CocoDataset.open` and pycocotools read: all of it, or nothing.
+
+    Images become PNG files in ``<root>/<split>/``, masks compressed run lengths. Ids count from 1
+    in the order given; equal input gives equal bytes.
+
+    Args:
+        root (path): made if need be; other splits in it stay as they are.
+        split (str): a plain name.
+        samples (iterable of SceneLike): consumed once; a mapping of captions gives its values.
+        categories (sequence of str or None): the names, in the order of their ids: give the same to
+            every split. Default: the names that occur, sorted.
+
+    Returns:
+        Path: the instances file.
+
+    Raises:
+        OccupiedError: the split is there already.
+        FileError: it cannot be written; nothing of it is left.
+        ValueError: a sample that cannot be written; the message says which, and why.
     """
-    return CocoDataset.open(root, split, ids=ids, limit=limit, missing=missing, prompt=prompt)
+    good = re.fullmatch(r"\w[\w.-]*", split) and split not in ("annotations", "images")
+    need(bool(good), f"split is {split!r}: expected a plain name such as 'val2017'")
+    root = Path(root).absolute()
+    instances, captions = annotation_files(root, split)
+    targets = (root / split, captions, instances)  # the reader looks for instances: they come last
+    for target in targets:
+        if target.exists():
+            raise OccupiedError(f"{target} is there already: take another split or remove it")
+    with new_entries(targets) as places:
+        _stage(places, split, samples, categories)
+    return instances
+
+
+def _stage(
+    places: Sequence[Path],
+    split: str,
+    samples: Iterable[SceneLike],
+    categories: Sequence[str] | None,
+) -> None:
+    r"""The whole split: the folder of its images, its captions, its instances."""
+    images: list[Record] = []
+    objects: list[Record] = []
+    texts: list[Record] = []
+    folder, captions, instances = places
+    folder.mkdir()
+    for sample in samples:
+        number, where = len(images) + 1, f"sample {len(images)}"
+        image = _write_image(sample, number, folder, where)
+        images.append(image)
+        size = (image["height"], image["width"])
+        objects += [{"image_id": number, **_encode(o, size, where)} for o in sample.objects]
+        texts += [{"image_id": number, "caption": text} for text in _texts(sample, where)]
+    need(bool(images), f"split {split!r} has no samples: nothing to write")
+    names = sorted({row["category"] for row in objects}) if categories is None else list(categories)
+    ids = {name: number for number, name in enumerate(names, 1)}
+    need(len(ids) == len(names), f"categories {names} name one twice")
+    for row in objects:
+        name = row.pop("category")
+        need(name in ids, f"sample {row['image_id'] - 1} shows {name!r}: not among {names}")
+        row["category_id"] = ids[name]
+    listed = [{"id": ids[name], "name": name, "supercategory": name} for name in names]
+    shared = {"info": {"description": split}, "licenses": [], "images": images}
+    for place, kinds, rows in ((captions, {}, texts), (instances, {"categories": listed}, objects)):
+        numbered = [{"id": number, **row} for number, row in enumerate(rows, 1)]
+        table = {**shared, **kinds, "annotations": numbered}
+        write_text(place, canonical(table, ascii_only=True))
+
+
+def _write_image(sample: SceneLike, number: int, folder: Path, where: str) -> Record:
+    r"""Saves the pixels and returns the image's entry."""
+    image, name, extra = sample.image, f"{number:012d}.png", getattr(sample, "extra", None)
+    need(image.mode == "RGB", f"{where}: image is {image.mode}: use image.convert('RGB')")
+    # From the pixels alone: Pillow would carry profiles and comments along.
+    Image.fromarray(np.asarray(image)).save(folder / name)
+    row = {"id": number, "file_name": name, "height": image.height, "width": image.width}
+    try:
+        return {**row, "extra": plain(extra)} if extra else row
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: extra is not plain JSON ({error})") from error
+
+
+def _encode(item: ObjectLike, size: tuple[int, int], where: str) -> Record:
+    r"""The annotation of one object, but for its ids."""
+    engine, mask = mask_engine(), np.asarray(item.mask)
+    need(
+        mask.dtype == bool and mask.shape == size and bool(mask.any()),
+        f"{where}: the mask of {item.category!r} is {mask.dtype} {mask.shape} and "
+        f"{'not ' if mask.any() else ''}empty: expected bool {size} with a pixel at least; leave "
+        f"out an object that cannot be seen",
+    )
+    runs = engine.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "category": item.category,
+        "segmentation": {"size": list(size), "counts": runs["counts"].decode("ascii")},
+        "area": int(engine.area(runs)),
+        "bbox": [float(edge) for edge in engine.toBbox(runs)],
+        "iscrowd": 0,
+    }
+
+
+def _texts(sample: SceneLike, where: str) -> list[str]:
+    r"""The captions as a list; a lone string would be taken letter by letter."""
+    given = sample.captions
+    texts = list(given.values() if isinstance(given, Mapping) else given)
+    good = not isinstance(given, str) and all(isinstance(text, str) for text in texts)
+    need(good, f"{where}: captions are {given!r}: expected a list of strings")
+    return texts

@@ -1,22 +1,23 @@
-r"""Files of a data set: pictures, label pictures, JSON, id lists; errors that name the image."""
+r"""Files of a data set: images, label images, JSON, id lists; errors that name the image."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from captum_dcam.errors import FileError, InputError, MissingFileError
-from captum_dcam.files import digest, reading
+from captum_dcam.files import Record, digest, reading
 
+T = TypeVar("T")
 Report = Callable[[Any, str], None]
-_ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 swap height and width
 #: which of these Pillow raises at a damaged file depends on its format
 DAMAGED = (
     OSError,
@@ -27,8 +28,10 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 
+# -- images ----------------------------------------------------------------------------------------
 
-def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], Any]) -> Any:
+
+def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], T]) -> T:
     where = f"image {image_id}: {path}"
     if not path.is_file():
         raise MissingFileError(f"{where} is missing: fetch it again")
@@ -39,65 +42,60 @@ def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], Any]
         raise FileError(f"{where} is damaged ({error}): fetch it again") from error
 
 
-def read_picture(path: Path, image_id: object, size: tuple[int, int] | None = None) -> Image.Image:
-    r"""A picture as RGB, as it is stored, decoded to its end.
+def read_image(path: Path, image_id: object, size: tuple[int, int] | None = None) -> Image.Image:
+    r"""An image as RGB, as it is stored, decoded to its end.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: a file that cannot be decoded to its end.
         ValueError: another size than ``size`` (H, W).
     """
-    picture: Image.Image = _decoded(path, image_id, lambda stored: stored.convert("RGB"))
-    if size is not None and picture.size != size[::-1]:
+    image = _decoded(path, image_id, lambda stored: stored.convert("RGB"))
+    if size is not None and image.size != size[::-1]:
         raise InputError(
-            f"image {image_id}: {path} is {picture.size}, annotated as {size[::-1]} (W, H)"
+            f"image {image_id}: {path} is {image.size}, annotated as {size[::-1]} (W, H)"
         )
-    return picture
+    return image
 
 
-def stored_size(path: Path, image_id: object) -> tuple[int, int]:
-    r"""(H, W) by the file's header alone."""
-    width, height = _decoded(path, image_id, lambda stored: stored.size)
-    return height, width
-
-
-def oriented_size(path: Path, image_id: object) -> tuple[int, int]:
-    r"""(H, W) of the picture turned upright, by the file's header alone."""
+def stored_size(path: Path, image_id: object, upright: bool = False) -> tuple[int, int]:
+    r"""(H, W) by the file's header alone; with ``upright`` of the image turned as EXIF says."""
 
     def size(stored: Image.Image) -> tuple[int, int]:
-        turned = stored.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        # orientations 5 to 8 swap height and width
+        turned = upright and stored.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return stored.size if turned else stored.size[::-1]
 
-    found: tuple[int, int] = _decoded(path, image_id, size)
-    return found
+    return _decoded(path, image_id, size)
 
 
 def grey_labels(path: Path, image_id: object) -> NDArray[np.int64]:
-    r"""Label numbers (H, W) of a greyscale, palette or 16-bit picture.
+    r"""Label numbers (H, W) of a greyscale, palette or 16-bit image.
 
     Raises:
-        FileNotFoundError, OSError: as :func:`read_picture`.
-        ValueError: a picture in colour.
+        FileNotFoundError, OSError: as :func:`read_image`.
+        ValueError: an image in colour.
     """
-
-    def numbers(stored: Image.Image) -> tuple[str, Any]:
-        return stored.mode, np.asarray(stored)
-
-    mode, labels = _decoded(path, image_id, numbers)
+    mode, labels = _decoded(path, image_id, lambda stored: (stored.mode, np.asarray(stored)))
     if labels.ndim != 2:
-        raise InputError(f"image {image_id}: {path} is {mode}: expected one number a pixel (L, P)")
-    return np.asarray(labels, dtype=np.int64)
+        raise InputError(
+            f"image {image_id}: {path} is {mode}: expected one number per pixel (L, P)"
+        )
+    return labels.astype(np.int64)
 
 
 def panoptic_labels(path: Path, image_id: object) -> NDArray[np.int64]:
-    r"""Segment ids (H, W) of a panoptic picture: R + 256 G + 65536 B, as COCO stores them.
+    r"""Segment ids (H, W) of a panoptic image: R + 256 G + 65536 B, as COCO stores them.
 
     Raises:
-        FileNotFoundError, OSError: as :func:`read_picture`.
+        FileNotFoundError, OSError: as :func:`read_image`.
     """
-    colours = np.asarray(read_picture(path, image_id), dtype=np.int64)
+    colours = np.asarray(read_image(path, image_id), dtype=np.int64)
     ids: NDArray[np.int64] = colours @ np.array([1, 256, 65536])
     return ids
+
+
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 def read_json(source: Path, what: str) -> tuple[Any, str]:
@@ -110,6 +108,57 @@ def read_json(source: Path, what: str) -> tuple[Any, str]:
         return json.loads(raw), digest(raw)[:16]
     except ValueError as error:  # a UnicodeDecodeError is one as well
         raise InputError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
+
+
+def read_table(
+    source: Path,
+    *lists: str,
+    what: str = "COCO annotations",
+    kind: str = "a COCO instances/captions file",
+) -> tuple[Record, str]:
+    r"""A JSON object that holds the lists named, and a short hash of its file."""
+    table, short = read_json(source, what)
+    found = table if isinstance(table, dict) else {}
+    lacking = [name for name in lists if not isinstance(found.get(name), list)]
+    if lacking:
+        raise InputError(f"{source} lacks the lists {lacking}: is it {kind}?")
+    return found, short
+
+
+def read_entries(
+    source: Path,
+    what: str,
+    report: Report,
+    *,
+    name: Callable[[Any], str | None],
+    fault: Callable[[Any], str | None],
+    row: Callable[[str, Any], Record],
+) -> tuple[dict[Any, Record], str]:
+    r"""A JSON list with one entry per image, as rows by id, and a short hash of its file.
+
+    Args:
+        source (Path), what (str): as :func:`read_json`.
+        report (callable): told of entries with a fault, whose rows are empty.
+        name (callable): the id of an entry; None: its number becomes the id. The second ``x`` is
+            ``x#2``.
+        fault (callable): what is wrong with an entry; None: nothing.
+        row (callable): the row of an id and its entry.
+    """
+    table, short = read_json(source, what)
+    if not isinstance(table, list):
+        raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
+    asked = (name(entry) for entry in table)
+    names = [f"entry {i}" if one is None else one for i, one in enumerate(asked)]
+    rows: dict[Any, Record] = {}
+    for image_id, entry in zip(distinct(names), table, strict=True):
+        wrong = fault(entry)
+        rows[image_id] = {} if wrong else row(image_id, entry)
+        if wrong:
+            report(image_id, f"{source}: image {image_id}: {wrong}")
+    return rows, short
+
+
+# -- where files are -------------------------------------------------------------------------------
 
 
 def expect(
@@ -144,9 +193,7 @@ def inside(name: object) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def sort_key(image_id: object) -> tuple[bool, Any]:
-    r"""Numbers before strings; either in its own order."""
-    return isinstance(image_id, str), image_id
+# -- ids -------------------------------------------------------------------------------------------
 
 
 def select(
@@ -155,34 +202,33 @@ def select(
     limit: int | None,
     report: Report,
 ) -> list[Any]:
-    r"""The ids to use, sorted.
+    r"""The ids to use, sorted: numbers before strings.
 
     Args:
         known (collection): all there are.
-        ids (path or iterable): those wanted, or a file of them: a JSON list, or one a line.
+        ids (path or iterable): those wanted, or a file of them: a JSON list, or one per line.
             Default: all
-        limit (int): the first so many of them. Default: no limit
+        limit (int): how many of them, from the first. Default: no limit
         report (callable): told of an id that is not known.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
-    chosen: set[Any] = set(known)
-    if ids is not None:
-        source = f"id list {ids}" if isinstance(ids, (str, Path)) else "ids"
-        wanted = _listed(Path(ids)) if isinstance(ids, (str, Path)) else list(ids)
-        chosen = set()
-        for one in wanted:
-            found = next((form for form in _forms(one) if form in known), None)
-            if found is None:
-                report(one, f"{source}: {one!r} is not among the {len(known)} annotated images")
-            else:
-                chosen.add(found)
-    return sorted(chosen, key=sort_key)[:limit]
+    source = "ids"
+    if isinstance(ids, (str, Path)):
+        source, ids = f"id list {ids}", _listed(Path(ids))
+    chosen: set[Any] = set(known) if ids is None else set()
+    for one in () if ids is None else ids:
+        found = next((form for form in _forms(one) if form in known), None)
+        if found is not None:
+            chosen.add(found)
+        else:
+            report(one, f"{source}: {one!r} is not among the {len(known)} annotated images")
+    return sorted(chosen, key=lambda one: (isinstance(one, str), one))[:limit]
 
 
 def _listed(source: Path) -> list[Any]:
     if not source.is_file():
-        raise MissingFileError(f"{source} is no file: expected image ids there, one a line")
+        raise MissingFileError(f"{source} is no file: expected image ids there, one per line")
     try:
         with reading(source):
             text = source.read_text(encoding="utf-8").strip()
@@ -202,9 +248,9 @@ def _forms(one: object) -> list[Any]:
 
 def distinct(names: Iterable[str]) -> list[str]:
     r"""Ids from names: the second ``x`` is ``x#2``."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     out = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         out.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return out

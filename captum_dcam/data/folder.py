@@ -1,15 +1,15 @@
-r"""Your own pictures: a folder of them, a folder of masks, and perhaps two-column tables.
+r"""Your own images: a folder of them, a folder of masks, and perhaps two-column tables.
 
 ::
 
     images/dog.jpg
-    masks/dog__brown_dog.png     the picture's stem, two underscores, the name (_ is a blank)
+    masks/dog__brown_dog.png     the image's stem, two underscores, the name (_ is a blank)
     masks/dog__ball__2.png       a number after it: one more part of "ball"
     captions.csv                 optional, with the header image,caption; an image may recur
     masks.csv                    optional, with the header image,mask,name or image,mask: for masks
                                  named otherwise; the name is the third column or the mask's stem
 
-Masks are PNG files of the picture's size as it is seen (upright), non-zero where the object is.
+Masks are PNG files of the image's size as it is seen (upright), non-zero where the object is.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from captum_dcam.data.common import BaseDataset, ImageId, Ledger, Mask, ObjectMask, Sample
-from captum_dcam.data.files import expect, grey_labels, inside, oriented_size, select
-from captum_dcam.data.registry import register_dataset
+from captum_dcam.data.common import (
+    ImageId,
+    Ledger,
+    ListedDataset,
+    Mask,
+    ObjectMask,
+    Sample,
+    register_dataset,
+)
+from captum_dcam.data.files import expect, grey_labels, inside, stored_size
 from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
 from captum_dcam.files import digest, reading
 from captum_dcam.model.prompts import open_picture
@@ -36,7 +43,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Part(NamedTuple):
-    r"""One mask file, and what it shows."""
+    r"""One mask file, and the name of what it shows."""
 
     path: Path
     name: str
@@ -44,7 +51,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FolderSample(Sample):
-    r"""A picture of the user's own, turned upright as its EXIF data say."""
+    r"""An image of the user's own, turned upright as its EXIF data say."""
 
     def image(self) -> Image.Image:
         assert self.path is not None
@@ -63,7 +70,7 @@ def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]
         mask = grey_labels(path, image_id) != 0
         if mask.shape != size:
             raise InputError(
-                f"image {image_id}: {path} is {mask.shape}, the upright picture {size} (H, W)"
+                f"image {image_id}: {path} is {mask.shape}, the upright image {size} (H, W)"
             )
         if not mask.any():
             raise InputError(f"image {image_id}: {path} is empty: leave out what is not seen")
@@ -71,16 +78,17 @@ def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]
     return whole
 
 
-class FolderDataset(BaseDataset[FolderSample]):
-    r"""Pictures and masks in plain files, in the order of the pictures' stems, which are the ids.
+@register_dataset("folder")
+class FolderDataset(ListedDataset[FolderSample]):
+    r"""Images and masks in plain files, in the order of the images' stems, which are the ids.
 
     Args:
         root (path): the folder that holds ``images/`` and ``masks/``.
         ids, limit, missing, prompt: as :class:`~captum_dcam.data.coco.CocoDataset`.
 
     Raises:
-        FileNotFoundError: a folder is missing, or ``images/`` has no pictures.
-        ValueError: a mask or a line that belongs to no picture, two pictures with one stem.
+        FileNotFoundError: a folder is missing, or ``images/`` has no images.
+        ValueError: a mask or a line that belongs to no image, two images with one stem.
     """
 
     name = "folder"
@@ -97,10 +105,11 @@ class FolderDataset(BaseDataset[FolderSample]):
     ) -> None:
         report = Ledger(missing)
         root = Path(root)
-        parts = [("pictures", [root / "images"]), ("masks", [root / "masks", root / "masks.csv"])]
-        pictures, _ = expect("folder of pictures and masks", root, parts)
+        table, texts = root / "masks.csv", root / "captions.csv"
+        expected = [("images", [root / "images"]), ("masks", [root / "masks", table])]
+        images, _ = expect("folder of images and masks", root, expected)
         self._paths: dict[Any, Path] = {}
-        for path in sorted(pictures.iterdir()):
+        for path in sorted(images.iterdir()):
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
             if path.stem in self._paths:
@@ -108,43 +117,40 @@ class FolderDataset(BaseDataset[FolderSample]):
                 report(path.stem, f"image {path.stem}: {other} and {path.name} share a stem")
             self._paths.setdefault(path.stem, path)
         if not self._paths:
-            raise MissingFileError(f"{pictures} has no pictures: expected {', '.join(SUFFIXES)}")
-        table = root / "masks.csv"
-        find = self._table if table.is_file() else self._named
-        self._parts = find(table if table.is_file() else root / "masks", report)
-        self._captions: dict[Any, list[str]] = {}
-        texts = root / "captions.csv"
+            raise MissingFileError(f"{images} has no images: expected {', '.join(SUFFIXES)}")
+        parts = self._table(table, report) if table.is_file() else self._named(root, report)
+        captions: dict[Any, list[str]] = {}
         if texts.is_file():
-            for image_id, row, _ in self._rows(texts, "caption", report):
-                self._captions.setdefault(image_id, []).append(row["caption"])
-        chosen = select(self._paths, ids, limit, report)
-        self._prompt = prompt
-        settings = {"annotations": self._digest(), "prompt": prompt}
-        super().__init__(chosen, report, settings)
+            for image_id, row, _ in self._lines(texts, "caption", report):
+                captions.setdefault(image_id, []).append(row["caption"])
+        rows = {
+            one: (path, parts.get(one, []), captions.get(one, []))
+            for one, path in self._paths.items()
+        }
+        settings = {"annotations": _digest(parts, captions)}
+        super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
-    def _named(self, folder: Path, report: Ledger) -> dict[Any, list[Part]]:
+    def _named(self, root: Path, report: Ledger) -> dict[Any, list[Part]]:
         r"""Masks by their own names."""
         found: dict[Any, list[Part]] = {}
-        for path in sorted(folder.glob("*.png")):
-            cuts = [cut.start() for cut in re.finditer("__", path.stem)]
-            owner = next(
-                (path.stem[:c] for c in reversed(cuts) if path.stem[:c] in self._paths), ""
-            )
+        for path in sorted((root / "masks").glob("*.png")):
+            stems = [path.stem[: cut.start()] for cut in re.finditer("__", path.stem)]
+            owner = next((stem for stem in reversed(stems) if stem in self._paths), "")
             name = re.sub(r"__\d+$", "", path.stem[len(owner) + 2 :]).replace("_", " ").strip()
             if owner and name:
                 found.setdefault(owner, []).append(Part(path, name))
             else:
                 report(
                     path.stem,
-                    f"{path} belongs to no picture: expected <picture's stem>__<name>.png with a "
-                    f"picture of that stem in {folder.parent / 'images'}",
+                    f"{path} belongs to no image: expected <image's stem>__<name>.png with an "
+                    f"image of that stem in {root / 'images'}",
                 )
         return found
 
     def _table(self, source: Path, report: Ledger) -> dict[Any, list[Part]]:
         r"""Masks by a table."""
         found: dict[Any, list[Part]] = {}
-        for image_id, row, where in self._rows(source, "mask", report):
+        for image_id, row, where in self._lines(source, "mask", report):
             if not inside(row["mask"]):
                 report(image_id, f"{where}: {row['mask']!r} is no path inside {source.parent}")
                 continue
@@ -153,7 +159,7 @@ class FolderDataset(BaseDataset[FolderSample]):
             found.setdefault(image_id, []).append(Part(path, name))
         return found
 
-    def _rows(
+    def _lines(
         self, source: Path, column: str, report: Ledger
     ) -> list[tuple[str, dict[str, str], str]]:
         r"""(image id, row, place) of a table with the columns ``image`` and ``column``."""
@@ -171,34 +177,24 @@ class FolderDataset(BaseDataset[FolderSample]):
                     if known and row[column]:
                         out.append((known[0], row, where))
                     else:
-                        what = f"no {column}" if known else "no picture of that name"
+                        what = f"no {column}" if known else "no image of that name"
                         report(known[0] if known else image, f"{where}: image {image!r}: {what}")
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{source} is damaged or no CSV in UTF-8 ({error})") from error
         return out
 
-    def _digest(self) -> str:
-        r"""A short hash of which masks there are (by name and size), and of the captions."""
-        masks = [
-            (one, part.path.name, part.name, part.path.stat().st_size if part.path.exists() else 0)
-            for one, parts in sorted(self._parts.items())
-            for part in parts
-        ]
-        whole = repr((masks, sorted(self._captions.items())))
-        return digest(whole)[:16]
-
     def _sample(self, image_id: ImageId) -> FolderSample:
-        path = self._paths[image_id]
-        size = oriented_size(path, image_id)
+        path, parts, captions = self._rows[image_id]
+        size = stored_size(path, image_id, upright=True)
         named: dict[str, tuple[Path, ...]] = {}
-        for part in self._parts.get(image_id, []):
+        for part in parts:
             named[part.name] = (*named.get(part.name, ()), part.path)
         return FolderSample(
             image_id=image_id,
             path=path,
             height=size[0],
             width=size[1],
-            captions=list(self._captions.get(image_id, [])),
+            captions=list(captions),
             prompt=self._prompt,
             objects=tuple(
                 ObjectMask(name, (name,), partial(read_parts, paths, image_id, size))
@@ -207,14 +203,11 @@ class FolderDataset(BaseDataset[FolderSample]):
         )
 
 
-@register_dataset("folder")
-def open_folder(
-    root: str | Path,
-    *,
-    ids: str | Path | Iterable[Any] | None = None,
-    limit: int | None = None,
-    missing: str = "raise",
-    prompt: str | None = None,
-) -> FolderDataset:
-    r"""Pictures and masks of your own in plain files; see :mod:`captum_dcam.data.folder`."""
-    return FolderDataset(root, ids=ids, limit=limit, missing=missing, prompt=prompt)
+def _digest(parts: dict[Any, list[Part]], captions: dict[Any, list[str]]) -> str:
+    r"""A short hash of which masks there are (by name and size), and of the captions."""
+    masks = [
+        (one, part.path.name, part.name, part.path.stat().st_size if part.path.exists() else 0)
+        for one, some in sorted(parts.items())
+        for part in some
+    ]
+    return digest(repr((masks, sorted(captions.items()))))[:16]

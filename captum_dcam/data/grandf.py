@@ -1,6 +1,6 @@
 r"""GranD-f: photographs whose captions' phrases have masks (GLaMM, Rasheed et al., 2024).
 
-Two forms are published (https://github.com/mbzuai-oryx/groundingLMM). Training lists: one entry an
+Two forms are published (https://github.com/mbzuai-oryx/groundingLMM). Training lists: one entry per
 image, ``{"file_name", "caption", "groundings": {phrase: {"token_positives": [start, end],
 "rle_masks": [run lengths, …]}}}``. Val and test: a COCO file of captions with ``labels``, and one
 of masks, the masks of an image in the order of its labels.
@@ -13,11 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captum_dcam.data.coco import union
-from captum_dcam.data.coco_tables import by_id, by_image, read_table
-from captum_dcam.data.common import BaseDataset, ImageId, Ledger, ObjectMask, Sample
-from captum_dcam.data.files import distinct, expect, inside, read_json, select, stored_size
-from captum_dcam.data.registry import register_dataset
+from captum_dcam.data.coco import by_id, by_image, union
+from captum_dcam.data.common import (
+    ImageId,
+    Ledger,
+    ListedDataset,
+    ObjectMask,
+    Sample,
+    register_dataset,
+)
+from captum_dcam.data.files import expect, inside, read_entries, read_table, stored_size
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record
 
@@ -31,24 +36,19 @@ class Split(NamedTuple):
 
 
 _HA = "GranDf_HA_images"
+_TABLES = "val_test/{}_gcg_coco_caption_gt.json", "val_test/{}_gcg_coco_mask_gt.json"
 SPLITS = {
     "ha_train": Split(("train/GranDf_HA_GCG_train.json",), f"{_HA}/train", "two"),
-    "val": Split(
-        ("val_test/val_gcg_coco_caption_gt.json", "val_test/val_gcg_coco_mask_gt.json"),
-        f"{_HA}/val_test",
-        "two",
-    ),
-    "test": Split(
-        ("val_test/test_gcg_coco_caption_gt.json", "val_test/test_gcg_coco_mask_gt.json"),
-        f"{_HA}/val_test",
-        "two",
-    ),
+    **{
+        name: Split(tuple(table.format(name) for table in _TABLES), f"{_HA}/val_test", "two")
+        for name in ("val", "test")
+    },
     "openpsg_train": Split(("train/OpenPsgGCG_train.json",), "coco_2017/train2017", "three"),
     "openpsg_val": Split(("train/OpenPsgGCG_val.json",), "coco_2017/train2017", "three"),
 }
 
 
-class GrandfDataset(BaseDataset[Sample]):
+class GrandfDataset(ListedDataset[Sample]):
     r"""Photographs with a caption and a mask for its phrases, in the order of their ids.
 
     The objects' names are the phrases as annotated. ``extra`` holds ``spans`` (phrase → (start,
@@ -83,14 +83,9 @@ class GrandfDataset(BaseDataset[Sample]):
             raise InputError(f"{len(sources)} annotation files: expected a list, or two tables")
         read = _read_list if len(sources) == 1 else _read_tables
         rows, digest = read(sources, report)
-        self._rows = {one: rows[one] for one in select(rows, ids, limit, report)}
         self.images_dir = Path(images_dir)
-        self._prompt = prompt
-        super().__init__(
-            list(self._rows),
-            report,
-            {"file": sources[0].name, "annotations": digest, "prompt": prompt},
-        )
+        settings = {"file": sources[0].name, "annotations": digest}
+        super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
     def _sample(self, image_id: ImageId) -> Sample:
         row = self._rows[image_id]
@@ -117,33 +112,26 @@ class GrandfDataset(BaseDataset[Sample]):
 
 def _read_list(sources: list[Path], report: Ledger) -> tuple[dict[Any, Record], str]:
     r"""A training list: rows by the image's id, or its file's stem where it has none."""
-    source = sources[0]
-    table, digest = read_json(source, "GranD-f annotations")
-    if not isinstance(table, list):
-        raise InputError(f"{source} is a {type(table).__name__}: expected a list of images")
-    good: list[tuple[str, Record]] = []
-    for number, entry in enumerate(table):
-        whole = entry if isinstance(entry, dict) else {}
-        name = whole.get("file_name")
-        fault = _fault(whole)
-        stem = Path(name).stem if isinstance(name, str) else f"entry {number}"
-        good.append((str(whole.get("image_id", stem)), {"fault": fault, **whole}))
-    rows: dict[Any, Record] = {}
-    for image_id, (_, entry) in zip(distinct(one for one, _ in good), good, strict=True):
-        fault = entry["fault"]
-        rows[image_id] = entry if fault else _row(image_id, entry)
-        if fault:
-            report(image_id, f"{source}: image {image_id}: {fault}")
-    return rows, digest
+    what = "GranD-f annotations"
+    return read_entries(sources[0], what, report, name=_name, fault=_fault, row=_listed_row)
 
 
-def _fault(entry: Record) -> str | None:
+def _name(entry: Any) -> str | None:
+    whole = entry if isinstance(entry, dict) else {}
+    name = whole.get("file_name")
+    if "image_id" in whole:
+        return str(whole["image_id"])
+    return Path(name).stem if isinstance(name, str) else None
+
+
+def _fault(entry: Any) -> str | None:
     r"""What is wrong with an entry of a training list; None: nothing."""
-    if not inside(entry.get("file_name")):
-        return f"file_name is {entry.get('file_name')!r}: expected a name inside its folder"
-    if not isinstance(entry.get("caption"), str) or not isinstance(entry.get("groundings"), dict):
-        return f"it lacks a caption or groundings: {str(entry)[:200]}"
-    for phrase, one in entry["groundings"].items():
+    whole = entry if isinstance(entry, dict) else {}
+    if not inside(whole.get("file_name")):
+        return f"file_name is {whole.get('file_name')!r}: expected a name inside its folder"
+    if not isinstance(whole.get("caption"), str) or not isinstance(whole.get("groundings"), dict):
+        return f"it lacks a caption or groundings: {str(whole)[:200]}"
+    for phrase, one in whole["groundings"].items():
         masks = one.get("rle_masks") if isinstance(one, dict) else None
         if not isinstance(masks, list):
             return f"the grounding of {phrase!r} has no list 'rle_masks': {str(one)[:80]}"
@@ -153,17 +141,28 @@ def _fault(entry: Record) -> str | None:
     return None
 
 
-def _row(image_id: str, entry: Record) -> Record:
-    size = (entry.get("height"), entry.get("width"))
+def _listed_row(image_id: str, entry: Any) -> Record:
     caption, spans = _unquoted(entry["caption"], entry["groundings"])
+    phrases = {
+        phrase: [_mask(image_id, phrase, runs) for runs in one["rle_masks"]]
+        for phrase, one in entry["groundings"].items()
+    }
+    return _row(entry, entry["file_name"], caption, phrases, spans)
+
+
+def _row(
+    image: Record,
+    file_name: str,
+    caption: str,
+    phrases: dict[str, list[Record]],
+    spans: dict[str, tuple[int, int]],
+) -> Record:
+    size = (image.get("height"), image.get("width"))
     return {
-        "file_name": entry["file_name"],
+        "file_name": file_name,
         "size": size if all(isinstance(side, int) for side in size) else None,
         "caption": caption,
-        "phrases": {
-            phrase: [_mask(image_id, phrase, runs) for runs in one["rle_masks"]]
-            for phrase, one in entry["groundings"].items()
-        },
+        "phrases": phrases,
         "spans": spans,
     }
 
@@ -171,8 +170,8 @@ def _row(image_id: str, entry: Record) -> Record:
 def _unquoted(raw: str, groundings: Record) -> tuple[str, dict[str, tuple[int, int]]]:
     r"""The caption without blanks and quotes around it, and the spans that hold its phrases.
 
-    Readers of these files count ``token_positives`` from the stored text or from the stripped one;
-    a span is kept by whichever fits its phrase, and a phrase that is not in the text has none.
+    ``token_positives`` may count from the stored text or from the stripped one. A phrase keeps the
+    span that fits it; a phrase that is not in the text has none.
     """
     caption = raw.strip().strip('"').strip()
     spans = {}
@@ -211,21 +210,14 @@ def _read_tables(sources: list[Path], report: Ledger) -> tuple[dict[Any, Record]
             fault = f"it has {len(parts)} masks and the labels {labels}: expected one each"
         elif not inside(name):
             fault = f"file_name is {name!r}: expected a name inside its folder"
-        rows[image_id] = {"fault": fault}
+        rows[image_id] = {}
         if fault:
             report(image_id, f"{sources[0]}: image {image_id}: {fault}")
             continue
         phrases: dict[str, list[Record]] = {}
         for label, part in zip(labels, parts, strict=True):
             phrases.setdefault(label, []).append(_mask(image_id, label, part["segmentation"]))
-        size = (image.get("height"), image.get("width"))
-        rows[image_id] = {
-            "file_name": name,
-            "size": size if all(isinstance(side, int) for side in size) else None,
-            "caption": some[0]["caption"],
-            "phrases": phrases,
-            "spans": {},
-        }
+        rows[image_id] = _row(image, name, some[0]["caption"], phrases, {})
     return rows, digest + more
 
 
@@ -259,23 +251,18 @@ def open_grandf(
     root, parts = Path(root), SPLITS[split]
     tops = [root / "GranDf", root]
     folders = [top / parts.images for top in (root / "GranDf", root, root.parent)]
-    *annotations, pictures = expect(
+    *annotations, found = expect(
         f"GranD-f split {split!r}",
         root,
         [
             *(
-                ("annotations", [t / "annotations" / one for t in tops])
+                ("annotations", [top / "annotations" / one for top in tops])
                 for one in parts.annotations
             ),
             ("the images", [Path(images)] if images is not None else folders),
         ],
     )
     default = f"Write a description for this image using around {parts.sentences} sentences:"
-    return GrandfDataset(
-        tuple(annotations),
-        pictures,
-        ids=ids,
-        limit=limit,
-        missing=missing,
-        prompt=default if prompt is None else prompt,
-    )
+    prompt = default if prompt is None else prompt
+    options: dict[str, Any] = {"ids": ids, "limit": limit, "missing": missing, "prompt": prompt}
+    return GrandfDataset(tuple(annotations), found, **options)

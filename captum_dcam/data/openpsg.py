@@ -12,16 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from captum_dcam.data.common import BaseDataset, ImageId, Ledger
-from captum_dcam.data.files import (
-    expect,
-    inside,
-    panoptic_labels,
-    read_json,
-    select,
+from captum_dcam.data.common import (
+    ImageId,
+    LabelImage,
+    LabelledSample,
+    Ledger,
+    ListedDataset,
+    register_dataset,
 )
-from captum_dcam.data.labelled import LabelledSample, label_objects
-from captum_dcam.data.registry import register_dataset
+from captum_dcam.data.files import expect, inside, panoptic_labels, read_table
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record
 
@@ -40,7 +39,7 @@ def spoken(category: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((category, *said)))
 
 
-class OpenPsgDataset(BaseDataset[LabelledSample]):
+class OpenPsgDataset(ListedDataset[LabelledSample]):
     r"""Photographs with panoptic masks, things and stuff, in the order of their ids.
 
     Objects are categories: unions of their segments. ``extra`` holds ``segments`` (id, category,
@@ -78,12 +77,10 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
             raise InputError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
         report = Ledger(missing)
         source = Path(annotations)
-        table, digest = read_json(source, "OpenPSG annotations")
         lists = (*_LISTS, *(("test_image_ids",) if split != "all" else ()))
-        found = table if isinstance(table, dict) else {}
-        lacking = [one for one in lists if not isinstance(found.get(one), list)]
-        if lacking:
-            raise InputError(f"{source} lacks the lists {lacking}: is it OpenPSG's psg.json?")
+        table, digest = read_table(
+            source, *lists, what="OpenPSG annotations", kind="OpenPSG's psg.json"
+        )
         names = [one for kind in _LISTS[1:] for one in table[kind] if not isinstance(one, str)]
         if names:
             raise InputError(f"{source}: class names {names[:5]}: expected strings")
@@ -101,16 +98,9 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
         if split != "all":
             test = {one for one in table["test_image_ids"] if isinstance(one, (int, str))}
             rows = {one: row for one, row in rows.items() if (one in test) == (split == "test")}
-        self._rows = {one: rows[one] for one in select(rows, ids, limit, report)}
         self.images_dir, self.panoptic_dir = Path(images_dir), Path(panoptic_dir)
-        self._prompt = prompt
-        settings = {
-            "file": source.name,
-            "annotations": digest,
-            "split": split,
-            "prompt": prompt,
-        }
-        super().__init__(list(self._rows), report, settings)
+        settings = {"file": source.name, "annotations": digest, "split": split}
+        super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
     def _fault(self, row: object) -> str | None:
         r"""What is wrong with one entry of ``data``; None: nothing."""
@@ -153,7 +143,9 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
         numbers: dict[str, tuple[int, ...]] = {}
         for one in segments:
             numbers[one["category"]] = (*numbers.get(one["category"], ()), one["id"])
+        relations = row.get("relations") or []
         path = self.panoptic_dir / row["pan_seg_file_name"]
+        labels = LabelImage(path, image_id, size, panoptic_labels)
         return LabelledSample(
             image_id=image_id,
             path=self.images_dir / row["file_name"],
@@ -161,16 +153,13 @@ class OpenPsgDataset(BaseDataset[LabelledSample]):
             width=size[1],
             captions=[],
             prompt=self._prompt,
-            objects=label_objects(panoptic_labels, path, image_id, size, numbers, spoken),
+            objects=labels.objects(numbers, spoken),
             extra={
                 "segments": segments,
-                "relations": [
-                    (one[0], self._predicates[one[2]], one[1]) for one in row.get("relations") or []
-                ],
+                "relations": [(a, self._predicates[how], b) for a, b, how in relations],
             },
-            label_path=path,
+            labels=labels,
             numbers=numbers,
-            _read=panoptic_labels,
         )
 
 
@@ -213,16 +202,9 @@ def open_openpsg(
         [
             ("the annotations", [Path(annotations)] if annotations is not None else listed),
             ("the images", [top / f"{part}2017" for part in ("train", "val") for top in coco]),
-            ("the panoptic pictures", panoptic),
+            ("the panoptic images", panoptic),
         ],
     )
-    return OpenPsgDataset(
-        found[0],
-        found[1].parent,
-        found[2].parent,
-        split=split,
-        ids=ids,
-        limit=limit,
-        missing=missing,
-        prompt=prompt,
-    )
+    source, images, masks = found[0], found[1].parent, found[2].parent
+    options: dict[str, Any] = {"ids": ids, "limit": limit, "missing": missing, "prompt": prompt}
+    return OpenPsgDataset(source, images, masks, split=split, **options)

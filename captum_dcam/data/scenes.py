@@ -3,8 +3,9 @@ r"""Synthetic scenes with exact ground truth: coloured shapes on cluttered, text
 A scene is a pure function of ``(seed, index)``: the same pair gives the same pixels, masks,
 captions and questions on every machine. Objects are 3 to 14 patches wide on the embedded model's
 24×24 grid (192 px, patch 8), do not occlude each other, and are the only saturated things in the
-picture that are larger than a patch; grey blobs, scribbles and tiny coloured dots are distractors
-that no caption names.
+image that are larger than a patch. Grey blobs, scribbles and tiny coloured dots are distractors
+that no caption names. As a data set (``"scenes"``) they need no files, have exact masks, and their
+words name every object.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ import colorsys
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from captum_dcam.data.language import Group, captions, plural, question_bank
+from captum_dcam.data.common import (
+    BaseDataset,
+    ImageId,
+    Ledger,
+    ObjectMask,
+    Sample,
+    Setting,
+    register_dataset,
+)
+from captum_dcam.data.language import PROMPTS, Group, captions, plural, question_bank
 from captum_dcam.errors import InputError
 from captum_dcam.model.words import Target
 
@@ -60,7 +70,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (H, W, 3 uint8), its objects, and the text that belongs to it."""
+    """An image (H, W, 3 uint8), its objects, and the text that belongs to it."""
 
     seed: int
     index: int
@@ -153,7 +163,7 @@ def _coverage(shape: str, cx: float, cy: float, width: float, angle: float, size
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Noise in [-1, 1] of ``cells`` bumps a side, bilinearly enlarged to (size, size)."""
+    """Noise in [-1, 1] of ``cells`` bumps per side, smoothly enlarged to (size, size)."""
     small = (rng.random((cells, cells), dtype=np.float32) * 255).astype(np.uint8)
     big = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(big, dtype=np.float32) / 127.5 - 1
@@ -221,7 +231,7 @@ def _paint(rng: np.random.Generator, color: str, like: np.ndarray) -> np.ndarray
 def _place(rng: np.random.Generator, size: int, max_objects: int) -> list[tuple]:
     """Kinds, centres and widths of 1..max_objects objects that do not touch one another.
 
-    Centres differ by at least 12 px in x, so that "from left to right" is never a coin toss.
+    Centres differ by at least 12 px in x, so that "from left to right" is always clear.
     """
     kinds: list[tuple[str, str]] = []
     for _ in range(min(max_objects, 1 + int(rng.choice(4, p=(0.15, 0.3, 0.3, 0.25))))):
@@ -253,8 +263,8 @@ def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: in
     Args:
         seed (int): which stream of scenes; splits use different seeds.
         index (int): position in the stream.
-        size (int, optional): side of the square picture in pixels. Default: 192
-        max_objects (int, optional): at most so many objects, 1 to 6. Default: 4
+        size (int, optional): side of the square image in pixels. Default: 192
+        max_objects (int, optional): largest number of objects, 1 to 6. Default: 4
 
     Returns:
         Scene: pixels (size, size, 3) uint8, objects with masks (size, size) bool.
@@ -296,14 +306,14 @@ _SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 def named_object(token_texts: Sequence[str], target: Target) -> tuple[str | None, str | None]:
     r"""Colour and shape of the object that a word of an answer names.
 
-    The noun's own colour word counts (``circle`` in "a red circle" is the red one), and so does a
-    colour word's noun. ``(None, None)`` where it names no object.
+    A noun takes the colour word before it (``circle`` in "a red circle" is the red one), and a
+    colour word the noun after it. ``(None, None)`` where the word names no object.
 
     Args:
         token_texts (sequence of str): text of every token of the answer.
         target (Target): the word.
     """
-    words = [piece.strip().lower() for piece in token_texts]
+    words = [text.strip().lower() for text in token_texts]
     own = target.positions
     inside = [words[p] for p in own]
     color = next((w for w in inside if w in COLORS), None)
@@ -324,3 +334,95 @@ def scene_mask(scene: Scene, token_texts: Sequence[str], target: Target) -> Tens
         return None
     mask = torch.from_numpy(scene.mask_of(color, shape))
     return mask if bool(mask.any()) else None
+
+
+# -- as a data set ---------------------------------------------------------------------------------
+
+#: the stream of scenes that the embedded model has never seen in training
+HELD_OUT = 2_000_003
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SceneSample(Sample):
+    r"""A scene; its objects are kinds such as "red circle". Objects of a kind share one mask."""
+
+    scene: Scene = field(repr=False)
+
+    def image(self) -> Image.Image:
+        return self.scene.image
+
+
+def said(color: str, shape: str) -> tuple[str, ...]:
+    r"""Ways to name an object: with its colour, by its shape, by its colour alone."""
+    return (f"{color} {shape}", f"{color} {plural(shape)}", plural(shape), shape, color)
+
+
+@register_dataset("scenes")
+class SceneDataset(BaseDataset[SceneSample]):
+    r"""Scenes ``start`` to ``start + count - 1`` of a stream; an id is a scene's index.
+
+    ``captions`` is the scene's text in the chosen wording, ``extra`` holds all of them under
+    ``captions`` and the questions under ``questions``.
+
+    Args:
+        count (int): how many. Default: 100
+        start (int): the first one's index.
+        seed (int): which stream. Default: the held-out one
+        size (int): side of the images in pixels.
+        max_objects (int): largest number of objects per scene.
+        wording (str): ``original``, ``concise`` or ``verbose``: of captions and prompt.
+        prompt (str): Default: the wording's
+    """
+
+    name = "scenes"
+    kind = "category"
+
+    def __init__(
+        self,
+        count: int = 100,
+        start: int = 0,
+        seed: int = HELD_OUT,
+        *,
+        size: int = IMAGE_SIZE,
+        max_objects: int = 4,
+        wording: str = "original",
+        prompt: str | None = None,
+    ) -> None:
+        for what, value, least in (("count", count, 1), ("start", start, 0), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{what} is {value!r}: expected a whole number from {least} on")
+        if wording not in PROMPTS:
+            raise InputError(f"wording is {wording!r}: expected one of {', '.join(PROMPTS)}")
+        self.seed, self.size, self.max_objects = seed, size, max_objects
+        self.wording = wording
+        self._prompt = PROMPTS[wording][0] if prompt is None else prompt
+        make_scene(seed, start, size=size, max_objects=max_objects)  # refuses bad values now
+        settings: dict[str, Setting] = {
+            "seed": seed,
+            "size": size,
+            "max_objects": max_objects,
+            "wording": wording,
+            "prompt": self._prompt,
+        }
+        super().__init__(range(start, start + count), Ledger("raise"), settings)
+
+    def _sample(self, image_id: ImageId) -> SceneSample:
+        scene = make_scene(self.seed, int(image_id), size=self.size, max_objects=self.max_objects)
+        return SceneSample(
+            image_id=image_id,
+            path=None,
+            height=self.size,
+            width=self.size,
+            captions=[scene.captions[self.wording]],
+            prompt=self._prompt,
+            objects=tuple(
+                ObjectMask(
+                    f"{group.color} {group.shape}",
+                    said(group.color, group.shape),
+                    partial(scene.mask_of, group.color, group.shape),
+                )
+                for group in scene.groups
+            ),
+            extra={"captions": dict(scene.captions), "questions": list(scene.questions)},
+            scene=scene,
+        )

@@ -1,8 +1,9 @@
 r"""What a model family implements, what it is asked, and what is known of it without a model.
 
-An adapter splits one denoising call into three parts, so that attribution can put its graph where
-it belongs: :meth:`Adapter.embed` (tower, projector, word embeddings), :meth:`Adapter.prefill` (what
-all steps share) and :meth:`Adapter.denoise` (one step). Adapters know nothing of methods.
+An adapter splits one denoising call into three parts, so that an attribution differentiates only
+the part that it needs: :meth:`Adapter.embed` (tower, projector, word embeddings),
+:meth:`Adapter.prefill` (what all steps share) and :meth:`Adapter.denoise` (one step). Adapters know
+nothing of methods.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Request:
         pixels (Tensor): (B, …), the differentiable input: what Captum calls ``inputs``.
         extras (tuple of Tensor): flat, batch first: the rest of the model's input.
         layout (Layout): shared by all examples.
-        prompts (tuple of str): one an example.
-        images (tuple): for every example its pictures, for drawing.
+        prompts (tuple of str): one per example.
+        images (tuple): for every example its images, for drawing.
     """
 
     pixels: Tensor
@@ -69,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    r"""Depths of a published model, for those who have not loaded it.
+    r"""Depths of a published model, which are known without loading it.
 
     Args:
         name (str): on the hub.
@@ -95,7 +96,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    r"""What can be said of a family without a model of it.
+    r"""What is known of a family without a model of it.
 
     Args:
         checkpoints (tuple of Checkpoint): published ones that its adapter runs.
@@ -106,8 +107,8 @@ class FamilyFacts:
             Default: those that this library is tested with
         remote_code (bool): the model's code comes with its checkpoints, and runs only where
             ``trust_remote_code=True`` allows it.
-        feasible (str, optional): which calls hold the image, where the cache does not say it all.
-        notes (tuple of str): defaults of the family's own code that surprise.
+        feasible (str, optional): which calls hold the image, where the cache alone does not tell.
+        notes (tuple of str): surprising defaults of the family's own code.
     """
 
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -129,9 +130,6 @@ def third_of(blocks: int) -> int:
     return round(blocks * 10 / 32)
 
 
-__all__ = ["ADAPTERS", "Adapter", "Checkpoint", "FamilyFacts", "Request", "register"]
-
-
 class Adapter(ABC):
     r"""One model family.
 
@@ -148,11 +146,11 @@ class Adapter(ABC):
     #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
     architectures: ClassVar[tuple[str, ...]] = ()
     caches: ClassVar[tuple[str, ...]] = ("prefix", "none")
-    #: several examples can be run in one batch
+    #: several examples can run in one batch
     batches: ClassVar[bool] = True
-    #: an example may show several pictures
+    #: an example may show several images
     several_images: ClassVar[bool] = True
-    #: a :class:`~captum_dcam.model.prompts.Video` may stand in a picture's place
+    #: a :class:`~captum_dcam.model.prompts.Video` may stand in an image's place
     takes_video: ClassVar[bool] = False
     facts: ClassVar[FamilyFacts | None] = None
 
@@ -187,7 +185,7 @@ class Adapter(ABC):
 
     @property
     def step_blocks(self) -> Sequence[nn.Module]:
-        """What runs in the blocks' place in a step, where that is other modules than in the prefill
+        """The modules that a step runs in place of the blocks, where these run in the prefill alone
         (encoder and decoder); the same number is the same block. Empty: the blocks themselves."""
         return ()
 
@@ -226,34 +224,34 @@ class Adapter(ABC):
 
     @abstractmethod
     def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
-        """Pictures and prompts of B examples to a request; raises before any work on bad input.
+        """A request of the images and prompts of B examples; raises for bad input before any work.
 
-        A prompt is a string, or a conversation as :mod:`captum_dcam.model.prompts` takes it; where
-        the family takes videos, a picture may be a :class:`~captum_dcam.model.prompts.Video`, which
-        gets one grid a group of frames.
+        A prompt is a string, or a conversation as :mod:`captum_dcam.model.prompts` takes it. Where
+        the family takes videos, a :class:`~captum_dcam.model.prompts.Video` may stand in the place
+        of an image, with one grid per group of frames.
         """
 
     def check_request(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> None:
-        """Raise for input of a kind that the family does not take; first thing in ``prepare``."""
+        """Raise for input of a kind that the family does not take; ``prepare`` calls it first."""
         if not prompts or len(images) != len(prompts):
             raise InputError(
-                f"{len(images)} lists of pictures for {len(prompts)} prompts: every example of a "
-                "batch needs one prompt and one list of pictures"
+                f"{len(images)} lists of images for {len(prompts)} prompts: every example of a "
+                "batch needs one prompt and one list of images"
             )
         if len(prompts) > 1 and not self.batches:
             raise InputError(
                 f"a batch of {len(prompts)} examples: {self.family} runs one at a time; prepare "
                 "and explain them one by one"
             )
-        for number, pictures in enumerate(images):
-            if len(pictures) > 1 and not self.several_images:
+        for number, shown in enumerate(images):
+            if len(shown) > 1 and not self.several_images:
                 raise InputError(
-                    f"example {number} has {len(pictures)} pictures: {self.family} takes one"
+                    f"example {number} has {len(shown)} images: {self.family} takes one"
                 )
-            if not self.takes_video and any(isinstance(p, Video) for p in pictures):
+            if not self.takes_video and any(isinstance(one, Video) for one in shown):
                 raise InputError(
                     f"example {number} has a video: {self.family} takes none; give single frames "
-                    "as pictures instead"
+                    "as images instead"
                 )
 
     @abstractmethod
@@ -261,8 +259,8 @@ class Adapter(ABC):
         self, request: Request, *, generator: torch.Generator | None, **settings: Any
     ) -> Trajectory:
         """Decode without gradients. The caller fills the trajectory's ``lengths`` and ``kept``,
-        unless it says ``own_calls``: then a replay makes other calls of the blocks than this, the
-        adapter gives the lengths, and nothing is kept."""
+        unless it has ``own_calls``: then a replay calls the blocks in another way, the adapter
+        gives the lengths, and nothing is kept."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:
@@ -270,18 +268,18 @@ class Adapter(ABC):
 
     @abstractmethod
     def prefill(self, embedded: Any) -> Any:
-        """What all steps share: with a prefix cache a run of the blocks over the prefix."""
+        """What all steps share: with a prefix cache one call of the blocks over the prefix."""
 
     @abstractmethod
     def select(self, memory: Any, index: Tensor) -> Any:
-        """The memory of examples ``index`` (R,), so that R states can be run in one batch."""
+        """The memory of examples ``index`` (R,), so that R states can run in one batch."""
 
     def memory_tensors(self, memory: Any) -> list[Tensor]:
         """Tensors (B, …) of the cache through which steps see the prefix (prefix cache)."""
         raise MethodError(f"{self.family} does not cache its prefix")
 
     def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
-        """The memory with other tensors in place of those that require grad in the cache."""
+        """The memory with other tensors in place of those of the cache that require grad."""
         raise MethodError(f"{self.family} does not cache its prefix")
 
     @abstractmethod
@@ -299,12 +297,12 @@ class Adapter(ABC):
     # -- what some methods ask for beyond the above ------------------------------------------------
 
     def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
-        """The same prompts with other ``pictures`` in place of those of ``request.images[0]``."""
+        """The same prompts with other images in place of those of ``request.images[0]``."""
         return self.prepare([list(pictures)] * request.batch, list(request.prompts))
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """States (T, B, …) in which a given answer (B, T) is read, token t in state t: all of the
-        answer visible but token t. Causal families: the tokens before t."""
+        """States (T, B, …) in which a given answer (B, T) is read, token t in state t, where all
+        tokens but t are visible. Causal families: the tokens before t."""
         if self.mask_id is None:
             raise MethodError(
                 f"{self.family} has no mask token: a given answer cannot be masked token by token"
@@ -322,7 +320,7 @@ class Adapter(ABC):
         lengths of their own."""
         return list(ids)
 
-    #: pictures of any size keep their size; False: they are resized to the model's
+    #: images of any size keep their size; False: they are resized to the model's
     any_size: ClassVar[bool] = False
 
     def pixel_tokens(self, request: Request) -> Tensor:
@@ -348,8 +346,8 @@ class Adapter(ABC):
         raise MethodError(f"{self.family} cannot encode a text: give token ids")
 
     def query_position(self, layout: Layout, position: int) -> int:
-        """The hooked position whose output predicts a response position; models that predict the
-        next token: one less."""
+        """The hooked position whose output predicts a response position; one less in models that
+        predict the next token."""
         return layout.prefix_length + position
 
     def attention_module(self, block: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-r"""An answer that is given, not generated: what would have made the model write *this*?"""
+r"""An answer that is given, not generated: why would the model write *this*?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import Trajectory
 
-#: so many logits are held at once: 2 ** 28 float32 are 1 GiB
+#: number of logits that are held at once: 2 ** 28 float32 are 1 GiB
 LOGITS_AT_ONCE = 2**28
 
 
@@ -18,9 +18,9 @@ def force(
 ) -> Trajectory:
     r"""Bind a given answer to the forward's request, as if it had been generated.
 
-    Step ``t`` is the state in which the whole answer is visible but for token ``t``, and commits
-    it: the ``commit`` score reads every token with all others known (autoregressive families: with
-    all before it known). Where a family has no mask token but starts from random ones
+    In step ``t`` the whole answer is visible but for token ``t``, which this step commits. So the
+    ``commit`` score reads every token with all others known (autoregressive families: with all
+    before it known). Where a family has no mask token but starts from random ones
     (DiffusionGemma), a random token hides it. The ``teacher`` score reads the visible answer, as
     the paper's controlled comparison of wordings does (Table 12).
 

@@ -2,8 +2,8 @@ r"""The forward function that Captum differentiates: one state of a denoising ge
 
 ``DenoisingForward(adapter, layer)`` maps ``(pixels, *extras, *state)`` to response logits
 (B, T, V). A state is what the model was given before a denoising step (its canvas, for most
-families), so "which step" is an ordinary tensor argument: Captum's methods expand, repeat and
-perturb around it, and a token's committing call is explained by passing that call's state.
+families). So the step is an ordinary tensor argument: Captum's methods expand, repeat and perturb
+the pixels beside it, and the state of a token's committing call explains that call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from captum_dcam.errors import InputError, InputTypeError, NotBoundError, TargetError
 from captum_dcam.model.adapter import Adapter, Request
-from captum_dcam.model.tap import Edit, SpatialTap, frozen, recorded, skipped, tapped
+from captum_dcam.model.tap import (
+    Edit,
+    SpatialTap,
+    frozen,
+    recorded,
+    replace_hidden,
+    skipped,
+    tapped,
+)
 from captum_dcam.model.trajectory import SCORES, Trajectory
 
 T = TypeVar("T")
@@ -33,8 +41,8 @@ class DenoisingForward(nn.Module):
             Default: the family's recommended block
         score (str, optional): which state a token is read at when the caller passes none:
             ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
-        internal_batch_size (int, optional): so many words are differentiated at once; fewer need
-            less memory. Default: 16 with a prefix cache, whose steps are short, 4 without
+        internal_batch_size (int, optional): number of words per backward pass; fewer need less
+            memory. Default: 16 with a prefix cache, whose steps are short, 4 without
 
     Attributes:
         tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
@@ -97,7 +105,7 @@ class DenoisingForward(nn.Module):
 
     @property
     def request(self) -> Request:
-        """What the bound generation was made from; NotBoundError when nothing is bound."""
+        """The request that was generated from; NotBoundError when nothing is bound."""
         return self._binding()[0]
 
     @property
@@ -125,7 +133,7 @@ class DenoisingForward(nn.Module):
         Args:
             request (Request): from ``adapter.prepare``.
             keep (bool, optional): keep the tapped block's output of every call, so that
-                explanations recompute nothing below the tap. Default: True
+                explanations compute nothing below the tap again. Default: True
             generator (torch.Generator, optional): for sampled decoding.
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
         """
@@ -138,13 +146,11 @@ class DenoisingForward(nn.Module):
                 f"{trajectory.own_calls}: an adapter gives the lengths of its calls where a replay "
                 "makes others, and says so by own_calls=True"
             )
-        if trajectory.own_calls:
-            self.bind(request, trajectory)
-            return self.trajectory
-        trajectory = replace(trajectory, lengths=tuple(lengths))
-        calls = dict(enumerate(outputs)) if keep else {}
-        self.bind(request, replace(trajectory, kept={"layer": self.layer, "calls": calls}))
-        return self.trajectory
+        if not trajectory.own_calls:
+            kept = {"layer": self.layer, "calls": dict(enumerate(outputs)) if keep else {}}
+            trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
+        self.bind(request, trajectory)
+        return trajectory
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
         """Bind a generation made elsewhere (another layer's forward, a saved one)."""
@@ -157,18 +163,18 @@ class DenoisingForward(nn.Module):
         self._remembered = {}
 
     def again(self, layer: int | None = None) -> DenoisingForward:
-        """Another forward, bound to the same generation, that remembers nothing of it yet.
+        """Another forward that is bound to the same generation, and has nothing remembered yet.
         Default: at the same block"""
         other = self.twin(layer)
         other.bind(self.request, self.trajectory)
         return other
 
     def remembered(self, key: Any, compute: Callable[[], T]) -> T:
-        """What ``compute`` found for this generation; it is called once for every key.
+        """What ``compute`` found for this generation; it is called once per key.
 
-        It is called again when the model's parameters or the pixels have changed in place, and
-        every time while the tap is edited: what it finds then is another model's. Hooks of one's
-        own on the model are not seen; ablations go through :meth:`edited`.
+        It is called again when the model's parameters or the pixels have changed in place. While
+        the tap is edited it is called every time, because it then reads another model. Hooks that
+        a user puts on the model are not seen: ablations go through :meth:`edited`.
         """
         if self.tap.edit is not None:
             return compute()
@@ -181,7 +187,7 @@ class DenoisingForward(nn.Module):
 
     @contextmanager
     def afresh(self) -> Iterator[None]:
-        """Inside, nothing that was remembered before is at hand: work is paid for in full."""
+        """Inside the context nothing is remembered from before: all work is done, and counted."""
         before, self._remembered = self._remembered, {}
         try:
             yield
@@ -191,11 +197,11 @@ class DenoisingForward(nn.Module):
     # -- Captum's contract ----------------------------------------------------------------------
 
     def arguments(self, target: Any = None, score: str | None = None) -> tuple[Tensor, ...]:
-        r"""The flat ``additional_forward_args`` of the bound request for one target an example.
+        r"""The flat ``additional_forward_args`` of the bound request for one target per example.
 
         Args:
-            target (tuple or list of tuples, optional): Captum's ``(t, token_id)``; decides the step
-                of the ``commit`` score. Not needed by ``final`` and ``teacher``.
+            target (tuple or list of tuples, optional): Captum's ``(t, token_id)``. It decides the
+                step of the ``commit`` score; ``final`` and ``teacher`` do not need it.
             score (str, optional): Default: the forward's own
 
         Returns:
@@ -242,7 +248,7 @@ class DenoisingForward(nn.Module):
         return args[:count], args[count:]
 
     def _tapped(self, cache: str, rows: int) -> Any:
-        """The tap, where it is the wrapped part that runs the blocks over ``rows`` images."""
+        """The tap, where the part inside this context runs the blocks over ``rows`` images."""
         if self.trajectory.cache != cache:
             return nullcontext()
         return tapped(self.adapter.blocks[self.layer], self.tap, self.request.layout, rows)
@@ -254,8 +260,8 @@ class DenoisingForward(nn.Module):
 
         With a prefix cache all rows share one prefill, and the tap sees the B examples; without
         a cache the tap sees the R rows. Where the block's output was kept, nothing below the
-        tap is computed again. One row at a time equals the generation bit for bit; several at once
-        equal it within rounding.
+        tap is computed again. A single row equals the generation bit for bit; several rows equal
+        it within rounding.
         """
         trajectory, adapter = self.trajectory, self.adapter
         rows = examples.to(self.request.pixels.device)
@@ -268,18 +274,19 @@ class DenoisingForward(nn.Module):
 
     def prefill(self) -> Any:
         """What all steps of the bound request share; runs through the tap with a prefix cache."""
-        with _inference(self.model), self._tapped("prefix", self.request.batch), self._known(0):
+        with _inference(self.model), self._tapped("prefix", self.request.batch), self._known([0]):
             return self.adapter.prefill(self._embedded())
 
     def step(self, memory: Any, examples: Tensor, steps: Tensor) -> Tensor:
         """Logits (R, T, V) of examples (R,) at steps (R,) from the memory of R rows."""
         state = self.trajectory.state_at(examples, steps)
-        known = self._known_rows(examples, steps)
+        first = 1 if self.trajectory.cache == "prefix" else 0  # the prefill is a call of its own
+        known = self._known([first + int(s) for s in steps], examples.tolist())
         with _inference(self.model), self._tapped("none", len(examples)), known:
             return self.adapter.denoise(memory, *state)
 
     def _embedded(self) -> Any:
-        """Tower, projector and word embeddings, computed once a generation."""
+        """Tower, projector and word embeddings, computed once per generation."""
         kept = self.trajectory.kept
         if "embedded" not in kept:
             request = self.request
@@ -287,27 +294,21 @@ class DenoisingForward(nn.Module):
                 kept["embedded"] = self.adapter.embed(request.pixels, *request.extras)
         return kept["embedded"]
 
-    def _known(self, call: int) -> Any:
-        """Context in which blocks up to the tap return what they returned in ``call``."""
+    def _known(self, calls: list[int], examples: list[int] | None = None) -> Any:
+        """Context in which blocks up to the tap return what they returned in a call, or each row
+        what its example had in its own call; an empty one where that was not kept."""
         kept = self.trajectory.kept
-        if kept.get("layer") != self.layer or call not in kept.get("calls", {}):
+        known = kept.get("calls", {})
+        if kept.get("layer") != self.layer or any(call not in known for call in calls):
             return nullcontext()
-        return skipped(self._below(), kept["calls"][call])
+        outputs = known[calls[0]]
+        if examples is not None:
+            every = range(self.layer + 1)
+            outputs = [_rows([known[call][i] for call in calls], examples) for i in every]
+        return skipped(self._below(), outputs)
 
     def _below(self) -> list[nn.Module]:
         return list(self.adapter.blocks[: self.layer + 1])
-
-    def _known_rows(self, examples: Tensor, steps: Tensor) -> Any:
-        """The same for rows of steps, each from its own step's call."""
-        kept = self.trajectory.kept
-        known = kept.get("calls", {})
-        first = 1 if self.trajectory.cache == "prefix" else 0  # the prefill is a call of its own
-        calls = [first + int(s) for s in steps]
-        if kept.get("layer") != self.layer or any(c not in known for c in calls):
-            return nullcontext()
-        every = range(self.layer + 1)
-        outputs = [_rows([known[c][i] for c in calls], examples.tolist()) for i in every]
-        return skipped(self._below(), outputs)
 
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[None]:
@@ -326,12 +327,12 @@ def _rows(outputs: list[Any], examples: list[int]) -> Any:
         return first
     pick = [o[0] if isinstance(o, tuple) else o for o in outputs]
     hidden = torch.stack([h[e] for h, e in zip(pick, examples, strict=True)])
-    return (hidden, *first[1:]) if isinstance(first, tuple) else hidden
+    return replace_hidden(first, hidden)
 
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside the context, as before afterwards."""
+    """Evaluation mode and frozen parameters inside the context; both are restored afterwards."""
     training = [m for m in model.modules() if m.training]
     for module in training:
         module.training = False
@@ -344,7 +345,8 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 
 def _stamp(model: nn.Module, pixels: Tensor) -> tuple[Any, ...]:
-    """Changes with the parameters, their type and place, and the pixels, as far as torch counts."""
+    """A value that changes with the parameters, their type and device, and the pixels, as far as
+    torch counts changes."""
     parameters = list(model.parameters())
     first = parameters[0]
     versions = sum(p._version for p in parameters if not p.is_inference())
@@ -353,7 +355,7 @@ def _stamp(model: nn.Module, pixels: Tensor) -> tuple[Any, ...]:
 
 
 def check_pixels(pixels: Tensor) -> None:
-    """Raise for inputs that no explanation can come from."""
+    """Raise for pixels that cannot be explained: of another type, NaN or infinite."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
         kind = str(pixels.dtype) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise InputTypeError(f"pixels are {kind}: expected a floating-point tensor, request.pixels")

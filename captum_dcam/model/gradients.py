@@ -1,10 +1,9 @@
 r"""Features and gradients of many targets of one generation, in as few passes as their steps need.
 
-With a prefix cache the image states come from one prefill, shared by every token: one forward of
-the prefill, one of all needed states as a batch, then a vector-Jacobian product per target. Without
-a cache
-every step has image states of its own: targets are rows of one batch, and one backward of their sum
-gives each row its own gradient.
+With a prefix cache the image states come from one prefill, which all tokens share: one forward pass
+of the prefill, one of all needed states as a batch, then a vector-Jacobian product per target.
+Without a cache every step has image states of its own. Targets are then rows of one batch, and one
+backward pass of their sum gives each row its own gradient.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 
 T = TypeVar("T")
-#: targets in one batch of steps
+#: number of targets per batch of steps
 CHUNKS = {"prefix": 16, "none": 4}
 
 
 @dataclass(frozen=True)
 class TargetGradients:
-    """Features and gradients (D, h, w), one pair a grid, of target number ``target``."""
+    """Features and gradients (D, h, w), one pair per grid, of target number ``target``."""
 
     target: int
     features: tuple[Tensor, ...]
@@ -83,13 +82,13 @@ def target_gradients(
         score (str, optional): the state each token is read at. Default: ``"commit"``
         call (int, optional): index of the call whose image states are explained. Without a cache
             the logits are then that call's too. Default: the call that the score needs
-        chunk (int, optional): so many targets in one batch of steps (bounds memory). Default: the
-            forward's ``internal_batch_size``; without one 16 with a prefix cache, whose
-            steps are short, and 4 without
+        chunk (int, optional): number of targets per batch of steps (bounds memory). Default: the
+            forward's ``internal_batch_size``; where it has none, 16 with a prefix cache, whose
+            steps are short, and 4 without a cache
 
     Returns:
-        list of TargetGradients: at least one per target, more where its tokens were read at
-        different steps without a cache (each step has its own image states).
+        list of TargetGradients: at least one per target; without a cache one per step at which
+        its tokens are read, because each step has its own image states.
 
     Raises:
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
@@ -135,14 +134,18 @@ def watched(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[
     if len(seen) != 1:
         raise InfeasibleStepError(
             f"the tapped block saw the image {len(seen)} times in one replay: expected once; "
-            "choose a block that runs once a call"
+            "choose a block that runs once per call"
         )
     return result, seen[0]
 
 
-def _score(logits: Tensor, row: int, pairs: tuple[tuple[int, int], ...]) -> Tensor:
-    positions, tokens = zip(*pairs, strict=True)
-    return logits[row, list(positions), list(tokens)].sum()
+def _total(logits: Tensor, reads: Sequence[_Read]) -> Tensor:
+    """The sum of the logits that are read, read r in row r."""
+    scores = []
+    for row, read in enumerate(reads):
+        positions, tokens = zip(*read.pairs, strict=True)
+        scores.append(logits[row, list(positions), list(tokens)].sum())
+    return torch.stack(scores).sum()
 
 
 def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -158,9 +161,9 @@ def _prefix_rows(
 ) -> list[TargetGradients]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
-    The steps see the prefix through the cache alone. So one backward of a batch of steps gives
-    every row its gradient with respect to the cache, and each target then needs one product with
-    the prefill only.
+    The steps see the prefix through the cache alone. So one backward pass of a batch of steps gives
+    every row its gradient with respect to the cache. Each target then needs one product with the
+    prefill.
     """
     memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
@@ -175,15 +178,12 @@ def _prefix_rows(
             cotangents = [torch.zeros_like(link) for link in links]
             for whole, gradient in zip(cotangents, into_cache, strict=True):
                 whole[b] = gradient[mine].sum(0)
-            last = number == count - 1
+            more = number < count - 1
             grads = torch.autograd.grad(
-                links, maps, cotangents, retain_graph=not last, materialize_grads=True
+                links, maps, cotangents, retain_graph=more, materialize_grads=True
             )
-            out.append(
-                TargetGradients(
-                    number, tuple(m[b].detach() for m in maps), tuple(g[b] for g in grads)
-                )
-            )
+            features = tuple(m[b].detach() for m in maps)
+            out.append(TargetGradients(number, features, tuple(g[b] for g in grads)))
     return out
 
 
@@ -198,17 +198,15 @@ def _cache_gradients(
     leaves = [t[examples].detach().requires_grad_() for t in links]
     own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
-    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
-    return torch.autograd.grad(total, leaves)
+    return torch.autograd.grad(_total(logits, reads), leaves)
 
 
 def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[TargetGradients]:
-    """One batch row a read; the backward of the sum leaves every row its own gradient."""
+    """One row per read; the backward pass of the sum gives every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
     logits, maps = watched(forward, lambda: forward.replay(examples, steps))
-    total = torch.stack([_score(logits, i, r.pairs) for i, r in enumerate(reads)]).sum()
-    grads = gradients_of(total, maps)
+    grads = gradients_of(_total(logits, reads), maps)
     return [
         TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
         for i, r in enumerate(reads)

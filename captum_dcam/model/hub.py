@@ -1,7 +1,7 @@
 """``load`` a model by name, or ``wrap`` one that is loaded already.
 
-A family is imported when it is asked for, or when all are looked through; one that cannot be
-imported is left out, and said where somebody looks for it.
+A family is imported when it is asked for, or when all are searched. One that cannot be imported is
+left out, and named in the error that somebody who looks for it gets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, Fami
 
 
 def families() -> dict[str, type[Adapter]]:
-    """All families by name, those of other packages too; without those that cannot be imported."""
+    """All families by name, those of other packages too, but for those that cannot be imported."""
     return _survey()[0]
 
 
@@ -74,10 +74,8 @@ def load(
     cls, name = _found(str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
-    given = {key: value for key, value in given.items() if value is not None}
-    if trust_remote_code:
-        given["trust_remote_code"] = True
-    return cls.load(name, **given, **options)
+    given["trust_remote_code"] = trust_remote_code or None
+    return cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
 
 
 def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:
@@ -138,19 +136,23 @@ def _found(
 
 
 def _unknown(source: str, config: dict[str, Any] | None, known: list[str]) -> str:
-    """What to say of a source that no family knows."""
+    """The message about a source that no family knows."""
     if config is None:
         return (
             f"unknown model {source!r}{near(source, known)}. Or give a folder that save_pretrained "
             "wrote, or a name on the hub (owner/name); another family: docs/ADAPTERS.md"
         )
-    kinds = " or ".join(config.get("architectures") or ()) or "model"
     code = ", whose code comes with it (it was not run)" if config.get("auto_map") else ""
     return (
-        f"unknown model {source!r}: it holds a {kinds} of type {config.get('model_type')!r}{code}; "
+        f"unknown model {source!r}: it holds {_kind(config)}{code}; "
         f"known families: {', '.join(known)}. If it is one of theirs, say family=…; another family "
         "is added as docs/ADAPTERS.md says"
     )
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    kinds = " or ".join(config.get("architectures") or ()) or "model"
+    return f"a {kinds} of type {config.get('model_type')!r}"
 
 
 def _check_family(cls: type[Adapter], source: str, revision: str | None) -> None:
@@ -159,12 +161,10 @@ def _check_family(cls: type[Adapter], source: str, revision: str | None) -> None
     if config is None:
         return  # the family says what it expects
     other = family_of(source, config, families())
-    if other is not None and other != cls.family:
-        kinds = " or ".join(config.get("architectures") or ()) or "model"
+    if other not in (None, cls.family):
         raise WeightsError(
-            f"{source} holds a {kinds} of type {config.get('model_type')!r}, which is of family "
-            f"{other!r}, not {cls.family!r}: leave out family=…, or give a checkpoint of "
-            f"{cls.family}"
+            f"{source} holds {_kind(config)}, which is of family {other!r}, not {cls.family!r}: "
+            f"leave out family=…, or give a checkpoint of {cls.family}"
         )
 
 
@@ -203,7 +203,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
-    facts = FamilyFacts() if cls.facts is None else cls.facts
+    facts = cls.facts or FamilyFacts()
     check_transformers(cls.family, facts.transformers)
     if facts.package is not None and not importable(facts.package):
         raise MissingPackageError(
@@ -251,16 +251,13 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
         WeightsError: the file is damaged, or the hub did not give it.
     """
     folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            return None
-        path: str | Path = folder / "config.json"
-    elif source.count("/") == 1 and not folder.exists():
+    path = folder / "config.json"
+    if not folder.exists() and source.count("/") == 1:
         path = _from_hub(source, revision)
-    else:
+    elif not path.is_file():
         return None
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict):
@@ -270,16 +267,15 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
     return config
 
 
-def _from_hub(source: str, revision: str | None) -> str:
+def _from_hub(source: str, revision: str | None) -> Path:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(source, "config.json", revision=revision)
+        return Path(cached_file(source, "config.json", revision=revision))
     except (OSError, ValueError) as error:  # ValueError: a name that the hub cannot have
         raise WeightsError(
             f"{source} is no folder here, and the hub gave no config.json of it: {error}"
         ) from error
-    return str(found)
 
 
 def family_of(
@@ -301,8 +297,8 @@ def family_of(
     claimed = [n for n in named or typed if known[n].claims(dict(config))]
     if len(claimed) > 1:
         raise UnknownNameError(
-            f"{source} holds a {' or '.join(sorted(kinds)) or 'model'} of type {kind!r}, which "
-            f"several families know: say which with family=…: {', '.join(claimed)}"
+            f"{source} holds {_kind(config)}, which several families know: say which with "
+            f"family=…: {', '.join(claimed)}"
         )
     return claimed[0] if claimed else None
 
@@ -331,17 +327,16 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
-    facts = FamilyFacts() if cls.facts is None else cls.facts
+    facts = cls.facts or FamilyFacts()
     checkpoints = [_depths(c) for c in facts.checkpoints]
-    unknown = {"name": None, **_no_depths()}
-    first = checkpoints[0] if checkpoints else unknown
+    first = checkpoints[0] if checkpoints else dict.fromkeys(("name", *_DEPTHS))
     return {
         "family": name,
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "caches": list(cls.caches),
         "feasible": {r: facts.feasible or FEASIBLE[r] for r in cls.caches},
         "default_checkpoint": first["name"],
-        **{key: first[key] for key in _no_depths()},
+        **{key: first[key] for key in _DEPTHS},
         "checkpoints": checkpoints,
         "batches": cls.batches,
         "several_images": cls.several_images,
@@ -357,7 +352,7 @@ def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
 
 
 def _missing(name: str, error: Exception) -> dict[str, Any]:
-    """The record of a family that cannot be imported: that of one of which nothing is known."""
+    """The record of a family that cannot be imported: as of a family of which nothing is known."""
 
     class Unknown(Adapter):
         caches, batches, several_images = (), False, False
@@ -367,23 +362,18 @@ def _missing(name: str, error: Exception) -> dict[str, Any]:
     return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
 
 
-def _no_depths() -> dict[str, None]:
-    return dict.fromkeys(("blocks", "deepest_usable_block", "recommended_block"))
+_DEPTHS = ("blocks", "deepest_usable_block", "recommended_block")
 
 
 def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "name": checkpoint.name,
-        "blocks": checkpoint.blocks,
-        "deepest_usable_block": checkpoint.deepest_block,
-        "recommended_block": checkpoint.recommended_block,
-    }
+    depths = (checkpoint.blocks, checkpoint.deepest_block, checkpoint.recommended_block)
+    return {"name": checkpoint.name, **dict(zip(_DEPTHS, depths, strict=True))}
 
 
 # -- where families are ----------------------------------------------------------------------------
 #
-# A folder or a file of captum_dcam.adapters each. Another package that brings a family says so in
-# its pyproject.toml, under the family's name; importing the module registers its class:
+# Each is a folder or a file of captum_dcam.adapters. Another package that brings a family says so
+# in its pyproject.toml, under the family's name; importing the module registers its class:
 #
 #     [project.entry-points."captum_dcam.adapters"]
 #     my_family = "my_package.adapter"
@@ -402,7 +392,7 @@ def _import(family: str) -> Exception | None:
 
 
 def _survey() -> tuple[dict[str, type[Adapter]], dict[str, Exception]]:
-    """Every family by name, and why those of this library that are not among them are not."""
+    """Every family by name, and the errors of those of this library that cannot be imported."""
     failed = {name: error for name in built_in() if (error := _import(name)) is not None}
     for point in plugins().values():
         load_plugin(point)
@@ -414,10 +404,9 @@ def _said(error: Exception) -> str:
 
 
 def _left_out(broken: Mapping[str, Exception]) -> str:
-    """What a message about an unknown model ends with."""
-    if not broken:
-        return ""
-    return ". Not importable: " + "; ".join(f"{n} ({_said(e)})" for n, e in broken.items())
+    """The end of a message about an unknown model."""
+    listed = "; ".join(f"{name} ({_said(error)})" for name, error in broken.items())
+    return f". Not importable: {listed}" if broken else ""
 
 
 def plugins() -> dict[str, EntryPoint]:

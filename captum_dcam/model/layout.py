@@ -2,7 +2,7 @@ r"""Which sequence position is which pixel box.
 
 A :class:`Grid` is one rectangle of image tokens (an image, a tile, a thumbnail, a frame); a
 :class:`Layout` is all grids of a request. Positions are those of the sequence that the transformer
-blocks see, boxes are in pixels of the picture that the user gave.
+blocks see, boxes are in pixels of the image that the user gave.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Grid:
         positions (Tensor): (h, w) int64, position in the hooked sequence of every token.
         x_edges (Tensor): (w, 2) float64, left and right pixel edge of every column.
         y_edges (Tensor): (h, 2) float64, upper and lower pixel edge of every row.
-        image_size (tuple): (H, W) of the picture in pixels.
-        image (int): index of the picture in the request. Default: 0
+        image_size (tuple): (H, W) of the image in pixels.
+        image (int): index of the image in the request. Default: 0
     """
 
     positions: Tensor
@@ -52,8 +52,8 @@ class Grid:
     def to_pixels(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
         r"""Maps (…, h, w) at token resolution to (…, H, W) in pixels.
 
-        ``bilinear`` interpolates between the centres of the boxes, across gaps between them too,
-        and is flat outside the outermost centres; pixels beyond the outermost boxes (cropped away)
+        ``bilinear`` interpolates between the centres of the boxes, also across gaps between them,
+        and is flat outside the outermost centres. Pixels beyond the outermost boxes (cropped away)
         are 0. ``nearest`` paints the boxes.
         """
         if maps.shape[-2:] != self.positions.shape:
@@ -94,7 +94,7 @@ def _weights(edges: Tensor, pixels: int, mode: str) -> Tensor:
 def uniform_grid(
     start: int, shape: tuple[int, int], image_size: tuple[int, int], image: int = 0
 ) -> Grid:
-    """Grid of consecutive positions from ``start``, row-major, that divides the picture evenly."""
+    """Grid of consecutive positions from ``start``, row-major, that divides the image evenly."""
     h, w = shape
     x = torch.linspace(0, image_size[1], w + 1, dtype=torch.float64)
     y = torch.linspace(0, image_size[0], h + 1, dtype=torch.float64)
@@ -125,7 +125,7 @@ class Layout:
 
     @cached_property
     def image_end(self) -> int:
-        """One past the last image position: a hooked sequence must be at least so long."""
+        """One past the last image position: the least length of a hooked sequence that holds it."""
         return 1 + max(int(g.positions.max()) for g in self.grids)
 
     @property

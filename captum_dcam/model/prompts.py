@@ -1,8 +1,8 @@
-r"""What a model is asked: conversations of several turns, and videos among the pictures.
+r"""What a model is asked: conversations of several turns, and videos among the images.
 
 A prompt is a string, or a conversation: a list of ``{"role": …, "content": …}`` with roles
 ``system``, ``user`` and ``assistant``; content is a string, or a list of parts ``{"type": "text",
-"text": …}``, ``{"type": "image"}`` and ``{"type": "video"}``. Where no part places them, pictures
+"text": …}``, ``{"type": "image"}`` and ``{"type": "video"}``. Where no part places them, images
 stand in front of the first user message.
 """
 
@@ -24,20 +24,20 @@ Messages = list[dict[str, Any]]
 
 
 class Shown(Protocol):
-    """A picture or a video of a request."""
+    """An image or a video of a request."""
 
     @property
     def video(self) -> bool: ...
 
 
 class Video(tuple[Image.Image, ...]):
-    r"""Frames of a video, in the place of a picture.
+    r"""Frames of a video, in the place of an image.
 
     Args:
         frames (iterable of PIL.Image.Image): at least one, all of one size.
 
     Raises:
-        TypeError: a frame that is no picture.
+        TypeError: a frame that is no PIL image.
         ValueError: no frame, or frames of different sizes.
     """
 
@@ -56,14 +56,14 @@ class Video(tuple[Image.Image, ...]):
         return made
 
 
-#: one picture or video, or several of them
+#: one image or video, or several of them
 Pictures = Image.Image | Video | Sequence[Image.Image | Video]
 #: a question, or the messages of a conversation
 Prompt = str | Sequence[dict[str, Any]]
 
 
 def pictures_of(shown: Pictures) -> list[Any]:
-    """The pictures and videos of one example, whether one was given or several."""
+    """The images and videos of one example, whether one was given or several."""
     return [shown] if isinstance(shown, Image.Image | Video) else list(shown)
 
 
@@ -72,14 +72,14 @@ def messages_of(prompt: Any, visuals: Sequence[Shown]) -> Messages:
 
     Args:
         prompt (str or sequence of dict): may be empty text.
-        visuals (sequence): the example's pictures and videos, in order.
+        visuals (sequence): the example's images and videos, in order.
 
     Returns:
         list: messages whose content is a list of parts.
 
     Raises:
         TypeError: neither a string nor messages.
-        ValueError: unknown roles or parts, no user message last, pictures that do not fit.
+        ValueError: unknown roles or parts, no user message last, images that do not fit.
     """
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, list | tuple) or not all(isinstance(m, dict) for m in given):
@@ -121,9 +121,7 @@ def _message(given: dict[str, Any]) -> dict[str, Any]:
         if kind == "text" and not isinstance(part.get("text"), str):
             raise InputError(f"part {part!r} of a message has no text")
         if kind != "text" and role != "user":
-            raise InputError(
-                f"a message of {role} holds a {kind}: pictures belong to user messages"
-            )
+            raise InputError(f"a message of {role} holds a {kind}: images belong to user messages")
     plain = [dict(p) if p["type"] == "text" else {"type": p["type"]} for p in parts]
     return {"role": role, "content": plain}
 
@@ -140,7 +138,7 @@ def summary(prompt: Any) -> str:
     return "\n".join(lines)
 
 
-# -- pictures from files: upright, RGB, fully read -------------------------------------------------
+# -- images from files: upright, RGB, fully read ---------------------------------------------------
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -156,11 +154,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    r"""Read a picture file completely, turn it upright (EXIF) and convert it to RGB.
+    r"""Read an image file completely, turn it upright (EXIF) and convert it to RGB.
 
     Raises:
         FileNotFoundError: no such file.
-        PictureError: not a picture, damaged, truncated, or too large to be opened safely.
+        PictureError: not an image, damaged, truncated, or too large to be opened safely.
     """
     path = Path(path)
     if not path.exists():

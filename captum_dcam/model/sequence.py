@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_dcam.errors import MethodError
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.tap import hidden_of, replace_hidden
+from captum_dcam.model.tap import hidden_of, hooked, replace_hidden
 from captum_dcam.model.words import answer_token_texts
 
 
@@ -29,7 +29,7 @@ class TextTokens:
         ids (Tensor): (K,) int64 token ids.
         token_texts (tuple of str): their text, with a leading blank where a word begins; empty for
             stop tokens.
-        prompt (int): how many of them are the prompt's.
+        prompt (int): number of the prompt's tokens among them.
     """
 
     positions: Tensor
@@ -61,7 +61,7 @@ def image_positions(forward: DenoisingForward) -> Tensor:
 
 
 def split_grids(values: Tensor, forward: DenoisingForward) -> tuple[Tensor, ...]:
-    """Values (…, N) of all image tokens as maps (…, h, w), one a grid."""
+    """Values (…, N) of all image tokens as maps (…, h, w), one per grid."""
     shapes = forward.request.layout.shapes
     parts = values.split([h * w for h, w in shapes], dim=-1)
     return tuple(p.unflatten(-1, s) for p, s in zip(parts, shapes, strict=True))
@@ -74,7 +74,7 @@ def outputs_of(
     twins: Sequence[nn.Module] = (),
 ) -> Iterator[dict[int, list[Tensor]]]:
     """Hidden states (B, L, D) that blocks return, call after call; ``edit`` may replace them.
-    ``twins`` are the adapter's ``step_blocks``: those of the same numbers count as the blocks."""
+    ``twins`` are the adapter's ``step_blocks``: a twin counts as the block of the same number."""
     found: dict[int, list[Tensor]] = {index: [] for index in blocks}
 
     def note(index: int) -> Callable[..., Any]:
@@ -87,19 +87,15 @@ def outputs_of(
         return hook
 
     pairs = [*blocks.items(), *((i, twins[i]) for i in blocks if twins)]
-    handles = [block.register_forward_hook(note(i)) for i, block in pairs]
-    try:
+    with hooked((block, note(i)) for i, block in pairs):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def unkept(forward: DenoisingForward) -> DenoisingForward:
     """The same forward without recorded block outputs: every block is computed again.
 
-    Recorded blocks below the tap hand on what they were given, which is right for what comes
-    above and wrong for whoever looks at them.
+    Recorded blocks below the tap hand on what they were given. That is right for the blocks above,
+    and wrong for a method that reads these blocks.
     """
     kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
     fresh = forward.twin()
@@ -108,7 +104,7 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
 
 
 def check_single(count: int, length: int) -> None:
-    """Raise MethodError where a state of several canvases ran more positions than there are."""
+    """Raise MethodError where a state of several canvases has more positions than the sequence."""
     if count > length:
         raise MethodError(
             f"the state ran {count} positions for a sequence of {length}: the answer's canvases "
@@ -117,7 +113,7 @@ def check_single(count: int, length: int) -> None:
 
 
 def check_whole(count: int, length: int) -> None:
-    """Raise MethodError where a step ran a part of the sequence against a cache of the rest."""
+    """Raise MethodError where a step ran a part of the sequence and read the rest from a cache."""
     if count < length:
         raise MethodError(
             f"a step ran {count} of the sequence's {length} positions and took the others from a "
@@ -127,9 +123,9 @@ def check_whole(count: int, length: int) -> None:
 
 
 def padded(rows: Tensor, length: int) -> Tensor:
-    """Rows (L, …) of a sequence of which perhaps not all is there yet: zeros for the rest.
+    """Rows (L, …) of a sequence that may not be complete yet, with zeros for the rest.
 
-    Families that write several canvases one after the other have no states of later ones.
+    Families that write several canvases one after the other have no states of later canvases.
     """
     check_single(len(rows), length)
     return torch.cat((rows, rows.new_zeros(length - len(rows), *rows.shape[1:])))

@@ -7,7 +7,7 @@ as they hook a convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ class SpatialTap(nn.Module):
 
 
 def gather(hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-    """Image tokens of a sequence (B, L, D) as feature maps, one (B, D, h, w) a grid."""
+    """Image tokens of a sequence (B, L, D) as feature maps, one (B, D, h, w) per grid."""
     maps = []
     for grid in layout.grids:
         rows = hidden[:, grid.positions.flatten().to(hidden.device)]
@@ -68,13 +68,24 @@ def replace_hidden(output: Any, hidden: Tensor) -> Any:
 
 
 @contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks on modules inside the context; they are gone afterwards."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def tapped(
     block: nn.Module, tap: SpatialTap, layout: Layout, rows: int | None = None
 ) -> Iterator[None]:
     """Send the block's image tokens through the tap while the context is open.
 
-    Where gradients are wanted and nothing upstream requires them, the feature maps are made leaves:
-    parameters can stay frozen and the graph starts here. Only the first ``rows`` of the hooked
+    Where gradients are wanted and nothing upstream requires them, the feature maps become leaves:
+    parameters can stay frozen, and the graph starts here. Only the first ``rows`` of the hooked
     batch hold the image: guided decoding appends unconditional rows, which see none. Default: all
     """
 
@@ -92,16 +103,13 @@ def tapped(
             opened = torch.cat((opened, hidden[rows:]))
         return replace_hidden(output, opened)
 
-    handle = block.register_forward_hook(open_output)
-    try:
+    with hooked([(block, open_output)]):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters without ``requires_grad`` inside the context, as before afterwards."""
+    """Parameters without ``requires_grad`` inside the context; they are restored afterwards."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)
@@ -117,30 +125,27 @@ def recorded(blocks: list[nn.Module], keep: bool) -> Iterator[tuple[list[int], l
     """Record the last block's sequence length at every call, and with ``keep`` all outputs.
 
     Yields:
-        lengths (one a call) and outputs (for every call, one a block), both filled as calls happen.
+        lengths (one per call) and outputs (per call one per block); every call adds to both.
     """
     lengths: list[int] = []
     outputs: list[list[Any]] = []
     current: list[Any] = []
 
     def note(index: int) -> Callable[..., None]:
+        last = index == len(blocks) - 1
+
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if keep:
-                last = index == len(blocks) - 1
                 current.append(output if last else _without_hidden(output))
-            if index == len(blocks) - 1:
+            if last:
                 lengths.append(hidden_of(output).shape[1])
                 outputs.append(current.copy())
                 current.clear()
 
         return hook
 
-    handles = [b.register_forward_hook(note(i)) for i, b in enumerate(blocks)]
-    try:
+    with hooked((block, note(i)) for i, block in enumerate(blocks)):
         yield lengths, outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _without_hidden(output: Any) -> Any:

@@ -27,10 +27,11 @@ def stored_cache(stored: str) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """One run of the transformer in a generation: its hooked length, and whether it can be used.
+    """One forward pass of the transformer in a generation: its hooked length, and whether it holds
+    the image.
 
-    ``start`` is the position of the hooked sequence's first token: behind a cached prefix it is
-    not 0, and then even a sequence longer than the image does not hold it.
+    ``start`` is the position of the hooked sequence's first token. Behind a cached prefix it is not
+    0, and then even a sequence that is longer than the image does not hold it.
     """
 
     name: str
@@ -59,11 +60,11 @@ class Trajectory:
         image_end (int): one past the last image position.
         settings (dict): of the generation, as far as they matter to its result.
         lengths (tuple of int): length of the hooked sequence at every call, prefill included.
-        own_calls (bool): a replay makes other calls of the blocks than the generation did: then the
+        own_calls (bool): a replay calls the blocks in another way than the generation did. Then the
             adapter gives ``lengths``, and no outputs are kept. Default: False
         kept (dict): outputs of blocks kept for replay, by call; never saved.
         final_step (Tensor, optional): (B, T) int64, the last step whose logits tell about the
-            token, where that is not the last one of all (an answer of several canvases).
+            token, where that is not the last of all steps (an answer of several canvases).
     """
 
     tokens: Tensor
@@ -90,7 +91,7 @@ class Trajectory:
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """Every run of the transformer; with a prefix cache the first is the prefill."""
+        """Every forward pass of the transformer; with a prefix cache the first is the prefill."""
         names = [f"t = {s}" for s in range(self.steps)]
         if self.cache == "prefix":
             names.insert(0, "prefix")
@@ -130,9 +131,9 @@ class Trajectory:
     def step_of(self, example: int, position: int, score: str) -> int:
         r"""The step whose logits are read for a token; ``steps`` stands for the visible answer.
 
-        ``commit``: the step that committed it, when it was still masked. ``final``: the last step
-        (Eq. 2 read literally), of several canvases the token's own. ``teacher``: the whole answer
-        visible, as in the reference code.
+        ``commit``: the step that committed the token, which was masked until then. ``final``: the
+        last step (Eq. 2 read literally), or the last of the token's own canvas. ``teacher``: the
+        whole answer is visible, as in the reference code.
         """
         if score == "commit":
             return int(self.commit_step[example, position])

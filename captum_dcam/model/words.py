@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from captum_dcam.errors import InputError, TargetError
@@ -46,31 +47,34 @@ def answer_text(adapter: Adapter, tokens: Sequence[int]) -> str:
 
 
 def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
-    """The answer's words in order; tokens without a leading blank continue the word before, unless
-    that ends with a blank, a newline or a sign.
+    """The answer's words in order. A token without a leading blank continues the word before it,
+    unless that ends with a blank, a newline or a sign.
 
     Stop tokens end nothing and are never part of a word. Words without a letter or digit
     (punctuation) are left out.
     """
     token_texts = adapter.token_texts(tokens)
     groups: list[list[int]] = []
-    for position, (token, piece) in enumerate(zip(tokens, token_texts, strict=True)):
+    for position, (token, text) in enumerate(zip(tokens, token_texts, strict=True)):
         if token in adapter.stop_ids:
             continue
         before = token_texts[position - 1] if groups and groups[-1][-1] == position - 1 else " "
         # a token in the middle of a character writes nothing
         open_end = before == "" or before[-1].isalnum()
-        goes_on = piece == "" or (not piece[0].isspace() and piece.strip().isalnum())
+        goes_on = text == "" or (not text[0].isspace() and text.strip().isalnum())
         if open_end and goes_on:
             groups[-1].append(position)
         else:
             groups.append([position])
-    words = []
-    for group in groups:
-        text = "".join(token_texts[p] for p in group).strip()
-        if re.search(r"\w", text):
-            words.append(Target(text, tuple(group), tuple(int(tokens[p]) for p in group)))
-    return tuple(words)
+    words = (
+        Target(
+            "".join(token_texts[p] for p in group).strip(),
+            tuple(group),
+            tuple(int(tokens[p]) for p in group),
+        )
+        for group in groups
+    )
+    return tuple(word for word in words if re.search(r"\w", word.text))
 
 
 def resolve(adapter: Adapter, tokens: Sequence[int], words: WordsLike) -> tuple[Target, ...]:
@@ -80,7 +84,7 @@ def resolve(adapter: Adapter, tokens: Sequence[int], words: WordsLike) -> tuple[
         adapter (Adapter): knows the tokens' text.
         tokens (sequence of int): the answer's ids, length T.
         words: ``None`` or ``"all"``: every word; ``"nouns"``: nouns by the tagger; any other
-            string: a word or run of words of the answer, every occurrence a target of its own; an
+            string: one or several words in a row, every occurrence a target of its own; an
             int: a position; a pair: Captum's ``(position, token_id)``; or a sequence of these.
 
     Raises:
@@ -147,9 +151,12 @@ def _occurrences(found: tuple[Target, ...], phrase: str) -> list[Target]:
     texts = [w.text.lower() for w in found]
     hits = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
     if not wanted or not hits:
-        listed = " ".join(w.text for w in found) or "(none: the answer is empty)"
-        raise TargetError(f"word {phrase!r} is not in the answer. Its words: {listed}")
+        raise TargetError(f"word {phrase!r} is not in the answer. Its words: {_listed(found)}")
     return [merge(phrase, found[i : i + len(wanted)]) for i in hits]
+
+
+def _listed(words: Sequence[Target]) -> str:
+    return " ".join(w.text for w in words) or "(none: the answer is empty)"
 
 
 def merge(text: str, parts: Sequence[Target]) -> Target:
@@ -166,8 +173,7 @@ def nouns(found: tuple[Target, ...]) -> tuple[Target, ...]:
     tags, tagger = tag([w.text for w in found])
     chosen = tuple(w for w, t in zip(found, tags, strict=True) if t.startswith("NN"))
     if not chosen:
-        listed = " ".join(w.text for w in found)
-        raise TargetError(f"no noun in the answer ({tagger} tags). Its words: {listed}")
+        raise TargetError(f"no noun in the answer ({tagger} tags). Its words: {_listed(found)}")
     return chosen
 
 
@@ -190,21 +196,28 @@ def tag(words: Sequence[str]) -> tuple[list[str], str]:
     """
     import nltk
 
-    try:
-        nltk.data.find("taggers/averaged_perceptron_tagger_eng")
-    except LookupError:
-        from textblob.en import tag as lexicon
+    if _has_data("taggers/averaged_perceptron_tagger_eng"):
+        return [t for _, t in nltk.pos_tag(list(words))], "nltk"
+    from textblob.en import tag as lexicon
 
-        return [t for _, t in lexicon(" ".join(words), tokenize=False)], "textblob"
-    return [t for _, t in nltk.pos_tag(list(words))], "nltk"
+    return [t for _, t in lexicon(" ".join(words), tokenize=False)], "textblob"
+
+
+def _has_data(*resources: str) -> bool:
+    """Whether NLTK finds one of its data files."""
+    import nltk
+
+    for resource in resources:
+        with suppress(LookupError):
+            nltk.data.find(resource)
+            return True
+    return False
 
 
 #: Penn Treebank tags of words that are scored on masks (Supp. E)
 OBJECT_WORD_TAGS = frozenset(("NN", "NNS", "NNP", "NNPS"))
-
-
-#: tags of words that no pixel shows (Supp. E); IN and CD are left out, as they tell where and how
-#: many. (:data:`captum_dcam.model.words.FUNCTION_TAGS` is another set, that of SICD.)
+#: tags of words that no pixel shows (Supp. E), without IN and CD, which tell where and how many.
+#: (:data:`captum_dcam.model.words.FUNCTION_TAGS` is another set, that of SICD.)
 FUNCTION_WORD_TAGS = frozenset(
     ("CC", "DT", "EX", "MD", "POS", "PRP", "PRP$", "UH", "WDT", "WP", "WP$", "WRB")
 )
@@ -227,7 +240,7 @@ class WordMatch:
 
 @dataclass(frozen=True)
 class WordMatches:
-    """What :func:`match_words_to_masks` found, and whose lemmas it compared."""
+    """The result of :func:`match_words_to_masks`, and the name of the lemmatizer that it used."""
 
     matches: tuple[WordMatch, ...]
     lemmatizer: str
@@ -238,15 +251,15 @@ def match_words_to_masks(
 ) -> WordMatches:
     r"""Which words name which masks: nouns whose lemma is that of a mask's name.
 
-    Names of several words ("traffic light") want all of them in a row; the longest name wins, and
-    no word is used twice. Case does not matter. Two words are equal when one's form or lemma is the
-    other's, because a lemmatizer may cut a singular ("glass") down as well.
+    A name of several words ("traffic light") needs all of them in a row. The longest name wins, and
+    no word is used twice. Case does not matter. Two words are equal when the form or lemma of one
+    is that of the other, because a lemmatizer may shorten a singular ("glass") as well.
 
     Args:
         words (sequence of str): of an answer, in order.
         tags (sequence of str): their Penn Treebank tags, see :func:`tag`; the last
             word of a match must have one of :data:`OBJECT_WORD_TAGS`.
-        names (sequence of str): one a mask; equal names are instances of one object.
+        names (sequence of str): one per mask; equal names are instances of one object.
 
     Returns:
         WordMatches: in the order of the words, and ``"wordnet"`` (NLTK's lemmatizer, the
@@ -256,7 +269,7 @@ def match_words_to_masks(
         TAM section 4.1 and Supp. E.
     """
     if len(words) != len(tags):
-        raise InputError(f"{len(words)} words and {len(tags)} tags: expected one tag a word")
+        raise InputError(f"{len(words)} words and {len(tags)} tags: expected one tag per word")
     lemma, source = _lemmatizer()
     forms = [_forms(word, lemma) for word in words]
     wanted: dict[str, list[int]] = {}
@@ -289,11 +302,7 @@ def _lemmatizer() -> tuple[Callable[[str], str], str]:
     r"""NLTK's noun lemmatizer where WordNet is installed, else TextBlob's singular."""
     import nltk
 
-    for where in ("corpora/wordnet", "corpora/wordnet.zip"):
-        try:
-            nltk.data.find(where)
-        except LookupError:
-            continue
+    if _has_data("corpora/wordnet", "corpora/wordnet.zip"):
         return nltk.stem.WordNetLemmatizer().lemmatize, "wordnet"  # of nouns, by default
     from textblob.inflect import singularize
 

@@ -14,7 +14,6 @@ without randomness; they never change their input.
     ['min_max', 'akd', 'dacg', 'cba', 'min_max', 'sicd']
 """
 
-from captum_dcam.refine.adaptive_median import AdaptiveMedian, adaptive_median_filter
 from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
 from captum_dcam.refine.base import (
     NamedRefinement,
@@ -35,9 +34,11 @@ from captum_dcam.refine.dacg import (
     distribution_aware_confidence_gating,
 )
 from captum_dcam.refine.filters import (
+    AdaptiveMedian,
     Gaussian,
     Median,
     RankGaussian,
+    adaptive_median_filter,
     gaussian_filter,
     median_filter,
     rank_gaussian_filter,

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine._maps import mean_std, to_working
-from captum_dcam.refine._windows import over_sorted_windows, rank_gaussian_weighted
+from captum_dcam.refine._maps import (
+    mean_std,
+    over_sorted_windows,
+    rank_gaussian_weighted,
+    to_working,
+)
 from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement, required
 from captum_dcam.refine.checks import (
     check_count,
@@ -52,7 +56,7 @@ def adaptive_kernel_size(
         k_max (int, optional): largest window, odd. Default: 11
 
     Returns:
-        Tensor: int64 of shape (...), one odd number a map.
+        Tensor: int64 of shape (...), one odd number per map.
 
     Raises:
         TypeError, ValueError: maps, steps, image size or window bounds out of their range.
@@ -149,7 +153,7 @@ class AKD(NamedRefinement):
     k_max: int = 11
 
     def __post_init__(self) -> None:
-        _check_kernel_settings("AKD", self.k_base, self.k_min, self.k_max)
+        _check_kernel_settings("AKD", **self._settings())
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         r"""Filter maps (..., H, W) in [0, 1]; ``context`` must hold steps and image_size."""
@@ -158,7 +162,5 @@ class AKD(NamedRefinement):
             maps,
             steps=required(known.steps, "AKD", "steps"),
             image_size=required(known.image_size, "AKD", "image_size"),
-            k_base=self.k_base,
-            k_min=self.k_min,
-            k_max=self.k_max,
+            **self._settings(),
         )

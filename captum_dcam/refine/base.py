@@ -8,14 +8,20 @@ denoising steps, how large the image, which maps the repeated words have) comes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.refine.checks import check_count, check_image_size, check_maps
+from captum_dcam.refine.checks import (
+    Check,
+    check_count,
+    check_image_size,
+    check_maps,
+    check_settings,
+)
 from captum_dcam.registry import Registry
 
 _Value = TypeVar("_Value")
@@ -79,10 +85,15 @@ class NamedRefinement(ABC):
 
     :func:`register_refinement` gives the class its name. A class that reads nothing of its context,
     or only a part, says so in ``needs``: the maps of repeated words cost passes of the model.
+    ``checks`` has one for every setting that can be wrong.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = EVERYTHING
+    checks: ClassVar[Mapping[str, Check]] = {}
+
+    def __post_init__(self) -> None:
+        check_settings(type(self).__name__, self.checks, **self._settings())
 
     @abstractmethod
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
@@ -90,11 +101,23 @@ class NamedRefinement(ABC):
 
     def describe(self) -> dict[str, Any]:
         r"""A JSON-able record; ``refinement(**record)`` builds an equal object again."""
-        record: dict[str, Any] = {"name": self.name}
-        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, field.name)
-            record[field.name] = list(value) if isinstance(value, tuple) else value
-        return record
+        record = {"name": self.name, **self._settings()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+    def _settings(self) -> dict[str, Any]:
+        names = (field.name for field in fields(self))  # type: ignore[arg-type]  # a dataclass
+        return {name: getattr(self, name) for name in names}
+
+
+class FunctionRefinement(NamedRefinement):
+    r"""A refinement that is one function of maps and settings, and reads nothing of its context."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
+        r"""Refine maps (..., H, W) by the function, with the settings of this object."""
+        return self.function(maps, **self._settings())
 
 
 #: name → class; ``@register_refinement("name")`` stands above ``@dataclass(frozen=True)``

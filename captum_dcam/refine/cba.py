@@ -2,17 +2,28 @@ r"""Contextual Background Attenuation: fade what lies below a threshold of the m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from captum_dcam.refine._maps import peak, percentile, sort_last, to_working
-from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
-from captum_dcam.refine.checks import check_maps, check_number, check_numbers
+from captum_dcam.refine.base import FunctionRefinement, register_refinement
+from captum_dcam.refine.checks import (
+    Check,
+    check_maps,
+    check_number,
+    check_numbers,
+    check_settings,
+)
 
 CBA_WEIGHTS = (0.15, 0.15, 0.2, 0.015)
 r"""Eq. 9: weights of median (non-zero), 0.60 quantile (all), mean (non-zero) and maximum."""
+
+_CHECKS: dict[str, Check] = {
+    "weights": partial(check_numbers, length=len(CBA_WEIGHTS)),
+    "gamma": partial(check_number, high=1.0),
+}
 
 
 def contextual_background_attenuation(
@@ -42,8 +53,9 @@ def contextual_background_attenuation(
         Diffusion-CAM Eq. 9 to 11, gamma = 0.5. The weights, which the paper leaves open: its
         reference code (0.2 and 0.015 are products there, 0.5 * 0.4 and 0.05 * 0.3).
     """
-    check_maps(maps, "contextual_background_attenuation")
-    _check_settings("contextual_background_attenuation", weights, gamma)
+    caller = "contextual_background_attenuation"
+    check_maps(maps, caller)
+    check_settings(caller, _CHECKS, weights=weights, gamma=gamma)
     values = to_working(maps)
     tau = _background_threshold(values, weights)
     background = values < tau
@@ -65,26 +77,18 @@ def _background_threshold(values: Tensor, weights: Sequence[float]) -> Tensor:
     return tau[..., None, None]
 
 
-def _check_settings(caller: str, weights: Sequence[float], gamma: float) -> None:
-    check_numbers(weights, caller, "weights", length=len(CBA_WEIGHTS))
-    check_number(gamma, caller, "gamma", high=1.0)
-
-
 @register_refinement("cba")
 @dataclass(frozen=True)
-class CBA(NamedRefinement):
+class CBA(FunctionRefinement):
     r""":func:`contextual_background_attenuation` as a refinement; same settings and defaults."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    function = staticmethod(contextual_background_attenuation)
+    checks = _CHECKS
 
     weights: tuple[float, ...] = CBA_WEIGHTS
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_settings("CBA", self.weights, self.gamma)
+        super().__post_init__()
         # A list, as JSON gives it back, would make the object unhashable and unequal.
         object.__setattr__(self, "weights", tuple(self.weights))
-
-    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
-        r"""Attenuate the background of non-negative maps (..., H, W)."""
-        return contextual_background_attenuation(maps, weights=self.weights, gamma=self.gamma)

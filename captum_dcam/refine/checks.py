@@ -3,9 +3,10 @@ r"""The one place where maps, and a refinement's settings, are validated; metric
 Every message carries what was given, what is expected, and the next step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,15 @@ from torch import Tensor
 from captum_dcam.errors import InputError, InputTypeError
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: raises for a value that does not fit: (value, the public name to blame, the setting's name)
+Check = Callable[[Any, str, str], None]
+
+
+def check_settings(caller: str, checks: Mapping[str, Check], **settings: Any) -> None:
+    r"""Check settings by name, in the order of ``checks``."""
+    for name, check in checks.items():
+        if name in settings:
+            check(settings[name], caller, name)
 
 
 def check_maps(maps: Tensor, caller: str, *, name: str = "maps", non_negative: bool = True) -> None:

@@ -2,22 +2,43 @@ r"""Distribution-Aware Confidence Gating: blur where a map is unsure, spare wher
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from captum_dcam.refine._maps import mean_std, percentile, sort_last, to_working
-from captum_dcam.refine._windows import gaussian_blurred
-from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
-from captum_dcam.refine.checks import check_maps, check_number, check_numbers, check_odd
-from captum_dcam.refine.filters import MIN_SIGMA
+from captum_dcam.refine._maps import (
+    gaussian_blurred,
+    mean_std,
+    percentile,
+    sort_last,
+    to_working,
+)
+from captum_dcam.refine.base import FunctionRefinement, register_refinement
+from captum_dcam.refine.checks import (
+    Check,
+    check_maps,
+    check_number,
+    check_numbers,
+    check_odd,
+    check_settings,
+)
+from captum_dcam.refine.filters import check_sigma
 
 DACG_BRANCHES = ("high_var", "high_mean", "low_mean", "default")
 r"""The names of the branches; :func:`dacg_branch` returns indices into this tuple."""
 
 DACG_PERCENTILES = (90.0, 75.0, 80.0, 85.0)
 r"""The percentile of each branch, in the order of :data:`DACG_BRANCHES`."""
+
+_CHECKS: dict[str, Check] = {
+    "high_std": check_number,
+    "high_mean": check_number,
+    "low_mean": check_number,
+    "percentiles": partial(check_numbers, length=len(DACG_BRANCHES), high=100.0),
+    "kernel_size": check_odd,
+    "sigma": check_sigma,
+}
 
 
 def dacg_branch(
@@ -46,8 +67,9 @@ def dacg_branch(
         tests and the population standard deviation: its reference code.
     """
     check_maps(maps, "dacg_branch")
-    _check_bounds("dacg_branch", high_std, high_mean, low_mean)
-    return _branch(to_working(maps), high_std, high_mean, low_mean)
+    bounds = {"high_std": high_std, "high_mean": high_mean, "low_mean": low_mean}
+    check_settings("dacg_branch", _CHECKS, **bounds)
+    return _branch(to_working(maps), **bounds)
 
 
 def distribution_aware_confidence_gating(
@@ -92,10 +114,11 @@ def distribution_aware_confidence_gating(
         effect, because its 3 x 1 kernel lies across a column vector of width 1; here it does
         what the paper's words say. It is mild: a direct neighbour weighs 0.4 %.
     """
-    check_maps(maps, "distribution_aware_confidence_gating")
-    _check_settings(
-        "distribution_aware_confidence_gating",
-        high_std, high_mean, low_mean, percentiles, kernel_size, sigma,
+    caller = "distribution_aware_confidence_gating"
+    check_maps(maps, caller)
+    check_settings(
+        caller, _CHECKS, high_std=high_std, high_mean=high_mean, low_mean=low_mean,
+        percentiles=percentiles, kernel_size=kernel_size, sigma=sigma,
     )  # fmt: skip
     values = to_working(maps)
     alphas = torch.tensor(tuple(percentiles), device=values.device, dtype=torch.float32)
@@ -114,33 +137,13 @@ def _branch(values: Tensor, high_std: float, high_mean: float, low_mean: float) 
     return torch.where(std > high_std, 0, branch)
 
 
-def _check_bounds(caller: str, high_std: float, high_mean: float, low_mean: float) -> None:
-    check_number(high_std, caller, "high_std")
-    check_number(high_mean, caller, "high_mean")
-    check_number(low_mean, caller, "low_mean")
-
-
-def _check_settings(
-    caller: str,
-    high_std: float,
-    high_mean: float,
-    low_mean: float,
-    percentiles: Sequence[float],
-    kernel_size: int,
-    sigma: float,
-) -> None:
-    _check_bounds(caller, high_std, high_mean, low_mean)
-    check_numbers(percentiles, caller, "percentiles", length=len(DACG_BRANCHES), high=100.0)
-    check_odd(kernel_size, caller)
-    check_number(sigma, caller, "sigma", low=MIN_SIGMA)
-
-
 @register_refinement("dacg")
 @dataclass(frozen=True)
-class DACG(NamedRefinement):
+class DACG(FunctionRefinement):
     r""":func:`distribution_aware_confidence_gating` as a refinement; same settings and defaults."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    function = staticmethod(distribution_aware_confidence_gating)
+    checks = _CHECKS
 
     high_std: float = 0.22
     high_mean: float = 0.35
@@ -151,22 +154,6 @@ class DACG(NamedRefinement):
     sigma: float = 0.3
 
     def __post_init__(self) -> None:
-        _check_settings(
-            "DACG", self.high_std, self.high_mean, self.low_mean,
-            self.percentiles, self.kernel_size, self.sigma,
-        )  # fmt: skip
+        super().__post_init__()
         # A list, as JSON gives it back, would make the object unhashable and unequal.
         object.__setattr__(self, "percentiles", tuple(self.percentiles))
-
-    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
-        r"""Gate maps (..., H, W) in [0, 1]."""
-        return distribution_aware_confidence_gating(
-            maps,
-            high_std=self.high_std,
-            high_mean=self.high_mean,
-            low_mean=self.low_mean,
-            percentiles=self.percentiles,
-            nonzero_only=self.nonzero_only,
-            kernel_size=self.kernel_size,
-            sigma=self.sigma,
-        )

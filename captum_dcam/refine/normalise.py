@@ -1,16 +1,15 @@
 r"""Min-max normalisation: what the paper's thresholds take for granted."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_dcam.refine._maps import peak, to_working
-from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
+from captum_dcam.refine.base import FunctionRefinement, register_refinement
 from captum_dcam.refine.checks import check_maps
 
-# A range of so many units of rounding is none.
+# A range of this number of units of rounding, or fewer, is none.
 ROUNDING_UNITS = 16
 
 
@@ -47,11 +46,7 @@ def min_max(maps: Tensor) -> Tensor:
 
 @register_refinement("min_max")
 @dataclass(frozen=True)
-class MinMax(NamedRefinement):
+class MinMax(FunctionRefinement):
     r""":func:`min_max` as a refinement."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
-        r"""Stretch every map (..., H, W) to [0, 1]."""
-        return min_max(maps)
+    function = staticmethod(min_max)

@@ -9,9 +9,34 @@ from torch import Tensor
 from captum_dcam.errors import InputError
 from captum_dcam.refine._maps import mean_std, peak, skewness, to_working
 from captum_dcam.refine.base import NamedRefinement, RefineContext, register_refinement
-from captum_dcam.refine.checks import check_maps, check_number
+from captum_dcam.refine.checks import Check, check_maps, check_number, check_settings
 
 OutlierForm = Literal["mask", "excess"]
+
+
+def _check_form(value: str, caller: str, name: str) -> None:
+    if value not in get_args(OutlierForm):
+        raise InputError(
+            f"{caller}: `{name}` is {value!r}, expected 'mask' (the paper's) or 'excess': see the "
+            "docstring for what each subtracts."
+        )
+
+
+def _check_revert(value: float | None, caller: str, name: str) -> None:
+    if value is not None:
+        check_number(value, caller, name, high=1.0)
+
+
+_CHECKS: dict[str, Check] = {
+    "omega_rep": check_number,
+    "omega_out": check_number,
+    "lambda_max": check_number,
+    "outlier_sigmas": check_number,
+    "gate_std": check_number,
+    "gate_skewness": check_number,
+    "outlier_form": _check_form,
+    "revert_below": _check_revert,
+}
 
 
 def sicd_gate(maps: Tensor, *, gate_std: float = 0.22, gate_skewness: float = 1.0) -> Tensor:
@@ -39,8 +64,7 @@ def sicd_gate(maps: Tensor, *, gate_std: float = 0.22, gate_skewness: float = 1.
         this library's choice.
     """
     check_maps(maps, "sicd_gate")
-    check_number(gate_std, "sicd_gate", "gate_std")
-    check_number(gate_skewness, "sicd_gate", "gate_skewness")
+    check_settings("sicd_gate", _CHECKS, gate_std=gate_std, gate_skewness=gate_skewness)
     return _triggered(to_working(maps), gate_std, gate_skewness)[..., 0, 0]
 
 
@@ -107,9 +131,10 @@ def single_instance_causal_debiasing(
     """
     caller = "single_instance_causal_debiasing"
     check_maps(maps, caller)
-    _check_settings(
-        caller, omega_rep, omega_out, lambda_max, outlier_form,
-        outlier_sigmas, gate_std, gate_skewness, revert_below,
+    check_settings(
+        caller, _CHECKS, omega_rep=omega_rep, omega_out=omega_out, lambda_max=lambda_max,
+        outlier_form=outlier_form, outlier_sigmas=outlier_sigmas, gate_std=gate_std,
+        gate_skewness=gate_skewness, revert_below=revert_below,
     )  # fmt: skip
     values = to_working(maps)
     interference = omega_out * _outliers(values, outlier_form, outlier_sigmas)
@@ -170,34 +195,8 @@ def _check_repeated(repeated_maps: Tensor, maps: Tensor, caller: str) -> None:
     if not fits:
         raise InputError(
             f"{caller}: `repeated_maps` has shape {own}, which does not broadcast to the maps' "
-            f"{wanted}: give one map for all, one a map, or a (1, 1) tensor for a uniform one."
+            f"{wanted}: give one map for all, one per map, or a (1, 1) tensor for a uniform one."
         )
-
-
-def _check_settings(
-    caller: str,
-    omega_rep: float,
-    omega_out: float,
-    lambda_max: float,
-    outlier_form: str,
-    outlier_sigmas: float,
-    gate_std: float,
-    gate_skewness: float,
-    revert_below: float | None,
-) -> None:
-    for name, value in (
-        ("omega_rep", omega_rep), ("omega_out", omega_out), ("lambda_max", lambda_max),
-        ("outlier_sigmas", outlier_sigmas), ("gate_std", gate_std),
-        ("gate_skewness", gate_skewness),
-    ):  # fmt: skip
-        check_number(value, caller, name)
-    if outlier_form not in get_args(OutlierForm):
-        raise InputError(
-            f"{caller}: `outlier_form` is {outlier_form!r}, expected 'mask' (the paper's) or "
-            "'excess': see the docstring for what each subtracts."
-        )
-    if revert_below is not None:
-        check_number(revert_below, caller, "revert_below", high=1.0)
 
 
 @register_refinement("sicd")
@@ -209,6 +208,7 @@ class SICD(NamedRefinement):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset(("repeated_maps",))
+    checks = _CHECKS
 
     omega_rep: float = 0.05
     omega_out: float = 0.02
@@ -220,24 +220,7 @@ class SICD(NamedRefinement):
     gate_skewness: float = 1.0
     revert_below: float | None = None
 
-    def __post_init__(self) -> None:
-        _check_settings(
-            "SICD", self.omega_rep, self.omega_out, self.lambda_max, self.outlier_form,
-            self.outlier_sigmas, self.gate_std, self.gate_skewness, self.revert_below,
-        )  # fmt: skip
-
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         r"""Debias maps (..., H, W) in [0, 1]."""
-        return single_instance_causal_debiasing(
-            maps,
-            None if context is None else context.repeated_maps,
-            omega_rep=self.omega_rep,
-            omega_out=self.omega_out,
-            lambda_max=self.lambda_max,
-            outlier_form=self.outlier_form,
-            outlier_sigmas=self.outlier_sigmas,
-            gate=self.gate,
-            gate_std=self.gate_std,
-            gate_skewness=self.gate_skewness,
-            revert_below=self.revert_below,
-        )
+        repeated = None if context is None else context.repeated_maps
+        return single_instance_causal_debiasing(maps, repeated, **self._settings())

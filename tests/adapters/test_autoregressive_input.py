@@ -179,8 +179,8 @@ def test_the_output_head_reads_the_last_block(kind):
 @pytest.mark.parametrize(
     ("pictures", "prompts", "error", "message"),
     (
-        ([], [], ValueError, "0 lists of pictures for 0 prompts"),
-        ([[None]], ["a", "b"], ValueError, "1 lists of pictures for 2 prompts"),
+        ([], [], ValueError, "0 lists of images for 0 prompts"),
+        ([[None]], ["a", "b"], ValueError, "1 lists of images for 2 prompts"),
         ([[]], ["a"], ValueError, "at least one"),
         ([["a.png"]], ["a"], TypeError, "expected a PIL image"),
         ([[[]]], ["a"], ValueError, "no frame"),

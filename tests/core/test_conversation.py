@@ -70,7 +70,7 @@ def test_what_was_given_is_not_changed():
         (
             [{"role": "assistant", "content": [{"type": "image"}]}, TALK[1]],
             ValueError,
-            "pictures belong to user messages",
+            "images belong to user messages",
         ),
         (
             [{"role": "user", "content": [{"type": "image"}] * 2}],
@@ -118,7 +118,7 @@ def test_the_embedded_model_reads_all_turns_and_takes_no_video(cache):
     for call in (captum_dcam.explain, captum_dcam.compare):
         with pytest.raises(ValueError, match="example 0 has a video: mini takes none"):
             call(made, video, "")
-    with pytest.raises(ValueError, match=r"2 lists of pictures for 1 prompts"):
+    with pytest.raises(ValueError, match=r"2 lists of images for 1 prompts"):
         made.prepare([[picture]] * 2, [""])
 
 
@@ -130,5 +130,5 @@ def test_what_a_family_does_not_take_is_refused():
     one = tiny.picture()
     with pytest.raises(ValueError, match="a batch of 2 examples: mini runs one at a time"):
         made.prepare([[one], [one]], ["", ""])
-    with pytest.raises(ValueError, match="example 0 has 2 pictures: mini takes one"):
+    with pytest.raises(ValueError, match="example 0 has 2 images: mini takes one"):
         made.prepare([[one, one]], [""])

@@ -17,12 +17,10 @@ from pycocotools.coco import COCO
 
 from captum_dcam.data import dataset, dataset_names, register_dataset, write_coco
 from captum_dcam.data.coco import CocoDataset
-from captum_dcam.data.common import MISSING, Ledger, Sample
+from captum_dcam.data.common import DATASETS, MISSING, Ledger, Sample
 from captum_dcam.data.files import distinct, select
 from captum_dcam.data.language import plural
-from captum_dcam.data.registry import DATASETS
-from captum_dcam.data.scenes import COLORS, SHAPES, make_scene
-from captum_dcam.data.synthetic import HELD_OUT
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, make_scene
 from captum_dcam.errors import UnknownNameError
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_cc_by"
@@ -78,7 +76,7 @@ def test_registry():
 def test_a_root_without_the_files_says_what_is_expected_where(name, tmp_path):
     says = {
         "coco": r"instances_val2014\.json \(missing\).*val2014 or .*images/val2014.*\(missing\)",
-        "folder": r"pictures in .*images \(missing\); masks in .*masks or .*masks\.csv \(missing\)",
+        "folder": r"images in .*images \(missing\); masks in .*masks or .*masks\.csv \(missing\)",
         "grandf": r"annotations/train/GranDf_HA_GCG_train\.json.*GranDf_HA_images/train",
         "openpsg": r"psg/psg\.json.*train2017.*panoptic_train2017 or .*panoptic_val2017.*missing",
         "tam": r"anno\.json \(missing\).*instances_minival2014\.json \(missing\).*seg_label",
@@ -307,7 +305,7 @@ def test_samples_without_a_file_and_masks_of_another_size():
         bare.image()
     sample = dataset("scenes", count=1)[0]
     wrong = type(sample)(**{**sample.__dict__, "height": 100})
-    with pytest.raises(ValueError, match=r"\(192, 192\), the picture \(100, 192\)"):
+    with pytest.raises(ValueError, match=r"\(192, 192\), the image \(100, 192\)"):
         wrong.check()
 
 

@@ -104,7 +104,7 @@ def test_broken_lists_of_four(tmp_path):
     reasons = dict(data.problems)
     assert list(reasons) == ["entry 1", "entry 2", "entry 3", "4", "5"]
     assert "grey level" in reasons["entry 2"] and "expected [image" in reasons["entry 3"]
-    assert "missing" in reasons["4"] and "expected one number a pixel" in reasons["5"]
+    assert "missing" in reasons["4"] and "expected one number per pixel" in reasons["5"]
     (tmp_path / "anno.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a list"):
         dataset("tam", tmp_path)
@@ -163,7 +163,7 @@ def test_own_tables(mine):
     assert list(dataset("folder", mine).sample("dog").masks()) == ["b"]
     for text, says in (
         ("image;mask\ndog;b.png\n", r"header is \['image;mask'\]: expected image,mask"),
-        ("image,mask\nhorse,b.png\n", r"line 2: image 'horse': no picture of that name"),
+        ("image,mask\nhorse,b.png\n", r"line 2: image 'horse': no image of that name"),
         ("image,mask\ndog,\n", r"line 2: image 'dog': no mask"),
         ("image,mask\ndog,../b.png\n", r"no path inside"),
     ):
@@ -178,7 +178,7 @@ def test_own_tables(mine):
 def test_own_folder_with_faults(mine):
     masks, images = mine / "masks", mine / "images"
     Image.new("L", (20, 10), 1).save(masks / "horse__tail.png")
-    with pytest.raises(ValueError, match=r"horse__tail\.png belongs to no picture"):
+    with pytest.raises(ValueError, match=r"horse__tail\.png belongs to no image"):
         dataset("folder", mine)
     Image.new("L", (20, 10), 1).save(masks / "my__cat__tail.png")  # lying: another size
     Image.new("RGB", (20, 10)).save(images / "dog.png")
@@ -193,12 +193,12 @@ def test_own_folder_with_faults(mine):
     assert list(data) == []
     reasons = dict(data.problems)
     assert sorted(reasons) == ["bird", "cow", "dog", "empty", "hen", "horse__tail", "my__cat"]
-    assert "share a stem" in reasons["dog"] and "upright picture (20, 10)" in reasons["my__cat"]
+    assert "share a stem" in reasons["dog"] and "upright image (20, 10)" in reasons["my__cat"]
     assert "damaged" in reasons["empty"] and "is empty: leave out" in reasons["bird"]
     assert "is RGBA" in reasons["cow"] and "damaged" in reasons["hen"]
     for path in images.iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="has no pictures"):
+    with pytest.raises(FileNotFoundError, match="has no images"):
         dataset("folder", mine)
 
 

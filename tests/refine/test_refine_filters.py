@@ -8,7 +8,7 @@ from refine.shared import close, each, random_maps
 from scipy import ndimage
 
 from captum_dcam.refine import (
-    _windows,
+    _maps,
     gaussian_filter,
     median_filter,
     min_max,
@@ -90,7 +90,7 @@ def test_constant_maps_stay_exactly(function, value):
 def test_rows_in_blocks_give_the_same(monkeypatch):
     maps = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0))
     whole = rank_gaussian_filter(maps, 5)
-    monkeypatch.setattr(_windows, "_CPU_BLOCK_VALUES", 2500)
+    monkeypatch.setattr(_maps, "_CPU_BLOCK_VALUES", 2500)
     torch.testing.assert_close(rank_gaussian_filter(maps, 5), whole)
 
 
