@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common.loading import built_type, folder_of, named, reading
+from captum_dcam.adapters.common.loading import built_type, folder_of, named, placed, reading
 from captum_dcam.errors import InputError, MissingPackageError
 
 CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
@@ -70,6 +70,4 @@ def loaded(
             device_map="auto" if device_map is None else device_map,
             torch_dtype=built,
         )
-    if device is not None and device_map is None:
-        model = model.to(device)
-    return model.to(wanted).eval(), (tokenizer, image_processor)
+    return placed(model, device, device_map).to(wanted), (tokenizer, image_processor)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from captum_dcam.adapters.common.compat import plain_tables, without_arguments
+from captum_dcam.adapters.common.compat import lent, plain_tables, without_arguments
 from captum_dcam.errors import MissingPackageError
 
 INSTALL = (
@@ -29,7 +29,8 @@ def package() -> Any:
         ImportError: no such package, or one of another project.
     """
     try:
-        with _flax_name():
+        utils = importlib.import_module("diffusers.utils")
+        with lent(utils, FLAX_WEIGHTS_NAME="diffusion_flax_model.msgpack"):
             found = importlib.import_module("models")
     except ImportError as error:
         raise MissingPackageError(
@@ -43,20 +44,6 @@ def package() -> Any:
         )
     repair_classes(found.MMadaModelLM)
     return found
-
-
-@contextmanager
-def _flax_name() -> Iterator[None]:
-    """``diffusers.utils.FLAX_WEIGHTS_NAME`` inside the context, where diffusers has it no more."""
-    utils: Any = importlib.import_module("diffusers.utils")
-    if hasattr(utils, "FLAX_WEIGHTS_NAME"):
-        yield
-        return
-    utils.FLAX_WEIGHTS_NAME = "diffusion_flax_model.msgpack"
-    try:
-        yield
-    finally:
-        del utils.FLAX_WEIGHTS_NAME
 
 
 def repair_classes(cls: Any) -> None:
@@ -82,12 +69,5 @@ def callable_model(model: nn.Module) -> Iterator[None]:
     - any version: see :func:`~captum_dcam.adapters.common.compat.plain_tables`.
     """
     plain_tables(model)
-    config: Any = model.config
-    if hasattr(config, "use_cache"):
+    with lent(model.config, use_cache=False):
         yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        del config.use_cache
