@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.text import Words
-from captum_dcam.errors import DcamError, InputTypeError, WeightsError
+from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.trajectory import Trajectory
 
@@ -109,6 +110,27 @@ def named(family: str, source: str | None, example: str) -> str:
             f"{family} has no weights of its own: name a checkpoint or a folder, such as {example}"
         )
     return source
+
+
+def upstream(family: str, install: str, *modules: str, has: Sequence[str] = ()) -> list[Any]:
+    """Modules of the authors' package; an ImportError repeats the line that installs it.
+
+    ``has`` are names that the last module must have: other projects have packages of the same name.
+    """
+    try:
+        found = [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{family}'s own code is needed and cannot be imported ({error}): {install}"
+        ) from error
+    missing = [name for name in has if not hasattr(found[-1], name)]
+    if missing:
+        package = modules[-1].partition(".")[0]
+        raise MissingPackageError(
+            f"the package {package} in {getattr(found[-1], '__file__', None)} has no "
+            f"{' and no '.join(missing)}: another project's is in front; {install}"
+        )
+    return found
 
 
 @contextmanager

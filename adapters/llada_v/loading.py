@@ -2,7 +2,6 @@ r"""Loading LLaDA-V through its authors' package, repaired for newer transformer
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -17,8 +16,15 @@ from captum_dcam.adapters.common.compat import (
     tied_by_map,
     transformers_major,
 )
-from captum_dcam.adapters.common.loading import check_complete, given, named, placed, reading
-from captum_dcam.errors import MissingPackageError, WeightsError
+from captum_dcam.adapters.common.loading import (
+    check_complete,
+    given,
+    named,
+    placed,
+    reading,
+    upstream,
+)
+from captum_dcam.errors import WeightsError
 
 CHECKPOINT = "GSAI-ML/LLaDA-V"
 INSTALL = (
@@ -96,17 +102,8 @@ def package() -> Any:
         ImportError: no such package, or that of another LLaVA-type project (they share the name).
     """
     moved_names()
-    try:
-        module = importlib.import_module("llava.model.language_model.llava_llada")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"LLaDA-V's own code is needed and cannot be imported ({error}): {INSTALL}"
-        ) from error
-    if not hasattr(module, "LlavaLLaDAModelLM"):
-        raise MissingPackageError(
-            f"the package llava in {module.__file__} has no LlavaLLaDAModelLM: another project's "
-            f"is in front; {INSTALL}"
-        )
+    name = "llava.model.language_model.llava_llada"
+    (module,) = upstream("LLaDA-V", INSTALL, name, has=["LlavaLLaDAModelLM"])
     if transformers_major() >= 5:
         parents_constructor(module.LlavaLLaDAConfig, module.LLaDAConfig)
         tied_by_map(module.LLaDAModelLM, module.LlavaLLaDAModelLM)

@@ -2,7 +2,6 @@ r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from captum_dcam.adapters.common.compat import lent, plain_tables, without_arguments
-from captum_dcam.errors import MissingPackageError
+from captum_dcam.adapters.common.loading import upstream
 
 INSTALL = (
     "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops jaxtyping "
@@ -28,20 +27,9 @@ def package() -> Any:
     Raises:
         ImportError: no such package, or one of another project.
     """
-    try:
-        utils = importlib.import_module("diffusers.utils")
-        with lent(utils, FLAX_WEIGHTS_NAME="diffusion_flax_model.msgpack"):
-            found = importlib.import_module("models")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"MMaDA's own code is needed and cannot be imported ({error}): {INSTALL}"
-        ) from error
-    missing = [n for n in ("MMadaModelLM", "MAGVITv2") if not hasattr(found, n)]
-    if missing:
-        raise MissingPackageError(
-            f"the package models in {getattr(found, '__file__', None)} has no "
-            f"{' and no '.join(missing)}: another project's is in front; {INSTALL}"
-        )
+    (utils,) = upstream("MMaDA", INSTALL, "diffusers.utils")
+    with lent(utils, FLAX_WEIGHTS_NAME="diffusion_flax_model.msgpack"):
+        (found,) = upstream("MMaDA", INSTALL, "models", has=["MMadaModelLM", "MAGVITv2"])
     repair_classes(found.MMadaModelLM)
     return found
 
