@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.settings import Setting, Settings, count, length, number, one_of
+from captum_dcam.adapters.common.settings import (
+    BLOCKS,
+    TEMPERATURE,
+    Setting,
+    Settings,
+    length,
+    one_of,
+)
+from captum_dcam.adapters.common.visuals import one_size, pixel_cells
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import load_mini
@@ -25,9 +33,8 @@ SETTINGS = Settings(
     "mini",
     {
         "gen_length": Setting(32, length, also="max_new_tokens"),
-        "block_length": Setting(None, count),
-        "steps": Setting(None, count),
-        "temperature": Setting(0.0, number),
+        **BLOCKS,
+        **TEMPERATURE,
         "remasking": Setting("low_confidence", one_of(*modeling.REMASKING)),
         "schedule": Setting("linear", one_of(*modeling.SCHEDULES)),
     },
@@ -58,9 +65,9 @@ class MiniAdapter(Adapter):
         found, wanted = (size, processor.grid, words), (config.image_size, config.grid)
         if found != (*wanted, config.vocab_size):
             raise InputError(
-                f"processor and model do not fit: pictures of {size} px, {processor.grid} tokens a "
-                f"row and {words} words, the model has {config.image_size} px, {config.grid} and "
-                f"{config.vocab_size}; load both from one folder"
+                f"processor and model do not fit: images of {size} px, {processor.grid} tokens "
+                f"per row and {words} words, the model has {config.image_size} px, {config.grid} "
+                f"and {config.vocab_size}; load both from one folder"
             )
 
     @classmethod
@@ -105,16 +112,10 @@ class MiniAdapter(Adapter):
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         self.check_request(images, prompts)
         inputs = self.processor(images, [joined(p) for p in prompts]).to(self.device)
-        sizes = {tuple((i.height, i.width) for i in pictures) for pictures in images}
-        if len(sizes) > 1:
-            raise InputError(
-                f"pictures of different sizes in one batch ({sorted(sizes)}, height × width): "
-                "their layouts differ; explain them one by one, or resize them to one size"
-            )
+        sizes = one_size([[(i.height, i.width) for i in pictures] for pictures in images])
         side = self.model.config.grid
         grids = tuple(
-            uniform_grid(i * side * side, (side, side), size, i)
-            for i, size in enumerate(sizes.pop())
+            uniform_grid(i * side * side, (side, side), size, i) for i, size in enumerate(sizes)
         )
         return Request(
             inputs["pixel_values"].to(self.dtype),
@@ -173,12 +174,8 @@ class MiniAdapter(Adapter):
 
     def pixel_tokens(self, request: Request) -> Tensor:
         side, size = self.model.config.grid, self.model.config.image_size
-        images = len(request.layout.grids)
-        cells = torch.arange(images * side * side).view(1, images, 1, side, side)
-        patch = size // side
-        return (
-            cells.repeat_interleave(patch, 3).repeat_interleave(patch, 4).expand(1, -1, 3, -1, -1)
-        )
+        cells = pixel_cells(len(request.layout.grids), side, size // side)
+        return cells.expand(1, -1, 3, -1, -1)
 
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         input_ids, attention_mask = (e[example] for e in request.extras)

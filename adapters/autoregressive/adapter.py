@@ -4,8 +4,8 @@ Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5 and InternVL (``-hf``). An answer of T
 trajectory of T steps: before step s the tokens before s are visible, step s commits token s. The
 model is causal, so what stands behind does not matter; it is filled with padding.
 
-Regimes: ``prefix`` (prompt and pictures computed once, the answer behind their keys and values) and
-``full`` (teacher forcing, no cache). Position p is predicted from p - 1; the first token's logits
+Caches: ``prefix`` (prompt and images computed once, the answer behind their keys and values) and
+``none`` (teacher forcing, no cache). Position p is predicted from p - 1; the first token's logits
 are the prefill's.
 """
 
@@ -17,14 +17,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.autoregressive.decoding import checked, decoded
-from captum_dcam.adapters.autoregressive.language import Prompt, denoised, embedded, prefilled
-from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, family_of, loaded
+from captum_dcam.adapters.autoregressive.decoding import (
+    Prompt,
+    checked,
+    decoded,
+    denoised,
+    embedded,
+    prefilled,
+)
+from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, loaded
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import PrefixAdapter
-from captum_dcam.adapters.common.text import stop_ids
 from captum_dcam.adapters.common.visuals import Family
+from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
@@ -49,11 +55,12 @@ FACTS = FamilyFacts(
     notes=(
         "checkpoints whose generation_config samples (Qwen) decode greedily here unless do_sample "
         "or temperature asks for sampling; its repetition_penalty stays in force",
-        "LLaVA-1.5 crops the centre: no token sees the sides of a picture that is not square",
-        "InternVL squashes the picture to its canvas of tiles; the thumbnail has a grid of its own",
+        "LLaVA-1.5 crops the centre: no token sees the sides of an image that is not square",
+        "InternVL squashes the image to its canvas of tiles; the thumbnail has a grid of its own",
         "Qwen3-VL adds visual features behind its first blocks too: a tap there sees them "
         "incomplete",
-        "frames of a video are used as given, at 24 a second where text or positions tell the time",
+        "frames of a video are used as given; text and positions that tell the time assume 24 per "
+        "second",
     ),
 )
 
@@ -76,30 +83,21 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
     takes_video: ClassVar[bool] = True
     facts: ClassVar[FamilyFacts | None] = FACTS
+    loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         super().__init__(model, processor, cache)
         self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
 
     def _family_of(self, parts: Parts) -> Family:
-        return family_of(self.model, parts)
-
-    @classmethod
-    def load(
-        cls, source: str | None = None, *, cache: str | None = None, **options: Any
-    ) -> AutoregressiveAdapter:
-        """Load a checkpoint; options: those of
-        :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
-        model, processor = loaded(source, **options)
-        return cls(model, processor, cache)
-
-    @staticmethod
-    def owns(model: nn.Module) -> bool:
-        """Whether a loaded model belongs to one of the families, with its head."""
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        return kind in FAMILIES and hasattr(model, "lm_head")
-
-    # -- what the families declare ----------------------------------------------------------------
+        config = getattr(self.model, "config", None)
+        kind = getattr(config, "model_type", None)
+        if kind not in FAMILIES:
+            raise InputError(
+                f"a {type(self.model).__name__} of type {kind!r} is not among "
+                f"{', '.join(FAMILIES)}: give a model of one of them, with its language-model head"
+            )
+        return FAMILIES[kind](config, parts.tokenizer, parts.image_processor, parts.video_processor)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -113,17 +111,11 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
         return min(self.deepest_block, max(super().recommended_block, deep))
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        return stop_ids(self.model, self._tokenizer)
-
-    @property
     def any_size(self) -> bool:  # it depends on the model
         return self._family.any_size
 
     def query_position(self, layout: Layout, position: int) -> int:
         return layout.prefix_length + position - 1
-
-    # -- decoding ---------------------------------------------------------------------------------
 
     def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
         """Keyword arguments of the family's forward and ``generate``."""
@@ -164,12 +156,8 @@ class AutoregressiveAdapter(PrefixAdapter, ConversationAdapter):
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Step t sees the tokens before t; padding stands for the rest."""
         count = tokens.shape[1]
-        filler = self._tokenizer.pad_token_id
-        filler = min(self.stop_ids, default=0) if filler is None else filler
         seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril(-1)
-        return (tokens[None].where(seen[:, None], filler),)
-
-    # -- replay -----------------------------------------------------------------------------------
+        return (tokens[None].where(seen[:, None], self._filler),)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, self._inputs(pixels, extras))

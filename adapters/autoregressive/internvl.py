@@ -1,7 +1,7 @@
-r"""Pictures and videos of InternVL (the ``-hf`` checkpoints): tiles, and a thumbnail behind them.
+r"""Images and videos of InternVL (the ``-hf`` checkpoints): tiles, and a thumbnail behind them.
 
-The picture is squashed to the canvas of tiles whose shape is nearest to its own. With more than one
-tile a thumbnail of the whole picture follows. A frame of a video is one tile.
+The image is squashed to the canvas of tiles whose shape is nearest to its own. With more than one
+tile a thumbnail of the whole image follows. A frame of a video is one tile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class InternVL(Family):
         return high, wide
 
     def see(self, visual: Visual) -> Seen:
-        # the processors' default for pictures; the image processor's own is no tiles
+        # the processors' default for images; the image processor's own is no tiles
         tiles = {"crop_to_patches": not visual.video}
         out = self.image_processor(images=list(visual.frames), return_tensors="pt", **tiles)
         pixels = out["pixel_values"]
@@ -55,7 +55,7 @@ class InternVL(Family):
             regions = self._tiles(visual)
         if len(regions) != len(pixels):
             raise MissingPackageError(
-                f"a picture of {visual.size} (height, width) has {len(pixels)} tiles: expected "
+                f"an image of {visual.size} (height, width) has {len(pixels)} tiles: expected "
                 f"{len(regions)}; is this a transformers version with another choice of tiles?"
             )
         high, wide = self._side
@@ -71,24 +71,16 @@ class InternVL(Family):
         """Tiles row by row, then the thumbnail if there is more than one."""
         from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as tiling
 
-        height, width = visual.size
-        p = self.image_processor
+        (height, width), p = visual.size, self.image_processor
         columns, rows = 1, 1
         if p.max_patches > 1:
             tile = (p.size["height"], p.size["width"])
             columns, rows = tiling.get_optimal_tiled_canvas(
                 visual.size, tile, p.min_patches, p.max_patches
             )
-        boxes = [
-            (
-                c * width / columns,
-                r * height / rows,
-                (c + 1) * width / columns,
-                (r + 1) * height / rows,
-            )
-            for r in range(rows)
-            for c in range(columns)
-        ]
+        x = [c * width / columns for c in range(columns + 1)]
+        y = [r * height / rows for r in range(rows + 1)]
+        boxes = [(x[c], y[r], x[c + 1], y[r + 1]) for r in range(rows) for c in range(columns)]
         if len(boxes) > 1:
             boxes.append((0, 0, width, height))
         return tuple(region(visual, self._side, box) for box in boxes)

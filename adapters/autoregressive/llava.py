@@ -1,4 +1,4 @@
-r"""Pictures of LLaVA-1.5: resized so that the shorter side fits, the centre cropped out.
+r"""Images of LLaVA-1.5: resized so that the shorter side fits, the centre cropped out.
 
 Pixels outside the crop are seen by no token. The class token is dropped by the model, unless it is
 configured to keep it.
@@ -24,12 +24,12 @@ class Llava(Family):
         vision, crop = self.config.vision_config, self._input_size()
         if crop != (vision.image_size, vision.image_size):
             raise misfit(
-                f"the image processor makes pictures of {crop} (height, width)",
+                f"the image processor makes images of {crop} (height, width)",
                 f"the vision tower takes {vision.image_size} × {vision.image_size}",
             )
 
     def _input_size(self) -> tuple[int | None, int | None]:
-        """(H, W) of the processor's pictures."""
+        """(H, W) of the processor's images."""
         p = self.image_processor
         size = p.crop_size if getattr(p, "do_center_crop", False) else p.size
         return _get(size, "height"), _get(size, "width")
@@ -66,7 +66,7 @@ class Llava(Family):
                 start = (resized[axis] - size) // 2
             scale = whole / resized[axis]
             first, last = start * scale, (start + patch * shape[axis]) * scale
-            # what lies outside the picture is padding
+            # what lies outside the image is padding
             found.append((edges(first, last, shape[axis]) - before).clamp(0, sizes[axis]))
         return Region(found[0], found[1], sizes, visual.first, skip)
 

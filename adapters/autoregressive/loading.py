@@ -1,4 +1,4 @@
-"""Loading of a checkpoint: which of the architectures a model is, and who prepares its pictures."""
+"""Loading of a checkpoint: which of the architectures a model is, and who prepares its images."""
 
 from __future__ import annotations
 
@@ -9,27 +9,14 @@ from torch import nn
 from captum_dcam.adapters.autoregressive.internvl import InternVL
 from captum_dcam.adapters.autoregressive.llava import Llava
 from captum_dcam.adapters.autoregressive.qwen import Qwen2, Qwen3, Qwen25
-from captum_dcam.adapters.common.loading import Parts, image_text_model, named
+from captum_dcam.adapters.common.loading import image_text_model, named
 from captum_dcam.adapters.common.visuals import Family
-from captum_dcam.errors import InputError
 
 CHECKPOINT = "Qwen/Qwen2.5-VL-3B-Instruct"
-#: ``model_type`` → what prepares its pictures
+#: ``model_type`` → what prepares its images
 FAMILIES: dict[str, type[Family]] = {
     kind: cls for cls in (Qwen2, Qwen25, Qwen3, Llava, InternVL) for kind in cls.model_types
 }
-
-
-def family_of(model: nn.Module, parts: Parts) -> Family:
-    """The family of a model, checked against its processor."""
-    config: Any = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        raise InputError(
-            f"a {type(model).__name__} of type {kind!r} is not among {', '.join(FAMILIES)}: give a "
-            "model of one of them, with its language-model head"
-        )
-    return FAMILIES[kind](config, parts.tokenizer, parts.image_processor, parts.video_processor)
 
 
 def loaded(source: str | None, **options: Any) -> tuple[nn.Module, Any]:

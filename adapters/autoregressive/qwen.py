@@ -1,6 +1,6 @@
-r"""Pictures and videos of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+r"""Images and videos of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
-Pictures are as :mod:`captum_dcam.adapters.common.qwen` has them; the frames of a video are resized
+Images are as :mod:`captum_dcam.adapters.common.qwen` has them; the frames of a video are resized
 together, and used as they are given.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_dcam.adapters.common.qwen import Qwen
 from captum_dcam.adapters.common.visuals import Region, Seen, Visual
 
-#: frames a second of a video whose rate is not known, as in the families' processors
+#: frames per second of a video whose rate is not known, as in the families' processors
 FPS = 24.0
 
 
@@ -36,7 +36,7 @@ class Qwen2(Qwen):
         for frame in frames:
             small = frame.resize((width, height), Image.Resampling.BICUBIC)
             one = self.image_processor(images=[small], do_resize=False, return_tensors="pt")
-            # the image processor repeats a picture in all temporal places: take one of them
+            # the image processor repeats an image in all temporal places: take one of them
             parts.append(one["pixel_values"].unflatten(1, (-1, step, patch * patch))[:, :, 0])
         groups = [torch.stack(parts[i : i + step], 2) for i in range(0, len(parts), step)]
         pixels = torch.cat(groups).flatten(1)
@@ -73,7 +73,7 @@ class Qwen25(Qwen2):
 
 
 class Qwen3(Qwen2):
-    """Qwen3-VL: a video is one span a group of frames, behind the time as text; no system text."""
+    """Qwen3-VL: a video is one span per group of frames behind its time as text; no system text."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
     system: ClassVar[str] = ""
@@ -112,7 +112,7 @@ def fitted(
         factor (int): pixels of a token's side.
         least, most (int): pixels, of all ``frames`` together.
         frames (int, optional): that share the bounds. Default: 1
-        step (int, optional): frames a group; their number is rounded to it. Default: 1
+        step (int, optional): frames per group; their number is rounded to it. Default: 1
     """
     high, wide = round(height / factor) * factor, round(width / factor) * factor
     count = round(frames / step) * step

@@ -1,7 +1,7 @@
 r"""Any-resolution packing of LLaVA-type families: a base view, then a mosaic of tiles.
 
-The picture goes into the model twice. The base view is the whole picture in one square tile; the
-mosaic is the picture resized without distortion, padded to a canvas of whole tiles and cut up. The
+The image goes into the model twice. The base view is the whole image in one square tile; the
+mosaic is the image resized without distortion, padded to a canvas of whole tiles and cut up. The
 tiles' tokens are joined to one rectangle, freed of padding, perhaps reduced, and every row is
 followed by a newline token. Here stands which canvas is chosen, how tiles are cut, and which pixels
 every token covers; sizes are (W, H) as in PIL.
@@ -24,13 +24,13 @@ from captum_dcam.errors import InputError
 from captum_dcam.model.layout import Grid
 
 Size = tuple[int, int]
-#: how the picture is made square for the base view
+#: how the image is made square for the base view
 BASES = ("stretch", "pad")
 
 
 @dataclass(frozen=True)
 class Tiling:
-    r"""How a family cuts pictures.
+    r"""How a family cuts images.
 
     Args:
         tile (int): S, side of a tile in pixels.
@@ -66,11 +66,11 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Mosaic:
-    r"""Where a picture lies on its canvas, and which of the canvas's tokens remain.
+    r"""Where an image lies on its canvas, and which of the canvas's tokens remain.
 
     Args:
         canvas (tuple): (W, H) in pixels.
-        resized (tuple), at (tuple): (W, H) and upper left (x, y) of the picture on the canvas.
+        resized (tuple), at (tuple): (W, H) and upper left (x, y) of the image on the canvas.
         kept (tuple): (h, w), tokens that remain after the padding's are taken away.
         offset (tuple): (row, column) of the first of them on the whole canvas.
         shape (tuple): (rows, columns) that the model sees: ``kept``, or less where reduced.
@@ -101,7 +101,7 @@ def parse_pinpoints(value: object, tile: int) -> tuple[Size, ...]:
 
 
 def best_canvas(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """The canvas that shows most of the picture's own pixels; of equals, the one with least waste;
+    """The canvas that shows most of the image's own pixels; of equals, the one with least waste;
     of those, the first."""
 
     def merit(canvas: Size) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def best_canvas(size: Size, pinpoints: Sequence[Size]) -> Size:
 
 
 def mosaic(size: Size, tiling: Tiling) -> Mosaic:
-    """Where a picture of ``size`` goes."""
+    """Where an image of ``size`` goes."""
     width, height = size
     canvas = best_canvas(size, tiling.pinpoints)
     scale_w, scale_h = canvas[0] / width, canvas[1] / height
@@ -129,22 +129,16 @@ def mosaic(size: Size, tiling: Tiling) -> Mosaic:
         row = (h - int(height * (w / width))) // 2
     else:
         column = (w - int(width * (h / height))) // 2
-    kept = h - 2 * row, w - 2 * column
-    return Mosaic(canvas, resized, at, kept, (row, column), _reduced(kept, tiling))
-
-
-def _reduced(kept: tuple[int, int], tiling: Tiling) -> tuple[int, int]:
-    if tiling.most is None:
-        return kept
-    times = math.sqrt(kept[0] * kept[1] / (tiling.most * tiling.side**2))
-    return (int(kept[0] // times), int(kept[1] // times)) if times > 1.1 else kept
-
-
-# -- pixels into tiles -----------------------------------------------------------------------------
+    shape = kept = h - 2 * row, w - 2 * column
+    if tiling.most is not None:
+        times = math.sqrt(kept[0] * kept[1] / (tiling.most * tiling.side**2))
+        if times > 1.1:
+            shape = int(kept[0] // times), int(kept[1] // times)
+    return Mosaic(canvas, resized, at, kept, (row, column), shape)
 
 
 def views(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
-    """The base view, then the tiles row by row: K pictures of S × S pixels."""
+    """The base view, then the tiles row by row: K images of S × S pixels."""
     image = image.convert("RGB")
     side = (tiling.tile, tiling.tile)
     out = [(padded(image, tiling.fill) if tiling.base == "pad" else image).resize(side)]
@@ -153,14 +147,12 @@ def views(image: Image.Image, tiling: Tiling) -> list[Image.Image]:
     place = mosaic(image.size, tiling)
     canvas = Image.new("RGB", place.canvas)
     canvas.paste(image.resize(place.resized), place.at)
-    for y in range(0, place.canvas[1], tiling.tile):
-        for x in range(0, place.canvas[0], tiling.tile):
-            out.append(canvas.crop((x, y, x + tiling.tile, y + tiling.tile)))
-    return out
+    wide, high = (range(0, pixels, tiling.tile) for pixels in place.canvas)
+    return out + [canvas.crop((x, y, x + side[0], y + side[1])) for y in high for x in wide]
 
 
 def padded(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of the smallest square that holds it."""
+    """The image in the middle of the smallest square that holds it."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), fill)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -168,18 +160,15 @@ def padded(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
 
 
 def view_count(size: Size, tiling: Tiling) -> int:
-    """K, how many tiles a picture becomes, base view included."""
+    """K, how many tiles an image becomes, base view included."""
     if not tiling.pinpoints:
         return 1
     width, height = best_canvas(size, tiling.pinpoints)
     return 1 + (width // tiling.tile) * (height // tiling.tile)
 
 
-# -- tokens to pixels ------------------------------------------------------------------------------
-
-
 def token_count(size: Size, tiling: Tiling) -> int:
-    """Tokens of a picture: base view, mosaic and its newlines."""
+    """Tokens of an image: base view, mosaic and its newlines."""
     if not tiling.pinpoints:
         return tiling.side**2
     rows, columns = mosaic(size, tiling).shape
@@ -187,41 +176,30 @@ def token_count(size: Size, tiling: Tiling) -> int:
 
 
 def grids(size: Size, start: int, tiling: Tiling, image: int = 0) -> tuple[Grid, ...]:
-    r"""The grids of one picture: base view, then mosaic.
+    r"""The grids of one image: base view, then mosaic.
 
-    Edges are in pixels of the picture. Tokens of padding lie outside of it; what tokens of
+    Edges are in pixels of the image. Tokens of padding lie outside of it; what tokens of
     neighbouring tiles leave out between them is in no token's box.
 
     Args:
-        size (tuple): (W, H) of the picture.
-        start (int): position of the picture's first token.
+        size (tuple): (W, H) of the image.
+        start (int): position of the image's first token.
         tiling (Tiling): of the family.
-        image (int, optional): index of the picture in the request. Default: 0
+        image (int, optional): index of the image in the request. Default: 0
     """
-    base = base_grid(size, start, tiling, image)
+    n, longest, shape = tiling.side, max(size), (size[1], size[0])
+    ticks = torch.arange(n + 1, dtype=torch.float64) * tiling.cell / tiling.tile
+    pad = tiling.base == "pad"
+    marks = [ticks * longest - (longest - p) // 2 if pad else ticks * p for p in size]
+    x, y = (torch.stack((on[:-1], on[1:]), dim=1) for on in marks)
+    base = Grid(torch.arange(start, start + n * n).view(n, n), x, y, shape, image)
     if not tiling.pinpoints:
         return (base,)
     place = mosaic(size, tiling)
     rows, columns = place.shape
-    first = start + tiling.side**2
-    at = first + torch.arange(rows)[:, None] * (columns + 1) + torch.arange(columns)
+    at = start + n * n + torch.arange(rows)[:, None] * (columns + 1) + torch.arange(columns)
     x, y = (_mosaic_edges(place, axis, size, tiling) for axis in (0, 1))
-    return base, Grid(at, x, y, (size[1], size[0]), image)
-
-
-def base_grid(size: Size, start: int, tiling: Tiling, image: int = 0) -> Grid:
-    """The base view's grid: ``side²`` tokens without newlines."""
-    n = tiling.side
-    ticks = torch.arange(n + 1, dtype=torch.float64) * tiling.cell / tiling.tile
-    longest = max(size)
-    edges = []
-    for pixels in size:
-        on = ticks * pixels
-        if tiling.base == "pad":
-            on = ticks * longest - (longest - pixels) // 2
-        edges.append(torch.stack((on[:-1], on[1:]), dim=1))
-    at = torch.arange(start, start + n * n).view(n, n)
-    return Grid(at, edges[0], edges[1], (size[1], size[0]), image)
+    return base, Grid(at, x, y, shape, image)
 
 
 def _mosaic_edges(place: Mosaic, axis: int, size: Size, tiling: Tiling) -> Tensor:

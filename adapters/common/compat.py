@@ -27,6 +27,19 @@ def transformers_major() -> int:
     return int(transformers.__version__.partition(".")[0])
 
 
+@contextmanager
+def lent(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes that ``owner`` lacks, while the context is open."""
+    missing = [name for name in values if not hasattr(owner, name)]
+    for name in missing:
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name in missing:
+            delattr(owner, name)
+
+
 # -- names and classes ----------------------------------------------------------------------------
 
 
@@ -39,22 +52,14 @@ def moved_names() -> None:
     """
     here: Any = importlib.import_module("transformers.modeling_utils")
     there = importlib.import_module("transformers.pytorch_utils")
-    for name in (
-        "apply_chunking_to_forward",
-        "find_pruneable_heads_and_indices",
-        "prune_linear_layer",
-    ):
+    moved = ("apply_chunking_to_forward", "prune_linear_layer")
+    for name in (*moved, "find_pruneable_heads_and_indices"):
         if not hasattr(here, name):
-            setattr(here, name, getattr(there, name, _dropped(name)))
+            setattr(here, name, getattr(there, name, functools.partial(_gone, name)))
 
 
-def _dropped(name: str) -> Any:
-    def dropped(*_args: Any, **_kwargs: Any) -> None:
-        raise MissingPackageError(
-            f"transformers.modeling_utils.{name} is gone since transformers 5"
-        )
-
-    return dropped
+def _gone(name: str, *_args: Any, **_kwargs: Any) -> None:
+    raise MissingPackageError(f"transformers.modeling_utils.{name} is gone since transformers 5")
 
 
 def tied_by_map(*classes: Any) -> None:
@@ -126,8 +131,8 @@ def empty_tower() -> Iterator[None]:
 
 
 # -- buffers --------------------------------------------------------------------------------------
-# They are in no checkpoint, and transformers 5 fills them with whatever the memory held: the model
-# runs and answers nonsense.
+# No checkpoint holds them, and transformers 5 leaves them uninitialised: the model runs, but its
+# answers are nonsense.
 
 
 def position_ids(model: nn.Module) -> int:
@@ -153,12 +158,11 @@ def frequencies(model: nn.Module) -> int:
         if not isinstance(held, Tensor):
             continue
         right = _frequencies_of(part, held)
-        if held.shape == right.shape and torch.equal(held.float(), right.float()):
-            continue
-        part.inv_freq = right
-        if hasattr(part, "original_inv_freq"):
-            part.original_inv_freq = right
-        wrong += 1
+        if not torch.equal(held.float(), right.float()):
+            part.inv_freq = right
+            if hasattr(part, "original_inv_freq"):
+                part.original_inv_freq = right
+            wrong += 1
     return wrong
 
 

@@ -1,6 +1,6 @@
-r"""Families that read conversations: chat template, placeholders, pictures, one layout.
+r"""Families that read conversations: chat template, placeholders, images, one layout.
 
-For those whose processor has a tokenizer and an image processor, and whose pictures a
+For those whose processor has a tokenizer and an image processor, and whose images a
 :class:`~captum_dcam.adapters.common.visuals.Family` turns into tensors.
 """
 
@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.loading import Parts, parts_of
+from captum_dcam.adapters.common.loading import FamilyAdapter, Parts, parts_of
 from captum_dcam.adapters.common.text import Words, special_ids
-from captum_dcam.adapters.common.visuals import Family, Seen, Visual, shifted, visuals_of
+from captum_dcam.adapters.common.visuals import Family, Seen, Visual, counted_on, visuals_of
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
 
 # -- the adapter's part ---------------------------------------------------------------------------
 
 
-class ConversationAdapter(Adapter):
+class ConversationAdapter(FamilyAdapter):
     r"""What the adapters of such families share.
 
     Args:
@@ -40,8 +40,6 @@ class ConversationAdapter(Adapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    model: Any
-
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         super().__init__(model, processor, cache)
         parts = parts_of(processor)
@@ -49,22 +47,40 @@ class ConversationAdapter(Adapter):
         self._family = self._family_of(parts)
         self._words = Words(parts.tokenizer)
 
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        """Whether a loaded model is of one of the family's classes, or of one of its types with an
+        output head."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        of_type = kind in cls.model_types and hasattr(model, "lm_head")
+        return super().owns(model) or (of_type and not cls.classes)
+
     @abstractmethod
     def _family_of(self, parts: Parts) -> Family:
-        """What prepares the model's pictures."""
+        """What prepares the model's images."""
 
-    def encode(self, text: str) -> list[int]:
-        return self._words.encode(text)
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        generation = getattr(self.model, "generation_config", None)
+        found: set[Any] = set()
+        for holder in (generation, self.model.config.get_text_config(), self._tokenizer):
+            for name in ("eos_token_id", "pad_token_id"):
+                value = getattr(holder, name, None)
+                found.update(value if isinstance(value, list | tuple) else [value])
+        return frozenset(int(i) for i in found if i is not None and int(i) >= 0)
 
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        return self._words.token_texts(ids)
+    @property
+    def _filler(self) -> int:
+        """The id that stands where nothing is: of padding, else one that ends an answer."""
+        pad = self._tokenizer.pad_token_id
+        return min(self.stop_ids, default=0) if pad is None else int(pad)
 
     def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
-        r"""Pictures and prompts to a request.
+        r"""Images and prompts to a request.
 
         Args:
-            images (sequence): for every example its pictures; where the family takes videos, a list
-                of pictures among them is one, given as frames, and gets a grid per group of frames.
+            images (sequence): for every example its images; where the family takes videos, a list
+                of images among them is one, given as frames, and gets a grid per group of frames.
             prompts (sequence): for every example a string, or a conversation: messages
                 ``{"role": …, "content": …}`` that end with the user's.
 
@@ -123,7 +139,7 @@ class Conversations(Request):
 
     Args:
         asked (tuple): for every example its prompt: a string or a conversation.
-        frames (tuple of int): of every video how many frames it has; 0 for a picture.
+        frames (tuple of int): of every video how many frames it has; 0 for an image.
         owners (Tensor): (1, …) int64, the image token of every element of one example's pixels.
     """
 
@@ -153,84 +169,74 @@ def prepared(
     r"""The request, on the CPU and in float32.
 
     Raises:
-        ValueError: pictures the family does not take, more tokens than the context holds, or
+        ValueError: images the family does not take, more tokens than the context holds, or
             examples whose image tokens lie at different places.
     """
     examples = [_example(family, template, i, p) for i, p in zip(images, prompts, strict=True)]
     ids, mask, grids = _sequence(family, examples)
-    parts = [_pixels(family, e) for e in examples]
-    extras = [_extras(family, e) for e in examples]
+    pixels, owners, *extras = zip(*(_tensors(family, e) for e in examples), strict=True)
     return Conversations(
-        torch.stack([pixels for pixels, _ in parts]),
-        (ids, mask, *(torch.stack(same) for same in zip(*extras, strict=True))),
+        torch.stack(pixels),
+        (ids, mask, *map(torch.stack, extras)),
         Layout(grids, ids.shape[1]),
         tuple(summary(p) for p in prompts),
         tuple(tuple(f for v in e.visuals for f in v.frames) for e in examples),
         asked=tuple(prompts),
         frames=tuple(len(v.frames) if v.video else 0 for v in examples[0].visuals),
-        owners=parts[0][1],
+        owners=owners[0][None],
     )
 
 
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:
-    visuals = visuals_of(given)
-    if family.video_token is None and any(v.video for v in visuals):
-        raise InputError(
-            f"{family.model_types[0]} takes no video: give single frames as pictures instead"
-        )
-    messages = messages_of(prompt, visuals)
-    text = rendered(family, messages, template)
+    visuals = visuals_of(given, None if family.video_token else family.model_types[0])
+    text = rendered(family, messages_of(prompt, visuals), template)
     seen = [family.see(v) for v in visuals]
     start = family.tokenizer.bos_token
     given_start = bool(start) and text.startswith(start)
     ids = family.tokenizer(
         expanded(family, text, visuals, seen), add_special_tokens=not given_start
     )["input_ids"]
-    _check_length(family, ids)
-    return Example(visuals, shifted(seen), list(ids))
-
-
-def _check_length(family: Family, ids: Sequence[int]) -> None:
-    """The prompt, all its image tokens, and one token of an answer must fit."""
+    # the prompt, all its image tokens, and one token of an answer must fit
     context = getattr(family.config.get_text_config(), "max_position_embeddings", None)
-    if context is None or len(ids) < context:
-        return
-    pictures = [p for p, i in enumerate(ids) if i in family.image_ids]
-    raise InputError(
-        f"the prompt has {len(ids)} tokens, {len(pictures)} of them of pictures (the last at "
-        f"{pictures[-1]}), but the model's context is {context}: the image span would be "
-        "truncated; give smaller or fewer pictures, or lower the image processor's largest size"
-    )
+    if context is not None and len(ids) >= context:
+        places = [p for p, i in enumerate(ids) if i in family.image_ids]
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, {len(places)} of them of images (the last at "
+            f"{places[-1]}), but the model's context is {context}: the image span would be "
+            "truncated; give smaller or fewer images, or lower the image processor's largest size"
+        )
+    owners = counted_on([s.owners for s in seen], [s.tokens for s in seen])
+    seen = [replace(s, owners=o) for s, o in zip(seen, owners, strict=True)]
+    return Example(visuals, seen, list(ids))
 
 
 def _sequence(
     family: Family, examples: Sequence[Example]
 ) -> tuple[Tensor, Tensor, tuple[Grid, ...]]:
-    r"""Ids and mask (B, P), padded behind the last picture so that one layout serves all.
+    r"""Ids and mask (B, P), padded behind the last image so that one layout serves all.
 
     Positions follow the mask, so padding there is the same as padding on the left.
     """
-    pad = family.tokenizer.pad_token_id
-    pad = 0 if pad is None else pad
+    pad = family.tokenizer.pad_token_id or 0
     length = max(len(e.ids) for e in examples)
     rows, masks, layouts = [], [], []
     for example in examples:
         at = [p for p, i in enumerate(example.ids) if i in family.image_ids]
-        grids = _grids(example, torch.tensor(at))
-        layouts.append(grids)
+        layouts.append(_grids(example, torch.tensor(at)))
         end, missing = at[-1] + 1, length - len(example.ids)
         rows.append([*example.ids[:end], *[pad] * missing, *example.ids[end:]])
         masks.append([*[1] * end, *[0] * missing, *[1] * (len(example.ids) - end)])
-    for number, other in enumerate(layouts[1:], start=1):
-        if not _same(layouts[0], other):
-            shapes = [[g.shape for g in one] for one in (layouts[0], other)]
+    first = layouts[0]
+    for number, other in enumerate(layouts):
+        if [_place(g) for g in first] != [_place(g) for g in other]:
+            shapes = [[g.shape for g in one] for one in (first, other)]
             raise InputError(
                 f"the image tokens of examples 0 and {number} lie at different places (grids "
-                f"{shapes[0]} and {shapes[1]} of pictures {layouts[0][0].image_size} and "
+                f"{shapes[0]} and {shapes[1]} of images {first[0].image_size} and "
                 f"{other[0].image_size}): one layout serves a batch; explain them one by one, or "
-                "give pictures of one size and the same text in front of them"
+                "give images of one size and the same text in front of them"
             )
-    return torch.tensor(rows), torch.tensor(masks), layouts[0]
+    return torch.tensor(rows), torch.tensor(masks), first
 
 
 def _grids(example: Example, at: Tensor) -> tuple[Grid, ...]:
@@ -239,37 +245,28 @@ def _grids(example: Example, at: Tensor) -> tuple[Grid, ...]:
     sizes = [r.skip + r.shape[0] * r.shape[1] for r in regions]
     if sum(sizes) != len(at):
         raise InputError(
-            f"the prompt has {len(at)} image tokens for pictures of {sum(sizes)}: the tokenizer "
+            f"the prompt has {len(at)} image tokens for images of {sum(sizes)}: the tokenizer "
             "does not know the family's image token; load processor and model from one checkpoint"
         )
     parts = at.split(sizes)
     return tuple(r.place(p[r.skip :]) for r, p in zip(regions, parts, strict=True))
 
 
-def _same(one: Sequence[Grid], other: Sequence[Grid]) -> bool:
-    """Whether grids have the same positions in the same pixels."""
-    return len(one) == len(other) and all(
-        torch.equal(a.positions, b.positions)
-        and a.image_size == b.image_size
-        and a.image == b.image
-        for a, b in zip(one, other, strict=True)
-    )
+def _place(grid: Grid) -> tuple[Any, ...]:
+    """What two grids share that have the same positions in the same pixels."""
+    return grid.positions.tolist(), grid.image_size, grid.image
 
 
-def _pixels(family: Family, example: Example) -> tuple[Tensor, Tensor]:
-    """Pixels (n, …) of an example and their owners, in the order of the family's pixel tensor."""
+def _tensors(family: Family, example: Example) -> list[Tensor]:
+    """Pixels (n, …) of an example, their owners, and the family's own tensors, each in the order of
+    the family's pixel tensor."""
     seen = example.seen
     if family.videos_last:
-        pairs = list(zip(example.visuals, seen, strict=True))
-        seen = [s for v, s in pairs if not v.video] + [s for v, s in pairs if v.video]
-    return torch.cat([s.pixels for s in seen]), torch.cat([s.owners for s in seen])[None]
-
-
-def _extras(family: Family, example: Example) -> list[Tensor]:
-    """The family's tensors (n, …) of one example."""
-    out = []
+        pairs = zip(example.visuals, seen, strict=True)
+        seen = [s for _, s in sorted(pairs, key=lambda pair: pair[0].video)]
+    out = [torch.cat([s.pixels for s in seen]), torch.cat([s.owners for s in seen])]
     for name in family.extra_names:
-        parts = [s.extras[name] for s in example.seen if name in s.extras]
+        parts = [s.extras[name] for s in seen if name in s.extras]
         empty = torch.zeros(family.spare()[name], dtype=torch.long)
         out.append(torch.cat(parts) if parts else empty)
     return out
@@ -280,41 +277,39 @@ def _extras(family: Family, example: Example) -> list[Tensor]:
 
 def rendered(family: Family, messages: Messages, template: str | None) -> str:
     r"""The conversation as text: by the chat template, or by the family's published format."""
-    reserved = [family.image_token, *([family.video_token] if family.video_token else [])]
     for part in (p for m in messages for p in m["content"] if p["type"] == "text"):
-        for token in reserved:
+        for token in _signs(family):
             if token in part["text"]:
                 raise InputError(
-                    f"the prompt holds {token}, which stands for a picture: leave it out, pictures "
+                    f"the prompt holds {token}, which stands for an image: leave it out, images "
                     "are placed by themselves"
                 )
     if template is not None:
         return family.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-    turns = [family.turn(m["role"], _plain(family, m["content"])) for m in messages]
+    signs = dict(zip(("image", "video"), family.placeholders, strict=True))
+    turns = []
+    for message in messages:
+        parts = (p["text"] if p["type"] == "text" else signs[p["type"]] for p in message["content"])
+        turns.append(family.turn(message["role"], "".join(parts)))
     return family.frame(turns, messages[0]["role"] == "system")
 
 
-def _plain(family: Family, parts: Sequence[dict[str, Any]]) -> str:
-    """Content as text with the format's placeholders."""
-    picture, video = family.placeholders
-    signs = {"image": picture, "video": video}
-    return "".join(p["text"] if p["type"] == "text" else signs[p["type"]] for p in parts)
+def _signs(family: Family) -> list[str]:
+    """What stands for an image in a chat template's text, and for a video."""
+    return [family.image_token, *([family.video_token] if family.video_token else [])]
 
 
 def expanded(family: Family, text: str, visuals: Sequence[Visual], seen: Sequence[Seen]) -> str:
     """The text with every placeholder replaced by the tokens of its visual."""
-    signs = [family.image_token, *([family.video_token] if family.video_token else [])]
-    found = re.findall("|".join(map(re.escape, signs)), text)
+    signs = _signs(family)
+    first, *rest = re.split(f"({'|'.join(map(re.escape, signs))})", text)
+    found, behind = rest[::2], rest[1::2]
     wanted = [signs[v.video] for v in visuals]
     if found != wanted:
         raise InputError(
             f"the chat template writes {found} for {wanted}: it does not belong to this family; "
             "give the processor its own chat template, or none for the published format"
         )
-    parts = re.split("|".join(map(re.escape, signs)), text)
-    out = parts[0]
-    for one, rest in zip(seen, parts[1:], strict=True):
-        out += one.text + rest
-    return out
+    return first + "".join(s.text + part for s, part in zip(seen, behind, strict=True))

@@ -6,7 +6,7 @@ embeds the canvas's ids anew at every step, so a hook on the embedding sees ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +19,17 @@ from captum_dcam.adapters.common.packing import PackedAdapter, Packing
 from captum_dcam.adapters.common.prefix import Prefix, PrefixAdapter
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import (
+    BLOCKS,
+    TEMPERATURE,
     Setting,
     Settings,
-    count,
     in_blocks,
     length,
     need_generator,
-    number,
     one_of,
     share,
 )
+from captum_dcam.adapters.common.text import EOS, MASK, TURN_END
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Layout
@@ -38,9 +39,9 @@ from captum_dcam.model.trajectory import Trajectory
 
 #: those that do not depend on the language model
 STEPS = {
-    "steps": Setting(None, count),
+    "steps": BLOCKS["steps"],
     "step_ratio": Setting(None, share),
-    "temperature": Setting(0.0, number),
+    **TEMPERATURE,
     "schedule": Setting(None, one_of("linear", "cosine", "shift", "logit_normal")),
     "shift": Setting(),
 }
@@ -51,7 +52,7 @@ SETTINGS = Settings(
     "LaViDa's LLaDA",
     {
         "gen_length": GEN_LENGTH,
-        "block_length": Setting(None, count),
+        **BLOCKS,
         **STEPS,
         "remasking": Setting("low_confidence", one_of(*REMASKING)),
     },
@@ -81,7 +82,7 @@ def check_steps(made: dict[str, Any]) -> int:
         )
     if each > block:
         raise InputError(
-            f"{each} steps for a block of {block} tokens: expected at most one step a token"
+            f"{each} steps for a block of {block} tokens: expected at most one step per token"
         )
     return each
 
@@ -95,7 +96,7 @@ def steps_of(made: dict[str, Any]) -> int:
 
 
 def shared_arguments(made: dict[str, Any], cached: bool) -> dict[str, Any]:
-    """Keyword arguments of the family's own ``generate``, whatever the language model."""
+    """Keyword arguments of the family's own ``generate`` that all language models have."""
     return {
         "max_new_tokens": made["gen_length"],
         "temperature": made["temperature"],
@@ -129,25 +130,13 @@ class Recorder(CanvasLog):
         def scored(_module: nn.Module, _args: Any, output: Any) -> None:
             self.score(output if isinstance(output, Tensor) else output.logits)
 
-        handles = [words.register_forward_pre_hook(embedded), head.register_forward_hook(scored)]
-        try:
+        with words.register_forward_pre_hook(embedded), head.register_forward_hook(scored):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def score(self, logits: Tensor) -> None:
         """Logits of a run; those of the prefill come before the first canvas."""
         if self.canvases:
             self.read(logits[:, -self.length :])
-
-    def steps_of_commits(self) -> Tensor:
-        """(1, T) int64: commit steps; what was there before the first step counts as its."""
-        return self.commit_step.clamp_min(0)
-
-    def sureness(self, tokens: Tensor) -> Tensor:
-        """(1, T) confidences of the answer (1, T)."""
-        return self.confidence
 
 
 class Llada:
@@ -159,28 +148,20 @@ class Llada:
 
     #: position p is predicted at p - shift
     shift = 0
-    mask_id = 126336
+    mask_id = MASK
     #: end and padding ids of the published checkpoints
-    stop_ids: tuple[int, ...] = (126081, 126348)
+    stop_ids: tuple[int, ...] = (EOS, TURN_END)
+    #: paths in the model: of its blocks, of what embeds ids, and of what gives logits
+    parts = ("model.transformer.blocks", "model.transformer.wte", "model")
     #: where a block computes attention
     attention = "attn_out"
+    recorder: type[Recorder] = Recorder
+    #: outputs of blocks in a generation with a cached prefix can stand in for those of a replay
+    keeps_cached = True
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.model.transformer.blocks)
-
-    @property
-    def words(self) -> nn.Module:
-        """What embeds ids."""
-        return self.model.model.transformer.wte
-
-    @property
-    def head(self) -> nn.Module:
-        """What gives logits."""
-        return self.model.model
+        parts: list[Any] = [model.get_submodule(path) for path in self.parts]
+        self.model, (self.blocks, self.words, self.head) = model, parts
 
     def checked(
         self, given: dict[str, Any], cached: bool, generator: torch.Generator | None
@@ -195,19 +176,12 @@ class Llada:
         """Keyword arguments of the family's own ``generate``."""
         out = {**shared_arguments(made, cached), "mask_id": mask_id}
         out["block_length"] = made["block_length"]
-        out["remasking"] = "entrophy" if made["remasking"] == "entropy" else made["remasking"]
+        out["remasking"] = made["remasking"].replace("entropy", "entrophy")
         if made["step_ratio"] is not None:
             out["step_ratio"] = made["step_ratio"]
         elif made["steps"] is not None:  # upstream ignores its own argument of that name
             out["step_per_block"] = made["steps"] * made["block_length"] // made["gen_length"]
         return out
-
-    def recorder(self, mask_id: int, length: int) -> Recorder:
-        return Recorder(mask_id, length=length)
-
-    def keeps(self, cached: bool) -> bool:
-        """Whether outputs of blocks in a generation can stand in for those of a replay."""
-        return True
 
     def prefilled(self, prefix: Prefix) -> Prefix:
         """Run the blocks over the prefix and keep what steps need of it."""
@@ -265,7 +239,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
     r"""What the adapters of LaViDa and LaViDa-O share.
 
     Args:
-        model, processor, cache, system, packing, **options: as in
+        model, processor, cache, system, packing: as in
             :class:`~captum_dcam.adapters.common.packing.PackedAdapter`.
         language (type, optional): of the language model. Default: :class:`Llada`
     """
@@ -276,16 +250,15 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         processor: Any,
         cache: str | None,
         system: str | None,
-        packing: type[Packing],
+        packing: Callable[..., Packing],
         language: type[Llada] = Llada,
-        **options: Any,
     ) -> None:
-        super().__init__(model, processor, cache, system, packing, **options)
+        super().__init__(model, processor, cache, system, packing)
         self._language = language(model)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return self._language.blocks
+        return list(self._language.blocks)
 
     @property
     def mask_id(self) -> int:
@@ -310,7 +283,7 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         """Decode with the family's own ``generate`` and record it."""
         language, cached = self._language, self.cache == "prefix"
         made = language.checked(settings, cached, generator)
-        log = language.recorder(self.mask_id, made["gen_length"])
+        log = language.recorder(self.mask_id, length=made["gen_length"])
         options = language.arguments(made, cached, self.mask_id)
         views = self._packing.arguments(request.pixels, request.extras[1])
         with (
@@ -322,20 +295,10 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         result = getattr(result, "sequences", result)
         tokens = result[:, -made["gen_length"] :].clone()
         log.finish(tokens)
-        own_calls = not language.keeps(cached)
-        behind = (request.layout.prefix_length, *[made["gen_length"]] * len(log.canvases))
-        return Trajectory(
-            tokens=tokens,
-            states=(log.states,),
-            final_state=(tokens,),
-            commit_step=log.steps_of_commits(),
-            confidence=log.sureness(tokens),
-            cache=self.cache,
-            image_end=request.layout.image_end,
-            settings=settings,
-            own_calls=own_calls,
-            lengths=behind if own_calls else (),
-        )
+        lengths: tuple[int, ...] = ()
+        if cached and not language.keeps_cached:
+            lengths = (request.layout.prefix_length, *[made["gen_length"]] * len(log.canvases))
+        return self.recorded(request, settings, log, [log.states], [tokens], lengths=lengths)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
         """Embeddings (B, P, D) of the prefix, packed by the family's own code."""

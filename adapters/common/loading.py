@@ -2,16 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from captum_dcam.errors import DcamError, InputTypeError, WeightsError
+from captum_dcam.adapters.common.text import Words
+from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
+from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.trajectory import Trajectory
+
+
+class FamilyAdapter(Adapter):
+    r"""An adapter that is loaded by its family's function, and known by its model's class.
+
+    Without a cache of its prefix the memory is what :meth:`embed` gives, a tensor (B, P, D).
+    """
+
+    model: Any
+    _words: Words
+    #: ``loaded(source, **options)`` of the family: model and processor of a checkpoint
+    loader: ClassVar[Callable[..., tuple[Any, Any]]]
+    #: names of the model's class, or of one that it inherits from
+    classes: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def load(cls, source: str | None = None, *, cache: str | None = None, **options: Any) -> Any:
+        """Load a checkpoint.
+
+        Args:
+            source (str): folder or hub name.
+            cache (str, optional): as in the constructor.
+            **options: the constructor's other arguments, and those of ``loaded`` in the family's
+                ``loading`` module.
+        """
+        known = inspect.signature(cls).parameters.values()
+        mine = {p.name for p in known if p.kind is p.KEYWORD_ONLY} & options.keys()
+        own = {name: options.pop(name) for name in mine}
+        model, processor = cls.loader(source, **options)
+        return cls(model, processor, cache, **own)
+
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        """Whether a loaded model is of one of the family's classes."""
+        return any(c.__name__ in cls.classes for c in type(model).__mro__)
+
+    def encode(self, text: str) -> list[int]:
+        return self._words.encode(text)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return self._words.token_texts(ids)
+
+    def recorded(
+        self,
+        request: Request,
+        settings: dict[str, Any],
+        log: Any,
+        states: Sequence[Tensor],
+        final_state: Sequence[Tensor],
+        *,
+        lengths: Sequence[int] = (),
+        final_step: Tensor | None = None,
+    ) -> Trajectory:
+        """The trajectory of what ``log`` has noted; ``lengths`` where a replay makes other calls of
+        the blocks than the generation did."""
+        return Trajectory(
+            tokens=log.tokens,
+            states=tuple(states),
+            final_state=tuple(final_state),
+            commit_step=log.commit_step,
+            confidence=log.confidence,
+            cache=self.cache,
+            image_end=request.layout.image_end,
+            settings=settings,
+            own_calls=bool(lengths),
+            lengths=tuple(lengths),
+            final_step=final_step,
+        )
+
+    def prefill(self, embedded: Any) -> Any:
+        return embedded
+
+    def select(self, memory: Any, index: Tensor) -> Any:
+        return memory[index]
+
+
+def placed(model: Any, device: torch.device | str | None, device_map: Any) -> Any:
+    """The model in inference mode, on ``device`` unless ``device_map`` has placed it."""
+    return (model if device is None or device_map is not None else model.to(device)).eval()
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def named(family: str, source: str | None, example: str) -> str:
@@ -21,6 +110,27 @@ def named(family: str, source: str | None, example: str) -> str:
             f"{family} has no weights of its own: name a checkpoint or a folder, such as {example}"
         )
     return source
+
+
+def upstream(family: str, install: str, *modules: str, has: Sequence[str] = ()) -> list[Any]:
+    """Modules of the authors' package; an ImportError repeats the line that installs it.
+
+    ``has`` are names that the last module must have: other projects have packages of the same name.
+    """
+    try:
+        found = [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{family}'s own code is needed and cannot be imported ({error}): {install}"
+        ) from error
+    missing = [name for name in has if not hasattr(found[-1], name)]
+    if missing:
+        package = modules[-1].partition(".")[0]
+        raise MissingPackageError(
+            f"the package {package} in {getattr(found[-1], '__file__', None)} has no "
+            f"{' and no '.join(missing)}: another project's is in front; {install}"
+        )
+    return found
 
 
 @contextmanager
@@ -138,10 +248,8 @@ def image_text_model(
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    hub = {k: v for k, v in hub.items() if v is not None}
-    options = {"device_map": device_map, "attn_implementation": attn_implementation}
-    options = {k: v for k, v in options.items() if v is not None}
+    hub = given(revision=revision, trust_remote_code=trust_remote_code)
+    options = given(device_map=device_map, attn_implementation=attn_implementation)
     with reading(source):
         config = AutoConfig.from_pretrained(source, **hub)
         if config.model_type not in kinds:
@@ -150,31 +258,24 @@ def image_text_model(
             )
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub, **options)
         processor = _processor(source, hub)
-    if device is not None and device_map is None:
-        model = model.to(device)
-    return model.eval(), processor
+    return placed(model, device, device_map), processor
 
 
 def _processor(source: str, hub: dict[str, Any]) -> Any:
     """The processor; without torchvision its parts."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.utils import is_torchvision_available
+    from transformers.utils import cached_file, is_torchvision_available
 
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(source, **hub)
     tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    template = getattr(tokenizer, "chat_template", None) or _saved_template(source, hub)
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:  # processors save it beside the tokenizer
+        path = cached_file(
+            source,
+            "chat_template.jinja",
+            revision=hub.get("revision"),
+            _raise_exceptions_for_missing_entries=False,
+        )
+        template = None if path is None else Path(path).read_text(encoding="utf-8")
     return Parts(tokenizer, AutoImageProcessor.from_pretrained(source, **hub), None, template)
-
-
-def _saved_template(source: str, hub: dict[str, Any]) -> str | None:
-    """The chat template that processors save beside the tokenizer."""
-    from transformers.utils import cached_file
-
-    path = cached_file(
-        source,
-        "chat_template.jinja",
-        revision=hub.get("revision"),
-        _raise_exceptions_for_missing_entries=False,
-    )
-    return None if path is None else Path(path).read_text(encoding="utf-8")

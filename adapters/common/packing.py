@@ -1,14 +1,15 @@
-r"""LLaVA-type packing: how the pictures of a prompt become tokens, and the requests made of them.
+r"""LLaVA-type packing: how the images of a prompt become tokens, and the requests made of them.
 
-The tokens of a picture stand where its sign stood (:mod:`captum_dcam.adapters.common.llava`); which
-tiles they are of is in :mod:`captum_dcam.adapters.common.anyres`.
+In the prompt the id -200 stands for an image's tokens; which tiles these are of is in
+:mod:`captum_dcam.adapters.common.anyres`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,18 +17,45 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common import anyres, llava
+from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
+from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.text import Words, special_ids
-from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
+from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
-from captum_dcam.model.prompts import summary
+from captum_dcam.model.prompts import messages_of, summary
+
+#: system prompt of the recipes
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+#: what stands for an image among the ids, and in the text
+IMAGE_ID, SIGN = -200, "<image>"
+
+
+@dataclass(frozen=True)
+class Packed:
+    r"""Where things lie in the packed sequence.
+
+    Args:
+        starts (tuple of int): position of every image's first token.
+        length (int): P, tokens of the prefix.
+        positions (Tensor), ids (Tensor): (K,) int64 of the text tokens.
+    """
+
+    starts: tuple[int, ...]
+    length: int
+    positions: Tensor
+    ids: Tensor
 
 
 @dataclass(frozen=True)
 class Packing(ABC):
-    r"""Pictures of a model.
+    r"""Images of a model.
 
     Args:
         model (nn.Module): of the family, with ``get_vision_tower``.
@@ -39,14 +67,14 @@ class Packing(ABC):
 
     @abstractmethod
     def tiling(self, pictures: int) -> Tiling:
-        """How each of so many pictures is cut."""
+        """How each image is cut where the prompt shows this number of them."""
 
     @abstractmethod
     def newline(self, tiling: Tiling) -> bool:
-        """Whether a picture's tokens are followed by one more newline."""
+        """Whether an image's tokens are followed by one more newline."""
 
     def one_view(self, images: Tensor) -> Any:
-        """Pictures (n, 3, S, S) that are one view each, as the family's code takes them."""
+        """Images (n, 3, S, S) that are one view each, as the family's code takes them."""
         return list(images)
 
     @property
@@ -56,18 +84,16 @@ class Packing(ABC):
         return red, green, blue
 
     def views(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """(1, K, 3, S, S): the views of all pictures."""
+        """(1, K, 3, S, S): the views of all images."""
         tiling, read = self.tiling(len(pictures)), self.image_processor.preprocess
         cut = [view for p in pictures for view in anyres.views(p, tiling)]
         return torch.stack([read(v, return_tensors="pt")["pixel_values"][0] for v in cut])[None]
 
     def owners(self, sizes: Sequence[Size]) -> Tensor:
         """(1, K, 3, S, S) int64: the image token of every pixel of the views, -1 for none."""
-        tiling, parts, first = self.tiling(len(sizes)), [], 0
-        for size in sizes:
-            own = anyres.owners(size, tiling)
-            parts.append(torch.where(own >= 0, own + first, own))
-            first += sum(g.positions.numel() for g in anyres.grids(size, 0, tiling))
+        tiling = self.tiling(len(sizes))
+        counts = [sum(g.positions.numel() for g in anyres.grids(s, 0, tiling)) for s in sizes]
+        parts = counted_on([anyres.owners(s, tiling) for s in sizes], counts)
         return torch.cat(parts)[None, :, None].expand(-1, -1, 3, -1, -1)
 
     def grids(self, sizes: Sequence[Size], starts: Sequence[int]) -> tuple[Grid, ...]:
@@ -79,18 +105,24 @@ class Packing(ABC):
             for grid in anyres.grids(size, start, tiling, number)
         )
 
-    def place(self, ids: Sequence[int], sizes: Sequence[Size]) -> llava.Packed:
-        """Where text and pictures lie in the packed sequence."""
+    def place(self, ids: Sequence[int], sizes: Sequence[Size]) -> Packed:
+        """Where text and images lie in the packed sequence."""
         tiling = self.tiling(len(sizes))
-        more = self.newline(tiling)
-        return llava.packed(ids, [anyres.token_count(s, tiling) + more for s in sizes])
+        given, image = torch.tensor(ids), torch.tensor(ids) == IMAGE_ID
+        counts = torch.ones_like(given)
+        counts[image] = torch.tensor(
+            [anyres.token_count(s, tiling) + self.newline(tiling) for s in sizes]
+        )
+        starts = counts.cumsum(0) - counts
+        places = tuple(starts[image].tolist())
+        return Packed(places, int(counts.sum()), starts[~image], given[~image])
 
     def arguments(self, pixels: Tensor, sizes: Tensor) -> dict[str, Any]:
         r"""Arguments of the family's packing.
 
         Args:
-            pixels (Tensor): (B, K, 3, S, S), the views of all pictures.
-            sizes (Tensor): (B, n, 2), the pictures' (W, H).
+            pixels (Tensor): (B, K, 3, S, S), the views of all images.
+            sizes (Tensor): (B, n, 2), the images' (W, H).
         """
         tiling = self.tiling(sizes.shape[1])
         wh = [(int(w), int(h)) for w, h in sizes.flatten(0, 1).tolist()]
@@ -114,6 +146,26 @@ def check_tiles(model: Any, image_processor: Any) -> None:
         )
 
 
+def cutting_of(config: Any, tile: int) -> tuple[tuple[tuple[int, int], ...], int | None]:
+    """Canvases and the largest mosaic (``anyres_max_N``) of a configuration; none: base view only.
+
+    Raises:
+        ValueError: packing that the family's recipes do not use.
+    """
+    aspect = getattr(config, "image_aspect_ratio", None)
+    merge = getattr(config, "mm_patch_merge_type", "flat")
+    if aspect == "pad":
+        return (), None
+    found = re.fullmatch(r"anyres(?:_max_(\d+))?", str(aspect))
+    if found is None or merge != "spatial_unpad":
+        raise InputError(
+            f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r}: expected 'pad', or "
+            "'anyres' or 'anyres_max_N' with 'spatial_unpad', as the family's checkpoints have"
+        )
+    most = int(found[1]) if found[1] else None
+    return anyres.parse_pinpoints(config.image_grid_pinpoints, tile), most
+
+
 def pools(model: Any) -> bool:
     """Whether upstream halves tokens; it reads NOT_ALWASY_DO_2DPOOL once, when it is imported."""
     for cls in type(model).__mro__:
@@ -122,7 +174,80 @@ def pools(model: Any) -> bool:
     return True
 
 
-class PackedAdapter(Adapter):
+# -- the text -------------------------------------------------------------------------------------
+
+
+def asked(tokenizer: Any, prompt: Any, visuals: Sequence[Visual], system: str | None) -> str:
+    r"""The text that the model reads, by the tokenizer's chat template, ``<image>`` for images.
+
+    A prompt is a string or a conversation (see the autoregressive families). A string may place
+    its images itself by writing ``<image>``; otherwise they stand in front of it, one line each.
+
+    Raises:
+        TypeError, ValueError: as for conversations, and where images and signs do not match.
+    """
+    signs = prompt.count(SIGN) if isinstance(prompt, str) else 0
+    if signs:
+        messages = [{"role": "user", "content": prompt}]
+        if signs != len(visuals):
+            raise InputError(
+                f"the prompt places {signs} images by {SIGN}, but {len(visuals)} were given: "
+                "expected as many; leave the signs out to have images in front"
+            )
+    else:
+        messages = messages_of(prompt, visuals)
+        parts = [part for message in messages for part in message["content"]]
+        if any(SIGN in part.get("text", "") for part in parts):
+            raise InputError(f"a message holds {SIGN}: place images by parts {{'type': 'image'}}")
+        for message in messages:
+            message["content"] = "".join(p.get("text", f"{SIGN}\n") for p in message["content"])
+    if system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text, :data:`IMAGE_ID` for every sign; parts are tokenized one by one, and a start
+    token that the tokenizer puts in front of each is kept in front of the first only."""
+    chunks = [list(tokenizer(chunk).input_ids) for chunk in text.split(SIGN)]
+    start = tokenizer.bos_token_id
+    drop = 1 if chunks[0] and chunks[0][0] == start else 0
+    return [*chunks[0], *(i for chunk in chunks[1:] for i in (IMAGE_ID, *chunk[drop:]))]
+
+
+# -- the adapter's part ---------------------------------------------------------------------------
+
+
+def parts_of(processor: Any) -> tuple[Any, Any]:
+    """Tokenizer and image processor: a pair of them, or an object with both as attributes."""
+    if isinstance(processor, list | tuple) and len(processor) == 2:
+        tokenizer, image_processor = processor
+    else:
+        tokenizer = getattr(processor, "tokenizer", None)
+        image_processor = getattr(processor, "image_processor", None)
+    if not hasattr(tokenizer, "encode") or not hasattr(image_processor, "preprocess"):
+        raise InputTypeError(
+            f"processor is a {type(processor).__name__}: expected (tokenizer, image_processor), "
+            "the first and third results of the family's load_pretrained_model"
+        )
+    return tokenizer, image_processor
+
+
+def check_length(family: str, length: int, config: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """ValueError where the family would cut the packed prefix off without a word."""
+    names = ("tokenizer_model_max_length", "max_position_embeddings", "max_sequence_length")
+    limits = {n: getattr(config, n, None) for n in names}
+    small = [(v, n) for n, v in limits.items() if isinstance(v, int) and v < length]
+    if small:
+        limit, name = min(small)
+        raise InputError(
+            f"prompt and images of {list(sizes)} (width × height) make {length} tokens, but "
+            f"{family}'s {name} is {limit}: the image span would be cut off; give smaller or fewer "
+            "images or a shorter prompt"
+        )
+
+
+class PackedAdapter(FamilyAdapter):
     r"""What the adapters of families with such packing share: everything but decoding.
 
     Args:
@@ -131,12 +256,10 @@ class PackedAdapter(Adapter):
             object with both as attributes.
         cache (str, optional): one of the family's.
         system (str, optional): system prompt; None for the template's own.
-        packing (type): makes the :class:`Packing` of the model and its image processor.
-        **options: of the packing.
+        packing (callable): makes the :class:`Packing` of the model and its image processor.
     """
 
     batches: ClassVar[bool] = False
-    model: Any
 
     def __init__(
         self,
@@ -144,45 +267,38 @@ class PackedAdapter(Adapter):
         processor: Any,
         cache: str | None,
         system: str | None,
-        packing: type[Packing],
-        **options: Any,
+        packing: Callable[..., Packing],
     ) -> None:
         super().__init__(model, processor, cache)
-        self.tokenizer, image_processor = llava.parts_of(processor)
-        self._packing = packing(model, image_processor, **options)
+        self.tokenizer, image_processor = parts_of(processor)
+        self._packing = packing(model, image_processor)
         self._system = system
         self._words = Words(self.tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        return self._words.encode(text)
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        return self._words.token_texts(ids)
-
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
-        r"""Pictures and prompt of one example to a request.
+        r"""Images and prompt of one example to a request.
 
         Args:
-            images (sequence): one list of pictures. A picture that is cut becomes a base view and a
+            images (sequence): one list of images. An image that is cut becomes a base view and a
                 mosaic, two grids of the layout; another one is one grid.
-            prompts (sequence): one string or conversation; it may place its pictures by
-                ``<image>``, otherwise they stand in front, a line each.
+            prompts (sequence): one string or conversation; it may place its images by
+                ``<image>``, otherwise they stand in front, one line each.
 
         Returns:
-            Request: pixels (1, K, 3, S, S), all views of all pictures; extras: ids (1, L) with
-            -200 for pictures, and the pictures' (W, H) (1, n, 2).
+            Request: pixels (1, K, 3, S, S), all views of all images; extras: ids (1, L) with
+            -200 for images, and the images' (W, H) (1, n, 2).
 
         Raises:
-            TypeError, ValueError: no picture, several examples, a video, or more tokens than the
+            TypeError, ValueError: no image, several examples, a video, or more tokens than the
                 family's context, which upstream would cut off without a word.
         """
-        visuals = llava.pictures_of(self.family, images, prompts)
+        self.check_request(images, prompts)
+        visuals = visuals_of(images[0], without_video=self.family)
         pictures = [v.frames[0] for v in visuals]
-        text = llava.asked(self.tokenizer, prompts[0], visuals, self._system)
-        ids = llava.ids_of(self.tokenizer, text)
+        ids = ids_of(self.tokenizer, asked(self.tokenizer, prompts[0], visuals, self._system))
         sizes = [p.size for p in pictures]
         place = self._packing.place(ids, sizes)
-        llava.check_length(self.family, place.length, self.model.config, sizes)
+        check_length(self.family, place.length, self.model.config, sizes)
         return Request(
             self._packing.views(pictures).to(self.device, self.dtype),
             (torch.tensor([ids], device=self.device), torch.tensor([sizes], device=self.device)),

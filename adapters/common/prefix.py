@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,10 +17,10 @@ P = TypeVar("P", bound="Prefix")
 
 @dataclass(frozen=True)
 class Prefix:
-    r"""What all steps of B examples share.
+    r"""What all steps of B examples share; every tensor of a subclass is batch first, too.
 
     Args:
-        embeds (Tensor): (B, P, D) input embeddings of prompt and pictures.
+        embeds (Tensor): (B, P, D) input embeddings of prompt and images.
         cache (tuple, optional): keys and values of every block, once prefilled.
         last (Tensor, optional): (B, …) of the prefix's last position, once prefilled: what the
             answer's first token is read from, where position p is predicted at p - 1.
@@ -36,13 +36,7 @@ class Prefix:
 
     def select(self: P, index: Tensor) -> P:
         """The prefixes of examples ``index`` (R,): copies."""
-        pairs, last = self.cache, self.last
-        return replace(
-            self,
-            embeds=self.embeds[index],
-            cache=None if pairs is None else tuple((k[index], v[index]) for k, v in pairs),
-            last=None if last is None else last[index],
-        )
+        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -56,6 +50,13 @@ class Prefix:
         every = [next(new) if t.requires_grad else t for t in self.tensors]
         last = None if self.last is None else every.pop()
         return self.filled(zip(every[::2], every[1::2], strict=True), last)
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    """Rows ``index`` of a tensor, or of every tensor of a tuple; all else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_rows(v, index) for v in value)
+    return value[index] if isinstance(value, Tensor) else value
 
 
 class PrefixAdapter(Adapter):

@@ -1,6 +1,6 @@
-r"""Pictures and prompt format of Qwen2-VL and of what is built on it.
+r"""Images and prompt format of Qwen2-VL and of what is built on it.
 
-The picture is resized to a multiple of ``patch_size · merge_size``, whole; patches are ordered so
+The image is resized to a multiple of ``patch_size · merge_size``, whole; patches are ordered so
 that the ``merge_size²`` patches of one image token follow each other. A video is one grid of image
 tokens for each ``temporal_patch_size`` frames.
 """
@@ -53,20 +53,15 @@ class Qwen(Family):
         return {"image_grid_thw": (0, 3), "video_grid_thw": (0, 3)}
 
     def see(self, visual: Visual) -> Seen:
-        if visual.video:
-            return self.video(visual, self._whole_groups(visual))
+        if visual.video:  # the last frame is repeated where a group lacks one
+            missing = -len(visual.frames) % self.config.vision_config.temporal_patch_size
+            return self.video(visual, [*visual.frames, *[visual.frames[-1]] * missing])
         out = self.image_processor(images=[visual.frames[0]], return_tensors="pt")
-        pixels, grid = out["pixel_values"], out["image_grid_thw"]
-        return self._seen(visual, pixels, grid, "image_grid_thw")
+        return self._seen(visual, out["pixel_values"], out["image_grid_thw"], "image_grid_thw")
 
     @abstractmethod
     def video(self, visual: Visual, frames: Sequence[Image.Image]) -> Seen:
         """A video as tensors, by the frames of whole groups."""
-
-    def _whole_groups(self, visual: Visual) -> list[Image.Image]:
-        """Its frames; the last one is repeated where a group lacks one."""
-        step = self.config.vision_config.temporal_patch_size
-        return [*visual.frames, *[visual.frames[-1]] * (-len(visual.frames) % step)]
 
     def _seen(self, visual: Visual, pixels: Tensor, grid: Tensor, name: str) -> Seen:
         merge = self.config.vision_config.spatial_merge_size
@@ -75,21 +70,14 @@ class Qwen(Family):
         step = self.config.vision_config.temporal_patch_size
         regions = tuple(replace(plain, image=visual.first + step * t) for t in range(groups))
         owners = torch.arange(len(pixels)) // merge**2
-        return Seen(
-            pixels,
-            owners[:, None].expand_as(pixels),
-            regions,
-            self.text(visual, regions),
-            {name: grid},
-        )
+        owners = owners[:, None].expand_as(pixels)
+        return Seen(pixels, owners, regions, self.text(visual, regions), {name: grid})
 
     def text(self, visual: Visual, regions: Sequence[Region]) -> str:
         """The image tokens of a visual."""
         count = sum(h * w for h, w in (r.shape for r in regions))
         token = self.video_token if visual.video else self.image_token
         return (token or "") * count
-
-    # -- prompt ---------------------------------------------------------------------------------
 
     def turn(self, role: str, content: str) -> str:
         return f"<|im_start|>{role}\n{content}<|im_end|>\n"
@@ -98,8 +86,6 @@ class Qwen(Family):
         start = "" if system else self.system
         return f"{start}{''.join(turns)}<|im_start|>assistant\n"
 
-    # -- model ----------------------------------------------------------------------------------
-
     def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
         # without the type ids every token gets a text position, silently in some versions
         types = torch.zeros_like(input_ids)
@@ -107,10 +93,8 @@ class Qwen(Family):
         types[input_ids == self.config.video_token_id] = 2
         out: dict[str, Any] = {"mm_token_type_ids": types}
         first = 0
-        for grid, value in (
-            ("image_grid_thw", "pixel_values"),
-            ("video_grid_thw", "pixel_values_videos"),
-        ):
+        values = ("pixel_values", "pixel_values_videos")
+        for grid, value in zip(self.extra_names, values, strict=True):
             if extras[grid].shape[1]:
                 count = int(extras[grid][0].prod(-1).sum())
                 out[grid] = extras[grid].flatten(0, 1)

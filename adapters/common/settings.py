@@ -39,18 +39,15 @@ def _expected(name: str, value: Any, what: str) -> InputError:
     return InputError(f"{name} is {value!r}: expected {what}")
 
 
-def count(name: str, value: Any) -> None:
+def count(name: str, value: Any, why: str = "") -> None:
     """A whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise _expected(name, value, "a whole number of at least 1")
+        raise _expected(name, value, f"a whole number of at least 1{why}")
 
 
 def length(name: str, value: Any) -> None:
     """The tokens of an answer."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise _expected(
-            name, value, "a whole number of at least 1, the canvas needs at least one token"
-        )
+    count(name, value, ", the canvas needs at least one token")
 
 
 def _real(value: Any) -> bool:
@@ -159,7 +156,32 @@ class Settings:
         )
 
 
-# -- rules of several families --------------------------------------------------------------------
+# -- what several families have ------------------------------------------------------------------
+
+#: of decoders that fill blocks of the canvas in steps
+BLOCKS = {"block_length": Setting(None, count), "steps": Setting(None, count)}
+TEMPERATURE = {"temperature": Setting(0.0, number)}
+#: of decoders with classifier-free guidance, as LLaDA's
+GUIDED = {
+    **BLOCKS,
+    **TEMPERATURE,
+    "cfg_scale": Setting(0.0, number),
+    "remasking": Setting("low_confidence", one_of("low_confidence", "random")),
+}
+
+
+def read_guided(
+    settings: Settings, given: Mapping[str, Any], generator: torch.Generator | None, tokens: str
+) -> dict[str, Any]:
+    """Settings of a decoder that has :data:`GUIDED`; by default it takes one step per token.
+
+    ``tokens`` is the setting that holds the canvas's length.
+    """
+    made = settings.read(given)
+    made["steps"] = made[tokens] if made["steps"] is None else made["steps"]
+    in_blocks(made, tokens)
+    need_generator(made["temperature"] > 0 or made["remasking"] == "random", generator)
+    return made
 
 
 def in_blocks(made: dict[str, Any], tokens: str = "gen_length") -> int:

@@ -1,10 +1,13 @@
-"""Tokens and their text, whatever the tokenizer."""
+"""Tokens and their text, for any tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+#: ids of LLaDA's vocabulary, and of those built on it
+MASK, BOS, EOS = 126336, 126080, 126081
+HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
 #: what an incomplete UTF-8 sequence decodes to
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -42,7 +45,7 @@ class Words:
                 out[-1], open_ = BROKEN, []  # what was open is no character
                 text = self._text([number])
             open_.append(number)
-            whole = not text.endswith(BROKEN) or len(open_) == 4  # bytes a character at most
+            whole = not text.endswith(BROKEN) or len(open_) == 4  # at most 4 bytes per character
             out.append(text if whole else "")
             open_ = [] if whole else open_
         if open_:
@@ -64,17 +67,3 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of markers: special tokens, and added ones that stand for something else than text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset((*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)))
-
-
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end or pad an answer."""
-    found: set[Any] = set()
-    for holder in (
-        getattr(model, "generation_config", None),
-        model.config.get_text_config(),
-        tokenizer,
-    ):
-        for name in ("eos_token_id", "pad_token_id"):
-            value = getattr(holder, name, None)
-            found.update(value if isinstance(value, list | tuple) else [value])
-    return frozenset(int(i) for i in found if i is not None and int(i) >= 0)

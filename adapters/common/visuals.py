@@ -1,10 +1,11 @@
-"""What the prompt shows: pictures and videos, and where a family's tokens lie in them."""
+"""What the prompt shows: images and videos, and where a family's tokens lie in them."""
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,17 +14,17 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.layout import Grid
-from captum_dcam.model.prompts import to_rgb
+from captum_dcam.model.prompts import Video, to_rgb
 
 
 @dataclass(frozen=True)
 class Visual:
-    r"""A picture, or a video that is given as frames.
+    r"""An image, or a video that is given as frames.
 
     Args:
-        frames (tuple of Image): RGB; a picture is one frame.
+        frames (tuple of Image): RGB; an image is one frame.
         video (bool): whether the family sees them as a video.
-        first (int): index of the first frame among all pictures and frames of the request.
+        first (int): index of the first frame among all images and frames of the request.
     """
 
     frames: tuple[Image.Image, ...]
@@ -36,46 +37,53 @@ class Visual:
         return self.frames[0].height, self.frames[0].width
 
 
-def visuals_of(given: Sequence[Any]) -> tuple[Visual, ...]:
-    r"""Pictures of one example; a list or tuple of pictures among them is a video.
+def visuals_of(given: Sequence[Any], without_video: str | None = None) -> tuple[Visual, ...]:
+    r"""Images of one example; a list or tuple of images among them is a video.
+
+    Args:
+        given (sequence): images and videos.
+        without_video (str, optional): name of a family that takes no video. Default: videos pass
 
     Raises:
-        TypeError: something that is no picture.
-        ValueError: no picture at all, an empty video, or frames of different sizes.
+        TypeError: something that is no image.
+        ValueError: no image at all, an empty video, frames of different sizes, or a video where
+            none is taken.
     """
     found: list[Visual] = []
     count = 0
     for number, one in enumerate(given):
         video = isinstance(one, list | tuple)
-        frames = tuple(one) if video else (one,)
-        for frame in frames:
-            if not isinstance(frame, Image.Image):
-                raise InputTypeError(
-                    f"picture {number} is a {type(frame).__name__}: expected a PIL image, or a "
-                    "list of PIL images for a video; open files with PIL.Image.open"
-                )
-        sizes = sorted({f.size for f in frames})
-        if len(sizes) != 1:
-            said = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
-            raise InputError(f"video {number} has {said}: give one or more frames of one size")
-        if not all(sizes[0]):
-            raise InputError(f"picture {number} has size {sizes[0]}: expected at least one pixel")
+        if not video and not isinstance(one, Image.Image):
+            raise InputTypeError(
+                f"image {number} is a {type(one).__name__}: expected a PIL image, or a list of "
+                "PIL images for a video; open files with PIL.Image.open"
+            )
+        frames = Video(one) if video else (one,)
+        if video and without_video is not None:
+            raise InputError(
+                f"{without_video} takes no video: give single frames as images instead, "
+                "images=[[frame1, frame2]]"
+            )
+        if not all(frames[0].size):
+            raise InputError(
+                f"image {number} has size {frames[0].size}: expected at least one pixel"
+            )
         found.append(Visual(tuple(to_rgb(f) for f in frames), video, count))
         count += len(frames)
     if not found:
-        raise InputError("no picture was given: every example needs at least one")
+        raise InputError("no image was given: every example needs at least one")
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Region:
-    r"""A rectangle of image tokens in a picture, before its place in the sequence is known.
+    r"""A rectangle of image tokens in an image, before its place in the sequence is known.
 
     Args:
         x_edges (Tensor): (w, 2) float64 pixel edges of every column.
         y_edges (Tensor): (h, 2) float64 pixel edges of every row.
-        image_size (tuple): (H, W) of the picture.
-        image (int): index of the picture or frame in the request.
+        image_size (tuple): (H, W) of the image.
+        image (int): index of the image or frame in the request.
         skip (int): tokens in the sequence before the rectangle that belong to no place (CLS).
     """
 
@@ -103,7 +111,7 @@ def edges(start: float, stop: float, count: int) -> Tensor:
 
 
 def region(visual: Visual, shape: tuple[int, int], box: Sequence[float] | None = None) -> Region:
-    r"""Equal cells over a whole picture, or over ``box`` (x0, y0, x1, y1) of it."""
+    r"""Equal cells over a whole image, or over ``box`` (x0, y0, x1, y1) of it."""
     height, width = visual.size
     x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
     return Region(edges(x0, x1, shape[1]), edges(y0, y1, shape[0]), visual.size, visual.first)
@@ -118,7 +126,7 @@ class Seen:
         owners (Tensor): (n, …) int64, broadcast to ``pixels``: the image token of every element,
             counted over this visual's regions row by row; -1 for none.
         regions (tuple of Region): in the order of their tokens in the sequence.
-        text (str): what stands for the visual's placeholder, one token a place.
+        text (str): what stands for the visual's placeholder, one token per place.
         extras (dict): the family's further tensors (n, …) of this visual, by name.
     """
 
@@ -130,12 +138,30 @@ class Seen:
 
     @property
     def tokens(self) -> int:
-        """Image tokens with a place in a picture."""
+        """Image tokens with a place in an image."""
         return sum(h * w for h, w in (r.shape for r in self.regions))
 
 
+def one_size(visuals: Sequence[Sequence[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
+    """The (H, W) that all examples' images have; InputError unless they are the same."""
+    sizes = sorted({tuple(example) for example in visuals})
+    if len(sizes) > 1:
+        raise InputError(
+            f"images of different sizes in one batch ({sizes}, height × width): their layouts "
+            "differ; explain them one by one, or resize them to one size"
+        )
+    return sizes[0]
+
+
+def pixel_cells(images: int, side: int, pixels: int) -> Tensor:
+    """(1, n, 1, S, S) int64: the token of every pixel of n square images, each cut into ``side`` ×
+    ``side`` tokens of ``pixels`` × ``pixels``, counted over all images."""
+    cells = torch.arange(images * side * side).view(1, images, 1, side, side)
+    return cells.repeat_interleave(pixels, 3).repeat_interleave(pixels, 4)
+
+
 class Family(ABC):
-    r"""How one family prepares pictures.
+    r"""How one family prepares images.
 
     Args:
         config (object): of the model.
@@ -146,11 +172,11 @@ class Family(ABC):
     #: ``model_type`` values
     model_types: ClassVar[tuple[str, ...]]
     any_size: ClassVar[bool] = False
-    #: videos have a pixel tensor of their own, which stands behind that of the pictures
+    #: videos have a pixel tensor of their own, which stands behind that of the images
     videos_last: ClassVar[bool] = False
     #: names of the per-example tensors that go with the pixels, in the order of ``extras``
     extra_names: ClassVar[tuple[str, ...]] = ()
-    #: the placeholder tokens of the chat template: a picture's and a video's
+    #: the placeholder tokens of the chat template: an image's and a video's
     placeholders: ClassVar[tuple[str, str]]
     image_token: ClassVar[str]
     #: what stands for a video in the chat template; None for families without
@@ -180,7 +206,7 @@ class Family(ABC):
 
     @abstractmethod
     def see(self, visual: Visual) -> Seen:
-        """One picture or video as tensors."""
+        """One image or video as tensors."""
 
     @abstractmethod
     def turn(self, role: str, content: str) -> str:
@@ -192,7 +218,7 @@ class Family(ABC):
 
     @property
     def image_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens whose embeddings pictures replace."""
+        """Ids of the tokens whose embeddings images replace."""
         return (self.config.image_token_id,)
 
     def spare(self) -> dict[str, tuple[int, ...]]:
@@ -211,11 +237,7 @@ def misfit(processor: str, model: str) -> InputError:
     )
 
 
-def shifted(seen: Sequence[Seen]) -> list[Seen]:
-    """The visuals of one example with their owners counted over all of them."""
-    out, first = [], 0
-    for one in seen:
-        owners = torch.where(one.owners >= 0, one.owners + first, one.owners)
-        out.append(replace(one, owners=owners))
-        first += one.tokens
-    return out
+def counted_on(owners: Sequence[Tensor], tokens: Sequence[int]) -> list[Tensor]:
+    """Owners of several images' pixels, each counted over its own ``tokens``, counted over all."""
+    firsts = itertools.accumulate(tokens, initial=0)
+    return [torch.where(o >= 0, o + first, o) for o, first in zip(owners, firsts, strict=False)]

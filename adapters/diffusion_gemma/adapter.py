@@ -1,8 +1,8 @@
 r"""DiffusionGemma: block diffusion from uniform noise, encoder and decoder with shared weights.
 
-The encoder reads prompt and pictures once and every finished canvas after it; the decoder denoises
+The encoder reads prompt and images once and every finished canvas after it; the decoder denoises
 one canvas of C tokens behind the encoder's keys and values. So the encoder's prefill is the only
-call that holds the picture, and the blocks are the encoder's: gradients of every canvas reach their
+call that holds the image, and the blocks are the encoder's: gradients of every canvas reach their
 image states through the cache, those of later canvases also by way of the canvases before.
 
 There is no mask token. A canvas starts as random tokens, every step accepts those it is sure of
@@ -27,25 +27,12 @@ from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.common.text import stop_ids
-from captum_dcam.adapters.diffusion_gemma.decoding import (
-    EVERY,
-    Prompt,
-    denoised,
-    embedded,
-    forced,
-    head,
-    prefilled,
-    sampled,
-    signals,
-    states_of,
-    wider,
-)
-from captum_dcam.adapters.diffusion_gemma.loading import FACTS, MODEL_TYPE, loaded, owned
+from captum_dcam.adapters.diffusion_gemma import decoding
+from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
+from captum_dcam.adapters.diffusion_gemma.loading import CHECKPOINT, MODEL_TYPE, loaded
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
-from captum_dcam.adapters.diffusion_gemma.settings import check_context, checked, options_of
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import FamilyFacts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -67,10 +54,23 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
     model_types: ClassVar[tuple[str, ...]] = (MODEL_TYPE,)
     caches: ClassVar[tuple[str, ...]] = ("prefix",)
     any_size: ClassVar[bool] = True
-    facts: ClassVar[FamilyFacts | None] = FACTS
+    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=30),),
+        transformers=">=5.23",
+        notes=(
+            "there is no greedy mode: every generation needs a generator or a seed",
+            "max_new_tokens is rounded up to whole canvases (256 tokens)",
+            "generate ignores settings that it does not know (use_cache, do_sample, top_k, …) "
+            "without a word; the adapter refuses them",
+            "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones "
+            "only; generate and the adapter give the family's own masks",
+            "routing to experts flips between types: replay in the type of the generation",
+        ),
+    )
+    loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
-        if not owned(model):
+        if not self.owns(model):
             raise InputError(
                 f"the model is a {type(model).__name__}: expected DiffusionGemmaForBlockDiffusion, "
                 "with its output head"
@@ -79,21 +79,6 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
 
     def _family_of(self, parts: Parts) -> Gemma4:
         return Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
-
-    @classmethod
-    def load(
-        cls, source: str | None = None, *, cache: str | None = None, **options: Any
-    ) -> DiffusionGemmaAdapter:
-        """Load a checkpoint; options: those of
-        :func:`~captum_dcam.adapters.common.loading.image_text_model`."""
-        model, processor = loaded(source, **options)
-        return cls(model, processor, cache)
-
-    @staticmethod
-    def owns(model: nn.Module) -> bool:
-        return owned(model)
-
-    # -- what the family declares -----------------------------------------------------------------
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -109,14 +94,8 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         """C, tokens of a canvas."""
         return int(self.model.config.canvas_length)
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        return stop_ids(self.model, self._tokenizer)
-
-    # -- requests ---------------------------------------------------------------------------------
-
     def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
-        r"""Pictures and prompts to a request.
+        r"""Images and prompts to a request.
 
         In a batch all prompts must have as many tokens: the family counts positions without regard
         to padding. Else as
@@ -141,8 +120,6 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         """The family's tensors besides the ids."""
         return self._family.inputs(pixels, extras[0], self._named(extras))
 
-    # -- decoding ---------------------------------------------------------------------------------
-
     def generate(
         self,
         request: Request,
@@ -158,7 +135,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
             generator (torch.Generator, optional): of all randomness; there is no greedy mode.
             seed (int, optional): in place of a generator.
             **settings: ``max_new_tokens`` (or ``gen_length``; rounded up to whole canvases),
-                ``max_denoising_steps`` (or ``steps``; at most so many a canvas), ``t_min``,
+                ``max_denoising_steps`` (or ``steps``; at most this number per canvas), ``t_min``,
                 ``t_max``, ``entropy_bound``, ``stability_threshold``, ``confidence_threshold``.
                 Default: the checkpoint's, else the family's (256, 48, 0.4, 0.8, 0.1, 1, 0.005)
 
@@ -178,7 +155,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         check_context(self.model.config, prefix, options)
         inputs = self._inputs(request.pixels, request.extras)
         with seeded(generator, bits=31):
-            recorder = sampled(self.model, request.extras[0], inputs, options)
+            recorder = decoding.sampled(self.model, request.extras[0], inputs, options)
         tokens = torch.cat(recorder.final, 1)
         commit, sure, last = recorder.commits
         return Trajectory(
@@ -194,12 +171,6 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
             lengths=recorder.lengths(prefix),
             final_step=last,
         )
-
-    @property
-    def _filler(self) -> int:
-        """The id that stands where nothing is."""
-        pad = self._tokenizer.pad_token_id
-        return min(self.stop_ids, default=0) if pad is None else int(pad)
 
     def rebuilt_states(
         self, request: Request, canvases: Sequence[Tensor], tokens: Tensor, **settings: Any
@@ -217,16 +188,14 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         Returns:
             tuple of Tensor: a :class:`~captum_dcam.model.trajectory.Trajectory`'s ``states``.
         """
-        options = options_of(checked(settings, self.canvas))
+        options = decoding.options_of(checked(settings, self.canvas))
         with torch.no_grad():
             memory = self.prefill(self.embed(request.pixels, *request.extras))
         found = [
-            signals(self.model, memory, tokens[:, : n * self.canvas], steps, options)
+            decoding.signals(self.model, memory, tokens[:, : n * self.canvas], steps, options)
             for n, steps in enumerate(canvases)
         ]
-        return states_of(canvases, found, tokens, self._filler)
-
-    # -- given answers ----------------------------------------------------------------------------
+        return decoding.states_of(canvases, found, tokens, self._filler)
 
     def whole_answer(self, ids: Sequence[int]) -> list[int]:
         """An end of the answer and padding behind it, up to the end of its canvas."""
@@ -240,7 +209,7 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Token t is hidden behind noise, see :func:`.decoding.forced`."""
-        return forced(tokens, self._silence, self.vocabulary, self._filler)
+        return decoding.forced(tokens, self._silence, self.vocabulary, self._filler)
 
     @property
     def _silence(self) -> Tensor:
@@ -248,13 +217,11 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         width = self.model.config.text_config.hidden_size
         return torch.zeros(self.canvas, width, dtype=self.dtype, device=self.device)
 
-    # -- replay -----------------------------------------------------------------------------------
-
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
-        return embedded(self.model, extras[0], self._inputs(pixels, extras))
+        return decoding.embedded(self.model, extras[0], self._inputs(pixels, extras))
 
     def prefill(self, embedded: Prompt) -> Prompt:
-        return prefilled(self.model, embedded)
+        return decoding.prefilled(self.model, embedded)
 
     def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         """Logits (R, T, V); zeros at positions of canvases that a row's state does not read."""
@@ -271,14 +238,14 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
     ) -> Tensor:
         """Logits (R, C, V) of a canvas, of the rows that read it."""
         if bool(read.all()):
-            return denoised(self.model, memory, before, canvas, signal)
-        shape, kind = (*canvas.shape, self.vocabulary), wider(signal.dtype)
+            return decoding.denoised(self.model, memory, before, canvas, signal)
+        shape, kind = (*canvas.shape, self.vocabulary), decoding.wider(signal.dtype)
         logits = self.model.lm_head.weight.new_zeros(shape, dtype=kind)
         if not bool(read.any()):
             return logits
         at = read.nonzero()[:, 0]
-        own = denoised(self.model, memory.select(at), before[at], canvas[at], signal[at])
+        own = decoding.denoised(self.model, memory.select(at), before[at], canvas[at], signal[at])
         return logits.index_copy(0, at.to(own.device), own)
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        return head(self.model, self.model.model.decoder.norm(hidden))
+        return decoding.head(self.model, self.model.model.decoder.norm(hidden))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,69 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from captum_dcam.adapters.common.prefix import KeyValue, Prefix
-from captum_dcam.adapters.diffusion_gemma.settings import options_of
+from captum_dcam.adapters.common.settings import Setting, Settings, count
+from captum_dcam.errors import InputError
+
+#: without values: the checkpoint's
+SETTINGS = Settings(
+    "DiffusionGemma",
+    {
+        "max_new_tokens": Setting(None, count, also="gen_length"),
+        "max_denoising_steps": Setting(None, count, also="steps"),
+        "t_min": Setting(),
+        "t_max": Setting(),
+        "entropy_bound": Setting(),
+        "stability_threshold": Setting(),
+        "confidence_threshold": Setting(),
+    },
+    unknown="the family's generate takes other settings, but would ignore them without a word",
+)
+
+
+def checked(settings: dict[str, Any], canvas: int) -> dict[str, Any]:
+    r"""Settings for ``generate``; raises before any work.
+
+    Args:
+        settings (dict): what the caller gave.
+        canvas (int): C, tokens of a canvas.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "temperature" in given:
+        raise InputError(
+            f"temperature={given['temperature']!r}: the family's falls from t_max to t_min over "
+            "the steps: give those (0.8 and 0.4 by default); there is no greedy mode"
+        )
+    if given.pop("block_length", canvas) != canvas:
+        raise InputError(
+            f"block_length is {settings['block_length']}: the model's canvas has {canvas} tokens; "
+            "leave it out"
+        )
+    return {name: value for name, value in SETTINGS.read(given).items() if value is not None}
+
+
+def check_context(config: Any, prefix: int, settings: dict[str, Any]) -> None:
+    """Raise ValueError unless all canvases fit behind a prompt of ``prefix`` tokens."""
+    canvas, context = config.canvas_length, config.text_config.max_position_embeddings
+    whole = -(-settings.get("max_new_tokens", canvas) // canvas) * canvas
+    if prefix + whole > context:
+        raise InputError(
+            f"the prompt has {prefix} tokens and {whole} are asked for (whole canvases of "
+            f"{canvas}), but the model's context is {context}: ask for fewer, or give smaller or "
+            "fewer images"
+        )
+
+
+def options_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Checked settings as ``generate`` takes them."""
+    from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+        EntropyBoundSamplerConfig,
+    )
+
+    out = dict(settings)
+    if "entropy_bound" in out:
+        bound = EntropyBoundSamplerConfig(entropy_bound=float(out.pop("entropy_bound")))
+        out["sampler_config"] = bound
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +95,6 @@ class Prompt(Prefix):
     window in some layers."""
 
     visual: Tensor
-
-    def select(self, index: Tensor) -> Prompt:
-        return replace(super().select(index), visual=self.visual[index])
 
 
 def embedded(model: Any, input_ids: Tensor, inputs: dict[str, Tensor]) -> Prompt:
@@ -152,11 +211,8 @@ def conditioned(decoder: Any, signal: Tensor | None = None) -> Iterator[list[Ten
         found.append(args[1].clone() if signal is None else signal.to(args[1]))
         return args[0], found[-1]
 
-    handle = decoder.self_conditioning.register_forward_pre_hook(swap)
-    try:
+    with decoder.self_conditioning.register_forward_pre_hook(swap):
         yield found
-    finally:
-        handle.remove()
 
 
 def _cache(model: Any, pairs: Sequence[KeyValue] = (), length: int = 0) -> DynamicCache:
@@ -299,8 +355,6 @@ class Recorder(BaseStreamer):
     _logits: Tensor | None = None
     _begun: bool = False
 
-    # -- what generate calls ----------------------------------------------------------------------
-
     def put(self, value: Tensor) -> None:
         """The prompt, then every finished canvas."""
         if self._begun:
@@ -317,8 +371,6 @@ class Recorder(BaseStreamer):
 
     def end(self) -> None:
         """Nothing is open."""
-
-    # -- hooks ----------------------------------------------------------------------------------
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -337,18 +389,12 @@ class Recorder(BaseStreamer):
         def seen(_module: Any, _args: Any, out: Tensor) -> None:
             self._logits = out
 
-        handles = [
+        with (
             decoder.register_forward_pre_hook(step, with_kwargs=True),
             decoder.self_conditioning.register_forward_pre_hook(signal),
             self.model.lm_head.register_forward_hook(seen),
-        ]
-        try:
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    # -- the record -------------------------------------------------------------------------------
 
     def states(self, filler: int) -> tuple[Tensor, Tensor, Tensor]:
         """States of all steps, see :func:`states_of`."""

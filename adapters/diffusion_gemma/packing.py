@@ -1,6 +1,6 @@
-r"""Pictures and the prompt format of DiffusionGemma (Gemma 4's).
+r"""Images and the prompt format of DiffusionGemma (Gemma 4's).
 
-The picture is resized, not cropped, so that a whole number of image tokens covers it, and cut into
+The image is resized, not cropped, so that a whole number of image tokens covers it, and cut into
 patches: a fixed number of rows, the last of which are padding. One image token is the mean of
 ``pooling_kernel_size``² patches.
 """
@@ -18,7 +18,7 @@ from captum_dcam.errors import InputError
 
 
 class Gemma4(Family):
-    """How DiffusionGemma prepares pictures; it takes no video."""
+    """How DiffusionGemma prepares images; it takes no video."""
 
     model_types: ClassVar[tuple[str, ...]] = ("diffusion_gemma",)
     any_size: ClassVar[bool] = True

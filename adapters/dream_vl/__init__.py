@@ -1,4 +1,4 @@
-"""Dream-VL: the whole sequence at every step, logits shifted by one, pictures of any size."""
+"""Dream-VL: the whole sequence at every step, logits shifted by one, images of any size."""
 
 from captum_dcam.adapters.dream_vl.adapter import DreamVLAdapter
 

@@ -1,11 +1,11 @@
-r"""Dream-VL: the whole sequence at every step, logits shifted by one, pictures of any size.
+r"""Dream-VL: the whole sequence at every step, logits shifted by one, images of any size.
 
 Upstream: ``DreamLM/Dream-VLX`` (package ``dreamvl``), checkpoint ``Dream-org/Dream-VL-7B``, loaded
 as the hub's remote code. Every call is feasible: the prompt cache is broken upstream and stays off.
 
 What surprises in upstream's defaults: temperature 1.0 and top_k 50 (transformers 4 derives them
 from the model's configuration), 512 steps whatever ``max_new_tokens``, and ``alg="origin"``, which
-draws the positions it fills. Here: greedy ``maskgit_plus`` with a step a token. A step fills
+draws the positions it fills. Here: greedy ``maskgit_plus`` with a step per token. A step fills
 int(m (1 - s/t)) of m masks, so that the first step may fill none; nothing ends an answer early.
 With several examples upstream ranks the positions of all of them together, so that an answer
 depends on its batch; here examples of a batch are decoded one by one.
@@ -21,19 +21,19 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.common.text import special_ids, stop_ids
+from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
 from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
-from captum_dcam.adapters.dream_vl.settings import checked
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DreamVLAdapter(ConversationAdapter):
+class DreamVLAdapter(PrefixAdapter, ConversationAdapter):
     r"""Adapter of ``DreamVLModel``.
 
     Args:
@@ -49,6 +49,8 @@ class DreamVLAdapter(ConversationAdapter):
     family: ClassVar[str] = "dream_vl"
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
     caches: ClassVar[tuple[str, ...]] = ("none",)
+    classes: ClassVar[tuple[str, ...]] = ("DreamVLModel",)
+    loader = staticmethod(loaded)
     any_size: ClassVar[bool] = True
     takes_video: ClassVar[bool] = True
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
@@ -57,31 +59,15 @@ class DreamVLAdapter(ConversationAdapter):
         notes=(
             "its code comes with the checkpoint: load needs trust_remote_code=True",
             "upstream decodes with temperature 1.0, top_k 50, 512 steps and alg origin unless told "
-            "otherwise; here greedy maskgit_plus with a step a token",
+            "otherwise; here greedy maskgit_plus with a step per token",
             "the prompt cache fails upstream: use_cache=True is refused",
             "the first steps can fill no token: a step fills int(m (1 - s/t)) of m masks",
             "examples of a batch are decoded one by one: upstream ranks them together",
         ),
     )
 
-    @classmethod
-    def load(
-        cls, source: str | None = None, *, cache: str | None = None, **options: Any
-    ) -> DreamVLAdapter:
-        """Load a checkpoint; options: those of
-        :func:`~captum_dcam.adapters.dream_vl.loading.loaded`."""
-        model, processor = loaded(source, **options)
-        return cls(model, processor, cache)
-
-    @staticmethod
-    def owns(model: nn.Module) -> bool:
-        """Whether a loaded model is a ``DreamVLModel``."""
-        return any(c.__name__ == "DreamVLModel" for c in type(model).__mro__)
-
     def _family_of(self, parts: Parts) -> DreamVL:
         return DreamVL(self.model.config, parts.tokenizer, parts.image_processor)
-
-    # -- what the family declares -----------------------------------------------------------------
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -89,8 +75,7 @@ class DreamVLAdapter(ConversationAdapter):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        own = stop_ids(self.model, self._tokenizer)
-        return own | special_ids(self._tokenizer) | {self.mask_id}
+        return super().stop_ids | special_ids(self._tokenizer) | {self.mask_id}
 
     @property
     def mask_id(self) -> int:
@@ -99,10 +84,8 @@ class DreamVLAdapter(ConversationAdapter):
     def query_position(self, layout: Layout, position: int) -> int:
         return layout.prefix_length + position - 1
 
-    # -- decoding ---------------------------------------------------------------------------------
-
     def _example(self, pixels: Tensor, extras: Sequence[Tensor], number: int) -> Any:
-        """Ids, mask, the family's own tensors, and the arguments of pictures of one example."""
+        """Ids, mask, the family's own tensors, and the arguments of images of one example."""
         one = slice(number, number + 1)
         own = [e[one] for e in extras]
         named = self._named(own)
@@ -131,7 +114,7 @@ class DreamVLAdapter(ConversationAdapter):
         Raises:
             TypeError, ValueError: settings that cannot work, ``use_cache=True`` among them.
         """
-        options = checked(settings, generator)
+        options = decoding.checked(settings, generator)
         config = decoding.generation_config(self.model, options)
         logs = []
         with seeded(generator, bits=31):
@@ -156,15 +139,9 @@ class DreamVLAdapter(ConversationAdapter):
         )
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
-        """Prompts with their pictures; example by example, as they are decoded."""
+        """Prompts with their images; example by example, as they are decoded."""
         found = (self._example(pixels, extras, b) for b in range(len(pixels)))
         return joined([embedded(self.model, *one) for one in found])
-
-    def prefill(self, embedded: Prompt) -> Prompt:
-        return embedded
-
-    def select(self, memory: Prompt, index: Tensor) -> Prompt:
-        return memory.select(index)
 
     def denoise(self, memory: Prompt, *state: Tensor) -> Tensor:
         return decoding.step_logits(self.model, memory, state[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_dcam.adapters.common.compat import (
     default_frequencies,
+    lent,
     tied_by_map,
     transformers_major,
     unchecked,
@@ -29,17 +30,15 @@ def importable() -> Iterator[None]:
     from transformers import image_utils
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    moved = not hasattr(image_utils, "VideoInput")
-    if moved:
-        image_utils.VideoInput = importlib.import_module("transformers.video_utils").VideoInput
+    moved = {}
+    if not hasattr(image_utils, "VideoInput"):
+        moved["VideoInput"] = importlib.import_module("transformers.video_utils").VideoInput
     missing = "default" not in ROPE_INIT_FUNCTIONS
-    if missing:
-        ROPE_INIT_FUNCTIONS["default"] = default_frequencies
+    ROPE_INIT_FUNCTIONS.setdefault("default", default_frequencies)
     try:
-        yield
+        with lent(image_utils, **moved):
+            yield
     finally:
-        if moved:
-            del image_utils.VideoInput
         if missing:
             del ROPE_INIT_FUNCTIONS["default"]
 

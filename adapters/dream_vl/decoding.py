@@ -1,4 +1,4 @@
-r"""How Dream-VL decodes: recording its ``diffusion_generate``, and one step with gradients."""
+r"""How Dream-VL decodes: settings and record of its ``diffusion_generate``, and one step of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,51 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.compat import unchecked
 from captum_dcam.adapters.common.recording import CanvasLog
+from captum_dcam.adapters.common.settings import (
+    TEMPERATURE,
+    Setting,
+    Settings,
+    count,
+    inside,
+    length,
+    need_generator,
+    number,
+    one_of,
+    share,
+)
 from captum_dcam.adapters.dream_vl.compat import callable_generate, generation_module
 from captum_dcam.adapters.dream_vl.packing import Prompt
+from captum_dcam.errors import InputError
+
+SETTINGS = Settings(
+    "Dream-VL",
+    {
+        "max_new_tokens": Setting(128, length, also="gen_length"),
+        "steps": Setting(None, count),
+        "alg": Setting("maskgit_plus", one_of("maskgit_plus", "topk_margin", "entropy", "origin")),
+        "alg_temp": Setting(None, number),
+        **TEMPERATURE,
+        "top_p": Setting(None, share),
+        "top_k": Setting(None, count),
+        "eps": Setting(1e-3, inside),
+        "eos_penalty": Setting(0.0),
+    },
+)
+
+
+def checked(given: dict[str, Any], generator: torch.Generator | None) -> dict[str, Any]:
+    """Settings for ``diffusion_generate``; raises before any work on what cannot work."""
+    given = dict(given)
+    if given.pop("use_cache", False):
+        raise InputError(
+            "use_cache is True: Dream-VL's prompt cache fails at the second step (transformers 4: "
+            "a shape error, 5: DynamicCache), so every step runs the whole sequence; leave it out"
+        )
+    out = SETTINGS.read(given)
+    out["steps"] = out["max_new_tokens"] if out["steps"] is None else out["steps"]
+    drawn = out["alg"] == "origin" or out["temperature"] > 0 or (out["alg_temp"] or 0) > 0
+    need_generator(drawn, generator)
+    return out
 
 
 def generation_config(model: Any, settings: dict[str, Any]) -> Any:
@@ -73,16 +116,11 @@ def expanded_mask(model: Any) -> Iterator[None]:
         seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         if "Sdpa" not in kind:  # written out: the mask is added to the scores
             dtype = kwargs["inputs_embeds"].dtype
-            seen = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(
-                ~seen, torch.finfo(dtype).min
-            )
+            seen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
         return args, {**kwargs, "attention_mask": seen}
 
-    handle = model.model.register_forward_pre_hook(expand, with_kwargs=True)
-    try:
+    with model.model.register_forward_pre_hook(expand, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def generated(model: Any, ids: Tensor, config: Any, inputs: dict[str, Any]) -> CanvasLog:

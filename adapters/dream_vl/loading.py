@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_dcam.adapters.common.compat import frequencies
-from captum_dcam.adapters.common.loading import named, reading
+from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
@@ -49,9 +49,8 @@ def loaded(
     from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    hub = {} if revision is None else {"revision": revision}
-    options = {"device_map": device_map, "attn_implementation": attn_implementation}
-    options = {k: v for k, v in options.items() if v is not None}
+    hub = given(revision=revision)
+    options = given(device_map=device_map, attn_implementation=attn_implementation)
     with reading(source), importable():
         config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
         place = getattr(config, "auto_map", {}).get("AutoModel")
@@ -64,6 +63,4 @@ def loaded(
         model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
         frequencies(model)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
-    if device is not None and device_map is None:
-        model = model.to(device)
-    return model.eval(), processor
+    return placed(model, device, device_map), processor

@@ -1,22 +1,23 @@
-r"""Pictures of Dream-VL, and its prompts with pictures in their places."""
+r"""Images of Dream-VL, and its prompts with images in their places."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.qwen import Qwen
 from captum_dcam.adapters.common.visuals import Seen, Visual
 
 
 class DreamVL(Qwen):
-    """Qwen2-VL's pictures and format, without vision markers around them: so image tokens have
-    text positions (mRoPE is inactive), and several pictures stand in one run."""
+    """Qwen2-VL's images and format, without vision markers around them: so image tokens have
+    text positions (mRoPE is inactive), and several images stand in one run."""
 
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
     placeholders: ClassVar[tuple[str, str]] = ("<|image_pad|>", "<|video_pad|>")
@@ -32,27 +33,21 @@ class DreamVL(Qwen):
         return out
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Prefix):
     r"""Embedded prompts of R rows.
 
     Args:
-        embeds (Tensor): (R, P, D), pictures in their places.
+        embeds (Tensor): (R, P, D), images in their places.
         ids (Tensor): (R, P), from which positions are counted.
         mask (Tensor): (R, P) int64, 0 at padding.
-        grids (tuple of Tensor): (R, n, 3) of pictures, (R, m, 3) of videos: patches along time,
+        grids (tuple of Tensor): (R, n, 3) of images, (R, m, 3) of videos: patches along time,
             height and width.
     """
 
-    embeds: Tensor
     ids: Tensor
     mask: Tensor
     grids: tuple[Tensor, Tensor]
-
-    def select(self, index: Tensor) -> Prompt:
-        """Rows ``index`` (R,)."""
-        grids = (self.grids[0][index], self.grids[1][index])
-        return Prompt(self.embeds[index], self.ids[index], self.mask[index], grids)
 
 
 def embedded(
@@ -67,33 +62,19 @@ def embedded(
         parts (dict): from :meth:`DreamVL.inputs`.
     """
     embeds = model.get_input_embeddings()(ids)
-    for value, grid, token, features in (
-        ("pixel_values", "image_grid_thw", model.config.image_token_id, model.get_image_features),
-        (
-            "pixel_values_videos",
-            "video_grid_thw",
-            model.config.video_token_id,
-            model.get_video_features,
-        ),
-    ):
+    config, grids = model.config, (extras["image_grid_thw"], extras["video_grid_thw"])
+    image = "pixel_values", "image_grid_thw", config.image_token_id, model.get_image_features
+    video = "pixel_values_videos", "video_grid_thw", config.video_token_id, model.get_video_features
+    for value, grid, token, features in (image, video):
         if value in parts:
             seen = torch.cat(features(parts[value], parts[grid])).to(embeds.dtype)
             where = (ids == token)[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(where, model.projector(seen))
-    return Prompt(embeds, ids, mask, (extras["image_grid_thw"], extras["video_grid_thw"]))
+    return Prompt(embeds, ids=ids, mask=mask, grids=grids)
 
 
 def joined(prompts: Sequence[Prompt]) -> Prompt:
     """Prompts of several examples as rows of one."""
-    if len(prompts) == 1:
-        return prompts[0]
-    return replace(
-        prompts[0],
-        embeds=torch.cat([p.embeds for p in prompts]),
-        ids=torch.cat([p.ids for p in prompts]),
-        mask=torch.cat([p.mask for p in prompts]),
-        grids=(
-            torch.cat([p.grids[0] for p in prompts]),
-            torch.cat([p.grids[1] for p in prompts]),
-        ),
-    )
+    parts = zip(*((p.embeds, p.ids, p.mask, *p.grids) for p in prompts), strict=True)
+    embeds, ids, mask, images, videos = (torch.cat(part) for part in parts)
+    return Prompt(embeds, ids=ids, mask=mask, grids=(images, videos))

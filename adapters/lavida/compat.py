@@ -25,7 +25,7 @@ from captum_dcam.adapters.common.compat import (
     unchecked,
     without_arguments,
 )
-from captum_dcam.errors import MissingPackageError
+from captum_dcam.adapters.common.loading import upstream
 
 INSTALL = (
     "git clone https://github.com/jacklishufan/LaViDa && pip install --no-deps -e LaViDa && "
@@ -44,17 +44,13 @@ def package() -> Any:
         ImportError: no such package, or one of another project of LLaVA's kind.
     """
     moved_names()
-    try:
-        with deepspeed():
-            llada = importlib.import_module("llava.model.language_model.llava_llada")
-            dream = importlib.import_module("llava.model.language_model.llava_dream")
-            builder = importlib.import_module("llava.model.builder")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"LaViDa's own code is needed and cannot be imported ({error}): {INSTALL}. "
-            "Other projects have a package llava too (LLaDA-V, LLaVA): one at a time can be "
-            "installed"
-        ) from error
+    install = (
+        f"{INSTALL}. Other projects have a package llava too (LLaDA-V, LLaVA): one at a time can "
+        "be installed"
+    )
+    names = ("language_model.llava_llada", "language_model.llava_dream", "builder")
+    with deepspeed():
+        llada, dream, builder = upstream("LaViDa", install, *(f"llava.model.{n}" for n in names))
     repair_classes(llada, dream)
     return builder
 

@@ -1,4 +1,4 @@
-r"""How LaViDa's Dream decodes: recording it, and one step with gradients.
+r"""How LaViDa's Dream decodes: its settings, recording it, and one step with gradients.
 
 Dream predicts position p at p - 1 and has a cache object, and its first token is the argmax of the
 prefill's last row. LLaDA's part is shared with LaViDa-O.
@@ -12,11 +12,60 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_dcam.adapters.common.llada import Llada, Recorder, shared_arguments, steps_of
+from captum_dcam.adapters.common.llada import (
+    GEN_LENGTH,
+    STEPS,
+    Llada,
+    Recorder,
+    check_steps,
+    shared_arguments,
+    steps_of,
+)
 from captum_dcam.adapters.common.prefix import Prefix
-from captum_dcam.adapters.lavida import settings
+from captum_dcam.adapters.common.settings import (
+    Setting,
+    Settings,
+    count,
+    need_generator,
+    number,
+    one_of,
+    share,
+)
+from captum_dcam.errors import InputError
+
+SETTINGS = Settings(
+    "LaViDa-Dream",
+    {
+        "gen_length": GEN_LENGTH,
+        **STEPS,
+        "alg": Setting("entropy", one_of("origin", "maskgit_plus", "topk_margin", "entropy")),
+        "alg_temp": Setting(0.0, number),
+        "top_p": Setting(0.95, share, none=True),
+        "top_k": Setting(50, count, none=True),
+    },
+    refused={"remasking": "its counterpart here is alg"},
+)
+
+
+def checked(
+    given: dict[str, Any], cached: bool, generator: torch.Generator | None
+) -> dict[str, Any]:
+    """The settings, checked before any work is done; the whole canvas is one block."""
+    made = SETTINGS.read(given)
+    drawn = made["temperature"] > 0 or made["alg_temp"] > 0 or made["alg"] == "origin"
+    need_generator(drawn, generator)
+    made["block_length"] = made["gen_length"]
+    each = check_steps(made)
+    left = made["gen_length"] - cached  # the prefill commits a token
+    if made["schedule"] is not None and each > left:
+        raise InputError(
+            f"{each} steps with schedule {made['schedule']!r}: LaViDa-Dream fails when there are "
+            f"more steps than the {left} tokens that the prefill leaves; give fewer steps, a "
+            "longer gen_length, or no schedule"
+        )
+    return made
 
 
 @dataclass
@@ -32,10 +81,11 @@ class DreamRecorder(Recorder):
             return
         super().score(torch.cat((logits[:, :1], logits[:, :-1]), dim=1))
 
-    def sureness(self, tokens: Tensor) -> Tensor:
-        out = self.confidence.clone()
+    @property
+    def confidence(self) -> Tensor:
+        out = super().confidence.clone()
         if self._first is not None:
-            chosen = self._first.double().softmax(-1).gather(-1, tokens[:, :1])
+            chosen = self._first.double().softmax(-1).gather(-1, self.tokens[:, :1])
             out[:, :1] = chosen.float().cpu()
         return out
 
@@ -53,24 +103,15 @@ class Dream(Llada):
     shift = 1
     mask_id = 151666
     stop_ids = (151643, 151645)
+    parts = ("model.layers", "model.embed_tokens", "lm_head")
     attention = "self_attn"
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.model.layers)
-
-    @property
-    def words(self) -> nn.Module:
-        return self.model.model.embed_tokens
-
-    @property
-    def head(self) -> nn.Module:
-        return self.model.lm_head
+    recorder = DreamRecorder
+    keeps_cached = False  # the cache is one object that all blocks fill: outputs cannot replace it
 
     def checked(
         self, given: dict[str, Any], cached: bool, generator: torch.Generator | None
     ) -> dict[str, Any]:
-        return settings.checked(given, cached, generator)
+        return checked(given, cached, generator)
 
     def arguments(self, made: dict[str, Any], cached: bool, mask_id: int) -> dict[str, Any]:
         out = {**shared_arguments(made, cached), "steps": steps_of(made)}
@@ -78,13 +119,6 @@ class Dream(Llada):
         if made["step_ratio"] is not None:
             out |= {"steps": made["gen_length"], "step_ratio": made["step_ratio"]}
         return out
-
-    def recorder(self, mask_id: int, length: int) -> Recorder:
-        return DreamRecorder(mask_id, length=length)
-
-    def keeps(self, cached: bool) -> bool:
-        # the cache is one object that all blocks fill: their outputs cannot stand in for it
-        return not cached
 
     def prefilled(self, prefix: Prefix) -> Prefix:
         out = self.model.forward_dream(

@@ -3,8 +3,6 @@ r"""Loading LaViDa through its authors' builder, under old transformers and new.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +21,13 @@ from captum_dcam.errors import RemoteCodeError, WeightsError
 CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
 #: class name → language model
 VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
+#: what the authors' scripts tell the builder of the vision tower, besides its name
+VISION = {
+    "mm_resampler_type": None,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_hidden_size": 1152,
+    "use_mm_proj": True,
+}
 
 
 def loaded(
@@ -56,17 +61,20 @@ def loaded(
     source = named("lavida", source, CHECKPOINT)
     builder = compat.package()
     wanted, built = built_type(dtype)
+    vision = None if vision_tower is None else {"mm_vision_tower": vision_tower, **VISION}
     with reading(source, ValueError):
         folder = folder_of(source, revision)
         name = _builder_name(source, folder, trust_remote_code)
-        with _quiet(), compat.loading([getattr(builder, name) for name in VARIANTS]) as missing:
+        classes = [getattr(builder, name) for name in VARIANTS]
+        with warnings.catch_warnings(), compat.loading(classes) as missing:
+            warnings.simplefilter("ignore", FutureWarning)  # upstream's own deprecated arguments
             tokenizer, model, image_processor, _ = builder.load_pretrained_model(
                 folder,
                 None,
                 name,
                 device_map=_map(device, device_map),
                 torch_dtype=built,
-                vision_kwargs=None if vision_tower is None else _sight(vision_tower),
+                vision_kwargs=vision,
             )
         lost = compat.fill_tower(model.get_vision_tower(), missing)
     check_complete(source, lost, "LaViDa checkpoint")
@@ -104,22 +112,3 @@ def _map(device: torch.device | str | None, device_map: Any) -> Any:
     if not torch.cuda.is_available():
         return "auto"
     return {"": "cpu" if device is None else str(device)}
-
-
-def _sight(vision_tower: str) -> dict[str, Any]:
-    """What the authors' scripts tell the builder of the vision tower."""
-    return {
-        "mm_vision_tower": vision_tower,
-        "mm_resampler_type": None,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": 1152,
-        "use_mm_proj": True,
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Upstream's own deprecated arguments are not the user's concern."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

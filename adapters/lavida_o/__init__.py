@@ -1,4 +1,4 @@
-"""LaViDa-O: the understanding path, a picture and a question in, text out."""
+"""LaViDa-O: the understanding path, an image and a question in, text out."""
 
 from captum_dcam.adapters.lavida_o.adapter import LavidaOAdapter
 

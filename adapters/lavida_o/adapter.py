@@ -1,13 +1,13 @@
-r"""LaViDa-O: the understanding path, a picture and a question in, text out.
+r"""LaViDa-O: the understanding path, an image and a question in, text out.
 
 Upstream: ``adobe-research/LaVida-O`` (package ``llava``, under Adobe's research licence: it is
 imported where it is installed, nothing of it is here), checkpoint ``jacklishufan/LaViDa-O-v1.0``.
-A picture is a base view of 13×13 tokens in a padded square and a mosaic of such tiles. Regimes:
-``prefix`` (``prefix_lm=True``, as in the authors' demo) and ``full``; in the latter
+An image is a base view of 13×13 tokens in a padded square and a mosaic of such tiles. Caches:
+``prefix`` (``prefix_lm=True``, as in the authors' demo) and ``none``; in the latter
 ``use_fast_dlm=True`` decodes with a cache that every block makes anew, so that lengths vary by
 step.
 
-Supported: text answers to pictures. Not supported: making and editing pictures and grounding by box
+Supported: text answers to images. Not supported: making and editing images and grounding by box
 tokens (``text_to_image``, ``predict_grounding``), ``draft_tokens``, and ``cfg_scale`` > 0, with
 which upstream fails on text.
 
@@ -20,22 +20,66 @@ LaViDa-O would load as one of them, and its own sampling is not reproduced.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common.anyres import BASES, Tiling
 from captum_dcam.adapters.common.llada import LladaAdapter, steps_of
+from captum_dcam.adapters.common.packing import SYSTEM, Packing, check_tiles, cutting_of, pools
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.lavida_o.decoding import FastLog, fast_logits
+from captum_dcam.adapters.lavida_o.decoding import (
+    FastLog,
+    fast_arguments,
+    fast_logits,
+    fast_settings,
+)
 from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
-from captum_dcam.adapters.lavida_o.packing import LavidaOPacking
-from captum_dcam.adapters.lavida_o.settings import fast_arguments, fast_settings
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class LavidaOPacking(Packing):
+    r"""Images of LaViDa-O: every one becomes a base view and a mosaic.
+
+    Args:
+        model, image_processor: as in :class:`~captum_dcam.adapters.common.packing.Packing`.
+        base (str): ``pad``, the image in a padded square (the authors set DEBUG_FIX_PADDING), or
+            ``stretch``
+    """
+
+    base: str
+
+    def __post_init__(self) -> None:
+        check_tiles(self.model, self.image_processor)
+        if self.base not in BASES:
+            raise InputError(f"base is {self.base!r}: expected one of {BASES}")
+        if pools(self.model):
+            raise InputError(
+                "upstream pools images a second time and fails, unless the environment has "
+                "NOT_ALWASY_DO_2DPOOL=1 when its package llava is imported: set it and start anew"
+            )
+
+    def tiling(self, pictures: int) -> Tiling:
+        inner, tower = self.model.model, self.model.get_vision_tower()
+        tile, patches, patch = tower.image_size, tower.num_patches_per_side, tower.config.patch_size
+        stride = int(getattr(inner.vision_resampler, "stride", 1))
+        pinpoints, most = cutting_of(self.model.config, tile)
+        base = self.base if pinpoints else "pad"
+        side, cell = patches // stride, float(patch * stride)
+        return Tiling(tile, side, cell, pinpoints, base, self.fill, most)
+
+    def newline(self, tiling: Tiling) -> bool:
+        """A single view is followed by one."""
+        return not tiling.pinpoints and "unpad" in getattr(
+            self.model.config, "mm_patch_merge_type", "flat"
+        )
 
 
 @register
@@ -54,6 +98,7 @@ class LavidaOAdapter(LladaAdapter):
     family: ClassVar[str] = "lavida_o"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLladaForMaskedDiffusion",)
+    classes: ClassVar[tuple[str, ...]] = architectures
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
@@ -63,9 +108,10 @@ class LavidaOAdapter(LladaAdapter):
             "the base view is padded here; upstream stretches it unless DEBUG_FIX_PADDING=1",
             "upstream ignores steps (passed on here as step_per_block); nothing stops an answer",
             "with use_fast_dlm upstream commits by a rising bar of confidence, not by steps",
-            "generation and editing of pictures, and grounding, are not supported",
+            "generation and editing of images, and grounding, are not supported",
         ),
     )
+    loader = staticmethod(loaded)
 
     def __init__(
         self,
@@ -73,7 +119,7 @@ class LavidaOAdapter(LladaAdapter):
         processor: Any,
         cache: str | None = None,
         *,
-        system: str | None = llava.SYSTEM,
+        system: str | None = SYSTEM,
         base: str = "pad",
     ) -> None:
         if not self.owns(model):
@@ -81,31 +127,15 @@ class LavidaOAdapter(LladaAdapter):
                 f"the model is a {type(model).__name__}: expected LaViDa-O's "
                 "LlavaLladaForMaskedDiffusion, with dual_tower in its configuration"
             )
-        super().__init__(model, processor, cache, system, LavidaOPacking, base=base)
-
-    @classmethod
-    def load(
-        cls,
-        source: str | None = None,
-        *,
-        cache: str | None = None,
-        system: str | None = llava.SYSTEM,
-        base: str = "pad",
-        **options: Any,
-    ) -> LavidaOAdapter:
-        """Load a checkpoint through upstream's package; options: those of
-        :func:`~captum_dcam.adapters.lavida_o.loading.loaded`."""
-        model, processor = loaded(source, **options)
-        return cls(model, processor, cache, system=system, base=base)
+        super().__init__(model, processor, cache, system, partial(LavidaOPacking, base=base))
 
     @classmethod
     def claims(cls, config: dict[str, Any]) -> bool:
         return "dual_tower" in config
 
-    @staticmethod
-    def owns(model: nn.Module) -> bool:
-        named = any(c.__name__ == "LlavaLladaForMaskedDiffusion" for c in type(model).__mro__)
-        return named and hasattr(model.config, "dual_tower")
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        return super().owns(model) and hasattr(model.config, "dual_tower")
 
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
@@ -142,26 +172,13 @@ class LavidaOAdapter(LladaAdapter):
         options = language.arguments(made, False, self.mask_id)
         options = fast_arguments(options, fast, steps_of(made))
         views = self._packing.arguments(request.pixels, request.extras[1])
-        with (
-            seeded(generator, self.device),
-            language.as_written(),
-            log.watching(self.model.model),
-        ):
+        inner = self.model.model
+        with seeded(generator, self.device), language.as_written(), log.watching(inner):
             result, _ = self.model.generate(request.extras[0], **views, **options)
-        tokens = result[:, -made["gen_length"] :].clone()
-        log.finish(tokens)
-        return Trajectory(
-            tokens=tokens,
-            states=log.all_states(),
-            final_state=log.final(tokens),
-            commit_step=log.commit_step.clamp_min(0),
-            confidence=log.confidence,
-            cache="none",
-            image_end=request.layout.image_end,
-            settings=settings,
-            own_calls=True,
-            lengths=tuple(log.lengths),
-            final_step=log.last_runs(),
+        log.finish(result[:, -made["gen_length"] :].clone())
+        (states, final), last = log.all_states(), log.last_runs()
+        return self.recorded(
+            request, settings, log, states, final, lengths=log.lengths, final_step=last
         )
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:

@@ -2,14 +2,20 @@ r"""Loading LaViDa-O through its authors' package."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common.loading import built_type, folder_of, named, reading
-from captum_dcam.errors import InputError, MissingPackageError
+from captum_dcam.adapters.common.loading import (
+    built_type,
+    folder_of,
+    named,
+    placed,
+    reading,
+    upstream,
+)
+from captum_dcam.errors import InputError
 
 CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
 INSTALL = (
@@ -49,18 +55,8 @@ def loaded(
             "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
             "set it before Python starts"
         )
-    try:
-        builder = importlib.import_module("llava.model.builder")
-        arch = importlib.import_module("llava.model.language_model.llava_llada")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"LaViDa-O's own code is needed and cannot be imported ({error}): {INSTALL}"
-        ) from error
-    if not hasattr(arch, "generate_with_dual_cache"):
-        raise MissingPackageError(
-            f"the package llava in {arch.__file__} is not LaViDa-O's: another project's is in "
-            f"front; {INSTALL}"
-        )
+    modules = ("llava.model.builder", "llava.model.language_model.llava_llada")
+    builder, _ = upstream("LaViDa-O", INSTALL, *modules, has=["generate_with_dual_cache"])
     wanted, built = built_type(dtype)
     with reading(source):
         tokenizer, model, image_processor, _ = builder.load_pretrained_model(
@@ -70,6 +66,4 @@ def loaded(
             device_map="auto" if device_map is None else device_map,
             torch_dtype=built,
         )
-    if device is not None and device_map is None:
-        model = model.to(device)
-    return model.to(wanted).eval(), (tokenizer, image_processor)
+    return placed(model, device, device_map).to(wanted), (tokenizer, image_processor)

@@ -1,4 +1,4 @@
-r"""LLaDA-V: the whole sequence at every step, pictures as a base view and a mosaic of tiles.
+r"""LLaDA-V: the whole sequence at every step, images as a base view and a mosaic of tiles.
 
 Upstream: ``ML-GSAI/LLaDA-V`` (package ``llava`` under ``train/``), checkpoint ``GSAI-ML/LLaDA-V``.
 One example at a time; every call is feasible. What surprises in upstream's defaults:
@@ -11,22 +11,50 @@ infeasible, as the table of calls shows, and are explained through its cache); d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common import llava
-from captum_dcam.adapters.common.packing import PackedAdapter
+from captum_dcam.adapters.common.anyres import Tiling
+from captum_dcam.adapters.common.packing import (
+    SYSTEM,
+    PackedAdapter,
+    Packing,
+    check_tiles,
+    cutting_of,
+)
 from captum_dcam.adapters.common.recording import seeded
+from captum_dcam.adapters.common.text import MASK, TURN_END
 from captum_dcam.adapters.llada_v import decoding
-from captum_dcam.adapters.llada_v.compat import INSTALL
-from captum_dcam.adapters.llada_v.loading import CHECKPOINT, loaded
-from captum_dcam.adapters.llada_v.packing import LladaVPacking
-from captum_dcam.adapters.llada_v.settings import checked
+from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class LladaVPacking(Packing):
+    """Every image becomes a base view and a mosaic; without canvases a padded base view alone."""
+
+    def __post_init__(self) -> None:
+        check_tiles(self.model, self.image_processor)
+        self.tiling(1)
+
+    def tiling(self, pictures: int) -> Tiling:
+        tower = self.model.get_vision_tower()
+        tile, side = int(tower.image_size), int(tower.num_patches_per_side)
+        pinpoints, most = cutting_of(self.model.config, tile)
+        base, cell = "stretch" if pinpoints else "pad", float(tower.config.patch_size)
+        return Tiling(tile, side, cell, pinpoints, base, self.fill, most)
+
+    def newline(self, tiling: Tiling) -> bool:
+        """A base view alone is followed by one."""
+        return not tiling.pinpoints
+
+    def one_view(self, images: Tensor) -> Any:
+        return list(images.split(1))
 
 
 @register
@@ -43,7 +71,9 @@ class LladaVAdapter(PackedAdapter):
 
     family: ClassVar[str] = "llada_v"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
+    # LaViDa's configuration has the same model_type: only the class tells them apart
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
+    classes: ClassVar[tuple[str, ...]] = architectures
     caches: ClassVar[tuple[str, ...]] = ("none",)
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
@@ -59,6 +89,7 @@ class LladaVAdapter(PackedAdapter):
             "dLLM-Cache cannot be explained: switch it off; Fast-dLLM can stay",
         ),
     )
+    loader = staticmethod(loaded)
 
     def __init__(
         self,
@@ -66,7 +97,7 @@ class LladaVAdapter(PackedAdapter):
         processor: Any,
         cache: str | None = None,
         *,
-        system: str | None = llava.SYSTEM,
+        system: str | None = SYSTEM,
     ) -> None:
         if not self.owns(model):
             raise InputTypeError(
@@ -75,36 +106,17 @@ class LladaVAdapter(PackedAdapter):
             )
         super().__init__(model, processor, cache, system, LladaVPacking)
 
-    @classmethod
-    def load(
-        cls,
-        source: str | None = None,
-        *,
-        cache: str | None = None,
-        system: str | None = llava.SYSTEM,
-        **options: Any,
-    ) -> LladaVAdapter:
-        """Load a checkpoint through upstream's package; options: those of
-        :func:`~captum_dcam.adapters.llada_v.loading.loaded`."""
-        model, processor = loaded(source, **options)
-        return cls(model, processor, cache, system=system)
-
-    @staticmethod
-    def owns(model: nn.Module) -> bool:
-        # LaViDa's configuration has the same model_type: only the class tells them apart
-        return any(c.__name__ == "LlavaLLaDAModelLM" for c in type(model).__mro__)
-
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.model.layers)
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        return frozenset((*decoding.FORBIDDEN, decoding.TURN_END, decoding.MASK))
+        return frozenset((*decoding.FORBIDDEN, TURN_END, MASK))
 
     @property
     def mask_id(self) -> int:
-        return decoding.MASK
+        return MASK
 
     @property
     def fast(self) -> bool:
@@ -114,8 +126,6 @@ class LladaVAdapter(PackedAdapter):
     @property
     def _markers(self) -> frozenset[int]:
         return super()._markers | self.stop_ids
-
-    # -- decoding ---------------------------------------------------------------------------------
 
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
@@ -145,48 +155,33 @@ class LladaVAdapter(PackedAdapter):
         """
         decoding.refuse_feature_cache(self.blocks)
         fast = self.fast
-        options = checked(settings, generator, fast)
-        tokenizer = self.tokenizer
-        text = options["generation_suffix"]
+        options = decoding.checked(settings, generator, fast)
+        model, tokenizer, text = self.model, self.tokenizer, options["generation_suffix"]
         suffix = tokenizer.encode(text, add_special_tokens=False) if text else []
-        prefix = request.layout.prefix_length
-        recorder = decoding.recorder_for(prefix, options, suffix, self.device)
-        model = self.model
-        parts = (model.model, model.lm_head, model.model.embed_tokens)
-        views = self._packing.arguments(request.pixels, request.extras[1])
-        with seeded(generator, self.device), recorder.watching(*parts):
-            result = model.generate(request.extras[0], tokenizer=tokenizer, **views, **options)
-        answer = result[:, : result.shape[1] - len(suffix)]
-        recorder.finish(answer)
-        final = recorder.canvas.clone()
-        tokens = torch.full_like(final, decoding.EOS)
-        tokens[:, : answer.shape[1]] = answer
+        canvas = torch.full((1, options["gen_length"] + len(suffix)), MASK, device=self.device)
+        canvas[0, options["gen_length"] :] = torch.tensor(suffix, device=self.device)
         scale = options["cfg_scale"]
-        states, final_state = decoding.states_of(recorder.steps, scale, fast, final)
+        recorder = decoding.CanvasRecorder(request.layout.prefix_length, canvas, scale)
+        views = self._packing.arguments(request.pixels, request.extras[1])
+        with seeded(generator, self.device), recorder.watching(model):
+            result = model.generate(request.extras[0], tokenizer=tokenizer, **views, **options)
+        recorder.finish(result[:, : result.shape[1] - len(suffix)])
+        steps = recorder.steps
+        states, final = decoding.states_of(steps, scale, fast, recorder.canvas)
         own_calls = fast or scale > 0  # the part behind a cache, or twice the rows
-        return Trajectory(
-            tokens=tokens,
-            states=states,
-            final_state=final_state,
-            commit_step=recorder.commit_step,
-            confidence=recorder.confidence.cpu(),
-            cache="none",
-            image_end=request.layout.image_end,
-            settings=settings,
-            own_calls=own_calls,
-            lengths=tuple(s.length for s in recorder.steps) if own_calls else (),
-            final_step=decoding.last_runs(recorder.steps) if fast else None,
+        return self.recorded(
+            request,
+            settings,
+            recorder,
+            states,
+            final,
+            lengths=[s.length for s in steps] if own_calls else (),
+            final_step=decoding.last_runs(steps) if fast else None,
         )
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Tensor:
         """Embeddings (B, P, D) of the prefix, packed by the family's own code."""
         return self._packed(pixels, extras)
-
-    def prefill(self, embedded: Tensor) -> Tensor:
-        return embedded
-
-    def select(self, memory: Tensor, index: Tensor) -> Tensor:
-        return memory[index]
 
     def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:
         return decoding.step_logits(self.model, memory, *state)

@@ -1,8 +1,8 @@
-r"""How LLaDA-V decodes: its caches, its record, and one step of it with gradients.
+r"""How LLaDA-V decodes: its settings, its caches, its record, and one step of it with gradients.
 
 Every step runs the whole sequence. Two caches exist. Fast-dLLM runs the whole sequence at some
 steps and the part from the current block on at the others, with keys and values of the rest from
-the last whole run: a step's state is then the canvas, the canvas of that run, and where the part
+the last whole call: a step's state is then the canvas, the canvas of that run, and where the part
 begins. dLLM-Cache mixes outputs of several earlier steps at every block: a step is no function of
 its own canvas, and is refused.
 """
@@ -10,22 +10,158 @@ its own canvas, and is refused.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.recording import CanvasRecorder, Step
-from captum_dcam.errors import MethodError
+from captum_dcam.adapters.common.recording import guided
+from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length, read_guided
+from captum_dcam.adapters.common.text import BOS, EOS, HEADER, HEADER_END, MASK
+from captum_dcam.errors import InputError, InputTypeError, MethodError
 
-MASK, BOS, EOS = 126336, 126080, 126081
-HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
 #: ids that the decoder rules out at masked positions
 FORBIDDEN = (EOS, BOS, HEADER, HEADER_END)
 #: products of fewer rows take another kernel, and differ in their last bits
 SAME_KERNEL = 8
+
+
+SETTINGS = Settings(
+    "LLaDA-V",
+    {
+        "gen_length": Setting(128, length),
+        **GUIDED,
+        "stopping_criteria": Setting(("<|eot_id|>",)),
+        "generation_suffix": Setting(),
+        "prefix_refresh_interval": Setting(),
+    },
+    refused={"max_new_tokens": "LLaDA-V ignores it: use gen_length"},
+)
+
+
+def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool) -> dict[str, Any]:
+    """Arguments for the family's ``generate``; raises before any work on what cannot work."""
+    out = read_guided(SETTINGS, given, generator, "gen_length")
+    if isinstance(out["stopping_criteria"], str):
+        raise InputTypeError("stopping_criteria is a string: expected a list of stop strings")
+    if fast and out["cfg_scale"] > 0:
+        raise InputError(
+            f"cfg_scale is {out['cfg_scale']}: Fast-dLLM fails on guided decoding; call "
+            "unregister_fast_dllm_hook(hook), or leave cfg_scale at 0"
+        )
+    refresh = out["prefix_refresh_interval"]
+    if refresh is None:
+        del out["prefix_refresh_interval"]
+    elif not fast or refresh < 1:
+        raise InputError(
+            f"prefix_refresh_interval is {refresh}: it is a setting of Fast-dLLM, at least 1; "
+            "register its hook first"
+        )
+    out["stopping_criteria"] = list(out["stopping_criteria"]) or None
+    return out
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the transformer: the canvas (1, W) it was given, and the part it was given.
+
+    ``length`` tokens from sequence position ``start`` on went in; the rest came from a cache.
+    """
+
+    canvas: Tensor
+    start: int
+    length: int
+
+
+@dataclass
+class CanvasRecorder:
+    r"""Canvas, commits and confidences of a decoder that works on embeddings in place.
+
+    Every step such a decoder runs ``transformer(inputs_embeds=…)``, then ``head``, and embeds the
+    candidates of all positions it ran with ``words``. Where the embeddings differ at the next step,
+    the candidate was committed.
+
+    Args:
+        prefix (int): tokens before the canvas.
+        canvas (Tensor): (1, W) ids before the first step.
+        guidance (float): the decoder's classifier-free guidance scale; above 0, row 1 of a call is
+            the unconditional one.
+    """
+
+    prefix: int
+    canvas: Tensor
+    guidance: float
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.commit_step = torch.full_like(self.canvas, -1)
+        self.confidence = torch.zeros(self.canvas.shape, device=self.canvas.device)
+        self._embeds: Tensor | None = None
+        self._logits: Tensor | None = None
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Hooks on the transformer, the head and the embedding of ids while the context is open."""
+        with (
+            model.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.lm_head.register_forward_hook(self._after),
+            model.model.embed_tokens.register_forward_hook(self._embedded),
+        ):
+            yield
+
+    def _before(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        embeds = kwargs["inputs_embeds"][:1]
+        width, length = self.canvas.shape[1], embeds.shape[1]
+        start = self.prefix + width - length
+        seen = min(width, length)
+        now = embeds[:, -seen:].clone()  # changed in place afterwards
+        if self._embeds is not None:
+            moved = (now != self._embeds[:, -seen:]).any(-1)
+            self._commit(moved, width - seen)
+            now = torch.cat((self._embeds[:, : width - seen], now), dim=1)
+        self._embeds = now
+        self.steps.append(Step(self.canvas.clone(), start, length))
+
+    def _after(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        seen = min(self.canvas.shape[1], output.shape[1])
+        rows = output[:, -seen:].float()
+        if self.guidance > 0:
+            rows = guided(rows, self.guidance)
+        rows = rows[:1].clone()  # the decoder writes into its logits
+        masked = self.canvas[:, -seen:] == MASK
+        for token in FORBIDDEN:
+            rows[:, :, token].masked_fill_(masked, -torch.inf)
+        self._logits = rows
+
+    def _embedded(self, _module: nn.Module, args: tuple[Any, ...], _output: Tensor) -> None:
+        if self._logits is None:
+            return
+        seen = self._logits.shape[1]
+        self._chosen = args[0][:, -seen:].clone()
+        probability = self._logits.double().softmax(-1).gather(-1, self._chosen[..., None])
+        self._sure, self._logits = probability[..., 0].float(), None
+
+    def _commit(self, moved: Tensor, offset: int) -> None:
+        """Take the last step's candidates where ``moved`` (1, seen) from position ``offset`` on."""
+        where = torch.zeros_like(self.canvas, dtype=torch.bool)
+        where[:, offset:] = moved
+        padding = (self.canvas.shape[1] - self._chosen.shape[1], 0)
+        self.canvas = torch.where(where, nn.functional.pad(self._chosen, padding), self.canvas)
+        sure = nn.functional.pad(self._sure, padding)
+        self.confidence = torch.where(where, sure, self.confidence)
+        self.commit_step[where] = len(self.steps) - 1
+
+    def finish(self, answer: Tensor) -> None:
+        """Take what the last step committed from the decoder's result (1, N), N <= W."""
+        moved = self.canvas[:, : answer.shape[1]] != answer
+        self._commit(nn.functional.pad(moved, (0, self.canvas.shape[1] - moved.shape[1])), 0)
+        self.commit_step[self.commit_step < 0] = len(self.steps) - 1
+        self.confidence = self.confidence.cpu()
+        self.tokens = torch.full_like(self.canvas, EOS)
+        self.tokens[:, : answer.shape[1]] = answer
 
 
 def is_fast(blocks: Sequence[nn.Module]) -> bool:
@@ -52,7 +188,7 @@ def states_of(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """States (S, 1, …) of recorded steps, and the final state (1, …) with the answer visible.
 
-    The canvas alone; guided: with the scale; Fast-dLLM: with the canvas of the last whole run and
+    The canvas alone; guided: with the scale; Fast-dLLM: with the canvas of the last whole call and
     the canvas position from which the step ran (-1 where it ran the whole sequence).
     """
     canvases = torch.stack([s.canvas for s in steps])
@@ -86,18 +222,18 @@ def step_logits(model: Any, prefix: Tensor, *state: Tensor) -> Tensor:
         embeds = _joined(model, prefix, state[0])
         if len(state) == 1:
             return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1])
-        blind = _joined(model, _mask(model).expand_as(prefix), state[0])
+        masked = model.model.embed_tokens(torch.tensor([MASK], device=model.lm_head.weight.device))
+        blind = _joined(model, masked.expand_as(prefix), state[0])
         hidden = model.model(inputs_embeds=torch.cat((embeds, blind)))[0]
-        logits, unconditional = _head(model, hidden, state[0].shape[1]).chunk(2)
-        return unconditional + (state[1][:, None, None] + 1) * (logits - unconditional)
+        return guided(_head(model, hidden, state[0].shape[1]), state[1][:, None, None])
 
 
 def _cached_logits(
     model: Any, prefix: Tensor, canvas: Tensor, whole: Tensor, begins: Tensor
 ) -> Tensor:
-    """Logits (R, W, V) of Fast-dLLM's steps: one whole run for all rows, then each row's part.
+    """Logits (R, W, V) of Fast-dLLM's steps: one whole call for all rows, then each row's part.
 
-    Positions that a row's step did not run have logits 0.
+    Positions that a row's call leaves out have logits 0.
     """
     cache: list[Any] = []
     front = prefix.shape[1]
@@ -118,11 +254,6 @@ def _cached_logits(
     return torch.cat(out)
 
 
-def _mask(model: Any) -> Tensor:
-    """(1, D) embedding of the mask token."""
-    return model.model.embed_tokens(torch.tensor([MASK], device=model.lm_head.weight.device))
-
-
 def _joined(model: Any, prefix: Tensor, canvas: Tensor) -> Tensor:
     words = model.model.embed_tokens(canvas)
     return torch.cat((prefix.to(words.dtype), words), dim=1)
@@ -140,13 +271,3 @@ def mixed_precision(device: torch.device) -> Any:
     if device.type != "cuda":
         return nullcontext()
     return torch.autocast("cuda", dtype=torch.float16)
-
-
-def recorder_for(
-    prefix: int, settings: dict[str, Any], suffix: Sequence[int], device: torch.device
-) -> CanvasRecorder:
-    """A recorder with the canvas before the first step: masks, then the suffix."""
-    canvas = torch.full((1, settings["gen_length"] + len(suffix)), MASK, device=device)
-    if suffix:
-        canvas[0, -len(suffix) :] = torch.tensor(list(suffix), device=device)
-    return CanvasRecorder(prefix, canvas, MASK, FORBIDDEN, settings["cfg_scale"])

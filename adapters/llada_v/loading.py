@@ -1,4 +1,4 @@
-r"""Loading LLaDA-V through its authors' package, under old transformers and new."""
+r"""Loading LLaDA-V through its authors' package, repaired for newer transformers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,31 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common.compat import empty_tower, frequencies, position_ids
-from captum_dcam.adapters.common.loading import check_complete, named, reading
-from captum_dcam.adapters.llada_v.compat import package, plain_rope
+from captum_dcam.adapters.common.compat import (
+    empty_tower,
+    frequencies,
+    moved_names,
+    parents_constructor,
+    position_ids,
+    siglip_token,
+    tied_by_map,
+    transformers_major,
+)
+from captum_dcam.adapters.common.loading import (
+    check_complete,
+    given,
+    named,
+    placed,
+    reading,
+    upstream,
+)
 from captum_dcam.errors import WeightsError
 
 CHECKPOINT = "GSAI-ML/LLaDA-V"
+INSTALL = (
+    "git clone https://github.com/ML-GSAI/LLaDA-V && pip install requests einops, and put its "
+    "folder LLaDA-V/train on PYTHONPATH (the package is called llava)"
+)
 
 
 def loaded(
@@ -40,8 +59,7 @@ def loaded(
 
     source = named("llada_v", source, CHECKPOINT)
     module = package()
-    hub = {"revision": revision} if revision is not None else {}
-    options = {"device_map": device_map} if device_map is not None else {}
+    hub, options = given(revision=revision), given(device_map=device_map)
     with reading(source, ValueError):
         config = module.LlavaLLaDAConfig.from_pretrained(source, **hub)
     _check_kind(source, config)
@@ -64,9 +82,8 @@ def loaded(
     check_complete(source, info["missing_keys"], "LLaDA-V checkpoint, vision tower included")
     frequencies(model)
     position_ids(model)
-    if device is not None and device_map is None:
-        model = model.to(device)
-    return model.eval(), (tokenizer, model.get_vision_tower().image_processor)
+    model = placed(model, device, device_map)
+    return model, (tokenizer, model.get_vision_tower().image_processor)
 
 
 def _check_kind(source: str, config: Any) -> None:
@@ -76,3 +93,33 @@ def _check_kind(source: str, config: Any) -> None:
             f"{source} holds a {' or '.join(kinds)}: expected LlavaLLaDAModelLM; other families "
             "with model_type llava_llada are LaViDa's, family='lavida' or 'lavida_o'"
         )
+
+
+def package() -> Any:
+    r"""Upstream's module ``llava.model.language_model.llava_llada``, repaired.
+
+    Raises:
+        ImportError: no such package, or that of another LLaVA-type project (they share the name).
+    """
+    moved_names()
+    name = "llava.model.language_model.llava_llada"
+    (module,) = upstream("LLaDA-V", INSTALL, name, has=["LlavaLLaDAModelLM"])
+    if transformers_major() >= 5:
+        parents_constructor(module.LlavaLLaDAConfig, module.LLaDAConfig)
+        tied_by_map(module.LLaDAModelLM, module.LlavaLLaDAModelLM)
+        siglip_token()
+    return module
+
+
+def plain_rope(config: Any) -> None:
+    r"""``rope_scaling`` None where the checkpoint has none.
+
+    transformers 5 turns None into ``{"rope_type": "default", …}``, in which upstream looks for
+    ``type`` and ``factor``.
+    """
+    scaling = getattr(config, "rope_scaling", None)
+    if isinstance(scaling, dict) and "factor" not in scaling:
+        theta = scaling.get("rope_theta", getattr(config, "rope_theta", None))
+        config.rope_scaling = None
+        if theta is not None:
+            config.rope_theta = theta

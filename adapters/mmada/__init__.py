@@ -1,4 +1,4 @@
-"""MMaDA: the picture is 1024 VQ codes in the sequence, all of which runs at every step."""
+"""MMaDA: the image is 1024 VQ codes in the sequence, all of which runs at every step."""
 
 from captum_dcam.adapters.mmada.adapter import MmadaAdapter
 

@@ -2,15 +2,14 @@ r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from captum_dcam.adapters.common.compat import plain_tables, without_arguments
-from captum_dcam.errors import MissingPackageError
+from captum_dcam.adapters.common.compat import lent, plain_tables, without_arguments
+from captum_dcam.adapters.common.loading import upstream
 
 INSTALL = (
     "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops jaxtyping "
@@ -28,35 +27,11 @@ def package() -> Any:
     Raises:
         ImportError: no such package, or one of another project.
     """
-    try:
-        with _flax_name():
-            found = importlib.import_module("models")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"MMaDA's own code is needed and cannot be imported ({error}): {INSTALL}"
-        ) from error
-    missing = [n for n in ("MMadaModelLM", "MAGVITv2") if not hasattr(found, n)]
-    if missing:
-        raise MissingPackageError(
-            f"the package models in {getattr(found, '__file__', None)} has no "
-            f"{' and no '.join(missing)}: another project's is in front; {INSTALL}"
-        )
+    (utils,) = upstream("MMaDA", INSTALL, "diffusers.utils")
+    with lent(utils, FLAX_WEIGHTS_NAME="diffusion_flax_model.msgpack"):
+        (found,) = upstream("MMaDA", INSTALL, "models", has=["MMadaModelLM", "MAGVITv2"])
     repair_classes(found.MMadaModelLM)
     return found
-
-
-@contextmanager
-def _flax_name() -> Iterator[None]:
-    """``diffusers.utils.FLAX_WEIGHTS_NAME`` inside the context, where diffusers has it no more."""
-    utils: Any = importlib.import_module("diffusers.utils")
-    if hasattr(utils, "FLAX_WEIGHTS_NAME"):
-        yield
-        return
-    utils.FLAX_WEIGHTS_NAME = "diffusion_flax_model.msgpack"
-    try:
-        yield
-    finally:
-        del utils.FLAX_WEIGHTS_NAME
 
 
 def repair_classes(cls: Any) -> None:
@@ -82,12 +57,5 @@ def callable_model(model: nn.Module) -> Iterator[None]:
     - any version: see :func:`~captum_dcam.adapters.common.compat.plain_tables`.
     """
     plain_tables(model)
-    config: Any = model.config
-    if hasattr(config, "use_cache"):
+    with lent(model.config, use_cache=False):
         yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        del config.use_cache

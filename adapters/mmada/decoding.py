@@ -1,4 +1,4 @@
-r"""How MMaDA decodes: recording its ``mmu_generate``, and one step with gradients."""
+r"""How MMaDA decodes: settings and record of its ``mmu_generate``, and one step with gradients."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.recording import CanvasLog
+from captum_dcam.adapters.common.recording import CanvasLog, guided
+from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length
+from captum_dcam.adapters.common.text import MASK
 
-#: ids that upstream reserves in LLaDA's vocabulary
-MASK, EOS, TURN_END = 126336, 126081, 126348
-HEADER, HEADER_END = 126346, 126347
+SETTINGS = Settings(
+    "MMaDA",
+    {
+        "max_new_tokens": Setting(128, length, also="gen_length"),
+        **GUIDED,
+    },
+    refused={
+        "top_k": "MMaDA accepts and ignores it",
+        "eot_token": "MMaDA accepts and ignores it: an answer is always as long as its canvas",
+        "attention_mask": "a batch here has no padding, so there is nothing to mask",
+    },
+)
 
 
 def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None) -> Tensor:
     r"""Logits (R, T, V) of one step: what ``mmu_generate`` computes before it chooses.
 
-    Guided, R rows follow in which the whole prompt, picture included, is masked.
+    Guided, R rows follow in which the whole prompt, image included, is masked.
 
     Args:
         model (nn.Module): the language model.
@@ -39,12 +50,6 @@ def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None
     return logits if scale is None else guided(logits, scale[:, None, None])
 
 
-def guided(logits: Tensor, scale: Any) -> Tensor:
-    """Classifier-free guidance over rows [conditional; unconditional]."""
-    conditional, blind = logits.chunk(2)
-    return blind + (scale + 1) * (conditional - blind)
-
-
 @contextmanager
 def logged(model: nn.Module, prefix: int, scale: float) -> Iterator[CanvasLog]:
     """Record ``mmu_generate``, which keeps no history, from the model's inputs and outputs."""
@@ -58,9 +63,5 @@ def logged(model: nn.Module, prefix: int, scale: float) -> Iterator[CanvasLog]:
         logits = output.logits[:, prefix:]
         log.read(guided(logits, scale) if scale > 0 else logits)
 
-    handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
-    try:
+    with model.register_forward_pre_hook(before), model.register_forward_hook(after):
         yield log
-    finally:
-        for handle in handles:
-            handle.remove()

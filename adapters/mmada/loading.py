@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.adapters.common.loading import named, reading
+from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.mmada.compat import package
 
 CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
@@ -41,15 +41,13 @@ def loaded(
 
     source = named("mmada", source, CHECKPOINT)
     upstream = package()
-    hub = {} if revision is None else {"revision": revision}
-    options = {} if device_map is None else {"device_map": device_map}
+    hub, options = given(revision=revision), given(device_map=device_map)
     with reading(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **hub
         )
         model = upstream.MMadaModelLM.from_pretrained(source, dtype=dtype, **hub, **options)
         vq_model = upstream.MAGVITv2.from_pretrained(vq)
-    if device is not None and device_map is None:
-        model = model.to(device)
+    model = placed(model, device, device_map)
     vq_model = vq_model.to(next(model.parameters()).device).eval().requires_grad_(False)
-    return model.eval(), (tokenizer, vq_model)
+    return model, (tokenizer, vq_model)

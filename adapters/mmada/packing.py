@@ -1,4 +1,4 @@
-r"""The picture as MMaDA sees it: codes of a square, between markers in front of the text."""
+r"""The image as MMaDA sees it: codes of a square, between markers in front of the text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captum_dcam.model.layout import Grid
 
 #: ids that upstream reserves in LLaDA's vocabulary
 UNDERSTAND, IMAGE_START, IMAGE_END = 126089, 126084, 126085
-#: pixels a side of the square that one code stands for
+#: side in pixels of the square that one code stands for
 STRIDE = 16
 #: tokens before the first image token
 BEFORE = 2
@@ -23,13 +23,13 @@ FITS = ("crop", "squash")
 
 
 def fitted(picture: Image.Image, resolution: int, fit: str) -> tuple[Tensor, Grid]:
-    r"""A picture as the VQ encoder wants it, and where its tokens lie.
+    r"""An image as the VQ encoder wants it, and where its tokens lie.
 
     ``crop`` scales the shorter side to ``resolution`` and takes the middle square, so that the ends
-    of a long picture are in no box; ``squash`` scales both sides.
+    of a long image are in no box; ``squash`` scales both sides.
 
     Args:
-        picture (Image): RGB.
+        image (Image): RGB.
         resolution (int): side of the square in pixels.
         fit (str): ``crop`` or ``squash``.
 
@@ -69,7 +69,7 @@ class _Codes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_gradients: Tensor) -> Any:
         raise MethodError(
-            "no gradient reaches the pixels of MMaDA: its VQ encoder turns the picture into "
+            "no gradient reaches the pixels of MMaDA: its VQ encoder turns the image into "
             "integer codes, and a logit does not change with a small change of a pixel; use a "
             "method that reads the tapped block (diffusion_cam, layer_grad_cam, attention, …), or "
             "one that perturbs pixels without gradients (occlusion, kernel_shap, …)"

@@ -51,8 +51,8 @@ class Video(tuple[Image.Image, ...]):
                 )
         sizes = sorted({f.size for f in made})
         if len(sizes) != 1:
-            found = f"of sizes {sizes} (width × height)" if sizes else "without any"
-            raise InputError(f"a video with frames {found}: give one or more frames of one size")
+            found = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
+            raise InputError(f"a video has {found}: give one or more frames of one size")
         return made
 
 

@@ -140,9 +140,9 @@ def test_knobs_of_generate(kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     (
-        ({"num_beams": 3}, "one a step"),
+        ({"num_beams": 3}, "one per step"),
         ({"num_return_sequences": 2}, "one answer"),
-        ({"steps": 4}, "one step a token"),
+        ({"steps": 4}, "one step per token"),
         ({"block_length": 4}, "token by token"),
         ({"use_cache": False}, "cache"),
         ({"gen_length": 3, "max_new_tokens": 3}, "mean the same"),

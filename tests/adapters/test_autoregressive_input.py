@@ -209,7 +209,7 @@ def test_bad_pictures_and_prompts(kind, pictures, prompts, error, message):
 def test_a_prompt_that_holds_the_placeholder(kind):
     made = made_ar.adapter(kind)
     token = made.processor.tokenizer.convert_ids_to_tokens(made.model.config.image_token_id)
-    with pytest.raises(ValueError, match="stands for a picture"):
+    with pytest.raises(ValueError, match="stands for an image"):
         made.prepare([[made_ar.picture()]], [f"what is {token} ?"])
 
 

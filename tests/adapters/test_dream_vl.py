@@ -333,7 +333,7 @@ def test_settings_that_cannot_work(settings, error, message):
 
 def test_input_that_cannot_work():
     made = adapter()
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         made.prepare([[]], ["what"])
     with pytest.raises(ValueError, match="context is 256"):
         made.prepare([[tiny.picture()]], [" what" * 300])

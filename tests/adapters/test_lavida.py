@@ -333,7 +333,7 @@ def broken(made_up):
         ("llada", {"gen_length": 4, "max_new_tokens": 4}, "two names of one setting"),
         ("llada", {"block_length": 3}, "gen_length 8 is not a multiple of block_length 3"),
         ("llada", {"steps": 3, "block_length": 4}, "multiple of the 2 blocks"),
-        ("llada", {"steps": 9}, "at most one step a token"),
+        ("llada", {"steps": 9}, "at most one step per token"),
         ("llada", {"steps": 4, "step_ratio": 0.5}, "give one of them"),
         ("llada", {"step_ratio": 1.5}, "0 < step_ratio <= 1"),
         ("llada", {"step_ratio": 0.1}, "is no step: give at least 0.125"),

@@ -240,10 +240,10 @@ def test_a_span_that_would_be_cut_off_is_refused():
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     (
-        ([[tiny.picture()]] * 2, ["a", "b"], "one example at a time"),
-        ([[]], ["a"], "no picture was given"),
-        ([[Video([tiny.picture()] * 2)]], ["a"], "takes no video"),
-        ([[tiny.picture()]], ["<image> and <image>"], "places 2 pictures"),
+        ([[tiny.picture()]] * 2, ["a", "b"], "lavida runs one at a time"),
+        ([[]], ["a"], "no image was given"),
+        ([[Video([tiny.picture()] * 2)]], ["a"], "lavida takes none"),
+        ([[tiny.picture()]], ["<image> and <image>"], "places 2 images"),
     ),
 )
 def test_requests_that_cannot_work(images, prompts, message):

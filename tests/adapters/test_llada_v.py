@@ -537,10 +537,10 @@ def test_guidance_with_fast_dllm_is_refused():
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     (
-        (2, 2, "decodes one example at a time"),
-        (1, 2, "decodes one example at a time"),
+        (2, 2, "llada_v runs one at a time"),
+        (1, 2, "one prompt and one list of pictures"),
         ("video", 1, "takes no video"),
-        (0, 1, "no picture"),
+        (0, 1, "no image"),
     ),
 )
 def test_requests_that_cannot_work(images, prompts, message):
@@ -551,7 +551,7 @@ def test_requests_that_cannot_work(images, prompts, message):
 
 
 def test_pictures_and_signs_must_match():
-    with pytest.raises(ValueError, match="places 2 pictures by <image>, but 1 were given"):
+    with pytest.raises(ValueError, match="places 2 images by <image>, but 1 were given"):
         adapter().prepare([[tiny.picture()]], ["<image> and <image>"])
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_dcam.adapters.common import compat
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.adapters.llada_v.compat import plain_rope
+from captum_dcam.adapters.llada_v.loading import plain_rope
 from captum_dcam.errors import WeightsError
 
 

@@ -156,7 +156,7 @@ def test_no_gradient_reaches_pixels_and_the_error_says_so():
     forward = bound()
     task = AttributionTask(single(forward), (Target("x", (1,), (7,)),))
     for name in ("saliency", "integrated_gradients", "input_x_gradient"):
-        with pytest.raises(MethodError, match="VQ encoder turns the picture into integer codes"):
+        with pytest.raises(MethodError, match="VQ encoder turns the image into integer codes"):
             method(name).attribute(task)
     pixels = forward.request.pixels.clone().requires_grad_()
     logits = forward(pixels, *forward.arguments((1, 7)))
@@ -373,7 +373,7 @@ def test_a_configuration_without_use_cache_is_repaired_while_it_is_needed(monkey
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     (
-        ([[]], ["x"], "no picture"),
+        ([[]], ["x"], "no image"),
         ([], [], "one prompt and one list"),
         ([[tiny.picture()] * 2], ["x"], "mmada takes one"),
         ([[[tiny.picture()] * 2]], ["x"], "takes no video"),

@@ -4,11 +4,17 @@ import pytest
 import torch
 
 from captum_dcam.adapters.common import settings
-from captum_dcam.adapters.common.settings import Setting, Settings, in_blocks, need_generator
-from captum_dcam.adapters.dream_vl.settings import checked as dream_vl
-from captum_dcam.adapters.lavida.settings import checked as dream
-from captum_dcam.adapters.llada_v.settings import checked as llada_v
-from captum_dcam.adapters.mmada.settings import checked as mmada
+from captum_dcam.adapters.common.settings import (
+    Setting,
+    Settings,
+    in_blocks,
+    need_generator,
+    read_guided,
+)
+from captum_dcam.adapters.dream_vl.decoding import checked as dream_vl
+from captum_dcam.adapters.lavida.decoding import checked as dream
+from captum_dcam.adapters.llada_v.decoding import checked as llada_v
+from captum_dcam.adapters.mmada.decoding import SETTINGS as MMADA
 from captum_dcam.errors import InputError, SettingError
 
 TOY = Settings(
@@ -91,7 +97,7 @@ FAMILIES = {
     "dream_vl": lambda given: dream_vl(given, None),
     "lavida": lambda given: dream(given, True, None),
     "llada_v": lambda given: llada_v(given, None, False),
-    "mmada": lambda given: mmada(given, None),
+    "mmada": lambda given: read_guided(MMADA, given, None, "max_new_tokens"),
 }
 
 

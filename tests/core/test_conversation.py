@@ -101,7 +101,7 @@ def test_video():
     assert isinstance(video, tuple) and list(video) == frames
     with pytest.raises(TypeError, match="frame 1 is a str"):
         Video([frames[0], "frame.png"])
-    with pytest.raises(ValueError, match="frames without any"):
+    with pytest.raises(ValueError, match="a video has no frame"):
         Video([])
     with pytest.raises(ValueError, match=r"of sizes \[\(5, 5\), \(80, 60\)\]"):
         Video([frames[0], Image.new("RGB", (5, 5))])

@@ -18,10 +18,10 @@ from doubles import llada_v as double
 from upstream.commands import explained_and_compared
 
 import captum_dcam
-from captum_dcam.adapters.common import llava
+from captum_dcam.adapters.common import packing
 from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.adapters.llada_v.compat import package, plain_rope
+from captum_dcam.adapters.llada_v.loading import package, plain_rope
 from captum_dcam.errors import LayerError, MethodError, WeightsError
 from captum_dcam.model.forward import DenoisingForward
 
@@ -310,7 +310,7 @@ def test_ids_are_those_of_upstreams_tokenizing(upstream):
 
     tokenizer = double.Tokenizer()
     text = "<|bos|>what is <image> this <image>\n?"
-    assert llava.ids_of(tokenizer, text) == tokenizer_image_token(text, tokenizer)
+    assert packing.ids_of(tokenizer, text) == tokenizer_image_token(text, tokenizer)
 
 
 # -- loading --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def from_file(name, path):
 
 
 def cases():
-    from captum_dcam.adapters.llada_v.compat import package
+    from captum_dcam.adapters.llada_v.loading import package
     from captum_dcam.testing import AdapterCase
 
     sys.path.insert(0, str(Path(FOLDER) / "train"))
