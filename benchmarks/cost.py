@@ -24,8 +24,7 @@ import typer
 from captum.attr import LayerGradCam
 
 from captum_dcam import DenoisingForward, DiffusionCAM, explain_generation, load
-from captum_dcam.data.scenes import make_scene
-from captum_dcam.data.scenes import HELD_OUT
+from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, RankGaussian, RefineContext

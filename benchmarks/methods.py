@@ -25,8 +25,7 @@ import typer
 from captum_dcam import DenoisingForward, load
 from captum_dcam.comparing import chosen_methods, compare_generation
 from captum_dcam.data.language import plural
-from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
-from captum_dcam.data.scenes import HELD_OUT
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.metrics import bootstrap_ci
 from captum_dcam.model.words import Target, words_of

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from captum_dcam import DenoisingForward, load, sign_check
 from captum_dcam.data.language import plural
-from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
-from captum_dcam.data.scenes import HELD_OUT
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
 from captum_dcam.maps import cam
 from captum_dcam.metrics import (
     bootstrap_ci,

@@ -13,8 +13,7 @@ from viewer.made import picture
 
 from captum_dcam import Explanation, __version__
 from captum_dcam.cli.app import app
-from captum_dcam.data.scenes import make_scene
-from captum_dcam.data.scenes import HELD_OUT
+from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.errors import PictureError
 from captum_dcam.model.prompts import open_picture
 from captum_dcam.refine import registered_refinements

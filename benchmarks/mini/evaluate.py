@@ -17,8 +17,7 @@ import typer
 from tqdm import tqdm
 
 from captum_dcam.data.language import NUMBERS, plural
-from captum_dcam.data.scenes import COLORS, SHAPES, Scene, make_scene
-from captum_dcam.data.scenes import HELD_OUT
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
 from captum_dcam.files import write_json
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate

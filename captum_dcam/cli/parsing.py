@@ -172,8 +172,7 @@ def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
 
         with reading(options.image):
             return open_picture(options.image), None, str(options.image)
-    from captum_dcam.data.scenes import make_scene
-    from captum_dcam.data.scenes import HELD_OUT
+    from captum_dcam.data.scenes import HELD_OUT, make_scene
 
     scene = make_scene(HELD_OUT, SHOWN if options.scene is None else options.scene)
     return scene.image, scene, f"held-out scene {scene.index}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,6 +225,9 @@ class PerToken(PerWord):
     @abstractmethod
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
         """Signed maps (h, w), one per grid, of the logit of ``token`` at response ``position``."""
+
+    def attribute(self, task: AttributionTask) -> Attribution:
+        return replace(super().attribute(task), text=None)
 
     def word(self, task: AttributionTask, reader: None, target: Target) -> WordMaps:
         parts = [self.token(task, position, token) for position, token in pairs_of(target)]

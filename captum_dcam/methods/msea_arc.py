@@ -83,7 +83,7 @@ class MseaArc(PerWord):
         "MSEA + ARC",
         "logit lens",
         "Liang et al. 2025, Eq. 2–9",
-        "3 (full cache: 3 a state)",
+        "3 (no cache: 3 per state)",
         ("rescaling",),
     )
 
@@ -167,5 +167,5 @@ class Arc(MseaArc):
     msea: bool = False
 
     facts: ClassVar[MethodFacts] = MethodFacts(
-        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (full cache: 1 a state)", ()
+        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (no cache: 1 per state)", ()
     )

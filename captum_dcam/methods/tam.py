@@ -134,7 +134,7 @@ class TokenActivationMap(_Tam):
         "TAM",
         "logit lens",
         "TAM, Li et al. 2025, Eq. 1–7",
-        "1 (full cache: 1 a state)",
+        "1 (no cache: 1 per state)",
         (),
         text=True,
     )

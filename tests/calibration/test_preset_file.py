@@ -60,7 +60,7 @@ def test_a_failed_write_leaves_the_earlier_file(file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = file.read_bytes()
-    monkeypatch.setattr(lines, "write", full)
+    monkeypatch.setattr(lines, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         write_preset(file, "paper", preset("paper"), FITTED, {})
     assert file.read_bytes() == before and [p.name for p in file.parent.iterdir()] == ["mine.json"]
