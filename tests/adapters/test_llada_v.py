@@ -538,7 +538,7 @@ def test_guidance_with_fast_dllm_is_refused():
     ("images", "prompts", "message"),
     (
         (2, 2, "llada_v runs one at a time"),
-        (1, 2, "one prompt and one list of pictures"),
+        (1, 2, "one prompt and one list of images"),
         ("video", 1, "takes no video"),
         (0, 1, "no image"),
     ),
