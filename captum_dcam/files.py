@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -161,18 +160,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file all at once or not at all; the caller holds the lock that guards it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     new = path.with_name(f".{path.name}.new")
     with writing(path, new):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(new, flags, 0o666)
-            try:
+            with open(new, "wb", buffering=0) as file:
                 for chunk in chunks:
-                    _write(file, chunk)
-                os.fsync(file)
-            finally:
-                os.close(file)
+                    _write(file.fileno(), chunk)
+                os.fsync(file.fileno())
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
@@ -256,53 +251,44 @@ def new_folder(
     """
     folder = Path(folder)
     check_folder(folder, kind, beside)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = work / "new"
-        with writing(folder, new):
-            new.mkdir()
-            yield new
-            _swap(new, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Replace ``folder`` by ``new``; restore what was there if that fails."""
-    with ExitStack() as undo:
-        if folder.exists():
-            folder.rename(old)
-            undo.callback(old.rename, folder)
-        new.rename(folder)
-        undo.pop_all()
+    with new_entries([folder]) as (new,):
+        new.mkdir()
+        yield new
 
 
 @contextmanager
 def new_entries(targets: Sequence[Path]) -> Iterator[list[Path]]:
     r"""Places to fill. At the end they become ``targets``, one after another, all or none.
 
+    What was there before is replaced, and restored if another of them fails.
+
     Args:
-        targets (sequence of Path): files or folders that are not there yet, of one file system.
+        targets (sequence of Path): files or folders of one file system.
 
     Raises:
-        FileError: one cannot be written; none of them is there then.
+        FileError: one cannot be written; none of them is replaced then.
     """
     root = Path(os.path.commonpath([target.absolute().parent for target in targets]))
     nearest = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    named = targets[0] if len(targets) == 1 else root
     with ExitStack() as stack:
-        with writing(root):
-            made = tempfile.TemporaryDirectory(prefix=".new-", dir=nearest)
+        with writing(named):
+            made = tempfile.TemporaryDirectory(
+                prefix=".new-", dir=nearest, ignore_cleanup_errors=True
+            )
             work = Path(stack.enter_context(made))
-        stack.enter_context(writing(root, work))
+        stack.enter_context(writing(named, work / named.absolute().relative_to(root)))
         places = [work / target.absolute().relative_to(root) for target in targets]
         for place in places:
             place.parent.mkdir(parents=True, exist_ok=True)
         yield places
         with ExitStack() as undo:
-            for place, target in zip(places, targets, strict=True):
+            for n, (place, target) in enumerate(zip(places, targets, strict=True)):
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    old = work / f".old-{n}"
+                    target.rename(old)
+                    undo.callback(old.rename, target)
                 place.rename(target)
                 undo.callback(target.rename, place)
             undo.pop_all()
