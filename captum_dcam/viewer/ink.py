@@ -2,10 +2,11 @@ r"""What sheets and panels are drawn with: fonts, measures, chips, running text,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -211,9 +212,16 @@ def legend(ink: Ink) -> tuple[Page, int]:
     return page, ink.px(30)
 
 
-def settings_line(page: Page, y: int, parts: Sequence[str], room: float) -> None:
-    """The settings on the right of a legend, in at most ``room`` pixels."""
-    text = page.clipped(" · ".join(p for p in parts if p), SMALL, room)
+def settings_line(page: Page, y: int, s: Mapping[str, Any], more: str, room: float) -> None:
+    """The settings and ``more`` on the right of a legend, in at most ``room`` pixels."""
+    parts = (
+        s.get("family"),
+        {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", "")),
+        f"block {s.get('layer')}",
+        f"{s.get('score')} score",
+        more,
+    )
+    text = page.clipped(" · ".join(str(p) for p in parts if p), SMALL, room)
     page.write((page.image.width, y), text, SMALL, MUTED, anchor="rm")
 
 

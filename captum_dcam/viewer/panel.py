@@ -184,6 +184,7 @@ def _legend(ink: Ink, comparison: Comparison, scale: str, cmap: str) -> Image.Im
         inner = (x + inset, y - half + inset, x + side - inset, y + half - inset)
         page.draw.rectangle(inner, outline=OUTLINE, width=max(1, ink.px(1)))
         x = page.note((x + side + ink.px(7), y), "the object's mask") + ink.px(24)
+    x = page.note((x, y), "seconds: all words together") + ink.px(24)
     if any(row.status == "partial" for row in comparison.rows):
         side, half = ink.px(11), ink.px(11) // 2
         page.draw.rectangle((x, y - half, x + side, y + half), fill=BLANK)
@@ -191,14 +192,8 @@ def _legend(ink: Ink, comparison: Comparison, scale: str, cmap: str) -> Image.Im
         x = page.note((x + side + ink.px(7), y), "unfinished") + ink.px(24)
     s = comparison.settings
     stages = (s.get("refinements") or {}).get("stages") or ()
-    parts = (
-        str(s.get("family", "")),
-        {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", ""), ""),
-        f"block {s.get('layer')}",
-        f"{s.get('score')} score",
-        " + ".join(str(stage.get("name")) for stage in stages),
-    )
-    settings_line(page, y, parts, page.image.width - x)
+    names = " + ".join(str(stage.get("name")) for stage in stages)
+    settings_line(page, y, s, names, page.image.width - x)
     return page.image
 
 
