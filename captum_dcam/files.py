@@ -106,12 +106,12 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
 
     Args:
         path (Path): what is being written.
-        work (Path, optional): where it is made; errors that name this place, which is gone when
-            they are read, name ``path`` in its stead. Default: there
+        work (Path, optional): where it is made. This place is gone when an error is read, so
+            errors that name it name ``path`` instead. Default: it is made at ``path``
     """
     try:
         yield
-    except BrokenPipeError:  # who reads our output has gone: no matter of files
+    except BrokenPipeError:  # the reader of our output has gone, no file is at fault
         raise
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error) if work is None else str(error).replace(str(work), str(path))
@@ -127,8 +127,8 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """What the operating system refuses inside becomes a FileError that names ``path``, where the
-    system names nothing."""
+    """What the operating system refuses inside becomes a FileError, which names ``path`` where the
+    system names no file."""
     try:
         yield
     except DcamError:
@@ -211,13 +211,13 @@ class Growing:
         return os.fstat(self._file).st_size
 
     def append(self, data: bytes) -> None:
-        """Add bytes; a part of them may be there after an error: see :meth:`shorten`."""
+        """Add bytes. After an error a part of them may be there, see :meth:`shorten`."""
         with writing(self.path):
             _write(self._file, data)
             os.fsync(self._file)
 
     def shorten(self, size: int) -> None:
-        """Remove what lies behind ``size`` bytes."""
+        """Keep the first ``size`` bytes alone."""
         with writing(self.path):
             os.ftruncate(self._file, size)
 
@@ -227,7 +227,7 @@ class Growing:
 
 
 def shorten(path: Path, size: int) -> None:
-    """Remove from a file what lies behind ``size`` bytes."""
+    """Keep the first ``size`` bytes of a file alone."""
     with writing(path):
         os.truncate(path, size)
 
@@ -375,8 +375,8 @@ def check_version(
 
 @contextmanager
 def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, Any]]:
-    """The manifest of a saved result, to build the result from; ExplanationError says which file
-    is missing, or is not what was saved."""
+    """The manifest of a saved result, from which the result is built inside; ExplanationError
+    names the file that is missing or is not what was saved."""
     folder = Path(folder)
     manifest = read_manifest(folder, kind)
     try:

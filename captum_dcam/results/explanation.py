@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -211,14 +211,5 @@ def region(x: float, y: float) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    import captum
-    import transformers
-
-    import captum_dcam
-
-    return {
-        "captum_dcam": captum_dcam.__version__,
-        "captum": captum.__version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }
+    names = ("captum_dcam", "captum", "torch", "transformers")
+    return {name: str(import_module(name).__version__) for name in names}

@@ -42,7 +42,7 @@ OUTLINE: Color = (255, 255, 255)
 BETWEEN = 2
 #: sizes of text: words, names of methods, what is below these, why one failed, group headings
 WORD, NAME, FACT, REASON, GROUP = 12.5, 11.5, 10.0, 9.0, 10.5
-#: a reason gets a box over the cells if these are together at least so wide
+#: width of all cells together from which a reason is written over them
 NARROW = 110.0
 
 # -- the layout, in thousandths of the width -------------------------------------------------------
@@ -50,9 +50,9 @@ NARROW = 110.0
 #: lowest row, heading of a group, gaps between cells, label and cells, and blocks
 ROW, MARK, CELL_GAP, GUTTER, BLOCK_GAP = 29.0, GROUP + 9, 3.0, 8.0, 26.0
 SMALLEST, LARGEST = 20.0, 180.0
-#: labels: at least, at most
+#: width of the column of labels: at least, at most
 LABELS = (90.0, 205.0)
-#: how high all rows together should be at most, and what makes the whole sheet about square
+#: height of all rows together: at most, and where the whole sheet is about square
 HIGH, SQUARE = 1050.0, 650.0
 HEADING = 60.0
 
@@ -204,7 +204,7 @@ class Thumbnails:
     def _reduced(self, row: int, image: int, size: tuple[int, int]) -> Tensor:
         """Maps over a thumbnail; tokens smaller than its pixels are averaged."""
         layout = self.comparison.layout
-        # grids side by side have at most so many tokens in a line
+        # the most tokens in a line, where grids stand side by side
         tokens = sum(max(grid.shape) for grid in layout.grids if grid.image == image)
         k = max(1, math.ceil(tokens / min(size)))
         large = (size[0] * k, size[1] * k)
