@@ -80,11 +80,6 @@ def digest(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return digest(path.read_bytes())
-
-
 # -- one error -------------------------------------------------------------------------------------
 
 #: what Python raises → the error of ours that is one as well
@@ -341,7 +336,7 @@ def _strange(folder: Path, kind: str, beside: str | None) -> list[str]:
 
 def write_manifest(folder: Path, content: Mapping[str, Any], kind: str = "explanation") -> None:
     """Write the manifest beside the files that are there already, with a hash of each."""
-    files = {f.name: digest_of(f) for f in sorted(folder.iterdir())}
+    files = {f.name: digest(f.read_bytes()) for f in sorted(folder.iterdir())}
     record = {"format": f"captum-dcam {kind}", "version": VERSION, **content, "files": files}
     write_json(folder / FILES[kind], record)
 
@@ -381,10 +376,11 @@ def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, 
     manifest = read_manifest(folder, kind)
     try:
         for name, expected in manifest["files"].items():
-            if not (folder / name).is_file() or digest_of(folder / name) != expected:
+            file = folder / name
+            if not file.is_file() or digest(file.read_bytes()) != expected:
                 raise ExplanationError(
-                    f"{folder / name} is missing or differs from what was saved: the {kind} is "
-                    "damaged; make it again"
+                    f"{file} is missing or differs from what was saved: the {kind} is damaged; "
+                    "make it again"
                 )
         yield manifest
     except ExplanationError:
