@@ -110,8 +110,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             attr_dim_summation (bool, optional): sum over channels. False gives (B, D, h, w) and
                 allows no refinements. Default: True
             grad_kwargs (dict, optional): for ``torch.autograd.grad``. Default: None
-            score (str, optional): ``commit``, ``final`` or ``teacher``; like ``step`` not together
-                with explicit arguments, which hold a state already. Default: the preset's
+            score (str, optional): ``commit``, ``final`` or ``teacher``. Explicit arguments hold a
+                state already, so they exclude it and ``step``. Default: the preset's
             step (int, optional): the generation's call whose image states are explained (with
                 a prefix cache, 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.

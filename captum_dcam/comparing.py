@@ -93,7 +93,7 @@ def compare(
         budget (Budget or dict, optional): where an expensive method stops; one for all, or by
             name. Default: none
         seed (int, optional): of methods that draw and of sampled decoding. A method draws the same
-            numbers, whatever other methods run. Default: 0
+            numbers whatever other methods run. Default: 0
         errors (str, optional): ``report`` (a method that fails says why in its row, the others go
             on) or ``raise``. Default: ``"report"``
         progress (callable, optional): receives every method's name before it runs.
@@ -275,7 +275,7 @@ def run_method(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """What all methods of a comparison have in common: words, refinements, masks."""
+    """What all methods of a comparison share: words, refinements, masks."""
 
     forward: DenoisingForward
     targets: tuple[Target, ...]
@@ -285,7 +285,7 @@ class _Shared:
 
     @property
     def asked(self) -> tuple[Target, ...]:
-        """Every word that a method explains: SICD wants the repeated ones too."""
+        """Every word that a method explains: the repeated ones too, where SICD needs them."""
         return maps.with_repeated(self.targets, self.repeated)
 
     def row(self, name: str, method_: Method, run: MethodRun) -> ComparisonRow:

@@ -140,7 +140,7 @@ def sign_check(
     r"""Does removing what a map highlights lower the token's probability?
 
     The mean image token replaces the ``share`` of image tokens with the highest values at the tap,
-    and for comparison as many random ones. Then the explained tokens are read again.
+    and, for comparison, the same number of random ones. Then the explained tokens are read again.
 
     Args:
         forward (DenoisingForward): with the bound generation.
@@ -152,8 +152,8 @@ def sign_check(
 
     Returns:
         Tensor: (N, 2) float64: the fall of the log-probability (mean over the target's tokens) when
-        highlighted, and when random tokens are removed. A map whose first column is not above the
-        second is no evidence; one whose first column is below zero is inverted.
+        the highlighted tokens are removed, and when random ones are. A map whose first column is
+        not above the second is no evidence; one whose first column is below zero is inverted.
     """
     out = torch.zeros(len(targets), 2, dtype=torch.float64)
     for n, target in enumerate(targets):

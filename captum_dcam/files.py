@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -81,11 +80,6 @@ def digest(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return digest(path.read_bytes())
-
-
 # -- one error -------------------------------------------------------------------------------------
 
 #: what Python raises → the error of ours that is one as well
@@ -107,12 +101,12 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
 
     Args:
         path (Path): what is being written.
-        work (Path, optional): where it is made; errors that name this place, which is gone when
-            they are read, name ``path`` in its stead. Default: there
+        work (Path, optional): where it is made. This place is gone when an error is read, so
+            errors that name it name ``path`` instead. Default: it is made at ``path``
     """
     try:
         yield
-    except BrokenPipeError:  # who reads our output has gone: no matter of files
+    except BrokenPipeError:  # the reader of our output has gone, no file is at fault
         raise
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error) if work is None else str(error).replace(str(work), str(path))
@@ -128,8 +122,8 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """What the operating system refuses inside becomes a FileError that names ``path``, where the
-    system names nothing."""
+    """What the operating system refuses inside becomes a FileError, which names ``path`` where the
+    system names no file."""
     try:
         yield
     except DcamError:
@@ -161,18 +155,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file all at once or not at all; the caller holds the lock that guards it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     new = path.with_name(f".{path.name}.new")
     with writing(path, new):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(new, flags, 0o666)
-            try:
+            with open(new, "wb", buffering=0) as file:
                 for chunk in chunks:
-                    _write(file, chunk)
-                os.fsync(file)
-            finally:
-                os.close(file)
+                    _write(file.fileno(), chunk)
+                os.fsync(file.fileno())
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
@@ -216,13 +206,13 @@ class Growing:
         return os.fstat(self._file).st_size
 
     def append(self, data: bytes) -> None:
-        """Add bytes; a part of them may be there after an error: see :meth:`shorten`."""
+        """Add bytes. After an error a part of them may be there, see :meth:`shorten`."""
         with writing(self.path):
             _write(self._file, data)
             os.fsync(self._file)
 
     def shorten(self, size: int) -> None:
-        """Remove what lies behind ``size`` bytes."""
+        """Keep the first ``size`` bytes alone."""
         with writing(self.path):
             os.ftruncate(self._file, size)
 
@@ -232,7 +222,7 @@ class Growing:
 
 
 def shorten(path: Path, size: int) -> None:
-    """Remove from a file what lies behind ``size`` bytes."""
+    """Keep the first ``size`` bytes of a file alone."""
     with writing(path):
         os.truncate(path, size)
 
@@ -256,53 +246,44 @@ def new_folder(
     """
     folder = Path(folder)
     check_folder(folder, kind, beside)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = work / "new"
-        with writing(folder, new):
-            new.mkdir()
-            yield new
-            _swap(new, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Replace ``folder`` by ``new``; restore what was there if that fails."""
-    with ExitStack() as undo:
-        if folder.exists():
-            folder.rename(old)
-            undo.callback(old.rename, folder)
-        new.rename(folder)
-        undo.pop_all()
+    with new_entries([folder]) as (new,):
+        new.mkdir()
+        yield new
 
 
 @contextmanager
 def new_entries(targets: Sequence[Path]) -> Iterator[list[Path]]:
     r"""Places to fill. At the end they become ``targets``, one after another, all or none.
 
+    What was there before is replaced, and restored if another of them fails.
+
     Args:
-        targets (sequence of Path): files or folders that are not there yet, of one file system.
+        targets (sequence of Path): files or folders of one file system.
 
     Raises:
-        FileError: one cannot be written; none of them is there then.
+        FileError: one cannot be written; none of them is replaced then.
     """
     root = Path(os.path.commonpath([target.absolute().parent for target in targets]))
     nearest = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    named = targets[0] if len(targets) == 1 else root
     with ExitStack() as stack:
-        with writing(root):
-            made = tempfile.TemporaryDirectory(prefix=".new-", dir=nearest)
+        with writing(named):
+            made = tempfile.TemporaryDirectory(
+                prefix=".new-", dir=nearest, ignore_cleanup_errors=True
+            )
             work = Path(stack.enter_context(made))
-        stack.enter_context(writing(root, work))
+        stack.enter_context(writing(named, work / named.absolute().relative_to(root)))
         places = [work / target.absolute().relative_to(root) for target in targets]
         for place in places:
             place.parent.mkdir(parents=True, exist_ok=True)
         yield places
         with ExitStack() as undo:
-            for place, target in zip(places, targets, strict=True):
+            for n, (place, target) in enumerate(zip(places, targets, strict=True)):
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    old = work / f".old-{n}"
+                    target.rename(old)
+                    undo.callback(old.rename, target)
                 place.rename(target)
                 undo.callback(target.rename, place)
             undo.pop_all()
@@ -355,7 +336,7 @@ def _strange(folder: Path, kind: str, beside: str | None) -> list[str]:
 
 def write_manifest(folder: Path, content: Mapping[str, Any], kind: str = "explanation") -> None:
     """Write the manifest beside the files that are there already, with a hash of each."""
-    files = {f.name: digest_of(f) for f in sorted(folder.iterdir())}
+    files = {f.name: digest(f.read_bytes()) for f in sorted(folder.iterdir())}
     record = {"format": f"captum-dcam {kind}", "version": VERSION, **content, "files": files}
     write_json(folder / FILES[kind], record)
 
@@ -389,16 +370,17 @@ def check_version(
 
 @contextmanager
 def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, Any]]:
-    """The manifest of a saved result, to build the result from; ExplanationError says which file
-    is missing, or is not what was saved."""
+    """The manifest of a saved result, from which the result is built inside; ExplanationError
+    names the file that is missing or is not what was saved."""
     folder = Path(folder)
     manifest = read_manifest(folder, kind)
     try:
         for name, expected in manifest["files"].items():
-            if not (folder / name).is_file() or digest_of(folder / name) != expected:
+            file = folder / name
+            if not file.is_file() or digest(file.read_bytes()) != expected:
                 raise ExplanationError(
-                    f"{folder / name} is missing or differs from what was saved: the {kind} is "
-                    "damaged; make it again"
+                    f"{file} is missing or differs from what was saved: the {kind} is damaged; "
+                    "make it again"
                 )
         yield manifest
     except ExplanationError:

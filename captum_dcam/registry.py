@@ -46,8 +46,8 @@ class Registry(Generic[T]):
 
     Args:
         kind (str): what they are, for messages: ``"method"``.
-        given (int, optional): how many of an entry's first arguments are no settings, because
-            its caller gives them (the case of a metric). Default: 0
+        given (int, optional): number of an entry's first arguments that are no settings, because
+            its caller gives them, as for metrics. Default: 0
         named (bool, optional): an entered class gets its name as attribute ``name``.
             Default: False
     """
@@ -194,7 +194,7 @@ def _scalars(hint: Any) -> tuple[type, ...]:
 
 
 def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a value is of these types; a whole number is a float too, a truth value no number."""
+    """Whether a value is of these types. A whole number is a float too; True is no number."""
     if isinstance(value, bool):
         return bool in kinds
     abstract = {int: Integral, float: Real}

@@ -28,11 +28,13 @@ from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
-from captum_dcam.results.explanation import read_images, read_targets, save_images
+from captum_dcam.results.explanation import AS_IS, read_images, read_targets, save_images
 
 TABLE, TENSORS = "comparison.csv", "maps.safetensors"
 #: localisation scores of a map
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
+#: what a method cost, in the order of the records
+SPENT = ("seconds", "forwards", "backwards", "peak_bytes")
 #: fields of a row that the files hold as they are
 PLAIN = ("name", "label", "group", "settings", "status", "note", "complete")
 
@@ -133,19 +135,13 @@ class Comparison:
                 out.append(
                     {
                         "method": row.name,
-                        "label": row.label,
-                        "group": row.group,
-                        "status": row.status,
-                        "note": row.note,
+                        **{k: getattr(row, k) for k in ("label", "group", "status", "note")},
                         "word": target.text,
                         "position": target.positions[0],
                         "complete": row.complete[n],
                         **{m: None if own is None else float(getattr(own, m)) for m in METRICS},
                         "peak": max(float(r[n].max()) for r in row.raw),
-                        "seconds": row.cost.seconds,
-                        "forwards": row.cost.forwards,
-                        "backwards": row.cost.backwards,
-                        "peak_bytes": row.cost.peak_bytes,
+                        **{k: getattr(row.cost, k) for k in SPENT},
                     }
                 )
         return out
@@ -194,8 +190,7 @@ class Comparison:
             methods = zip(manifest["methods"], manifest["scored"], strict=True)
             masks = tuple(tensors.get(f"mask.{n}") for n in range(len(words)))
             return cls(
-                prompt=manifest["prompt"],
-                answer=manifest["answer"],
+                **{name: manifest[name] for name in AS_IS},
                 targets=read_targets(words),
                 rows=tuple(
                     _row(record, r, len(manifest["grids"]), scored, tensors)
@@ -209,8 +204,6 @@ class Comparison:
                     tokens["prompt"],
                 ),
                 commit_steps=tuple(tuple(x["commit_steps"]) for x in words),
-                settings=manifest["settings"],
-                versions=manifest["versions"],
                 images=read_images(folder, manifest["images"]),
                 masks=masks if manifest["masked"] else None,
             )

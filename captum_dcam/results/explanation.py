@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
 
 TENSORS = "tensors.safetensors"
+#: fields that a manifest holds as they are
+AS_IS = ("prompt", "answer", "settings", "versions")
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class Explanation:
                 raise TargetError(f"target {word} is not one of the {len(self.targets)} explained")
             return word
         if word not in self.words:
-            raise TargetError(
-                f"word {word!r} was not explained; explained: {', '.join(self.words)}"
-            )
+            known = ", ".join(self.words)
+            raise TargetError(f"word {word!r} was not explained; explained: {known}")
         return self.words.index(word)
 
     def pixel_maps(self, grid: int = 0, mode: str = "bilinear") -> Tensor:
@@ -171,16 +172,13 @@ class Explanation:
                 final_step=tensors.get("final_step"),
             )
             return cls(
-                prompt=manifest["prompt"],
-                answer=manifest["answer"],
+                **{name: manifest[name] for name in AS_IS},
                 targets=read_targets(manifest["targets"]),
                 maps=tuple(tensors[f"maps.{i}"] for i in grids),
                 peaks=tuple(tensors[f"peaks.{i}"] for i in grids),
                 token_texts=tuple(manifest["pieces"]),
                 layout=layout,
                 trajectory=trajectory,
-                settings=manifest["settings"],
-                versions=manifest["versions"],
                 images=read_images(
                     folder, sum(name.startswith("image-") for name in manifest["files"])
                 ),
@@ -213,14 +211,5 @@ def region(x: float, y: float) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    import captum
-    import transformers
-
-    import captum_dcam
-
-    return {
-        "captum_dcam": captum_dcam.__version__,
-        "captum": captum.__version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }
+    names = ("captum_dcam", "captum", "torch", "transformers")
+    return {name: str(import_module(name).__version__) for name in names}

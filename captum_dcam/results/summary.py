@@ -17,9 +17,9 @@ class WordSummary:
         number (int): from 1, in the order of the explanation.
         word (str): its text.
         positions (tuple of int): of its tokens in the answer.
-        steps (tuple of int): the step that committed each of them, without repeats.
+        steps (tuple of int): the steps that committed them, each once.
         confidence (float): probability at that step, of the least sure token.
-        image (int): the image it looks at most, from 0.
+        image (int): the image that the word looks at most, from 0.
         region (str): where its highest token lies, in words.
         peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
         area (float): fraction of image tokens that hold half of its mass.

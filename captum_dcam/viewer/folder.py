@@ -16,7 +16,7 @@ from captum_dcam.viewer.sheet import contact_sheet
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
 #: names of the pictures beside the data
 _BESIDE = r"word-\d+-.*\.png|sheet\.png"
-#: longer side in pixels of the pictures of single words: at least, at most
+#: longer side, in pixels, of a single word's picture: at least, at most
 SMALLEST, LARGEST = 480, 1600
 
 

@@ -2,10 +2,11 @@ r"""What sheets and panels are drawn with: fonts, measures, chips, running text,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -48,6 +49,10 @@ class Run:
     glued: bool = False
 
 
+#: a line of running text: each run with its x in pixels
+Line = list[tuple[float, Run]]
+
+
 @dataclass(frozen=True)
 class Ink:
     r"""Measures of a sheet: everything is in thousandths of its width.
@@ -82,27 +87,25 @@ class Ink:
             text = text[:-1]
         return text.rstrip() + "…"
 
-    def lines(self, runs: Sequence[Run], units: float, width: float) -> list[list[Run]]:
-        """Break runs into lines of at most ``width`` pixels; a run longer than that is clipped."""
-        out: list[list[Run]] = [[]]
+    def lines(self, runs: Sequence[Run], units: float, width: float) -> list[Line]:
+        """Lines of at most ``width`` pixels; a run longer than that is clipped."""
+        out: list[Line] = [[]]
         x = 0.0
         for run in runs:
             text = self.clipped(run.text, units, width - 2 * self.px(units * 0.5))
             own = Run(text, run.color, run.glued)
-            gap, need = self._gap(own, units) if out[-1] else 0.0, self._run_width(own, units)
+            gap = 0.0 if run.glued or not out[-1] else self.px(units * 0.36)
+            need = self._run_width(own, units)
             if out[-1] and x + gap + need > width:
                 out.append([])
                 x = gap = 0.0
-            out[-1].append(own)
+            out[-1].append((x + gap, own))
             x += gap + need
         return out
 
     def _run_width(self, run: Run, units: float) -> float:
         pads = 0 if run.color is None else 2 * self.px(units * 0.5)
         return self.length(run.text, units) + pads
-
-    def _gap(self, run: Run, units: float) -> float:
-        return 0.0 if run.glued else self.px(units * 0.36)
 
     def rounded(self, picture: Image.Image, units: float = 5) -> Image.Image:
         """The picture with round corners on paper."""
@@ -151,16 +154,13 @@ class Page(Ink):
         self.write((x + width / 2, y), run.text, units, reads_well, anchor="mm")
 
     def flow(
-        self, at: tuple[float, float], lines: Sequence[Sequence[Run]], units: float, leading: float
+        self, at: tuple[float, float], lines: Sequence[Line], units: float, leading: float
     ) -> float:
         """Draw lines of runs from the upper left corner ``at``; returns the y below them."""
         y = at[1]
         for line in lines:
-            x, middle = at[0], y + self.px(leading) / 2
-            for i, run in enumerate(line):
-                x += self._gap(run, units) if i else 0.0
-                self.chip((x, middle), run, units)
-                x += self._run_width(run, units)
+            for x, run in line:
+                self.chip((at[0] + x, y + self.px(leading) / 2), run, units)
             y += self.px(leading)
         return y
 
@@ -211,9 +211,16 @@ def legend(ink: Ink) -> tuple[Page, int]:
     return page, ink.px(30)
 
 
-def settings_line(page: Page, y: int, parts: Sequence[str], room: float) -> None:
-    """The settings on the right of a legend, in at most ``room`` pixels."""
-    text = page.clipped(" · ".join(p for p in parts if p), SMALL, room)
+def settings_line(page: Page, y: int, s: Mapping[str, Any], more: str, room: float) -> None:
+    """The settings and ``more`` on the right of a legend, in at most ``room`` pixels."""
+    parts = (
+        s.get("family"),
+        {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", "")),
+        f"block {s.get('layer')}",
+        f"{s.get('score')} score",
+        more,
+    )
+    text = page.clipped(" · ".join(str(p) for p in parts if p), SMALL, room)
     page.write((page.image.width, y), text, SMALL, MUTED, anchor="rm")
 
 

@@ -2,11 +2,16 @@ r"""The panel of a comparison: one row per method, one column per word, in one p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from captum_dcam.errors import InputError
 from captum_dcam.results.comparison import Comparison, ComparisonRow
@@ -23,8 +28,7 @@ from captum_dcam.viewer.ink import (
     settings_line,
     stacked,
 )
-from captum_dcam.viewer.overlay import CMAP
-from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, grid_height
+from captum_dcam.viewer.overlay import CMAP, MUTE, fitted, muted, overlay, picture_maps, scaled
 
 SCALES = ("map", "row")
 #: colours: chips of words, what failed, what is partial, ground of a cell without a map
@@ -32,9 +36,13 @@ CHIP: Color = (226, 232, 240)
 FAILED: Color = (190, 40, 40)
 PARTIAL: Color = (196, 110, 0)
 BLANK: Color = (241, 243, 246)
+#: colour of the border of the object's mask
+OUTLINE: Color = (255, 255, 255)
+#: pixels between the overlays of one cell
+BETWEEN = 2
 #: sizes of text: words, names of methods, what is below these, why one failed, group headings
 WORD, NAME, FACT, REASON, GROUP = 12.5, 11.5, 10.0, 9.0, 10.5
-#: a reason gets a box over the cells if these are together at least so wide
+#: width of all cells together from which a reason is written over them
 NARROW = 110.0
 
 # -- the layout, in thousandths of the width -------------------------------------------------------
@@ -42,9 +50,9 @@ NARROW = 110.0
 #: lowest row, heading of a group, gaps between cells, label and cells, and blocks
 ROW, MARK, CELL_GAP, GUTTER, BLOCK_GAP = 29.0, GROUP + 9, 3.0, 8.0, 26.0
 SMALLEST, LARGEST = 20.0, 180.0
-#: labels: at least, at most
+#: width of the column of labels: at least, at most
 LABELS = (90.0, 205.0)
-#: how high all rows together should be at most, and what makes the whole sheet about square
+#: height of all rows together: at most, and where the whole sheet is about square
 HIGH, SQUARE = 1050.0, 650.0
 HEADING = 60.0
 
@@ -111,6 +119,106 @@ def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Pl
             found.append((cell * (filled / long) ** 0.5, Plan(blocks, columns, cell, label)))
         high *= 1.5  # more than fits: better a long sheet than cells too small to see
     return max(found, key=lambda item: item[0])[1]
+
+
+# -- cells: overlays of one word by one method -----------------------------------------------------
+
+
+def places(sizes: Sequence[tuple[int, int]], width: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, width, height) of every image in a cell ``width`` wide, row by row."""
+    columns = math.ceil(math.sqrt(len(sizes)))
+    own = (width - BETWEEN * (columns - 1)) // columns
+    shown = [fitted(size, own, own * 1.25) for size in sizes]
+    out, top = [], 0
+    for start in range(0, len(sizes), columns):
+        line = shown[start : start + columns]
+        for k, (w, h) in enumerate(line):
+            left = k * (own + BETWEEN) + (own - w) // 2
+            out.append((left, top, w, h))
+        top += max(h for _, h in line) + BETWEEN
+    return out
+
+
+def grid_height(sizes: Sequence[tuple[int, int]], width: int) -> int:
+    """Height of a cell."""
+    return max(top + height for _, top, _, height in places(sizes, width))
+
+
+class Thumbnails:
+    r"""Overlays of one size.
+
+    Args:
+        comparison (Comparison): maps, images and masks.
+        width (int): of a cell in pixels.
+        scale (str): ``map`` or ``row``.
+        cmap (str): a matplotlib colour map.
+        mode (str): ``bilinear`` or ``nearest``.
+    """
+
+    def __init__(
+        self, comparison: Comparison, width: int, scale: str, cmap: str, mode: str
+    ) -> None:
+        self.comparison = comparison
+        self.width = width
+        self.scale, self.cmap, self.mode = scale, cmap, mode
+        sizes = [i.size for i in comparison.images]
+        self.places = places(sizes, width)
+        self.height = grid_height(sizes, width)
+        self._grounds = [
+            muted(scaled(image, (w, h)), MUTE)
+            for image, (_, _, w, h) in zip(comparison.images, self.places, strict=True)
+        ]
+        self._edges = [_edge(m, self.places[0][2:]) for m in comparison.masks or ()]
+        self._maps: dict[int, list[Tensor]] = {}
+
+    def pictures(self, row: int, word: int) -> list[tuple[Image.Image, tuple[int, int]]] | None:
+        """Overlays of a cell with their places; None where there is no map."""
+        every = self._row(row)
+        maps = [m[word] for m in every]
+        peak = max(float(m.max()) for m in maps)
+        whole = all(bool(m.isfinite().all()) for m in maps)
+        if not whole or (peak <= 0 and not self.comparison.rows[row].complete[word]):
+            return None
+        if self.scale == "row":
+            finite = [m[m.isfinite().flatten(1).all(1)] for m in every]
+            peak = max(float(m.max()) for m in finite if len(m))
+        vmax = peak if peak > 0 else None
+        drawn = [
+            overlay(ground, values, cmap=self.cmap, vmax=vmax)
+            for values, ground in zip(maps, self._grounds, strict=True)
+        ]
+        edge = self._edges[word] if word < len(self._edges) else None
+        if edge is not None:
+            pixels = np.asarray(drawn[0]).astype(np.float32)
+            pixels[edge] = 0.2 * pixels[edge] + 0.8 * np.asarray(OUTLINE, dtype=np.float32)
+            drawn[0] = Image.fromarray(np.rint(pixels).astype(np.uint8))
+        return [(one, place[:2]) for one, place in zip(drawn, self.places, strict=True)]
+
+    def _row(self, row: int) -> list[Tensor]:
+        """Maps (N, H, W) of a method over every image; computed once, kept for one row."""
+        if row not in self._maps:
+            places = enumerate(self.places)
+            self._maps = {row: [self._reduced(row, i, (w, h)) for i, (_, _, w, h) in places]}
+        return self._maps[row]
+
+    def _reduced(self, row: int, image: int, size: tuple[int, int]) -> Tensor:
+        """Maps over a thumbnail; tokens smaller than its pixels are averaged."""
+        layout = self.comparison.layout
+        # the most tokens in a line, where grids stand side by side
+        tokens = sum(max(grid.shape) for grid in layout.grids if grid.image == image)
+        k = max(1, math.ceil(tokens / min(size)))
+        large = (size[0] * k, size[1] * k)
+        maps = picture_maps(layout, self.comparison.rows[row].maps, image, large, self.mode)
+        return maps if k == 1 else avg_pool2d(maps[:, None], k)[:, 0]
+
+
+def _edge(mask: Tensor | None, size: tuple[int, int]) -> np.ndarray | None:
+    """Inner border (H, W) bool of a mask at another size (W, H)."""
+    if mask is None:
+        return None
+    full = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+    small = np.asarray(full.resize(size, Image.Resampling.BOX)) > 127
+    return small & ~ndimage.binary_erosion(small)
 
 
 # -- drawing ---------------------------------------------------------------------------------------
@@ -184,6 +292,7 @@ def _legend(ink: Ink, comparison: Comparison, scale: str, cmap: str) -> Image.Im
         inner = (x + inset, y - half + inset, x + side - inset, y + half - inset)
         page.draw.rectangle(inner, outline=OUTLINE, width=max(1, ink.px(1)))
         x = page.note((x + side + ink.px(7), y), "the object's mask") + ink.px(24)
+    x = page.note((x, y), "seconds: all words together") + ink.px(24)
     if any(row.status == "partial" for row in comparison.rows):
         side, half = ink.px(11), ink.px(11) // 2
         page.draw.rectangle((x, y - half, x + side, y + half), fill=BLANK)
@@ -191,14 +300,8 @@ def _legend(ink: Ink, comparison: Comparison, scale: str, cmap: str) -> Image.Im
         x = page.note((x + side + ink.px(7), y), "unfinished") + ink.px(24)
     s = comparison.settings
     stages = (s.get("refinements") or {}).get("stages") or ()
-    parts = (
-        str(s.get("family", "")),
-        {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", ""), ""),
-        f"block {s.get('layer')}",
-        f"{s.get('score')} score",
-        " + ".join(str(stage.get("name")) for stage in stages),
-    )
-    settings_line(page, y, parts, page.image.width - x)
+    names = " + ".join(str(stage.get("name")) for stage in stages)
+    settings_line(page, y, s, names, page.image.width - x)
     return page.image
 
 

@@ -91,14 +91,8 @@ def _legend(ink: Ink, explanation: Explanation, cmap: str) -> Image.Image:
     x = page.bar((0, y), f"committed at step 0 … {last}", STEP_CMAP, (12, 242))
     page.bar((x + ink.px(24), y), "heat: low … the word's highest", cmap, (40, 255))
     s = explanation.settings
-    product = f"{'centred ' if s.get('center') else ''}{s.get('product', '')}"
-    parts = (
-        str(s.get("family", "")),
-        f"block {s.get('layer')}",
-        f"{s.get('score')} score",
-        product,
-    )
-    settings_line(page, y, parts, page.image.width - x - ink.px(24 + 330))
+    product = f"{'centered ' if s.get('center') else ''}{s.get('product', '')}"
+    settings_line(page, y, s, product, page.image.width - x - ink.px(24 + 330))
     return page.image
 
 
@@ -110,12 +104,12 @@ def _panel(
     page = ink.page(width, shown.height + ink.px(74))
     page.image.paste(shown, (0, 0))
     y = shown.height + ink.px(20)
-    number = f"{row.number}"
+    number = str(row.number)
     page.write((width, y), number, SMALL, MUTED, anchor="rm")
     room = width - ink.length(number, SMALL) - ink.px(24)
     page.chip((0, y), Run(ink.clipped(row.word, 16, room), color), 16)
     steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
-    focus = f"picture {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
+    focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
     where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"
     for below, text in ((26, f"{steps} · {row.confidence:.0%} sure"), (43, where)):
         page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, MUTED)

@@ -30,7 +30,7 @@ Candidate = tuple[str, float]
 
 @dataclass(frozen=True)
 class _Token:
-    """One token as it is drawn; value in [-1, 1], None: none."""
+    """One token as it is drawn; its value is in [-1, 1], or None where it has none."""
 
     text: str
     value: float | None
@@ -51,9 +51,9 @@ def text_html(
 ) -> str:
     r"""Relevance of text as HTML that needs no other file.
 
-    It has inline styles alone, and translucent colours behind text of the page's own colour, so
-    that it can be read on light and dark pages, in notebooks and mails. Hovering shows a token's
-    value.
+    It has only inline styles, and translucent colours behind text of the page's own colour, so
+    that it can be read on light and dark pages, in notebooks and mails. Hovering over a token
+    shows its value.
 
     Args:
         token_texts (sequence of str): text of K tokens, with a leading space where a word begins;

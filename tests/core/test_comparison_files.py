@@ -141,7 +141,7 @@ def test_the_earlier_folder_comes_back_if_it_cannot_be_replaced(comparison, tmp_
     rename = type(kept).rename
 
     def refused(self, target):
-        if self.name == "new":
+        if self.name == kept.name and self != kept:
             raise OSError("busy")
         return rename(self, target)
 

@@ -15,8 +15,16 @@ from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.viewer import comparison_panel
-from captum_dcam.viewer.panel import FAILED, PARTIAL, SMALLEST, plan_of, seconds_text
-from captum_dcam.viewer.thumbnails import OUTLINE, Thumbnails, places
+from captum_dcam.viewer.panel import (
+    FAILED,
+    OUTLINE,
+    PARTIAL,
+    SMALLEST,
+    Thumbnails,
+    places,
+    plan_of,
+    seconds_text,
+)
 
 GROUPS = ("Diffusion-CAM", "logit lens", "attention")
 

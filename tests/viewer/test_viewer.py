@@ -150,7 +150,7 @@ def test_summary_says_where_the_peak_is():
     assert empty.peak is None and empty.region == "nowhere"
 
 
-def test_summary_names_the_picture_that_a_word_looks_at():
+def test_summary_names_the_image_that_a_word_looks_at():
     e = made(1, images=2)
     swapped = {"maps": e.maps[::-1], "peaks": e.peaks[::-1]}
     assert summarise(e)[0].image == 0
