@@ -201,12 +201,12 @@ def test_pixels_that_are_no_image(monkeypatch):
 @pytest.mark.parametrize("settings", ({}, {"patch": 3, "stride": 2}, {"patch": 20, "stride": 20}))
 def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, settings):
     """Where the pixel tensor has no rows and columns the window slides over tokens instead."""
-    from captum_dcam.methods import captum_pixels
+    from captum_dcam.methods import captum_methods
 
     forward = tiny.bound("none", images=images)
     made = method("occlusion", baseline="zero", **settings)
     expected = made.attribute(task_of(forward, 5)).maps
-    monkeypatch.setattr(captum_pixels, "token_size", lambda *_: None)
+    monkeypatch.setattr(captum_methods, "token_size", lambda *_: None)
     found = made.attribute(task_of(forward, 5)).maps
     for one, two in zip(found, expected, strict=True):
         assert tiny.relative(one, two) < 1e-4
