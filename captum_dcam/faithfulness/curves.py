@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
 from captum_dcam.faithfulness.reading import (
+    BASELINES,
     check_choice,
     check_counts,
     flat_maps,
     one_example,
+    pixel_fill,
     read,
     with_pixels,
 )
@@ -115,7 +116,7 @@ def deletion(
         targets (sequence of Target): N words.
         maps (iterable of Tensor): one (N, h, w) per grid; order counts, scale does not.
         baseline (str, optional): what replaces removed pixels: ``mean``, ``blur`` or ``inpaint``,
-            see :func:`captum_dcam.faithfulness.fills.pixel_fill`. Default: ``"mean"``
+            see :func:`captum_dcam.faithfulness.reading.pixel_fill`. Default: ``"mean"``
         where (str, optional): ``pixels``, or ``tap``: removed image tokens become the mean image
             token of their grid at the tapped block, which needs no pixels and runs on every family
             (``baseline`` then means nothing). Blocks below have mixed the tokens, so few of them
