@@ -16,7 +16,6 @@ from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_maps
 
@@ -59,19 +58,6 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{name} is {value!r}: expected one of {known}")
 
 
-def rebound(
-    forward: DenoisingForward,
-    *,
-    request: Request | None = None,
-    trajectory: Trajectory | None = None,
-) -> DenoisingForward:
-    """The same model and block on another request or trajectory, nothing of the old one kept."""
-    fresh = forward.twin()
-    trajectory = forward.trajectory if trajectory is None else trajectory
-    fresh.bind(request or one_example(forward), replace(trajectory, kept={}))
-    return fresh
-
-
 def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
     r"""The bound example R times, with the same answer and other images.
 
@@ -87,8 +73,7 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
         shape[axis] = count
         return values.expand(shape)
 
-    return rebound(
-        forward,
+    return forward.again(
         request=replace(
             request,
             pixels=pixels.to(request.pixels),
@@ -103,6 +88,7 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
             final_state=tuple(times(s) for s in one.final_state),
             commit_step=times(one.commit_step),
             confidence=times(one.confidence),
+            kept={},
         ),
     )
 

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from captum_dcam.errors import InputError, MethodError
-from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example, rebound
+from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example
 from captum_dcam.metrics import obj_iou
 from captum_dcam.metrics._checks import stretched
 from captum_dcam.model.adapter import Adapter
@@ -71,14 +71,14 @@ def parameter_randomization(
     cascade = _cascade(forward.adapter)
     wanted = _wanted(stages, len(cascade))
     words = tuple(targets)
-    before = _explained(rebound(forward), words, explain)
+    before = _explained(forward, words, explain)
     found = []
     with _restored() as replace_values:
         for number, (_, parameters) in enumerate(cascade[: wanted[-1]], 1):
             for parameter in parameters:
                 replace_values(parameter, _drawn(parameter, generator))
             if number in wanted:
-                found.append(_alike(before, _explained(rebound(forward), words, explain)))
+                found.append(_alike(before, _explained(forward, words, explain)))
     spearman, ssim = (torch.stack(rows) for rows in zip(*found, strict=True))
     return Randomization(tuple(cascade[n - 1][0] for n in wanted), spearman, ssim)
 
@@ -127,15 +127,14 @@ def shuffled_answer(
         visible = canvas == tokens.to(canvas.device)
         return torch.where(visible, changed.to(canvas), canvas)
 
-    return rebound(
-        forward,
-        trajectory=replace(
-            old,
-            tokens=changed[None],
-            states=(shown(old.states[0]), *old.states[1:]),
-            final_state=(shown(old.final_state[0]), *old.final_state[1:]),
-        ),
+    trajectory = replace(
+        old,
+        tokens=changed[None],
+        states=(shown(old.states[0]), *old.states[1:]),
+        final_state=(shown(old.final_state[0]), *old.final_state[1:]),
+        kept={},
     )
+    return forward.again(trajectory=trajectory)
 
 
 def answer_shuffle(
@@ -158,7 +157,7 @@ def answer_shuffle(
         Tensor: (N,) float64, in [-1, 1].
     """
     words = tuple(targets)
-    before = _rows(_explained(rebound(forward), words, explain))
+    before = _rows(_explained(forward, words, explain))
     found = []
     for row, word in zip(before, words, strict=True):
         other = shuffled_answer(forward, word, generator)
@@ -326,7 +325,10 @@ def _drawn(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
 def _explained(
     forward: DenoisingForward, targets: tuple[Target, ...], explain: Explain
 ) -> tuple[Tensor, ...]:
-    maps = tuple(explain(forward, targets))
+    """Maps of a forward for which nothing is kept: what is explained may have changed."""
+    one_example(forward)
+    fresh = forward.again(trajectory=replace(forward.trajectory, kept={}))
+    maps = tuple(explain(fresh, targets))
     flat_maps(forward, maps, targets, "explain")  # checks them
     return tuple(m.detach().cpu().double() for m in maps)
 

@@ -142,9 +142,9 @@ def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[Denois
     out = []
     for _ in range(samples):
         noisy = pixels + noise(pixels, spread, task.generator)
-        out.append(forward.twin())
         request = replace(forward.request, pixels=noisy.detach())
-        out[-1].bind(request, replace(forward.trajectory, kept={}))
+        trajectory = replace(forward.trajectory, kept={})
+        out.append(forward.again(request=request, trajectory=trajectory))
     return out
 
 

@@ -110,20 +110,16 @@ def _shown(layout: Layout, image: int) -> tuple[float, float]:
 def _bound(forward: DenoisingForward, new: Request) -> DenoisingForward:
     """The generation bound to another request with the same answer."""
     request, trajectory = forward.request, forward.trajectory
-    bound = forward.twin()
     longer = new.layout.prefix_length - request.layout.prefix_length
     holds_prefix = [i == 0 or trajectory.cache == "none" for i in range(len(trajectory.lengths))]
     lengths = zip(trajectory.lengths, holds_prefix, strict=True)
-    bound.bind(
-        new,
-        replace(
-            trajectory,
-            lengths=tuple(n + longer * holds for n, holds in lengths),
-            image_end=new.layout.image_end,
-            kept={},
-        ),
+    trajectory = replace(
+        trajectory,
+        lengths=tuple(n + longer * holds for n, holds in lengths),
+        image_end=new.layout.image_end,
+        kept={},
     )
-    return bound
+    return forward.again(request=new, trajectory=trajectory)
 
 
 def _ways(
