@@ -36,10 +36,11 @@ from captum_dcam.methods.base import (
     AttributionTask,
     MethodFacts,
     PerPosition,
+    Reading,
     TokenValues,
+    check_block,
     register_method,
 )
-from captum_dcam.methods.reading import Reading, check_block
 from captum_dcam.model.sequence import check_single, check_whole, padded
 
 

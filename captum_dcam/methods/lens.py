@@ -19,12 +19,13 @@ from captum_dcam.methods.base import (
     AttributionTask,
     MethodFacts,
     PerWord,
+    Reading,
     WordMaps,
+    check_block,
     pairs_of,
     register_method,
     wide,
 )
-from captum_dcam.methods.reading import Reading, check_block
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import (

@@ -19,10 +19,14 @@ from captum_dcam.methods.base import (
     pairs_of,
     register_method,
 )
-from captum_dcam.methods.causal import rank_biased_overlap, without_interference
 from captum_dcam.methods.lens import Lens, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
-from captum_dcam.methods.tam import check_order_and_filter, filtered
+from captum_dcam.methods.tam import (
+    check_order_and_filter,
+    filtered,
+    rank_biased_overlap,
+    without_interference,
+)
 from captum_dcam.model.sequence import split_grids
 from captum_dcam.model.words import Target
 

@@ -37,11 +37,11 @@ from captum_dcam.methods.base import (
     AttributionTask,
     MethodFacts,
     PerPosition,
+    Reading,
     TokenValues,
     register_method,
     wide,
 )
-from captum_dcam.methods.reading import Reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.sequence import outputs_of, padded
 

@@ -62,11 +62,19 @@ def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward,
     request, adapter = forward.request, forward.adapter
     images, places = [], []
     for index, image in enumerate(request.images[0]):
-        small, place = _small(to_rgb(image), scale)
+        whole = to_rgb(image)
+        w, h = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
+        small = whole.resize((w, h), Image.Resampling.BICUBIC)
+        ratio, (y, x) = (h / whole.height, w / whole.width), (0, 0)
         if not adapter.any_size:
-            small, place = _on_canvas(small, place, image.size, _shown(request.layout, index))
+            # on a black canvas, so that what tokens showed of the image, they show again
+            start = _shown(request.layout, index)
+            y, x = (round(s * (1 - r)) for s, r in zip(start, ratio, strict=True))
+            canvas = Image.new("RGB", image.size)
+            canvas.paste(small, (x, y))
+            small = canvas
         images.append(small)
-        places.append(place)
+        places.append(Place(ratio, (y, x)))
     new = adapter.prepare_again(request, images)
     old_grids, new_grids = request.layout.grids, new.layout.grids
     if [g.image for g in old_grids] != [g.image for g in new_grids]:
@@ -79,24 +87,6 @@ def rescaled(forward: DenoisingForward, scale: float) -> tuple[DenoisingForward,
         for number in range(len(old_grids))
     )
     return _bound(forward, new), Back(new.layout.shapes, ways)
-
-
-def _small(image: Image.Image, scale: float) -> tuple[Image.Image, Place]:
-    """An image at another size."""
-    w, h = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.resize((w, h), Image.Resampling.BICUBIC)
-    return small, Place((h / image.height, w / image.width), (0, 0))
-
-
-def _on_canvas(
-    small: Image.Image, place: Place, size: tuple[int, int], start: tuple[float, float]
-) -> tuple[Image.Image, Place]:
-    """A small image on a black canvas, so that ``start`` (y, x) stays where it is: what tokens
-    showed of the image, they show again."""
-    y, x = (round(s * (1 - r)) for s, r in zip(start, place.ratio, strict=True))
-    canvas = Image.new("RGB", size)
-    canvas.paste(small, (x, y))
-    return canvas, replace(place, offset=(y, x))
 
 
 def _shown(layout: Layout, image: int) -> tuple[float, float]:

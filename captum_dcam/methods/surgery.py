@@ -31,12 +31,12 @@ from captum_dcam.methods.base import (
     PerWord,
     TokenValues,
     WordMaps,
+    check_block,
     pairs_of,
     register_method,
     wide,
 )
 from captum_dcam.methods.lens import lens_logits
-from captum_dcam.methods.reading import check_block
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import image_positions, outputs_of, split_grids, unkept
 from captum_dcam.model.tap import hidden_of, replace_hidden
