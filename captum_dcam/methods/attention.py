@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +33,11 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerPosition,
     Reading,
     TokenValues,
     check_block,
-    register_method,
+    entered,
 )
 from captum_dcam.model.sequence import check_single, check_whole, padded
 
@@ -218,8 +216,15 @@ class _Weights(PerPosition):
         Attentions(task).at(task.targets[0].positions[0] if task.targets else 0)
 
 
-@register_method("attention")
-@dataclass(frozen=True)
+@entered(
+    "attention",
+    "Attention",
+    "attention",
+    "attention weights as they are",
+    "1",
+    "attention",
+    text=True,
+)
 class RawAttention(_Weights):
     r"""Attention from the word's position to every image token, averaged over heads.
 
@@ -232,9 +237,6 @@ class RawAttention(_Weights):
     """
 
     block: int | None = None
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Attention", "attention", "attention weights as they are", "1", ("attention",), text=True
-    )
 
     def check(self, task: AttributionTask) -> None:
         self.reader(task)
@@ -247,23 +249,21 @@ class RawAttention(_Weights):
         return lambda position, _token: attentions.row(position, blocks)
 
 
-@register_method("attention_rollout")
-@dataclass(frozen=True)
+@entered(
+    "attention_rollout",
+    "Attention rollout",
+    "attention",
+    "Abnar & Zuidema, ACL 2020",
+    "1",
+    "attention",
+    text=True,
+)
 class AttentionRollout(_Weights):
     r"""Attention rollout: the product over blocks of :math:`(\bar A + I) / 2` (Eq. 1 and Sec. 3).
 
     :math:`\bar A` is averaged over heads; rows add up to 1. Only the row of the word's position is
     carried through the product. Like raw attention it does not depend on the token's id.
     """
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Attention rollout",
-        "attention",
-        "Abnar & Zuidema, ACL 2020",
-        "1",
-        ("attention",),
-        text=True,
-    )
 
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task)
@@ -279,23 +279,22 @@ class AttentionRollout(_Weights):
         return values
 
 
-@register_method("grad_rollout")
-@dataclass(frozen=True)
+@entered(
+    "grad_rollout",
+    "Grad-rollout",
+    "attention",
+    "Chefer et al., ICCV 2021",
+    "1 + 1 back",
+    "attention",
+    "gradients",
+    text=True,
+)
 class GradRollout(_Weights):
     r"""Relevance by gradient-weighted attention (Eq. 5 and 6, self-attention).
 
     :math:`R = \prod_b (I + \mathrm{mean}_h (A_b \odot \nabla_{A_b} y)^+)`, y the token's logit; the
     map is the row of the word's position. Only that row is carried through the product.
     """
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Grad-rollout",
-        "attention",
-        "Chefer et al., ICCV 2021",
-        "1 + 1 back",
-        ("attention", "gradients"),
-        text=True,
-    )
 
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task, gradients=True)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
@@ -289,6 +289,28 @@ METHODS: Registry[type[Method]] = Registry("method", named=True)
 register_method = METHODS.register
 #: ``method("tam", eci=False)``: a method by its name, with fields of its class as settings
 method: Callable[..., Method] = METHODS.get
+
+
+M = TypeVar("M", bound=type[Method])
+
+
+@dataclass_transform(frozen_default=True)
+def entered(
+    name: str, label: str, group: str, source: str, passes: str, *needs: str, **facts: Any
+) -> Callable[[M], M]:
+    r"""Decorator that enters a class as a frozen dataclass with its facts.
+
+    Args:
+        name (str): of the method.
+        label, group, source, passes, needs, **facts: as in :class:`MethodFacts`.
+    """
+
+    def enter(cls: M) -> M:
+        cls.facts = MethodFacts(label, group, source, passes, needs, **facts)
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
+
+    return enter
 
 
 def method_names() -> tuple[str, ...]:

@@ -22,11 +22,10 @@ from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (
     AttributionTask,
     Method,
-    MethodFacts,
     PerToken,
     check_choices,
     check_counts,
-    register_method,
+    entered,
     seeded,
     wide,
 )
@@ -167,11 +166,8 @@ def captum_method(
     def enter(cls: C) -> C:
         cls.algorithm = algorithm
         needs = (*(("gradients",) if cls.by_gradient() else ()), *cls.reads)
-        cls.facts = MethodFacts(
-            label or algorithm.__name__, cls.group, source, passes, needs, **facts
-        )
-        register_method(name)(dataclass(frozen=True)(cls))
-        return cls
+        known = label or algorithm.__name__, cls.group, source, passes
+        return entered(name, *known, *needs, **facts)(cls)
 
     return enter
 

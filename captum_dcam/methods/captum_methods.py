@@ -22,12 +22,11 @@ from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.base import (
     METHODS,
     AttributionTask,
-    MethodFacts,
     PerToken,
     check_choices,
+    entered,
     method,
     pooled_pixels,
-    register_method,
     seeded,
 )
 from captum_dcam.methods.captum_common import (
@@ -516,8 +515,16 @@ def bases() -> tuple[str, ...]:
     return tuple(sorted(n for n, c in captum if c.by_gradient() and not c.facts.stochastic))
 
 
-@register_method("noise_tunnel")
-@dataclass(frozen=True)
+@entered(
+    "noise_tunnel",
+    "NoiseTunnel (SmoothGrad)",
+    "Captum, pixels",
+    "Smilkov et al., arXiv:1706.03825; Adebayo et al., arXiv:1810.03307",
+    "8 + 8 back",
+    "gradients",
+    "pixel tokens",
+    stochastic=True,
+)
 class NoiseTunnel(PerToken):
     r"""Mean, mean square or variance of a method's attributions over noisy images.
 
@@ -538,15 +545,6 @@ class NoiseTunnel(PerToken):
     std: float = 0.1
     kind: str = "smoothgrad"
     batch: int = 4
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "NoiseTunnel (SmoothGrad)",
-        "Captum, pixels",
-        "Smilkov et al., arXiv:1706.03825; Adebayo et al., arXiv:1810.03307",
-        "8 + 8 back",
-        ("gradients", "pixel tokens"),
-        stochastic=True,
-    )
 
     def __post_init__(self) -> None:
         check_choices(self, base=bases(), kind=TUNNELS)

@@ -3,7 +3,6 @@ r"""Multi-scale explanation aggregation and activation ranking correlation."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,13 +10,12 @@ from torch import Tensor
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerWord,
     WordMaps,
     check_choices,
     check_counts,
+    entered,
     pairs_of,
-    register_method,
 )
 from captum_dcam.methods.lens import Lens, context_of, own_steps, reads
 from captum_dcam.methods.rescaling import Back, rescaled
@@ -43,8 +41,14 @@ class Reader:
     steps: list[int]
 
 
-@register_method("msea_arc")
-@dataclass(frozen=True)
+@entered(
+    "msea_arc",
+    "MSEA + ARC",
+    "logit lens",
+    "Liang et al. 2025, Eq. 2–9",
+    "3 (no cache: 3 per state)",
+    "rescaling",
+)
 class MseaArc(PerWord):
     r"""MSEA and ARC (Liang et al. 2025), each of which can be turned off.
 
@@ -82,14 +86,6 @@ class MseaArc(PerWord):
     filter: int = 3
     msea: bool = True
     arc: bool = True
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "MSEA + ARC",
-        "logit lens",
-        "Liang et al. 2025, Eq. 2–9",
-        "3 (no cache: 3 per state)",
-        ("rescaling",),
-    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -151,25 +147,15 @@ class MseaArc(PerWord):
         return without_interference(image, torch.stack(maps), weights)[0]
 
 
-@register_method("msea")
-@dataclass(frozen=True)
+@entered("msea", "MSEA", "logit lens", "Liang et al. 2025, Eq. 2–5", "3", "rescaling")
 class Msea(MseaArc):
     """:class:`MseaArc` with several scales alone: signed maps, Eq. 5."""
 
     arc: bool = False
 
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "MSEA", "logit lens", "Liang et al. 2025, Eq. 2–5", "3", ("rescaling",)
-    )
 
-
-@register_method("arc")
-@dataclass(frozen=True)
+@entered("arc", "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (no cache: 1 per state)")
 class Arc(MseaArc):
     """:class:`MseaArc` at the image's own size alone: Eq. 7–9."""
 
     msea: bool = False
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "ARC", "logit lens", "Liang et al. 2025, Eq. 2, 7–9", "1 (no cache: 1 per state)", ()
-    )

@@ -6,8 +6,7 @@ not depend on the step, so only the short steps are computed again for every wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +16,10 @@ from captum_dcam.methods.base import (
     Attribution,
     AttributionTask,
     Method,
-    MethodFacts,
     check_choices,
     check_counts,
+    entered,
     pairs_of,
-    register_method,
 )
 from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import watched
@@ -40,8 +38,15 @@ class _Read(NamedTuple):
     token: int
 
 
-@register_method("score_cam")
-@dataclass(frozen=True)
+@entered(
+    "score_cam",
+    "Score-CAM",
+    "gradient",
+    "Wang et al., CVPRW 2020",
+    "1 + channels (24)",
+    "pixel tokens",
+    expensive=True,
+)
 class ScoreCam(Method):
     r"""Score-CAM (Wang et al., CVPRW 2020, Eq. 3–7).
 
@@ -69,15 +74,6 @@ class ScoreCam(Method):
     baseline: float = 0.0
     score: str = "logit"
     batch_size: int = 8
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Score-CAM",
-        "gradient",
-        "Wang et al., CVPRW 2020",
-        "1 + channels (24)",
-        ("pixel tokens",),
-        expensive=True,
-    )
 
     def __post_init__(self) -> None:
         check_counts(self, "channels", "batch_size", optional="channels")

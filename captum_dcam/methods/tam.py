@@ -22,13 +22,12 @@ from captum_dcam.methods.base import (
     METHODS,
     AttributionTask,
     Method,
-    MethodFacts,
     PerWord,
     WordMaps,
     check_choices,
+    entered,
     method,
     pairs_of,
-    register_method,
 )
 from captum_dcam.methods.lens import ORDERS, Lens, context_of, own_steps, reads
 from captum_dcam.model.sequence import split_grids
@@ -197,8 +196,14 @@ class Reader:
     attentions: Attentions | None
 
 
-@register_method("tam")
-@dataclass(frozen=True)
+@entered(
+    "tam",
+    "TAM",
+    "logit lens",
+    "TAM, Li et al. 2025, Eq. 1–7",
+    "1 (no cache: 1 per state)",
+    text=True,
+)
 class TokenActivationMap(_Tam):
     r"""TAM (Li et al. 2025, ICCV).
 
@@ -234,14 +239,6 @@ class TokenActivationMap(_Tam):
     filter: int = 3
 
     relevances: ClassVar[tuple[str, ...]] = ("activation", "mean", "attention")
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "TAM",
-        "logit lens",
-        "TAM, Li et al. 2025, Eq. 1–7",
-        "1 (no cache: 1 per state)",
-        (),
-        text=True,
-    )
 
     def reader(self, task: AttributionTask) -> Reader:
         wanted = reads(task, self.order if self.eci else None)
@@ -326,8 +323,15 @@ class OverReader:
         return {pair: own for pair, own, done in every if done}, note
 
 
-@register_method("tam_over")
-@dataclass(frozen=True)
+@entered(
+    "tam_over",
+    "TAM over Grad-CAM",
+    "logit lens",
+    "TAM, Li et al. 2025, Table 3 (+ Ours)",
+    "2 + 1 back (both for every state of the context)",
+    "gradients",
+    text=True,
+)
 class TamOver(_Tam):
     r"""TAM over another method's maps: the rows "+ Ours" of TAM's Table 3.
 
@@ -376,14 +380,6 @@ class TamOver(_Tam):
     filter: int = 3
 
     relevances: ClassVar[tuple[str, ...]] = ("activation", "mean")
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "TAM over Grad-CAM",
-        "logit lens",
-        "TAM, Li et al. 2025, Table 3 (+ Ours)",
-        "2 + 1 back (both for every state of the context)",
-        ("gradients",),
-        text=True,
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
