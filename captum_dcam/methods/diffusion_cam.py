@@ -10,12 +10,7 @@ import torch
 from captum_dcam import maps
 from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS
-from captum_dcam.methods.base import (
-    Attribution,
-    AttributionTask,
-    Method,
-    entered,
-)
+from captum_dcam.methods.base import Attribution, AttributionTask, Method, entered
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset

@@ -19,14 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import InfeasibleStepError, MethodError
-from captum_dcam.methods.base import (
-    AttributionTask,
-    PerToken,
-    check_counts,
-    entered,
-    seeded,
-    wide,
-)
+from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
 from captum_dcam.model.forward import DenoisingForward
 
 PACKAGE = "pytorch_grad_cam"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.attention_calls import (
+from captum_dcam.methods.attention import (
     INVISIBLE,
     BlockMode,
     Fused,
