@@ -207,20 +207,19 @@ def _curves(
     number, steps = len(targets), len(counts)
     edited = torch.stack([p < c for p in places + random for c in counts])
     removed = edited if kind == "deletion" else ~edited
-    wanted = [(n * steps + s, target) for n, target in enumerate(targets) for s in range(steps)]
-    wanted += [
-        ((number + r) * steps + s, target)
-        for target in targets
-        for r in range(controls)
+    wanted = [
+        (order * steps + s, target)
+        for n, target in enumerate(targets)
+        for order in (n, *range(number, number + controls))
         for s in range(steps)
     ]
     found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
-    own, other = found.split([number * steps, number * controls * steps])
-    control = other.view(number, controls, steps)
+    found = found.view(number, 1 + controls, steps)
+    control = found[:, 1:]
     return Curves(
         kind,
         torch.tensor(counts, dtype=torch.float64) / count,
-        own.view(number, steps),
+        found[:, 0],
         control.mean(1) if controls else control.new_zeros(number, 0),
     )
 

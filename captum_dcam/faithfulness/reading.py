@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -69,9 +70,7 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
     count = len(pixels)
 
     def times(values: Tensor, axis: int = 0) -> Tensor:
-        shape = [-1] * values.ndim
-        shape[axis] = count
-        return values.expand(shape)
+        return values.expand(*values.shape[:axis], count, *values.shape[axis + 1 :])
 
     return forward.again(
         request=replace(
@@ -198,16 +197,14 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
             f"{forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
             "baseline='mean'"
         )
-    request = one_example(forward)
     mean = baseline_of(case_of(task, 0, 0), "mean")
-    pixels = request.pixels.detach().to(mean)
+    pixels = task.pixels.detach().to(mean)
     inside = owners >= 0
     still = _blurred(pixels, inside) if baseline == "blur" else mean
 
     def fill(removed: Tensor) -> Tensor:
         # the last column stands for pixels of no token, which owners call -1
-        padded = torch.nn.functional.pad(removed.to(owners.device), (0, 1))
-        hidden = padded[:, owners]
+        hidden = F.pad(removed.to(owners.device), (0, 1))[:, owners]
         content = still
         if baseline == "inpaint":
             content = harmonic(pixels.expand(hidden.shape), inside & ~hidden, mean)
@@ -245,13 +242,10 @@ def _level(planes: Tensor, weight: Tensor, sweeps: int) -> Tensor:
         # an axis of one pixel is not halved any more
         window = min(2, height), min(2, width)
         even = (0, width % window[1], 0, height % window[0])
-        value, share = (
-            torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, even), window)
-            for x in (planes * weight, weight)
-        )
+        value, share = (F.avg_pool2d(F.pad(x, even), window) for x in (planes * weight, weight))
         coarse = value / share.masked_fill(share == 0, 1)
         coarse = _level(coarse, (share > 0).to(planes.dtype), sweeps)
-        start = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+        start = F.interpolate(coarse, size=(height, width), mode="bilinear")
     else:
         start = planes
     known = weight > 0
@@ -259,14 +253,10 @@ def _level(planes: Tensor, weight: Tensor, sweeps: int) -> Tensor:
     if bool(known.all()) or (height == 1 and width == 1):
         return filled
     for _ in range(sweeps):
-        around = torch.nn.functional.pad(filled, (1, 1, 1, 1), mode="replicate")
-        mean = (
-            around[..., 2:, 1:-1]
-            + around[..., :-2, 1:-1]
-            + around[..., 1:-1, 2:]
-            + around[..., 1:-1, :-2]
-        ) / 4
-        filled = torch.where(known, planes, mean)
+        around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+        rows, columns = around[..., :, 1:-1], around[..., 1:-1, :]
+        total = rows[..., 2:, :] + rows[..., :-2, :] + columns[..., 2:] + columns[..., :-2]
+        filled = torch.where(known, planes, total / 4)
     return filled
 
 

@@ -202,18 +202,15 @@ def _plane_grid(own: Tensor, inside: Tensor, shape: tuple[int, int]) -> Grid | N
     h, w = shape
     if not bool(inside.any()) or not bool(((own >= 0) & (own < h * w))[inside].all()):
         return None
-    none = torch.full_like(own, -1)
-    rows = torch.where(inside, own.div(w, rounding_mode="floor"), none).amax(1)
-    columns = torch.where(inside, own % w, none).amax(0)
-    crossed = torch.where((rows[:, None] >= 0) & (columns >= 0), rows[:, None] * w + columns, none)
-    if not torch.equal(crossed, torch.where(inside, own, none)):
+    rows = torch.where(inside, own.div(w, rounding_mode="floor"), -1).amax(1)
+    columns = torch.where(inside, own % w, -1).amax(0)
+    crossed = torch.where((rows[:, None] >= 0) & (columns >= 0), rows[:, None] * w + columns, -1)
+    y_edges, x_edges = _edges(rows.tolist(), h), _edges(columns.tolist(), w)
+    same = torch.equal(crossed, torch.where(inside, own, -1))
+    if not same or y_edges is None or x_edges is None:
         return None
-    edges = _edges(rows.tolist(), h), _edges(columns.tolist(), w)
-    if edges[0] is None or edges[1] is None:
-        return None
-    return Grid(
-        torch.zeros(shape, dtype=torch.long), edges[1], edges[0], (own.shape[0], own.shape[1])
-    )
+    size = own.shape[0], own.shape[1]
+    return Grid(torch.zeros(shape, dtype=torch.long), x_edges, y_edges, size)
 
 
 def _edges(owner: list[int], count: int) -> Tensor | None:
