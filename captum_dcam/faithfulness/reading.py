@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.base import AttributionTask
-from captum_dcam.methods.captum_common import baseline_of, case_of, pixel_owners, token_size
+from captum_dcam.methods.captum_common import CaptumArguments, baseline_of, pixel_owners, token_size
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
@@ -197,7 +197,7 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
             f"{forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
             "baseline='mean'"
         )
-    mean = baseline_of(case_of(task, 0, 0), "mean")
+    mean = baseline_of(CaptumArguments(task, (0, 0)), "mean")
     pixels = task.pixels.detach().to(mean)
     inside = owners >= 0
     still = _blurred(pixels, inside) if baseline == "blur" else mean

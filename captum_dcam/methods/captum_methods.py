@@ -36,7 +36,6 @@ from captum_dcam.methods.captum_common import (
     ShapMethod,
     as_tuple,
     captum_method,
-    case_of,
     check_settings,
     groups_of,
     pixel_owners,
@@ -568,7 +567,7 @@ class NoiseTunnel(PerToken):
         self.inner.check(task)  # a layer method needs no pixel tokens
 
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
-        inner, case = self.inner, case_of(task, position, token)
+        inner, case = self.inner, CaptumArguments(task, (position, token))
         with seeded(task.generator):
             values = attr.NoiseTunnel(inner.build(case)).attribute(
                 case.pixels,

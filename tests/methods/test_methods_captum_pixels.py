@@ -158,7 +158,7 @@ def test_padding_is_never_painted(padded, baseline):
     forward, owners = padded
     x, inside = forward.request.pixels, owners >= 0
     paint = paint_of(x, baseline, inside)
-    case = common.case_of(task_of(forward, 5), *tiny.pair(forward, 5))
+    case = common.CaptumArguments(task_of(forward, 5), tiny.pair(forward, 5))
     assert torch.allclose(common.baseline_of(case, baseline), paint, atol=1e-6)
     expected, before = torch.zeros(8, 8), logit(forward, x, 5)
     for r in range(0, 7, 3):
