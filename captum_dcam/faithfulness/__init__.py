@@ -19,16 +19,16 @@ All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one exa
 
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
 from captum_dcam.faithfulness.curves import FRACTIONS, Curves, deletion, insertion
-from captum_dcam.faithfulness.fills import BASELINES
-from captum_dcam.faithfulness.reading import Explain
+from captum_dcam.faithfulness.reading import BASELINES, Explain
 from captum_dcam.faithfulness.sanity import (
     Randomization,
     answer_shuffle,
     parameter_randomization,
     placebo,
+    rank_correlation,
     shuffled_answer,
+    structural_similarity,
 )
-from captum_dcam.faithfulness.similarity import rank_correlation, structural_similarity
 
 __all__ = [
     "BASELINES",

@@ -15,12 +15,12 @@ from captum import metrics
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.fills import pixel_fill
 from captum_dcam.faithfulness.reading import (
     Explain,
     check_counts,
     flat_maps,
     one_example,
+    pixel_fill,
     read,
     with_pixels,
 )
@@ -55,7 +55,7 @@ def infidelity(
         forward (DenoisingForward): bound, one example.
         targets (sequence of Target): N words; a word's value is the sum of its tokens' logits.
         maps (iterable of Tensor): one (N, h, w) per grid, signed.
-        baseline (str, optional): see :func:`captum_dcam.faithfulness.fills.pixel_fill`.
+        baseline (str, optional): see :func:`captum_dcam.faithfulness.reading.pixel_fill`.
             Default: ``"mean"``
         score (str, optional): state at which a token is read. Default: ``"commit"``
         samples (int, optional): squares, the same for all words. Default: 32

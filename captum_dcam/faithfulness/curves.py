@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.fills import BASELINES, pixel_fill
 from captum_dcam.faithfulness.reading import (
+    BASELINES,
     check_choice,
     check_counts,
     flat_maps,
     one_example,
+    pixel_fill,
     read,
     with_pixels,
 )
@@ -115,7 +116,7 @@ def deletion(
         targets (sequence of Target): N words.
         maps (iterable of Tensor): one (N, h, w) per grid; order counts, scale does not.
         baseline (str, optional): what replaces removed pixels: ``mean``, ``blur`` or ``inpaint``,
-            see :func:`captum_dcam.faithfulness.fills.pixel_fill`. Default: ``"mean"``
+            see :func:`captum_dcam.faithfulness.reading.pixel_fill`. Default: ``"mean"``
         where (str, optional): ``pixels``, or ``tap``: removed image tokens become the mean image
             token of their grid at the tapped block, which needs no pixels and runs on every family
             (``baseline`` then means nothing). Blocks below have mixed the tokens, so few of them
@@ -206,20 +207,19 @@ def _curves(
     number, steps = len(targets), len(counts)
     edited = torch.stack([p < c for p in places + random for c in counts])
     removed = edited if kind == "deletion" else ~edited
-    wanted = [(n * steps + s, target) for n, target in enumerate(targets) for s in range(steps)]
-    wanted += [
-        ((number + r) * steps + s, target)
-        for target in targets
-        for r in range(controls)
+    wanted = [
+        (order * steps + s, target)
+        for n, target in enumerate(targets)
+        for order in (n, *range(number, number + controls))
         for s in range(steps)
     ]
     found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
-    own, other = found.split([number * steps, number * controls * steps])
-    control = other.view(number, controls, steps)
+    found = found.view(number, 1 + controls, steps)
+    control = found[:, 1:]
     return Curves(
         kind,
         torch.tensor(counts, dtype=torch.float64) / count,
-        own.view(number, steps),
+        found[:, 0],
         control.mean(1) if controls else control.new_zeros(number, 0),
     )
 

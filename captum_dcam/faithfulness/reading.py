@@ -1,4 +1,4 @@
-r"""Targets of a fixed answer, read again on edited images."""
+r"""What stands where image tokens were removed, and targets read again on such images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, MethodError
+from captum_dcam.methods.base import AttributionTask
+from captum_dcam.methods.captum_common import CaptumArguments, baseline_of, pixel_owners, token_size
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_maps
 
@@ -21,6 +24,15 @@ from captum_dcam.refine.checks import check_maps
 Explain = Callable[[DenoisingForward, tuple[Target, ...]], tuple[Tensor, ...]]
 #: what a target's value is: sum of its tokens' logits, or mean of their log-probabilities
 VALUES = ("logit", "log_probability")
+#: the mean colour, a Gaussian blur of the image, or a smooth continuation of what is left
+BASELINES = ("mean", "blur", "inpaint")
+#: standard deviation of the blur as a share of the image's shorter side
+BLUR = 0.1
+#: relaxations at every resolution of the inpainting
+SWEEPS = 16
+
+#: removed tokens (R, N) bool to pixels (R, …)
+Fill = Callable[[Tensor], Tensor]
 
 
 def one_example(forward: DenoisingForward) -> Request:
@@ -47,19 +59,6 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{name} is {value!r}: expected one of {known}")
 
 
-def rebound(
-    forward: DenoisingForward,
-    *,
-    request: Request | None = None,
-    trajectory: Trajectory | None = None,
-) -> DenoisingForward:
-    """The same model and block on another request or trajectory, nothing of the old one kept."""
-    fresh = forward.twin()
-    trajectory = forward.trajectory if trajectory is None else trajectory
-    fresh.bind(request or one_example(forward), replace(trajectory, kept={}))
-    return fresh
-
-
 def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
     r"""The bound example R times, with the same answer and other images.
 
@@ -71,12 +70,9 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
     count = len(pixels)
 
     def times(values: Tensor, axis: int = 0) -> Tensor:
-        shape = [-1] * values.ndim
-        shape[axis] = count
-        return values.expand(shape)
+        return values.expand(*values.shape[:axis], count, *values.shape[axis + 1 :])
 
-    return rebound(
-        forward,
+    return forward.again(
         request=replace(
             request,
             pixels=pixels.to(request.pixels),
@@ -91,6 +87,7 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
             final_state=tuple(times(s) for s in one.final_state),
             commit_step=times(one.commit_step),
             confidence=times(one.confidence),
+            kept={},
         ),
     )
 
@@ -167,3 +164,111 @@ def flat_maps(
             "w) for each grid of image tokens, N targets"
         )
     return torch.cat([m.detach().cpu().double().flatten(1) for m in given], dim=1)
+
+
+# -- what stands where image tokens were removed -------------------------------------------------
+
+
+def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
+    r"""A function that removes image tokens from the bound example's image.
+
+    ``mean``: the mean colour of each image or tile. ``blur``: the image after a Gaussian blur
+    of :data:`BLUR`; large objects keep their colour. ``inpaint``: inside the removed region every
+    pixel is the mean of its neighbours (a harmonic function), so no edge gives the region away; a
+    image of which nothing is left becomes its mean colour. Pixels that belong to no token stay.
+
+    Args:
+        forward (DenoisingForward): bound, one example.
+        baseline (str): one of :data:`BASELINES`.
+
+    Returns:
+        callable: removed tokens (R, N) bool to pixels (R, …) in float32 (float64 stays).
+
+    Raises:
+        MethodError: the family does not tell which token a pixel belongs to, or ``blur`` and
+            ``inpaint`` are asked for where pixels are no image.
+    """
+    check_choice("baseline", baseline, BASELINES)
+    task = AttributionTask(forward, ())
+    owners = pixel_owners(task)[0]
+    if baseline != "mean" and token_size(owners[None], task.shapes) is None:
+        raise MethodError(
+            f"baseline {baseline!r} needs rows and columns of pixels, but the pixel tensor of "
+            f"{forward.adapter.family} {tuple(owners.shape)} does not end with them: use "
+            "baseline='mean'"
+        )
+    mean = baseline_of(CaptumArguments(task, (0, 0)), "mean")
+    pixels = task.pixels.detach().to(mean)
+    inside = owners >= 0
+    still = _blurred(pixels, inside) if baseline == "blur" else mean
+
+    def fill(removed: Tensor) -> Tensor:
+        # the last column stands for pixels of no token, which owners call -1
+        hidden = F.pad(removed.to(owners.device), (0, 1))[:, owners]
+        content = still
+        if baseline == "inpaint":
+            content = harmonic(pixels.expand(hidden.shape), inside & ~hidden, mean)
+        return torch.where(hidden, content, pixels)
+
+    return fill
+
+
+def harmonic(values: Tensor, known: Tensor, fallback: Tensor, sweeps: int = SWEEPS) -> Tensor:
+    r"""Fill unknown pixels so that each is the mean of its four neighbours (Laplace's equation).
+
+    From coarse to fine: every resolution starts from the one below and is relaxed a few times, so
+    the result is close to harmonic at every scale at the cost of some passes over the image.
+
+    Args:
+        values (Tensor): (…, H, W).
+        known (Tensor): (…, H, W) bool.
+        fallback (Tensor): broadcastable; used for images (H, W) of which nothing is known.
+        sweeps (int): relaxations per resolution.
+
+    Returns:
+        Tensor: (…, H, W); known pixels as they were.
+    """
+    planes = values.reshape(-1, 1, *values.shape[-2:])
+    mask = known.expand(values.shape).reshape(planes.shape)
+    filled = _level(planes, mask.to(planes.dtype), sweeps).reshape(values.shape)
+    nothing = ~known.flatten(-2).any(-1)[..., None, None]
+    return torch.where(nothing, fallback, torch.where(known, values, filled))
+
+
+def _level(planes: Tensor, weight: Tensor, sweeps: int) -> Tensor:
+    """One resolution of :func:`harmonic`: planes (P, 1, H, W), weight 1 where known, else 0."""
+    height, width = planes.shape[-2:]
+    if height > 1 or width > 1:
+        # an axis of one pixel is not halved any more
+        window = min(2, height), min(2, width)
+        even = (0, width % window[1], 0, height % window[0])
+        value, share = (F.avg_pool2d(F.pad(x, even), window) for x in (planes * weight, weight))
+        coarse = value / share.masked_fill(share == 0, 1)
+        coarse = _level(coarse, (share > 0).to(planes.dtype), sweeps)
+        start = F.interpolate(coarse, size=(height, width), mode="bilinear")
+    else:
+        start = planes
+    known = weight > 0
+    filled = torch.where(known, planes, start)
+    if bool(known.all()) or (height == 1 and width == 1):
+        return filled
+    for _ in range(sweeps):
+        around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+        rows, columns = around[..., :, 1:-1], around[..., 1:-1, :]
+        total = rows[..., 2:, :] + rows[..., :-2, :] + columns[..., 2:] + columns[..., :-2]
+        filled = torch.where(known, planes, total / 4)
+    return filled
+
+
+def _blurred(pixels: Tensor, inside: Tensor) -> Tensor:
+    """Gaussian blur of each (H, W), of the pixels that belong to a token only."""
+    sigma = BLUR * min(pixels.shape[-2:])
+
+    def blur(values: Tensor) -> Tensor:
+        planes = values.double().cpu().numpy()
+        flat = planes.reshape(-1, *planes.shape[-2:])
+        out = ndimage.gaussian_filter(flat, (0, sigma, sigma), mode="nearest")
+        return torch.from_numpy(out).reshape(values.shape).to(pixels)
+
+    weight = blur(inside.expand(pixels.shape).to(pixels.dtype))
+    return torch.where(inside, blur(pixels * inside) / weight.clamp_min(1e-6), pixels)

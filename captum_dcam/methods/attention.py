@@ -1,46 +1,217 @@
-r"""Attention weights as maps: raw, rollout, grad-rollout.
+r"""Attention weights: how they are seen in any model, and as maps: raw, rollout, grad-rollout.
 
-All read the row of the position that predicts the word, at the keys that are image tokens. All are
-non-negative by definition: they tell where information may have come from, not whether it spoke for
-or against the word.
+A :class:`torch.overrides.TorchFunctionMode` sees every call of ``scaled_dot_product_attention``
+(and, where attention is written out, every softmax) while a model runs; hooks on the blocks tell
+which block it belongs to. So no family has to be known. The original computation runs as it is; the
+weights are computed beside it, when they are asked for.
 
-The weights are those of any model that computes attention with torch. The original computation runs
-as it is; the weights are computed beside it, when they are asked for.
+All methods read the row of the position that predicts the word, at the keys that are image tokens.
+All are non-negative by definition: they tell where information may have come from, not whether it
+spoke for or against the word.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.attention_calls import (
-    INVISIBLE,
-    BlockMode,
-    Call,
-    Fused,
-    FusedCall,
-    WrittenCall,
-    inside_blocks,
-    is_fused,
-    is_written,
-)
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerPosition,
+    Reading,
     TokenValues,
-    register_method,
+    check_block,
+    entered,
+    wide,
 )
-from captum_dcam.methods.reading import Reading, check_block
 from captum_dcam.model.sequence import check_single, check_whole, padded
+
+#: what to do about a model whose attention is computed where torch cannot show it
+INVISIBLE = (
+    'load the model with attn_implementation="sdpa" or "eager", or choose a method that does not '
+    "need attention weights"
+)
+
+
+class Fused(NamedTuple):
+    """Arguments of ``torch.nn.functional.scaled_dot_product_attention``, in its order."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def run(self, func: Callable) -> Tensor:
+        """Call the function; settings at their defaults are left out (older torch lacks some)."""
+        defaults = self._field_defaults
+        given = {k: v for k, v in self._asdict().items() if v is not defaults.get(k, ...)}
+        return func(**given)
+
+
+def probabilities(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    r"""Softmax of scores (…, q, k) as ``scaled_dot_product_attention`` masks them.
+
+    A boolean mask is True where a query may attend, any other is added; ``causal`` lets query i see
+    keys 0 to i (the upper left triangle). A query that may attend to nothing gets zeros.
+    """
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -torch.inf)
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+
+
+class Call(ABC):
+    r"""One attention computation of batch 1 inside a block.
+
+    Attributes:
+        node (Tensor): whose gradient gives that of the weights: the output of fused attention, the
+            weights themselves where they are written out.
+        heads (int), queries (int), keys (int): shape of the weights.
+    """
+
+    node: Tensor
+    heads: int
+    queries: int
+    keys: int
+
+    @abstractmethod
+    def head(self, index: int) -> Tensor:
+        """Weights (queries, keys) of one head, float32 or wider."""
+
+    @abstractmethod
+    def head_gradient(self, index: int, gradient: Tensor) -> Tensor:
+        """Gradient (queries, keys) of one head's weights, from that of ``node``."""
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Weights (queries, keys), averaged over heads; one head in memory at a time."""
+        return reduce(torch.add, map(self.head, range(self.heads))) / self.heads
+
+    def mean_positive(self, gradient: Tensor) -> Tensor:
+        """Mean over heads of the positive part of weights × their gradient (queries, keys)."""
+        heads = range(self.heads)
+        parts = ((self.head(h) * self.head_gradient(h, gradient)).relu() for h in heads)
+        return reduce(torch.add, parts) / self.heads
+
+
+class FusedCall(Call):
+    """A call of ``scaled_dot_product_attention``; weights are computed when asked."""
+
+    def __init__(self, call: Fused, output: Tensor) -> None:
+        self.node = output
+        self._call = call._replace(
+            query=call.query.detach(), key=call.key.detach(), value=call.value.detach()
+        )
+        self.heads, self.queries = call.query.shape[1:3]
+        self.keys = call.key.shape[2]
+
+    def _group(self, x: Tensor, index: int) -> Tensor:
+        """Keys or values of a query head; grouped heads share them."""
+        return wide(x[0, index * x.shape[1] // self.heads])
+
+    def head(self, index: int) -> Tensor:
+        call = self._call
+        query = wide(call.query[0, index])
+        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        mask = call.attn_mask
+        if mask is not None:
+            mask = mask.detach().expand(1, self.heads, self.queries, self.keys)[0, index]
+        scores = query @ self._group(call.key, index).mT * scale
+        return probabilities(scores, mask, call.is_causal)
+
+    def head_gradient(self, index: int, gradient: Tensor) -> Tensor:
+        return wide(gradient[0, index]) @ self._group(self._call.value, index).mT
+
+
+class WrittenCall(Call):
+    """A softmax (1, heads, q, k) that was seen in a block."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.node = weights
+        _, self.heads, self.queries, self.keys = weights.shape
+
+    def head(self, index: int) -> Tensor:
+        return wide(self.node[0, index].detach())
+
+    def head_gradient(self, index: int, gradient: Tensor) -> Tensor:
+        return wide(gradient[0, index])
+
+
+class BlockMode(TorchFunctionMode):
+    """A mode that knows which transformer block is running; None outside all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block: int | None = None
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return self.call(func, args, kwargs) if self.block is not None else func(*args, **kwargs)
+
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """What a torch function called inside a block returns."""
+        raise NotImplementedError
+
+
+@contextmanager
+def inside_blocks(
+    blocks: Sequence[nn.Module], mode: BlockMode, twins: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Enter a mode and keep ``mode.block`` up to date while the context is open. ``twins`` are the
+    adapter's ``step_blocks``: each counts as the block of its number."""
+
+    def enter(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any) -> None:
+            mode.block = index
+
+        return hook
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        mode.block = None
+
+    with ExitStack() as hooks:
+        for index, block in (*enumerate(blocks), *enumerate(twins)):
+            hooks.enter_context(block.register_forward_pre_hook(enter(index)))
+            # first of a block's hooks: what other hooks compute is not the block's
+            hooks.enter_context(block.register_forward_hook(leave, prepend=True))
+        try:
+            with mode:
+                yield
+        finally:
+            mode.block = None
+
+
+def is_fused(func: Callable) -> bool:
+    """Whether a torch function is fused attention."""
+    return func is F.scaled_dot_product_attention
+
+
+def is_written(func: Callable, result: Any) -> bool:
+    """Whether a torch function is a softmax whose result has the shape of attention weights."""
+    named = getattr(func, "__name__", "") == "softmax"
+    return named and isinstance(result, Tensor) and result.ndim == 4
+
+
+# -- the whole sequence --------------------------------------------------------------------------
 
 
 class _Recorder(BlockMode):
@@ -209,6 +380,9 @@ def through(row: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return out
 
 
+# -- the methods ---------------------------------------------------------------------------------
+
+
 class _Weights(PerPosition):
     """Attention methods: one call shows whether the model's attention can be seen."""
 
@@ -217,8 +391,15 @@ class _Weights(PerPosition):
         Attentions(task).at(task.targets[0].positions[0] if task.targets else 0)
 
 
-@register_method("attention")
-@dataclass(frozen=True)
+@entered(
+    "attention",
+    "Attention",
+    "attention",
+    "attention weights as they are",
+    "1",
+    "attention",
+    text=True,
+)
 class RawAttention(_Weights):
     r"""Attention from the word's position to every image token, averaged over heads.
 
@@ -231,9 +412,6 @@ class RawAttention(_Weights):
     """
 
     block: int | None = None
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Attention", "attention", "attention weights as they are", "1", ("attention",), text=True
-    )
 
     def check(self, task: AttributionTask) -> None:
         self.reader(task)
@@ -246,23 +424,21 @@ class RawAttention(_Weights):
         return lambda position, _token: attentions.row(position, blocks)
 
 
-@register_method("attention_rollout")
-@dataclass(frozen=True)
+@entered(
+    "attention_rollout",
+    "Attention rollout",
+    "attention",
+    "Abnar & Zuidema, ACL 2020",
+    "1",
+    "attention",
+    text=True,
+)
 class AttentionRollout(_Weights):
     r"""Attention rollout: the product over blocks of :math:`(\bar A + I) / 2` (Eq. 1 and Sec. 3).
 
     :math:`\bar A` is averaged over heads; rows add up to 1. Only the row of the word's position is
     carried through the product. Like raw attention it does not depend on the token's id.
     """
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Attention rollout",
-        "attention",
-        "Abnar & Zuidema, ACL 2020",
-        "1",
-        ("attention",),
-        text=True,
-    )
 
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task)
@@ -278,23 +454,22 @@ class AttentionRollout(_Weights):
         return values
 
 
-@register_method("grad_rollout")
-@dataclass(frozen=True)
+@entered(
+    "grad_rollout",
+    "Grad-rollout",
+    "attention",
+    "Chefer et al., ICCV 2021",
+    "1 + 1 back",
+    "attention",
+    "gradients",
+    text=True,
+)
 class GradRollout(_Weights):
     r"""Relevance by gradient-weighted attention (Eq. 5 and 6, self-attention).
 
     :math:`R = \prod_b (I + \mathrm{mean}_h (A_b \odot \nabla_{A_b} y)^+)`, y the token's logit; the
     map is the row of the word's position. Only that row is carried through the product.
     """
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Grad-rollout",
-        "attention",
-        "Chefer et al., ICCV 2021",
-        "1 + 1 back",
-        ("attention", "gradients"),
-        text=True,
-    )
 
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task, gradients=True)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, InputError
+from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, LayerError
+from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.sequence import image_positions, split_grids, text_tokens
+from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
 from captum_dcam.model.words import Target
 from captum_dcam.registry import Registry
+
+T = TypeVar("T")
 
 #: what ``MethodFacts.needs`` may hold, and what each means
 NEEDS = {
@@ -288,6 +291,28 @@ register_method = METHODS.register
 method: Callable[..., Method] = METHODS.get
 
 
+M = TypeVar("M", bound=type[Method])
+
+
+@dataclass_transform(frozen_default=True)
+def entered(
+    name: str, label: str, group: str, source: str, passes: str, *needs: str, **facts: Any
+) -> Callable[[M], M]:
+    r"""Decorator that enters a class as a frozen dataclass with its facts.
+
+    Args:
+        name (str): of the method.
+        label, group, source, passes, needs, **facts: as in :class:`MethodFacts`.
+    """
+
+    def enter(cls: M) -> M:
+        cls.facts = MethodFacts(label, group, source, passes, needs, **facts)
+        register_method(name)(dataclass(frozen=True)(cls))
+        return cls
+
+    return enter
+
+
 def method_names() -> tuple[str, ...]:
     """All names, in the order of the table: group after group."""
     return tuple(sorted(METHODS, key=lambda name: GROUPS.index(METHODS[name].facts.group)))
@@ -337,3 +362,56 @@ def pooled_pixels(values: Tensor, owners: Tensor, shapes: Sequence[tuple[int, in
     means = total / number.clamp_min(1)
     parts = means.split([h * w for h, w in shapes])
     return tuple(p.view(shape) for p, shape in zip(parts, shapes, strict=True))
+
+
+class Reading(Generic[T]):
+    r"""The calls of one example's generation, computed again for methods that look into the blocks.
+
+    The prefill runs once, each step from a copy of its cache.
+
+    Args:
+        forward (DenoisingForward): bound, batch 1.
+        watch (callable): gives the context that is open during every call; it yields what is seen.
+            It must not refer to the reading's owner: a circle would keep graphs in memory.
+    """
+
+    def __init__(
+        self, forward: DenoisingForward, watch: Callable[[], AbstractContextManager[T]]
+    ) -> None:
+        self.forward, self._watch = unkept(forward), watch
+        self._prefix: tuple[Any, T] | None = None
+        self._last: tuple[int, Tensor, T] | None = None
+
+    def prefix(self) -> tuple[Any, T]:
+        """The prefill's memory and what was seen of it."""
+        if self._prefix is None:
+            with self._watch() as seen:
+                memory = self.forward.prefill()
+            self._prefix = memory, seen
+        return self._prefix
+
+    def step(self, step: int) -> tuple[Tensor, T]:
+        """Logits (T, V) of a step and what was seen of it; only the last step is kept."""
+        if self._last is None or self._last[0] != step:
+            self._last = None  # frees the graph of the step before
+            memory, _ = self.prefix()
+            example, device = torch.tensor([0]), self.forward.request.pixels.device
+            with self._watch() as seen:
+                # select() copies: a cache that grows in place would grow with every step
+                own = self.forward.adapter.select(memory, example.to(device))
+                logits = self.forward.step(own, example, torch.tensor([step]))
+            self._last = step, logits[0], seen
+        return self._last[1:]
+
+
+def check_block(adapter: Adapter, block: int) -> int:
+    """A block's index from 0; unlike the tapped one, the last block may be read."""
+    count = len(adapter.blocks)
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise InputTypeError(f"block is {block!r}: expected a block's number, 0 to {count - 1}")
+    if not -count <= block < count:
+        raise LayerError(
+            f"block {block} is not in the model: {adapter.family} has {count} blocks, 0 to "
+            f"{count - 1}, or -1 for the last"
+        )
+    return block % count

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
@@ -22,11 +23,10 @@ from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (
     AttributionTask,
     Method,
-    MethodFacts,
     PerToken,
     check_choices,
     check_counts,
-    register_method,
+    entered,
     seeded,
     wide,
 )
@@ -46,12 +46,15 @@ class CaptumArguments:
     Args:
         task (AttributionTask): where it comes from.
         target (tuple): (position, token).
-        pixels (Tensor): (1, …), a copy in float32 (float64 stays).
     """
 
     task: AttributionTask
     target: tuple[int, int]
-    pixels: Tensor
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(1, …), a copy in float32 (float64 stays)."""
+        return wide(self.task.pixels.detach()).clone()
 
     def forward(self, pixels: Tensor, *arguments: Tensor) -> Tensor:
         """Float32 pixels, extras and state to float32 logits (B, T, V)."""
@@ -66,11 +69,6 @@ class CaptumArguments:
     def owners(self) -> Tensor:
         """Which image token every element of the pixel tensor belongs to, -1 for none."""
         return pixel_owners(self.task)
-
-
-def case_of(task: AttributionTask, position: int, token: int) -> CaptumArguments:
-    """The case of one token."""
-    return CaptumArguments(task, (position, token), wide(task.pixels.detach()).clone())
 
 
 def pixel_owners(task: AttributionTask) -> Tensor:
@@ -136,7 +134,7 @@ class CaptumMethod(PerToken):
         return baseline_of(case, self.baseline, "pixel tokens" in self.facts.needs)
 
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
-        case = case_of(task, position, token)
+        case = CaptumArguments(task, (position, token))
         if self.by_gradient() and "pixel tokens" in self.facts.needs:
             case.pixels.requires_grad_()  # Captum warns about inputs that do not
         with seeded(task.generator) if self.facts.stochastic else nullcontext():
@@ -167,11 +165,8 @@ def captum_method(
     def enter(cls: C) -> C:
         cls.algorithm = algorithm
         needs = (*(("gradients",) if cls.by_gradient() else ()), *cls.reads)
-        cls.facts = MethodFacts(
-            label or algorithm.__name__, cls.group, source, passes, needs, **facts
-        )
-        register_method(name)(dataclass(frozen=True)(cls))
-        return cls
+        known = label or algorithm.__name__, cls.group, source, passes
+        return entered(name, *known, *needs, **facts)(cls)
 
     return enter
 

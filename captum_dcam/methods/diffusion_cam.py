@@ -10,13 +10,7 @@ import torch
 from captum_dcam import maps
 from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS
-from captum_dcam.methods.base import (
-    Attribution,
-    AttributionTask,
-    Method,
-    MethodFacts,
-    register_method,
-)
+from captum_dcam.methods.base import Attribution, AttributionTask, Method, entered
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
@@ -74,46 +68,43 @@ class _Preset(Method):
         return step + 1 if forward.trajectory.cache == "prefix" and self.at else step
 
 
-@register_method("diffusion_cam")
-@dataclass(frozen=True)
+@entered(
+    "diffusion_cam",
+    "Diffusion-CAM (default)",
+    "Diffusion-CAM",
+    "this library, docs/SCORES.md",
+    "1 + 1 back",
+    "gradients",
+)
 class DiffusionCamDefault(_Preset):
     """The library's default preset."""
 
     preset: ClassVar[str] = "default"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Diffusion-CAM (default)",
-        "Diffusion-CAM",
-        "this library, docs/SCORES.md",
-        "1 + 1 back",
-        ("gradients",),
-    )
 
 
-@register_method("diffusion_cam_paper")
-@dataclass(frozen=True)
+@entered(
+    "diffusion_cam_paper",
+    "Diffusion-CAM (paper)",
+    "Diffusion-CAM",
+    "Diffusion-CAM, ACL 2026, Eq. 2–13",
+    "1 + 1 back",
+    "gradients",
+)
 class DiffusionCamPaper(_Preset):
     """The paper's form: pooled weights on the final state, all four modules."""
 
     preset: ClassVar[str] = "paper"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Diffusion-CAM (paper)",
-        "Diffusion-CAM",
-        "Diffusion-CAM, ACL 2026, Eq. 2–13",
-        "1 + 1 back",
-        ("gradients",),
-    )
 
 
-@register_method("diffusion_cam_base")
-@dataclass(frozen=True)
+@entered(
+    "diffusion_cam_base",
+    "Grad-CAM on image tokens",
+    "Diffusion-CAM",
+    "Diffusion-CAM, ACL 2026, Eq. 2–4",
+    "1 + 1 back",
+    "gradients",
+)
 class DiffusionCamBase(_Preset):
     """The paper's base map: Grad-CAM on the image tokens, unrefined."""
 
     preset: ClassVar[str] = "base"
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Grad-CAM on image tokens",
-        "Diffusion-CAM",
-        "Diffusion-CAM, ACL 2026, Eq. 2–4",
-        "1 + 1 back",
-        ("gradients",),
-    )

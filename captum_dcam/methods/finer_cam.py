@@ -2,9 +2,6 @@ r"""Finer-CAM on token scores: what speaks for this token rather than for the li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -12,11 +9,10 @@ from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.maps import PRODUCTS, cam
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerToken,
     check_choices,
     check_counts,
-    register_method,
+    entered,
     wide,
 )
 from captum_dcam.model.gradients import gradients_of, watched
@@ -25,8 +21,7 @@ from captum_dcam.model.gradients import gradients_of, watched
 WEIGHTS = ("equal", "probability")
 
 
-@register_method("finer_cam")
-@dataclass(frozen=True)
+@entered("finer_cam", "Finer-CAM", "gradient", "Zhang et al., CVPR 2025", "1 + 1 back", "gradients")
 class FinerCam(PerToken):
     r"""Finer-CAM (Zhang et al., CVPR 2025): Grad-CAM of a difference of logits.
 
@@ -49,10 +44,6 @@ class FinerCam(PerToken):
     comparisons: int = 3
     weights: str = "equal"
     product: str = "pooled"
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Finer-CAM", "gradient", "Zhang et al., CVPR 2025", "1 + 1 back", ("gradients",)
-    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -163,19 +163,16 @@ class PgcRefineCAM(Bridge):
         last = task.forward.layer
         blocks = self.blocks or sorted({last // 2, last})
         views = [View(task, position, grid, None, task.forward.again(block)) for block in blocks]
-        base, made = upstream("GradCAMPlusPlus"), []
+        base = upstream("GradCAMPlusPlus")
 
         def one(_model: Any, layers: list, reshape: Any) -> Any:
-            made.append(base(next(v for v in views if v.layer is layers[0]), layers, reshape))
-            return made[-1]
+            part = base(next(v for v in views if v.layer is layers[0]), layers, reshape)
+            after.callback(released, part)
+            return part
 
-        try:
+        with ExitStack() as after, torch.enable_grad():
             cam = upstream("RefineCAM")(views[0], [v.layer for v in views], None, one)
-            with torch.enable_grad():
-                return torch.as_tensor(cam(views[0].dummy, [logit(token)])[0])
-        finally:
-            for part in made:
-                released(part)
+            return torch.as_tensor(cam(views[0].dummy, [logit(token)])[0])
 
 
 @pgc_method(
@@ -378,11 +375,9 @@ class PgcSESS(Bridge):
         sess = upstream("SESS")(
             view, [view.layer], num_scales=self.scales, batch_size=self.batch_size
         )
-        try:
-            with torch.enable_grad():
-                found = torch.as_tensor(sess(view.own_pixels, [logit(token)])[0])
-        finally:
-            released(sess.base_cam)
+        with ExitStack() as after, torch.enable_grad():
+            after.callback(released, sess.base_cam)
+            found = torch.as_tensor(sess(view.own_pixels, [logit(token)])[0])
         values = torch.zeros(task.pixels.shape)
         images(values)[:, image] = found
         owners = task.forward.adapter.pixel_tokens(task.forward.request)

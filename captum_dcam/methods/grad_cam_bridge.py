@@ -11,7 +11,7 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
@@ -19,15 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import InfeasibleStepError, MethodError
-from captum_dcam.methods.base import (
-    AttributionTask,
-    MethodFacts,
-    PerToken,
-    check_counts,
-    register_method,
-    seeded,
-    wide,
-)
+from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
 from captum_dcam.model.forward import DenoisingForward
 
 PACKAGE = "pytorch_grad_cam"
@@ -251,9 +243,7 @@ def pgc_method(
 
     def enter(cls: B) -> B:
         cls.upstream = upstream
-        every = (*needs, "grad-cam")
-        cls.facts = MethodFacts(upstream, "pytorch-grad-cam", source, passes, every, **facts)
-        register_method(name)(dataclass(frozen=True)(cls))
-        return cls
+        known = upstream, "pytorch-grad-cam", source, passes
+        return entered(name, *known, *needs, "grad-cam", **facts)(cls)
 
     return enter

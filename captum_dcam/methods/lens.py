@@ -8,23 +8,21 @@ one prefill serves all words, without a cache there is one pass per step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerWord,
+    Reading,
     WordMaps,
+    check_block,
+    entered,
     pairs_of,
-    register_method,
     wide,
 )
-from captum_dcam.methods.reading import Reading, check_block
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import (
@@ -234,8 +232,9 @@ def reads(task: AttributionTask, order: str | None = None) -> set[tuple[int, int
 # -- the method ----------------------------------------------------------------------------------
 
 
-@register_method("logit_lens")
-@dataclass(frozen=True)
+@entered(
+    "logit_lens", "CAM / logit lens", "logit lens", "TAM, Li et al. 2025, Eq. 1", "1", text=True
+)
 class LogitLens(PerWord):
     r"""What the output head reads at image tokens (TAM Eq. 1; MSEA+ARC Eq. 2).
 
@@ -257,10 +256,6 @@ class LogitLens(PerWord):
     """
 
     block: int = -1
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "CAM / logit lens", "logit lens", "TAM, Li et al. 2025, Eq. 1", "1", (), text=True
-    )
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)

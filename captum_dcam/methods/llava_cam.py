@@ -3,8 +3,7 @@ r"""LLaVA-CAM: Grad-CAM++ of noisy copies of the image."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import torch
 from captum.attr import LayerActivation
@@ -15,11 +14,10 @@ from captum_dcam.methods.base import (
     Attribution,
     AttributionTask,
     Method,
-    MethodFacts,
     check_counts,
+    entered,
     noise,
     pairs_of,
-    register_method,
 )
 from captum_dcam.methods.captum_common import as_tuple
 from captum_dcam.model import gradients
@@ -58,8 +56,15 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
     return (weights * features).sum(-3)
 
 
-@register_method("llava_cam")
-@dataclass(frozen=True)
+@entered(
+    "llava_cam",
+    "LLaVA-CAM",
+    "gradient",
+    "LLaVA-CAM, Zhang et al. 2024 / Smooth Grad-CAM++, Omeiza et al. 2019",
+    "9 + 8 back",
+    "gradients",
+    stochastic=True,
+)
 class LlavaCam(Method):
     r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
 
@@ -78,15 +83,6 @@ class LlavaCam(Method):
     samples: int = 8
     std: float = 0.15
     threshold: float | None = None
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "LLaVA-CAM",
-        "gradient",
-        "LLaVA-CAM, Zhang et al. 2024 / Smooth Grad-CAM++, Omeiza et al. 2019",
-        "9 + 8 back",
-        ("gradients",),
-        stochastic=True,
-    )
 
     def __post_init__(self) -> None:
         check_counts(self, "samples")
@@ -142,9 +138,9 @@ def noisy_copies(task: AttributionTask, samples: int, std: float) -> list[Denois
     out = []
     for _ in range(samples):
         noisy = pixels + noise(pixels, spread, task.generator)
-        out.append(forward.twin())
         request = replace(forward.request, pixels=noisy.detach())
-        out[-1].bind(request, replace(forward.trajectory, kept={}))
+        trajectory = replace(forward.trajectory, kept={})
+        out.append(forward.again(request=request, trajectory=trajectory))
     return out
 
 

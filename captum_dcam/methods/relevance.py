@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.attention_calls import (
+from captum_dcam.methods.attention import (
     INVISIBLE,
     BlockMode,
     Fused,
@@ -35,13 +34,12 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerPosition,
+    Reading,
     TokenValues,
-    register_method,
+    entered,
     wide,
 )
-from captum_dcam.methods.reading import Reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.sequence import outputs_of, padded
 
@@ -296,8 +294,9 @@ class _LRP(PerPosition):
         return self._relevance(task).of
 
 
-@register_method("cp_lrp")
-@dataclass(frozen=True)
+@entered(
+    "cp_lrp", "CP-LRP", "relevance", "Ali et al., ICML 2022", "1 + 1 back", "gradients", text=True
+)
 class CPLRP(_LRP):
     r"""CP-LRP: attention weights, norm statistics and gates are constants.
 
@@ -309,13 +308,17 @@ class CPLRP(_LRP):
 
     rules: ClassVar[type[RelevanceRules]] = CPRules
     block: int | None = None
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "CP-LRP", "relevance", "Ali et al., ICML 2022", "1 + 1 back", ("gradients",), True
-    )
 
 
-@register_method("attn_lrp")
-@dataclass(frozen=True)
+@entered(
+    "attn_lrp",
+    "AttnLRP",
+    "relevance",
+    "Achtibat et al., ICML 2024",
+    "1 + 1 back",
+    "gradients",
+    text=True,
+)
 class AttnLRP(_LRP):
     r"""AttnLRP: relevance flows through the attention weights as well.
 
@@ -329,11 +332,3 @@ class AttnLRP(_LRP):
 
     rules: ClassVar[type[RelevanceRules]] = AttnRules
     block: int | None = None
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "AttnLRP",
-        "relevance",
-        "Achtibat et al., ICML 2024",
-        "1 + 1 back",
-        ("gradients",),
-        text=True,
-    )

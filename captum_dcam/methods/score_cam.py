@@ -6,8 +6,7 @@ not depend on the step, so only the short steps are computed again for every wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +16,10 @@ from captum_dcam.methods.base import (
     Attribution,
     AttributionTask,
     Method,
-    MethodFacts,
     check_choices,
     check_counts,
+    entered,
     pairs_of,
-    register_method,
 )
 from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import watched
@@ -40,8 +38,15 @@ class _Read(NamedTuple):
     token: int
 
 
-@register_method("score_cam")
-@dataclass(frozen=True)
+@entered(
+    "score_cam",
+    "Score-CAM",
+    "gradient",
+    "Wang et al., CVPRW 2020",
+    "1 + channels (24)",
+    "pixel tokens",
+    expensive=True,
+)
 class ScoreCam(Method):
     r"""Score-CAM (Wang et al., CVPRW 2020, Eq. 3–7).
 
@@ -69,15 +74,6 @@ class ScoreCam(Method):
     baseline: float = 0.0
     score: str = "logit"
     batch_size: int = 8
-
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Score-CAM",
-        "gradient",
-        "Wang et al., CVPRW 2020",
-        "1 + channels (24)",
-        ("pixel tokens",),
-        expensive=True,
-    )
 
     def __post_init__(self) -> None:
         check_counts(self, "channels", "batch_size", optional="channels")
@@ -206,18 +202,15 @@ def _plane_grid(own: Tensor, inside: Tensor, shape: tuple[int, int]) -> Grid | N
     h, w = shape
     if not bool(inside.any()) or not bool(((own >= 0) & (own < h * w))[inside].all()):
         return None
-    none = torch.full_like(own, -1)
-    rows = torch.where(inside, own.div(w, rounding_mode="floor"), none).amax(1)
-    columns = torch.where(inside, own % w, none).amax(0)
-    crossed = torch.where((rows[:, None] >= 0) & (columns >= 0), rows[:, None] * w + columns, none)
-    if not torch.equal(crossed, torch.where(inside, own, none)):
+    rows = torch.where(inside, own.div(w, rounding_mode="floor"), -1).amax(1)
+    columns = torch.where(inside, own % w, -1).amax(0)
+    crossed = torch.where((rows[:, None] >= 0) & (columns >= 0), rows[:, None] * w + columns, -1)
+    y_edges, x_edges = _edges(rows.tolist(), h), _edges(columns.tolist(), w)
+    same = torch.equal(crossed, torch.where(inside, own, -1))
+    if not same or y_edges is None or x_edges is None:
         return None
-    edges = _edges(rows.tolist(), h), _edges(columns.tolist(), w)
-    if edges[0] is None or edges[1] is None:
-        return None
-    return Grid(
-        torch.zeros(shape, dtype=torch.long), edges[1], edges[0], (own.shape[0], own.shape[1])
-    )
+    size = own.shape[0], own.shape[1]
+    return Grid(torch.zeros(shape, dtype=torch.long), x_edges, y_edges, size)
 
 
 def _edges(owner: list[int], count: int) -> Tensor | None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import MethodError
-from captum_dcam.methods.attention_calls import (
+from captum_dcam.methods.attention import (
     INVISIBLE,
     BlockMode,
     Fused,
@@ -27,16 +26,15 @@ from captum_dcam.methods.attention_calls import (
 )
 from captum_dcam.methods.base import (
     AttributionTask,
-    MethodFacts,
     PerWord,
     TokenValues,
     WordMaps,
+    check_block,
+    entered,
     pairs_of,
-    register_method,
     wide,
 )
 from captum_dcam.methods.lens import lens_logits
-from captum_dcam.methods.reading import check_block
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import image_positions, outputs_of, split_grids, unkept
 from captum_dcam.model.tap import hidden_of, replace_hidden
@@ -240,8 +238,13 @@ def answer_ids(forward: DenoisingForward) -> list[int]:
     return [t for t in dict.fromkeys(every) if t not in forward.adapter.stop_ids]
 
 
-@register_method("architecture_surgery")
-@dataclass(frozen=True)
+@entered(
+    "architecture_surgery",
+    "Architecture surgery",
+    "logit lens",
+    "CLIP Surgery, Li et al., 2023",
+    "2",
+)
 class ArchitectureSurgery(_LensMaps):
     r"""CLIP Surgery's architecture surgery (Sec. 3.3), read through the logit lens.
 
@@ -258,9 +261,6 @@ class ArchitectureSurgery(_LensMaps):
 
     start: int | None = None
     features: bool = False
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Architecture surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "2"
-    )
 
     def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
         adapter = task.forward.adapter
@@ -274,8 +274,7 @@ class ArchitectureSurgery(_LensMaps):
         self.states(task)(Surgery(task), step)
 
 
-@register_method("feature_surgery")
-@dataclass(frozen=True)
+@entered("feature_surgery", "Feature surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "1")
 class FeatureSurgery(_LensMaps):
     r"""CLIP Surgery's feature surgery (Sec. 3.4) on the plain logit lens.
 
@@ -289,9 +288,6 @@ class FeatureSurgery(_LensMaps):
 
     block: int | None = None
     features = True
-    facts: ClassVar[MethodFacts] = MethodFacts(
-        "Feature surgery", "logit lens", "CLIP Surgery, Li et al., 2023", "1"
-    )
 
     def states(self, task: AttributionTask) -> Callable[[Surgery, int], Tensor]:
         adapter = task.forward.adapter

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.methods.base import AttributionTask, pairs_of, wide
-from captum_dcam.methods.causal import joint_min_max
-from captum_dcam.methods.tam import TokenActivationMap
+from captum_dcam.methods.tam import TokenActivationMap, joint_min_max
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.sequence import (
     TextTokens,

@@ -27,11 +27,14 @@ from captum_dcam.metrics.bootstrap import (
 from captum_dcam.metrics.localization_scores import (
     CONTRAST_CAP,
     LocalizationScores,
+    bounding_boxes,
     concentration,
+    energy_pointing_game,
     f3_score,
     foreground_background_contrast,
     localization,
     obj_iou,
+    pointing_game,
 )
 from captum_dcam.metrics.otsu import OTSU_BINS, binarize_otsu, otsu_threshold
 from captum_dcam.metrics.plausibility import (
@@ -43,16 +46,17 @@ from captum_dcam.metrics.plausibility import (
     phrase_iou,
     plausibility,
 )
-from captum_dcam.metrics.pointing import bounding_boxes, energy_pointing_game, pointing_game
 from captum_dcam.metrics.reference_maps import center_blob_map, oracle_map, random_map
 from captum_dcam.metrics.reliability import (
     MAP_FEATURES,
     Reliability,
     auroc,
     expected_calibration_error,
+    gini_index,
+    hoyer,
     map_features,
+    normalized_entropy,
 )
-from captum_dcam.metrics.sparseness import gini_index, hoyer, normalized_entropy
 
 __all__ = [
     "CONTRAST_CAP",

@@ -48,11 +48,7 @@ def bootstrap_ci(
 
 
 def paired_bootstrap(
-    first: Tensor,
-    second: Tensor,
-    generator: torch.Generator,
-    n: int = 1000,
-    level: float = 0.95,
+    first: Tensor, second: Tensor, generator: torch.Generator, n: int = 1000, level: float = 0.95
 ) -> BootstrapInterval:
     r"""The mean of ``first - second`` on the same images, with its interval.
 
@@ -83,11 +79,7 @@ def paired_bootstrap(
 
 
 def cluster_bootstrap(
-    values: Tensor,
-    images: Tensor,
-    generator: torch.Generator,
-    n: int = 1000,
-    level: float = 0.95,
+    values: Tensor, images: Tensor, generator: torch.Generator, n: int = 1000, level: float = 0.95
 ) -> BootstrapInterval:
     r"""The mean over words, with an interval that resamples whole images.
 

@@ -40,7 +40,7 @@ def otsu_threshold(maps: Tensor) -> Tensor:
         Section 3.3 ("obtained via Otsu thresholding") and 4.1; N. Otsu, 1979.
     """
     values = checked_maps(maps, "otsu_threshold")
-    _, cut = _levels_and_cut(values)
+    _, cut = levels_and_cut(values)
     low, high = values.amin((-2, -1)), values.amax((-2, -1))
     return (low + cut * (high - low)).to(result_dtype(maps))
 
@@ -68,13 +68,13 @@ def binarize_otsu(maps: Tensor) -> Tensor:
 
 def otsu_region(values: Tensor) -> Tensor:
     r""":func:`binarize_otsu` for maps that have been checked already."""
-    levels, cut = _levels_and_cut(values)
+    levels, cut = levels_and_cut(values)
     # Compared in levels, not in units of the map: a range of a few ulps would round the threshold
     # onto one of the two classes.
     return levels > cut[..., None, None]
 
 
-def _levels_and_cut(values: Tensor) -> tuple[Tensor, Tensor]:
+def levels_and_cut(values: Tensor) -> tuple[Tensor, Tensor]:
     r"""Each map scaled to [0, 1], and its threshold on that scale; a constant map is 0 and 0."""
     low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
     spread = high - low

@@ -162,11 +162,17 @@ class DenoisingForward(nn.Module):
         self._bound = (request, trajectory)
         self._remembered = {}
 
-    def again(self, layer: int | None = None) -> DenoisingForward:
-        """Another forward that is bound to the same generation, and has nothing remembered yet.
-        Default: at the same block"""
+    def again(
+        self,
+        layer: int | None = None,
+        *,
+        request: Request | None = None,
+        trajectory: Trajectory | None = None,
+    ) -> DenoisingForward:
+        """Another forward that is bound to the same generation, or to another request or
+        trajectory, and has nothing remembered yet. Default: at the same block"""
         other = self.twin(layer)
-        other.bind(self.request, self.trajectory)
+        other.bind(request or self.request, trajectory or self.trajectory)
         return other
 
     def remembered(self, key: Any, compute: Callable[[], T]) -> T:

@@ -98,9 +98,7 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
     and wrong for a method that reads these blocks.
     """
     kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
-    fresh = forward.twin()
-    fresh.bind(forward.request, replace(forward.trajectory, kept=kept))
-    return fresh
+    return forward.again(trajectory=replace(forward.trajectory, kept=kept))
 
 
 def check_single(count: int, length: int) -> None:

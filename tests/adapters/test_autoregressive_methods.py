@@ -15,7 +15,7 @@ from test_autoregressive_input import saved
 from test_autoregressive_layout import colours, ramps
 
 from captum_dcam.methods import METHODS, AttributionTask, method, method_names
-from captum_dcam.methods.rescaling import rescaled
+from captum_dcam.methods.msea_arc import rescaled
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 from faithfulness.cases import explain, maps, saliency, same, state, word, words
 
-from captum_dcam.faithfulness import captum_metrics, fills, infidelity, sensitivity_max
+from captum_dcam.faithfulness import captum_metrics, infidelity, reading, sensitivity_max
 from captum_dcam.faithfulness.reading import with_pixels
 from captum_dcam.methods import AttributionTask
 
@@ -33,7 +33,7 @@ def test_infidelity_equals_its_formula(cache, images, chunk):
     targets, given = words(forward), maps(forward)
     got = infidelity(forward, targets, given, samples=7, chunk=chunk)
     squares = drawn_squares(forward, 7)
-    pictures = fills.pixel_fill(forward, "mean")(squares)
+    pictures = reading.pixel_fill(forward, "mean")(squares)
     rows = torch.cat([m.flatten(1) for m in given], 1).double()
     for n, target in enumerate(targets):
         whole = logit(forward, forward.request.pixels, target)
@@ -52,7 +52,7 @@ def test_the_map_that_fits_all_squares_has_none(cache):
     forward = tiny.bound(cache)
     target = word(forward, 0)
     squares = drawn_squares(forward, 12).unique(dim=0)
-    pictures = fills.pixel_fill(forward, "mean")(squares)
+    pictures = reading.pixel_fill(forward, "mean")(squares)
     whole = logit(forward, forward.request.pixels, target)
     falls = torch.tensor([whole - logit(forward, p[None], target) for p in pictures])
     best = torch.linalg.lstsq(squares.double(), falls.double()[:, None], driver="gelsd").solution

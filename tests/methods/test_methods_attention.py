@@ -9,8 +9,7 @@ from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
 from captum_dcam.methods import AttributionTask, Budget, metered, method
-from captum_dcam.methods.attention import Attentions, recording, through
-from captum_dcam.methods.attention_calls import Fused, FusedCall
+from captum_dcam.methods.attention import Attentions, Fused, FusedCall, recording, through
 from captum_dcam.mini import modeling
 from captum_dcam.model.forward import single
 from captum_dcam.model.sequence import image_positions, text_tokens

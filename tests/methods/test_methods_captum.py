@@ -12,7 +12,7 @@ from torch import nn
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods import captum_common as common
 from captum_dcam.methods.base import seeded
-from captum_dcam.methods.captum_pixels import bases
+from captum_dcam.methods.captum_methods import bases
 from captum_dcam.model.words import Target
 
 SMALL = {  # settings that make a test quick

@@ -158,7 +158,7 @@ def test_padding_is_never_painted(padded, baseline):
     forward, owners = padded
     x, inside = forward.request.pixels, owners >= 0
     paint = paint_of(x, baseline, inside)
-    case = common.case_of(task_of(forward, 5), *tiny.pair(forward, 5))
+    case = common.CaptumArguments(task_of(forward, 5), tiny.pair(forward, 5))
     assert torch.allclose(common.baseline_of(case, baseline), paint, atol=1e-6)
     expected, before = torch.zeros(8, 8), logit(forward, x, 5)
     for r in range(0, 7, 3):
@@ -201,12 +201,12 @@ def test_pixels_that_are_no_image(monkeypatch):
 @pytest.mark.parametrize("settings", ({}, {"patch": 3, "stride": 2}, {"patch": 20, "stride": 20}))
 def test_occlusion_of_tokens_is_occlusion_of_their_pixels(monkeypatch, images, settings):
     """Where the pixel tensor has no rows and columns the window slides over tokens instead."""
-    from captum_dcam.methods import captum_pixels
+    from captum_dcam.methods import captum_methods
 
     forward = tiny.bound("none", images=images)
     made = method("occlusion", baseline="zero", **settings)
     expected = made.attribute(task_of(forward, 5)).maps
-    monkeypatch.setattr(captum_pixels, "token_size", lambda *_: None)
+    monkeypatch.setattr(captum_methods, "token_size", lambda *_: None)
     found = made.attribute(task_of(forward, 5)).maps
     for one, two in zip(found, expected, strict=True):
         assert tiny.relative(one, two) < 1e-4

@@ -12,8 +12,8 @@ from refine import loops
 
 from captum_dcam.errors import MethodError
 from captum_dcam.methods import AttributionTask, Budget, metered, method
-from captum_dcam.methods.causal import rank_biased_overlap
-from captum_dcam.methods.rescaling import rescaled
+from captum_dcam.methods.msea_arc import rescaled
+from captum_dcam.methods.tam import rank_biased_overlap
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.sequence import text_tokens

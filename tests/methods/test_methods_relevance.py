@@ -11,7 +11,7 @@ from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
 from captum_dcam.methods import AttributionTask, Budget, metered, method
-from captum_dcam.methods.attention_calls import inside_blocks
+from captum_dcam.methods.attention import inside_blocks
 from captum_dcam.methods.relevance import AttnRules, CPRules, Relevance
 from captum_dcam.mini import modeling
 from captum_dcam.model.forward import single

@@ -7,7 +7,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from captum_dcam.methods.attention_calls import inside_blocks
+from captum_dcam.methods.attention import inside_blocks
 from captum_dcam.methods.relevance import ACTIVATIONS, AttnRules, CPRules
 
 DOUBLE = torch.float64

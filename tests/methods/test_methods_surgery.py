@@ -10,7 +10,7 @@ from methods import made
 
 from captum_dcam.errors import LayerError, MethodError
 from captum_dcam.methods import AttributionTask, Budget, metered, method
-from captum_dcam.methods.attention_calls import Fused, inside_blocks
+from captum_dcam.methods.attention import Fused, inside_blocks
 from captum_dcam.methods.surgery import Surgery, ValueAttention, answer_ids, without_redundancy
 from captum_dcam.mini import modeling
 from captum_dcam.model.forward import single

@@ -19,13 +19,14 @@ from refine import loops
 
 from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.attention import Attentions
-from captum_dcam.methods.causal import (
+from captum_dcam.methods.tam import (
     estimated_causal_inference,
+    filtered,
     interference,
     joint_min_max,
     least_squares_scale,
+    top_candidates,
 )
-from captum_dcam.methods.tam import filtered, top_candidates
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.words import Target
 
