@@ -18,8 +18,8 @@ from torch import Tensor
 
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import CalibrationError, DcamError
+from captum_dcam.evaluation.harness import Progress, Silent
 from captum_dcam.evaluation.plan import Plan, Variant, refinement_records
-from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import stacked
 from captum_dcam.model.adapter import Adapter

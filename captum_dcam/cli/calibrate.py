@@ -23,11 +23,10 @@ from captum_dcam.cli.options import (
 )
 from captum_dcam.cli.parsing import generator, load_chosen, setting_pairs
 from captum_dcam.cli.printing import (
-    others_on_stderr,
     output_console,
     print_facts,
-    print_json,
     progress,
+    run_and_print,
     table_of,
 )
 from captum_dcam.errors import CalibrationError
@@ -78,12 +77,7 @@ def calibrate(options: Options) -> None:
     Example: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
     --check-limit 100; then captum-dcam explain photo.jpg --preset preset.json
     """
-    with others_on_stderr():
-        done = run(options)
-    if options.json:
-        print_json(document(done))
-    else:
-        print_calibration(done)
+    run_and_print(options, run, document, print_calibration)
 
 
 @dataclass(frozen=True)
@@ -107,8 +101,7 @@ class Calibrated:
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
     from captum_dcam.calibration import collect, compare, fit_labelled, values_of
-    from captum_dcam.evaluation.harness import open_data, threads
-    from captum_dcam.evaluation.progress import Live
+    from captum_dcam.evaluation.harness import Live, open_data, threads
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
 

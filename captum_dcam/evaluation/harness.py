@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from captum_dcam.errors import EvaluationError, InputError
 from captum_dcam.evaluation.launch import launched_device, launched_shard
 from captum_dcam.evaluation.plan import Plan
-from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.evaluation.words import DatasetLike
@@ -27,6 +27,67 @@ from captum_dcam.results.explanation import versions
 POLICIES = ("raise", "skip")
 #: this number of failures at the start, with no image measured, is a mistake in the settings
 HOPELESS = 5
+
+
+class Progress:
+    """What the harness tells about its work; this one does nothing with it."""
+
+    def begin(self, total: int, done: int, failed: int) -> None:
+        """``total`` images in this shard, ``done`` stored already, ``failed`` of these failed."""
+
+    def say(self, text: str) -> None:
+        """What is being done."""
+
+    def image(self, failed: bool) -> None:
+        """One more image is stored."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+class Silent(Progress):
+    """Tells nobody."""
+
+
+class Live(Progress):
+    r"""A bar on stderr; nothing where stderr is no terminal.
+
+    Args:
+        label (str, optional): what stands before it, such as the shard.
+        position (int, optional): line of the bar, where several processes share a terminal.
+    """
+
+    def __init__(self, label: str = "evaluate", position: int = 0) -> None:
+        self.label, self.position, self.failed = label, position, 0
+        self._bar: tqdm | None = None
+
+    def begin(self, total: int, done: int, failed: int) -> None:
+        self.failed = failed
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=self.label,
+            unit="image",
+            disable=None,
+            dynamic_ncols=True,
+            position=self.position,
+            smoothing=0.1,
+        )
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            failures = f"{self.failed} failed, " if self.failed else ""
+            self._bar.set_postfix_str(f"{failures}{text}")
+
+    def image(self, failed: bool) -> None:
+        self.failed += failed
+        if self._bar is not None:
+            self._bar.update()
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 @dataclass(frozen=True)

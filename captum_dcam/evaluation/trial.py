@@ -2,7 +2,6 @@ r"""One image of an evaluation: an answer, its words, their maps by every varian
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers, spread
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.words import SampleLike, Word, read_answer, read_masks
-from captum_dcam.files import Record, canonical
+from captum_dcam.files import Record, canonical, digest
 from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
@@ -32,8 +31,7 @@ Say = Callable[[str], None]
 
 def derived_seed(seed: int, *parts: Any) -> int:
     """A seed for one image and purpose: it does not depend on what else is measured."""
-    text = canonical([seed, *parts])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return int(digest(canonical([seed, *parts]))[:14], 16)
 
 
 @dataclass(frozen=True, eq=False)
