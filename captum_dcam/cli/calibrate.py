@@ -22,13 +22,7 @@ from captum_dcam.cli.options import (
     preset_option,
 )
 from captum_dcam.cli.parsing import generator, load_chosen, setting_pairs
-from captum_dcam.cli.printing import (
-    output_console,
-    print_facts,
-    progress,
-    run_and_print,
-    table_of,
-)
+from captum_dcam.cli.printing import output_console, print_facts, progress, run_and_print, table_of
 from captum_dcam.errors import CalibrationError
 
 if TYPE_CHECKING:

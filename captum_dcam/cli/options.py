@@ -369,19 +369,16 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
     def place(one: Field[Any]) -> tuple[int, bool]:
         return PANELS.index(one.metadata["typer"].rich_help_panel), one.name in shared
 
+    def parameter(name: str, value: Any, hint: Any, made: Any) -> inspect.Parameter:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, kind, default=value, annotation=Annotated[hint, made])
+
     taken = [
-        (f.name, f.default, Annotated[hints[f.name], f.metadata["typer"]])
+        parameter(f.name, f.default, hints[f.name], f.metadata["typer"])
         for f in sorted(fields(options), key=place)
     ]
-    taken.append(("debug", False, Annotated[bool, debug_option()]))
-    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-            )
-            for name, default, hint in taken
-        ]
-    )
+    taken.append(parameter("debug", False, bool, debug_option()))
+    call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     COMMANDS.register(function.__name__)(call)
     return function
 

@@ -215,7 +215,7 @@ class Trial:
         spent: Record = {"stages": []}
         cost["variants"][variant.name] = spent
         try:
-            scores = self._measured(bound, variant, found, complete, spent)
+            scores = self._measured(bound, variant, found, spent)
         except Exception as error:  # a variant that cannot be measured is a result, not the end
             if self.on_error == "raise":
                 raise
@@ -224,17 +224,12 @@ class Trial:
         record["scores"], record["image"] = scores
 
     def _measured(
-        self,
-        bound: BoundImage,
-        variant: Variant,
-        found: VariantResult,
-        complete: list[bool],
-        spent: Record,
+        self, bound: BoundImage, variant: Variant, found: VariantResult, spent: Record
     ) -> Scores:
         """Scores of the complete words in columns of all words; DACG's branches come last."""
         count = len(bound.words)
         refined, contexts, taken = self._refined(bound, variant, found, spent)
-        at = [i for i in range(count) if complete[i]]
+        at = [i for i in range(count) if found.complete[i]]
         own = {} if taken is None else {"dacg_route": spread([taken[i] for i in at], at, count)}
         if not at:
             return Scores(own)
