@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers, spread
 from captum_dcam.evaluation.plan import Plan, Variant
-from captum_dcam.evaluation.words import SampleLike, Word, read_answer, read_masks
+from captum_dcam.evaluation.words import Word, read_answer, read_masks
 from captum_dcam.files import Record, canonical, digest
 from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.words import Target, answer_text, repeated_function_words
 from captum_dcam.refine import DACG, DACG_BRANCHES, RefineContext, Refinement, dacg_branch, needs_of
+
+if TYPE_CHECKING:
+    from captum_dcam.data import Sample
 
 Say = Callable[[str], None]
 
@@ -90,7 +93,7 @@ class Trial:
         self.layer = max(counts, key=counts.count) if counts else adapter.recommended_block
         self.wants_repeated = any(maps.needs_repeated(v.stages()) for v in plan.variants)
 
-    def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
+    def measure(self, image_id: Any, sample: Sample, say: Say) -> tuple[Record, Record]:
         r"""Result and cost of one image, without its index; says each variant's name first."""
         start = time.perf_counter()
         say(f"{image_id}: answer")
@@ -109,7 +112,7 @@ class Trial:
         cost["seconds"] = time.perf_counter() - start
         return result, cost
 
-    def answer(self, image_id: Any, sample: SampleLike) -> tuple[BoundImage, Record]:
+    def answer(self, image_id: Any, sample: Sample) -> tuple[BoundImage, Record]:
         """The answer with its words and masks, and what is stored of it."""
         plan = self.plan
         prompt = sample.prompt if plan.prompt is None else plan.prompt
