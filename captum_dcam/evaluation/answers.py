@@ -49,7 +49,7 @@ def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> 
             nothing is decoded.
         wording (str or int, optional): which. Default: 0, the first
     """
-    sample = asked.sample
+    sample: Any = asked.sample
     by_name = isinstance(wording, str)
     known = sample.extra.get("captions", {}) if by_name else dict(enumerate(sample.captions))
     if wording not in known:
