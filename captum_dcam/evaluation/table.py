@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -173,3 +173,23 @@ def text_of(cell: Cell, digits: int) -> str:
     if cell.low is None or cell.high is None:
         return shown
     return f"{shown} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+
+
+def with_published(
+    columns: Sequence[Column], found: Sequence[Sequence[float | None]]
+) -> tuple[list[Column], list[list[Cell]]]:
+    r"""Columns for published figures behind one's own, and their cells row by row.
+
+    Args:
+        columns (sequence of Column): those that may have been published.
+        found (sequence of sequences): a row's figures, one per column; None where there is none.
+
+    Returns:
+        tuple: the columns of which at least one figure is there, and the cells of every row.
+    """
+    keep = [any(row[n] is not None for row in found) for n in range(len(columns))]
+    heads = [Column(c.name, c.digits, published=True) for c in compress(columns, keep)]
+    cells: list[list[Cell]] = [
+        [None if value is None else Figure(value) for value in compress(row, keep)] for row in found
+    ]
+    return heads, cells

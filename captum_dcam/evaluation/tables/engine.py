@@ -17,7 +17,7 @@ from captum_dcam.errors import InputError, SettingError, StoreError, near
 from captum_dcam.evaluation.frame import Frame, Values
 from captum_dcam.evaluation.published import published, read_toml, source
 from captum_dcam.evaluation.store import Store
-from captum_dcam.evaluation.table import Cell, Column, Figure, Table
+from captum_dcam.evaluation.table import Cell, Column, Figure, Table, with_published
 from captum_dcam.files import Record
 from captum_dcam.metrics import CONTRAST_CAP
 from captum_dcam.registry import Registry
@@ -187,19 +187,18 @@ class TableSpec:
         frames = self.read(results)
         rows = list(ROWS[self.find](self, frames))
         columns = self.columns or [ColumnSpec(m, 3, mean=m) for m in frames[0].metrics]
-        heads = [head for column in columns for head in column.columns()]
-        cells = [[c for column in columns for c in column.of_row(row)] for row in rows]
-        for name in self.printed:
-            figures = [published(self.published, row.printed, name) for row in rows]
-            if any(value is not None for value in figures):
-                heads.append(Column(name, 2, published=True))
-                for own, value in zip(cells, figures, strict=True):
-                    own.append(None if value is None else Figure(value))
+        found = [
+            [published(self.published, row.printed, name) for name in self.printed] for row in rows
+        ]
+        heads, behind = with_published([Column(name, 2) for name in self.printed], found)
         return Table(
             self.name,
             self.title,
-            tuple(heads),
-            tuple((row.label, tuple(own)) for row, own in zip(rows, cells, strict=True)),
+            (*(head for column in columns for head in column.columns()), *heads),
+            tuple(
+                (row.label, (*(c for column in columns for c in column.of_row(row)), *more))
+                for row, more in zip(rows, behind, strict=True)
+            ),
             tuple(note for text in self.notes for note in self._note(text, frames, rows)),
             self.first,
         )
