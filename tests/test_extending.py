@@ -265,7 +265,6 @@ class ToyAdapter(MiniAdapter):
 
 COMMAND = '''
 from dataclasses import dataclass
-from typing import Annotated
 
 import typer
 
@@ -276,7 +275,7 @@ from captum_dcam.cli.options import OUT, Base, command, option
 class Options(Base):
     """The options of the command."""
 
-    times: Annotated[int, option(OUT, "How often.")] = 1
+    times: int = option(1, OUT, "How often.")
 
 
 @command

@@ -18,7 +18,6 @@ they gain on other images.
 :mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
 """
 
-from captum_dcam.calibration.chain import Chain
 from captum_dcam.calibration.fit import (
     Calibration,
     Gain,
@@ -27,7 +26,7 @@ from captum_dcam.calibration.fit import (
     cut,
     fit_labelled,
 )
-from captum_dcam.calibration.maps import Collection, collect
+from captum_dcam.calibration.maps import Chain, Collection, collect
 from captum_dcam.calibration.parameters import PARAMETERS, SHARES, values_of, with_values
 from captum_dcam.errors import CalibrationError
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_dcam.calibration.chain import Chain
-from captum_dcam.calibration.maps import Collection
+from captum_dcam.calibration.maps import Chain, Collection
 from captum_dcam.calibration.parameters import (
     PARAMETERS,
     SHARES,

@@ -1,1 +1,1 @@
-"""The command line: one file a command, options declared once beside each."""
+"""The command line: one file per command, options declared once beside each."""

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from captum_dcam.cli.options import (
     DECODE,
-    DEVICE,
     HOW,
-    NAMES,
     WHAT,
     Data,
     command,
+    device_option,
     option,
     output_option,
     preset_option,
 )
 from captum_dcam.cli.parsing import generator, load_chosen, setting_pairs
-from captum_dcam.cli.printing import (
-    others_on_stderr,
-    output_console,
-    print_facts,
-    print_json,
-    progress,
-    table_of,
-)
+from captum_dcam.cli.printing import output_console, print_facts, progress, run_and_print, table_of
 from captum_dcam.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -46,39 +38,30 @@ LATER = "A fit without labels is not in this version: another one will come."
 class Options(Data):
     """The options of ``captum-dcam calibrate``."""
 
-    images: Annotated[
-        Path | None,
-        option(WHAT, f"A folder of images without masks, instead of a data set. {LATER}"),
-    ] = None
-    labels: Annotated[
-        bool,
-        option(
-            HOW,
-            f"Search for the highest F3 with the masks; else fit without them. {LATER}",
-            "--labels/--no-labels",
-        ),
-    ] = False
-    words: Annotated[
-        str,
-        option(WHAT, f"Without labels: 'nouns' or 'all' words. {LATER}", names="words"),
-        NAMES["words"],
-    ] = "nouns"
-    check_start: Annotated[
-        int | None,
-        option(
-            WHAT,
-            "First of the other images, on which the gain is measured.",
-            default="none",
-            min=0,
-        ),
-    ] = None
-    check_limit: Annotated[
-        int | None, option(WHAT, "Number of these images.", default="all", min=1)
-    ] = None
-    preset: Annotated[str, preset_option("To start from")] = "default"
-    seed: Annotated[int, option(DECODE, "Of sampling, cross-validation and intervals.")] = 0
-    device: Annotated[str, DEVICE] = "cpu"
-    output: Annotated[Path, output_option("The preset file.")] = Path("preset.json")
+    images: Path | None = option(
+        None, WHAT, f"A folder of images without masks, instead of a data set. {LATER}"
+    )
+    labels: bool = option(
+        False,
+        HOW,
+        f"Search for the highest F3 with the masks; else fit without them. {LATER}",
+        "--labels/--no-labels",
+    )
+    words: str = option(
+        "nouns",
+        WHAT,
+        f"Without labels: 'nouns' or 'all' words. {LATER}",
+        names="words",
+        strict=True,
+    )
+    check_start: int | None = option(
+        None, WHAT, "First of the other images, on which the gain is measured.", shown="none", min=0
+    )
+    check_limit: int | None = option(None, WHAT, "Number of these images.", shown="all", min=1)
+    preset: str = preset_option("To start from")
+    seed: int = option(0, DECODE, "Of sampling, cross-validation and intervals.")
+    device: str = device_option()
+    output: Path = output_option("preset.json", "The preset file.")
 
 
 @command
@@ -88,12 +71,7 @@ def calibrate(options: Options) -> None:
     Example: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
     --check-limit 100; then captum-dcam explain photo.jpg --preset preset.json
     """
-    with others_on_stderr():
-        done = run(options)
-    if options.json:
-        print_json(document(done))
-    else:
-        print_calibration(done)
+    run_and_print(options, run, document, print_calibration)
 
 
 @dataclass(frozen=True)
@@ -117,8 +95,7 @@ class Calibrated:
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
     from captum_dcam.calibration import collect, compare, fit_labelled, values_of
-    from captum_dcam.evaluation.harness import open_data, threads
-    from captum_dcam.evaluation.progress import Live
+    from captum_dcam.evaluation.harness import Live, open_data, threads
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
 

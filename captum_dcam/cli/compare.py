@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -14,7 +14,6 @@ from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
-    NAMES,
     OUT,
     Answer,
     command,
@@ -43,59 +42,45 @@ Compared = tuple["Comparison", Path, str]
 class Options(Answer):
     """The options of ``captum-dcam compare``."""
 
-    words: Annotated[list[str] | None, words_option("nouns")] = None
-    methods: Annotated[
-        list[str] | None,
-        option(
-            HOW,
-            "'quick' (one of each kind), 'all', or names; repeatable, or with commas between. "
-            "Settings after a colon: tam:eci=false,filter=5. Known: {methods}.",
-            "--methods",
-            "-M",
-            metavar="NAMES",
-            names="methods",
-            default="quick",
-        ),
-    ] = None
-    list_methods: Annotated[bool, option(None, "List all methods and stop.", "--list-methods")] = (
-        False
+    words: list[str] | None = words_option("nouns")
+    methods: list[str] | None = option(
+        None,
+        HOW,
+        "'quick' (one of each kind), 'all', or names; repeatable, or with commas between. "
+        "Settings after a colon: tam:eci=false,filter=5. Known: {methods}.",
+        "--methods",
+        "-M",
+        metavar="NAMES",
+        names="methods",
+        shown="quick",
     )
-    score: Annotated[str | None, score_option("commit"), NAMES["scores"]] = None
-    refine: Annotated[list[str] | None, refine_option("none")] = None
-    budget_passes: Annotated[
-        int | None,
-        option(
-            HOW,
-            "Number of forward passes after which a method stops, with the words done so far.",
-            default="none",
-        ),
-    ] = None
-    budget_seconds: Annotated[
-        float | None, option(HOW, "The same, in seconds.", default="none")
-    ] = None
-    seed: Annotated[int, option(DECODE, "Of sampling, and of methods that draw.")] = 0
-    output: Annotated[
-        Path,
-        output_option(
-            "Folder for panel.png, the numbers (.json, .csv) and the maps; an earlier output is "
-            "replaced, nothing else is."
-        ),
-    ] = Path("comparison")
-    scale: Annotated[
-        str,
-        option(
-            OUT,
-            "Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale per "
-            "method, so that faint words stay faint).",
-            names="scales",
-        ),
-        NAMES["scales"],
-    ] = "map"
-    sort: Annotated[
-        str | None,
-        option(OUT, "Order of the table: {sorts}.", names="sorts", default="as given"),
-        NAMES["sorts"],
-    ] = None
+    list_methods: bool = option(False, None, "List all methods and stop.", "--list-methods")
+    score: str | None = score_option("commit")
+    refine: list[str] | None = refine_option("none")
+    budget_passes: int | None = option(
+        None,
+        HOW,
+        "Number of forward passes after which a method stops, with the words done so far.",
+        shown="none",
+    )
+    budget_seconds: float | None = option(None, HOW, "The same, in seconds.", shown="none")
+    seed: int = option(0, DECODE, "Of sampling, and of methods that draw.")
+    output: Path = output_option(
+        "comparison",
+        "Folder for panel.png, the numbers (.json, .csv) and the maps; an earlier output is "
+        "replaced, nothing else is.",
+    )
+    scale: str = option(
+        "map",
+        OUT,
+        "Colours of the panel: 'map' (each map to its own maximum) or 'row' (one scale per "
+        "method, so that faint words stay faint).",
+        names="scales",
+        strict=True,
+    )
+    sort: str | None = option(
+        None, OUT, "Order of the table: {sorts}.", names="sorts", strict=True, shown="as given"
+    )
 
 
 @command

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
@@ -44,107 +44,86 @@ class Options(Data):
     Fields that :class:`captum_dcam.evaluation.Plan` and ``Variant`` have as well go there by name.
     """
 
-    suite: Annotated[
-        list[str] | None,
-        option(
-            WHAT,
-            "All that a group of tables needs, each part in a folder of its own; repeatable: "
-            "{suites}.",
-            "--suite",
-            "-s",
-            metavar="NAME",
-            names="suites",
-        ),
-        NAMES["suites"],
-    ] = None
-    plan: Annotated[
-        Path | None, option(WHAT, "A plan as JSON, such as plan.json of a store: the same again.")
-    ] = None
-    methods: Annotated[
-        list[str] | None,
-        option(
-            WHAT,
-            "Methods as in compare, and 'oracle', 'random', 'center_blob'.",
-            "--methods",
-            "-M",
-            metavar="NAMES",
-            names="variants",
-        ),
-    ] = None
-    metrics: Annotated[
-        list[str] | None,
-        option(
-            WHAT,
-            "A metric, with settings after a colon, such as pointing:tolerance=5; repeatable: "
-            "{metrics}.",
-            "--metrics",
-            metavar="NAME",
-            names="metrics",
-            default="localization",
-        ),
-    ] = None
-    words: Annotated[
-        list[str] | None,
-        option(
-            WHAT,
-            "Kinds of words: object (named by a mask), modifier, noun, function, other.",
-            "--words",
-            "-w",
-            metavar="KINDS",
-            names="kinds",
-            default="object, noun, function",
-        ),
-    ] = None
-    answer: Annotated[
-        str | None,
-        option(
-            WHAT,
-            "A caption to force instead: its number, or its wording ('verbose').",
-            default="generated",
-        ),
-    ] = None
-    score: Annotated[str | None, score_option("commit"), NAMES["scores"]] = None
-    refine: Annotated[list[str] | None, refine_option("none")] = None
-    passes: Annotated[
-        int | None,
-        option(
-            HOW,
-            "Number of forward passes per image after which a method stops.",
-            "--budget-passes",
-            default="none",
-            min=1,
-        ),
-    ] = None
-    seed: Annotated[int, option(DECODE, "Of everything that is drawn.")] = 0
-    device: Annotated[
-        str | None,
-        option(RUN, "'cpu', 'cuda', 'cuda:1', 'mps'.", default="the process's GPU, or cpu"),
-    ] = None
-    shard: Annotated[
-        str | None,
-        option(
-            RUN,
-            "Every N-th image from the I-th. The last shard to end merges them. accelerate launch "
-            "and torchrun number their processes themselves.",
-            metavar="I/N",
-            default="the launcher's, or all",
-        ),
-    ] = None
-    errors: Annotated[
-        str,
-        option(
-            RUN,
-            "'raise', or 'skip': an image that fails is stored with the reason.",
-            names="errors",
-        ),
-    ] = "raise"
-    retry: Annotated[bool, option(RUN, "Measure failed images again.", "--retry")] = False
-    output: Annotated[
-        Path, output_option("Folder of the results; a run that was stopped goes on there.")
-    ] = Path("results")
-    list_: Annotated[
-        bool, option(None, "List suites, data sets and metrics, and stop.", "--list")
-    ] = False
+    suite: list[str] | None = option(
+        None,
+        WHAT,
+        "All that a group of tables needs, each part in a folder of its own; repeatable: {suites}.",
+        "--suite",
+        "-s",
+        metavar="NAME",
+        names="suites",
+        strict=True,
+    )
+    plan: Path | None = option(
+        None, WHAT, "A plan as JSON, such as plan.json of a store: the same again."
+    )
+    methods: list[str] | None = option(
+        None,
+        WHAT,
+        "Methods as in compare, and 'oracle', 'random', 'center_blob'.",
+        "--methods",
+        "-M",
+        metavar="NAMES",
+        names="variants",
+    )
+    metrics: list[str] | None = option(
+        None,
+        WHAT,
+        "A metric, with settings after a colon, such as pointing:tolerance=5; repeatable: "
+        "{metrics}.",
+        metavar="NAME",
+        names="metrics",
+        shown="localization",
+    )
+    words: list[str] | None = option(
+        None,
+        WHAT,
+        "Kinds of words: object (named by a mask), modifier, noun, function, other.",
+        "--words",
+        "-w",
+        metavar="KINDS",
+        names="kinds",
+        shown="object, noun, function",
+    )
+    answer: str | None = option(
+        None,
+        WHAT,
+        "A caption to force instead: its number, or its wording ('verbose').",
+        shown="generated",
+    )
+    score: str | None = score_option("commit")
+    refine: list[str] | None = refine_option("none")
+    passes: int | None = option(
+        None,
+        HOW,
+        "Number of forward passes per image after which a method stops.",
+        "--budget-passes",
+        shown="none",
+        min=1,
+    )
+    seed: int = option(0, DECODE, "Of everything that is drawn.")
+    device: str | None = option(
+        None, RUN, "'cpu', 'cuda', 'cuda:1', 'mps'.", shown="the process's GPU, or cpu"
+    )
+    shard: str | None = option(
+        None,
+        RUN,
+        "Every N-th image from the I-th. The last shard to end merges them. accelerate launch "
+        "and torchrun number their processes themselves.",
+        metavar="I/N",
+        shown="the launcher's, or all",
+    )
+    errors: str = option(
+        "raise",
+        RUN,
+        "'raise', or 'skip': an image that fails is stored with the reason.",
+        names="errors",
+    )
+    retry: bool = option(False, RUN, "Measure failed images again.", "--retry")
+    output: Path = output_option(
+        "results", "Folder of the results; a run that was stopped goes on there."
+    )
+    list_: bool = option(False, None, "List suites, data sets and metrics, and stop.", "--list")
 
 
 @command

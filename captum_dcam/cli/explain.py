@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,6 @@ from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
     HOW,
-    NAMES,
     Answer,
     command,
     option,
@@ -36,39 +35,34 @@ METRICS = ("obj_iou", "contrast", "concentration", "f3")
 class Options(Answer):
     """The options of ``captum-dcam explain``."""
 
-    preset: Annotated[str, preset_option("A preset")] = "default"
-    product: Annotated[
-        str | None,
-        option(
-            HOW, "Of gradient and feature: {products}.", names="products", default="the preset's"
-        ),
-        NAMES["products"],
-    ] = None
-    center: Annotated[
-        bool | None,
-        option(
-            HOW,
-            "Centre features over positions first.",
-            "--center/--no-center",
-            default="the preset's",
-        ),
-    ] = None
-    check_sign: Annotated[
-        bool,
-        option(
-            HOW,
-            "Remove what each map highlights, and see whether its word becomes less likely.",
-            "--check-sign",
-        ),
-    ] = False
-    seed: Annotated[int, option(DECODE, "Of sampling and the sign check.")] = 0
-    output: Annotated[
-        Path,
-        output_option(
-            "Folder for one picture per word, sheet.png and the data; an earlier output is "
-            "replaced, nothing else is."
-        ),
-    ] = Path("explanation")
+    preset: str = preset_option("A preset")
+    product: str | None = option(
+        None,
+        HOW,
+        "Of gradient and feature: {products}.",
+        names="products",
+        strict=True,
+        shown="the preset's",
+    )
+    center: bool | None = option(
+        None,
+        HOW,
+        "Centre features over positions first.",
+        "--center/--no-center",
+        shown="the preset's",
+    )
+    check_sign: bool = option(
+        False,
+        HOW,
+        "Remove what each map highlights, and see whether its word becomes less likely.",
+        "--check-sign",
+    )
+    seed: int = option(0, DECODE, "Of sampling and the sign check.")
+    output: Path = output_option(
+        "explanation",
+        "Folder for one picture per word, sheet.png and the data; an earlier output is replaced, "
+        "nothing else is.",
+    )
 
 
 @command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from rich.text import Text
 
@@ -16,7 +16,7 @@ from captum_dcam.cli.printing import figure, output_console, print_json, table_o
 class Options(Base):
     """The options of ``captum-dcam models``."""
 
-    json: Annotated[bool, option(None, "Print JSON on stdout.", "--json")] = False
+    json: bool = option(False, None, "Print JSON on stdout.", "--json")
 
 
 @command

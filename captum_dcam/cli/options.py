@@ -2,7 +2,7 @@ r"""A command's options, declared once: a dataclass whose fields carry typer's d
 
 >>> @dataclass(frozen=True)
 ... class Options(Base):
-...     times: Annotated[int, option(OUT, "How often.", "--times", "-n")] = 1
+...     times: int = option(1, OUT, "How often.", "--times", "-n")
 >>> @command
 ... def greet(options: Options) -> None:
 ...     "What the help says of the command."
@@ -20,18 +20,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import update_wrapper
 from glob import iglob
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.registry import Registry
+
+T = TypeVar("T")
 
 #: groups of options in the help, in their order
 WHAT, HOW, RUN = "What to explain", "How to explain", "Running"
@@ -145,53 +147,71 @@ NAMES = {
 
 
 def option(
+    value: T,
     panel: str | None,
     text: str,
     *flags: str,
     names: str | None = None,
-    default: str | bool = True,
+    strict: bool = False,
+    shown: str | bool = True,
     **more: Any,
-) -> Any:
-    r"""typer's declaration of an option.
+) -> T:
+    r"""A dataclass's field that typer takes for an option.
 
     Args:
+        value: the default.
         panel (str or None): its group in the help.
         text (str): the help; ``{scores}`` becomes the names of that entry of :data:`NAMES`.
         *flags (str): ``"--output", "-o"``. Default: the field's name
         names (str, optional): key of :data:`NAMES`: what a shell completes. Default: nothing
-        default (str, optional): shown for the default. Default: its value
+        strict (bool, optional): no other name is taken. Default: False
+        shown (str or bool, optional): shown for the default. Default: its value
         **more: of :func:`typer.Option`.
     """
     if names is not None:
         more["autocompletion"] = NAMES[names].complete
-    return typer.Option(*flags, rich_help_panel=panel, help=text, show_default=default, **more)
+    made = typer.Option(*flags, rich_help_panel=panel, help=text, show_default=shown, **more)
+    return field(default=value, metadata={"typer": made, "names": names if strict else None})
 
 
-def pairs(panel: str, text: str) -> Any:
+def argument(metavar: str, text: str, names: str | None = None, **more: Any) -> Any:
+    """The same for an argument, which is None where it is not given; ``names`` are strict."""
+    if names is not None:
+        more["autocompletion"] = NAMES[names].complete
+    made = typer.Argument(metavar=metavar, help=text, **more)
+    return field(default=None, metadata={"typer": made, "names": names})
+
+
+def pairs(panel: str, text: str) -> list[str] | None:
     """An option that takes ``NAME=VALUE``, repeatable."""
-    return option(panel, f"{text}; repeatable.", metavar="NAME=VALUE")
+    return option(None, panel, f"{text}; repeatable.", metavar="NAME=VALUE")
 
 
-def words_option(default: str) -> Any:
+def words_option(shown: str) -> list[str] | None:
     text = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
-    return option(WHAT, text, "--words", "-w", metavar="WORDS", default=default)
+    return option(None, WHAT, text, "--words", "-w", metavar="WORDS", shown=shown)
 
 
-def score_option(default: str) -> Any:
-    return option(HOW, "State whose logits are read: {scores}.", names="scores", default=default)
+def score_option(shown: str) -> str | None:
+    text = "State whose logits are read: {scores}."
+    return option(None, HOW, text, names="scores", strict=True, shown=shown)
 
 
-def refine_option(default: str) -> Any:
+def refine_option(shown: str) -> list[str] | None:
     text = "Refinement of the maps, in order; repeatable: {refinements}."
-    return option(HOW, text, metavar="NAME", names="refinements", default=default)
+    return option(None, HOW, text, metavar="NAME", names="refinements", shown=shown)
 
 
-def preset_option(text: str) -> Any:
-    return option(HOW, f"{text}: {{presets}}, or a file.", names="presets")
+def preset_option(text: str) -> str:
+    return option("default", HOW, f"{text}: {{presets}}, or a file.", names="presets")
 
 
-def output_option(text: str) -> Any:
-    return option(OUT, text, "--output", "-o")
+def output_option(value: str, text: str) -> Path:
+    return option(Path(value), OUT, text, "--output", "-o")
+
+
+def device_option() -> str:
+    return option("cpu", DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.")
 
 
 # -- options of several commands -------------------------------------------------------------------
@@ -199,16 +219,12 @@ def output_option(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Base:
-    """Options whose closed names are checked when they are made.
-
-    A field that carries an entry of :data:`NAMES` beside typer's declaration takes no other name.
-    """
+    """Options whose names are checked when they are made: a ``strict`` one takes no other name."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for mark in getattr(hint, "__metadata__", ()):
-                if isinstance(mark, Names):
-                    mark.check(getattr(self, name))
+        for one in fields(self):
+            if names := one.metadata.get("names"):
+                NAMES[names].check(getattr(self, one.name))
 
     def shared(self, call: Callable[..., Any], **own: Any) -> dict[str, Any]:
         """Arguments for a function or class: the fields that it takes by name, and ``own``."""
@@ -220,121 +236,92 @@ class Base:
 class Model(Base):
     """The model of every command that runs one."""
 
-    model: Annotated[
-        str,
-        option(
-            HOW,
-            "A family or a checkpoint ({models}), a folder, or another name on the hub.",
-            "--model",
-            "-m",
-            names="models",
-        ),
-    ] = "mini"
-    load: Annotated[
-        list[str] | None,
-        pairs(
-            HOW,
-            "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
-            "family=lavida, or one of the family's own",
-        ),
-    ] = None
-    cache: Annotated[
-        str | None,
-        option(
-            HOW,
-            "'prefix' (image and prompt computed once) or 'none' (at every step).",
-            names="caches",
-            default="the family's",
-        ),
-    ] = None
-    layer: Annotated[
-        int | None,
-        option(
-            HOW, "Block to read, from 0; a negative one counts from the end.", default="recommended"
-        ),
-    ] = None
-    generation: Annotated[
-        list[str] | None, pairs(DECODE, "A decoding setting of the family, such as steps=32")
-    ] = None
-    seed: Annotated[int, option(DECODE, "Of sampling.")] = 0
-    dtype: Annotated[str, option(DECODE, "{dtypes}.", names="dtypes"), NAMES["dtypes"]] = "float32"
-    json: Annotated[bool, option(OUT, "Print one JSON document on stdout.", "--json")] = False
-
-
-DEVICE = option(DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.")
+    model: str = option(
+        "mini",
+        HOW,
+        "A family or a checkpoint ({models}), a folder, or another name on the hub.",
+        "--model",
+        "-m",
+        names="models",
+    )
+    load: list[str] | None = pairs(
+        HOW,
+        "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
+        "family=lavida, or one of the family's own",
+    )
+    cache: str | None = option(
+        None,
+        HOW,
+        "'prefix' (image and prompt computed once) or 'none' (at every step).",
+        names="caches",
+        shown="the family's",
+    )
+    layer: int | None = option(
+        None, HOW, "Block to read, from 0; a negative one counts from the end.", shown="recommended"
+    )
+    generation: list[str] | None = pairs(
+        DECODE, "A decoding setting of the family, such as steps=32"
+    )
+    seed: int = option(0, DECODE, "Of sampling.")
+    dtype: str = option("float32", DECODE, "{dtypes}.", names="dtypes", strict=True)
+    json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
 
 
 @dataclass(frozen=True)
 class Answer(Model):
     """One image and the answer that is explained."""
 
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            show_default=False,
-            help="An image file. Without one, a held-out scene of the embedded data is drawn, and "
-            "the maps are scored against its masks.",
-        ),
-    ] = None
-    prompt: Annotated[str, option(WHAT, "The question.", "--prompt", "-p")] = "describe the image ."
-    words: Annotated[list[str] | None, words_option("all")] = None
-    scene: Annotated[
-        int | None,
-        option(WHAT, "Which held-out scene to draw when no IMAGE is given.", default="12", min=0),
-    ] = None
-    internal_batch_size: Annotated[
-        int | None,
-        option(
-            HOW,
-            "Number of words per backward pass: fewer need less memory.",
-            default="16, or 4 without a cache",
-            min=1,
-        ),
-    ] = None
-    score: Annotated[str | None, score_option("the preset's"), NAMES["scores"]] = None
-    refine: Annotated[list[str] | None, refine_option("the preset's")] = None
-    gen_length: Annotated[int | None, option(DECODE, "Answer length.", default="the family's")] = (
-        None
+    image: Path | None = argument(
+        "IMAGE",
+        "An image file. Without one, a held-out scene of the embedded data is drawn, and the maps "
+        "are scored against its masks.",
+        show_default=False,
     )
-    steps: Annotated[int | None, option(DECODE, "Denoising steps.", default="the family's")] = None
-    block_length: Annotated[
-        int | None, option(DECODE, "Tokens per semi-autoregressive block.", default="the family's")
-    ] = None
-    temperature: Annotated[
-        float | None, option(DECODE, "Of sampling.", default="greedy", min=0)
-    ] = None
-    device: Annotated[str, DEVICE] = "cpu"
+    prompt: str = option("describe the image .", WHAT, "The question.", "--prompt", "-p")
+    words: list[str] | None = words_option("all")
+    scene: int | None = option(
+        None, WHAT, "Which held-out scene to draw when no IMAGE is given.", shown="12", min=0
+    )
+    internal_batch_size: int | None = option(
+        None,
+        HOW,
+        "Number of words per backward pass: fewer need less memory.",
+        shown="16, or 4 without a cache",
+        min=1,
+    )
+    score: str | None = score_option("the preset's")
+    refine: list[str] | None = refine_option("the preset's")
+    gen_length: int | None = option(None, DECODE, "Answer length.", shown="the family's")
+    steps: int | None = option(None, DECODE, "Denoising steps.", shown="the family's")
+    block_length: int | None = option(
+        None, DECODE, "Tokens per semi-autoregressive block.", shown="the family's"
+    )
+    temperature: float | None = option(None, DECODE, "Of sampling.", shown="greedy", min=0)
+    device: str = device_option()
 
 
 @dataclass(frozen=True)
 class Data(Model):
     """Images of a data set."""
 
-    dataset: Annotated[
-        str,
-        option(WHAT, "A data set: {datasets}.", "--dataset", "-d", names="datasets"),
-        NAMES["datasets"],
-    ] = "scenes"
-    root: Annotated[Path | None, option(WHAT, "Folder with the data set's files.")] = None
-    data: Annotated[
-        list[str] | None,
-        pairs(WHAT, "A setting of the data set, such as split=val2014 or missing=skip"),
-    ] = None
-    start: Annotated[int, option(WHAT, "First image, in the data's order.", min=0)] = 0
-    limit: Annotated[int | None, option(WHAT, "Number of images.", default="all", min=1)] = None
-    prompt: Annotated[
-        str | None, option(WHAT, "The question.", "--prompt", "-p", default="the data's")
-    ] = None
-    threads: Annotated[int, option(RUN, "Of torch on the CPU; 0: as it is.", min=0)] = 1
+    dataset: str = option(
+        "scenes", WHAT, "A data set: {datasets}.", "--dataset", "-d", names="datasets", strict=True
+    )
+    root: Path | None = option(None, WHAT, "Folder with the data set's files.")
+    data: list[str] | None = pairs(
+        WHAT, "A setting of the data set, such as split=val2014 or missing=skip"
+    )
+    start: int = option(0, WHAT, "First image, in the data's order.", min=0)
+    limit: int | None = option(None, WHAT, "Number of images.", shown="all", min=1)
+    prompt: str | None = option(None, WHAT, "The question.", "--prompt", "-p", shown="the data's")
+    threads: int = option(1, RUN, "Of torch on the CPU; 0: as it is.", min=0)
 
 
 def flag(options: Base, name: str) -> str:
     """How the command line calls a field: ``--budget-passes`` for ``passes``."""
-    hint = get_type_hints(type(options), include_extras=True)[name]
-    (mark,) = (m for m in hint.__metadata__ if not isinstance(m, Names))
-    # typer keeps the first flag of an Annotated declaration as its default
-    return str(mark.default if isinstance(mark.default, str) else f"--{name.replace('_', '-')}")
+    (made,) = (f.metadata["typer"] for f in fields(options) if f.name == name)
+    # typer keeps the first flag of a declaration without a value as its default
+    return str(made.default if isinstance(made.default, str) else f"--{name.replace('_', '-')}")
 
 
 # -- a command from its options --------------------------------------------------------------------
@@ -376,24 +363,22 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
         function(options(**values))
 
     update_wrapper(call, function)
-    hints = get_type_hints(options, include_extras=True)
+    hints = get_type_hints(options)
     shared = {f.name for base in options.__bases__ if is_dataclass(base) for f in fields(base)}
 
-    def place(field: Field[Any]) -> tuple[int, bool]:
-        marks = hints[field.name].__metadata__
-        panel = max(PANELS.index(getattr(m, "rich_help_panel", None)) for m in marks)
-        return panel, field.name in shared
+    def place(one: Field[Any]) -> tuple[int, bool]:
+        return PANELS.index(one.metadata["typer"].rich_help_panel), one.name in shared
 
-    taken = [(f.name, f.default, hints[f.name]) for f in sorted(fields(options), key=place)]
-    taken.append(("debug", False, Annotated[bool, debug_option()]))
-    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-            )
-            for name, default, hint in taken
-        ]
-    )
+    def parameter(name: str, value: Any, hint: Any, made: Any) -> inspect.Parameter:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, kind, default=value, annotation=Annotated[hint, made])
+
+    taken = [
+        parameter(f.name, f.default, hints[f.name], f.metadata["typer"])
+        for f in sorted(fields(options), key=place)
+    ]
+    taken.append(parameter("debug", False, bool, debug_option()))
+    call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     COMMANDS.register(function.__name__)(call)
     return function
 

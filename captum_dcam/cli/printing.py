@@ -37,19 +37,12 @@ def run_and_print(
         show (callable): prints its result for people.
         **how: of :func:`json.dumps`.
     """
-    with others_on_stderr():
+    with redirect_stdout(sys.stderr):
         done = run(options)
     if options.json:
         print_json(document(done), **how)
     else:
         show(done)
-
-
-@contextmanager
-def others_on_stderr() -> Iterator[None]:
-    """Keep stdout for the command: what a model's own code prints goes to stderr."""
-    with redirect_stdout(sys.stderr):
-        yield
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
-from captum_dcam.cli.options import NAMES, Base, command, option
+from captum_dcam.cli.options import Base, argument, command, option
 from captum_dcam.cli.printing import output_console, show, table_of
 from captum_dcam.errors import InputError, StoreError
 
@@ -22,26 +22,15 @@ if TYPE_CHECKING:
 class Options(Base):
     """The options of ``captum-dcam table``."""
 
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAMES",
-            help="Tables, or 'all' that the results allow: {tables}.",
-            autocompletion=NAMES["tables"].complete,
-        ),
-        NAMES["tables"],
-    ] = None
-    results: Annotated[Path, option(None, "Folder that evaluate wrote.", "--results", "-r")] = Path(
-        "results"
+    names: list[str] | None = argument(
+        "NAMES", "Tables, or 'all' that the results allow: {tables}.", "tables"
     )
-    output: Annotated[
-        Path | None,
-        option(None, "Folder for NAME.md, .csv and .tex.", "--output", "-o", default="none"),
-    ] = None
-    markdown: Annotated[
-        bool, option(None, "Print Markdown, as in docs/RESULTS.md.", "--markdown")
-    ] = False
-    list_: Annotated[bool, option(None, "List the tables and stop.", "--list")] = False
+    results: Path = option(Path("results"), None, "Folder that evaluate wrote.", "--results", "-r")
+    output: Path | None = option(
+        None, None, "Folder for NAME.md, .csv and .tex.", "--output", "-o", shown="none"
+    )
+    markdown: bool = option(False, None, "Print Markdown, as in docs/RESULTS.md.", "--markdown")
+    list_: bool = option(False, None, "List the tables and stop.", "--list")
 
 
 @command

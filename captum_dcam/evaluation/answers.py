@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation.words import SampleLike
 from captum_dcam.files import Record, plain
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forced import force
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.registry import Registry
+
+if TYPE_CHECKING:
+    from captum_dcam.data import Sample
 
 #: name → function of a forward, what is asked, and settings, that binds an answer
 ANSWERS: Registry[Callable[..., None]] = Registry("answer", given=2)
@@ -25,7 +27,7 @@ class Asked:
     """What an answer is made from: the request, the sample, and how the model would decode."""
 
     request: Request
-    sample: SampleLike
+    sample: Sample
     generation: Record
     generator: torch.Generator
 

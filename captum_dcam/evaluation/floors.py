@@ -43,11 +43,7 @@ def random(words: Sequence[Word], masks: dict[str, Tensor], layout: Layout, seed
 
 @FLOORS.register("center_blob")
 def center_blob(
-    words: Sequence[Word],
-    masks: dict[str, Tensor],
-    layout: Layout,
-    seed: int,
-    sigma: float = 0.25,
+    words: Sequence[Word], masks: dict[str, Tensor], layout: Layout, seed: int, sigma: float = 0.25
 ) -> FloorMaps:
     """A Gaussian in the middle of every grid, ``sigma`` wide as a share of its sides."""
     blobs = (center_blob_map(grid.shape, sigma=sigma) for grid in layout.grids)

@@ -7,26 +7,89 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from captum_dcam.errors import EvaluationError, InputError
 from captum_dcam.evaluation.launch import launched_device, launched_shard
 from captum_dcam.evaluation.plan import Plan
-from captum_dcam.evaluation.progress import Progress, Silent
 from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
-from captum_dcam.evaluation.words import DatasetLike
 from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.results.explanation import versions
 
+if TYPE_CHECKING:
+    from captum_dcam.data import Dataset
+
 POLICIES = ("raise", "skip")
 #: this number of failures at the start, with no image measured, is a mistake in the settings
 HOPELESS = 5
+
+
+class Progress:
+    """What the harness tells about its work; this one does nothing with it."""
+
+    def begin(self, total: int, done: int, failed: int) -> None:
+        """``total`` images in this shard, ``done`` stored already, ``failed`` of these failed."""
+
+    def say(self, text: str) -> None:
+        """What is being done."""
+
+    def image(self, failed: bool) -> None:
+        """One more image is stored."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+class Silent(Progress):
+    """Tells nobody."""
+
+
+class Live(Progress):
+    r"""A bar on stderr; nothing where stderr is no terminal.
+
+    Args:
+        label (str, optional): what stands before it, such as the shard.
+        position (int, optional): line of the bar, where several processes share a terminal.
+    """
+
+    def __init__(self, label: str = "evaluate", position: int = 0) -> None:
+        self.label, self.position, self.failed = label, position, 0
+        self._bar: tqdm | None = None
+
+    def begin(self, total: int, done: int, failed: int) -> None:
+        self.failed = failed
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=self.label,
+            unit="image",
+            disable=None,
+            dynamic_ncols=True,
+            position=self.position,
+            smoothing=0.1,
+        )
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            failures = f"{self.failed} failed, " if self.failed else ""
+            self._bar.set_postfix_str(f"{failures}{text}")
+
+    def image(self, failed: bool) -> None:
+        self.failed += failed
+        if self._bar is not None:
+            self._bar.update()
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +129,7 @@ def evaluate(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     adapter: Adapter | None = None,
-    data: DatasetLike | None = None,
+    data: Dataset[Any] | None = None,
 ) -> Summary:
     r"""Measure what a plan says; what the folder holds already is not measured again.
 
@@ -83,7 +146,7 @@ def evaluate(
         progress (Progress, optional): is told what is done. Default: nobody
         stop (callable, optional): asked before every image whether to end here.
         adapter (Adapter, optional): a loaded model in place of the plan's. Default: it is loaded
-        data (DatasetLike, optional): an open data set in place of the plan's. Default: it is opened
+        data (Dataset, optional): an open data set in place of the plan's. Default: it is opened
 
     Returns:
         Summary: of this shard.
@@ -157,7 +220,7 @@ def _finished(folder: Path, shard: tuple[int, int], retry: bool) -> Summary | No
 def _fill(
     part: Shard,
     trial: Trial,
-    data: DatasetLike,
+    data: Dataset[Any],
     ids: dict[int, Any],
     progress: Progress,
     stop: Callable[[], bool] | None,
@@ -193,7 +256,7 @@ def _fill(
     return len(todo)
 
 
-def facts_of(adapter: Adapter, data: DatasetLike, trial: Trial) -> Record:
+def facts_of(adapter: Adapter, data: Dataset[Any], trial: Trial) -> Record:
     """What results depend on beyond the plan: a store refuses to go on where one differs."""
     return {
         "versions": versions(),
@@ -221,7 +284,7 @@ def fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
     return found.hexdigest()[:16]
 
 
-def open_data(record: Record, root: str | Path | None) -> DatasetLike:
+def open_data(record: Record, root: str | Path | None) -> Dataset[Any]:
     """The data set of a plan's record, whose files lie in ``root``."""
     from captum_dcam.data import dataset
 
@@ -231,7 +294,7 @@ def open_data(record: Record, root: str | Path | None) -> DatasetLike:
         return dataset(name, root, **options)
 
 
-def _selected(plan: Plan, data: DatasetLike) -> list[Any]:
+def _selected(plan: Plan, data: Dataset[Any]) -> list[Any]:
     end = None if plan.limit is None else plan.start + plan.limit
     ids = list(data.ids)[plan.start : end]
     if not ids:

@@ -51,7 +51,8 @@ def _check_shapes(what: str, value: Any, shapes: Iterable[tuple[str, Any, str]])
             raise _misfit(f"{what}{name}", getattr(value, name), expected)
 
 
-def _check_known(kind: str, value: str, known: Iterable[str]) -> None:
+def check_known(kind: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not known, with near ones."""
     if value not in known:
         raise UnknownNameError(f"{kind} {value!r}{near(value, known)}")
 
@@ -90,7 +91,7 @@ class Variant:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
-        _check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
+        check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
         if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
             raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
         if self.passes is not None and not _whole(self.passes, 1):
@@ -191,7 +192,7 @@ class Plan:
         write(self, "answer", answer_record(self.answer))
         write(self, "metrics", tuple(metric_record(m) for m in self.metrics))
         for word in self.words:
-            _check_known("unknown kind of word", word, KINDS)
+            check_known("unknown kind of word", word, KINDS)
         if not self.words:
             raise InputError(f"no kinds of words: choose from {', '.join(KINDS)}")
         write(self, "words", tuple(k for k in KINDS if k in self.words))
@@ -204,8 +205,8 @@ class Plan:
         if not isinstance(dataset.get("name"), str):
             raise InputError(f"dataset is {dataset}: expected a name, or a record with 'name'")
         if self.cache is not None:
-            _check_known("unknown cache", self.cache, CACHES)
-        _check_known("unknown dtype", self.dtype, DTYPES)
+            check_known("unknown cache", self.cache, CACHES)
+        check_known("unknown dtype", self.dtype, DTYPES)
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
             if not (name == "limit" and value is None) and not _whole(value, low):
@@ -237,7 +238,7 @@ class Plan:
         """A plan from JSON; what is left out keeps its default."""
         known = ["regime" if f.name == "cache" else f.name for f in fields(cls)]
         for key in record:
-            _check_known("a plan has no", key, known)
+            check_known("a plan has no", key, known)
         if "variants" not in record:
             raise InputError("the plan has no 'variants': list what to evaluate")
         given = dict(record)
@@ -267,7 +268,7 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
         raise _misfit("a variant", value, "a method's name, a method, or a record of one")
     known = [f.name for f in fields(Variant)]
     for key in value:
-        _check_known("a variant has no", key, known)
+        check_known("a variant has no", key, known)
     if "name" not in value and "method" not in value:
         raise InputError(f"variant {dict(value)} has neither a name nor a method: give it one")
     return Variant(**{"name": value.get("method"), **value})

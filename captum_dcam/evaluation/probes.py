@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from captum_dcam import faithfulness as tests
-from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.evaluation.measure import Scores, VariantMaps, register_metric
+from captum_dcam.evaluation.plan import check_known
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
 from captum_dcam.faithfulness.captum_metrics import check_radius
@@ -33,10 +33,8 @@ def _asked(case: VariantMaps, kinds: Sequence[str]) -> tuple[list[int], tuple[Ta
 
 def _check_words(kinds: Sequence[str], state: str) -> None:
     for kind in kinds:
-        if kind not in KINDS:
-            raise UnknownNameError(f"unknown kind of word {kind!r}{near(kind, KINDS)}")
-    if state not in SCORES:
-        raise UnknownNameError(f"unknown state {state!r}{near(state, SCORES)}")
+        check_known("unknown kind of word", kind, KINDS)
+    check_known("unknown state", state, SCORES)
 
 
 def _check_curves(kinds: Sequence[str], curves: bool, state: str, **settings: Any) -> None:

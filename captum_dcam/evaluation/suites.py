@@ -8,7 +8,7 @@ A part is written for any model and data set; what it needs to know of them is i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ class Setting:
 
     def plan(self, variants: Sequence[Any], **changes: Any) -> Plan:
         """A plan on this model and data; images that a part wants fewer of are the first ones."""
-        names = "model dataset start limit cache dtype prompt seed generation threads load".split()
-        return Plan(tuple(variants), **{**{n: getattr(self, n) for n in names}, **changes})
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "adapter"}
+        return Plan(tuple(variants), **{**own, **changes})
 
     def first(self, most: int) -> int:
         """The limit of a part that makes many passes: ``most`` images or fewer."""

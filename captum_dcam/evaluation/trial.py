@@ -2,12 +2,11 @@ r"""One image of an evaluation: an answer, its words, their maps by every varian
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,21 +18,23 @@ from captum_dcam.evaluation.answers import ANSWERS, Asked
 from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import Scores, VariantMaps, measure, numbers, spread
 from captum_dcam.evaluation.plan import Plan, Variant
-from captum_dcam.evaluation.words import SampleLike, Word, read_answer, read_masks
-from captum_dcam.files import Record, canonical
+from captum_dcam.evaluation.words import Word, read_answer, read_masks
+from captum_dcam.files import Record, canonical, digest
 from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.words import Target, answer_text, repeated_function_words
 from captum_dcam.refine import DACG, DACG_BRANCHES, RefineContext, Refinement, dacg_branch, needs_of
 
+if TYPE_CHECKING:
+    from captum_dcam.data import Sample
+
 Say = Callable[[str], None]
 
 
 def derived_seed(seed: int, *parts: Any) -> int:
     """A seed for one image and purpose: it does not depend on what else is measured."""
-    text = canonical([seed, *parts])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return int(digest(canonical([seed, *parts]))[:14], 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ class Trial:
         self.layer = max(counts, key=counts.count) if counts else adapter.recommended_block
         self.wants_repeated = any(maps.needs_repeated(v.stages()) for v in plan.variants)
 
-    def measure(self, image_id: Any, sample: SampleLike, say: Say) -> tuple[Record, Record]:
+    def measure(self, image_id: Any, sample: Sample, say: Say) -> tuple[Record, Record]:
         r"""Result and cost of one image, without its index; says each variant's name first."""
         start = time.perf_counter()
         say(f"{image_id}: answer")
@@ -111,7 +112,7 @@ class Trial:
         cost["seconds"] = time.perf_counter() - start
         return result, cost
 
-    def answer(self, image_id: Any, sample: SampleLike) -> tuple[BoundImage, Record]:
+    def answer(self, image_id: Any, sample: Sample) -> tuple[BoundImage, Record]:
         """The answer with its words and masks, and what is stored of it."""
         plan = self.plan
         prompt = sample.prompt if plan.prompt is None else plan.prompt
@@ -217,7 +218,7 @@ class Trial:
         spent: Record = {"stages": []}
         cost["variants"][variant.name] = spent
         try:
-            scores = self._measured(bound, variant, found, complete, spent)
+            scores = self._measured(bound, variant, found, spent)
         except Exception as error:  # a variant that cannot be measured is a result, not the end
             if self.on_error == "raise":
                 raise
@@ -226,17 +227,12 @@ class Trial:
         record["scores"], record["image"] = scores
 
     def _measured(
-        self,
-        bound: BoundImage,
-        variant: Variant,
-        found: VariantResult,
-        complete: list[bool],
-        spent: Record,
+        self, bound: BoundImage, variant: Variant, found: VariantResult, spent: Record
     ) -> Scores:
         """Scores of the complete words in columns of all words; DACG's branches come last."""
         count = len(bound.words)
         refined, contexts, taken = self._refined(bound, variant, found, spent)
-        at = [i for i in range(count) if complete[i]]
+        at = [i for i in range(count) if found.complete[i]]
         own = {} if taken is None else {"dacg_route": spread([taken[i] for i in at], at, count)}
         if not at:
             return Scores(own)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import InputError
@@ -22,38 +21,12 @@ from captum_dcam.model.words import (
     words_of,
 )
 
+if TYPE_CHECKING:
+    from captum_dcam.data import ObjectMask
+
 #: the last word of a masked object's name; the words before it ("traffic"); nouns without a mask;
 #: words that no pixel shows (TAM, Supp. E); the rest
 KINDS = ("object", "modifier", "noun", "function", "other")
-
-
-class ObjectLike(Protocol):
-    """Of a sample: something that goes by one of ``names`` and has a mask (H, W) bool."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    def mask(self) -> np.ndarray: ...
-
-
-class SampleLike(Protocol):
-    """What the harness asks of :class:`captum_dcam.data.Sample`."""
-
-    @property
-    def prompt(self) -> str | None: ...
-    @property
-    def objects(self) -> Sequence[ObjectLike]: ...
-    def image(self) -> Image.Image: ...
-
-
-class DatasetLike(Protocol):
-    """What the harness asks of :class:`captum_dcam.data.Dataset`."""
-
-    @property
-    def ids(self) -> Sequence[Any]: ...
-    def sample(self, image_id: Any) -> SampleLike: ...
-    def describe(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +59,7 @@ class Answer:
     lemmatizer: str
 
 
-def read_answer(forward: DenoisingForward, objects: Sequence[ObjectLike]) -> Answer:
+def read_answer(forward: DenoisingForward, objects: Sequence[ObjectMask]) -> Answer:
     r"""Tag the words of the bound answer (one example) and find what they name.
 
     A word that ends a name of several words counts as a noun whatever its tag: offline taggers take
@@ -112,7 +85,7 @@ def read_answer(forward: DenoisingForward, objects: Sequence[ObjectLike]) -> Ans
 
 
 def read_masks(
-    words: Collection[Word], objects: Sequence[ObjectLike], size: tuple[int, int]
+    words: Collection[Word], objects: Sequence[ObjectMask], size: tuple[int, int]
 ) -> dict[str, Tensor]:
     r"""Masks (H, W) bool of the objects that words name; the others stay unread.
 
