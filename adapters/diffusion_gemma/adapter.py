@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
-from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.diffusion_gemma import decoding
 from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
@@ -37,7 +36,7 @@ from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
+class DiffusionGemmaAdapter(ConversationAdapter):
     r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
 
     Args:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
-from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
@@ -33,7 +32,7 @@ from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DreamVLAdapter(PrefixAdapter, ConversationAdapter):
+class DreamVLAdapter(ConversationAdapter):
     r"""Adapter of ``DreamVLModel``.
 
     Args:
