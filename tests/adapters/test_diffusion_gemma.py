@@ -282,7 +282,7 @@ def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
     """Without the prefix in the decoder's cache the second canvas still has a path: the first."""
     forward = made_dg.bound(canvases=2)
     adapter, t = forward.adapter, forward.trajectory
-    memory, maps = vjp._watch(forward, forward.prefill)
+    memory, maps = vjp.watched(forward, forward.prefill)
     logits = forward.step(memory, torch.tensor([0]), torch.tensor([9]))
     whole = torch.autograd.grad(logits[0, C + 2, 9], maps, retain_graph=True)[0]
     from captum_dcam.adapters.diffusion_gemma import decoding
