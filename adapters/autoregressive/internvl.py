@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, misfit, region
 from captum_dcam.errors import MissingPackageError
@@ -105,6 +104,3 @@ class InternVL(Family):
 
     def frame(self, turns: Sequence[str], system: bool) -> str:
         return f"{''.join(turns)}<|im_start|>assistant\n"
-
-    def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
-        return {"pixel_values": pixels.flatten(0, 1)}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, edges, misfit
 
@@ -89,9 +88,6 @@ class Llava(Family):
 
     def frame(self, turns: Sequence[str], system: bool) -> str:
         return f"{''.join(turns)}ASSISTANT:"
-
-    def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
-        return {"pixel_values": pixels.flatten(0, 1)}
 
 
 def _get(size: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -28,16 +28,20 @@ def transformers_major() -> int:
 
 
 @contextmanager
-def lent(owner: Any, **values: Any) -> Iterator[None]:
-    """Attributes that ``owner`` lacks, while the context is open."""
-    missing = [name for name in values if not hasattr(owner, name)]
-    for name in missing:
-        setattr(owner, name, values[name])
+def shadowed(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes in front of those that ``owner`` inherits, while the context is open."""
+    for name, value in values.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for name in missing:
+        for name in values:
             delattr(owner, name)
+
+
+def lent(owner: Any, **values: Any) -> AbstractContextManager[None]:
+    """Attributes that ``owner`` lacks, while the context is open."""
+    return shadowed(owner, **{n: v for n, v in values.items() if not hasattr(owner, n)})
 
 
 # -- names and classes ----------------------------------------------------------------------------
@@ -111,8 +115,7 @@ def siglip_token() -> None:
         config._set_token_in_kwargs = staticmethod(lambda kwargs: None)
 
 
-@contextmanager
-def empty_tower() -> Iterator[None]:
+def empty_tower() -> AbstractContextManager[None]:
     """SigLIP towers are built empty, to be filled from a LLaVA-type checkpoint that holds them.
 
     Upstream loads them inside the model's constructor; transformers 5 refuses that, as constructors
@@ -123,11 +126,7 @@ def empty_tower() -> Iterator[None]:
     def empty(name: str, **_options: Any) -> Any:
         return cls(cls.config_class.from_pretrained(name))
 
-    cls.from_pretrained = empty
-    try:
-        yield
-    finally:
-        del cls.from_pretrained
+    return shadowed(cls, from_pretrained=empty)
 
 
 # -- buffers --------------------------------------------------------------------------------------

@@ -85,14 +85,24 @@ class ConversationAdapter(FamilyAdapter):
                 ``{"role": …, "content": …}`` that end with the user's.
 
         Raises:
-            TypeError, ValueError: say what was given, what was expected and what to do.
+            TypeError, ValueError: images the family does not take, more tokens than the context
+                holds, or examples whose image tokens lie at different places; they say what was
+                given, what was expected and what to do.
         """
         self.check_request(images, prompts)
-        request = prepared(self._family, self._template, images, prompts)
-        return replace(
-            request,
-            pixels=request.pixels.to(self.device, self.dtype),
-            extras=tuple(e.to(self.device) for e in request.extras),
+        family, pairs = self._family, zip(images, prompts, strict=True)
+        examples = [_example(family, self._template, shown, prompt) for shown, prompt in pairs]
+        ids, mask, grids = _sequence(family, examples)
+        pixels, owners, *own = zip(*(_tensors(family, e) for e in examples), strict=True)
+        return Conversations(
+            torch.stack(pixels).to(self.device, self.dtype),
+            tuple(e.to(self.device) for e in (ids, mask, *map(torch.stack, own))),
+            Layout(grids, ids.shape[1]),
+            tuple(summary(p) for p in prompts),
+            tuple(tuple(f for v in e.visuals for f in v.frames) for e in examples),
+            asked=tuple(prompts),
+            frames=tuple(len(v.frames) if v.video else 0 for v in examples[0].visuals),
+            owners=owners[0][None],
         )
 
     def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
@@ -158,33 +168,6 @@ class Example:
     visuals: tuple[Visual, ...]
     seen: list[Seen]
     ids: list[int]
-
-
-def prepared(
-    family: Family,
-    template: str | None,
-    images: Sequence[Sequence[Any]],
-    prompts: Sequence[Any],
-) -> Conversations:
-    r"""The request, on the CPU and in float32.
-
-    Raises:
-        ValueError: images the family does not take, more tokens than the context holds, or
-            examples whose image tokens lie at different places.
-    """
-    examples = [_example(family, template, i, p) for i, p in zip(images, prompts, strict=True)]
-    ids, mask, grids = _sequence(family, examples)
-    pixels, owners, *extras = zip(*(_tensors(family, e) for e in examples), strict=True)
-    return Conversations(
-        torch.stack(pixels),
-        (ids, mask, *map(torch.stack, extras)),
-        Layout(grids, ids.shape[1]),
-        tuple(summary(p) for p in prompts),
-        tuple(tuple(f for v in e.visuals for f in v.frames) for e in examples),
-        asked=tuple(prompts),
-        frames=tuple(len(v.frames) if v.video else 0 for v in examples[0].visuals),
-        owners=owners[0][None],
-    )
 
 
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:

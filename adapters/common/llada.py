@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.compat import plain_tables
 from captum_dcam.adapters.common.packing import PackedAdapter, Packing
-from captum_dcam.adapters.common.prefix import Prefix, PrefixAdapter
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import (
     BLOCKS,
@@ -235,7 +235,7 @@ class Llada:
 # -- the adapter's part ---------------------------------------------------------------------------
 
 
-class LladaAdapter(PrefixAdapter, PackedAdapter):
+class LladaAdapter(PackedAdapter):
     r"""What the adapters of LaViDa and LaViDa-O share.
 
     Args:
@@ -301,19 +301,18 @@ class LladaAdapter(PrefixAdapter, PackedAdapter):
         return self.recorded(request, settings, log, [log.states], [tokens], lengths=lengths)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
-        """Embeddings (B, P, D) of the prefix, packed by the family's own code."""
-        embeds = self._packed(pixels, extras)
+        prefix = super().embed(pixels, *extras)
         ids, sizes = extras
         wh = [(int(w), int(h)) for w, h in sizes[0].tolist()]
         expected = self._packing.place(ids[0].tolist(), wh)
-        if embeds.shape[1] != expected.length:
+        if prefix.embeds.shape[1] != expected.length:
             raise InputError(
-                f"the model's packing makes {embeds.shape[1]} tokens of {wh} "
+                f"the model's packing makes {prefix.embeds.shape[1]} tokens of {wh} "
                 f"(width × height) where {expected.length} were expected: its configuration or "
                 "NOT_ALWASY_DO_2DPOOL has changed since the request was prepared, or its code is "
                 "not that of LaViDa"
             )
-        return Prefix(embeds)
+        return prefix
 
     def prefill(self, embedded: Prefix) -> Prefix:
         if self.cache == "none":

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import Words
 from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
 from captum_dcam.model.adapter import Adapter, Request
@@ -22,7 +23,7 @@ from captum_dcam.model.trajectory import Trajectory
 class FamilyAdapter(Adapter):
     r"""An adapter that is loaded by its family's function, and known by its model's class.
 
-    Without a cache of its prefix the memory is what :meth:`embed` gives, a tensor (B, P, D).
+    Its memory is a :class:`~captum_dcam.adapters.common.prefix.Prefix`.
     """
 
     model: Any
@@ -90,7 +91,13 @@ class FamilyAdapter(Adapter):
         return embedded
 
     def select(self, memory: Any, index: Tensor) -> Any:
-        return memory[index]
+        return memory.select(index)
+
+    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
+        return memory.tensors
+
+    def replace_memory(self, memory: Any, tensors: Sequence[Tensor]) -> Any:
+        return memory.replaced(tensors)
 
 
 def placed(model: Any, device: torch.device | str | None, device_map: Any) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
 from captum_dcam.adapters.common.loading import FamilyAdapter
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import Words, special_ids
 from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
 from captum_dcam.errors import InputError, InputTypeError
@@ -321,8 +322,8 @@ class PackedAdapter(FamilyAdapter):
         words = ~torch.isin(place.ids, torch.tensor(sorted(self._markers)))
         return place.positions[words], place.ids[words]
 
-    def _packed(self, pixels: Tensor, extras: Sequence[Tensor]) -> Tensor:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
         """Embeddings (B, P, D) of the prefix, packed by the family's own code."""
         pack = self.model.prepare_inputs_labels_for_multimodal
         given = self._packing.arguments(pixels, extras[1])
-        return pack(extras[0], None, None, None, None, **given)[4]
+        return Prefix(pack(extras[0], None, None, None, None, **given)[4])

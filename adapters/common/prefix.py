@@ -1,4 +1,4 @@
-"""A prefix that is computed once: what the steps of a request share, and the adapter's part."""
+"""What the steps of a request share: the embedded prefix, perhaps prefilled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
-
-from captum_dcam.model.adapter import Adapter
 
 #: an attention layer's keys and values, each (B, heads, P, d)
 KeyValue = tuple[Tensor, Tensor]
@@ -57,16 +55,3 @@ def _rows(value: Any, index: Tensor) -> Any:
     if isinstance(value, tuple):
         return tuple(_rows(v, index) for v in value)
     return value[index] if isinstance(value, Tensor) else value
-
-
-class PrefixAdapter(Adapter):
-    """An adapter whose memory is a :class:`Prefix`."""
-
-    def select(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.select(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +61,15 @@ class CanvasLog:
     tokens: Tensor = field(init=False, repr=False)
     _confidence: Tensor | None = None
     _logits: Tensor | None = None
+
+    @classmethod
+    def joined(cls, logs: Sequence[CanvasLog]) -> CanvasLog:
+        """The finished logs of examples that were decoded one by one, as that of their batch."""
+        canvases = zip(*(log.canvases for log in logs), strict=True)
+        out = cls(logs[0].mask_id, [torch.cat(rows) for rows in canvases])
+        out.tokens = torch.cat([log.tokens for log in logs])
+        out._confidence = torch.cat([log.confidence for log in logs])
+        return out
 
     def see(self, canvas: Tensor) -> None:
         """The canvas (B, T) before a step; decoders change theirs in place, so it is copied."""

@@ -50,26 +50,19 @@ def length(name: str, value: Any) -> None:
     count(name, value, ", the canvas needs at least one token")
 
 
-def _real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def real(fits: Callable[[Any], bool], what: str) -> Check:
+    """A real number that fits; ``what`` is expected, where ``{name}`` stands for the setting."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
+            raise _expected(name, value, what.format(name=name))
+
+    return check
 
 
-def number(name: str, value: Any) -> None:
-    """A finite number, 0 or more."""
-    if not _real(value) or not 0 <= value < float("inf"):
-        raise _expected(name, value, "a finite number, 0 or more")
-
-
-def share(name: str, value: Any) -> None:
-    """Above 0, at most 1."""
-    if not _real(value) or not 0 < value <= 1:
-        raise _expected(name, value, f"a share in (0, 1], 0 < {name} <= 1")
-
-
-def inside(name: str, value: Any) -> None:
-    """Above 0 and below 1."""
-    if not _real(value) or not 0 < value < 1:
-        raise _expected(name, value, "a number between 0 and 1")
+number = real(lambda value: 0 <= value < float("inf"), "a finite number, 0 or more")
+share = real(lambda value: 0 < value <= 1, "a share in (0, 1], 0 < {name} <= 1")
+inside = real(lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
 def one_of(*known: Any) -> Check:

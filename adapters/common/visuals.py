@@ -225,9 +225,9 @@ class Family(ABC):
         """Shapes (0, …) of extras for an example without any, by name."""
         return {}
 
-    @abstractmethod
     def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
         """Keyword arguments of the model besides ids and mask; tensors as it wants them."""
+        return {"pixel_values": pixels.flatten(0, 1)}
 
 
 def misfit(processor: str, model: str) -> InputError:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
-from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.diffusion_gemma import decoding
 from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
@@ -37,7 +36,7 @@ from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
+class DiffusionGemmaAdapter(ConversationAdapter):
     r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
 
     Args:
@@ -156,20 +155,14 @@ class DiffusionGemmaAdapter(PrefixAdapter, ConversationAdapter):
         inputs = self._inputs(request.pixels, request.extras)
         with seeded(generator, bits=31):
             recorder = decoding.sampled(self.model, request.extras[0], inputs, options)
-        tokens = torch.cat(recorder.final, 1)
-        commit, sure, last = recorder.commits
-        return Trajectory(
-            tokens=tokens,
-            states=recorder.states(self._filler),
-            final_state=self.visible_state(tokens),
-            commit_step=commit,
-            confidence=sure,
-            cache=self.cache,
-            image_end=request.layout.image_end,
-            settings=settings,
-            own_calls=True,  # a replay's steps read the canvases before theirs anew
-            lengths=recorder.lengths(prefix),
-            final_step=last,
+        return self.recorded(
+            request,
+            settings,
+            recorder,
+            recorder.states(self._filler),
+            self.visible_state(recorder.tokens),
+            lengths=recorder.lengths(prefix),  # a replay's steps read the canvases before anew
+            final_step=recorder.final_step,
         )
 
     def rebuilt_states(

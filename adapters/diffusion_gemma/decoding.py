@@ -331,6 +331,7 @@ def sampled(
             cache_implementation="dynamic",
             disable_compile=True,
         )
+    recorder.finish()
     return recorder
 
 
@@ -344,6 +345,8 @@ class Recorder(BaseStreamer):
         drafts (list): the same of what the step would have written (B, C).
         sure (list): the same of the drafts' probabilities (B, C), without temperature.
         final (list): (B, C) of every canvas, padded behind the end of the answer.
+        tokens, commit_step, confidence, final_step (Tensor): (B, T), once finished: the answer,
+            every token's commit step, its probability there, and its last step.
     """
 
     model: Any
@@ -399,11 +402,10 @@ class Recorder(BaseStreamer):
     def states(self, filler: int) -> tuple[Tensor, Tensor, Tensor]:
         """States of all steps, see :func:`states_of`."""
         canvases, signals = ([torch.stack(c) for c in x] for x in (self.canvases, self.signals))
-        return states_of(canvases, signals, torch.cat(self.final, 1), filler)
+        return states_of(canvases, signals, self.tokens, filler)
 
-    @property
-    def commits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Commit step, probability there, and last step of every token, each (B, T)."""
+    def finish(self) -> None:
+        """Join the canvases' tokens, and read off when each was committed."""
         steps, odds, last, first = [], [], [], 0
         for drafts, sure in zip(self.drafts, self.sure, strict=True):
             own = settled(torch.stack(drafts))
@@ -411,7 +413,8 @@ class Recorder(BaseStreamer):
             odds.append(torch.stack(sure).gather(0, own[None])[0])
             first += len(drafts)
             last.append(torch.full_like(own, first - 1))
-        return torch.cat(steps, 1), torch.cat(odds, 1), torch.cat(last, 1)
+        joined = (torch.cat(parts, 1) for parts in (self.final, steps, odds, last))
+        self.tokens, self.commit_step, self.confidence, self.final_step = joined
 
     def lengths(self, prefix: int) -> tuple[int, ...]:
         """Tokens that the encoder reads: the prompt's, then before every step. Before the first one

@@ -8,7 +8,7 @@ patches: a fixed number of rows, the last of which are padding. One image token 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,18 +26,13 @@ class Gemma4(Family):
     image_token: ClassVar[str] = "<|image|>"
     placeholders: ClassVar[tuple[str, str]] = ("<|image|>", "")
 
-    def __init__(
-        self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
-    ) -> None:
-        seen = config.text_config.use_bidirectional_attention
+    def check(self) -> None:
+        seen = self.config.text_config.use_bidirectional_attention
         if seen != "vision":
             raise InputError(
                 f"use_bidirectional_attention is {seen!r} in the model's text_config: expected "
                 '"vision", the family\'s image tokens see each other'
             )
-        super().__init__(config, tokenizer, image_processor, video_processor)
-
-    def check(self) -> None:
         names = ("patch_size", "pooling_kernel_size")
         ours = tuple(getattr(self.config.vision_config, name) for name in names)
         theirs = tuple(getattr(self.image_processor, name, None) for name in names)
@@ -57,7 +52,8 @@ class Gemma4(Family):
         wide, high = ((at[0].amax(0) + 1) // kernel).tolist()
         owners = at[0, :, 1] // kernel * wide + at[0, :, 0] // kernel
         owners = owners.masked_fill((at[0] < 0).any(1), -1)
-        start, end = (self._token(i) for i in (self.config.boi_token_id, self.config.eoi_token_id))
+        marks = (self.config.boi_token_id, self.config.eoi_token_id)
+        start, end = map(self.tokenizer.convert_ids_to_tokens, marks)
         return Seen(
             pixels,
             owners[None, :, None].expand_as(pixels),
@@ -65,9 +61,6 @@ class Gemma4(Family):
             start + self.image_token * (high * wide) + end,
             {"image_position_ids": at},
         )
-
-    def _token(self, number: int) -> str:
-        return self.tokenizer.convert_ids_to_tokens(number)
 
     def turn(self, role: str, content: str) -> str:
         return f"<|turn>{'model' if role == 'assistant' else role}\n{content}<turn|>\n"

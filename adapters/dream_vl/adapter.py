@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
-from captum_dcam.adapters.common.prefix import PrefixAdapter
-from captum_dcam.adapters.common.recording import seeded
+from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
 from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
@@ -33,7 +32,7 @@ from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DreamVLAdapter(PrefixAdapter, ConversationAdapter):
+class DreamVLAdapter(ConversationAdapter):
     r"""Adapter of ``DreamVLModel``.
 
     Args:
@@ -122,21 +121,10 @@ class DreamVLAdapter(PrefixAdapter, ConversationAdapter):
                 ids, mask, _, parts = self._example(request.pixels, request.extras, b)
                 inputs = {**parts, "attention_mask": mask}
                 logs.append(decoding.generated(self.model, ids, config, inputs))
-        tokens = torch.cat([log.tokens for log in logs])
-        length = request.layout.prefix_length + tokens.shape[1]
-        several = request.batch > 1
-        return Trajectory(
-            tokens=tokens,
-            states=(torch.cat([log.states for log in logs], dim=1),),
-            final_state=(tokens,),
-            commit_step=torch.cat([log.commit_step for log in logs]),
-            confidence=torch.cat([log.confidence for log in logs]),
-            cache=self.cache,
-            image_end=request.layout.image_end,
-            settings=settings,
-            own_calls=several,  # one example after the other
-            lengths=(length,) * options["steps"] if several else (),
-        )
+        log = CanvasLog.joined(logs)
+        length = request.layout.prefix_length + log.tokens.shape[1]
+        lengths = (length,) * options["steps"] if request.batch > 1 else ()
+        return self.recorded(request, settings, log, [log.states], [log.tokens], lengths=lengths)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         """Prompts with their images; example by example, as they are decoded."""

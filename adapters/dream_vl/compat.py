@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_dcam.adapters.common.compat import (
     default_frequencies,
     lent,
+    shadowed,
     tied_by_map,
     transformers_major,
     unchecked,
@@ -58,8 +59,7 @@ def repair_classes(cls: Any) -> None:
     generation_module(cls).DreamVLGenerationConfig.validate = unchecked
 
 
-@contextmanager
-def callable_generate(model: Any) -> Iterator[None]:
+def callable_generate(model: Any) -> AbstractContextManager[None]:
     r"""Dream-VL's ``diffusion_generate`` can be called while the context is open.
 
     transformers 5 made ``GenerationMixin._expand_inputs_for_generation`` an ordinary method, which
@@ -69,13 +69,8 @@ def callable_generate(model: Any) -> Iterator[None]:
 
     name = "_expand_inputs_for_generation"
     if isinstance(inspect.getattr_static(GenerationMixin, name), staticmethod):
-        yield
-        return
-    setattr(model, name, _unexpanded)
-    try:
-        yield
-    finally:
-        delattr(model, name)
+        return nullcontext()
+    return shadowed(model, **{name: _unexpanded})
 
 
 def _unexpanded(

@@ -25,6 +25,7 @@ from captum_dcam.adapters.common.packing import (
     check_tiles,
     cutting_of,
 )
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import MASK, TURN_END
 from captum_dcam.adapters.llada_v import decoding
@@ -179,12 +180,8 @@ class LladaVAdapter(PackedAdapter):
             final_step=decoding.last_runs(steps) if fast else None,
         )
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Tensor:
-        """Embeddings (B, P, D) of the prefix, packed by the family's own code."""
-        return self._packed(pixels, extras)
-
-    def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:
-        return decoding.step_logits(self.model, memory, *state)
+    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
+        return decoding.step_logits(self.model, memory.embeds, *state)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(hidden))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.loading import FamilyAdapter
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import read_guided
 from captum_dcam.adapters.common.text import (
@@ -260,15 +261,14 @@ class MmadaAdapter(FamilyAdapter):
             lengths = (result.shape[1],) * len(log.canvases)  # twice the rows of a replay
         return self.recorded(request, settings, log, states, final, lengths=lengths)
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
         """Embeddings (B, P, D) of the prompt; see above for the pixels' gradient."""
         ids = packing.prefix_ids(packing.codes_of(self._vq, pixels), extras[0], self._offset)
-        return packing.without_gradient(pixels, self.model.get_input_embeddings()(ids))
+        return Prefix(packing.without_gradient(pixels, self.model.get_input_embeddings()(ids)))
 
-    def denoise(self, memory: Tensor, *state: Tensor) -> Tensor:
-        canvas, *scale = state
+    def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         with callable_model(self.model):
-            return decoding.step_logits(self.model, memory, canvas, scale[0] if scale else None)
+            return decoding.step_logits(self.model, memory.embeds, *state)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(self.model.model.transformer.ln_f(hidden))

@@ -2,8 +2,7 @@ r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -48,8 +47,7 @@ def repair_classes(cls: Any) -> None:
     without_arguments(cls)
 
 
-@contextmanager
-def callable_model(model: nn.Module) -> Iterator[None]:
+def callable_model(model: nn.Module) -> AbstractContextManager[None]:
     r"""MMaDA's model can be called, with gradients too, while the context is open.
 
     - transformers 5: ``config.use_cache`` is missing, see :func:`repair_classes`; here it is set
@@ -57,5 +55,4 @@ def callable_model(model: nn.Module) -> Iterator[None]:
     - any version: see :func:`~captum_dcam.adapters.common.compat.plain_tables`.
     """
     plain_tables(model)
-    with lent(model.config, use_cache=False):
-        yield
+    return lent(model.config, use_cache=False)

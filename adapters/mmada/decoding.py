@@ -27,7 +27,7 @@ SETTINGS = Settings(
 )
 
 
-def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None) -> Tensor:
+def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None = None) -> Tensor:
     r"""Logits (R, T, V) of one step: what ``mmu_generate`` computes before it chooses.
 
     Guided, R rows follow in which the whole prompt, image included, is masked.

@@ -67,16 +67,14 @@ class ConformanceRow:
 
 def check_all(case: AdapterCase) -> ConformanceRow:
     """Run all six checks; an error of one does not keep the others from running."""
-    outcomes = tuple(_outcome(name, case) for name in CHECKS)
+    outcomes = []
+    for name, check in CHECKS.items():
+        try:
+            outcomes.append(Outcome(name, True, check(case)))
+        except Exception as error:  # noqa: BLE001  whatever an adapter raises is its result
+            outcomes.append(Outcome(name, False, f"{type(error).__name__}: {error}"))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return ConformanceRow(case.name, case.source, outcomes, versions)
-
-
-def _outcome(name: str, case: AdapterCase) -> Outcome:
-    try:
-        return Outcome(name, True, CHECKS[name](case))
-    except Exception as error:  # noqa: BLE001  whatever an adapter raises is its result
-        return Outcome(name, False, f"{type(error).__name__}: {error}")
+    return ConformanceRow(case.name, case.source, tuple(outcomes), versions)
 
 
 def markdown(rows: Sequence[ConformanceRow]) -> str:

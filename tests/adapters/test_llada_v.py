@@ -209,7 +209,7 @@ def test_guided_gradients_come_from_the_row_that_sees_the_image():
 
 def with_gradients(made, request, **settings):
     """The double's decoder of embeddings, gradients on."""
-    embeds = made.embed(request.pixels, *request.extras).detach()
+    embeds = made.embed(request.pixels, *request.extras).embeds.detach()
     options = {**QUICK, "tokenizer": made.tokenizer, **settings}
 
     def decode():
@@ -328,7 +328,7 @@ def big():
 def embedded(made, picture):
     request = made.prepare([[picture]], [PROMPT])
     with torch.no_grad():
-        return request, made.embed(request.pixels, *request.extras)
+        return request, made.embed(request.pixels, *request.extras).embeds
 
 
 TOKENS = {
@@ -396,7 +396,7 @@ def test_pixels_belong_to_the_tokens_that_move_with_them(big):
     owner = made.pixel_tokens(request)
     assert owner.shape == request.pixels.shape
     pixels = request.pixels.clone().requires_grad_()
-    embeds = made.embed(pixels, *request.extras)
+    embeds = made.embed(pixels, *request.extras).embeds
     positions = torch.cat([g.positions.flatten() for g in request.layout.grids])
     for token in (0, 400, 729, 1000, 729 + 27 * 36 - 1):
         (gradient,) = torch.autograd.grad(embeds[0, positions[token], 0], pixels, retain_graph=True)
@@ -408,7 +408,7 @@ def test_padded_pictures_without_tiles():
     made = adapter(image_aspect_ratio="pad")
     request = made.prepare([[tiny.picture(0, (80, 40))]], [PROMPT])
     assert request.layout.shapes == ((3, 3),) and request.pixels.shape == (1, 1, 3, 48, 48)
-    embeds = made.embed(request.pixels, *request.extras)
+    embeds = made.embed(request.pixels, *request.extras).embeds
     assert embeds.shape[1] == request.layout.prefix_length
     (grid,) = request.layout.grids
     assert grid.y_edges[0, 0] == -20 and grid.x_edges[0, 0] == 0
@@ -422,10 +422,10 @@ def test_several_pictures_in_one_prompt():
     pictures = [tiny.picture(0, (90, 70)), tiny.picture(1, (40, 120))]
     request = made.prepare([pictures], ["<image> what is this <image> ?"])
     assert [g.image for g in request.layout.grids] == [0, 0, 1, 1]
-    embeds = made.embed(request.pixels, *request.extras)
+    embeds = made.embed(request.pixels, *request.extras).embeds
     assert embeds.shape[1] == request.layout.prefix_length
     single = made.prepare([pictures[1:]], [PROMPT])
-    alone = made.embed(single.pixels, *single.extras)
+    alone = made.embed(single.pixels, *single.extras).embeds
     for mine, theirs in zip(request.layout.grids[2:], single.layout.grids, strict=True):
         found, expected = embeds[0, mine.positions], alone[0, theirs.positions]
         assert torch.allclose(found, expected, atol=1e-6)
@@ -441,7 +441,7 @@ def test_prompt_tokens_are_the_text_between_markers():
     made = adapter()
     request = made.prepare([[tiny.picture(0, SIZE)]], [PROMPT])
     positions, ids = made.prompt_tokens(request)
-    embeds = made.embed(request.pixels, *request.extras)[0]
+    embeds = made.embed(request.pixels, *request.extras).embeds[0]
     assert torch.equal(embeds[positions], made.model.model.embed_tokens(ids))
     text = "".join(made.token_texts(ids.tolist()))
     assert "describe the image" in text and "what is this ?" in text and "<|" not in text

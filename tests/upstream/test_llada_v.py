@@ -184,7 +184,7 @@ def test_the_last_block_is_refused(upstream):
 
 def measured(made, decoder, **settings):
     request = made.prepare([[tiny.picture(0, SIZE)]], [PROMPT])
-    embeds = made.embed(request.pixels, *request.extras).detach()
+    embeds = made.embed(request.pixels, *request.extras).embeds.detach()
     positions = torch.cat([g.positions.flatten() for g in request.layout.grids])
     span = slice(int(positions.min()), int(positions.max()) + 1)
     for p in made.model.parameters():
@@ -293,7 +293,7 @@ def test_pictures_are_cut_and_packed_as_upstream_does(upstream, size):
     theirs = process_images([picture], made._packing.image_processor, made.model.config)
     assert torch.equal(request.pixels[0], theirs[0])
     with torch.no_grad():
-        embeds = made.embed(request.pixels, *request.extras)
+        embeds = made.embed(request.pixels, *request.extras).embeds
     assert embeds.shape[1] == request.layout.prefix_length
     found = checks.first_channels(embeds, request.layout)
     for grid, (red, green) in zip(request.layout.grids, found, strict=True):
@@ -373,7 +373,7 @@ def test_the_real_tower_carries_gradients_to_the_pixels(saved):
     found = LladaVAdapter.load(str(folder), dtype=torch.float32)
     request = found.prepare([[tiny.picture(0, (300, 200))]], [PROMPT])
     pixels = request.pixels.clone().requires_grad_()
-    embeds = found.embed(pixels, *request.extras)
+    embeds = found.embed(pixels, *request.extras).embeds
     assert embeds.shape[1] == request.layout.prefix_length
     embeds[0, request.layout.grids[1].positions[2, 2]].sum().backward()
     assert pixels.grad[0, 1].any() and not pixels.grad[0, 0].any()
