@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from captum_dcam.data.scenes import COLORS, HELD_OUT, NUMBERS, SHAPE_OF, Scene, make_scene
 from captum_dcam.files import write_json
-from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
-from captum_dcam.mini.processing import MiniProcessor
 
 KINDS = ("exist", "color", "shape", "count", "relation")
 
