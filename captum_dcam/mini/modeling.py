@@ -429,18 +429,17 @@ def denoise(model: MiniForMaskedDiffusion, prefix: Prefix, canvas: Tensor) -> Te
     if prefix.valid is not None:
         keys = torch.cat((prefix.valid, torch.ones_like(canvas, dtype=torch.bool)), dim=1)
         masks = (keys[:, None, None],)
-    if prefix.cache is not None:
-        return model(
-            inputs_embeds=response,
-            segment_masks=masks,
-            position_ids=positions,
-            past_key_values=prefix.cache,
-        ).logits
+    behind = 0
+    if prefix.cache is None:
+        behind = prefix.embeds.shape[1]
+        response = torch.cat((prefix.embeds, response), dim=1)
+        positions = torch.cat((prefix.positions, positions), dim=1)
     return model(
-        inputs_embeds=torch.cat((prefix.embeds, response), dim=1),
+        inputs_embeds=response,
         segment_masks=masks,
-        position_ids=torch.cat((prefix.positions, positions), dim=1),
-        logits_from=prefix.embeds.shape[1],
+        position_ids=positions,
+        past_key_values=prefix.cache,
+        logits_from=behind,
     ).logits
 
 
@@ -462,11 +461,14 @@ def commits_per_step(masked: int, steps: int, schedule: str) -> list[int]:
     return [b - a for a, b in pairwise(marks)]
 
 
-def confidence_of(probs: Tensor, chosen: Tensor, remasking: str, noise: Tensor | None) -> Tensor:
-    """Confidence (B, T) by which tokens are committed, highest first."""
+def confidence_of(
+    probs: Tensor, chosen: Tensor, remasking: str, generator: torch.Generator | None = None
+) -> Tensor:
+    """Confidence (B, T) by which tokens are committed, highest first; ``random`` draws it."""
     if remasking == "random":
-        assert noise is not None
-        return noise
+        assert generator is not None
+        drawn = torch.rand(chosen.shape, generator=generator, device=generator.device)
+        return drawn.to(chosen.device)
     if remasking == "entropy":
         return (probs * probs.clamp_min(1e-12).log()).sum(-1)
     if remasking == "margin":
@@ -565,13 +567,7 @@ def generate(
         canvases.append(canvas.clone())
         logits = denoise(model, prefix, canvas)
         chosen, probs = _choose(logits, model.config.mask_token_id, temperature, generator)
-        noise = None
-        if remasking == "random":
-            assert generator is not None
-            noise = torch.rand(canvas.shape, generator=generator, device=generator.device).to(
-                device
-            )
-        sure = confidence_of(probs, chosen, remasking, noise)
+        sure = confidence_of(probs, chosen, remasking, generator)
         block = step // len(plan)
         open_ = canvas == model.config.mask_token_id
         open_[:, (block + 1) * block_length :] = False
@@ -579,7 +575,7 @@ def generate(
         where = ranked.topk(plan[step % len(plan)], dim=1).indices
         canvas.scatter_(1, where, chosen.gather(1, where))
         commit_step.scatter_(1, where, step)
-        picked = probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).float()
+        picked = confidence_of(probs, chosen, "low_confidence").float()
         confidence.scatter_(1, where, picked.gather(1, where))
     return Decoded(canvas, torch.stack(canvases), commit_step, confidence)
 
