@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,7 @@ from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, PrefixAdapter, Request, register
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -41,7 +40,7 @@ SETTINGS = Settings(
 
 
 @register
-class MiniAdapter(Adapter):
+class MiniAdapter(PrefixAdapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
     family: ClassVar[str] = "mini"
@@ -147,28 +146,14 @@ class MiniAdapter(Adapter):
             settings=settings,
         )
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> modeling.Prefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> modeling.MiniPrefix:
         input_ids, attention_mask = extras
         return modeling.embed_prefix(self.model, pixels, input_ids, attention_mask)
 
-    def prefill(self, embedded: modeling.Prefix) -> modeling.Prefix:
+    def prefill(self, embedded: modeling.MiniPrefix) -> modeling.MiniPrefix:
         return modeling.cache_prefix(self.model, embedded) if self.cache == "prefix" else embedded
 
-    def select(self, memory: modeling.Prefix, index: Tensor) -> modeling.Prefix:
-        return memory.select(index)
-
-    def memory_tensors(self, memory: modeling.Prefix) -> list[Tensor]:
-        return [t for pair in memory.cache or () for t in pair]
-
-    def replace_memory(self, memory: modeling.Prefix, tensors: Sequence[Tensor]) -> modeling.Prefix:
-        new = iter(tensors)
-        cache = tuple(
-            (next(new) if k.requires_grad else k, next(new) if v.requires_grad else v)
-            for k, v in memory.cache or ()
-        )
-        return replace(memory, cache=cache)
-
-    def denoise(self, memory: modeling.Prefix, *state: Tensor) -> Tensor:
+    def denoise(self, memory: modeling.MiniPrefix, *state: Tensor) -> Tensor:
         return modeling.denoise(self.model, memory, state[0])
 
     def pixel_tokens(self, request: Request) -> Tensor:
