@@ -13,7 +13,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -439,7 +439,7 @@ def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: in
 
 def scene_stream(seed: int, start: int = 0, stop: int | None = None) -> Iterator[Scene]:
     """Scenes ``start, start + 1, …`` of a stream, without end when ``stop`` is None."""
-    indices = itertools.count(start) if stop is None else range(start, stop)
+    indices: Iterable[int] = itertools.count(start) if stop is None else range(start, stop)
     return (make_scene(seed, index) for index in indices)
 
 
