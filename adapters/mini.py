@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, PrefixAdapter, Request, register
+from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -40,7 +41,7 @@ SETTINGS = Settings(
 
 
 @register
-class MiniAdapter(PrefixAdapter):
+class MiniAdapter(Adapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
     family: ClassVar[str] = "mini"
@@ -146,14 +147,28 @@ class MiniAdapter(PrefixAdapter):
             settings=settings,
         )
 
-    def embed(self, pixels: Tensor, *extras: Tensor) -> modeling.MiniPrefix:
+    def embed(self, pixels: Tensor, *extras: Tensor) -> modeling.Prefix:
         input_ids, attention_mask = extras
         return modeling.embed_prefix(self.model, pixels, input_ids, attention_mask)
 
-    def prefill(self, embedded: modeling.MiniPrefix) -> modeling.MiniPrefix:
+    def prefill(self, embedded: modeling.Prefix) -> modeling.Prefix:
         return modeling.cache_prefix(self.model, embedded) if self.cache == "prefix" else embedded
 
-    def denoise(self, memory: modeling.MiniPrefix, *state: Tensor) -> Tensor:
+    def select(self, memory: modeling.Prefix, index: Tensor) -> modeling.Prefix:
+        return memory.select(index)
+
+    def memory_tensors(self, memory: modeling.Prefix) -> list[Tensor]:
+        return [t for pair in memory.cache or () for t in pair]
+
+    def replace_memory(self, memory: modeling.Prefix, tensors: Sequence[Tensor]) -> modeling.Prefix:
+        new = iter(tensors)
+        cache = tuple(
+            (next(new) if k.requires_grad else k, next(new) if v.requires_grad else v)
+            for k, v in memory.cache or ()
+        )
+        return replace(memory, cache=cache)
+
+    def denoise(self, memory: modeling.Prefix, *state: Tensor) -> Tensor:
         return modeling.denoise(self.model, memory, state[0])
 
     def pixel_tokens(self, request: Request) -> Tensor:

@@ -28,9 +28,10 @@ from captum_dcam.adapters.autoregressive.decoding import (
 from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, loaded
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.visuals import Family
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, PrefixAdapter, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 

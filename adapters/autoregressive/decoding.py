@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import Setting, Settings, length, need_generator, number
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Prefix
 
 #: settings that are checked here; ``generate`` checks the others
 ANSWER = Settings(
@@ -89,7 +89,7 @@ class Prompt(Prefix):
     r"""A prefix with what the families' language models are given besides.
 
     Args:
-        embeds, cache, last: as in :class:`~captum_dcam.model.adapter.Prefix`; ``last`` is
+        embeds, cache, last: as in :class:`~captum_dcam.adapters.common.prefix.Prefix`; ``last`` is
             normed (B, D).
         positions (Tensor): (B, k, P) int64, k = 3 for M-RoPE, else 1.
         mask (Tensor): (B, P) int64, 0 at padding.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.compat import plain_tables
 from captum_dcam.adapters.common.packing import PackedAdapter, Packing
+from captum_dcam.adapters.common.prefix import Prefix, PrefixAdapter
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import (
     BLOCKS,
@@ -30,7 +31,7 @@ from captum_dcam.adapters.common.settings import (
 )
 from captum_dcam.adapters.common.text import EOS, MASK, TURN_END
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Prefix, PrefixAdapter, Request
+from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 

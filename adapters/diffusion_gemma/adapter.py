@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.diffusion_gemma import decoding
 from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
 from captum_dcam.adapters.diffusion_gemma.loading import CHECKPOINT, MODEL_TYPE, loaded
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, PrefixAdapter, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from captum_dcam.adapters.common.prefix import KeyValue, Prefix
 from captum_dcam.adapters.common.settings import Setting, Settings, count
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import KeyValue, Prefix
 
 #: without values: the checkpoint's
 SETTINGS = Settings(

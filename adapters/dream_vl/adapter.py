@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
+from captum_dcam.adapters.common.prefix import PrefixAdapter
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
 from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, PrefixAdapter, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.qwen import Qwen
 from captum_dcam.adapters.common.visuals import Seen, Visual
-from captum_dcam.model.adapter import Prefix
 
 
 class DreamVL(Qwen):

@@ -23,6 +23,7 @@ from captum_dcam.adapters.common.llada import (
     shared_arguments,
     steps_of,
 )
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.settings import (
     Setting,
     Settings,
@@ -33,7 +34,6 @@ from captum_dcam.adapters.common.settings import (
     share,
 )
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Prefix
 
 SETTINGS = Settings(
     "LaViDa-Dream",

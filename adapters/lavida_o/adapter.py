@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common.anyres import BASES, Tiling
 from captum_dcam.adapters.common.llada import LladaAdapter, steps_of
 from captum_dcam.adapters.common.packing import SYSTEM, Packing, check_tiles, cutting_of, pools
+from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.lavida_o.decoding import (
     FastLog,
@@ -39,7 +40,7 @@ from captum_dcam.adapters.lavida_o.decoding import (
 )
 from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Prefix, Request, register
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 

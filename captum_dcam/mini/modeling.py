@@ -23,7 +23,9 @@ from transformers.utils import ModelOutput
 
 from captum_dcam.errors import InputError
 from captum_dcam.mini.configuration import MiniConfig
-from captum_dcam.model.adapter import KeyValue, Prefix
+
+#: keys and values of one block, each (B, heads, L, D / heads)
+KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -368,15 +370,27 @@ REMASKING = ("low_confidence", "random", "entropy", "margin")
 SCHEDULES = ("linear", "cosine", "shift")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MiniPrefix(Prefix):
+@dataclass(frozen=True)
+class Prefix:
     """What the steps of one request share.
 
-    ``positions`` (B, P) do not count padding; ``valid`` (B, P) is False there, None: no padding.
+    ``embeds`` (B, P, D) are the prefix's input embeddings; ``cache`` holds its keys and values, or
+    is None when the prefix is not cached. ``valid`` (B, P) is False at padding; None: no padding.
     """
 
+    embeds: Tensor
     positions: Tensor
     valid: Tensor | None
+    cache: tuple[KeyValue, ...] | None
+
+    def select(self, index: Tensor) -> Prefix:
+        """The prefixes of examples ``index`` (R,), for R canvases."""
+        return Prefix(
+            self.embeds[index],
+            self.positions[index],
+            None if self.valid is None else self.valid[index],
+            None if self.cache is None else tuple((k[index], v[index]) for k, v in self.cache),
+        )
 
 
 def embed_prefix(
@@ -384,18 +398,17 @@ def embed_prefix(
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-) -> MiniPrefix:
+) -> Prefix:
     """Embed image and prompt; nothing is cached yet."""
     valid = None
     if attention_mask is not None and not bool(attention_mask.all()):
         valid = attention_mask.bool()
     counted = torch.ones_like(input_ids) if valid is None else valid.long()
     positions = (counted.cumsum(1) - 1).clamp_min(0)
-    embeds = model.embed(input_ids, pixel_values)
-    return MiniPrefix(embeds=embeds, positions=positions, valid=valid)
+    return Prefix(model.embed(input_ids, pixel_values), positions, valid, None)
 
 
-def cache_prefix(model: MiniForMaskedDiffusion, prefix: MiniPrefix) -> MiniPrefix:
+def cache_prefix(model: MiniForMaskedDiffusion, prefix: Prefix) -> Prefix:
     """Run the transformer over the prefix and keep its keys and values."""
     cache = model(
         inputs_embeds=prefix.embeds,
@@ -407,7 +420,7 @@ def cache_prefix(model: MiniForMaskedDiffusion, prefix: MiniPrefix) -> MiniPrefi
     return replace(prefix, cache=cache)
 
 
-def denoise(model: MiniForMaskedDiffusion, prefix: MiniPrefix, canvas: Tensor) -> Tensor:
+def denoise(model: MiniForMaskedDiffusion, prefix: Prefix, canvas: Tensor) -> Tensor:
     """Logits (B, T, V) of a canvas (B, T) behind a prefix of the same batch."""
     response = model.embed_words(canvas)
     start = prefix.positions[:, -1:] + 1

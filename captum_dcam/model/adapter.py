@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -32,9 +32,6 @@ from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.registry import Registry
 
 R = TypeVar("R", bound="Request")
-P = TypeVar("P", bound="Prefix")
-#: an attention layer's keys and values, each (B, heads, P, d)
-KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -385,68 +382,6 @@ class Adapter(ABC):
             )
         return index
 
-
-# -- families that compute the prefix once ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prefix:
-    r"""What all steps of B examples share; every tensor of a subclass is batch first, too.
-
-    Args:
-        embeds (Tensor): (B, P, D) input embeddings of prompt and images.
-        cache (tuple, optional): keys and values of every block, once prefilled.
-        last (Tensor, optional): (B, …) of the prefix's last position, once prefilled: what the
-            answer's first token is read from, where position p is predicted at p - 1.
-    """
-
-    embeds: Tensor
-    cache: tuple[KeyValue, ...] | None = None
-    last: Tensor | None = None
-
-    def filled(self: P, cache: Iterable[KeyValue], last: Tensor | None = None) -> P:
-        """The same prefix, prefilled."""
-        return replace(self, cache=tuple(cache), last=last)
-
-    def select(self: P, index: Tensor) -> P:
-        """The prefixes of examples ``index`` (R,): copies."""
-        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What steps see of a cached prefix: keys and values, then ``last``."""
-        pairs = [t for pair in self.cache or () for t in pair]
-        return pairs if self.last is None else [*pairs, self.last]
-
-    def replaced(self: P, tensors: Sequence[Tensor]) -> P:
-        """Other tensors in place of those of :attr:`tensors` that require grad."""
-        new = iter(tensors)
-        every = [next(new) if t.requires_grad else t for t in self.tensors]
-        last = None if self.last is None else every.pop()
-        return self.filled(zip(every[::2], every[1::2], strict=True), last)
-
-
-def _rows(value: Any, index: Tensor) -> Any:
-    """Rows ``index`` of a tensor, or of every tensor of a tuple; all else as it is."""
-    if isinstance(value, tuple):
-        return tuple(_rows(v, index) for v in value)
-    return value[index] if isinstance(value, Tensor) else value
-
-
-class PrefixAdapter(Adapter):
-    """An adapter whose memory is a :class:`Prefix`."""
-
-    def select(self, memory: Prefix, index: Tensor) -> Prefix:
-        return memory.select(index)
-
-    def memory_tensors(self, memory: Prefix) -> list[Tensor]:
-        return memory.tensors
-
-    def replace_memory(self, memory: Prefix, tensors: Sequence[Tensor]) -> Prefix:
-        return memory.replaced(tensors)
-
-
-# -- the families ----------------------------------------------------------------------------------
 
 #: the package of the families, and the group of other packages' entry points
 GROUP = "captum_dcam.adapters"
