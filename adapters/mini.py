@@ -21,9 +21,8 @@ from captum_dcam.adapters.common.settings import (
 from captum_dcam.adapters.common.visuals import one_size, pixel_cells
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
-from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.mini.processing import MiniProcessor
 from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary

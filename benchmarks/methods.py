@@ -24,8 +24,7 @@ import typer
 
 from captum_dcam import DenoisingForward, load
 from captum_dcam.comparing import chosen_methods, compare_generation
-from captum_dcam.data.language import plural
-from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPE_OF, Scene, make_scene
 from captum_dcam.methods import METHODS, method_names
 from captum_dcam.metrics import bootstrap_ci
 from captum_dcam.model.words import Target, words_of
@@ -38,7 +37,6 @@ FLOOR = "diffusion_cam"
 #: states that quick methods are read at; the others are read at the first, but for some
 STATES = ("commit", "final")
 TWICE = ("llava_cam",)
-SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 app = typer.Typer(add_completion=False)
 
 

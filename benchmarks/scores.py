@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_dcam import DenoisingForward, load, sign_check
-from captum_dcam.data.language import plural
-from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPE_OF, Scene, make_scene
 from captum_dcam.maps import cam
 from captum_dcam.metrics import (
     bootstrap_ci,
@@ -63,8 +62,6 @@ REFINEMENTS = {
     "all four": paper_refinements(),
 }
 COLUMNS = ("Obj-IoU", "contrast", "concentration", "F3")
-
-SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
 
 def object_words(scene: Scene, words: tuple[Target, ...]) -> list[tuple[Target, Tensor]]:

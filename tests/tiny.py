@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 import captum_dcam
 from captum_dcam.mini.configuration import MiniConfig
-from captum_dcam.mini.loading import WEIGHTS
+from captum_dcam.mini.loading import WEIGHTS, MiniImageProcessor, MiniProcessor
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
 from captum_dcam.model.forward import DenoisingForward
 
 CACHES = ("prefix", "none")

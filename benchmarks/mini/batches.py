@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from captum_dcam.data.language import PROMPTS, vocabulary
-from captum_dcam.data.scenes import COLORS, PATCH, SHAPES, Scene, make_scene
+from captum_dcam.data.scenes import COLORS, PATCH, PROMPTS, SHAPES, Scene, make_scene, vocabulary
 
 SPECIAL = ("<pad>", "<mask>", "<eos>", "<image>", "<answer>", "<unk>")
 #: how often a kind of question is drawn, relative to the others of its scene
@@ -31,7 +30,7 @@ DESCRIPTION_CANVASES = (16, 24, 32)
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level fast tokenizer; special tokens first, then the words in alphabetical order."""
-    words = [*SPECIAL, *vocabulary(tuple(COLORS), SHAPES)]
+    words = [*SPECIAL, *vocabulary()]
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = Lowercase()
     core.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation()])

@@ -16,16 +16,12 @@ import torch
 import typer
 from tqdm import tqdm
 
-from captum_dcam.data.language import NUMBERS, plural
-from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, Scene, make_scene
+from captum_dcam.data.scenes import COLORS, HELD_OUT, NUMBERS, SHAPE_OF, Scene, make_scene
 from captum_dcam.files import write_json
-from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
-from captum_dcam.mini.processing import MiniProcessor
 
 KINDS = ("exist", "color", "shape", "count", "relation")
-#: singular of every shape word
-SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 
 
 def named_objects(answer: str) -> Counter:

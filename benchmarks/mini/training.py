@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.mini.batches import Masking, PackedScenes
 from benchmarks.mini.trainer import Stage, Trainer
-from captum_dcam.mini.processing import MiniImageProcessor
+from captum_dcam.mini.loading import MiniImageProcessor
 
 TRAIN_SEED = 1_000_003  # the stream of training scenes; no other split uses it
 BLOCKS = Masking(0.15, 0.55, (4, 8))  # nearer to how the model is decoded

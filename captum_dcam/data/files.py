@@ -3,7 +3,6 @@ r"""Files of a data set: images, label images, JSON, id lists; errors that name 
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -15,18 +14,10 @@ from PIL import ExifTags, Image
 
 from captum_dcam.errors import FileError, InputError, MissingFileError
 from captum_dcam.files import Record, digest, reading
+from captum_dcam.model.prompts import DAMAGED
 
 T = TypeVar("T")
 Report = Callable[[Any, str], None]
-#: which of these Pillow raises at a damaged file depends on its format
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 # -- images ----------------------------------------------------------------------------------------
 

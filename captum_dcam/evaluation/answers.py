@@ -11,8 +11,7 @@ import torch
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record, plain
 from captum_dcam.model.adapter import Request
-from captum_dcam.model.forced import force
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.registry import Registry
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def generated(forward: DenoisingForward, asked: Asked) -> None:
 @ANSWERS.register("caption")
 def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> None:
     r"""A text of the data set in place of the model's answer: see
-    :func:`captum_dcam.model.forced.force`.
+    :func:`captum_dcam.model.forward.force`.
 
     Args:
         forward (DenoisingForward): what the answer is bound to.

@@ -1,21 +1,107 @@
-"""Loading the embedded model: its weights lie inside the package."""
+r"""Processor of the embedded model, in Hugging Face's habits, and the loading of both.
+
+The weights lie inside the package.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.image_processing_base import ImageProcessingMixin
 
-from captum_dcam.errors import MissingFileError, WeightsError
+from captum_dcam.errors import InputError, InputTypeError, MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.mini.processing import MiniImageProcessor, MiniProcessor
+from captum_dcam.model.prompts import to_rgb
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: how many times the shorter side the longer one may be
+MAX_ASPECT = 100.0
+
+
+class MiniImageProcessor(ImageProcessingMixin):
+    """Resizes an image to a square (aspect distorted, nothing cropped), scales it to [-1, 1]."""
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+
+    def __init__(self, size: int = 192, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def preprocess(self, images: Sequence[Image.Image], **_: Any) -> BatchFeature:
+        """Images to ``pixel_values`` (N, 3, size, size) float32."""
+        return BatchFeature({"pixel_values": torch.stack([self._one(i) for i in images])})
+
+    __call__ = preprocess
+
+    def _one(self, image: Image.Image) -> torch.Tensor:
+        if not isinstance(image, Image.Image):
+            raise InputTypeError(
+                f"image is a {type(image).__name__}: expected a PIL.Image.Image; open a file with "
+                "PIL.Image.open(path), turn an array into one with PIL.Image.fromarray(array)"
+            )
+        w, h = image.size
+        if w == 0 or h == 0:
+            raise InputError(f"image is {w}×{h} px: it has no pixels to explain")
+        if max(w, h) > MAX_ASPECT * min(w, h):
+            raise InputError(
+                f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to "
+                f"see at {self.size}×{self.size}; crop it first"
+            )
+        square = to_rgb(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+class MiniProcessor:
+    """Tokenizer and image processor together: images and prompts to model inputs."""
+
+    def __init__(
+        self, image_processor: MiniImageProcessor, tokenizer: PreTrainedTokenizerBase, grid: int
+    ) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.grid = grid
+
+    def __call__(
+        self, images: Sequence[Sequence[Image.Image]], text: Sequence[str]
+    ) -> BatchFeature:
+        r"""Prepare a batch.
+
+        Args:
+            images (sequence): the images of every example; the same number for each.
+            text (sequence of str): one prompt per example; may be empty.
+
+        Returns:
+            BatchFeature: pixel_values (B, images, 3, S, S), input_ids and attention_mask (B, P):
+            per image ``grid²`` ``<image>`` tokens, then the prompt, then ``<answer>``; shorter
+            prompts are padded on their left.
+        """
+        counts = {len(own) for own in images}
+        if len(images) != len(text) or len(counts) != 1 or 0 in counts:
+            raise InputError(
+                f"{len(images)} examples with {sorted(counts)} images and {len(text)} prompts: "
+                "every example of a batch needs one prompt and the same number (≥ 1) of images"
+            )
+        pixels = torch.stack([self.image_processor(p)["pixel_values"] for p in images])
+        convert = self.tokenizer.convert_tokens_to_ids
+        image = [convert("<image>")] * (self.grid**2 * counts.pop())
+        prompts = [self.tokenizer(t)["input_ids"] + [convert("<answer>")] for t in text]
+        longest = max(map(len, prompts))
+        ids, mask = [], []
+        for prompt in prompts:
+            gap = longest - len(prompt)
+            ids.append(image + [self.tokenizer.pad_token_id] * gap + prompt)
+            mask.append([1] * len(image) + [0] * gap + [1] * len(prompt))
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return BatchFeature({"pixel_values": pixels, **inputs})
 
 
 def load_mini(

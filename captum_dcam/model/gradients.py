@@ -152,8 +152,7 @@ def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of a score; zeros where no path leads."""
     if not score.requires_grad:
         return tuple(torch.zeros_like(m) for m in maps)
-    grads = torch.autograd.grad(score, maps, allow_unused=True)
-    return tuple(torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True))
+    return torch.autograd.grad(score, maps, materialize_grads=True)
 
 
 def _prefix_rows(

@@ -134,6 +134,10 @@ class Layout:
         return tuple(g.shape for g in self.grids)
 
 
+#: the tensors of a grid, by their names in a file
+_TENSORS = ("positions", "x_edges", "y_edges")
+
+
 def layout_record(layout: Layout) -> dict[str, Any]:
     """The part of a layout that goes into a manifest."""
     return {
@@ -144,22 +148,17 @@ def layout_record(layout: Layout) -> dict[str, Any]:
 
 def layout_tensors(layout: Layout) -> dict[str, Tensor]:
     """The part of a layout that goes into a file of tensors."""
-    out = {}
-    for i, grid in enumerate(layout.grids):
-        out[f"grid.{i}.positions"] = grid.positions
-        out[f"grid.{i}.x_edges"], out[f"grid.{i}.y_edges"] = grid.x_edges, grid.y_edges
-    return out
+    grids = enumerate(layout.grids)
+    return {f"grid.{i}.{name}": getattr(grid, name) for i, grid in grids for name in _TENSORS}
 
 
 def read_layout(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layout:
     """The layout of both parts."""
     grids = tuple(
         Grid(
-            tensors[f"grid.{i}.positions"],
-            tensors[f"grid.{i}.x_edges"],
-            tensors[f"grid.{i}.y_edges"],
-            (g["image_size"][0], g["image_size"][1]),
-            g["image"],
+            **{name: tensors[f"grid.{i}.{name}"] for name in _TENSORS},
+            image_size=(g["image_size"][0], g["image_size"][1]),
+            image=g["image"],
         )
         for i, g in enumerate(manifest["grids"])
     )

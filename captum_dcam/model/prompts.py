@@ -19,6 +19,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from captum_dcam.errors import InputError, InputTypeError, MissingFileError, PictureError
 
 ROLES = ("system", "user", "assistant")
+#: which of these Pillow raises at a damaged file depends on its format
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 #: messages whose content is a list of parts, as chat templates want them
 Messages = list[dict[str, Any]]
 
@@ -175,5 +184,5 @@ def open_picture(path: str | Path) -> Image.Image:
         raise PictureError(f"{path} is too large to be opened safely: {error}") from error
     except PermissionError as error:
         raise PictureError(f"{path} may not be read: {error.strerror}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except DAMAGED as error:
         raise PictureError(f"{path} is damaged or truncated: {error}") from error

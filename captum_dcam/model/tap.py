@@ -62,8 +62,8 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
-def replace_hidden(output: Any, hidden: Tensor) -> Any:
-    """The block's output with other hidden states, in the same form."""
+def replace_hidden(output: Any, hidden: Tensor | None) -> Any:
+    """The block's output with other hidden states, in the same form; None: with none."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -136,7 +136,8 @@ def recorded(blocks: list[nn.Module], keep: bool) -> Iterator[tuple[list[int], l
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if keep:
-                current.append(output if last else _without_hidden(output))
+                # below the tap only what a block hands to a cache is needed, not its hidden states
+                current.append(output if last else replace_hidden(output, None))
             if last:
                 lengths.append(hidden_of(output).shape[1])
                 outputs.append(current.copy())
@@ -148,29 +149,22 @@ def recorded(blocks: list[nn.Module], keep: bool) -> Iterator[tuple[list[int], l
         yield lengths, outputs
 
 
-def _without_hidden(output: Any) -> Any:
-    """Below the tap only what a block hands to a cache is needed later, not its hidden states."""
-    return (None, *output[1:]) if isinstance(output, tuple) else None
-
-
 @contextmanager
 def skipped(blocks: list[nn.Module], outputs: list[Any]) -> Iterator[None]:
     """Let ``blocks`` return recorded outputs without computing them, while the context is open."""
 
-    def stand_in(output: Any, original: Any) -> Callable[..., Any]:
+    def stand_in(output: Any) -> Callable[..., Any]:
+        kept = output[0] if isinstance(output, tuple) else output
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else next(iter(kwargs.values()))
-            if output is None:
-                return hidden
-            if isinstance(output, tuple) and output[0] is None:
-                return (hidden, *output[1:])
-            return output
+            return replace_hidden(output, hidden) if kept is None else output
 
         return forward
 
     own = [vars(block).get("forward") for block in blocks]  # accelerate's, where it spreads a model
     for block, output in zip(blocks, outputs, strict=True):
-        block.forward = stand_in(output, block.forward)
+        block.forward = stand_in(output)
     try:
         yield
     finally:

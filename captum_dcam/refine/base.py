@@ -8,7 +8,7 @@ denoising steps, how large the image, which maps the repeated words have) comes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -93,7 +93,12 @@ class NamedRefinement(ABC):
     checks: ClassVar[Mapping[str, Check]] = {}
 
     def __post_init__(self) -> None:
-        check_settings(type(self).__name__, self.checks, **self._settings())
+        settings = self._settings()
+        check_settings(type(self).__name__, self.checks, **settings)
+        # A list, as JSON gives it back, would make the object unhashable and unequal.
+        for name, value in settings.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
 
     @abstractmethod
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:

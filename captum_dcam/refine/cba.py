@@ -87,8 +87,3 @@ class CBA(FunctionRefinement):
 
     weights: tuple[float, ...] = CBA_WEIGHTS
     gamma: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # A list, as JSON gives it back, would make the object unhashable and unequal.
-        object.__setattr__(self, "weights", tuple(self.weights))

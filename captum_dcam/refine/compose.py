@@ -1,6 +1,7 @@
 r"""Refinements one after another, and the paper's own sequence."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from captum_dcam.refine.normalise import MinMax
 from captum_dcam.refine.sicd import SICD
 
 
+@dataclass(frozen=True, repr=False)
 class Compose:
     r"""Apply refinements in order, each to what the one before returned.
 
@@ -29,13 +31,15 @@ class Compose:
         TypeError: a stage is not a refinement.
     """
 
-    def __init__(self, stages: Sequence[Refinement]) -> None:
-        if isinstance(stages, Refinement):
+    stages: Sequence[Refinement]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stages, Refinement):
             raise InputTypeError(
-                f"Compose: `stages` is one {type(stages).__name__}, expected a sequence: put it "
-                "in a list."
+                f"Compose: `stages` is one {type(self.stages).__name__}, expected a sequence: put "
+                "it in a list."
             )
-        self.stages: tuple[Refinement, ...] = tuple(stages)
+        object.__setattr__(self, "stages", tuple(self.stages))
         for index, stage in enumerate(self.stages):
             if isinstance(stage, type) or not isinstance(stage, Refinement):
                 raise InputTypeError(
@@ -65,12 +69,6 @@ class Compose:
 
     def __len__(self) -> int:
         return len(self.stages)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Compose) and self.stages == other.stages
-
-    def __hash__(self) -> int:
-        return hash(self.stages)
 
     def __repr__(self) -> str:
         return f"Compose({list(self.stages)!r})"

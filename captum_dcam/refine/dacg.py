@@ -152,8 +152,3 @@ class DACG(FunctionRefinement):
     nonzero_only: bool = True
     kernel_size: int = 3
     sigma: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # A list, as JSON gives it back, would make the object unhashable and unequal.
-        object.__setattr__(self, "percentiles", tuple(self.percentiles))

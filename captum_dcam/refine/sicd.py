@@ -28,12 +28,8 @@ def _check_revert(value: float | None, caller: str, name: str) -> None:
 
 
 _CHECKS: dict[str, Check] = {
-    "omega_rep": check_number,
-    "omega_out": check_number,
-    "lambda_max": check_number,
-    "outlier_sigmas": check_number,
-    "gate_std": check_number,
-    "gate_skewness": check_number,
+    **dict.fromkeys(("omega_rep", "omega_out", "lambda_max", "outlier_sigmas"), check_number),
+    **dict.fromkeys(("gate_std", "gate_skewness"), check_number),
     "outlier_form": _check_form,
     "revert_below": _check_revert,
 }

@@ -13,8 +13,7 @@ import captum_dcam
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError
-from captum_dcam.model.forced import force
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, force
 
 PROMPT = "what is this ?"
 QUICK = dict(gen_length=8, block_length=4, steps=4)

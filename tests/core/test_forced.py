@@ -6,8 +6,7 @@ import torch
 
 from captum_dcam.errors import TargetError
 from captum_dcam.explaining import explain_generation
-from captum_dcam.model.forced import force
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, force
 
 
 @pytest.mark.parametrize("cache", tiny.CACHES)

@@ -19,12 +19,10 @@ from captum_dcam.data import dataset, dataset_names, register_dataset, write_coc
 from captum_dcam.data.coco import CocoDataset
 from captum_dcam.data.common import DATASETS, MISSING, Ledger, Sample
 from captum_dcam.data.files import distinct, select
-from captum_dcam.data.language import plural
-from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPES, make_scene
+from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPE_OF, make_scene
 from captum_dcam.errors import UnknownNameError
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_cc_by"
-SHAPE_OF = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}
 Thing = namedtuple("Thing", "category mask")
 Picture = namedtuple("Picture", "image objects captions")
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared photographs are not here")

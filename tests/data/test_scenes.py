@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_dcam.data.language import (
+from captum_dcam.data.scenes import (
+    COLORS,
     FUNCTION_WORDS,
     NUMBERS,
+    PATCH,
+    SHAPES,
     Group,
     captions,
+    make_scene,
     plural,
     relation,
     repeat_function_words,
+    scene_stream,
+    shape_mask,
 )
-from captum_dcam.data.scenes import COLORS, PATCH, SHAPES, make_scene, scene_stream, shape_mask
 
 SCENES = [make_scene(5, i) for i in range(120)]
 SINGULAR = {**{s: s for s in SHAPES}, **{plural(s): s for s in SHAPES}}

@@ -21,8 +21,7 @@ from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
 from captum_dcam.methods import method
 from captum_dcam.metrics import localization, oracle_map, random_map
-from captum_dcam.model.forced import force
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.layout import Grid, uniform_grid
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, min_max, refinement

@@ -31,7 +31,7 @@ from captum_dcam.metrics import (
     obj_iou,
     pointing_game,
 )
-from captum_dcam.model.forced import force
+from captum_dcam.model.forward import force
 
 TEXT = "a red circle and the star in the image ."
 

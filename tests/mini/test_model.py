@@ -6,8 +6,7 @@ import torch
 from transformers import AutoModel
 
 from benchmarks.mini.batches import build_tokenizer, packed_mask
-from captum_dcam.data.language import PROMPTS
-from captum_dcam.data.scenes import make_scene
+from captum_dcam.data.scenes import PROMPTS, make_scene
 from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import attend
