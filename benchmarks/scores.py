@@ -221,9 +221,8 @@ def table(
     """Print the table of stored scenes as Markdown."""
     results = read(folder, cache, start, scenes)
     words = sum(len(r["metrics"]) for r in results)
-    typer.echo(
-        f"{len(results)} scenes, {words} object words, cache {cache}; ± is half a 95 % interval.\n"
-    )
+    kept = {"prefix": "prefix cache", "none": "no cache"}[cache]
+    typer.echo(f"{len(results)} scenes, {words} object words, {kept}; ± is half a 95 % interval.\n")
     typer.echo(HEADER)
     for i, name in enumerate(("oracle: mask on the grid", "centre blob", "random")):
         typer.echo(line(name, *interval([r["floors"][:, i] for r in results])))
