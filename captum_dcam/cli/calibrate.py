@@ -34,7 +34,6 @@ WORDS = ("nouns", "all")
 LATER = "A fit without labels is not in this version: another one will come."
 
 
-@dataclass(frozen=True)
 class Options(Data):
     """The options of ``captum-dcam calibrate``."""
 

@@ -3,7 +3,7 @@ r"""``captum-dcam compare``: its options, what it does, and what it prints."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ STATUS = {"done": "", "partial": "yellow", "failed": "red"}
 Compared = tuple["Comparison", Path, str]
 
 
-@dataclass(frozen=True)
 class Options(Answer):
     """The options of ``captum-dcam compare``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from captum_dcam.model.adapter import Adapter
 
 
-@dataclass(frozen=True)
 class Options(Data):
     """The options of ``captum-dcam evaluate``.
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
 
-@dataclass(frozen=True)
 class Options(Answer):
     """The options of ``captum-dcam explain``."""
 

@@ -3,7 +3,6 @@ r"""``captum-dcam models``: the model families, and what each can do."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
@@ -12,7 +11,6 @@ from captum_dcam.cli.options import Base, command, option
 from captum_dcam.cli.printing import figure, output_console, print_json, table_of
 
 
-@dataclass(frozen=True)
 class Options(Base):
     """The options of ``captum-dcam models``."""
 

@@ -1,7 +1,6 @@
 r"""A command's options, declared once: a dataclass whose fields carry typer's declarations.
 
->>> @dataclass(frozen=True)
-... class Options(Base):
+>>> class Options(Base):
 ...     times: int = option(1, OUT, "How often.", "--times", "-n")
 >>> @command
 ... def greet(options: Options) -> None:
@@ -29,6 +28,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typing_extensions import dataclass_transform
 
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.registry import Registry
@@ -217,9 +217,16 @@ def device_option() -> str:
 # -- options of several commands -------------------------------------------------------------------
 
 
+@dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class Base:
-    """Options whose names are checked when they are made: a ``strict`` one takes no other name."""
+    """Options whose names are checked when they are made: a ``strict`` one takes no other name.
+
+    Every class derived from it is a frozen dataclass.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -232,7 +239,6 @@ class Base:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in taken} | own
 
 
-@dataclass(frozen=True)
 class Model(Base):
     """The model of every command that runs one."""
 
@@ -267,7 +273,6 @@ class Model(Base):
     json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
 
 
-@dataclass(frozen=True)
 class Answer(Model):
     """One image and the answer that is explained."""
 
@@ -300,7 +305,6 @@ class Answer(Model):
     device: str = device_option()
 
 
-@dataclass(frozen=True)
 class Data(Model):
     """Images of a data set."""
 

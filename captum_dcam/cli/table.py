@@ -3,7 +3,6 @@ r"""``captum-dcam table``: tables from stored results, printed and written."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from captum_dcam.evaluation.table import Table
 
 
-@dataclass(frozen=True)
 class Options(Base):
     """The options of ``captum-dcam table``."""
 

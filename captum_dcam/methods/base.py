@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import dataclass_transform
 
 from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, LayerError
 from captum_dcam.model.adapter import Adapter

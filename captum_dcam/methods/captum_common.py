@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
+from typing_extensions import dataclass_transform
 
 from captum_dcam.errors import InputError
 from captum_dcam.methods.base import (

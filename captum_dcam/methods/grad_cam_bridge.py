@@ -12,11 +12,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import dataclass_transform
 
 from captum_dcam.errors import InfeasibleStepError, MethodError
 from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
