@@ -1,11 +1,13 @@
-"""Two commands for a machine that has only Python and git.
+"""Two commands for a machine that has only Python and git, and one for who changes the library.
 
 python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests
+python3 start.py referees   run the tests whose judge is other people's code (several GB)
 
 Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs
 the library there with the versions of constraints.txt, and uses it again the next time.
-Arguments unknown here go on to `captum-dcam explain` or to pytest; after `--` all of them do.
+Arguments unknown here go on to `captum-dcam explain`, to pytest or to benchmarks/referees.py; after
+`--` all of them do.
 """
 
 import argparse
@@ -27,7 +29,13 @@ if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one is told
     )
 
 ROOT = Path(__file__).resolve().parent
-EXTRAS = {"explain": "", "test": "[test,dev]"}
+REQUIREMENTS = {  # of each environment, as pip takes them
+    "explain": ["-c", "constraints.txt", "-e", "."],
+    "test": ["-c", "constraints.txt", "-e", ".[test,dev]"],
+    "referees": ["-r", "tests/referees.txt", "-e", ".[test]"],
+}
+#: installed without what they require: what lxt's rules import is torch alone
+ALONE = {"test": ["lxt==2.1"]}
 CHECKS = {  # the only list of the checks: the Makefile and CI come here
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
@@ -51,10 +59,10 @@ def require_venv() -> None:
         )
 
 
-def fingerprint(extras: str) -> str:
+def fingerprint(requirements: list[str]) -> str:
     """Changes whenever an environment has to be made anew."""
-    digest = hashlib.sha256(f"{ROOT} {sys.version} {extras}".encode())
-    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+    digest = hashlib.sha256(f"{ROOT} {sys.version} {requirements}".encode())
+    for name in ("pyproject.toml", "setup.py", requirements[1]):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -64,7 +72,8 @@ def environment(name: str, fresh: bool) -> Path:
     folder = ROOT / f".venv-{name}"
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     stamp = folder / "complete"
-    wanted = fingerprint(EXTRAS[name])
+    requirements, alone = REQUIREMENTS[name], ALONE.get(name, [])
+    wanted = fingerprint([*requirements, *alone])
     if not fresh and stamp.is_file() and stamp.read_text() == wanted:
         say(f"Using the environment in {folder.name}")
         return programs
@@ -76,7 +85,9 @@ def environment(name: str, fresh: bool) -> Path:
     run([sys.executable, "-m", "venv", str(folder)], check=True)
     say("Installing captum-dcam and what it needs (several hundred MB; a few minutes)")
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    run([*pip, "-c", "constraints.txt", "-e", f".{EXTRAS[name]}"], check=True)
+    run([*pip, *requirements], check=True)
+    if alone:
+        run([*pip, "--no-deps", *alone], check=True)
     stamp.write_text(wanted)
     say(f"Installed in {time.monotonic() - began:.0f} s")
     return programs
@@ -106,9 +117,15 @@ def explain(programs: Path, arguments: list[str]) -> int:
     return code
 
 
-def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
-    # Two workers: more threads in each would only get in one another's way.
+def quiet_threads() -> None:
+    # Two workers: more threads in each would only get in one another's way. Threads that wait give
+    # their core away: spinning ones, beside another busy process, make all of it many times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
+    quiet_threads()
     failed = {}
     for name in only or CHECKS:
         module, *options = CHECKS[name]
@@ -128,7 +145,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", choices=["explain", "test", "install"])
+    parser.add_argument("command", choices=["explain", "test", "referees", "install"])
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
     parser.add_argument("--only", action="append", choices=CHECKS, help="test: run just this check")
     own = sys.argv[1:]
@@ -141,6 +158,10 @@ def main() -> int:
     require_venv()
     if options.command == "explain":
         return explain(environment("explain", options.fresh), arguments)
+    if options.command == "referees":
+        quiet_threads()
+        python = environment("referees", options.fresh) / "python"
+        return run([str(python), "benchmarks/referees.py", *arguments])
     programs = environment("test", options.fresh)
     return 0 if options.command == "install" else test(programs, arguments, options.only)
 

@@ -1,15 +1,33 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several folders of tests share; the same threads, draws and examples everywhere."""
 
 import os
+import random
 
-# Processes of pytest-xdist share the cores: with as many threads each as there are cores they wait
-# for one another. Before torch is imported, and for the programs that tests start.
+# Before torch is imported, and for the programs that tests start: a thread that waits gives its
+# core away, and processes of pytest-xdist share the cores. Spinning threads beside a busy core
+# make everything many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
+import hypothesis
+import numpy as np
 import pytest
 import tiny
+import torch
+
+# Examples are the same on every machine and in every run, however long one takes.
+hypothesis.settings.register_profile("tests", derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Every test draws the same, whichever ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(params=tiny.CACHES)

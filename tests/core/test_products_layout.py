@@ -14,7 +14,7 @@ from captum_dcam.maps import PRODUCTS, cam
 from captum_dcam.model.layout import Grid, Layout, uniform_grid
 from captum_dcam.model.tap import gather, scatter
 
-few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=25)
 SIZES = ((64, 64), (60, 80), (480, 640), (333, 517), (8, 8), (9, 100), (5, 7), (1, 50), (1000, 31))
 
 

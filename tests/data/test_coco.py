@@ -105,7 +105,7 @@ def test_round_trip(tiny):
         data[3]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 999))
 def test_any_mask_survives(tmp_path_factory, height, width, share, seed):
     mask = np.random.default_rng(seed).random((height, width)) < share

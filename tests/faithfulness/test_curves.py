@@ -172,7 +172,7 @@ def test_inpainting_solves_laplace(known_share):
     assert float((got - exact).abs().max()) < 0.02 * float(values.max() - values.min())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 99))
 def test_inpainting_stays_between_what_is_known(height, width, share, seed):
     g = torch.Generator().manual_seed(seed)

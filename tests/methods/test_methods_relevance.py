@@ -1,6 +1,10 @@
 """CP-LRP and AttnLRP: conservation, and the whole against relevance propagated by hand."""
 
+import importlib
+import sys
+import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -238,10 +242,19 @@ def test_cp_lrp_of_a_hugging_face_model_adds_up(attention):
     assert abs(float(relevance.sum()) - score) < 1e-7  # Llama computes its norms in float32
 
 
+@pytest.fixture
+def patches(monkeypatch):
+    """The authors' rules; their package's first lines import what transformers 5 no longer has."""
+    lxt = pytest.importorskip("lxt")
+    package = types.ModuleType("lxt.efficient")
+    package.__path__ = [str(Path(lxt.__file__).parent / "efficient")]
+    monkeypatch.setitem(sys.modules, "lxt.efficient", package)
+    return importlib.import_module("lxt.efficient.patches")
+
+
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
 @pytest.mark.parametrize("name", NAMES)
-def test_against_the_authors_library(name, attention, monkeypatch):
-    patches = pytest.importorskip("lxt.efficient.patches")
+def test_against_the_authors_library(name, attention, patches, monkeypatch):
     from transformers.models.llama import modeling_llama
 
     cp, x = name == "cp_lrp", rand(1, 6, 32)

@@ -51,7 +51,7 @@ def test_equals_skimage_to_one_bin(seed):
         assert abs(threshold - threshold_otsu(values)) <= one_bin * (1 + 1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=FLOATS))
 def test_is_as_good_as_skimage_on_anything(values):
     if np.ptp(values) <= 1e-6 * values.max():
@@ -63,7 +63,7 @@ def test_is_as_good_as_skimage_on_anything(values):
         assert between_class_variance(values, ours) == pytest.approx(best, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float32, SHAPES, elements=FLOATS))
 def test_batch_equals_single(array):
     maps = torch.from_numpy(array)
@@ -74,7 +74,7 @@ def test_batch_equals_single(array):
     assert torch.equal(binarize_otsu(maps), regions.reshape(maps.shape))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float32, SHAPES, elements=FLOATS))
 def test_a_region_is_never_empty_or_full_unless_constant(array):
     maps = torch.from_numpy(array)

@@ -57,7 +57,7 @@ def cases(draw):
     return torch.from_numpy(levels * np.float32(largest)), torch.from_numpy(masks)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases(), st.sampled_from([0.0, 1.0, 2.5]))
 def test_properties(case, tolerance):
     maps, masks = case

@@ -17,7 +17,7 @@ def area_by_hand(mask: np.ndarray, h: int, w: int) -> np.ndarray:
     return fine.reshape(h, mask.shape[0], w, mask.shape[1]).mean((1, 3))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 99))
 def test_oracle_is_the_exact_area_share(height, width, h, w, seed):
     mask = np.random.default_rng(seed).random((2, height, width)) > 0.5

@@ -53,7 +53,7 @@ def maps(draw):
     return torch.from_numpy((levels * scale).astype(dtype))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(maps())
 @pytest.mark.parametrize("measure", MEASURES)
 def test_properties(measure, values):
