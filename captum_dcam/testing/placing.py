@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from math import ceil, floor
 from typing import Any
@@ -16,6 +17,11 @@ from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.layout import Grid
 from captum_dcam.model.prompts import Video
 from captum_dcam.testing.case import AdapterCase, expect, token_positions
+
+
+class _Seen(Exception):
+    """Ends a generation whose first block has been reached: the rest of it tells nothing here."""
+
 
 GREY = (96, 96, 96)
 #: colours of the patch; a random tower answers to some of them at edges only
@@ -103,14 +109,14 @@ def _seen(
     look = case.image_states or partial(entering, case)
     states: list[Tensor] = []
     pixels: list[Tensor] = []
-    first: Tensor | None = None
+    owned: _Owned | None = None
     for start in range(0, len(images), size):
         part = images[start : start + size]
         request = adapter.prepare(part, [case.prompt] * len(part))
-        first = request.pixels[:1] if first is None else first
+        owned = _Owned(adapter, request) if owned is None else owned
         with torch.no_grad():
             states += look(adapter, request).flatten(2).float().cpu()
-        pixels += _owned(adapter, request, first)
+        pixels += owned.changes(request)
     return states, pixels
 
 
@@ -125,28 +131,40 @@ def entering(case: AdapterCase, adapter: Adapter, request: Request) -> Tensor:
         hidden = next(x for x in tensors if x.ndim == 3 and x.is_floating_point())
         if not found and hidden.shape[1] >= layout.image_end:
             found.append(hidden[: request.batch].clone())
+            raise _Seen
 
     settings = {**case.settings, **case.one_token}
-    with adapter.blocks[0].register_forward_pre_hook(look, with_kwargs=True):
+    hook = adapter.blocks[0].register_forward_pre_hook(look, with_kwargs=True)
+    with hook, suppress(_Seen):
         adapter.generate(request, generator=case.generator(), **settings)
     expect(bool(found), "the first block never saw the whole image span while generating")
     return found[0][:, token_positions(layout).to(found[0].device)]
 
 
-def _owned(adapter: Adapter, request: Request, first: Tensor) -> list[Tensor]:
-    """Mean change of the pixels of every token (N, 1), per example, against ``first``."""
-    try:
-        owners = adapter.pixel_tokens(request)
-    except MethodError:
-        return []
-    gap = (request.pixels - first).abs()
-    owners = owners.to(gap.device).expand_as(gap[:1]).flatten()
-    inside = owners >= 0
-    count = sum(h * w for h, w in request.layout.shapes)
-    zero = gap.new_zeros(count)
-    sums = [zero.index_add(0, owners[inside], g.flatten()[inside]) for g in gap]
-    number = owners[inside].bincount(minlength=count).clamp_min(1)
-    return [(s / number)[:, None].cpu() for s in sums]
+class _Owned:
+    """The pixels of every token, as the first of several images of one size has them."""
+
+    def __init__(self, adapter: Adapter, request: Request) -> None:
+        self.first = request.pixels[:1]
+        self.count = sum(h * w for h, w in request.layout.shapes)
+        try:
+            owners = adapter.pixel_tokens(request).to(self.first.device)
+        except MethodError:  # pixels have no tokens
+            self.owners = None
+            return
+        owners = owners.expand_as(self.first).flatten()
+        self.inside = (owners >= 0).nonzero()[:, 0]
+        self.owners = owners[self.inside]
+        self.number = self.owners.bincount(minlength=self.count).clamp_min(1)
+
+    def changes(self, request: Request) -> list[Tensor]:
+        """Mean change of the pixels of every token (N, 1), per example, against the first image."""
+        if self.owners is None:
+            return []
+        zero = self.first.new_zeros(self.count)
+        gaps = (request.pixels - self.first).abs().flatten(1)[:, self.inside]
+        sums = [zero.index_add(0, self.owners, gap) for gap in gaps]
+        return [(s / self.number)[:, None].cpu() for s in sums]
 
 
 def _changes(seen: list[Tensor]) -> list[list[Tensor]]:
