@@ -18,7 +18,7 @@ import tiny
 import torch
 
 # Examples are the same on every machine and in every run, however long one takes.
-hypothesis.settings.register_profile("tests", derandomize=True, database=None)
+hypothesis.settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("tests")
 
 

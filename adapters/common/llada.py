@@ -29,7 +29,7 @@ from captum_dcam.adapters.common.settings import (
     one_of,
     share,
 )
-from captum_dcam.adapters.common.text import EOS, MASK, TURN_END
+from captum_dcam.adapters.common.text import LLADA
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Layout
@@ -148,9 +148,9 @@ class Llada:
 
     #: position p is predicted at p - shift
     shift = 0
-    mask_id = MASK
+    mask_id = LLADA.mask
     #: end and padding ids of the published checkpoints
-    stop_ids: tuple[int, ...] = (EOS, TURN_END)
+    stop_ids: tuple[int, ...] = (LLADA.eos, LLADA.turn_end)
     #: paths in the model: of its blocks, of what embeds ids, and of what gives logits
     parts = ("model.transformer.blocks", "model.transformer.wte", "model")
     #: where a block computes attention

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-#: ids of LLaDA's vocabulary, and of those built on it
-MASK, BOS, EOS = 126336, 126080, 126081
-HEADER, HEADER_END, TURN_END = 126346, 126347, 126348
+
+class SpecialIds(NamedTuple):
+    """Ids of LLaDA's vocabulary, and of those built on it, which its decoders know by number."""
+
+    mask: int = 126336
+    bos: int = 126080
+    eos: int = 126081
+    header: int = 126346
+    header_end: int = 126347
+    turn_end: int = 126348
+
+
+LLADA = SpecialIds()
 #: what an incomplete UTF-8 sequence decodes to
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 

@@ -27,7 +27,7 @@ from captum_dcam.adapters.common.packing import (
 )
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
-from captum_dcam.adapters.common.text import MASK, TURN_END
+from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
 from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded
 from captum_dcam.errors import InputTypeError
@@ -91,6 +91,8 @@ class LladaVAdapter(PackedAdapter):
         ),
     )
     loader = staticmethod(loaded)
+    #: upstream's decoder has them by number, whatever the tokenizer says
+    ids: SpecialIds = LLADA
 
     def __init__(
         self,
@@ -113,11 +115,11 @@ class LladaVAdapter(PackedAdapter):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        return frozenset((*decoding.FORBIDDEN, TURN_END, MASK))
+        return frozenset(self.ids)
 
     @property
     def mask_id(self) -> int:
-        return MASK
+        return self.ids.mask
 
     @property
     def fast(self) -> bool:
@@ -159,10 +161,11 @@ class LladaVAdapter(PackedAdapter):
         options = decoding.checked(settings, generator, fast)
         model, tokenizer, text = self.model, self.tokenizer, options["generation_suffix"]
         suffix = tokenizer.encode(text, add_special_tokens=False) if text else []
-        canvas = torch.full((1, options["gen_length"] + len(suffix)), MASK, device=self.device)
+        length = options["gen_length"] + len(suffix)
+        canvas = torch.full((1, length), self.ids.mask, device=self.device)
         canvas[0, options["gen_length"] :] = torch.tensor(suffix, device=self.device)
         scale = options["cfg_scale"]
-        recorder = decoding.CanvasRecorder(request.layout.prefix_length, canvas, scale)
+        recorder = decoding.CanvasRecorder(request.layout.prefix_length, canvas, scale, self.ids)
         views = self._packing.arguments(request.pixels, request.extras[1])
         with seeded(generator, self.device), recorder.watching(model):
             result = model.generate(request.extras[0], tokenizer=tokenizer, **views, **options)
@@ -181,7 +184,7 @@ class LladaVAdapter(PackedAdapter):
         )
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
-        return decoding.step_logits(self.model, memory.embeds, *state)
+        return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(hidden))

@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import guided
 from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length, read_guided
-from captum_dcam.adapters.common.text import BOS, EOS, HEADER, HEADER_END, MASK
+from captum_dcam.adapters.common.text import SpecialIds
 from captum_dcam.errors import InputError, InputTypeError, MethodError
 
-#: ids that the decoder rules out at masked positions
-FORBIDDEN = (EOS, BOS, HEADER, HEADER_END)
 #: products of fewer rows take another kernel, and differ in their last bits
 SAME_KERNEL = 8
 
@@ -64,6 +62,11 @@ def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool
     return out
 
 
+def forbidden(ids: SpecialIds) -> tuple[int, ...]:
+    """Ids that the decoder rules out at masked positions."""
+    return ids.eos, ids.bos, ids.header, ids.header_end
+
+
 @dataclass(frozen=True)
 class Step:
     """One call of the transformer: the canvas (1, W) it was given, and the part it was given.
@@ -89,11 +92,13 @@ class CanvasRecorder:
         canvas (Tensor): (1, W) ids before the first step.
         guidance (float): the decoder's classifier-free guidance scale; above 0, row 1 of a call is
             the unconditional one.
+        ids (SpecialIds): the vocabulary's.
     """
 
     prefix: int
     canvas: Tensor
     guidance: float
+    ids: SpecialIds
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -131,8 +136,8 @@ class CanvasRecorder:
         if self.guidance > 0:
             rows = guided(rows, self.guidance)
         rows = rows[:1].clone()  # the decoder writes into its logits
-        masked = self.canvas[:, -seen:] == MASK
-        for token in FORBIDDEN:
+        masked = self.canvas[:, -seen:] == self.ids.mask
+        for token in forbidden(self.ids):
             rows[:, :, token].masked_fill_(masked, -torch.inf)
         self._logits = rows
 
@@ -160,7 +165,7 @@ class CanvasRecorder:
         self._commit(nn.functional.pad(moved, (0, self.canvas.shape[1] - moved.shape[1])), 0)
         self.commit_step[self.commit_step < 0] = len(self.steps) - 1
         self.confidence = self.confidence.cpu()
-        self.tokens = torch.full_like(self.canvas, EOS)
+        self.tokens = torch.full_like(self.canvas, self.ids.eos)
         self.tokens[:, : answer.shape[1]] = answer
 
 
@@ -214,7 +219,7 @@ def last_runs(steps: Sequence[Step]) -> Tensor:
     return last
 
 
-def step_logits(model: Any, prefix: Tensor, *state: Tensor) -> Tensor:
+def step_logits(model: Any, prefix: Tensor, mask_id: int, *state: Tensor) -> Tensor:
     """Logits (R, W, V) of one step: the part of the family's decoder between canvas and choice."""
     with mixed_precision(prefix.device):
         if len(state) == 3:
@@ -222,7 +227,8 @@ def step_logits(model: Any, prefix: Tensor, *state: Tensor) -> Tensor:
         embeds = _joined(model, prefix, state[0])
         if len(state) == 1:
             return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1])
-        masked = model.model.embed_tokens(torch.tensor([MASK], device=model.lm_head.weight.device))
+        mask = torch.tensor([mask_id], device=model.lm_head.weight.device)
+        masked = model.model.embed_tokens(mask)
         blind = _joined(model, masked.expand_as(prefix), state[0])
         hidden = model.model(inputs_embeds=torch.cat((embeds, blind)))[0]
         return guided(_head(model, hidden, state[0].shape[1]), state[1][:, None, None])

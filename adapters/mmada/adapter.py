@@ -27,15 +27,7 @@ from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import read_guided
-from captum_dcam.adapters.common.text import (
-    EOS,
-    HEADER,
-    HEADER_END,
-    MASK,
-    TURN_END,
-    Words,
-    special_ids,
-)
+from captum_dcam.adapters.common.text import LLADA, SpecialIds, Words, special_ids
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
 from captum_dcam.adapters.mmada.compat import INSTALL, callable_model
@@ -74,6 +66,9 @@ class MmadaAdapter(FamilyAdapter):
     several_images: ClassVar[bool] = False
     classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
     loader = staticmethod(loaded)
+    #: upstream's decoder has them by number, whatever the tokenizer says
+    ids: SpecialIds = LLADA
+    marks: tuple[int, int, int] = packing.MARKS
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(
             Checkpoint("Gen-Verse/MMaDA-8B-Base", blocks=32),
@@ -139,12 +134,11 @@ class MmadaAdapter(FamilyAdapter):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        own = special_ids(self._tokenizer)
-        return own | {EOS, TURN_END, HEADER, HEADER_END, MASK}
+        return special_ids(self._tokenizer) | set(self.ids)
 
     @property
     def mask_id(self) -> int:
-        return MASK
+        return self.ids.mask
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token; an image's codes, should the model write some, by number."""
@@ -243,14 +237,14 @@ class MmadaAdapter(FamilyAdapter):
         scale = float(options["cfg_scale"])
         prefix = request.layout.prefix_length
         codes = packing.codes_of(self._vq, request.pixels)
-        ids = packing.prefix_ids(codes, request.extras[0], self._offset)
+        ids = packing.prefix_ids(codes, request.extras[0], self._offset, self.marks)
         with (
             callable_model(self.model),
-            decoding.logged(self.model, prefix, scale) as log,
+            decoding.logged(self.model, prefix, self.ids.mask, scale) as log,
             torch.no_grad(),
             seeded(generator, bits=31),
         ):
-            result = self.model.mmu_generate(ids, mask_id=MASK, **options)
+            result = self.model.mmu_generate(ids, mask_id=self.ids.mask, **options)
         tokens = result[:, prefix:]
         log.finish(tokens)
         states, final = [log.states], [tokens]
@@ -263,12 +257,13 @@ class MmadaAdapter(FamilyAdapter):
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
         """Embeddings (B, P, D) of the prompt; see above for the pixels' gradient."""
-        ids = packing.prefix_ids(packing.codes_of(self._vq, pixels), extras[0], self._offset)
+        codes = packing.codes_of(self._vq, pixels)
+        ids = packing.prefix_ids(codes, extras[0], self._offset, self.marks)
         return Prefix(packing.without_gradient(pixels, self.model.get_input_embeddings()(ids)))
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         with callable_model(self.model):
-            return decoding.step_logits(self.model, memory.embeds, *state)
+            return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(self.model.model.transformer.ln_f(hidden))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import CanvasLog, guided
 from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length
-from captum_dcam.adapters.common.text import MASK
 
 SETTINGS = Settings(
     "MMaDA",
@@ -27,7 +26,9 @@ SETTINGS = Settings(
 )
 
 
-def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None = None) -> Tensor:
+def step_logits(
+    model: Any, prefix: Tensor, mask_id: int, canvas: Tensor, scale: Tensor | None = None
+) -> Tensor:
     r"""Logits (R, T, V) of one step: what ``mmu_generate`` computes before it chooses.
 
     Guided, R rows follow in which the whole prompt, image included, is masked.
@@ -35,6 +36,7 @@ def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None
     Args:
         model (nn.Module): the language model.
         prefix (Tensor): (R, P, D) embeddings of the prompts.
+        mask_id (int): id of the mask.
         canvas (Tensor): (R, T) ids.
         scale (Tensor, optional): (R,) guidance scale.
     """
@@ -42,7 +44,7 @@ def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None
     answer = words(canvas)
     embeds = torch.cat((prefix.to(answer.dtype), answer), dim=1)
     if scale is not None:
-        mask = words(canvas.new_tensor([MASK])).expand_as(prefix)
+        mask = words(canvas.new_tensor([mask_id])).expand_as(prefix)
         embeds = torch.cat((embeds, torch.cat((mask, answer), dim=1)))
     # no attention_mask: one with zeros would make the model causal
     out = model(inputs_embeds=embeds, use_cache=False, return_dict=True)
@@ -51,9 +53,9 @@ def step_logits(model: Any, prefix: Tensor, canvas: Tensor, scale: Tensor | None
 
 
 @contextmanager
-def logged(model: nn.Module, prefix: int, scale: float) -> Iterator[CanvasLog]:
+def logged(model: nn.Module, prefix: int, mask_id: int, scale: float) -> Iterator[CanvasLog]:
     """Record ``mmu_generate``, which keeps no history, from the model's inputs and outputs."""
-    log = CanvasLog(MASK)
+    log = CanvasLog(mask_id)
 
     def before(_module: nn.Module, args: Sequence[Tensor]) -> None:
         ids = args[0].chunk(2)[0] if scale > 0 else args[0]

@@ -13,8 +13,8 @@ from captum_dcam.adapters.common.visuals import edges
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.model.layout import Grid
 
-#: ids that upstream reserves in LLaDA's vocabulary
-UNDERSTAND, IMAGE_START, IMAGE_END = 126089, 126084, 126085
+#: ids that upstream reserves in LLaDA's vocabulary: ``<|mmu|>``, ``<|soi|>``, ``<|eoi|>``
+MARKS = (126089, 126084, 126085)
 #: side in pixels of the square that one code stands for
 STRIDE = 16
 #: tokens before the first image token
@@ -91,11 +91,11 @@ def codes_of(vq_model: Any, pixels: Tensor) -> Tensor:
     return codes
 
 
-def prefix_ids(codes: Tensor, text: Tensor, offset: int) -> Tensor:
-    """Ids (B, P) of the prompt: ``<|mmu|> <|soi|>``, the codes behind the text vocabulary of
-    ``offset`` ids, ``<|eoi|>``, the text (B, K)."""
-    marks = text.new_tensor([UNDERSTAND, IMAGE_START, IMAGE_END]).expand(len(text), 3)
-    return torch.cat((marks[:, :2], codes.to(text) + offset, marks[:, 2:], text), dim=1)
+def prefix_ids(codes: Tensor, text: Tensor, offset: int, marks: tuple[int, int, int]) -> Tensor:
+    """Ids (B, P) of the prompt: two of the ``marks``, the codes behind the text vocabulary of
+    ``offset`` ids, the third mark, the text (B, K)."""
+    own = text.new_tensor(marks).expand(len(text), 3)
+    return torch.cat((own[:, :2], codes.to(text) + offset, own[:, 2:], text), dim=1)
 
 
 def without_gradient(pixels: Tensor, embeddings: Tensor) -> Tensor:

@@ -200,7 +200,9 @@ def tag(words: Sequence[str]) -> tuple[list[str], str]:
         return [t for _, t in nltk.pos_tag(list(words))], "nltk"
     from textblob.en import tag as lexicon
 
-    return [t for _, t in lexicon(" ".join(words), tokenize=False)], "textblob"
+    # one tag per word, also where a token's text holds a line break or nothing
+    line = " ".join("".join(w.split()) or "-" for w in words)
+    return [t for _, t in lexicon(line, tokenize=False)], "textblob"
 
 
 def _has_data(*resources: str) -> bool:

@@ -25,7 +25,9 @@ def adapter(seed=0, dtype=torch.float32, fast=False, **config):
     if fast:
         caches.register_fast_dllm_hook(model)
     parts = double.processor(config.get("tile", double.TILE))
-    return captum_dcam.wrap(model, parts, system="describe the image")
+    made = captum_dcam.wrap(model, parts, system="describe the image")
+    made.ids = double.IDS
+    return made
 
 
 def bound(layer=1, keep=True, prompt=PROMPT, pictures=None, made=None, **settings):

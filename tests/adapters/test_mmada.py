@@ -24,7 +24,9 @@ from captum_dcam.model.words import Target
 
 def adapter(seed=0, dtype=torch.float32, **options):
     made, vq = double.model(seed, dtype), double.vq(seed, dtype)
-    return captum_dcam.wrap(made, (double.tokenizer(), vq), resolution=SIDE, **options)
+    adapter = captum_dcam.wrap(made, (double.tokenizer(), vq), resolution=SIDE, **options)
+    adapter.ids, adapter.marks = double.IDS, double.MARKS
+    return adapter
 
 
 def bound(layer=1, dtype=torch.float32, batch=1, prompts=None, keep=True, **settings):
@@ -333,7 +335,7 @@ def test_pieces_and_encode():
     ids = made.encode("a red circle")
     assert made.token_texts(ids) == ["a", " red", " circle"]
     assert made.token_texts([ids[1], double.TEXT + 3]) == [" red", " <|code 3|>"]
-    assert made.mask_id in made.stop_ids and 126348 in made.stop_ids
+    assert made.mask_id in made.stop_ids and double.IDS.turn_end in made.stop_ids
 
 
 # -- 6. nothing is left behind, bad input ---------------------------------------------------------
@@ -437,6 +439,8 @@ def test_loading_through_the_upstream_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", ModuleType("diffusers"))
     monkeypatch.setitem(sys.modules, "diffusers.utils", utils)
     monkeypatch.setitem(sys.modules, "models", package)
+    monkeypatch.setattr(MmadaAdapter, "ids", double.IDS)
+    monkeypatch.setattr(MmadaAdapter, "marks", double.MARKS)
     double.model().save_pretrained(tmp_path)
     double.tokenizer().save_pretrained(tmp_path)
     made = captum_dcam.load(tmp_path, vq="some/vq", resolution=SIDE)

@@ -6,7 +6,7 @@ import torch
 
 import captum_dcam
 from captum_dcam import refine
-from captum_dcam.model.words import Target, resolve, words_of
+from captum_dcam.model.words import Target, resolve, tag, words_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -212,3 +212,10 @@ def test_too_little_memory_says_what_needs_less(cache, monkeypatch):
     monkeypatch.setattr(vjp, "_cache_gradients" if cache == "prefix" else "_full_rows", full)
     with pytest.raises(torch.OutOfMemoryError, match=r"internal_batch_size=1.*20 GiB"):
         captum_dcam.explain_generation(tiny.bound(cache))
+
+
+def test_every_word_has_one_tag():
+    """Also those that a tagger would split or drop."""
+    words = ["a\nb", "", "cat", "two dogs", "\n", ".", "don't", "t-shirt", "\u3000"]
+    tags, _ = tag(words)
+    assert len(tags) == len(words) and tags[2] == "NN" and tags[3] == "NNS"

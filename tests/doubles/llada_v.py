@@ -5,6 +5,7 @@ that a tile has 3x3 tokens and 6 pixels that no patch sees, as 384 and 27 have.
 """
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +15,16 @@ from torch import nn
 from torch.nn import functional
 from transformers import BatchEncoding
 
-MASK, BOS, EOS, HEADER, HEADER_END, TURN_END = 126336, 126080, 126081, 126346, 126347, 126348
-VOCABULARY = 126464
+from captum_dcam.adapters.common.text import LLADA, SpecialIds
+
+#: a small vocabulary, unless upstream's own code runs, which has its ids by number
+REAL = "CAPTUM_DCAM_UPSTREAM_LLADA_V" in os.environ
+IDS = LLADA if REAL else SpecialIds(91, 80, 81, 92, 93, 94)
+MASK, BOS, EOS, HEADER, HEADER_END, TURN_END = IDS
+VOCABULARY = 126464 if REAL else 120
 IMAGE = -200
 TILE, PATCH = 48, 14
-NEWLINE = 198
+NEWLINE = 98
 WORDS = ["<unk>", *"a an the red blue dog cat on of mat what is this describe image . ?".split()]
 MARKERS = {"<|bos|>": BOS, "<|eos|>": EOS, "<|head|>": HEADER, "<|/head|>": HEADER_END}
 MARKERS |= {"<|eot_id|>": TURN_END, "<|mask|>": MASK}

@@ -6,6 +6,7 @@ with zeros, positions cached at the first call, hooks on ``model.model`` never f
 
 import functools
 import math
+import os
 from types import SimpleNamespace
 
 import torch
@@ -13,16 +14,22 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-MASK = 126336
-TEXT, CODES = 126464, 8192
+from captum_dcam.adapters.common.text import LLADA, SpecialIds
+
+#: small vocabularies, unless upstream's own code runs, which has its ids by number
+REAL = "CAPTUM_DCAM_UPSTREAM_MMADA" in os.environ
+IDS = LLADA if REAL else SpecialIds(191, 180, 181, 192, 193, 194)
+MASK, MARKS = IDS.mask, (126089, 126084, 126085) if REAL else (189, 184, 185)
+TEXT, BITS = (126464, 13) if REAL else (200, 6)
+CODES = 2**BITS
 WORDS = "what is this describe the picture image a red blue green circle square on left right of"
 MARKERS = {
-    "<|startoftext|>": 126080,
-    "<|endoftext|>": 126081,
+    "<|startoftext|>": IDS.bos,
+    "<|endoftext|>": IDS.eos,
     "<|mdm_mask|>": MASK,
-    "<|start_header_id|>": 126346,
-    "<|end_header_id|>": 126347,
-    "<|eot_id|>": 126348,
+    "<|start_header_id|>": IDS.header,
+    "<|end_header_id|>": IDS.header_end,
+    "<|eot_id|>": IDS.turn_end,
 }
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n"
@@ -240,11 +247,11 @@ class MAGVITv2(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Conv2d(3, 13, 16, stride=16)
+        self.encoder = nn.Conv2d(3, BITS, 16, stride=16)
 
     def get_code(self, pixel_values):
         bits = self.encoder(pixel_values).flatten(2) > 0
-        return (bits * 2 ** torch.arange(13, device=bits.device)[:, None]).sum(1)
+        return (bits * 2 ** torch.arange(BITS, device=bits.device)[:, None]).sum(1)
 
 
 def model(seed=0, dtype=torch.float32, **changes):

@@ -15,7 +15,9 @@ def make(dtype=torch.float32, fast=False):
     model = double.model(dtype=dtype)
     if fast:
         caches.register_fast_dllm_hook(model)
-    return captum_dcam.wrap(model, double.processor(), system="describe the image")
+    made = captum_dcam.wrap(model, double.processor(), system="describe the image")
+    made.ids = double.IDS
+    return made
 
 
 def make_fast(dtype=torch.float32):

@@ -9,7 +9,9 @@ import captum_dcam
 
 def make(dtype=torch.float32):
     processor = (double.tokenizer(), double.vq(dtype=dtype))
-    return captum_dcam.wrap(double.model(dtype=dtype), processor, resolution=checks.SIDE)
+    made = captum_dcam.wrap(double.model(dtype=dtype), processor, resolution=checks.SIDE)
+    made.ids, made.marks = double.IDS, double.MARKS
+    return made
 
 
 CASES = checks.cases(make, "double")
