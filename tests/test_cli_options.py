@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from captum_dcam.cli import app as program
 from captum_dcam.cli import calibrate, compare, evaluate, explain, models, options, table
 from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command, flag, option
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import SettingError, UnknownNameError
 
 CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
     explain, compare, models, evaluate, table, calibrate
@@ -21,7 +21,6 @@ CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
 
 
 def test_a_command_needs_no_word_elsewhere():
-    @dataclass(frozen=True)
     class Options(Base):
         order: str = option("name", OUT, "One of {sorts}.", "--order", names="sorts", strict=True)
         deep: bool = option(False, None, "Further down.")
@@ -45,6 +44,20 @@ def test_a_command_needs_no_word_elsewhere():
         assert isinstance(found.exception, UnknownNameError)
     finally:
         COMMANDS.remove("made")
+
+
+def test_a_field_that_is_no_option_is_refused():
+    @dataclass(frozen=True)  # which Base does: a second time, declarations are lost
+    class Twice(Base):
+        times: int = option(1, OUT, "How often.")
+
+    def twice(options):
+        """Made by this test."""
+
+    twice.__annotations__ = {"options": Twice}
+    with pytest.raises(SettingError, match=r"Twice\.times is no option: .* under no @dataclass"):
+        command(twice)
+    assert "twice" not in COMMANDS
 
 
 @pytest.mark.parametrize("name", CLASSES)

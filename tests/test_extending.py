@@ -264,14 +264,11 @@ class ToyAdapter(MiniAdapter):
 '''
 
 COMMAND = '''
-from dataclasses import dataclass
-
 import typer
 
 from captum_dcam.cli.options import OUT, Base, command, option
 
 
-@dataclass(frozen=True)
 class Options(Base):
     """The options of the command."""
 

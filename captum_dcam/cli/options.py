@@ -30,7 +30,7 @@ import typer
 from typer.core import TyperCommand
 from typing_extensions import dataclass_transform
 
-from captum_dcam.errors import UnknownNameError, near
+from captum_dcam.errors import SettingError, UnknownNameError, near
 from captum_dcam.registry import Registry
 
 T = TypeVar("T")
@@ -357,11 +357,21 @@ def debug_option(**more: Any) -> Any:
 
 
 def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    r"""Decorator: enter a command whose one argument, ``options``, is a dataclass of its options.
+    r"""Decorator: enter a command whose one argument, ``options``, is a class derived from
+    :class:`Base`.
 
     The help shows the options by their groups; in each, the command's own come first.
+
+    Raises:
+        SettingError: a field that is no option.
     """
     options = get_type_hints(function)["options"]
+    for one in fields(options):
+        if "typer" not in one.metadata:
+            raise SettingError(
+                f"{options.__name__}.{one.name} is no option: write it as option(…) in a class "
+                "derived from Base, which stands under no @dataclass"
+            )
 
     def call(debug: bool, **values: Any) -> None:
         function(options(**values))
