@@ -369,8 +369,8 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
     for one in fields(options):
         if "typer" not in one.metadata:
             raise SettingError(
-                f"{options.__name__}.{one.name} is no option: write it as option(…) in a class "
-                "derived from Base, which stands under no @dataclass"
+                f"{options.__name__}.{one.name} is no option: declare it with option(…) or "
+                "argument(…)"
             )
 
     def call(debug: bool, **values: Any) -> None:
