@@ -80,6 +80,30 @@ def test_peaks_are_the_maxima_of_each_grids_own_maps():
         assert torch.equal(peaks, maps.relu().amax((1, 2)).float())
 
 
+def test_focus_and_pixels_are_those_of_the_grid(tmp_path):
+    """The tiny model's cells are 10 x 7.5 px; the second grid begins with the sixth row."""
+    forward = awkward.bound("mini")
+    made = explain_generation(forward, example=1, preset="base", product="positionwise")
+    for found in (made, captum_dcam.Explanation.load(made.save(tmp_path / "x"))):
+        for grid, first, shape in ((0, 0, (5, 6)), (1, 5, (3, 8))):
+            for number, word in enumerate(found.words[:3]):
+                maps = found.maps[grid][number].double()
+                assert torch.equal(found.maps[grid][number], made.maps[grid][number])
+                row, column = divmod(int(maps.argmax()), shape[1])
+                focus = found.focus(number, grid)
+                box = (10 * column, 7.5 * (row + first), 10 * (column + 1), 7.5 * (row + first + 1))
+                assert maps.any() and focus["peak"] == pytest.approx(box)
+                x, y = torch.arange(shape[1]) + 0.5, torch.arange(shape[0]) + first + 0.5
+                center = (maps.sum(0) @ x.double(), maps.sum(1) @ y.double())
+                expected = [float(c / maps.sum() / 8) for c in center]
+                assert focus["center"] == pytest.approx(expected)
+                assert found.focus(word, grid) == found.focus(found.words.index(word), grid)
+            pixels = found.pixel_maps(grid).sum(0)
+            inside = torch.zeros(60, 80, dtype=torch.bool)
+            inside[int(7.5 * first) : int(7.5 * (first + shape[0])), : 10 * shape[1]] = True
+            assert not pixels[~inside].any() and pixels[inside].any()
+
+
 # -- what refinements are told ---------------------------------------------------------------------
 
 
