@@ -377,7 +377,8 @@ def test_the_sign_is_checked_on_the_example_and_its_grids(family, cache, score):
         for w in resolve(alone.adapter, tokens, None)
         if w.positions == (2, 3) or w.positions == (3, 4)
     )
-    maps = explain_generation(alone, [target], preset="base", score=score).maps
+    drawn = torch.Generator().manual_seed(1)
+    maps = [torch.rand(1, *shape, generator=drawn) for shape in alone.request.layout.shapes]
     found, expected = (
         sign_check(
             f, [target], maps, torch.Generator().manual_seed(0), example=b, score=score, share=0.2
@@ -385,6 +386,22 @@ def test_the_sign_is_checked_on_the_example_and_its_grids(family, cache, score):
         for f, b in ((forward, example), (alone, 0))
     )
     assert tiny.relative(found, expected) < 1e-4 and expected.abs().min() > 1e-4
+    masks = [m[0] >= m[0].flatten().topk(round(0.2 * m[0].numel())).values[-1] for m in maps]
+
+    def erased(features, grid):
+        return torch.where(masks[grid], features.mean((-2, -1), keepdim=True), features)
+
+    def sure():  # one token after the other, each in its own state
+        odds = []
+        for pair in zip(target.positions, target.token_ids, strict=True):
+            with torch.no_grad():
+                logits = alone(alone.request.pixels, *alone.arguments(pair, score))
+            odds.append(float(logits[0, pair[0]].log_softmax(-1)[pair[1]]))
+        return sum(odds) / len(odds)
+
+    before = sure()
+    with alone.edited(erased):
+        assert float(found[0, 0]) == pytest.approx(before - sure(), rel=1e-4)
     whole = sign_check(
         forward, [target], maps, torch.Generator(), example=example, score=score, share=1
     )
