@@ -52,6 +52,7 @@ ANSWERS = {
     "mini": (
         "a red circle and a star s <eos> two hearts in the".split(),
         "of the moon s of <eos> <pad> the five rings . <eos>".split(),
+        "two red circle s and a star <eos> no heart . <eos>".split(),  # no word stands twice
     ),
     "lavida": ("a red dog s on a mat <|eos|> on the cats <|eos|>".split(),),
     "causal": (
@@ -60,13 +61,13 @@ ANSWERS = {
     ),
 }
 PROMPTS = {
-    "mini": ("what is this ?", "describe the image in detail ."),
+    "mini": ("what is this ?", "describe the image in detail .", "list the objects ."),
     "lavida": ("what is this ?",),
     "causal": ("what is red ?", "the image is what circle ?"),
 }
 #: the step at which example b's token t is written: (factor · t + shift) modulo their number; a
 #: causal model has no choice
-ORDERS = {"mini": ((5, 1), (7, 3)), "lavida": ((5, 2),), "causal": ((1, 0), (1, 0))}
+ORDERS = {"mini": ((5, 1), (7, 3), (11, 2)), "lavida": ((5, 2),), "causal": ((1, 0), (1, 0))}
 
 
 # -- adapters whose answers are dictated -----------------------------------------------------------
@@ -226,9 +227,12 @@ def _bound(family, cache, layer, dtype, examples, keep):
 
 
 @functools.cache
-def bound(family="mini", cache="prefix", layer=LAYER, dtype=torch.float32, keep=True):
-    """A forward with the bound batch."""
-    return _bound(family, cache, layer, dtype, range(BATCH[family]), keep)
+def bound(
+    family="mini", cache="prefix", layer=LAYER, dtype=torch.float32, keep=True, examples=None
+):
+    """A forward with the bound batch, or one of other examples (the tiny model has a third)."""
+    chosen = range(BATCH[family]) if examples is None else examples
+    return _bound(family, cache, layer, dtype, chosen, keep)
 
 
 @functools.cache

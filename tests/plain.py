@@ -18,17 +18,21 @@ class Plain:
     r"""One state of one example.
 
     Args:
+        entry (Tensor): (1, L, D) what goes into the first block.
         outputs (list of Tensor): (1, L, D) of all blocks, in one graph with the logits.
         logits (Tensor): (L, V) of every place of the sequence.
         images (tuple of Tensor): (h, w) places of every grid's tokens.
         rows (list of int): the place whose logits predict each position of the answer.
+        answer (list of int): the place of each position of the answer.
         prompt (list of int): places of the prompt's text.
     """
 
+    entry: torch.Tensor
     outputs: list
     logits: torch.Tensor
     images: tuple
     rows: list
+    answer: list
     prompt: list
 
     @property
@@ -64,14 +68,16 @@ def plain(family, cache, example, step, dtype=torch.float64):
     given = trajectory.tokens if step == trajectory.steps else trajectory.states[0][step]
     prefix, count = layout.prefix_length, given.shape[1]
     with torch.enable_grad():
-        hidden, logits = PASSES[family](forward.adapter, forward.request, given, cache)
+        entry, hidden, logits = PASSES[family](forward.adapter, forward.request, given, cache)
     shift = 1 if family in awkward.SHIFTED else 0
     prompt = forward.adapter.prompt_tokens(forward.request)[0].tolist()
     return Plain(
+        entry,
         hidden,
         logits[0],
         tuple(g.positions for g in layout.grids),
         [prefix + p - shift for p in range(count)],
+        list(range(prefix, prefix + count)),
         prompt,
     )
 
@@ -81,12 +87,13 @@ def mini(adapter, request, canvas, cache):
     ids = torch.cat((request.extras[0], canvas), 1)
     length = ids.shape[1]
     segments = (prefix, length - prefix) if cache == "prefix" else (length,)
-    hidden, found = model.embed(ids, request.pixels), []
+    entry, found = model.embed(ids, request.pixels), []
+    hidden = entry
     rope = model.rope(torch.arange(length)[None], hidden.dtype)
     for block in model.layers:
         hidden = block(hidden, rope, segments, (None,) * len(segments))[0]
         found.append(hidden)
-    return found, model.unembed(hidden)
+    return entry, found, model.unembed(hidden)
 
 
 def lavida(adapter, request, canvas, cache):
@@ -95,7 +102,8 @@ def lavida(adapter, request, canvas, cache):
     front = model.prepare_inputs_labels_for_multimodal(
         given["inputs"], None, None, None, None, given["images"], ("image",), given["image_sizes"]
     )[4]
-    hidden, found = torch.cat((front, model.embed(canvas)), 1), []
+    entry, found = torch.cat((front, model.embed(canvas)), 1), []
+    hidden = entry
     held = lavida_double.PrefixCache()
     for block in model.model.layers:
         if cache == "prefix":  # the prefix sees itself, the answer both
@@ -104,7 +112,7 @@ def lavida(adapter, request, canvas, cache):
         else:
             hidden = block(hidden)[0]
         found.append(hidden)
-    return found, model.lm_head(model.model.norm(hidden))
+    return entry, found, model.lm_head(model.model.norm(hidden))
 
 
 def causal(adapter, request, tokens, _cache):
@@ -116,7 +124,8 @@ def causal(adapter, request, tokens, _cache):
         **adapter._inputs(request.pixels, extras), use_cache=False, output_hidden_states=True
     )
     model.model.rope_deltas = before
-    return list(out.hidden_states[1:]), out.logits  # the last one is normed, nobody reads it
+    entry, *found = out.hidden_states  # the last one is normed, nobody reads it
+    return entry, found, out.logits
 
 
 #: the causal family's norms compute in float32 whatever they get

@@ -34,6 +34,27 @@ def bound(layer=1, dtype=torch.float32, pictures=None, prompts=None, keep=True, 
     return forward
 
 
+def logits_and_leaf(forward, pair):
+    """Raw logits (L, V) in a token's state, and the tapped block's output (1, L, D), a leaf."""
+    model, kept = forward.adapter.model, {}
+
+    def cut(_module, _args, out):
+        kept["leaf"] = out[0].detach().requires_grad_()
+        return (kept["leaf"], *out[1:])
+
+    def note(_module, _args, out):
+        kept["logits"] = out[0]
+
+    handles = [
+        forward.adapter.blocks[forward.layer].register_forward_hook(cut),
+        model.lm_head.register_forward_hook(note),
+    ]
+    forward(forward.request.pixels, *forward.arguments(pair, "commit"))
+    for handle in handles:
+        handle.remove()
+    return kept["logits"], kept["leaf"]
+
+
 def target(forward, position):
     return Target("x", (position,), (int(forward.trajectory.tokens[0, position]),))
 
@@ -128,14 +149,31 @@ def test_pixels_have_gradients_through_the_tower():
     assert float((up - down) / 2e-5) == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ("diffusion_cam", "layer_grad_cam", "saliency", "attention", "occlusion", "tam", "msea")
-)
-def test_methods_run(name):
-    task = AttributionTask(single(bound()), (Target("x", (1,), (7,)), Target("y", (4,), (11,))))
-    found = method(name).attribute(task)
-    assert found.maps[0].shape == (2, 2, 3)
-    assert found.maps[0].isfinite().all() and found.maps[0].any()
+def test_lens_and_grad_cam_are_the_models_own_logits_and_gradients():
+    """Every example of a batch: logits of the whole sequence as the head gives them."""
+    pictures = [[tiny.picture(b, (84, 56))] for b in (0, 1)]
+    both = bound(1, torch.float64, pictures, ["what is this", "what is this red circle"])
+    for b in (0, 1):
+        forward = single(both, b)
+        words = (Target("x", (1,), (7,)), Target("y", (4, 5), (11, 7)))
+        task = AttributionTask(forward, words)
+        lens, cam = (method(n).attribute(task) for n in ("logit_lens", "layer_grad_cam"))
+        layout, made = forward.request.layout, forward.adapter
+        grid, prompt = layout.grids[0].positions, made.prompt_tokens(forward.request)[0].tolist()
+        places = [*prompt, *(layout.prefix_length + p - 1 for p in range(6))]
+        for n, word in enumerate(words):
+            image, text, maps = 0, 0, 0
+            for p, token in zip(word.positions, word.token_ids, strict=True):
+                logits, hidden = logits_and_leaf(forward, (p, token))
+                row = layout.prefix_length + p - 1
+                (gradient,) = torch.autograd.grad(logits[row, token], hidden)
+                image = image + logits[grid, token].detach()
+                text = text + logits[places, token].detach()
+                f, g = hidden.detach()[0, grid], gradient[0, grid]
+                maps = maps + (f * g.mean((0, 1))).sum(-1)
+            assert tiny.relative(lens.maps[0][n], image) < 1e-5
+            assert tiny.relative(lens.text[n], text) < 1e-5
+            assert maps.any() and tiny.relative(cam.maps[0][n], maps) < 1e-5
 
 
 # -- 3. feasible steps ----------------------------------------------------------------------------

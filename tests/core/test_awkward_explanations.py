@@ -10,7 +10,7 @@ from plain import plain
 import captum_dcam
 from captum_dcam import DiffusionCAM, explain_generation, sign_check
 from captum_dcam.maps import Reading, word_maps
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.words import resolve
 from captum_dcam.presets import Preset, preset
 from captum_dcam.refine import SICD, Compose, MinMax
@@ -78,6 +78,61 @@ def test_peaks_are_the_maxima_of_each_grids_own_maps():
     found = explain_generation(forward, example=1, preset="paper")
     for peaks, maps in zip(found.peaks, raw, strict=True):
         assert torch.equal(peaks, maps.relu().amax((1, 2)).float())
+
+
+def test_focus_and_pixels_are_those_of_the_grid(tmp_path):
+    """The tiny model's cells are 10 x 7.5 px; the second grid begins with the sixth row."""
+    forward = awkward.bound("mini")
+    made = explain_generation(forward, example=1, preset="base", product="positionwise")
+    for found in (made, captum_dcam.Explanation.load(made.save(tmp_path / "x"))):
+        for grid, first, shape in ((0, 0, (5, 6)), (1, 5, (3, 8))):
+            for number, word in enumerate(found.words[:3]):
+                maps = found.maps[grid][number].double()
+                assert torch.equal(found.maps[grid][number], made.maps[grid][number])
+                row, column = divmod(int(maps.argmax()), shape[1])
+                focus = found.focus(number, grid)
+                box = (10 * column, 7.5 * (row + first), 10 * (column + 1), 7.5 * (row + first + 1))
+                assert maps.any() and focus["peak"] == pytest.approx(box)
+                x, y = torch.arange(shape[1]) + 0.5, torch.arange(shape[0]) + first + 0.5
+                center = (maps.sum(0) @ x.double(), maps.sum(1) @ y.double())
+                expected = [float(c / maps.sum() / 8) for c in center]
+                assert focus["center"] == pytest.approx(expected)
+                assert found.focus(word, grid) == found.focus(found.words.index(word), grid)
+            pixels = found.pixel_maps(grid).sum(0)
+            inside = torch.zeros(60, 80, dtype=torch.bool)
+            inside[int(7.5 * first) : int(7.5 * (first + shape[0])), : 10 * shape[1]] = True
+            assert not pixels[~inside].any() and pixels[inside].any()
+
+
+# -- what refinements are told ---------------------------------------------------------------------
+
+
+class Notes:
+    """A refinement that changes nothing and notes what it is told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, maps, context=None):
+        self.seen.append((tuple(maps.shape[-2:]), context.image_size, context.steps))
+        return maps
+
+    def describe(self):
+        return {"name": "notes"}
+
+
+@pytest.mark.parametrize("family", awkward.FAMILIES)
+def test_refinements_are_told_of_the_grids_own_image(family):
+    forward, notes = awkward.bound(family), Notes()
+    sizes = [(i.height, i.width) for i in awkward.pictures(family)]
+    shapes, steps = forward.request.layout.shapes, forward.trajectory.steps
+    expected = [(shape, sizes[n % len(sizes)], steps) for n, shape in enumerate(shapes)]
+    explain_generation(forward, 1, refinements=notes)
+    assert notes.seen == expected and steps == forward.trajectory.tokens.shape[1]
+    notes.seen.clear()
+    pixels = forward.request.pixels
+    DiffusionCAM(forward).attribute(pixels, targets_of(forward), refinements=[notes])
+    assert notes.seen == expected * forward.request.batch
 
 
 # -- what Captum's methods are given ---------------------------------------------------------------
@@ -322,7 +377,8 @@ def test_the_sign_is_checked_on_the_example_and_its_grids(family, cache, score):
         for w in resolve(alone.adapter, tokens, None)
         if w.positions == (2, 3) or w.positions == (3, 4)
     )
-    maps = explain_generation(alone, [target], preset="base", score=score).maps
+    drawn = torch.Generator().manual_seed(1)
+    maps = [torch.rand(1, *shape, generator=drawn) for shape in alone.request.layout.shapes]
     found, expected = (
         sign_check(
             f, [target], maps, torch.Generator().manual_seed(0), example=b, score=score, share=0.2
@@ -330,3 +386,71 @@ def test_the_sign_is_checked_on_the_example_and_its_grids(family, cache, score):
         for f, b in ((forward, example), (alone, 0))
     )
     assert tiny.relative(found, expected) < 1e-4 and expected.abs().min() > 1e-4
+    masks = [m[0] >= m[0].flatten().topk(round(0.2 * m[0].numel())).values[-1] for m in maps]
+
+    def erased(features, grid):
+        return torch.where(masks[grid], features.mean((-2, -1), keepdim=True), features)
+
+    def sure():  # one token after the other, each in its own state
+        odds = []
+        for pair in zip(target.positions, target.token_ids, strict=True):
+            with torch.no_grad():
+                logits = alone(alone.request.pixels, *alone.arguments(pair, score))
+            odds.append(float(logits[0, pair[0]].log_softmax(-1)[pair[1]]))
+        return sum(odds) / len(odds)
+
+    before = sure()
+    with alone.edited(erased):
+        assert float(found[0, 0]) == pytest.approx(before - sure(), rel=1e-4)
+    whole = sign_check(
+        forward, [target], maps, torch.Generator(), example=example, score=score, share=1
+    )
+    assert float(whole[0, 0]) == float(whole[0, 1]) != float(found[0, 0])  # nothing is left
+
+
+NOUNS = {
+    ("mini", 0): ["circle", "stars", "hearts"],
+    ("mini", 1): ["moons", "rings"],
+    ("lavida", 0): ["dogs", "mat", "cats"],
+}
+
+
+@pytest.mark.parametrize(("family", "example"), NOUNS)
+def test_nouns_of_one_and_of_many(family, example):
+    forward = awkward.bound(family)
+    found = explain_generation(forward, "nouns", example=example, preset="base")
+    assert list(found.words) == NOUNS[family, example]
+
+
+@both
+def test_a_forward_hands_its_settings_to_its_copies(cache):
+    made = awkward.adapter("mini", cache)
+    forward = DenoisingForward(made, 2, "teacher", internal_batch_size=3)
+    forward.bind(awkward.bound("mini", cache).request, awkward.bound("mini", cache).trajectory)
+    with forward.edited(lambda f, _grid: f):
+        for other in (forward.twin(), forward.again(), single(forward, 1)):
+            assert (other.layer, other.score, other.internal_batch_size) == (2, "teacher", 3)
+        assert single(forward, 1).tap.edit is forward.tap.edit
+    assert forward.twin(0).layer == 0 and forward.again(1).layer == 1
+    assert not forward.twin().bound and forward.again().request is forward.request
+    alone = single(forward, 1)
+    visible = alone.arguments()[-1]  # of the score teacher
+    assert torch.equal(visible[0], forward.trajectory.tokens[1])
+    ids, seen = (e[0] for e in alone.request.extras)
+    assert torch.equal(ids, forward.request.extras[0][1])
+    assert torch.equal(seen, forward.request.extras[1][1])
+
+
+@both
+def test_arguments_are_each_examples_own_state(cache):
+    forward = awkward.bound("mini", cache)
+    targets = targets_of(forward)
+    ids, mask, canvas = forward.arguments(targets)
+    assert torch.equal(ids, forward.request.extras[0])
+    assert torch.equal(mask, forward.request.extras[1])
+    for b, (position, _) in enumerate(targets):
+        expected = forward.trajectory.tokens[b].clone()
+        expected[position] = forward.adapter.mask_id
+        assert torch.equal(canvas[b], expected)
+    shown = forward.arguments(targets, "teacher")[-1]
+    assert torch.equal(shown, forward.trajectory.tokens)

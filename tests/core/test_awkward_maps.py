@@ -169,3 +169,21 @@ def test_attribute_debiases_every_row_by_its_own_example(family, cache, example)
         for grid in (0, 1):
             assert found[grid].shape == (batch, 1, *forward.request.layout.shapes[grid])
             assert torch.allclose(found[grid][example, 0], expected[grid], atol=1e-4)
+
+
+@both
+def test_words_that_stand_twice_are_looked_for_in_the_examples_own_answer(cache):
+    """Of a batch whose first answer has none."""
+    forward = awkward.bound("mini", cache, dtype=torch.float64, examples=(2, 1))
+    _, targets = explained("mini", cache, 1)
+    for words in (targets, targets[2:3]):
+        found = explain_generation(
+            forward, list(words), example=1, preset="base", refinements=list(DEBIAS)
+        )
+        wanted = debiased("mini", cache, 1, words, Reading("final"))
+        for grid in (0, 1):
+            expected = torch.stack([maps[grid] for maps in wanted])
+            assert torch.allclose(found.maps[grid].double(), expected, atol=1e-4)
+    first = explain_generation(forward, 1, preset="base", refinements=list(DEBIAS))
+    plainly = explain_generation(forward, 1, preset="base", refinements=[MinMax()])
+    assert all(map(torch.equal, first.maps, plainly.maps))
