@@ -13,10 +13,10 @@ import captum_dcam
 from captum_dcam import DiffusionCAM, compare_generation, explain_generation, maps
 from captum_dcam.calibration import Chain, collect
 from captum_dcam.data import dataset
-from captum_dcam.data.scenes import make_scene
 from captum_dcam.evaluation import Variant, evaluate
 from captum_dcam.maps import Reading
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
+from captum_dcam.model.forward import force
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import (
     SICD,
@@ -32,10 +32,9 @@ from captum_dcam.refine.base import REFINEMENTS
 
 @pytest.fixture(scope="module")
 def scene():
-    """The embedded model's answer about a scene; three of its words are repeated ones."""
-    adapter = captum_dcam.load("mini")
-    forward = captum_dcam.DenoisingForward(adapter)
-    forward.generate(adapter.prepare([[make_scene(7, 1).image]], [tiny.PROMPT]))
+    """An answer in which a function word stands twice."""
+    forward = tiny.bound("prefix", layer=2)
+    force(forward, "a red circle and a blue star .")
     return forward
 
 
@@ -93,7 +92,7 @@ def test_nested_refinements_equal_flat_ones(forward, depth):
 @pytest.mark.parametrize("wrap", (lambda s: s, lambda s: [s], lambda s: Compose([Compose([s])])))
 def test_a_users_refinement_gets_the_repeated_maps(forward, wrap):
     seen = Seen()
-    explain_generation(forward, "ring", refinements=wrap(seen))
+    explain_generation(forward, "circle", refinements=wrap(seen))
     (repeated,) = seen.repeated
     assert repeated is not None and float(repeated.max()) == 1 and float(repeated.min()) == 0
 
@@ -102,7 +101,7 @@ def test_a_users_refinement_gets_them_everywhere(forward):
     pixels, target = forward.request.pixels, tiny.pair(forward, 2)
     seen = Seen()
     DiffusionCAM(forward).attribute(pixels, target, refinements=[seen])
-    compare_generation(forward, "ring", ["diffusion_cam_base"], refinements=[Compose([seen])])
+    compare_generation(forward, "circle", ["diffusion_cam_base"], refinements=[Compose([seen])])
     assert len(seen.repeated) == 2 and all(r is not None for r in seen.repeated)
 
 
@@ -122,9 +121,9 @@ def test_repeated_words_that_were_not_asked_for_are_explained_once(forward):
             compare_generation(forward, words, ["saliency"], refinements=refinements).rows[0].cost
         )
 
-    alone, repeated = cost("ring").forwards, cost("a").forwards
-    together = cost("ring", [MinMax(), SICD()]).forwards
-    both = cost(["ring", "a"], [MinMax(), SICD()]).forwards
+    alone, repeated = cost("circle").forwards, cost("a").forwards
+    together = cost("circle", [MinMax(), SICD()]).forwards
+    both = cost(["circle", "a"], [MinMax(), SICD()]).forwards
     assert alone < together == both and together >= repeated
 
 
@@ -135,7 +134,7 @@ def test_a_spent_budget_gives_no_repeated_map(forward):
     """Maps that no pass was left for are no maps of zeros: SICD has none."""
     refinements = [MinMax(), SICD()]
     found = compare_generation(
-        forward, "ring", ["saliency"], refinements=refinements, budget=Budget(passes=1)
+        forward, "circle", ["saliency"], refinements=refinements, budget=Budget(passes=1)
     )
     (row,) = found.rows
     assert row.complete == (True,)
@@ -149,7 +148,7 @@ def test_a_spent_budget_gives_no_repeated_map(forward):
 
     refinements = [MinMax(), Spy()]
     compare_generation(
-        forward, "ring", ["saliency"], refinements=refinements, budget=Budget(passes=1)
+        forward, "circle", ["saliency"], refinements=refinements, budget=Budget(passes=1)
     )
     assert seen.repeated == [None]
 
@@ -180,7 +179,7 @@ def test_a_preset_file_is_read_once(tmp_path, after):
 
 
 def _explain(forward, _folder):
-    explain_generation(forward, "ring", refinements=[Probe()])
+    explain_generation(forward, "circle", refinements=[Probe()])
 
 
 def _attribute(forward, _folder):
@@ -189,12 +188,12 @@ def _attribute(forward, _folder):
 
 
 def _method(forward, _folder):
-    task = AttributionTask(forward, explain_generation(forward, "ring", refinements=[]).targets)
+    task = AttributionTask(forward, explain_generation(forward, "circle", refinements=[]).targets)
     method("diffusion_cam").attribute(task)
 
 
 def _compare(forward, _folder):
-    compare_generation(forward, "ring", ["diffusion_cam_base"], refinements=[Probe()])
+    compare_generation(forward, "circle", ["diffusion_cam_base"], refinements=[Probe()])
 
 
 def _trial(forward, folder):
@@ -279,7 +278,7 @@ def test_an_edited_tap_is_not_remembered(forward):
 def test_a_method_pays_for_its_own_repeated_maps(forward):
     """What one method remembers makes no other look cheaper."""
     names = ["diffusion_cam", method("diffusion_cam", refined=True)]
-    rows = compare_generation(forward, "ring", names).rows
+    rows = compare_generation(forward, "circle", names).rows
     assert rows[0].cost.backwards == rows[1].cost.backwards
     assert METHODS["diffusion_cam"] is type(names[1])
 
