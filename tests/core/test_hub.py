@@ -411,26 +411,21 @@ def test_why_it_cannot_be_imported_is_said_where_it_is_looked_for(
     assert found.exit_code == 0 and f"cannot be imported: {said}" in found.output
 
 
-def loaded_by(code):
-    """The families in ``sys.modules`` of a new process behind ``code``."""
-    ask = f"import sys; print(*[m for m in sys.modules if m.startswith('{hub.GROUP}.')])"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True
-    )
-    return {name.split(".")[2] for name in done.stdout.split()} - {"common"}
-
-
-@pytest.mark.parametrize(
-    ("code", "wanted"),
-    (
-        ("import captum_dcam.adapters, captum_dcam.model.hub", set()),
-        ("import captum_dcam; captum_dcam.load('mini')", {"mini"}),
-        ("from captum_dcam.model.hub import find; find('lavida_o')", {"lavida_o"}),
-        ("import captum_dcam.adapters.dream_vl", {"dream_vl"}),
-    ),
-)
-def test_a_family_is_imported_alone_and_only_when_asked_for(code, wanted):
-    assert loaded_by(code) == wanted
+def test_a_family_is_imported_alone_and_only_when_asked_for():
+    """In one new process, one line after the other."""
+    lines = {
+        "import captum_dcam.adapters, captum_dcam.model.hub": set(),
+        "import captum_dcam; captum_dcam.load('mini')": {"mini"},
+        "from captum_dcam.model.hub import find; find('lavida_o')": {"lavida_o"},
+        "import captum_dcam.adapters.dream_vl": {"dream_vl"},
+    }
+    ask = f"print(*[m for m in sys.modules if m.startswith('{hub.GROUP}.')])"
+    code = "\n".join(["import sys", *(f"{line}\n{ask}" for line in lines)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    wanted = set()
+    for line, seen in zip(lines, done.stdout.splitlines(), strict=True):
+        wanted |= lines[line]
+        assert {name.split(".")[2] for name in seen.split()} - {"common"} == wanted, line
 
 
 # -- what is known without a model -----------------------------------------------------------------
