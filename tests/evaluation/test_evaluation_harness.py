@@ -2,7 +2,7 @@
 
 import io
 import tracemalloc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
-from captum_dcam.methods import method
-from captum_dcam.metrics import localization, oracle_map, random_map
+from captum_dcam.methods import METHODS, Attribution, Method, MethodFacts, method, register_method
+from captum_dcam.metrics import gini_index, localization, oracle_map, random_map
 from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.layout import Grid, uniform_grid
 from captum_dcam.model.words import Target, repeated_function_words, words_of
@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_library(tmp_path, cache):
             expected = localization(pixels, mask)
             for name in ("obj_iou", "contrast", "concentration", "f3"):
                 assert found[name][i] == pytest.approx(float(getattr(expected, name)), rel=1e-6)
-            assert record["words"][i]["area"] == pytest.approx(500 / 4800)
+            assert record["words"][i]["area"] == pytest.approx(float(mask.float().mean()))
 
 
 def test_post_transforms_share_the_run_and_see_the_repeated_words(tmp_path):
@@ -136,6 +136,41 @@ def test_post_transforms_share_the_run_and_see_the_repeated_words(tmp_path):
             assert scores["f3"][n] == pytest.approx(float(expected.f3), rel=1e-5, abs=1e-7)
         stages = cost["variants"]["refined"]["stages"]
         assert [name for name, _ in stages] == list(made.REFINED)
+
+
+def test_sicd_takes_no_estimate_of_a_word_that_was_cut_short(tmp_path):
+    """The second "a" has a map that is not whole: what is subtracted is the first one's alone."""
+    drawn = torch.randn(9, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    class Estimates(Method):
+        facts = MethodFacts("made", "gradient", "this test", "1")
+
+        def attribute(self, task):
+            whole = [t.text != "a" or t.positions == (0,) for t in task.targets]
+            rows = [t.positions[0] for t in task.targets]
+            return Attribution((drawn[rows],), torch.tensor(whole), note="some are estimates")
+
+    stages = ("min_max", {"name": "sicd", "gate": False, "omega_rep": 0.8})
+    try:
+        register_method("estimates")(dataclass(frozen=True)(Estimates))
+        variants = (Variant("made", "estimates", refinements=stages),)
+        run(tmp_path, made.plan(variants=variants, metrics=("sparseness",)), count=1)
+    finally:
+        METHODS.remove("estimates")
+    (record,) = records(tmp_path)
+    assert record["answer"] == "a red circle and a star ."
+    found = record["variants"]["made"]
+    own = [w["positions"][0] for w in record["words"]]
+    assert found["complete"] == [p != 4 for p in own] and 4 in own
+    debias = refinement("sicd", gate=False, omega_rep=0.8)
+    for position, gini in zip(own, found["scores"]["gini"], strict=True):
+        values = min_max(drawn[position].relu())
+        both, first = (
+            float(gini_index(debias(values, RefineContext(7, (60, 80), min_max(m)))))
+            for m in (drawn[[0, 4]].relu().mean(0), drawn[0].relu())
+        )
+        assert gini == (None if position == 4 else pytest.approx(first, rel=1e-5))
+        assert abs(both - first) > 1e-4, "the estimate would be seen"
 
 
 def test_floors_and_ceiling(tmp_path):
