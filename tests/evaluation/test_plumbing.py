@@ -127,6 +127,7 @@ def plan(variants, metrics, **changes):
 
 
 def evaluated(folder, given, images):
+    """Records of these pictures, whose places in the data set are not their names."""
     evaluate(given, folder, adapter=made.adapter(), data=Pictures(images), shard=(0, 1))
     return list(Store.read(folder).records())
 
@@ -425,7 +426,7 @@ def test_differences_are_of_the_words_that_both_have(folder):
 
 # -- metrics that run the model again --------------------------------------------------------------
 
-FRACTIONS = (0, 0.25, 1)
+IMAGE, FRACTIONS = 2, (0, 0.25, 1)
 PROBES = (
     {"name": "faithfulness", "fractions": FRACTIONS, "curves": True},
     {"name": "faithfulness", "fractions": FRACTIONS, "where": "tap", "state": "final",
@@ -441,13 +442,13 @@ PROBED = ("bare", "refined", "deeper", "other", "cut")
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     variants = [v for v in VARIANTS if v.name in PROBED]
-    return evaluated(tmp_path_factory.mktemp("probed"), plan(variants, PROBES), (0,))[0]
+    return evaluated(tmp_path_factory.mktemp("probed"), plan(variants, PROBES), (IMAGE,))[0]
 
 
 def explain_of(variant):
     def explain(forward, targets):
         raw = attribution(variant, forward, targets).maps
-        return (refined(0, variant, raw[0])[0],) if variant.refinements else raw
+        return (refined(IMAGE, variant, raw[0])[0],) if variant.refinements else raw
 
     return explain
 
@@ -493,14 +494,14 @@ def area(values):
 
 
 def curves_by_hand(variant, objects, where, state, controls):
-    forward, pairs = forward_of(0, variant.layer), maps_of(0, variant.name)[0]
+    forward, pairs = forward_of(IMAGE, variant.layer), maps_of(IMAGE, variant.name)[0]
     out = {}
     for kind in ("deletion", "insertion"):
-        generator = drawn_for(0)
+        generator = drawn_for(IMAGE)
         orders = [order_of(pairs[n][1].ravel(), generator) for n in objects]
         random = [order_of(np.zeros(64), generator) for _ in range(controls)]
         for n, places in zip(objects, orders, strict=True):
-            target = words_of(0)[n]
+            target = words_of(IMAGE)[n]
             own = curve(forward, target, places, kind, where, state)
             whole, empty = (own[0], own[-1]) if kind == "deletion" else (own[-1], own[0])
             normal = area((own - empty) / (whole - empty)) if whole > empty else None
@@ -520,24 +521,24 @@ def correlation(first, second):
 
 def probes_by_hand(variant, objects):
     """Columns of the other probes, of the words that are scored."""
-    forward, targets = forward_of(0, variant.layer), [words_of(0)[n] for n in objects]
-    explain, pairs = explain_of(variant), maps_of(0, variant.name)[0]
+    forward, targets = forward_of(IMAGE, variant.layer), [words_of(IMAGE)[n] for n in objects]
+    explain, pairs = explain_of(variant), maps_of(IMAGE, variant.name)[0]
     measured = [torch.from_numpy(pairs[n][bool(variant.refinements)]) for n in objects]
     given = torch.stack(measured)
     infidelity = faithfulness.infidelity(
-        forward, targets, [given], samples=3, generator=drawn_for(0)
+        forward, targets, [given], samples=3, generator=drawn_for(IMAGE)
     )
-    pixels, generator = forward.request.pixels.double(), drawn_for(0)
+    pixels, generator = forward.request.pixels.double(), drawn_for(IMAGE)
     noise = 2 * torch.rand(pixels.shape, generator=generator).double() - 1
     noisy = pixels + 0.1 * (pixels.max() - pixels.min()) * noise
     moved = explain(with_pixels(forward, noisy), targets)[0]
     change = (moved - given).flatten(1).norm(dim=1) / given.flatten(1).norm(dim=1)
-    shuffled, generator = [], drawn_for(0)
+    shuffled, generator = [], drawn_for(IMAGE)
     for own, target in zip(given, targets, strict=True):
         other = faithfulness.shuffled_answer(forward, target, generator)
         shuffled.append(correlation(own.numpy(), explain(other, [target])[0][0].numpy()))
     found = faithfulness.parameter_randomization(
-        forward, targets, explain, drawn_for(0), stages=(1, 3)
+        forward, targets, explain, drawn_for(IMAGE), stages=(1, 3)
     )
     return {
         "infidelity": infidelity.tolist(),
@@ -551,7 +552,7 @@ def probes_by_hand(variant, objects):
 @pytest.mark.parametrize("name", PROBED)
 def test_probes_measure_the_variant_at_its_own_block_and_score(probed, name):
     variant = next(v for v in VARIANTS if v.name == name)
-    objects, found = scored(0, variant), probed["variants"][name]["scores"]
+    objects, found = scored(IMAGE, variant), probed["variants"][name]["scores"]
     assert len(objects) > 1
     wanted = curves_by_hand(variant, objects, "pixels", "commit", 1)
     tap = curves_by_hand(variant, objects, "tap", "final", 0)
@@ -559,7 +560,7 @@ def test_probes_measure_the_variant_at_its_own_block_and_score(probed, name):
     for key, values in probes_by_hand(variant, objects).items():
         wanted[key] = dict(zip(objects, values, strict=True))
     for key, values in wanted.items():
-        column = [values.get(n) for n in range(len(ANSWERS[0][1]))]
+        column = [values.get(n) for n in range(len(ANSWERS[IMAGE][1]))]
         for n, pair in enumerate(zip(found[key], column, strict=True)):
             assert_close(*pair, (name, key, n))
     assert set(found) == set(wanted) | ({"dacg_route"} if "dacg" in str(variant) else set())

@@ -45,7 +45,7 @@ def pairs(draw):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs())
 def test_properties(pair):
     first, second = pair
