@@ -52,13 +52,16 @@ def f3(found, stages):
 
 
 class Pictures(made.Pictures):
-    """What the tiny model says: "color" and "shape" have masks."""
+    """What the tiny model says: "color" has a mask, "shape" two."""
 
     names = ("color", "shape")
 
     def sample(self, image_id):
         sample = made.Sample(image_id)
         things = [made.Thing(n, 7 * image_id + i) for i, n in enumerate(self.names)]
+        another = made.Thing("another", 7 * image_id + 3)
+        another.names = self.names[-1:]
+        things.append(another)
         return _Labelled(sample, things)
 
 

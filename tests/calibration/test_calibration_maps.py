@@ -12,17 +12,21 @@ from captum_dcam.refine import DACG_BRANCHES
 
 
 def test_scores_are_those_of_an_evaluation(adapter, tmp_path):
-    found = gathered()
-    variant = Variant("all", "diffusion_cam", {"refined": False}, refinements=PAPER)
-    plan = Plan((variant,), words=("object",), metrics=("localization",), generation=SHORT)
+    own = {"generation": {**SHORT, "temperature": 0.3}, "seed": 3, "prompt": "what is there ?"}
+    found = gathered(layer=2, **own)
+    variant = Variant("all", "diffusion_cam", {"refined": False}, 2, refinements=PAPER)
+    plan = Plan((variant,), words=("object",), metrics=("localization",), **own)
     evaluate(plan, tmp_path, adapter=adapter, data=Pictures(4))
-    expected, routes = [], []
+    expected, routes, images, objects = [], [], [], set()
     for record in Store.read(tmp_path).records():
+        images += [record["index"]] * len(record["words"])
+        objects |= {len(word["objects"]) for word in record["words"]}
         scores = record["variants"]["all"]["scores"]
         expected += scores["f3"]
         routes += scores["dacg_route"]
     chain = Chain(found)
     assert len(expected) == len(found) >= 12 and max(expected) > 0.05
+    assert found.images.tolist() == images and objects == {1, 2}
     assert chain.scores(PAPER)[:, 3].tolist() == pytest.approx(expected, abs=1e-5)
     assert chain.routing(PAPER) == {b: routes.count(b) / len(routes) for b in DACG_BRANCHES}
     assert any(float(b.context.repeated_maps.max()) > 0 for b in found.batches)

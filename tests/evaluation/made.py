@@ -27,7 +27,8 @@ class Thing:
         found = np.zeros(self.size, dtype=bool)
         g = np.random.default_rng(self.seed)
         y, x = int(g.integers(0, 40)), int(g.integers(0, 50))
-        found[y : y + 20, x : x + 25] = True
+        height, width = g.integers((12, 15), (21, 31))  # no two masks are equally large
+        found[y : y + height, x : x + width] = True
         return found
 
 

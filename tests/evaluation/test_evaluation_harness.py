@@ -2,7 +2,7 @@
 
 import io
 import tracemalloc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,15 @@ from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
 from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
-from captum_dcam.methods import method
-from captum_dcam.metrics import localization, oracle_map, random_map
+from captum_dcam.methods import METHODS, Attribution, Method, MethodFacts, method, register_method
+from captum_dcam.metrics import (
+    gini_index,
+    joint_min_max,
+    localization,
+    noun_threshold,
+    oracle_map,
+    random_map,
+)
 from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.layout import Grid, uniform_grid
 from captum_dcam.model.words import Target, repeated_function_words, words_of
@@ -99,7 +106,7 @@ def test_scores_are_those_of_the_library(tmp_path, cache):
             expected = localization(pixels, mask)
             for name in ("obj_iou", "contrast", "concentration", "f3"):
                 assert found[name][i] == pytest.approx(float(getattr(expected, name)), rel=1e-6)
-            assert record["words"][i]["area"] == pytest.approx(500 / 4800)
+            assert record["words"][i]["area"] == pytest.approx(float(mask.float().mean()))
 
 
 def test_post_transforms_share_the_run_and_see_the_repeated_words(tmp_path):
@@ -136,6 +143,54 @@ def test_post_transforms_share_the_run_and_see_the_repeated_words(tmp_path):
             assert scores["f3"][n] == pytest.approx(float(expected.f3), rel=1e-5, abs=1e-7)
         stages = cost["variants"]["refined"]["stages"]
         assert [name for name, _ in stages] == list(made.REFINED)
+
+
+def test_an_estimate_of_a_word_that_was_cut_short_is_nowhere_used(tmp_path):
+    """The second "a" has a map that is not whole: what is subtracted is the first one's alone."""
+    generator = torch.Generator().manual_seed(0)
+    drawn, text = torch.randn(9, 8, 8, generator=generator), torch.rand(9, 3, generator=generator)
+
+    class Estimates(Method):
+        facts = MethodFacts("made", "gradient", "this test", "1")
+
+        def attribute(self, task):
+            whole = [t.text != "a" or t.positions == (0,) for t in task.targets]
+            rows = [t.positions[0] for t in task.targets]
+            return Attribution(
+                (drawn[rows],), torch.tensor(whole), text[rows], "some are estimates"
+            )
+
+    stages = ("min_max", {"name": "sicd", "gate": False, "omega_rep": 0.8})
+    try:
+        register_method("estimates")(dataclass(frozen=True)(Estimates))
+        variants = ("estimates", Variant("made", "estimates", refinements=stages))
+        run(tmp_path, made.plan(variants=variants, metrics=("sparseness", "plausibility")), count=1)
+    finally:
+        METHODS.remove("estimates")
+    (record,) = records(tmp_path)
+    assert record["answer"] == "a red circle and a star ."
+    found = record["variants"]["made"]
+    own = [w["positions"][0] for w in record["words"]]
+    assert found["complete"] == [p != 4 for p in own] and 4 in own
+    debias = refinement("sicd", gate=False, omega_rep=0.8)
+    for position, gini in zip(own, found["scores"]["gini"], strict=True):
+        values = min_max(drawn[position].relu())
+        both, first = (
+            float(gini_index(debias(values, RefineContext(7, (60, 80), min_max(m)))))
+            for m in (drawn[[0, 4]].relu().mean(0), drawn[0].relu())
+        )
+        assert gini == (None if position == 4 else pytest.approx(first, rel=1e-5))
+        assert abs(both - first) > 1e-4, "the estimate would be seen"
+    # the text of every whole word goes with its map, and that of the others with none
+    scores, grid = record["variants"]["estimates"]["scores"], bound(0).request.layout.grids[0]
+    pixels = {p: grid.to_pixels(drawn[p].relu()) for p in own if p != 4}
+    joint = {p: joint_min_max(values[None], text[p][None])[0] for p, values in pixels.items()}
+    nouns = [p for p, w in zip(own, record["words"], strict=True) if w["kind"] == "object"]
+    limit = noun_threshold(torch.stack([joint[p] for p in nouns]))
+    for position, word, share in zip(own, record["words"], scores["func_iou_joint"], strict=True):
+        below = word["kind"] == "function" and position != 4
+        expected = float((joint[position] < limit).float().mean()) if below else None
+        assert share == (expected if expected is None else pytest.approx(expected, rel=1e-6))
 
 
 def test_floors_and_ceiling(tmp_path):
@@ -363,7 +418,7 @@ def test_a_missing_prompt_is_an_error(tmp_path):
 # -- size and display -----------------------------------------------------------------------------
 
 
-def test_memory_is_flat_over_thousands_of_images(tmp_path, monkeypatch):
+def test_memory_is_flat_over_many_images(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _file: None)  # only for speed
     filler = "x" * 20_000
 
@@ -381,12 +436,12 @@ def test_memory_is_flat_over_thousands_of_images(tmp_path, monkeypatch):
 
     tracemalloc.start()
     try:
-        run(tmp_path, count=3000, progress=Watch())
+        run(tmp_path, count=900, progress=Watch())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[500] < 1_000_000 and peak < 8_000_000  # 60 MB were written
-    assert sum(1 for _ in Store.read(tmp_path).records()) == 3000
+    assert held[-1] - held[200] < 1_000_000 and peak < 8_000_000  # 18 MB were written
+    assert sum(1 for _ in Store.read(tmp_path).records()) == 900
 
 
 def test_memory_is_flat_with_a_model(tmp_path):
@@ -398,10 +453,10 @@ def test_memory_is_flat_with_a_model(tmp_path):
 
     tracemalloc.start()
     try:
-        run(tmp_path, made.plan(variants=("diffusion_cam",)), count=16, progress=Watch())
+        run(tmp_path, made.plan(variants=("diffusion_cam",)), count=9, progress=Watch())
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[7] < 300_000
+    assert held[-1] - held[4] < 200_000
 
 
 def test_the_display_is_quiet_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
@@ -446,6 +501,6 @@ def test_a_shard_that_is_run_again_does_not_lose_the_others(tmp_path):
 
 
 def test_many_damaged_images_among_good_ones_can_be_tried_again(tmp_path):
-    bad = range(4, 11)
-    run(tmp_path, count=14, bad=bad, on_error="skip")
-    assert run(tmp_path, count=14, bad=bad, on_error="skip", retry=True).failed == 7
+    bad = range(2, 8)
+    run(tmp_path, count=9, bad=bad, on_error="skip")
+    assert run(tmp_path, count=9, bad=bad, on_error="skip", retry=True).failed == 6

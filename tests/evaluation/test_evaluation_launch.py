@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -69,17 +67,18 @@ def test_every_process_has_its_own_gpu(monkeypatch):
     assert asked[0] == asked[1]["device"] == torch.device("cuda:2")
 
 
-def test_the_state_of_a_program_that_uses_accelerate_counts():
-    pytest.importorskip("accelerate")
-    script = (
-        "from accelerate import PartialState\n"
-        "from captum_dcam.evaluation.launch import launched_shard\n"
-        "state = PartialState(cpu=True)\n"
-        "state.process_index, state.num_processes = 1, 3\n"
-        "print(launched_shard())\n"
-    )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "(1, 3)"
+def test_the_state_of_a_program_that_uses_accelerate_counts(monkeypatch):
+    state = pytest.importorskip("accelerate.state").PartialState
+    monkeypatch.setenv("RANK", "5")  # of the variables, which a state outweighs
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    monkeypatch.setattr(state, "_shared_state", {})
+    assert launched_shard() == (5, 7)  # accelerate is imported, but no program has asked for it
+    places = {"process_index": 1, "num_processes": 3, "local_process_index": 2}
+    monkeypatch.setattr(state, "_shared_state", {"_cpu": True, "backend": None, **places})
+    assert launched_shard() == (1, 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert launched_device() == torch.device("cuda:2")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")

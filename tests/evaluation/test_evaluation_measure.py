@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,13 +114,19 @@ def test_localization_of_one_and_of_several_objects():
     assert len(one.words[at[0]].objects) == 2
 
 
-def test_plausibility_by_hand():
+@pytest.mark.parametrize("head_is_best", [True, False])
+def test_plausibility_by_hand(head_is_best):
     one = case()
-    scores = measure(one, [metric_record("plausibility")])
     texts = [w.target.text for w in one.words]
     red, circle, star, image = (texts.index(t) for t in ("red", "circle", "star", "image"))
+    order = list(range(len(texts)))
+    if not head_is_best:
+        order[red], order[circle] = circle, red
+    one = replace(one, maps=(one.maps[0][order],), raw=(one.raw[0][order],))
+    scores = measure(one, [metric_record("plausibility")])
     mask = one.masks["red circle"]
     own = [float(obj_iou(one.pixels[i], mask)) for i in (red, circle)]
+    assert (own[1] > own[0]) is head_is_best
     assert scores.words["phrase_iou"][circle] == pytest.approx(max(own))
     assert scores.words["phrase_iou"][red] is None
     region = binarize_otsu(one.pixels[star])

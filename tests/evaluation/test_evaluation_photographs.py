@@ -19,7 +19,7 @@ class Renamed:
     """The photographs, their two largest categories called by words that the tiny model knows."""
 
     def __init__(self, data):
-        self.data, self.ids = data, data.ids
+        self.data, self.ids = data, data.ids[:6]
 
     def describe(self):
         return self.data.describe()
@@ -52,7 +52,7 @@ def test_photographs_end_to_end(tmp_path, photographs):
         summary = evaluate(plan, tmp_path, adapter=made.adapter(), data=photographs, shard=shard)
     assert summary.merged is not None and summary.failed == 0
     records = list(Store.read(tmp_path).records())
-    assert [r["id"] for r in records] == list(photographs.ids) and len(records) == 16
+    assert [r["id"] for r in records] == list(photographs.ids) and len(records) == 6
     means = {name: [] for name in ("cam", "oracle", "random")}
     for record in records:
         masks = photographs.data.sample(record["id"]).masks()
@@ -70,4 +70,4 @@ def test_photographs_end_to_end(tmp_path, photographs):
             assert found["oracle"] == pytest.approx(expected, abs=1e-3)
             for name, own in means.items():
                 own.append(found[name])
-    assert len(means["cam"]) > 20 and sum(means["oracle"]) > 2 * sum(means["random"])
+    assert len(means["cam"]) > 6 and sum(means["oracle"]) > 2 * sum(means["random"])

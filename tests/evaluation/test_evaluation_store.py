@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -271,29 +269,30 @@ def test_one_shard_is_written_by_one_process(tmp_path):
     assert not list(tmp_path.glob(".*.owner"))
 
 
-HOLDER = """
-import sys, time
-from captum_dcam.evaluation.store import Store
-with Store.read(sys.argv[1]).shard(0):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.skipif(os.name != "posix", reason="fork and POSIX signals")
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     store = opened(tmp_path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    heard, tell = os.pipe()
+    stay, hold = os.pipe()
+    holder = os.fork()
+    if not holder:
+        try:
+            os.close(hold)
+            with Store.read(tmp_path).shard(0):
+                os.write(tell, b"held")
+                os.read(stay, 1)  # until it is killed, or its parent ends
+        finally:
+            os._exit(1)
     try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=rf"process {holder.pid} on "):
+        assert os.read(heard, 4) == b"held"
+        with pytest.raises(StoreError, match=rf"process {holder} on "):
             fill(store)
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        holder.stdout.close()
+        os.kill(holder, signal.SIGKILL)
+        ended = os.waitpid(holder, 0)[1]
+        for end in (heard, tell, stay, hold):
+            os.close(end)
+    assert os.WTERMSIG(ended) == signal.SIGKILL  # it let nothing go by itself
     fill(store)
     assert store.missing() == [] and json.loads((tmp_path / "plan.json").read_text())["shards"] == 1
 
@@ -322,10 +321,38 @@ def copied(tmp_path, results):
     return Store.read(folder)
 
 
-def test_a_merged_file_of_another_plan_is_refused(tmp_path):
-    other = finished(tmp_path / "b", plan={"seed": 1, "variants": []})
-    with pytest.raises(StoreError, match="another plan"):
-        list(copied(tmp_path, other).records())
+OTHERS = (
+    {"plan": {**PLAN, "seed": 1}},
+    {"facts": {**FACTS, "weights": "others"}},
+    {"ids": [*IDS[:6], "'other'"]},
+    {"start": 1},
+)
+
+
+@pytest.mark.parametrize("changes", OTHERS)
+def test_a_merged_file_of_another_evaluation_is_refused(tmp_path, changes):
+    other = finished(tmp_path / "b", **changes)
+    store = copied(tmp_path, other)
+    for read in (lambda: list(store.records()), store.missing, store.merge):
+        with pytest.raises(StoreError, match="line 1 was made by another plan or machine"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["results", "costs"])
+@pytest.mark.parametrize("changes", OTHERS)
+def test_a_shard_of_another_evaluation_is_not_merged(tmp_path, changes, kind):
+    store, other = opened(tmp_path / "here", 2), opened(tmp_path / "there", 2, **changes)
+    for own, number in ((store, 0), (store, 1), (other, 1)):
+        fill(own, number)
+    path = store.path(kind, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    strange = other.path(kind, 1).read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], strange[-1]]))  # the last line alone
+    with pytest.raises(StoreError, match=rf"line {len(lines)} was made by another plan or machine"):
+        store.merge()
+    assert not (tmp_path / "here/results.jsonl").exists()
+    with pytest.raises(StoreError, match="another plan or machine"):
+        fill(store, 1)
 
 
 def test_a_merged_file_that_was_cut_off_is_not_whole(tmp_path):

@@ -26,8 +26,7 @@ def drawn_squares(forward, samples, seed=0):
     return torch.stack([captum_metrics._square(shapes, g) for _ in range(samples)])
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("chunk", [1, 3, 50])
+@pytest.mark.parametrize(("images", "chunk"), [(1, 3), (2, 1), (2, 50)])
 def test_infidelity_equals_its_formula(cache, images, chunk):
     forward = tiny.bound(cache, images=images)
     targets, given = words(forward), maps(forward)

@@ -83,12 +83,13 @@ def test_at_the_tap_equals_edits_by_hand(cache):
 def test_ends_meet_and_chunks_do_not_matter(cache, where):
     forward = tiny.bound(cache)
     targets, given_maps = words(forward), maps(forward)
-    gone = deletion(forward, targets, given_maps, where=where, controls=2)
-    come = insertion(forward, targets, given_maps, where=where, controls=2, chunk=1)
+    some = {"where": where, "controls": 2, "fractions": (0, 0.2, 0.5, 1)}
+    gone = deletion(forward, targets, given_maps, **some)
+    come = insertion(forward, targets, given_maps, **some, chunk=1)
     torch.testing.assert_close(gone.probability[:, 0], come.probability[:, -1], rtol=1e-4, atol=0)
     torch.testing.assert_close(gone.probability[:, -1], come.probability[:, 0], rtol=1e-4, atol=0)
     torch.testing.assert_close(gone.control[:, -1], gone.probability[:, -1], rtol=1e-4, atol=0)
-    other = deletion(forward, targets, given_maps, where=where, controls=2, chunk=100)
+    other = deletion(forward, targets, given_maps, **some, chunk=100)
     torch.testing.assert_close(gone.probability, other.probability, rtol=1e-4, atol=0)
     torch.testing.assert_close(gone.control, other.control, rtol=1e-4, atol=0)
 

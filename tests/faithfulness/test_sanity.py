@@ -1,5 +1,6 @@
 """Randomised weights come back bit for bit; shuffles and placebos do what they say."""
 
+import awkward
 import pytest
 import tiny
 import torch
@@ -117,24 +118,34 @@ def test_quantised_weights_are_refused(monkeypatch):
         )
 
 
-def test_shuffle_moves_other_tokens_and_keeps_steps(cache):
-    forward = tiny.bound(cache)
-    old, target = forward.trajectory, word(forward, 1, 4)
+@pytest.mark.parametrize("example", [0, 1])
+@pytest.mark.parametrize("family", ["mini", "causal"])
+def test_shuffle_moves_other_tokens_and_keeps_steps(cache, family, example):
+    """Answers that end early, with text behind the end."""
+    forward = awkward.alone(family, cache, example)
+    old, stop = forward.trajectory, forward.adapter.stop_ids
+    tokens = old.tokens[0].tolist()
+    ends = [p for p, token in enumerate(tokens) if token in stop]
+    assert ends and ends[0] < len(tokens) - 1, "the fixture has stop tokens among others"
+    target = word(forward, 1, 4)
     before = state(forward)
     new = faithfulness.shuffled_answer(forward, target, generator(1)).trajectory
     assert same(before, state(forward))
-    assert sorted(new.tokens[0].tolist()) == sorted(old.tokens[0].tolist())
-    assert not torch.equal(new.tokens, old.tokens)
-    assert torch.equal(new.tokens[:, [1, 4]], old.tokens[:, [1, 4]])
+    changed = new.tokens[0].tolist()
+    free = [p for p in range(len(tokens)) if p not in {1, 4, *ends}]
+    order = torch.randperm(len(free), generator=generator(1)).tolist()
+    assert (
+        [changed[p] for p in free] == [tokens[free[n]] for n in order] != [tokens[p] for p in free]
+    )
+    assert all(changed[p] == tokens[p] for p in (1, 4, *ends))
     assert torch.equal(new.final_state[0], new.tokens)
-    mask = forward.model.config.mask_token_id
     for step in range(old.steps):
-        for p in range(8):
-            was, now = int(old.states[0][step, 0, p]), int(new.states[0][step, 0, p])
-            assert now == (mask if was == mask else int(new.tokens[0, p]))
-    stop = forward.adapter.stop_ids
-    for p, token in enumerate(old.tokens[0].tolist()):
-        assert token not in stop or int(new.tokens[0, p]) == token
+        for p, (was, now) in enumerate(
+            zip(old.states[0][step, 0].tolist(), new.states[0][step, 0].tolist(), strict=True)
+        ):
+            assert now == (changed[p] if was == tokens[p] else was)
+    for one, other in zip(old.states[1:], new.states[1:], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_shuffle_reads_other_logits_for_the_same_word(cache):
