@@ -45,11 +45,7 @@ def pairs(draw):
     )
 
 
-<<<<<<< HEAD
-@settings(max_examples=80)
-=======
-@settings(max_examples=40, deadline=None)
->>>>>>> t13-eval
+@settings(max_examples=40)
 @given(pairs())
 def test_properties(pair):
     first, second = pair

@@ -80,11 +80,7 @@ def maps_and_masks(draw):
     return torch.from_numpy(values), torch.from_numpy(masks)
 
 
-<<<<<<< HEAD
-@settings(max_examples=100)
-=======
-@settings(max_examples=40, deadline=None)
->>>>>>> t13-eval
+@settings(max_examples=40)
 @given(maps_and_masks())
 def test_finite_in_range_and_the_same_alone(pair):
     maps, masks = pair

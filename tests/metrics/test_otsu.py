@@ -51,11 +51,7 @@ def test_equals_skimage_to_one_bin(seed):
         assert abs(threshold - threshold_otsu(values)) <= one_bin * (1 + 1e-9)
 
 
-<<<<<<< HEAD
-@settings(max_examples=150)
-=======
-@settings(max_examples=60, deadline=None)
->>>>>>> t13-eval
+@settings(max_examples=60)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=FLOATS))
 def test_is_as_good_as_skimage_on_anything(values):
     if np.ptp(values) <= 1e-6 * values.max():

@@ -165,11 +165,7 @@ def many_maps(draw, values=(0, 0.1, 0.5, 0.9, 1)):
     return torch.from_numpy((levels * scale).astype(dtype))
 
 
-<<<<<<< HEAD
-@settings(max_examples=60)
-=======
-@settings(max_examples=40, deadline=None)
->>>>>>> t13-eval
+@settings(max_examples=40)
 @given(many_maps(), st.sampled_from(("image", "map")))
 def test_finite_in_range_and_the_same_alone(maps, scale):
     got = metrics.function_iou(maps, maps, scale)

@@ -82,11 +82,7 @@ def any_maps(draw):
     return torch.from_numpy((levels * scale).astype(dtype))
 
 
-<<<<<<< HEAD
-@settings(max_examples=80)
-=======
-@settings(max_examples=40, deadline=None)
->>>>>>> t13-eval
+@settings(max_examples=40)
 @given(any_maps())
 def test_features_are_finite_and_blind_to_scale_and_flips(maps):
     got = map_features(maps)
