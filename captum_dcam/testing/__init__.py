@@ -1,4 +1,4 @@
-r"""Conformance of an adapter: six checks that a third party runs against its own.
+r"""Conformance of an adapter: seven checks that a third party runs against its own.
 
 Describe the adapter by an :class:`AdapterCase`, then run :func:`check_all`, a single check, or all
 of them as tests (:class:`AdapterSuite`); ``python -m captum_dcam.testing FILE…`` prints the table.
@@ -12,6 +12,7 @@ from captum_dcam.testing.gradients import (
     check_gradient,
     feasibility,
 )
+from captum_dcam.testing.head import check_head
 from captum_dcam.testing.inputs import check_inputs
 from captum_dcam.testing.placing import check_layout
 from captum_dcam.testing.replay import check_replay
@@ -38,6 +39,7 @@ __all__ = [
     "check_all",
     "check_feasible",
     "check_gradient",
+    "check_head",
     "check_inputs",
     "check_layout",
     "check_nothing_left",

@@ -51,7 +51,7 @@ def main(
         Path | None, typer.Option(help="Document whose table is written anew from --store.")
     ] = None,
 ) -> None:
-    """Run the six checks on every case and print the table in Markdown."""
+    """Run the seven checks on every case and print the table in Markdown."""
     if into is not None and store is None:
         raise typer.BadParameter("--into writes what --store holds: give both")
     cases = [case for path in paths for case in cases_in(path) if only in case.name]

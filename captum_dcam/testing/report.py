@@ -1,4 +1,4 @@
-"""All six checks of a case as one row of the conformance table, and files that hold the table."""
+"""All checks of a case as one row of the conformance table, and files that hold the table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from captum_dcam.errors import InputError
 from captum_dcam.files import write_json
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.gradients import check_feasible, check_gradient
+from captum_dcam.testing.head import check_head
 from captum_dcam.testing.inputs import check_inputs
 from captum_dcam.testing.placing import check_layout
 from captum_dcam.testing.replay import check_replay
@@ -27,7 +28,10 @@ CHECKS: dict[str, Callable[[AdapterCase], str]] = {
     "layout": check_layout,
     "inputs": check_inputs,
     "nothing left": check_nothing_left,
+    "head": check_head,
 }
+#: what stands in the cell of a check that did not exist when the row was made
+NOT_RUN = "–"
 #: what stands around the table in a document
 BEGIN, END = "<!-- conformance table: begin -->", "<!-- conformance table: end -->"
 
@@ -48,7 +52,7 @@ class ConformanceRow:
     Args:
         name (str): family and mode.
         code (str): whose code the model is.
-        outcomes (tuple of Outcome): of all checks, in order.
+        outcomes (tuple of Outcome): of all checks that there were, in order.
         versions (str): of torch and transformers.
         command (str, optional): that ran the checks.
     """
@@ -61,12 +65,12 @@ class ConformanceRow:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """Whether every check that was run passed."""
         return all(o.passed for o in self.outcomes)
 
 
 def check_all(case: AdapterCase) -> ConformanceRow:
-    """Run all six checks; an error of one does not keep the others from running."""
+    """Run all checks; an error of one does not keep the others from running."""
     outcomes = []
     for name, check in CHECKS.items():
         try:
@@ -78,11 +82,12 @@ def check_all(case: AdapterCase) -> ConformanceRow:
 
 
 def markdown(rows: Sequence[ConformanceRow]) -> str:
-    """The table in Markdown, failures in words below it."""
+    """The table in Markdown, failures in words below it; "–" where a row is older than a check."""
     head = ["Family and mode", "Code", *CHECKS]
     lines, failures = [_line(head), _line(["---"] * len(head))], [""]
     for row in rows:
-        cells = [o.detail if o.passed else "**fails**" for o in row.outcomes]
+        found = {o.check: o.detail if o.passed else "**fails**" for o in row.outcomes}
+        cells = [found.get(check, NOT_RUN) for check in CHECKS]
         lines.append(_line([row.name, row.code, *cells]))
         failures += [f"- {row.name}, {o.check}: {o.detail}" for o in row.outcomes if not o.passed]
     return "\n".join([*lines, *(failures if len(failures) > 1 else [])])
@@ -154,3 +159,6 @@ class AdapterSuite:
 
     def test_nothing_left(self) -> None:
         check_nothing_left(self.case)
+
+    def test_head(self) -> None:
+        check_head(self.case)

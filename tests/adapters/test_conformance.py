@@ -1,4 +1,4 @@
-"""Every family in every mode passes the same six checks."""
+"""Every family in every mode passes the same seven checks."""
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from captum_dcam.adapters.mini import MiniAdapter
+from captum_dcam.errors import MethodError
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.testing.__main__ import cases_in
 
@@ -86,6 +87,39 @@ class ChangesItsState(MiniAdapter):
         request = super().prepare(images, prompts)
         self.extras = request.extras
         return request
+
+
+# -- where a position's logits come from -----------------------------------------------------------
+
+
+class QueriesTheRowBefore(MiniAdapter):
+    def query_position(self, layout, position):
+        return super().query_position(layout, position) - 1
+
+
+class QueriesTheEnd(MiniAdapter):
+    def query_position(self, layout, position):
+        return layout.prefix_length + 8 + position
+
+
+class HeadWithoutNorm(MiniAdapter):
+    def unembed(self, hidden):
+        return torch.nn.functional.linear(hidden, self.model.embed_tokens.weight)
+
+
+class HeadOfHalfTheWords(MiniAdapter):
+    def unembed(self, hidden):
+        return super().unembed(hidden)[..., ::2]
+
+
+class ScaledHead(MiniAdapter):
+    def unembed(self, hidden):
+        return super().unembed(hidden) * 1.001
+
+
+class NoHead(MiniAdapter):
+    def unembed(self, hidden):
+        raise MethodError("the family's head is not known")
 
 
 # -- gradients -------------------------------------------------------------------------------------

@@ -72,6 +72,11 @@ BROKEN = (
     ("LeavesConfigChanged", "nothing left", "config changed", "prefix"),
     ("DrawsFromTheGlobalGenerator", "nothing left", "get_rng_state", "prefix"),
     ("SwallowsErrors", "nothing left", "is swallowed while generating", "prefix"),
+    ("QueriesTheRowBefore", "head", "the place whose output predicts", "prefix none"),
+    ("QueriesTheEnd", "head", r"query_position gives \[.*: the sequence has", "prefix none"),
+    ("HeadWithoutNorm", "head", "the final norm and the head", "prefix none"),
+    ("HeadOfHalfTheWords", "head", r"unembed gives \(.* the logits are", "prefix"),
+    ("ScaledHead", "head", "with all scales", "none"),
 )
 EACH = [(n, c, m, r) for n, c, m, caches in BROKEN for r in caches.split()]
 
@@ -103,10 +108,23 @@ def test_a_row_holds_all_outcomes():
     case = dataclasses.replace(broken.case(broken.WrongCommits, "prefix"), name="a | b")
     row = check_all(case)
     assert [o.check for o in row.outcomes] == list(CHECKS) and not row.passed
-    assert [o.passed for o in row.outcomes] == [False, True, True, True, False, True]
+    assert [o.passed for o in row.outcomes] == [False, True, True, True, False, True, True]
     text = markdown([row]).splitlines()
     assert text[0].count("|") == text[2].count("|") == len(CHECKS) + 3
     assert "**fails**" in text[2] and "commit steps are" in text[4]
+
+
+def test_an_adapter_without_a_head_is_named():
+    assert CHECKS["head"](broken.case(broken.NoHead, "none")) == (
+        "not compared, no unembed: the family's head is not known"
+    )
+
+
+def test_a_check_that_a_row_is_older_than_is_not_passed_off_as_one():
+    outcomes = (Outcome("nothing left", True, "nothing"), Outcome("replay", True, "bit-equal"))
+    cells = markdown([ConformanceRow("a", "own", outcomes, "torch 2")]).splitlines()[2].split(" | ")
+    assert cells[2] == "bit-equal" and cells[2 + list(CHECKS).index("nothing left")] == "nothing"
+    assert [c.strip(" |") for c in cells[2:]].count("–") == len(CHECKS) - 2
 
 
 def test_rows_are_kept_and_written_into_a_document(tmp_path):

@@ -1,7 +1,7 @@
 """LaViDa's adapter on tiny random instances of the upstream code.
 
 ``CAPTUM_DCAM_UPSTREAM_LAVIDA=/folder/LaViDa pytest tests/upstream/test_lavida.py``; skipped without
-the variable. The package needs einops and requests beside what this library needs. The six
+the variable. The package needs einops and requests beside what this library needs. The seven
 conformance checks: ``python -m captum_dcam.testing tests/upstream/cases/lavida.py``.
 """
 
