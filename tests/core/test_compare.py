@@ -360,6 +360,16 @@ def test_an_estimate_is_kept_and_marked():
     cut = run_method(method("llava_cam", samples=4), task, Budget(passes=3))
     assert cut.status == "partial" and cut.complete == (False, False)
     assert cut.found.maps[0].any() and "estimates from" in cut.note
+    noisy = method("llava_cam", samples=4)
+    (row,) = compare_generation(
+        awkward.bound(), ["stars"], [noisy], refinements=CHAIN, budget=Budget(passes=3)
+    ).rows
+    assert any(m.any() for m in row.maps)
+    for i, maps in enumerate(row.raw):  # and what is subtracted from it is no estimate
+        expected = maps.relu()
+        for stage in CHAIN:
+            expected = stage(expected, RefineContext(12, (60, 80)))
+        assert torch.equal(row.maps[i], expected)
 
 
 def test_a_spent_budget_without_any_map_is_partial_too():
@@ -442,6 +452,7 @@ def test_every_method_is_refined_by_its_own_maps_of_repeated_words(example, word
     without = []
     for row, plain, mine in zip(found.rows, bare.rows, own.rows, strict=True):
         assert row.cost.forwards == plain.cost.forwards  # one prefill serves all words
+        assert torch.allclose(row.text, plain.text, atol=1e-5)
         for i, grid in enumerate(found.layout.grids):
             assert torch.equal(row.raw[i], plain.raw[i])
             subtracted = min_max(mine.raw[i].relu().mean(0))
