@@ -153,7 +153,7 @@ def test_compare_hands_everything_on():
     same(timeless(found), timeless(expected))
     assert found.settings["generation"]["temperature"] == 1.5 and found.settings["layer"] == 2
     sampled = compare(
-        adapter, picture, "what is a circle ?", [5, 2], chosen[:1], layer=2, seed=5, **decoding
+        adapter, picture, "what is a circle ?", [5, 2], ["logit_lens"], layer=2, seed=5, **decoding
     )
     assert sampled.tokens.ids.tolist() != found.tokens.ids.tolist()
 
@@ -362,7 +362,7 @@ def test_an_estimate_is_kept_and_marked():
     assert cut.found.maps[0].any() and "estimates from" in cut.note
     noisy = method("llava_cam", samples=4)
     (row,) = compare_generation(
-        awkward.bound(), ["stars"], [noisy], refinements=CHAIN, budget=Budget(passes=3)
+        awkward.bound(), None, [noisy], refinements=CHAIN, budget=Budget(passes=3)
     ).rows
     assert any(m.any() for m in row.maps)
     for i, maps in enumerate(row.raw):  # and what is subtracted from it is no estimate

@@ -95,7 +95,7 @@ def state(forward):
         "grad mode": torch.is_grad_enabled(),
         "attention": model.config._attn_implementation,
         "trajectory": forward.trajectory.tokens.tolist(),
-        "kept": [*map(str, forward.trajectory.kept)],
+        "kept": sorted(forward.trajectory.kept.keys() - {"embedded"}),  # which any call may add
         "operations": plain_gradient(),
     }
 
