@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from methods import made
 from methods.test_methods_logit_lens import whole
 from PIL import Image
-from refine import loops
 
 from captum_dcam.errors import MethodError
 from captum_dcam.methods import AttributionTask, Budget, metered, method
@@ -16,7 +15,6 @@ from captum_dcam.methods.msea_arc import rescaled
 from captum_dcam.methods.tam import rank_biased_overlap
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Layout, uniform_grid
-from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.words import Target
 
 
@@ -85,38 +83,6 @@ def test_one_scale_is_the_logit_lens(cache):
     task = made.task_of(cache)
     one = method("msea", scales=(1.0,)).attribute(task).maps[0]
     assert torch.equal(one, method("logit_lens").attribute(task).maps[0])
-
-
-@pytest.mark.parametrize("order", ("commit", "position"))
-@pytest.mark.parametrize("score", ("commit", "teacher"))
-def test_arc_is_eq_8_and_9(cache, score, order):
-    forward = tiny.bound(cache, steps=4)
-    commit = forward.trajectory.commit_step[0].tolist()
-    position = int(np.argmax(commit))
-    task = AttributionTask(forward, made.targets(forward, (position,)), score)
-    found = method("arc", order=order, k=5, p=0.8).attribute(task)
-    tokens, answer = text_tokens(forward), forward.trajectory.tokens[0].tolist()
-    logits = whole(forward, task.step(position)).double()
-    lists = [logits[p].topk(5).indices.tolist() for p in tokens.positions]
-    rank = commit if order == "commit" else list(range(8))
-    first = 0 if score == "commit" else task.step(0)
-    context = [(k, int(i), first) for k, i in enumerate(tokens.ids[: tokens.prompt])]
-    context += [
-        (tokens.prompt + p, answer[p], task.step(p))
-        for p in range(8)
-        if rank[p] < rank[position] and answer[p] not in forward.adapter.stop_ids
-    ]
-    maps = [logits[:64, int(logits[:64].sum(0).argmin())]]
-    weights = [1.0]
-    for k, token, step in context:
-        maps.append(whole(forward, step)[:64, token].double())
-        weights.append(1 - rbo_by_definition(lists[k], lists[tokens.prompt + position], 0.8))
-    other = sum(w * m for w, m in zip(weights, maps, strict=True)) / sum(weights)
-    own = logits[:64, answer[position]]
-    beta = np.linalg.lstsq(other.numpy()[:, None], own.numpy(), rcond=None)[0][0]
-    refined = (own - beta * other).clamp_min(0).view(8, 8).numpy()
-    assert tiny.relative(found.maps[0][0], torch.tensor(loops.rank_gaussian(refined))) < 1e-3
-    assert found.maps[0].min() >= 0
 
 
 def test_both_subtract_aggregated_maps(cache):

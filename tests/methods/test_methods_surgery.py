@@ -172,14 +172,6 @@ def test_values_take_the_place_of_queries_and_keys(settings, masked):
     assert mode.replaced == {0} and torch.allclose(got, scores.softmax(-1) @ wide, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_not_blind_at_any_step(cache, name):
-    forward = tiny.bound(cache, block_length=8)
-    targets = tuple(Target(str(p), (p,), (5 + p,)) for p in range(8))
-    maps = method(name).attribute(AttributionTask(forward, targets)).maps[0].flatten(1)
-    assert maps.any(1).all() and len(maps.unique(dim=0)) == 8
-
-
 @pytest.mark.parametrize("name, passes", [(NAMES[0], 2), (NAMES[1], 1)])
 def test_one_prefill_serves_all_words(name, passes):
     task = made.task_of("prefix", range(8))
@@ -214,31 +206,3 @@ def test_settings_are_checked(cache, monkeypatch):
         with pytest.raises(MethodError, match=r"\[2, 3\] \(MiniBlock\) cannot be replaced.*sdpa"):
             getattr(method("architecture_surgery"), work)(task)
     assert not tiny.hooks(task.forward)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fails", (0, 1, 2))
-def test_nothing_is_left_behind(cache, name, fails):
-    task = made.task_of(cache)
-    forward = task.forward
-    forward.model.train()
-    before, kept = torch.random.get_rng_state(), forward.trajectory.kept.keys()
-    if fails:
-        calls = []
-
-        def explode(*_):
-            calls.append(1)
-            if len(calls) == min(fails, 1 if name == "feature_surgery" else 2):
-                raise ZeroDivisionError
-
-        handle = forward.model.layers[2].mlp_norm.register_forward_hook(explode)
-        with pytest.raises(ZeroDivisionError):
-            method(name).attribute(task)
-        handle.remove()
-    else:
-        method(name).attribute(task)
-    assert not tiny.hooks(forward) and forward.trajectory.kept.keys() == kept
-    assert all(m.training for m in forward.model.modules())
-    assert all(p.requires_grad and p.grad is None for p in forward.model.parameters())
-    assert not task.pixels.requires_grad and torch.is_grad_enabled()
-    assert torch.equal(torch.random.get_rng_state(), before)

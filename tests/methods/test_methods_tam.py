@@ -15,10 +15,8 @@ import pytest
 import tiny
 import torch
 from methods import made
-from refine import loops
 
 from captum_dcam.methods import AttributionTask, Budget, metered, method
-from captum_dcam.methods.attention import Attentions
 from captum_dcam.methods.tam import (
     estimated_causal_inference,
     filtered,
@@ -90,75 +88,6 @@ def test_joint_min_max_stretches_image_and_text_together():
     scaled, words = joint_min_max(image, text)
     assert scaled.tolist() == [[0.0, 0.5], [0.0, 0.0]]
     assert words[:, 0].tolist() == [1.0, 0.0] and words[:, 1].isnan().all()
-
-
-def tam_by_loops(task, position, settings):
-    """Eq. 1–5 from the model's whole logits, token after token."""
-    from methods.test_methods_logit_lens import whole
-
-    forward = task.forward
-    tokens, trajectory = text_tokens(forward), forward.trajectory
-    answer = trajectory.tokens[0].tolist()
-    commit, stops = trajectory.commit_step[0].tolist(), forward.adapter.stop_ids
-    token = answer[position]
-    rank = commit if settings.get("order", "commit") == "commit" else list(range(len(answer)))
-    entries = [
-        (int(i), 0 if task.score == "commit" else task.step(0), k)
-        for k, i in enumerate(tokens.ids[: tokens.prompt])
-    ]
-    entries += [
-        (answer[p], task.step(p), tokens.prompt + p)
-        for p in range(len(answer))
-        if rank[p] < rank[position] and answer[p] not in stops
-    ]
-    own = whole(forward, task.step(position))[:, token].clamp_min(0)
-    image, shown = own[:64], torch.full((len(tokens),), math.nan)
-    maps, weights, same = [], [], []
-    attention = None
-    if settings.get("relevance") == "attention":
-        attention = Attentions(task).row(position, range(4))
-    for i, step, k in entries:
-        maps.append(whole(forward, step)[:64, i].clamp_min(0).tolist())
-        shown[k] = own[tokens.positions[k]]
-        weight = {"activation": shown[k], "mean": torch.tensor(1.0)}.get(
-            settings.get("relevance", "activation"),
-            None if attention is None else attention[tokens.positions[k]],
-        )
-        weights.append(float(weight))
-        same.append(i == token)
-    refined = image.tolist()
-    if settings.get("eci", True):
-        refined = causal_by_loops(refined, maps, weights, same)[0]
-    return torch.tensor(refined), shown
-
-
-SETTINGS = (
-    {},
-    {"relevance": "mean"},
-    {"relevance": "attention"},
-    {"order": "position"},
-    {"eci": False},
-    {"filter": 0},
-    {"filter": 5},
-)
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("score", ("commit", "teacher"))
-def test_tam_is_the_loop(cache, score, settings):
-    forward = tiny.bound(cache, steps=4)
-    last = int(forward.trajectory.commit_step[0].argmax())
-    task = AttributionTask(forward, made.targets(forward, (last,)), score)
-    found = method("tam", **settings).attribute(task)
-    image, text = tam_by_loops(task, last, settings)
-    both = torch.cat((image, text))
-    low, high = np.nanmin(both), np.nanmax(both)
-    window = settings.get("filter", 3)
-    scaled = ((image - low) / (high - low)).double().view(8, 8).numpy()
-    expected = loops.rank_gaussian(scaled, window) if window else scaled
-    assert np.abs(found.maps[0][0].numpy() - expected).max() < 2e-4
-    np.testing.assert_allclose(found.text[0], (text - low) / (high - low), atol=1e-5)
-    assert found.text[0].isnan().any() and found.maps[0].min() >= 0
 
 
 def test_a_word_of_several_tokens_is_their_sum_before_eq_3(cache):

@@ -59,3 +59,22 @@ def made(
         versions={},
         images=tuple(picture(size, 60 * i) for i in range(images)),
     )
+
+
+def found_at(page: Image.Image, picture: Image.Image, border: int = 4) -> tuple[int, int]:
+    """Where a picture stands on a page, but for its rounded corners: (left, top), there alone."""
+    whole = np.asarray(page.convert("RGB")).astype(np.int32) @ (65536, 256, 1)
+    inner = np.asarray(picture.convert("RGB")).astype(np.int32) @ (65536, 256, 1)
+    inner = inner[border:-border, border:-border]
+    h, w = inner.shape
+    rows, columns = whole.shape[0] - h + 1, whole.shape[1] - w + 1
+    at = np.ones((rows, columns), dtype=bool)
+    for y, x in ((0, 0), (h - 1, w - 1), (h // 2, w // 3), (h // 3, w // 2)):
+        at &= whole[y : y + rows, x : x + columns] == inner[y, x]
+    places = [
+        (int(x) - border, int(y) - border)
+        for y, x in np.argwhere(at)
+        if np.array_equal(whole[y : y + h, x : x + w], inner)
+    ]
+    assert len(places) == 1, f"found {len(places)} times: {places}"
+    return places[0]

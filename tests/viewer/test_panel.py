@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from viewer.made import made
+from scipy import ndimage
+from viewer.made import found_at, made
 
 from captum_dcam.data.scenes import make_scene, scene_mask
 from captum_dcam.methods import Cost
@@ -21,6 +22,7 @@ from captum_dcam.viewer.panel import (
     PARTIAL,
     SMALLEST,
     Thumbnails,
+    _Panel,
     places,
     plan_of,
     seconds_text,
@@ -89,8 +91,9 @@ def edges_are_paper(panel):
     )
 
 
-@pytest.mark.parametrize("rows", [1, 3, 12, 60])
-@pytest.mark.parametrize("words", [1, 4, 12, 30])
+@pytest.mark.parametrize(
+    ("rows", "words"), [(1, 1), (1, 30), (3, 4), (12, 4), (12, 12), (60, 1), (60, 4), (60, 12)]
+)
 def test_panel_of_any_number(rows, words):
     panel = comparison_panel(compared(rows, words), width=800)
     assert panel.mode == "RGB" and panel.width == 800
@@ -108,6 +111,65 @@ def test_panel_of_several_and_odd_pictures(images, size):
 def test_long_names_and_words_are_clipped():
     comparison = compared(12, 3, text="unpronounceable" * 9, label="A method " * 20)
     assert edges_are_paper(comparison_panel(comparison, width=800))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "blocks", "scale"), ((12, 4, 2, "map"), (4, 12, 1, "row"))
+)
+def test_every_cell_shows_its_word_by_its_method(rows, words, blocks, scale):
+    """Every map has its one hot token elsewhere; cells stand in rows by method, block after block,
+    and in columns by word, section after section."""
+    hot = torch.eye(48).view(rows, words, 6, 8) * torch.rand(rows, words, 1, 1).add(0.5)
+    every = tuple(row(i, (maps,)) for i, maps in enumerate(hot))
+    comparison = replace(compared(1, words), rows=every)
+    panel = comparison_panel(comparison, width=800, scale=scale, mode="nearest", cmap="viridis")
+    own = _Panel(comparison, 800, scale, "viridis", "nearest")
+    sections = own.plan.sections(words)
+    assert len(own.parts) == blocks
+    at = {}
+    for i in range(rows):
+        for n in range(words):
+            ((picture, _),) = own.cells.pictures(i, n)
+            assert hottest(picture, own.cells._grounds[0]) == divmod(i * words + n, 8)
+            at[i, n] = found_at(panel, picture)
+    for section in sections:
+        for part in own.parts:
+            lines = [[at[i, n] for n in section] for i in part]
+            assert all(len({y for _, y in line}) == 1 for line in lines)
+            assert all([x for x, _ in line] == [x for x, _ in lines[0]] for line in lines)
+            assert [x for x, _ in lines[0]] == sorted({x for x, _ in lines[0]})
+            assert [line[0][1] for line in lines] == sorted({line[0][1] for line in lines})
+        starts = [at[part[0], section[0]][0] for part in own.parts]
+        assert starts == sorted(set(starts))
+    tops = [at[0, section[0]][1] for section in sections]
+    assert tops == sorted(set(tops))
+
+
+def test_only_the_words_that_a_budget_cut_off_are_marked():
+    """A corner on cells of words 1 and 2 of the middle method, and nowhere else."""
+    comparison = compared(3, 3)
+    maps = comparison.rows[0].maps
+    rows = (row(0, maps), row(1, maps, status="partial"), row(2, maps))
+    panel = np.asarray(comparison_panel(replace(comparison, rows=rows), width=800))
+    marked = (panel == np.asarray(PARTIAL, dtype=np.uint8)).all(-1)
+    sizes = [int(one.sum()) for one in regions(marked)]
+    corners = [size for size in sizes if size > 30]
+    assert len(corners) == 3 and len(set(corners[1:])) == 1  # the legend's and two cells'
+    whole = comparison_panel(replace(comparison, rows=(row(0, maps),) * 3), width=800)
+    assert not has(whole, PARTIAL)
+
+
+def hottest(picture, ground):
+    """Row and column of the token, of 6 x 8, that differs most from the ground."""
+    change = np.abs(np.asarray(picture).astype(int) - np.asarray(ground)).sum(-1)
+    y, x = np.argwhere(change > 0.9 * change.max()).mean(0)
+    return int((y + 0.5) * 6 // picture.height), int((x + 0.5) * 8 // picture.width)
+
+
+def regions(mask):
+    """Connected parts of a mask, from above."""
+    numbers, count = ndimage.label(mask)
+    return [numbers == n + 1 for n in range(count)]
 
 
 def test_panel_of_an_answer_without_words_has_its_header():
@@ -131,15 +193,15 @@ def has(panel, color):
 
 def test_failed_and_unfinished_rows_are_marked():
     comparison = compared(3, 3)
-    assert not has(comparison_panel(comparison), FAILED)
+    assert not has(comparison_panel(comparison, width=600), FAILED)
     zero = tuple(torch.zeros_like(m) for m in comparison.rows[0].maps)
     failed = row(1, zero, status="failed", note="MethodError: no attention weights")
-    whole = comparison_panel(replace(comparison, rows=(comparison.rows[0], failed)))
+    whole = comparison_panel(replace(comparison, rows=(comparison.rows[0], failed)), width=600)
     assert has(whole, FAILED) and not has(whole, PARTIAL)
     partial = row(2, comparison.rows[0].maps, status="partial", note="budget")
-    assert has(comparison_panel(replace(comparison, rows=(partial,))), PARTIAL)
-    many = [row(i, zero, status="failed", note="MethodError: " + "why " * 99) for i in range(60)]
-    assert edges_are_paper(comparison_panel(replace(compared(1, 1), rows=tuple(many)), width=800))
+    assert has(comparison_panel(replace(comparison, rows=(partial,)), width=600), PARTIAL)
+    many = [row(i, zero, status="failed", note="MethodError: " + "why " * 99) for i in range(6)]
+    assert edges_are_paper(comparison_panel(replace(compared(1, 1), rows=tuple(many)), width=600))
 
 
 def thumbnails(comparison, scale="map", width=96, mode="bilinear"):
@@ -222,8 +284,8 @@ def test_maps_that_are_no_numbers_or_missing_are_blank():
         assert thumbnails(broken, scale).pictures(0, 1) is not None
     missing = row(0, (torch.zeros(2, 6, 8),), status="partial")
     assert thumbnails(replace(comparison, rows=(missing,))).pictures(0, 1) is None
-    comparison_panel(broken)
-    comparison_panel(replace(comparison, rows=(missing,)))
+    assert edges_are_paper(comparison_panel(broken, width=600))
+    assert edges_are_paper(comparison_panel(replace(comparison, rows=(missing,)), width=600))
 
 
 def test_words_and_methods_are_all_laid_out():

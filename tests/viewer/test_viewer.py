@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
-from viewer.made import made, picture
+from viewer.made import found_at, made, picture
 
 from captum_dcam import Explanation
 from captum_dcam.data.scenes import make_scene
@@ -118,13 +118,50 @@ def test_sheet_of_any_number_and_size(words, size, images):
 
 
 def test_sheet_of_a_large_picture_works_at_its_own_scale():
-    sheet = contact_sheet(made(2, (4000, 3000)), mode="nearest")
+    sheet = contact_sheet(made(2, (2000, 1500)), mode="nearest")
     assert sheet.width == 1600 and sheet.height < 1600
 
 
 @pytest.mark.parametrize("maps", ["zero", "flat"])
 def test_sheet_of_flat_maps_and_long_words(maps):
-    contact_sheet(made(2, maps=maps, text="unpronounceable" * 20), width=500)
+    """The plain picture, once per word and once on top, and nothing over the margin."""
+    sheet = contact_sheet(made(2, maps=maps, text="unpronounceable" * 20), width=500)
+    pixels = np.asarray(sheet)
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert (edge == 255).all(), "something runs over the margin"
+    heat = contact_sheet(made(2, text="unpronounceable" * 20), width=500)
+    assert sheet.size == heat.size and sheet != heat
+
+
+@pytest.mark.parametrize("images", (1, 2))
+def test_every_panel_of_the_sheet_is_its_words(images):
+    e = made(5, images=images)
+    sheet = contact_sheet(e, "nearest", width=1200, cmap="viridis")
+    cell = sheet_cell(sheet, e, images)
+    at = [
+        [
+            found_at(sheet, word_overlay(e, n, i, size=cell, mode="nearest", cmap="viridis"))
+            for i in range(images)
+        ]
+        for n in range(5)
+    ]
+    firsts = [one[0] for one in at]
+    assert firsts == sorted(firsts, key=lambda place: (place[1], place[0]))
+    assert len({place for one in at for place in one}) == 5 * images
+    for one in at:
+        assert one == sorted(one, key=lambda place: (place[1], place[0]))
+
+
+def sheet_cell(sheet, explanation, images):
+    """The size at which the sheet draws a picture."""
+    from captum_dcam.viewer import sheet as module
+    from captum_dcam.viewer.ink import INNER, Ink, mosaic_cell
+    from captum_dcam.viewer.overlay import fitted
+
+    ink, columns = Ink(sheet.width), module._columns(5, images)
+    room = (ink.px(INNER) - ink.px(18) * (columns - 1)) // columns
+    cell = mosaic_cell(ink, images, room)
+    return fitted(explanation.images[0].size, cell, cell * 1.2)
 
 
 def test_sheet_is_deterministic_and_leaves_pyplot_alone():
@@ -175,12 +212,18 @@ def test_scene_scores_are_those_of_the_object_a_word_names():
 # -- folder -------------------------------------------------------------------------------------
 
 
+def pixels_of(file):
+    return Image.open(file).convert("RGB")
+
+
 def test_folder_holds_everything_and_is_replaced(tmp_path):
     folder = write_folder(made(2), tmp_path / "a" / "out")
     names = {p.name for p in folder.iterdir()}
     assert names == {"word-01-word0.png", "word-02-word1.png", "sheet.png", "explanation"}
     assert Explanation.load(folder / "explanation").words == ("word0", "word1")
-    assert Image.open(folder / "word-01-word0.png").size == (480, 400)
+    for n in range(2):
+        expected = word_overlay(made(2), n, size=(480, 400))
+        assert pixels_of(folder / f"word-0{n + 1}-word{n}.png") == expected
     write_folder(made(1, images=2), folder)
     names = {p.name for p in folder.iterdir()}
     assert names == {
@@ -189,6 +232,12 @@ def test_folder_holds_everything_and_is_replaced(tmp_path):
         "sheet.png",
         "explanation",
     }
+    second = word_overlay(made(1, images=2), 0, 1, size=(480, 400))
+    assert pixels_of(folder / "word-01-word0-image-2.png") == second
+    write_folder(made(1), folder, mode="nearest")
+    expected = word_overlay(made(1), 0, size=(480, 400), mode="nearest")
+    assert pixels_of(folder / "word-01-word0.png") == expected
+    assert pixels_of(folder / "sheet.png") == contact_sheet(made(1), "nearest")
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
 
 
