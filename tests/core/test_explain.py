@@ -19,7 +19,7 @@ def test_every_dtype_end_to_end(cache, dtype, preset):
     (maps,) = found.maps
     assert maps.shape == (len(found.words), 8, 8) and maps.dtype == torch.float32
     assert torch.isfinite(maps).all() and maps.min() >= 0 and maps.any()
-    assert found.settings["dtype"] == str(dtype)
+    assert found.settings["dtype"] == str(dtype) and found.trajectory.tokens.shape == (1, 8)
     assert found.pixel_maps().shape == (len(found.words), 60, 80)
 
 
