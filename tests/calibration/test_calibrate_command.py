@@ -25,7 +25,7 @@ def options(tmp_path, **changes):
 
 
 @pytest.fixture
-def command(monkeypatch, adapter):
+def command(monkeypatch, adapter, narrow):
     """The command on the tiny model and its pictures."""
     monkeypatch.setattr(calibrate_command, "load_chosen", lambda *_, **__: adapter)
     monkeypatch.setattr("captum_dcam.data.dataset", lambda *_, **__: Pictures(40))
@@ -42,6 +42,7 @@ def test_command_with_a_check(command, tmp_path, capsys):
     assert record["fitted"]["labels"] is True and record["fitted"]["weights"]
     fitted = preset(str(tmp_path / "p.json")).refinements()
     assert fitted == Compose(done.calibration.fitted)
+    assert tuple(done.calibration.fitted) != PAPER, "the search has found something"
     gain, (before, after) = done.checked
     other = gathered(3, first=20)
     assert gain.before["f3"] == pytest.approx(f3(other, PAPER), abs=1e-6)

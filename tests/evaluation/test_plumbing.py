@@ -428,7 +428,7 @@ def test_differences_are_of_the_words_that_both_have(folder):
 
 IMAGE, FRACTIONS = 2, (0, 0.25, 1)
 PROBES = (
-    {"name": "faithfulness", "fractions": FRACTIONS, "curves": True},
+    {"name": "faithfulness", "fractions": FRACTIONS, "curves": True, "controls": 2},
     {"name": "faithfulness", "fractions": FRACTIONS, "where": "tap", "state": "final",
      "controls": 0, "label": "tap"},
     {"name": "infidelity", "samples": 3},
@@ -554,7 +554,7 @@ def test_probes_measure_the_variant_at_its_own_block_and_score(probed, name):
     variant = next(v for v in VARIANTS if v.name == name)
     objects, found = scored(IMAGE, variant), probed["variants"][name]["scores"]
     assert len(objects) > 1
-    wanted = curves_by_hand(variant, objects, "pixels", "commit", 1)
+    wanted = curves_by_hand(variant, objects, "pixels", "commit", 2)
     tap = curves_by_hand(variant, objects, "tap", "final", 0)
     wanted |= {f"tap_{k}": column for k, column in tap.items() if not k.endswith("_curve")}
     for key, values in probes_by_hand(variant, objects).items():
