@@ -4,6 +4,7 @@ import csv
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from viewer.made import picture
 
 from captum_dcam.cli.app import app
-from captum_dcam.cli.compare import list_methods
+from captum_dcam.cli.compare import list_methods, ordered
 from captum_dcam.cli.parsing import built, parse_methods
 from captum_dcam.methods import METHODS, Method, MethodFacts, method_names, register_method
 from captum_dcam.results.comparison import Comparison
@@ -221,3 +222,24 @@ def test_help_names_what_there_is():
     shown = CliRunner().invoke(app, ["compare", "--help"], env={"COLUMNS": "200"}).stdout
     for name in ("--methods", "--budget-seconds", "--list-methods", "--scale", "--sort", "nouns"):
         assert name in shown
+
+
+def test_the_orders_of_the_table():
+    """Best F3 first and none last, quickest first and failed last, names, or as asked."""
+
+    def row(name, status, seconds, f3):
+        cost = SimpleNamespace(seconds=seconds)
+        mean = {"f3": f3, "obj_iou": seconds}.get
+        return SimpleNamespace(name=name, status=status, cost=cost, mean=mean)
+
+    rows = [
+        row("b", "failed", 0.1, None),
+        row("d", "done", 3.0, 0.2),
+        row("a", "partial", 1.0, 0.0),
+        row("c", "done", 2.0, 0.7),
+    ]
+    names = {sort: "".join(r.name for r in ordered(rows, sort)) for sort in SORTS}
+    assert names == {"f3": "cdab", "seconds": "acdb", "name": "abcd", None: "bdac"}
+
+
+SORTS = ("f3", "seconds", "name", None)

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 
+import awkward
 import pytest
 import tiny
 import torch
@@ -83,6 +84,28 @@ def test_round_trip(tmp_path, images, masked):
     assert found.save(folder) == folder  # an earlier comparison is replaced
     same(Comparison.load(folder), made_)
     assert os.listdir(folder.parent) == ["one"]
+
+
+def test_what_differs_between_words_grids_and_rows_is_kept(tmp_path):
+    """Two grids of one picture, words with and without a mask, a row without text before one with
+    it, a word of two tokens, and costs that are not alike."""
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    mask[20:40, 10:30] = True
+    made_ = compare_generation(
+        awkward.bound(),
+        ["red", "stars", "hearts"],
+        ["diffusion_cam_base", "attention", method("tam", filter=0)],
+        masks=[None, mask, ~mask],
+    )
+    assert [r.text is None for r in made_.rows] == [True, False, False]
+    found = Comparison.load(made_.save(tmp_path / "x"))
+    same(found, made_)
+    for one, two in zip(found.layout.grids, made_.layout.grids, strict=True):
+        assert torch.equal(one.positions, two.positions) and one.image == two.image == 0
+        assert torch.equal(one.x_edges, two.x_edges) and torch.equal(one.y_edges, two.y_edges)
+    for one, two in zip(found.rows, made_.rows, strict=True):
+        assert one.text is two.text or torch.equal(one.text.nan_to_num(), two.text.nan_to_num())
+    assert not torch.equal(found.rows[0].maps[0], found.rows[0].raw[0])  # signed
 
 
 def test_text_relevance_is_kept(comparison, tmp_path):
