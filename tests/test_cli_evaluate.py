@@ -154,7 +154,7 @@ def test_results_of_other_settings_are_refused_before_work(measured):
 def test_a_calibrated_preset_is_used_by_its_file(tmp_path):
     file, start = tmp_path / "preset.json", tmp_path / "start.json"
     write_preset(start, "default", preset("default"), (MinMax(), CBA()), {})
-    options = ["--data", "count=14", "--preset", start, "--generation", "gen_length=32", "-o", file]
+    options = ["--data", "count=12", "--preset", start, "--generation", "gen_length=32", "-o", file]
     done = call("calibrate", "--labels", *options)
     assert done.exit_code == 0, done.output
     assert "cba.gamma" in done.stdout and file.is_file()

@@ -6,7 +6,7 @@ import awkward
 import pytest
 import tiny
 import torch
-from methods.test_methods_all import every, have_grad_cam
+from methods.test_methods_all import ONE_GRID, every, have_grad_cam, two_tokens
 
 from captum_dcam import DiffusionCAM
 from captum_dcam.maps import cam
@@ -91,10 +91,9 @@ SAME = {
 DRAWN = {("gradient_shap", "batch"), ("layer_gradient_shap", "batch"), ("noise_tunnel", "batch")}
 
 
-def task(seed=0):
-    """ "stars": two tokens, written at different steps, with context before."""
-    forward = awkward.alone("mini", "none", 0)
-    (word,) = resolve(forward.adapter, forward.trajectory.tokens[0].tolist(), "stars")
+def task(name, seed=0):
+    """Two tokens, written at different steps, with context before."""
+    forward, word = two_tokens(name in ONE_GRID)
     return AttributionTask(forward, (word,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -109,8 +108,8 @@ def beside(name):
 
 def maps_of(name, **settings):
     chosen = method(name, **{**beside(name), **settings})
-    chosen.check(task())
-    found = chosen.attribute(task())
+    chosen.check(task(name))
+    found = chosen.attribute(task(name))
     assert bool(found.done.all())
     return torch.cat([m.flatten() for m in found.maps])
 
