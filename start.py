@@ -40,7 +40,7 @@ CHECKS = {  # the only list of the checks: the Makefile and CI come here
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
     "type": ["mypy"],
-    "pytest": ["pytest", "-q", "-n", "2"],
+    "pytest": ["pytest", "-q", "-n", "2", "--dist", "worksteal"],
 }
 
 

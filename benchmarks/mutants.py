@@ -69,16 +69,21 @@ class Contexts:
 
 
 @app.command("map")
-def run_map(folder: Folder = Path("runs/mutants")) -> None:
+def run_map(
+    tests: Annotated[list[str] | None, typer.Argument(help="For pytest. Default: all.")] = None,
+    folder: Folder = Path("runs/mutants"),
+) -> None:
     """Run the suite once, and note which test runs which line."""
     import pytest
 
     folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     os.chdir(ROOT)
     coverage = Coverage(data_file=folder / "lines", include=["captum_dcam/*", "adapters/*"])
     contexts = Contexts(coverage)
     coverage.start()
-    code = pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider"], plugins=[contexts])
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    code = pytest.main([*options, *(tests or [])], plugins=[contexts])
     coverage.stop()
     coverage.save()
     (folder / "seconds.json").write_text(json.dumps(contexts.seconds), encoding="utf-8")

@@ -23,6 +23,11 @@ hypothesis.settings.register_profile("tests", derandomize=True, database=None, d
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first: none is left over for the end, when the other workers are done."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 def pytest_collection_finish():
     """What lives until the end is not looked at again and again: a tenth of the tests' time."""
     gc.collect()
