@@ -52,6 +52,12 @@ app = typer.Typer(add_completion=False)
 Folder = Annotated[Path, typer.Option(help="Where the map and the results lie.")]
 
 
+def at_root() -> None:
+    """Where pytest is started: this folder's modules are not those that tests import."""
+    os.chdir(ROOT)
+    sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "benchmarks")]
+
+
 # -- which test runs which line --------------------------------------------------------------------
 
 
@@ -78,7 +84,7 @@ def run_map(
 
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    os.chdir(ROOT)
+    at_root()
     coverage = Coverage(data_file=folder / "lines", include=["captum_dcam/*", "adapters/*"])
     contexts = Contexts(coverage)
     coverage.start()
@@ -273,7 +279,7 @@ def run(
 
     torch.set_num_threads(1)
     folder = folder.resolve()
-    os.chdir(ROOT)
+    at_root()
     drawn = draw(rooms or list(ROOMS), count, seed)
     done = {n for n in range(len(drawn)) if (folder / f"seed{seed}-{n}.json").is_file()}
     todo = [n for n in range(len(drawn)) if n not in done]
