@@ -24,18 +24,19 @@ def tokenizer():
     return PreTrainedTokenizerFast.from_pretrained(WEIGHTS, local_files_only=True)
 
 
+SHAPE = dict(
+    hidden_size=48,
+    num_attention_heads=3,
+    num_hidden_layers=4,
+    intermediate_size=64,
+    vision_layers=1,
+    vision_intermediate_size=64,
+    stem_channels=(8, 8, 16),
+)
+
+
 def config(**changes):
-    shape = dict(
-        hidden_size=48,
-        num_attention_heads=3,
-        num_hidden_layers=4,
-        intermediate_size=64,
-        vision_layers=1,
-        vision_intermediate_size=64,
-        stem_channels=(8, 8, 16),
-        image_size=64,
-    )
-    return MiniConfig(vocab_size=len(tokenizer()), **{**shape, **changes})
+    return MiniConfig(vocab_size=len(tokenizer()), **{**SHAPE, "image_size": 64, **changes})
 
 
 def model(seed=0, dtype=torch.float32, **changes):

@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import tiny
 import torch
 
 from benchmarks.mini import trainer
@@ -10,15 +11,6 @@ from benchmarks.mini.trainer import Stage, Trainer
 from benchmarks.mini.training import run
 from captum_dcam.mini.configuration import MiniConfig
 
-SMALL = dict(
-    hidden_size=48,
-    num_attention_heads=3,
-    num_hidden_layers=2,
-    intermediate_size=64,
-    vision_layers=1,
-    vision_intermediate_size=64,
-    stem_channels=(8, 8, 16),
-)
 STAGES = (
     Stage("one", 3, 2, 2, 1e-3, 5e-4, 0.5, 0.2),
     Stage("two", 1, 2, 2, 5e-4, 0.0, 0.0, 0.0),
@@ -32,7 +24,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("after", (2, 3))
 def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch, after):
     monkeypatch.setattr(trainer, "WARMUP", 2)
-    monkeypatch.setattr(trainer, "MiniConfig", functools.partial(MiniConfig, **SMALL))
+    monkeypatch.setattr(trainer, "MiniConfig", functools.partial(MiniConfig, **tiny.SHAPE))
     whole = run(tmp_path / "whole", 0, 0, STAGES)
     assert whole.step == 4
     checkpoint = tmp_path / "parts" / "checkpoint.pt"
