@@ -144,6 +144,12 @@ def test_wrong_targets_of_attribute(forward, target):
         DiffusionCAM(forward).attribute(forward.request.pixels, target)
 
 
+def test_the_first_and_the_last_are_no_wrong_targets(forward):
+    pixels, last = forward.request.pixels, forward.trajectory.tokens.shape[1] - 1
+    for target in ((0, 0), (last, forward.adapter.vocabulary - 1)):
+        assert DiffusionCAM(forward).attribute(pixels, target).shape[0] == 1
+
+
 def test_example_that_is_not_in_the_batch(forward):
     for example in (-1, 1):
         with pytest.raises(TargetError, match="batch of 1"):

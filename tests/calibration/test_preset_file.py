@@ -53,6 +53,14 @@ def test_the_same_content_gives_the_same_bytes_and_replaces_presets_alone(file):
         write_preset(folder, "default", preset("default"), FITTED, {})
 
 
+def test_a_file_of_other_bytes_is_kept(tmp_path):
+    other = tmp_path / "image.json"
+    other.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(PresetError, match="exists and is no preset file"):
+        write_preset(other, "default", preset("default"), FITTED, {})
+    assert other.read_bytes() == b"\x89PNG\xff\xfe"
+
+
 def test_a_failed_write_leaves_the_earlier_file(file, monkeypatch):
     from captum_dcam import files as lines
 
