@@ -34,6 +34,18 @@ def test_ssim_equals_scikit_image(shape):
     assert float(got) == pytest.approx(expected)
 
 
+def test_every_map_is_stretched_by_itself():
+    """Maps of one batch have ranges of their own."""
+    g = torch.Generator().manual_seed(0)
+    scale, shift = torch.tensor([1.0, 50, 0.01]), torch.tensor([0.0, -300, 7])
+    first, second = (
+        torch.rand(3, 9, 9, generator=g) * scale[:, None, None] + shift[:, None, None]
+        for _ in range(2)
+    )
+    alone = torch.stack([structural_similarity(*pair) for pair in zip(first, second, strict=True)])
+    torch.testing.assert_close(structural_similarity(first, second), alone)
+
+
 @st.composite
 def pairs(draw):
     shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=6))

@@ -187,6 +187,16 @@ def test_summary_says_where_the_peak_is():
     assert empty.peak is None and empty.region == "nowhere"
 
 
+@pytest.mark.parametrize("size", ((600, 60), (60, 600)))
+def test_places_are_told_by_both_sides_of_the_image(size):
+    found = summarise(made(12, size))
+    for row in found:
+        x, y = (row.peak[0] + row.peak[2]) / 2 / size[0], (row.peak[1] + row.peak[3]) / 2 / size[1]
+        assert ("left" in row.region, "right" in row.region) == (x < 1 / 3, x >= 2 / 3)
+        assert ("upper" in row.region, "lower" in row.region) == (y < 1 / 3, y >= 2 / 3)
+    assert len({row.region for row in found}) > 2
+
+
 def test_summary_names_the_image_that_a_word_looks_at():
     e = made(1, images=2)
     swapped = {"maps": e.maps[::-1], "peaks": e.peaks[::-1]}
