@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import re
 import signal
 import time
 
 import pytest
 
-from captum_dcam.errors import StoreError
-from captum_dcam.evaluation.store import Store
+from captum_dcam.errors import FileError, StoreError
+from captum_dcam.evaluation.store import Store, locked
 
 PLAN = {"seed": 0, "variants": [{"name": "a", "layer": 1}]}
 FACTS = {"versions": {"torch": "2"}}
@@ -361,3 +362,11 @@ def test_a_merged_file_that_was_cut_off_is_not_whole(tmp_path):
     assert len(list(store.records())) == 3 and len(store.missing()) == len(lines) - 3
     with pytest.raises(StoreError, match="lacks"):
         store.merge()
+
+
+def test_a_lock_that_cannot_be_made_names_its_file(tmp_path):
+    place = tmp_path / "a file" / "lock"
+    place.parent.write_text("")
+    with pytest.raises(FileError, match=f"{re.escape(str(place))} cannot be written"):
+        with locked(place, 1, "the store is held"):
+            pass

@@ -81,6 +81,8 @@ def test_paired_sees_a_difference_that_two_intervals_hide():
         ([1.0, 2.0], {}, "list"),
         (torch.ones(3), {"n": 0}, "n is 0"),
         (torch.ones(3), {"level": 95}, "level 95"),
+        (torch.ones(3), {"level": 1}, "level 1"),
+        (torch.ones(3), {"level": 0}, "level 0"),
     ],
 )
 def test_errors_teach(values, options, says):
