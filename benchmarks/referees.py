@@ -62,16 +62,15 @@ class Referee:
         return folder / (self.folder or self.repository.partition("/")[2])
 
 
-def upstream(family: str, repository: str, *more: str, **changes: str) -> Referee:
+def upstream(family: str, repository: str, *more: str) -> Referee:
     """A family's own code: its tests and its conformance cases."""
     return Referee(
-        changes.pop("name", repository),
+        repository,
         "recordings, replays, gradients, layouts and commands of the family",
         (f"tests/upstream/test_{family}.py", *more),
         repository=repository,
         variable=f"{UPSTREAM}{family.upper()}",
         cases=(f"tests/upstream/cases/{family}.py",),
-        **changes,
     )
 
 
