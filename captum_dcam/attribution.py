@@ -2,8 +2,9 @@ r"""Diffusion-CAM as a Captum layer attribution."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples
@@ -13,9 +14,10 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_dcam import maps as word_maps
-from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, TargetError
+from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, positions_of
+from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -24,12 +26,18 @@ from captum_dcam.refine import Compose, Refinement
 #: Captum's targets, or the library's own for several tokens together
 TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
 
-NO_PATH = (
-    "the target's logit has no gradient path to the tapped image states: choose another step or a "
-    "shallower block"
-)
-#: what torch says when there is no path at all
-PATHLESS = ("does not require grad", "not have been used in the graph")
+R = TypeVar("R")
+
+
+def _holding(run: Callable[..., R]) -> Callable[..., R]:
+    """Method decorator: the forward is held while the method runs."""
+
+    @wraps(run)
+    def held(self: DiffusionCAM, *args: Any, **kwargs: Any) -> R:
+        with self.forward_func.held():
+            return run(self, *args, **kwargs)
+
+    return held
 
 
 class DiffusionCAM(LayerAttribution, GradientAttribution):
@@ -41,8 +49,10 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     Args:
         forward_func (DenoisingForward): the model, tapped at a block, with a bound generation.
-        layer (nn.Module, optional): where features are read. Default: ``forward_func.tap``
-        device_ids (list of int, optional): as in Captum, for DataParallel.
+        layer (nn.Module, optional): ``forward_func.tap``, as Captum's signature has it; which block
+            it taps is the forward's. Default: that tap
+        device_ids (list of int, optional): as Captum's signature has it: None, or the model's own
+            device.
         preset (str or Preset, optional): the defaults of ``attribute``: a name, or a file's path.
             Default: ``"default"``
 
@@ -75,12 +85,25 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 "(DenoisingForward(adapter, layer))"
             )
         layer = forward_func.tap if layer is None else layer
+        if layer is not forward_func.tap:
+            kind = repr(layer) if isinstance(layer, int | str) else type(layer).__name__
+            raise InputTypeError(
+                f"layer is {kind}: expected forward_func.tap, or nothing; another block is chosen "
+                "where the forward is made, DenoisingForward(adapter, layer=number)"
+            )
+        own = forward_func.adapter.device
+        if device_ids not in (None, [own.index or 0], [own]):
+            raise InputError(
+                f"device_ids is {device_ids!r}: the model is on {own}, and one forward runs on one "
+                f"device; leave device_ids out, or give [{own.index or 0}]"
+            )
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self._preset = find_preset(preset)  # a file is read now, whatever becomes of it later
         self.preset = self._preset.name
 
     @log_usage(part_of_slo=True)
+    @_holding
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -132,6 +155,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             self._preset.refinements() if refinements is None else refinements
         )
         pixels = _format_tensor_into_tuples(inputs)
+        pixels = tuple(p.clone() if p.is_inference() else p for p in pixels)
         if additional_forward_args is not None and (score is not None or step is not None):
             raise InputError(
                 f"score={score!r}, step={step} together with additional_forward_args: the "
@@ -178,7 +202,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         grad_kwargs: dict[str, Any] | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Gradients and features at the layer, by Captum; InfeasibleStepError without a path."""
-        try:
+        with diagnosed(self.forward_func):
             gradients, features = compute_layer_gradients_and_eval(
                 self.forward_func,
                 self.layer,
@@ -189,12 +213,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 attribute_to_layer_input=attribute_to_layer_input,
                 grad_kwargs=grad_kwargs,
             )
-        except RuntimeError as error:
-            if not any(message in str(error) for message in PATHLESS):
-                raise
-            raise InfeasibleStepError(NO_PATH) from error
         if not any(bool(g.any()) for g in gradients):
-            raise InfeasibleStepError(NO_PATH)
+            raise no_path(self.forward_func)
+        check_gradients(self.forward_func, gradients)
         return gradients, features
 
     def _arguments(self, pairs: list[tuple[int, int]], reading: Reading) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ from captum_dcam.methods import (
 )
 from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
@@ -121,6 +121,7 @@ def compare(
     )
 
 
+@holding
 def compare_generation(
     forward: DenoisingForward,
     words: WordsLike = None,

@@ -42,6 +42,10 @@ class InfeasibleStepError(InputError):
     """The states of the chosen call do not hold the image, or have no path to the logits."""
 
 
+class NotFiniteError(InputError):
+    """The model's numbers are NaN or infinite; says which, and what to do."""
+
+
 class LayerError(InputError):
     """The chosen block does not exist, or its image states cannot influence the answer."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_dcam import maps
 from captum_dcam.errors import TargetError
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
@@ -64,19 +64,21 @@ def explain(
     chosen.reading(score=score, product=product, center=center, step=step)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
-    forward.generate(request, generator=generator, **generation)
-    return explain_generation(
-        forward,
-        words,
-        preset=chosen,
-        score=score,
-        step=step,
-        product=product,
-        center=center,
-        refinements=refinements,
-    )
+    with forward.held():
+        forward.generate(request, generator=generator, **generation)
+        return explain_generation(
+            forward,
+            words,
+            preset=chosen,
+            score=score,
+            step=step,
+            product=product,
+            center=center,
+            refinements=refinements,
+        )
 
 
+@holding
 def explain_generation(
     forward: DenoisingForward,
     words: WordsLike = None,
@@ -127,6 +129,7 @@ def explain_generation(
     )
 
 
+@holding
 def sign_check(
     forward: DenoisingForward,
     targets: Sequence[Target],

@@ -32,6 +32,7 @@ from captum_dcam.adapters.common.settings import (
 from captum_dcam.adapters.common.text import LLADA
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
+from captum_dcam.model.guard import eager
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
@@ -221,7 +222,7 @@ class Llada:
         inner = self.model.model
         before = getattr(inner, "activation_checkpointing_strategy", None)
         plain_tables(self.model)
-        with torch.compiler.set_stance("force_eager"):
+        with eager():
             if before is None:
                 yield
                 return

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.model.guard import DRAWING
+
 
 @contextmanager
 def seeded(
@@ -30,7 +32,7 @@ def seeded(
         return
     seed = int(torch.randint(2**bits, (), generator=generator, device=generator.device))
     only = None if device is None else [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=only):
+    with DRAWING, torch.random.fork_rng(devices=only):
         torch.manual_seed(seed)
         yield
 

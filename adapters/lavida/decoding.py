@@ -34,6 +34,7 @@ from captum_dcam.adapters.common.settings import (
     share,
 )
 from captum_dcam.errors import InputError
+from captum_dcam.model.guard import eager
 
 SETTINGS = Settings(
     "LaViDa-Dream",
@@ -145,7 +146,7 @@ class Dream(Llada):
     def as_written(self) -> Iterator[None]:
         """Dream's blocks are compiled, anew for every length and mode of gradients, with other
         rounding."""
-        with torch.compiler.set_stance("force_eager"):
+        with eager():
             yield
 
 

@@ -27,10 +27,11 @@ from captum_dcam.faithfulness.reading import (
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.words import Target
 
 
+@holding
 def infidelity(
     forward: DenoisingForward,
     targets: Sequence[Target],
@@ -114,6 +115,7 @@ def infidelity(
     return torch.cat(found).cpu().double() if found else torch.zeros(0, dtype=torch.float64)
 
 
+@holding
 def sensitivity_max(
     forward: DenoisingForward,
     targets: Sequence[Target],

@@ -21,7 +21,7 @@ from captum_dcam.faithfulness.reading import (
     with_pixels,
 )
 from captum_dcam.methods.captum_common import groups_of
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.words import Target
 
 #: shares of the image removed or revealed
@@ -92,6 +92,7 @@ class Curves:
         return self.probability[:, -1 if self.kind == "deletion" else 0]
 
 
+@holding
 def deletion(
     forward: DenoisingForward,
     targets: Sequence[Target],
@@ -144,6 +145,7 @@ def deletion(
                    controls, generator, chunk)  # fmt: skip
 
 
+@holding
 def insertion(
     forward: DenoisingForward,
     targets: Sequence[Target],

@@ -15,7 +15,8 @@ from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example
 from captum_dcam.metrics import obj_iou
 from captum_dcam.metrics._checks import stretched
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.guard import Guard
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_odd
 
@@ -35,6 +36,7 @@ class Randomization:
     ssim: Tensor
 
 
+@holding
 def parameter_randomization(
     forward: DenoisingForward,
     targets: Sequence[Target],
@@ -73,7 +75,7 @@ def parameter_randomization(
     words = tuple(targets)
     before = _explained(forward, words, explain)
     found = []
-    with _restored() as replace_values:
+    with _restored(forward.adapter.guard) as replace_values:
         for number, (_, parameters) in enumerate(cascade[: wanted[-1]], 1):
             for parameter in parameters:
                 replace_values(parameter, _drawn(parameter, generator))
@@ -96,6 +98,7 @@ def _wanted(stages: int | Sequence[int] | None, count: int) -> list[int]:
     return found
 
 
+@holding
 def shuffled_answer(
     forward: DenoisingForward, target: Target, generator: torch.Generator
 ) -> DenoisingForward:
@@ -137,6 +140,7 @@ def shuffled_answer(
     return forward.again(trajectory=trajectory)
 
 
+@holding
 def answer_shuffle(
     forward: DenoisingForward,
     targets: Sequence[Target],
@@ -166,6 +170,7 @@ def answer_shuffle(
     return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
 
 
+@holding
 def placebo(
     maps: Tensor,
     masks: Tensor,
@@ -300,7 +305,7 @@ def _cascade(adapter: Adapter) -> list[tuple[str, list[nn.Parameter]]]:
 
 
 @contextmanager
-def _restored() -> Iterator[Callable[[nn.Parameter, Tensor], None]]:
+def _restored(guard: Guard) -> Iterator[Callable[[nn.Parameter, Tensor], None]]:
     """A function that replaces a parameter's values, until the context ends."""
     before: list[tuple[nn.Parameter, Tensor]] = []
 
@@ -308,12 +313,14 @@ def _restored() -> Iterator[Callable[[nn.Parameter, Tensor], None]]:
         # kept in main memory: the whole model must not lie twice on an accelerator
         before.append((parameter, parameter.detach().to("cpu", copy=True)))
         parameter.data.copy_(values)
+        guard.changed()
 
     try:
         yield replace_values
     finally:
         for parameter, values in reversed(before):
             parameter.data.copy_(values)
+        guard.changed()
 
 
 def _drawn(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ from typing_extensions import dataclass_transform
 from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, LayerError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import diagnosed
+from captum_dcam.model.guard import DRAWING
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
 from captum_dcam.model.words import Target
 from captum_dcam.registry import Registry
@@ -157,11 +160,29 @@ class Attribution:
     note: str = ""
 
 
+def _holding_task(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of :class:`Method` that holds the task's model while it runs."""
+
+    @wraps(run)
+    def held(self: Method, task: AttributionTask) -> Any:
+        # methods turn gradients off where they need none; under no_grad they would find zeros
+        with task.forward.held(), torch.enable_grad(), diagnosed(task.forward):
+            return run(self, task)
+
+    return held
+
+
 class Method(ABC):
     """Base of the registered frozen dataclasses; their fields are the method's settings."""
 
     name: ClassVar[str] = ""
     facts: ClassVar[MethodFacts]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("attribute", "check"):
+            if name in vars(cls):
+                setattr(cls, name, _holding_task(vars(cls)[name]))
 
     @abstractmethod
     def attribute(self, task: AttributionTask) -> Attribution:
@@ -326,8 +347,8 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     For implementations that draw from the global state.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
+    with DRAWING, torch.random.fork_rng():
+        numpy_state = np.random.get_state()
         torch.manual_seed(seed)
         np.random.seed(seed)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, InputError
+from captum_dcam.errors import InputError
 from captum_dcam.maps import PRODUCTS, cam
 from captum_dcam.methods.base import (
     AttributionTask,
@@ -15,7 +15,7 @@ from captum_dcam.methods.base import (
     entered,
     wide,
 )
-from captum_dcam.model.gradients import gradients_of, watched
+from captum_dcam.model.gradients import gradients_of, no_path, watched
 
 #: how the rivals' logits are averaged
 WEIGHTS = ("equal", "probability")
@@ -59,10 +59,7 @@ class FinerCam(PerToken):
             )
             gradients = gradients_of(self._score(logits[0, position], token), features)
         if not any(bool(g.any()) for g in gradients):
-            raise InfeasibleStepError(
-                f"the logits of position {position} have no gradient path to the image states of "
-                f"block {task.forward.layer}: choose another step or a shallower block"
-            )
+            raise no_path(task.forward, task.forward.adapter.token_texts([token])[0])
         return tuple(
             cam(f[0].detach(), g[0], self.product, center=False)
             for f, g in zip(features, gradients, strict=True)

@@ -11,6 +11,7 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from captum_dcam.methods.grad_cam_bridge import (
     upstream,
 )
 from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.guard import Shared
 from captum_dcam.model.words import Target
 
 # -- one pass ------------------------------------------------------------------------------------
@@ -209,14 +211,17 @@ class PgcDFF(Bridge):
 
 
 @contextmanager
-def without_bars(module: str) -> Iterator[None]:
-    """A module of pytorch-grad-cam without its progress bars."""
+def _barless(module: str) -> Iterator[None]:
     found: Any = importlib.import_module(f"{PACKAGE}.{module}")
     before, found.tqdm = found.tqdm, SimpleNamespace(tqdm=lambda rows: rows)
     try:
         yield
     finally:
         found.tqdm = before
+
+
+#: modules of pytorch-grad-cam without their progress bars
+without_bars = {name: Shared(partial(_barless, name)) for name in ("score_cam", "ablation_cam")}
 
 
 class Strongest:
@@ -294,7 +299,7 @@ class PgcScoreCAM(Bridge):
         view = View(task, position, grid, image_of(task, grid))
         cam = upstream("ScoreCAM")(view, [view.layer], Strongest(self.channels))
         cam.batch_size = self.batch_size
-        with without_bars("score_cam"):
+        with without_bars["score_cam"]():
             return raw(cam, view.own_pixels, logit(token))
 
 
@@ -333,7 +338,7 @@ class PgcAblationCAM(Bridge):
             scores.append(float(logits[token]))
             return logits[token]
 
-        with without_bars("ablation_cam"):
+        with without_bars["ablation_cam"]():
             return raw(cam, view.dummy, score) * scores[0]
 
 

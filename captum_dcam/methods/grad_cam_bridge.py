@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
-from captum_dcam.errors import InfeasibleStepError, MethodError
+from captum_dcam.errors import MethodError
 from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.gradients import no_path
 
 PACKAGE = "pytorch_grad_cam"
 #: settings that count something; ``channels`` may be None
@@ -111,10 +112,7 @@ class View(nn.Module):
         with forward.edited(through):
             logits = wide(self._logits(forward, pixels)[:, self._position])
         if torch.is_grad_enabled() and not logits.requires_grad:
-            raise InfeasibleStepError(
-                f"the logits of position {self._position} have no gradient path to the image "
-                f"states of block {forward.layer}: choose another step or a shallower block"
-            )
+            raise no_path(forward)
         return logits
 
     def _logits(self, forward: DenoisingForward, pixels: Tensor) -> Tensor:

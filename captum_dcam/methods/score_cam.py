@@ -21,7 +21,6 @@ from captum_dcam.methods.base import (
     entered,
     pairs_of,
 )
-from captum_dcam.model.forward import _inference
 from captum_dcam.model.gradients import watched
 from captum_dcam.model.layout import Grid
 
@@ -142,7 +141,7 @@ class ScoreCam(Method):
         pixels = task.pixels.detach() * masks + self.baseline * (1 - masks)
         rows = len(pixels)
         out = torch.empty(rows, len(group))
-        with _inference(forward.model):
+        with forward.held():
             extras = (e.expand(rows, *e.shape[1:]) for e in request.extras)
             memory = forward.adapter.prefill(forward.adapter.embed(pixels, *extras))
             for step in sorted({r.step for r in group}):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from captum_dcam.errors import (
     MethodError,
     RegistrationError,
 )
+from captum_dcam.model.guard import Guard, alone, guard_of
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
@@ -130,6 +132,14 @@ def third_of(blocks: int) -> int:
     return round(blocks * 10 / 32)
 
 
+#: methods that run a model or its processor: they take the model's lock (tokenizers of Hugging Face
+#: do not let two threads in either)
+RUNNING = (
+    *("prepare", "generate", "embed", "prefill", "denoise", "unembed"),
+    *("encode", "token_texts", "prompt_tokens"),
+)
+
+
 class Adapter(ABC):
     r"""One model family.
 
@@ -154,6 +164,12 @@ class Adapter(ABC):
     takes_video: ClassVar[bool] = False
     facts: ClassVar[FamilyFacts | None] = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in RUNNING:
+            if name in vars(cls):
+                setattr(cls, name, alone(vars(cls)[name]))
+
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         cache = self.caches[0] if cache is None else cache
         if cache not in self.caches:
@@ -175,6 +191,21 @@ class Adapter(ABC):
         """Whether a checkpoint's ``config.json`` is this family's, where others have the same
         ``architectures`` or ``model_type``."""
         return True
+
+    @property
+    def guard(self) -> Guard:
+        """What all adapters of this model share; its ``lock`` is :attr:`lock`."""
+        return guard_of(self.blocks[0])
+
+    @property
+    def lock(self) -> threading.RLock:  # type: ignore[valid-type]  # a function until 3.13
+        r"""The model's lock, which all explanations of the model take by themselves.
+
+        A thread that calls the model directly, ``model.generate`` in a server, say, beside threads
+        that explain it, does so inside ``with adapter.lock:``. It is re-entrant. One forward
+        belongs to one thread, or is used inside the lock as well.
+        """
+        return self.guard.lock
 
     # -- what a family declares ---------------------------------------------------------------
 

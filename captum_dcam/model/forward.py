@@ -8,20 +8,30 @@ the pixels beside it, and the state of a token's committing call explains that c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import InputError, InputTypeError, NotBoundError, TargetError
+from captum_dcam.errors import (
+    InputError,
+    InputTypeError,
+    NotBoundError,
+    NotFiniteError,
+    TargetError,
+)
 from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.guard import fingerprint, modes
 from captum_dcam.model.tap import (
     Edit,
     SpatialTap,
-    frozen,
+    advice,
+    finite,
     recorded,
     replace_hidden,
     skipped,
@@ -140,8 +150,9 @@ class DenoisingForward(nn.Module):
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
         """
         check_pixels(request.pixels)
-        with _inference(self.model), recorded(self._below(), keep) as (lengths, outputs):
-            trajectory = self.adapter.generate(request, generator=generator, **settings)
+        with self.held(), recorded(self._below(), keep) as (lengths, outputs):
+            trajectory = self._generated(request, generator, settings)
+            stamp = self._stamp(request)
         if bool(trajectory.lengths) != trajectory.own_calls:
             raise InputError(
                 f"{self.adapter.family} returned {len(trajectory.lengths)} lengths with own_calls="
@@ -149,10 +160,30 @@ class DenoisingForward(nn.Module):
                 "makes others, and says so by own_calls=True"
             )
         if not trajectory.own_calls:
-            kept = {"layer": self.layer, "calls": dict(enumerate(outputs)) if keep else {}}
+            calls = dict(enumerate(outputs)) if keep else {}
+            kept = {"layer": self.layer, "calls": calls, "stamp": stamp}
             trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
         self.bind(request, trajectory)
         return trajectory
+
+    def _generated(
+        self, request: Request, generator: torch.Generator | None, settings: dict[str, Any]
+    ) -> Trajectory:
+        """The adapter's generation; NotFiniteError where its probabilities are none."""
+        dtype = self.adapter.dtype
+        error = NotFiniteError(
+            "the logits of the generation are NaN or infinite, computed in "
+            f"{str(dtype).removeprefix('torch.')}: {advice(dtype)}"
+        )
+        try:
+            made = self.adapter.generate(request, generator=generator, **settings)
+        except RuntimeError as raised:
+            if "probability tensor contains" in str(raised):  # torch.multinomial
+                raise error from raised
+            raise
+        if not bool(made.confidence.isfinite().all()):
+            raise error
+        return made
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
         """Bind a generation made elsewhere (another layer's forward, a saved one)."""
@@ -180,27 +211,57 @@ class DenoisingForward(nn.Module):
     def remembered(self, key: Any, compute: Callable[[], T]) -> T:
         """What ``compute`` found for this generation; it is called once per key.
 
-        It is called again when the model's parameters or the pixels have changed in place. While
+        It is called again when the model or the pixels have changed, see :meth:`_stamp`. While
         the tap is edited it is called every time, because it then reads another model. Hooks that
         a user puts on the model are not seen: ablations go through :meth:`edited`.
         """
         if self.tap.edit is not None:
             return compute()
-        stamp = _stamp(self.model, self.request.pixels)
+        stamp = self._stamp()
         known = self._remembered.get(key)
         if known is None or known[0] != stamp:
             known = self._remembered[key] = (stamp, compute())
         found: T = known[1]
         return found
 
+    def held(self) -> AbstractContextManager[None]:
+        """The model is this thread's alone, in evaluation mode and with frozen parameters, while
+        the context is open."""
+        return self.adapter.guard.held(self.model)
+
+    def _stamp(self, request: Request | None = None) -> bytes:
+        """Bytes that change with all that recorded outputs were computed from: weights, buffers,
+        active adapters, precision, and the request's tensors. Default: the bound one's"""
+        request = self.request if request is None else request
+        guard, model = self.adapter.guard, self.model
+
+        def of_model() -> bytes:
+            tensors = itertools.chain(model.parameters(), model.buffers())
+            return fingerprint(tensors) + modes(model, self.adapter.device.type)
+
+        def of_request() -> bytes:
+            return fingerprint((request.pixels, *request.extras))
+
+        return guard.fingerprint(model, of_model) + guard.fingerprint(request, of_request)
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """What was recorded of the bound generation; emptied where it is out of date."""
+        kept, stamp = self.trajectory.kept, self._stamp()
+        if kept.get("stamp") != stamp:
+            kept.clear()
+            kept["stamp"] = stamp
+        return kept
+
     @contextmanager
     def afresh(self) -> Iterator[None]:
         """Inside the context nothing is remembered from before: all work is done, and counted."""
-        before, self._remembered = self._remembered, {}
-        try:
-            yield
-        finally:
-            self._remembered = before
+        with self.held():
+            before, self._remembered = self._remembered, {}
+            try:
+                yield
+            finally:
+                self._remembered = before
 
     # -- Captum's contract ----------------------------------------------------------------------
 
@@ -239,11 +300,11 @@ class DenoisingForward(nn.Module):
             args = self.arguments()
         check_pixels(pixels)
         extras, state = self._split(args)
-        with _inference(self.model):
+        with self.held():
             with self._tapped("prefix", len(pixels)):
                 memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
             with self._tapped("none", len(state[0])):
-                return self.adapter.denoise(memory, *state)
+                return finite_logits(self.adapter.denoise(memory, *state))
 
     def _split(self, args: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         count = len(self.request.extras)
@@ -271,41 +332,42 @@ class DenoisingForward(nn.Module):
         tap is computed again. A single row equals the generation bit for bit; several rows equal
         it within rounding.
         """
-        trajectory, adapter = self.trajectory, self.adapter
         rows = examples.to(self.request.pixels.device)
-        if trajectory.cache == "prefix":
-            memory = self.prefill()
-            if self.request.batch > 1 or len(examples) > 1:
-                memory = adapter.select(memory, rows)
+        with self.held():
+            if self.trajectory.cache == "none":
+                memory = self.adapter.select(self._embedded(), rows)
+            else:
+                memory = self.prefill()
+                if self.request.batch > 1 or len(examples) > 1:
+                    memory = self.adapter.select(memory, rows)
             return self.step(memory, examples, steps)
-        return self.step(adapter.select(self._embedded(), rows), examples, steps)
 
     def prefill(self) -> Any:
         """What all steps of the bound request share; runs through the tap with a prefix cache."""
-        with _inference(self.model), self._tapped("prefix", self.request.batch), self._known([0]):
+        with self.held(), self._tapped("prefix", self.request.batch), self._known([0]):
             return self.adapter.prefill(self._embedded())
 
     def step(self, memory: Any, examples: Tensor, steps: Tensor) -> Tensor:
         """Logits (R, T, V) of examples (R,) at steps (R,) from the memory of R rows."""
         state = self.trajectory.state_at(examples, steps)
         first = 1 if self.trajectory.cache == "prefix" else 0  # the prefill is a call of its own
-        known = self._known([first + int(s) for s in steps], examples.tolist())
-        with _inference(self.model), self._tapped("none", len(examples)), known:
-            return self.adapter.denoise(memory, *state)
+        calls = [first + int(s) for s in steps]
+        with self.held(), self._tapped("none", len(examples)):
+            with self._known(calls, examples.tolist()):
+                return finite_logits(self.adapter.denoise(memory, *state))
 
     def _embedded(self) -> Any:
         """Tower, projector and word embeddings, computed once per generation."""
-        kept = self.trajectory.kept
-        if "embedded" not in kept:
-            request = self.request
-            with torch.no_grad(), _inference(self.model):  # as generated: kernels depend on it
+        with torch.no_grad(), self.held():  # as generated: kernels depend on it
+            kept, request = self._kept, self.request
+            if "embedded" not in kept:
                 kept["embedded"] = self.adapter.embed(request.pixels, *request.extras)
         return kept["embedded"]
 
     def _known(self, calls: list[int], examples: list[int] | None = None) -> Any:
         """Context in which blocks up to the tap return what they returned in a call, or each row
         what its example had in its own call; an empty one where that was not kept."""
-        kept = self.trajectory.kept
+        kept = self._kept
         known = kept.get("calls", {})
         if kept.get("layer") != self.layer or any(call not in known for call in calls):
             return nullcontext()
@@ -321,11 +383,12 @@ class DenoisingForward(nn.Module):
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[None]:
         """Replace feature maps at the tap while the context is open (ablations)."""
-        before, self.tap.edit = self.tap.edit, edit
-        try:
-            yield
-        finally:
-            self.tap.edit = before
+        with self.held():
+            before, self.tap.edit = self.tap.edit, edit
+            try:
+                yield
+            finally:
+                self.tap.edit = before
 
 
 def _rows(outputs: list[Any], examples: list[int]) -> Any:
@@ -338,28 +401,25 @@ def _rows(outputs: list[Any], examples: list[int]) -> Any:
     return replace_hidden(first, hidden)
 
 
-@contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside the context; both are restored afterwards."""
-    training = [m for m in model.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
-        with frozen(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _stamp(model: nn.Module, pixels: Tensor) -> tuple[Any, ...]:
-    """A value that changes with the parameters, their type and device, and the pixels, as far as
-    torch counts changes."""
-    parameters = list(model.parameters())
-    first = parameters[0]
-    versions = sum(p._version for p in parameters if not p.is_inference())
-    seen = None if pixels.is_inference() else pixels._version
-    return versions, len(parameters), first.dtype, first.device, seen
+def holding(function: F) -> F:
+    """Decorator: the forward that a function is given first is held while it runs."""
+
+    @wraps(function)
+    def run(forward: DenoisingForward, *args: Any, **kwargs: Any) -> Any:
+        with forward.held():
+            return function(forward, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """The logits; NotFiniteError where they are NaN or plus infinity. Decoders rule tokens out by
+    minus infinity."""
+    finite(logits.detach().amax(-1), "the logits", logits.dtype)
+    return logits
 
 
 def check_pixels(pixels: Tensor) -> None:
@@ -417,6 +477,7 @@ def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
 # -- an answer that is given, not generated: why would the model write *this*? ---------------------
 
 
+@holding
 def force(
     forward: DenoisingForward, answer: str | list[int], request: Request | None = None
 ) -> Trajectory:
@@ -470,7 +531,7 @@ def force(
         lengths=lengths,
         image_end=request.layout.image_end,
         settings={"forced": True},
-        kept={k: v for k, v in kept.items() if k == "embedded"},
+        kept={k: v for k, v in kept.items() if k in ("embedded", "stamp")},
     )
     forward.bind(request, made)
     rows = max(1, LOGITS_AT_ONCE // (count * adapter.vocabulary))

@@ -8,15 +8,18 @@ backward pass of their sum gives each row its own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.errors import DcamError, InfeasibleStepError
+from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.tap import finite
 from captum_dcam.model.words import Target
 
 T = TypeVar("T")
@@ -64,6 +67,7 @@ def _reads(
     return out
 
 
+@holding
 def target_gradients(
     forward: DenoisingForward,
     targets: Sequence[Target],
@@ -100,7 +104,7 @@ def target_gradients(
     reads = _reads(forward, targets, examples, score, call)
     size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), diagnosed(forward):
             if trajectory.cache == "prefix":
                 found = _prefix_rows(forward, reads, len(targets), size)
             else:
@@ -116,11 +120,77 @@ def target_gradients(
         ) from error
     for row in found:
         if not any(bool(g.any()) for g in row.gradients):
-            raise InfeasibleStepError(
-                f"the logits of {targets[row.target].text!r} have no gradient path to the image "
-                f"states of block {forward.layer}: choose another step or a shallower block"
-            )
+            raise no_path(forward, targets[row.target].text)
+        check_gradients(forward, row.gradients)
     return found
+
+
+def check_gradients(forward: DenoisingForward, gradients: Sequence[Tensor]) -> None:
+    """NotFiniteError for gradients that overflowed."""
+    for gradient in gradients:
+        finite(gradient, "the gradients at the tapped block", forward.adapter.dtype)
+
+
+#: what torch says where a graph is missing
+PATHLESS = (
+    "does not require grad",
+    "not have been used in the graph",
+    "Inference tensors cannot be saved for backward",
+    "requires_grad=True on inference tensor",
+)
+
+
+def no_path(forward: DenoisingForward, text: str | None = None) -> InfeasibleStepError:
+    """The error about a logit that has no gradient at the tap, with the reason that the model
+    shows."""
+    whose = "the target's logit has" if text is None else f"the logits of {text!r} have"
+    return InfeasibleStepError(
+        f"{whose} no gradient path to the image states of block {forward.layer}: {_reason(forward)}"
+    )
+
+
+def _reason(forward: DenoisingForward) -> str:
+    model = forward.model
+    if any(p.is_inference() for p in model.parameters()):
+        return (
+            "the model's weights were made inside torch.inference_mode, and can be in no graph; "
+            "load it outside (or with captum_dcam.load)"
+        )
+    if any(p.is_meta for p in model.parameters()):
+        return (
+            "weights are offloaded, and come without a graph; load the model where all of it fits, "
+            "or choose a method that needs no gradients, such as logit_lens or attention"
+        )
+    whole = {
+        f"{type(m).__name__} ({str(t.dtype).removeprefix('torch.')})"
+        for m in model.modules()
+        for n, t in itertools.chain(
+            m.named_parameters(recurse=False), m.named_buffers(recurse=False)
+        )
+        if "weight" in n and not t.is_floating_point()
+    }
+    if whole:
+        return (
+            f"layers of the kind {', '.join(sorted(whole))} hold quantised weights, and their "
+            "kernels have no backward pass; load the model unquantised or with bitsandbytes, or "
+            "choose a method that needs no gradients, such as logit_lens or attention"
+        )
+    return (
+        f"choose another step or a shallower block (the deepest usable one is "
+        f"{forward.adapter.deepest_block}); if no block has one, a layer above it computes without "
+        "a graph (torch.no_grad, a kernel without a backward pass)"
+    )
+
+
+@contextmanager
+def diagnosed(forward: DenoisingForward) -> Iterator[None]:
+    """What torch says of a missing graph becomes :func:`no_path`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DcamError) or not any(text in str(error) for text in PATHLESS):
+            raise
+        raise no_path(forward) from error
 
 
 def watched(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[Tensor, ...]]:

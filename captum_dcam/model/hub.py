@@ -30,6 +30,7 @@ from captum_dcam.errors import (
     near,
 )
 from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
+from captum_dcam.model.guard import LOADING, out_of_inference_mode
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -75,7 +76,8 @@ def load(
     _check_environment(cls, str(source), trust_remote_code)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
-    return cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+    with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
+        return cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
 
 
 def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:

@@ -97,7 +97,7 @@ def unkept(forward: DenoisingForward) -> DenoisingForward:
     Recorded blocks below the tap hand on what they were given. That is right for the blocks above,
     and wrong for a method that reads these blocks.
     """
-    kept = {k: v for k, v in forward.trajectory.kept.items() if k == "embedded"}
+    kept = {k: v for k, v in forward.trajectory.kept.items() if k in ("embedded", "stamp")}
     return forward.again(trajectory=replace(forward.trajectory, kept=kept))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_dcam.errors import InputTypeError
+from captum_dcam.errors import InputTypeError, NotFiniteError
 from captum_dcam.model.layout import Layout
 
 #: a function of one feature map (B, D, H, W) and its grid's index
@@ -33,6 +33,27 @@ class SpatialTap(nn.Module):
         if self.edit is not None:
             grids = tuple(self.edit(grid, i) for i, grid in enumerate(grids))
         return grids[0] if len(grids) == 1 else grids
+
+
+def finite(values: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """The values; NotFiniteError where they are NaN or infinite. What a decoder has ruled out may
+    be minus infinity, see :func:`captum_dcam.model.forward.finite_logits`."""
+    if not bool(values.detach().isfinite().all()):
+        raise NotFiniteError(
+            f"{what} are NaN or infinite, computed in {str(dtype).removeprefix('torch.')}: "
+            f"{advice(dtype)}"
+        )
+    return values
+
+
+def advice(dtype: torch.dtype) -> str:
+    """What to do about numbers of a type that are not finite."""
+    if dtype == torch.float16:
+        return "float16 overflows beyond 65504; load the model with dtype=torch.bfloat16 or float32"
+    return (
+        "check that the checkpoint is whole and its weights finite, and try dtype=torch.float32; "
+        "quantised weights: another quantisation"
+    )
 
 
 def gather(hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
@@ -94,6 +115,8 @@ def tapped(
         if hidden.shape[1] < layout.image_end:
             return None
         grids = gather(hidden[:rows], layout)
+        for grid in grids:
+            finite(grid, "the features of the tapped block", hidden.dtype)
         if torch.is_grad_enabled() and not hidden.requires_grad:
             grids = tuple(g.detach().requires_grad_() for g in grids)
         out = tap(*grids)
@@ -105,19 +128,6 @@ def tapped(
 
     with hooked([(block, open_output)]):
         yield
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters without ``requires_grad`` inside the context; they are restored afterwards."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 @contextmanager

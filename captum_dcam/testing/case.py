@@ -15,8 +15,8 @@ from torch import Tensor
 from captum_dcam.errors import ConformanceError, InputError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.guard import frozen
 from captum_dcam.model.layout import Layout
-from captum_dcam.model.tap import frozen
 from captum_dcam.model.words import Target
 
 #: (width, height): square, wide, tall, tiny, large, and ratios that divide nothing

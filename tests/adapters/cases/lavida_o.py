@@ -4,7 +4,7 @@ import torch
 from doubles import lavida_o as double
 
 import captum_dcam
-from captum_dcam.model.tap import frozen
+from captum_dcam.model.guard import frozen
 from captum_dcam.testing import AdapterCase, Reference
 
 
