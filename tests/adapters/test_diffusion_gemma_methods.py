@@ -30,7 +30,7 @@ C = made_dg.CANVAS
 METHODS = (
     "diffusion_cam",
     "diffusion_cam_paper",
-    "llava_cam",
+    method("llava_cam", samples=2),
     "logit_lens",
     "tam",
     "msea_arc",
@@ -39,9 +39,9 @@ METHODS = (
     "grad_rollout",
     "cp_lrp",
     "attn_lrp",
-    "layer_integrated_gradients",
-    "integrated_gradients",
-    "occlusion",
+    method("layer_integrated_gradients", steps=2),
+    method("integrated_gradients", steps=2),
+    method("occlusion", patch=4, stride=4),
 )
 
 
@@ -53,7 +53,7 @@ def task_of(position, score="commit", **settings):
 
 @pytest.mark.parametrize("canvases", (1, 2))
 def test_methods_run_and_leave_nothing_behind(canvases):
-    forward = made_dg.bound(canvases=canvases)
+    forward = made_dg.bound(canvases=canvases, steps=2)
     before = tiny.hooks(forward.adapter.model)
     found = compare_generation(forward, [1, C * canvases - 2], list(METHODS), errors="raise")
     for row in found.rows:
