@@ -324,13 +324,19 @@ def bound(
 
 
 @functools.cache
-def _shared(kind, cache, length, layer, prompts):
-    return bound(kind, cache, length=length, layer=layer, prompts=prompts)
+def shared_adapter(kind):
+    """An adapter that is made once: read, and change nothing."""
+    return adapter(kind)
 
 
-def shared(kind, cache="prefix", *, length=4, layer=1, prompts=(PROMPT,)):
+@functools.cache
+def _shared(kind, cache):
+    return bound(kind, cache, length=4)
+
+
+def shared(kind, cache="prefix"):
     """A forward on a model and a generation that are made once: read, and change nothing."""
-    return _shared(kind, cache, length, layer, prompts).again()
+    return _shared(kind, cache).again()
 
 
 def exact(monkeypatch):

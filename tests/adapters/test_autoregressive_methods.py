@@ -42,13 +42,14 @@ QUICK = {
     "llava_cam": {"samples": 2},
     "occlusion": {"patch": 2, "stride": 2},
     "shapley_value_sampling": {"permutations": 1},
-    **dict.fromkeys(
-        ("integrated_gradients", "layer_integrated_gradients", "layer_conductance",
-         "internal_influence"),
-        {"steps": 4},
-    ),
-    **dict.fromkeys(("gradient_shap", "layer_gradient_shap", "noise_tunnel"), {"samples": 2}),
-}  # fmt: skip
+    "integrated_gradients": {"steps": 2},
+    "layer_integrated_gradients": {"steps": 2},
+    "layer_conductance": {"steps": 2},
+    "internal_influence": {"steps": 2},
+    "gradient_shap": {"samples": 2},
+    "layer_gradient_shap": {"samples": 2},
+    "noise_tunnel": {"samples": 2},
+}
 
 
 def task_of(forward):
@@ -208,6 +209,7 @@ def test_maps_of_another_scale_come_back_to_their_places(kind, size, scale):
     ("kind", "cache"), (*((k, "prefix") for k in made_ar.KINDS), ("qwen2_5_vl", "none"))
 )
 def test_explain_and_compare_on_a_folder(kind, cache, tmp_path):
+    """``compare`` on a kind for each cache: it loads as ``explain`` does."""
     from typer.testing import CliRunner
 
     from captum_dcam.cli.app import app
@@ -216,17 +218,16 @@ def test_explain_and_compare_on_a_folder(kind, cache, tmp_path):
     picture = tmp_path / "picture.png"
     made_ar.picture(0, (48, 36)).save(picture)
     common = [str(picture), "--prompt", "what is red ?", "--model", str(folder)]
-    common += ["--cache", cache, "--gen-length", "2", "--json"]
-    ran = CliRunner().invoke(app, ["explain", *common, "-o", str(tmp_path / "a"), "--words", "all"])
+    common += ["--cache", cache, "--gen-length", "2", "--json", "--words", "all"]
+    ran = CliRunner().invoke(app, ["explain", *common, "-o", str(tmp_path / "a")])
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout)
-    ran = CliRunner().invoke(
-        app,
-        ["compare", *common, "-o", str(tmp_path / "b"), "--words", "all",
-         "--methods", "diffusion_cam,tam,attention,llava_cam"],
-    )  # fmt: skip
-    assert ran.exit_code == 0, ran.output
-    assert json.loads(ran.stdout)
+    if (kind, cache) in (("llava", "prefix"), ("qwen2_5_vl", "none")):
+        names = "diffusion_cam,tam,attention,llava_cam"
+        out = ["-o", str(tmp_path / "b"), "--methods", names]
+        ran = CliRunner().invoke(app, ["compare", *common, *out])
+        assert ran.exit_code == 0, ran.output
+        assert json.loads(ran.stdout)
 
 
 def test_explain_asks_a_sampled_answer_of_its_seed(tmp_path):
