@@ -10,8 +10,9 @@ import torch
 from captum_dcam.errors import ConformanceError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.gradients import TargetGradients, target_gradients
 from captum_dcam.model.prompts import Video
+from captum_dcam.model.words import Target
 from captum_dcam.testing.case import AdapterCase, expect, explained, target_at, token_positions
 from captum_dcam.testing.replay import agrees
 
@@ -30,7 +31,7 @@ def check_inputs(case: AdapterCase) -> str:
     one, two, three = (case.picture(seed) for seed in range(3))
     _try(case, adapter, "an empty prompt", [[one]], [""])
     _try(case, adapter, "a conversation", [[one]], [list(case.conversation)])
-    short = _try(case, adapter, "a one-token answer", [[one]], [case.prompt], **case.one_token)
+    short, _ = _try(case, adapter, "a one-token answer", [[one]], [case.prompt], **case.one_token)
     count = short.trajectory.tokens.shape[1]
     expect(
         count == case.shortest,
@@ -48,9 +49,9 @@ def check_inputs(case: AdapterCase) -> str:
         if not takes:
             _refused(adapter, what, images, prompts)
             continue
-        forward = _try(case, adapter, what, images, prompts)
+        forward, rows = _try(case, adapter, what, images, prompts)
         if name == "batch":
-            _check_batch(forward, images, prompts)
+            _check_batch(forward, rows, images, prompts)
         taken.append(name)
     return ", ".join(taken)
 
@@ -62,38 +63,46 @@ def _try(
     images: Sequence[Sequence[Any]],
     prompts: Sequence[Any],
     **changes: Any,
-) -> DenoisingForward:
-    """Generate as the family's own code does, and take a gradient of every example."""
+) -> tuple[DenoisingForward, list[TargetGradients]]:
+    """Generate as the family's own code does, with its logits at the first and the last step (check
+    1 compares every step), and take a gradient of every example."""
     forward = case.bound(adapter, images=images, prompts=prompts, **changes)
     positions = token_positions(forward.request.layout)
     unique = len(positions.unique()) == len(positions)
     expect(unique, f"{what}: two image tokens are said to lie at one position")
+    own = case.own(adapter, forward.request, **changes)
     try:
-        agrees(case, forward, **changes)
+        agrees(case, forward, own, sorted({0, len(own.logits) - 1}))
     except ConformanceError as error:
         raise ConformanceError(f"{what}: {error}") from error
-    for example in range(forward.request.batch):
-        target = target_at(forward, explained(forward, example)[0], example)
-        target_gradients(forward, [target], [example])
-    return forward
+    examples = range(forward.request.batch)
+    rows = target_gradients(forward, [_first(forward, b) for b in examples], examples)
+    return forward, rows
+
+
+def _first(forward: DenoisingForward, example: int) -> Target:
+    """The first token of an example that may be explained."""
+    return target_at(forward, explained(forward, example)[0], example)
 
 
 def _check_batch(
-    forward: DenoisingForward, images: Sequence[Sequence[Any]], prompts: Sequence[Any]
+    forward: DenoisingForward,
+    rows: Sequence[TargetGradients],
+    images: Sequence[Sequence[Any]],
+    prompts: Sequence[Any],
 ) -> None:
-    """Every example of a batch has the logits and the gradient that it has alone."""
-    targets = [target_at(forward, explained(forward, b)[0], b) for b in range(2)]
-    found = target_gradients(forward, targets, [0, 1])
+    """Every example of a batch has the logits and the gradient (one of ``rows``) that it has
+    alone."""
     first = torch.tensor([0])
     for b in range(2):
         alone = forward.twin()
         alone.bind(forward.adapter.prepare([images[b]], [prompts[b]]), forward.trajectory.single(b))
         with torch.no_grad():
             got, wanted = forward.replay(torch.tensor([b]), first), alone.replay(first, first)
-        (own,) = target_gradients(alone, [targets[b]])
+        (own,) = target_gradients(alone, [_first(forward, b)])
         pairs = [("logits", got, wanted)]
         pairs += [
-            ("gradient", *pair) for pair in zip(found[b].gradients, own.gradients, strict=True)
+            ("gradient", *pair) for pair in zip(rows[b].gradients, own.gradients, strict=True)
         ]
         for what, g, w in pairs:
             gap = float((g - w).abs().max() / w.abs().max().clamp_min(1e-30))

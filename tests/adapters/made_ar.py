@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -262,7 +263,13 @@ def _model(kind):
 
 
 def model(kind, seed=0, dtype=torch.float32):
-    """Random weights, enlarged so that attention and answers are far from uniform."""
+    """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
+    own for every caller."""
+    return copy.deepcopy(_weighted(kind, seed)).to(dtype)
+
+
+@functools.cache
+def _weighted(kind, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = _model(kind)
@@ -278,7 +285,7 @@ def model(kind, seed=0, dtype=torch.float32):
         "</s>" if kind == "llava" else "<|im_end|>"
     )
     made.generation_config.bos_token_id = None
-    return made.to(dtype).eval()
+    return made.eval()
 
 
 def adapter(kind, cache="prefix", seed=0, dtype=torch.float32):
@@ -314,6 +321,22 @@ def bound(
     request = made.prepare(given, list(prompts))
     forward.generate(request, max_new_tokens=length, **settings)
     return forward
+
+
+@functools.cache
+def shared_adapter(kind):
+    """An adapter that is made once: read, and change nothing."""
+    return adapter(kind)
+
+
+@functools.cache
+def _shared(kind, cache):
+    return bound(kind, cache, length=4)
+
+
+def shared(kind, cache="prefix"):
+    """A forward on a model and a generation that are made once: read, and change nothing."""
+    return _shared(kind, cache).again()
 
 
 def exact(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -133,7 +134,13 @@ def config(**text):
 
 
 def model(seed=0, dtype=torch.float32, **text):
-    """Random weights, enlarged so that attention and answers are far from uniform."""
+    """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
+    own for every caller."""
+    return copy.deepcopy(_weighted(seed, **text)).to(dtype)
+
+
+@functools.cache
+def _weighted(seed, **text):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = DiffusionGemmaForBlockDiffusion(config(**text))
@@ -148,7 +155,7 @@ def model(seed=0, dtype=torch.float32, **text):
             spoken = [tokenizer().convert_tokens_to_ids(f"▁{w}") for w in WORDS]
             words[spoken] *= 2  # so that answers are made of words
     made.generation_config.pad_token_id = tokenizer().pad_token_id
-    return made.to(dtype).eval()
+    return made.eval()
 
 
 def adapter(seed=0, dtype=torch.float32, **text):
@@ -180,3 +187,13 @@ def bound(
     request = made.prepare(given, list(prompts))
     forward.generate(request, gen_length=canvases * CANVAS, steps=steps, **{"seed": 0, **settings})
     return forward
+
+
+@functools.cache
+def _shared(canvases):
+    return bound(canvases=canvases)
+
+
+def shared(canvases=1):
+    """A forward on a model and a generation that are made once: read, and change nothing."""
+    return _shared(canvases).again()

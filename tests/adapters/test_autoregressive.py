@@ -69,7 +69,7 @@ def test_replayed_logits_are_those_of_generate(monkeypatch, kind, cache):
 
 @every
 def test_canvases_commits_and_scores(kind):
-    t = made_ar.bound(kind).trajectory
+    t = made_ar.shared(kind).trajectory
     pad = made_ar.TOKENIZERS[kind]().pad_token_id
     assert t.commit_step.tolist() == [list(range(t.steps))]
     for step, canvas in enumerate(t.states[0]):
@@ -83,7 +83,7 @@ def test_canvases_commits_and_scores(kind):
 
 @every
 def test_what_stands_behind_a_token_does_not_matter(kind):
-    forward = made_ar.bound(kind, "prefix")
+    forward = made_ar.shared(kind)
     step = 2
     (state,) = forward.trajectory.state_at(torch.tensor([0]), torch.tensor([step]))
     other = state.clone()
@@ -153,7 +153,7 @@ def test_knobs_of_generate(kind):
     ),
 )
 def test_settings_that_cannot_work(settings, message):
-    made = made_ar.adapter("llava")
+    made = made_ar.shared_adapter("llava")
     request = made.prepare([[made_ar.picture()]], [made_ar.PROMPT])
     with pytest.raises(ValueError, match=message):
         made.generate(request, **settings)
@@ -255,7 +255,7 @@ def test_captums_layer_gradcam_equals_ours(kind, cache):
 
     from captum_dcam import DiffusionCAM
 
-    forward = made_ar.bound(kind, cache)
+    forward = made_ar.shared(kind, cache)
     target = tiny.pair(forward, 1)
     ours = DiffusionCAM(forward, preset="base").attribute(
         forward.request.pixels, target, score="commit"
@@ -276,12 +276,12 @@ def test_captums_layer_gradcam_equals_ours(kind, cache):
 
 @every
 def test_feasible_calls(kind):
-    forward = made_ar.bound(kind, "prefix")
+    forward = made_ar.shared(kind)
     t, prefix = forward.trajectory, forward.request.layout.prefix_length
     assert t.lengths == (prefix, 0, *[1] * (t.steps - 1)) and t.feasible == (0,)
     with pytest.raises(InfeasibleStepError, match="has 1 tokens"):
         t.check_call(2)
-    t = made_ar.bound(kind, "none").trajectory
+    t = made_ar.shared(kind, "none").trajectory
     assert t.lengths == tuple(prefix + s for s in range(t.steps))
     assert t.feasible == tuple(range(t.steps))
 

@@ -67,7 +67,7 @@ def read(made, request, example=0):
 
 @every
 def test_the_published_format_where_there_is_no_template(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     request = made.prepare([[made_ar.picture()]], ["is it red ?"])
     assert read(made, request) == FORMATS[kind]
     if kind == "llava":
@@ -76,7 +76,7 @@ def test_the_published_format_where_there_is_no_template(kind):
 
 @every
 def test_conversations(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     request = made.prepare([[made_ar.picture()]], [TALK])
     assert read(made, request) == TALKS[kind]
     assert request.prompts[0].startswith("system: be short .\nuser: what is it ?")
@@ -110,7 +110,7 @@ def test_the_processors_own_template_is_used(kind):
 
 @every
 def test_prompt_tokens_are_text_alone(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     request = made.prepare([[made_ar.picture()]] * 2, ["is it red ?", "a"])
     for example in range(2):
         positions, ids = made.prompt_tokens(request, example)
@@ -131,7 +131,7 @@ def test_prompt_tokens_are_text_alone(kind):
     "text", ("a red circle", "the blue square ?", "Ünder é 漢字 🙂", "a,b (c) d's\nred", "a")
 )
 def test_pieces_join_to_the_text(kind, text):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     ids = made.encode(text)
     token_texts = made.token_texts(ids)
     assert len(token_texts) == len(ids) and "".join(token_texts).removeprefix(" ") == text
@@ -142,7 +142,7 @@ def test_pieces_join_to_the_text(kind, text):
 
 @every
 def test_words_begin_with_a_blank(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     ids = made.encode(" a red circle")
     assert made.token_texts(ids) == [" a", " red", " circle"]
     found = words_of(made, made.encode(" a redxy café,\nthe 漢 (blue)"))
@@ -151,7 +151,7 @@ def test_words_begin_with_a_blank(kind):
 
 @every
 def test_bytes_that_are_no_character(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     ids = made.encode("é")[-2:]  # two bytes
     word = made.encode(" red")
     assert made.token_texts(ids) == ["", "é"]
@@ -199,7 +199,7 @@ def test_the_output_head_reads_the_last_block(kind):
     ),
 )
 def test_bad_pictures_and_prompts(kind, pictures, prompts, error, message):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     given = [[made_ar.picture()]] if pictures is None else pictures
     with pytest.raises(error, match=message):
         made.prepare(given, prompts)
@@ -207,7 +207,7 @@ def test_bad_pictures_and_prompts(kind, pictures, prompts, error, message):
 
 @every
 def test_a_prompt_that_holds_the_placeholder(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     token = made.processor.tokenizer.convert_ids_to_tokens(made.model.config.image_token_id)
     with pytest.raises(ValueError, match="stands for an image"):
         made.prepare([[made_ar.picture()]], [f"what is {token} ?"])

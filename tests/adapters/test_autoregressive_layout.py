@@ -58,7 +58,7 @@ def colours(made, request):
 @every
 @pytest.mark.parametrize("size", SIZES)
 def test_tokens_see_the_pixels_of_their_boxes(kind, size):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     request = made.prepare([[ramps(size)]], [made_ar.PROMPT])
     seen = iter(colours(made, request))
     for grid in request.layout.grids:
@@ -77,7 +77,7 @@ def test_tokens_see_the_pixels_of_their_boxes(kind, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_bright_patch_comes_back_where_it_is(kind, size):
     """The map of a token's brightness, brought to the picture, has its peak within one cell."""
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     width, height = size
     side = max(2, min(size) // 3)
     x0, y0 = width // 2 - side // 2 + width // 8, height // 2 - side // 2 - height // 8
@@ -173,7 +173,7 @@ def test_llavas_class_token_has_no_place(strategy, skip):
     (((40, 40), 1, 1), ((96, 32), 1, 3), ((30, 100), 3, 1), ((500, 480), 2, 2)),
 )
 def test_internvls_tiles_and_thumbnail(size, rows, columns):
-    layout = made_ar.adapter("internvl").prepare([[ramps(size)]], [""]).layout
+    layout = made_ar.shared_adapter("internvl").prepare([[ramps(size)]], [""]).layout
     tiles = rows * columns
     assert layout.shapes == ((4, 4),) * (tiles + (tiles > 1))
     for number, grid in enumerate(layout.grids[:tiles]):
@@ -190,7 +190,7 @@ def test_internvls_tiles_and_thumbnail(size, rows, columns):
 
 @every
 def test_several_pictures_of_different_sizes(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     pictures = [ramps((40, 40)), made_ar.picture(3, (96, 32)), ramps((30, 60))]
     request = made.prepare([pictures], [made_ar.PROMPT])
     alone = [made.prepare([[p]], [made_ar.PROMPT]).layout.shapes for p in pictures]
@@ -211,7 +211,7 @@ def test_several_pictures_of_different_sizes(kind):
 @pytest.mark.parametrize("kind", VIDEO)
 @pytest.mark.parametrize("frames", (1, 4, 5))
 def test_a_video_has_a_grid_a_group_of_frames(kind, frames):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     request = made.prepare([[made_ar.video(frames)]], [made_ar.PROMPT])
     step = 1 if kind == "internvl" else 2
     groups = -(-frames // step)
@@ -230,7 +230,7 @@ def test_a_video_has_a_grid_a_group_of_frames(kind, frames):
 @pytest.mark.parametrize("kind", VIDEO)
 def test_groups_of_frames_hold_their_frames(kind):
     """Every frame has its own grey; a group of two shows both."""
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     greys = (0, 60, 120, 180, 240)
     frames = [Image.new("RGB", (24, 16), (g, g, g)) for g in greys]
     request = made.prepare([[frames]], [made_ar.PROMPT])
@@ -245,7 +245,7 @@ def test_groups_of_frames_hold_their_frames(kind):
 
 @pytest.mark.parametrize("kind", VIDEO)
 def test_a_picture_between_videos(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     grey = lambda g: Image.new("RGB", (24, 16), (g, g, g))  # noqa: E731
     given = [[grey(10), grey(10)], grey(120), [grey(250)] * 3]
     request = made.prepare([given], [made_ar.PROMPT])

@@ -30,7 +30,7 @@ C = made_dg.CANVAS
 METHODS = (
     "diffusion_cam",
     "diffusion_cam_paper",
-    "llava_cam",
+    method("llava_cam", samples=2),
     "logit_lens",
     "tam",
     "msea_arc",
@@ -39,21 +39,21 @@ METHODS = (
     "grad_rollout",
     "cp_lrp",
     "attn_lrp",
-    "layer_integrated_gradients",
-    "integrated_gradients",
-    "occlusion",
+    method("layer_integrated_gradients", steps=2),
+    method("integrated_gradients", steps=2),
+    method("occlusion", patch=4, stride=4),
 )
 
 
 def task_of(position, score="commit", **settings):
-    forward = made_dg.bound(**settings)
+    forward = made_dg.bound(steps=3, **settings)
     token = int(forward.trajectory.tokens[0, position])
     return AttributionTask(forward, (Target("x", (position,), (token,)),), score)
 
 
 @pytest.mark.parametrize("canvases", (1, 2))
 def test_methods_run_and_leave_nothing_behind(canvases):
-    forward = made_dg.bound(canvases=canvases)
+    forward = made_dg.bound(canvases=canvases, steps=2)
     before = tiny.hooks(forward.adapter.model)
     found = compare_generation(forward, [1, C * canvases - 2], list(METHODS), errors="raise")
     for row in found.rows:
@@ -66,7 +66,7 @@ def test_methods_run_and_leave_nothing_behind(canvases):
 
 def test_a_method_that_cannot_run_says_why():
     """Of the visible answer's canvases each has a decoder pass of its own: no single sequence."""
-    forward = made_dg.bound(canvases=2)
+    forward = made_dg.shared(canvases=2)
     names = ["diffusion_cam", "logit_lens", "attention", "cp_lrp"]
     found = {
         r.name: r for r in compare_generation(forward, [1, C + 1], names, score="teacher").rows
@@ -75,7 +75,7 @@ def test_a_method_that_cannot_run_says_why():
     for name in names[1:]:
         assert found[name].status == "failed"
         assert "canvases are read one after the other" in found[name].note
-    one = made_dg.bound()
+    one = made_dg.shared()
     for row in compare_generation(one, [1], names, score="teacher").rows:
         assert row.status == "done", row.note
 
@@ -199,11 +199,11 @@ def call(*arguments):
 
 def test_explain_and_compare_run(saved, tmp_path):
     shared = [saved / "picture.png", "-p", "what is red ?", "--model", saved / "model"]
-    shared += ["--gen-length", 2 * C, "--steps", 4, "--json"]
+    shared += ["--gen-length", 2 * C, "--steps", 2, "--json"]
     run = call("explain", *shared, "-o", tmp_path / "explained", "--words", "all")
     assert run.exit_code == 0, run.output
     document = json.loads(run.stdout)
-    assert document["calls"] == 9 and document["feasible_calls"] == 1
+    assert document["calls"] == 5 and document["feasible_calls"] == 1
     assert all(
         (tmp_path / "explained" / f).is_file() for w in document["words"] for f in w["files"]
     )
