@@ -158,8 +158,9 @@ def test_a_calibrated_preset_is_used_by_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "PARAMETERS", one)
     file, start = tmp_path / "preset.json", tmp_path / "start.json"
     write_preset(start, "default", preset("default"), (MinMax(), CBA()), {})
-    options = ["--data", "count=12", "--preset", start, "--generation", "gen_length=16", "-o", file]
-    done = call("calibrate", "--labels", *options)
+    options = ["--data", "count=12", "--preset", start, "-o", file]
+    short = ["--generation", "gen_length=16", "--generation", "steps=4"]
+    done = call("calibrate", "--labels", *options, *short)
     assert done.exit_code == 0, done.output
     assert "cba.gamma" in done.stdout and file.is_file()
     shown = call("explain", "--preset", file, "--gen-length", 2, "-o", tmp_path / "out", "--json")
