@@ -64,7 +64,17 @@ def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
 def test_a_file_is_explained_for_people(tmp_path):
     file, out = tmp_path / "p.png", tmp_path / "out"
     Image.fromarray(make_scene(HELD_OUT, 1).pixels).save(file)
-    options = [*SHORT, "--refine", "none", "--cache", "none", "--layer", 1, "--no-center"]
+    options = [
+        "--gen-length",
+        4,
+        "--refine",
+        "none",
+        "--cache",
+        "none",
+        "--layer",
+        1,
+        "--no-center",
+    ]
     run = call("explain", file, "-o", out, *options)
     assert run.exit_code == 0, run.output
     for text in ("describe the image .", "Word", "Peak box", "sheet.png", str(file)):
@@ -89,13 +99,14 @@ def test_words_and_presets_and_refinements(scene_run, tmp_path):
 
 
 def test_sampling_depends_on_the_seed_alone(tmp_path):
-    options = ["--temperature", 2, "--seed", 3, "--steps", 4, "--block-length", 4, *SHORT]
+    options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
+    options += ["--steps", 2, "--block-length", 2]
     documents = [
         json.loads(call("explain", *options, "--json", "-o", tmp_path / str(i)).stdout)
         for i in range(2)
     ]
     assert documents[0]["answer"] == documents[1]["answer"]
-    assert documents[0]["steps"] == 4
+    assert documents[0]["steps"] == 2
 
 
 BAD = {
@@ -154,7 +165,7 @@ def test_what_a_models_code_prints_stays_off_stdout(tmp_path, monkeypatch):
         return real(*args, **options)
 
     monkeypatch.setattr(model_options, "load", talkative)
-    run = call("explain", *SHORT, "-o", tmp_path / "out", "--json")
+    run = call("explain", "--gen-length", 2, "-o", tmp_path / "out", "--json")
     assert json.loads(run.stdout)["answer"] and "Loading vision tower" in run.stderr
 
 
@@ -170,7 +181,8 @@ def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch
 
     monkeypatch.setattr(model_options, "load", loaded)
     load = ["--load", "revision=main", "--load", "device_map=auto", "--load", "family=mini"]
-    run = call("explain", *load, *SHORT, "--generation", "remasking=random", "-o", tmp_path / "o")
+    decode = ["--gen-length", 2, "--generation", "remasking=random"]
+    run = call("explain", *load, *decode, "-o", tmp_path / "o")
     assert run.exit_code == 0, run.stderr
     assert asked.pop("dtype") is torch.float32 and asked.pop("cache") is None
     assert asked == {"revision": "main", "device_map": "auto", "family": "mini"}

@@ -19,7 +19,7 @@ from captum_dcam.cli.parsing import built, parse_methods
 from captum_dcam.methods import METHODS, Method, MethodFacts, method_names, register_method
 from captum_dcam.results.comparison import Comparison
 
-SHORT = ["--gen-length", "8"]
+SHORT = ["--gen-length", "4"]
 OURS = "diffusion_cam,diffusion_cam_base"
 FILES = {"panel.png", "comparison.json", "comparison.csv", "maps.safetensors", "image-0.png"}
 
@@ -63,7 +63,7 @@ def typed():
 @pytest.fixture(scope="module")
 def scene_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "out"
-    run = call("--scene", 1, "--json", "-M", OURS, "-w", "all", "-o", folder, *SHORT)
+    run = call("--scene", 1, "--json", "-M", OURS, "-w", "all", "-o", folder, "--gen-length", 8)
     assert run.exit_code == 0, run.output
     return folder, json.loads(run.stdout)
 

@@ -1,12 +1,14 @@
 """``captum-dcam evaluate`` and ``table``: what they write and print, and how they fail."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from evaluation import made_results
 from typer.testing import CliRunner
 
+from captum_dcam.calibration import fit
 from captum_dcam.cli.app import app
 from captum_dcam.errors import InputError
 from captum_dcam.evaluation import Plan, Store
@@ -84,7 +86,7 @@ def test_means_are_shown_at_the_end(measured):
 @pytest.mark.slow
 def test_a_suite_in_folders_of_its_parts(tmp_path):
     options = ["--suite", "feasibility", "--data", "count=61", "--start", 60, "-o", tmp_path]
-    done = call("evaluate", *options)
+    done = call("evaluate", *options, "--generation", "gen_length=8")
     assert done.exit_code == 0, done.output
     assert {p.name for p in tmp_path.iterdir()} == {"feasibility-prefix", "feasibility-full"}
     shown = call("table", "feasibility", "steps", "-r", tmp_path, "-o", tmp_path / "tables")
@@ -151,14 +153,17 @@ def test_results_of_other_settings_are_refused_before_work(measured):
     assert len(list(Store.read(folder).records())) == 2
 
 
-def test_a_calibrated_preset_is_used_by_its_file(tmp_path):
+def test_a_calibrated_preset_is_used_by_its_file(tmp_path, monkeypatch):
+    one = {n: p if n == "cba.gamma" else replace(p, tried=()) for n, p in fit.PARAMETERS.items()}
+    monkeypatch.setattr(fit, "PARAMETERS", one)
     file, start = tmp_path / "preset.json", tmp_path / "start.json"
     write_preset(start, "default", preset("default"), (MinMax(), CBA()), {})
-    options = ["--data", "count=12", "--preset", start, "--generation", "gen_length=32", "-o", file]
-    done = call("calibrate", "--labels", *options)
+    options = ["--data", "count=12", "--preset", start, "-o", file]
+    short = ["--generation", "gen_length=16", "--generation", "steps=4"]
+    done = call("calibrate", "--labels", *options, *short)
     assert done.exit_code == 0, done.output
     assert "cba.gamma" in done.stdout and file.is_file()
-    shown = call("explain", "--preset", file, "--gen-length", 8, "-o", tmp_path / "out", "--json")
+    shown = call("explain", "--preset", file, "--gen-length", 2, "-o", tmp_path / "out", "--json")
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["settings"]["preset"] == str(file)
 

@@ -1,6 +1,7 @@
 """The layout: which room may import from which, and how much lies in the hall."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "captum_dcam" and len(parts) > 1 else None
 
 
-def imports(text: str, module: str) -> set[str]:
+@functools.cache
+def imports(text: str, module: str) -> frozenset[str]:
     """Our modules that a source imports, wherever in it the import stands."""
     found = set()
     for node in ast.walk(ast.parse(text)):
@@ -65,7 +67,7 @@ def imports(text: str, module: str) -> set[str]:
             found |= names & SOURCES.keys()
             if names - SOURCES.keys():
                 found.add(base)
-    return {name for name in found if name.split(".")[0] == "captum_dcam"}
+    return frozenset(name for name in found if name.split(".")[0] == "captum_dcam")
 
 
 def faults(module: str, text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Every tutorial runs from its first cell to its last, and is kept without outputs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,25 @@ def test_outputs_are_cleared(path):
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
+@pytest.fixture(scope="module")
+def client():
+    """One kernel for all tutorials, because imports take longest.
+
+    No cell has a time limit: a slow machine is no fault (startup_timeout has no "none").
+    """
+    one = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(), timeout=None, startup_timeout=86400, kernel_name="python3"
+    )
+    with one.setup_kernel(env={**os.environ, "OMP_NUM_THREADS": "1"}):
+        yield one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
-def test_tutorial_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    # no cell has a time limit: a slow machine is no fault (startup_timeout has no "none")
-    nbclient.NotebookClient(
-        notebook, timeout=None, startup_timeout=86400, kernel_name="python3", resources=resources
-    ).execute()
+def test_tutorial_runs(path, client, tmp_path):
+    """In a folder of its own, and with no name that another tutorial has left behind."""
+    client.nb = nbformat.read(path, as_version=4)
+    fresh = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
+    for number, cell in enumerate([fresh, *client.nb.cells]):
+        client.execute_cell(cell, number - 1)
     assert not list(tmp_path.iterdir()), "a tutorial left files behind"

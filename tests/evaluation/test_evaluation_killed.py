@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,11 @@ from captum_dcam.evaluation.store import Store
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and SIGKILL")
-SHARD = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from evaluation import made
-from captum_dcam.evaluation import evaluate
-print(evaluate(made.plan(), sys.argv[1], adapter=made.adapter(), data=made.Pictures(3)).shard)
+#: a program that keeps what its launcher has told it
+TOLD = """
+import json, os, sys
+with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "x") as file:
+    json.dump(dict(os.environ), file)
 """
 
 
@@ -111,15 +109,23 @@ def test_two_processes_merge_to_the_bytes_of_one(report, folder, one):
     assert made.results(folder / "two") == one
 
 
-@pytest.mark.slow
-def test_accelerate_launch_spreads_a_run(tmp_path, one):
+def test_accelerate_launch_spreads_a_run(tmp_path, one, monkeypatch):
+    """What it tells its programs makes shards of them. Here they run one after the other."""
     pytest.importorskip("accelerate")
-    script = tmp_path / "shard.py"
-    script.write_text(SHARD)
+    script, told, two = (tmp_path / name for name in ("told.py", "told", "two"))
+    script.write_text(TOLD)
+    told.mkdir()
     # without a GPU too, --multi_gpu is what makes accelerate start several processes
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 "
     launch += "--mixed_precision=no --dynamo_backend=no --main_process_port=0"
-    there = (script, tmp_path / "two", HERE.parent)
-    out = finished(sys.executable, *launch.split(), *there, HF_HOME=str(tmp_path / "home"))
-    assert sorted(re.findall(r"\(\d, 2\)", out)) == ["(0, 2)", "(1, 2)"]
-    assert made.results(tmp_path / "two") == one
+    finished(sys.executable, *launch.split(), script, told, HF_HOME=str(tmp_path / "home"))
+    shards = []
+    for file in sorted(told.iterdir()):
+        variables = json.loads(file.read_text())
+        with monkeypatch.context() as patch:
+            for name in variables.items() - os.environ.items():
+                patch.setenv(*name)
+            data = made.Pictures(3)
+            shards.append(evaluate(made.plan(), two, adapter=made.adapter(), data=data).shard)
+    assert shards == [(0, 2), (1, 2)]
+    assert made.results(two) == one

@@ -21,30 +21,36 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", (2, 3))
-def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch, after):
+def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "WARMUP", 2)
     monkeypatch.setattr(trainer, "MiniConfig", functools.partial(MiniConfig, **tiny.SHAPE))
     whole = run(tmp_path / "whole", 0, 0, STAGES)
     assert whole.step == 4
-    checkpoint = tmp_path / "parts" / "checkpoint.pt"
     update = Trainer.update
 
-    def stop(self, *args):
-        loss = update(self, *args)
-        if self.step == after:
-            self.save(checkpoint)
-            raise Interrupted
-        return loss
+    def stopped(folder, after):
+        """A run that ended there."""
+        checkpoint = folder / "checkpoint.pt"
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Trainer, "update", stop)
-        run(tmp_path / "parts", 0, 0, STAGES)
-    assert torch.load(checkpoint, weights_only=True)["step"] == after
-    resumed = run(tmp_path / "parts", 0, 0, STAGES)
-    assert resumed.step == 4 and not list((tmp_path / "parts").glob("*.tmp"))
+        def stop(self, *args):
+            loss = update(self, *args)
+            if self.step == after:
+                self.save(checkpoint)
+                raise Interrupted
+            return loss
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Trainer, "update", stop)
+            run(folder, 0, 0, STAGES)
+        assert torch.load(checkpoint, weights_only=True)["step"] == after
+
+    for after in (2, 3):
+        parts = tmp_path / f"after {after}"
+        stopped(parts, after)
+        resumed = run(parts, 0, 0, STAGES)
+        assert resumed.step == 4 and not list(parts.glob("*.tmp"))
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name]), (after, name)
     first = Trainer(0, torch.device("cpu")).model.state_dict()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
     moved = [n for n, v in whole.model.state_dict().items() if not torch.equal(v, first[n])]
     assert len(moved) > 0.9 * len(first)
