@@ -13,6 +13,7 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
@@ -154,6 +155,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         refine = word_maps.as_compose(
             self._preset.refinements() if refinements is None else refinements
         )
+        checks.flag("attribute_to_layer_input", attribute_to_layer_input)
+        checks.flag("relu_attributions", relu_attributions)
+        checks.flag("attr_dim_summation", attr_dim_summation)
         pixels = _format_tensor_into_tuples(inputs)
         pixels = tuple(p.clone() if p.is_inference() else p for p in pixels)
         if additional_forward_args is not None and (score is not None or step is not None):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam import maps
+from captum_dcam import checks, maps
 from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, MethodError
 from captum_dcam.methods import (
     METHODS,
@@ -31,7 +31,7 @@ from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
-from captum_dcam.model.trajectory import STORED_CACHES
+from captum_dcam.model.trajectory import SCORES, STORED_CACHES
 from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
@@ -101,6 +101,7 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
+    seed = _check(score, budget, seed, errors, progress)
     forward = DenoisingForward(adapter, layer, score)
     request = adapter.prepare([images], [prompt])
     if progress is not None:
@@ -140,8 +141,7 @@ def compare_generation(
 
     Args and returns as :func:`compare`; ``example`` chooses from the batch.
     """
-    if errors not in ("report", "raise"):
-        raise InputError(f"errors is {errors!r}: expected 'report' or 'raise'")
+    seed = _check(score, budget, seed, errors, progress)
     chosen = chosen_methods(methods)
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
@@ -183,6 +183,21 @@ def compare_generation(
         images=request.images[0],
         masks=own_masks,
     )
+
+
+def _check(score: Any, budget: Any, seed: Any, errors: Any, progress: Any) -> int:
+    """Raise for settings that both functions share; gives the seed."""
+    checks.choice("errors", errors, ("report", "raise"))
+    checks.choice("score", score, SCORES)
+    for one in budget.values() if isinstance(budget, Mapping) else (budget,):
+        if not isinstance(one, Budget | None):
+            raise InputTypeError(
+                f"budget is {one!r}, a {type(one).__name__}: expected Budget(passes=…), or by "
+                "method's name"
+            )
+    if progress is not None and not callable(progress):
+        raise InputTypeError(f"progress is {progress!r}: expected a function of a method's name")
+    return checks.whole("seed", seed, least=0)
 
 
 def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, ...]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam import maps
-from captum_dcam.errors import TargetError
+from captum_dcam import checks, maps
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
@@ -62,6 +61,7 @@ def explain(
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
     chosen.reading(score=score, product=product, center=center, step=step)
+    checks.draws("generator", generator)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     with forward.held():
@@ -99,8 +99,7 @@ def explain_generation(
     reading = chosen.reading(score=score, product=product, center=center, step=step)
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
-    if not 0 <= example < request.batch:
-        raise TargetError(f"example {example} is not in the batch of {request.batch}")
+    example = check_example(request, example)
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words)
     signed, refined = maps.explained(forward, targets, reading, refine, example)
@@ -158,6 +157,8 @@ def sign_check(
         the highlighted tokens are removed, and when random ones are. A map whose first column is
         not above the second is no evidence; one whose first column is below zero is inverted.
     """
+    share = checks.real("share", share, 0, 1, above=True)
+    checks.draws("generator", generator)
     out = torch.zeros(len(targets), 2, dtype=torch.float64)
     for n, target in enumerate(targets):
         before = _log_probability(forward, target, example, score)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
@@ -85,9 +86,11 @@ class Reading:
     step: int | None = None
 
     def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
+        checks.choice("score", self.score, SCORES)
         PRODUCTS.check(self.product, {})
+        object.__setattr__(self, "center", checks.flag("center", self.center))
+        if self.step is not None:
+            object.__setattr__(self, "step", checks.whole("step", self.step, least=None))
 
 
 # -- maps of words ---------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError, SettingError
 
 #: raises InputError unless the setting of that name may have that value
@@ -41,8 +41,7 @@ def _expected(name: str, value: Any, what: str) -> InputError:
 
 def count(name: str, value: Any, why: str = "") -> None:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise _expected(name, value, f"a whole number of at least 1{why}")
+    checks.whole(name, value, why=why)
 
 
 def length(name: str, value: Any) -> None:
@@ -54,7 +53,8 @@ def real(fits: Callable[[Any], bool], what: str) -> Check:
     """A real number that fits; ``what`` is expected, where ``{name}`` stands for the setting."""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
+        found = checks.as_real(value)
+        if found is None or not fits(found):
             raise _expected(name, value, what.format(name=name))
 
     return check
@@ -138,7 +138,7 @@ class Settings:
             empty = made[name] is None and (setting.none or setting.default is None)
             if setting.check is not None and not empty:
                 setting.check(name, made[name])
-        return {**made, **out}
+        return {name: checks.plain(value) for name, value in {**made, **out}.items()}
 
     def _unknown(self, name: str) -> str:
         why = self.refused.get(name, self.unknown)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam import faithfulness as tests
 from captum_dcam.evaluation.measure import Scores, VariantMaps, register_metric
 from captum_dcam.evaluation.plan import check_known
@@ -18,7 +19,7 @@ from captum_dcam.evaluation.words import KINDS
 from captum_dcam.faithfulness import BASELINES, FRACTIONS
 from captum_dcam.faithfulness.captum_metrics import check_radius
 from captum_dcam.faithfulness.curves import check_settings
-from captum_dcam.faithfulness.reading import check_choice, check_counts
+from captum_dcam.faithfulness.reading import check_counts
 from captum_dcam.metrics import localization
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target
@@ -52,7 +53,7 @@ def _check_samples(
 ) -> None:
     _check_words(kinds, state)
     check_counts(samples=samples, chunk=chunk)
-    check_choice("baseline", baseline, BASELINES)
+    checks.choice("baseline", baseline, BASELINES)
     check_radius(radius)
 
 

@@ -14,6 +14,7 @@ import torch
 from captum import metrics
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.reading import (
     Explain,
@@ -74,7 +75,7 @@ def infidelity(
         2.3 (square removal); ``captum.metrics.infidelity``.
     """
     check_counts(samples=samples, chunk=chunk)
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
     request = one_example(forward)
     rows = flat_maps(forward, maps, targets, "infidelity")
     owners = pixel_owners(AttributionTask(forward, ()))[0]
@@ -152,7 +153,7 @@ def sensitivity_max(
     check_radius(radius)
     if not targets:
         raise InputError("no target is given: expected at least one word")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
     pixels = one_example(forward).pixels.detach()
     wide = pixels.to(working_dtype(pixels.device))
     reach = radius * float(wide.max() - wide.min())

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.faithfulness.reading import (
     BASELINES,
-    check_choice,
     check_counts,
     flat_maps,
     one_example,
@@ -174,8 +174,8 @@ def check_settings(
     """ValueError for settings of :func:`deletion` that are out of range."""
     check_counts(patch=patch, chunk=chunk)
     check_counts(0, controls=controls)
-    check_choice("baseline", baseline, BASELINES)
-    check_choice("where", where, WHERE)
+    checks.choice("baseline", baseline, BASELINES)
+    checks.choice("where", where, WHERE)
     asked = list(fractions)
     if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
         raise InputError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
@@ -198,7 +198,7 @@ def _curves(
     check_settings(baseline, where, patch, fractions, controls, chunk)
     if not targets:
         raise InputError("no target is given: expected at least one word")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
     values = flat_maps(forward, maps, targets, "deletion, insertion")
     groups = groups_of(one_example(forward).layout.shapes, patch)
     count = int(groups.max()) + 1

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import CaptumArguments, baseline_of, pixel_owners, token_size
@@ -49,14 +50,7 @@ def one_example(forward: DenoisingForward) -> Request:
 def check_counts(least: int = 1, **counts: int) -> None:
     """ValueError for what is no whole number of at least ``least``."""
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least {least}")
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """ValueError for what is not among the known."""
-    if value not in known:
-        raise InputError(f"{name} is {value!r}: expected one of {known}")
+        checks.whole(name, value, least)
 
 
 def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
@@ -188,7 +182,7 @@ def pixel_fill(forward: DenoisingForward, baseline: str) -> Fill:
         MethodError: the family does not tell which token a pixel belongs to, or ``blur`` and
             ``inpaint`` are asked for where pixels are no image.
     """
-    check_choice("baseline", baseline, BASELINES)
+    checks.choice("baseline", baseline, BASELINES)
     task = AttributionTask(forward, ())
     owners = pixel_owners(task)[0]
     if baseline != "mean" and token_size(owners[None], task.shapes) is None:

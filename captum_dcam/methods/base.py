@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from typing_extensions import dataclass_transform
 
+from captum_dcam import checks
 from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, LayerError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import diagnosed
 from captum_dcam.model.guard import DRAWING
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
+from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target
 from captum_dcam.registry import Registry
 
@@ -104,6 +106,8 @@ class AttributionTask:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
+        checks.choice("score", self.score, SCORES)
+        checks.draws("generator", self.generator)
         if self.forward.request.batch != 1:
             raise InputError(
                 "a task is one example: narrow the forward with single(forward, example)"
@@ -198,7 +202,7 @@ class Method(ABC):
         record: dict[str, Any] = {"name": self.name}
         for one in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, one.name)
-            record[one.name] = list(value) if isinstance(value, tuple) else value
+            record[one.name] = list(value) if isinstance(value, tuple) else checks.plain(value)
         return record
 
 
@@ -295,15 +299,13 @@ def check_counts(method: Method, *names: str, optional: str = "") -> None:
         value = getattr(method, name)
         if value is None and name == optional:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+        object.__setattr__(method, name, checks.whole(name, value))
 
 
 def check_choices(method: Method, **known: Collection[str]) -> None:
     """Raise for settings that are none of their known values."""
     for name, values in known.items():
-        if (value := getattr(method, name)) not in values:
-            raise InputError(f"{name} is {value!r}: expected one of {tuple(values)}")
+        checks.choice(name, getattr(method, name), values)
 
 
 #: method name → class; ``@register_method("name")`` stands above ``@dataclass(frozen=True)``
@@ -429,7 +431,7 @@ class Reading(Generic[T]):
 def check_block(adapter: Adapter, block: int) -> int:
     """A block's index from 0; unlike the tapped one, the last block may be read."""
     count = len(adapter.blocks)
-    if isinstance(block, bool) or not isinstance(block, int):
+    if checks.as_whole(block) is None:
         raise InputTypeError(f"block is {block!r}: expected a block's number, 0 to {count - 1}")
     if not -count <= block < count:
         raise LayerError(

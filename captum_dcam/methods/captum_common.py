@@ -7,7 +7,6 @@ they get is a copy of the pixels, because Captum marks what it is given as requi
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 from typing_extensions import dataclass_transform
 
-from captum_dcam.errors import InputError
+from captum_dcam import checks
 from captum_dcam.methods.base import (
     AttributionTask,
     Method,
@@ -90,8 +89,7 @@ def check_settings(method: Method) -> None:
     check_counts(method, *(name for name in names if name in _COUNTS))
     for name in _SIZES.intersection(names):
         value = getattr(method, name)
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise InputError(f"{name} is {value!r}: expected a finite number above 0")
+        object.__setattr__(method, name, checks.real(name, value, above=True))
     if "baseline" in names:
         check_choices(method, baseline=BASELINES)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import BudgetExhaustedError, InputError
+from captum_dcam import checks
+from captum_dcam.errors import BudgetExhaustedError
 from captum_dcam.model.forward import DenoisingForward
 
 
@@ -30,10 +31,12 @@ class Budget:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("passes", "seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"budget of {value} {name}: expected more than 0, or None")
+        if self.passes is not None:
+            passes = checks.whole("budget's passes", self.passes)
+            object.__setattr__(self, "passes", passes)
+        if self.seconds is not None:
+            seconds = checks.real("budget's seconds", self.seconds, above=True)
+            object.__setattr__(self, "seconds", seconds)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import BudgetExhaustedError, InputError
 from captum_dcam.methods.attention import Attentions
 from captum_dcam.methods.base import (
@@ -428,8 +429,8 @@ def check_order_and_filter(method: Any) -> None:
     """Check settings that TAM and ARC have in common."""
     check_choices(method, order=ORDERS)
     window = method.filter
-    whole = isinstance(window, int) and not isinstance(window, bool)
-    if not whole or window < 0 or (window and window % 2 == 0):
+    whole = checks.as_whole(window)
+    if whole is None or whole < 0 or (whole and whole % 2 == 0):
         raise InputError(f"filter is {window!r}: expected an odd window such as 3, or 0 for none")
 
 

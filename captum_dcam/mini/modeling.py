@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.mini.configuration import MiniConfig
 
@@ -491,9 +492,7 @@ def check_settings(
     gen_length: int, block_length: int, steps: int, remasking: str, schedule: str
 ) -> None:
     """Raise ValueError for decoding settings that cannot work, before any work is done."""
-    if gen_length < 1:
-        raise InputError(f"gen_length is {gen_length}: the canvas needs at least one token")
-    if block_length < 1 or gen_length % block_length:
+    if gen_length % block_length:
         raise InputError(
             f"gen_length {gen_length} is not a multiple of block_length {block_length}"
         )
@@ -503,10 +502,8 @@ def check_settings(
             f"steps is {steps}: expected a positive multiple of the {blocks} blocks "
             f"(gen_length {gen_length} / block_length {block_length})"
         )
-    if remasking not in REMASKING:
-        raise InputError(f"remasking is {remasking!r}: expected one of {REMASKING}")
-    if schedule not in SCHEDULES:
-        raise InputError(f"schedule is {schedule!r}: expected one of {SCHEDULES}")
+    checks.choice("remasking", remasking, REMASKING)
+    checks.choice("schedule", schedule, SCHEDULES)
 
 
 @torch.no_grad()
@@ -546,10 +543,15 @@ def generate(
     Returns:
         Decoded: tokens (B, T), canvases (S, B, T), commit_step and confidence (B, T).
     """
-    steps = gen_length if steps is None else steps
+    gen_length = checks.whole("gen_length", gen_length, why=", the canvas needs at least one token")
+    steps = gen_length if steps is None else checks.whole("steps", steps)
+    temperature = checks.real("temperature", temperature)
+    prefix_cache = checks.flag("prefix_cache", prefix_cache)
+    checks.draws("generator", generator)
     if block_length is None:
         fits = gen_length % 4 == 0 and steps % max(gen_length // 4, 1) == 0
         block_length = 4 if fits else gen_length
+    block_length = checks.whole("block_length", block_length)
     check_settings(gen_length, block_length, steps, remasking, schedule)
     if (temperature > 0 or remasking == "random") and generator is None:
         raise InputError("sampling needs a generator: pass torch.Generator().manual_seed(0)")

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam import checks
 from captum_dcam.errors import (
     InputError,
     InputTypeError,
@@ -398,9 +399,10 @@ class Adapter(ABC):
         count = len(self.blocks)
         if layer is None:
             return self.recommended_block
-        if isinstance(layer, bool) or not isinstance(layer, int):
+        found = checks.as_whole(layer)
+        if found is None:
             raise InputTypeError(f"layer is {layer!r}: expected a block's number, 0 to {count - 1}")
-        index = layer + count if layer < 0 else layer
+        index = found + count if found < 0 else found
         if not 0 <= index < count:
             raise LayerError(
                 f"layer {layer} is not in the model: {self.family} has {count} blocks, 0 to "

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam import checks
 from captum_dcam.errors import (
     InputError,
     InputTypeError,
@@ -87,12 +88,11 @@ class DenoisingForward(nn.Module):
         internal_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if score not in SCORES:
-            raise InputError(f"score is {score!r}: expected one of {SCORES}")
+        checks.choice("score", score, SCORES)
         self.adapter = adapter
         self.layer = adapter.check_layer(layer)
-        if internal_batch_size is not None and internal_batch_size < 1:
-            raise InputError(f"internal_batch_size is {internal_batch_size}: expected 1 or more")
+        if internal_batch_size is not None:
+            internal_batch_size = checks.whole("internal_batch_size", internal_batch_size)
         self.score, self.internal_batch_size = score, internal_batch_size
         self.model = adapter.model
         self.tap = SpatialTap()
@@ -150,6 +150,8 @@ class DenoisingForward(nn.Module):
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
         """
         check_pixels(request.pixels)
+        checks.draws("generator", generator)
+        keep = checks.flag("keep", keep)
         with self.held(), recorded(self._below(), keep) as (lengths, outputs):
             trajectory = self._generated(request, generator, settings)
             stamp = self._stamp(request)
@@ -447,7 +449,7 @@ def positions_of(target: Any, batch: int, length: int) -> list[int]:
         )
     for one in targets:
         pair = isinstance(one, tuple) and len(one) == 2
-        if not pair or any(isinstance(v, bool) or not isinstance(v, int) for v in one):
+        if not pair or any(checks.as_whole(v) is None for v in one):
             raise TargetError(
                 f"target {one!r} is not (position, token_id): two integers, as Captum indexes "
                 "logits (B, T, V)"
@@ -458,14 +460,21 @@ def positions_of(target: Any, batch: int, length: int) -> list[int]:
             )
         if one[1] < 0:
             raise TargetError(f"token id {one[1]} is negative: expected an id of the vocabulary")
-    return [one[0] for one in targets]
+    return [int(one[0]) for one in targets]
+
+
+def check_example(request: Request, example: Any) -> int:
+    """The number of an example of the batch."""
+    found = checks.whole("example", example, least=None)
+    if not 0 <= found < request.batch:
+        raise TargetError(f"example {found} is not in the bound batch of {request.batch}")
+    return found
 
 
 def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
     """A forward of the same model and block, bound to one example of the generation alone."""
     request, trajectory = forward.request, forward.trajectory
-    if not 0 <= example < request.batch:
-        raise InputError(f"example {example} is not in the bound batch of {request.batch}")
+    example = check_example(request, example)
     if request.batch == 1:
         return forward
     narrowed = forward.twin()

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from captum_dcam.checks import plain
 from captum_dcam.errors import InputError
 from captum_dcam.refine.checks import (
     Check,
@@ -107,7 +108,7 @@ class NamedRefinement(ABC):
     def describe(self) -> dict[str, Any]:
         r"""A JSON-able record; ``refinement(**record)`` builds an equal object again."""
         record = {"name": self.name, **self._settings()}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+        return {k: list(v) if isinstance(v, tuple) else plain(v) for k, v in record.items()}
 
     def _settings(self) -> dict[str, Any]:
         names = (field.name for field in fields(self))  # type: ignore[arg-type]  # a dataclass

@@ -5,12 +5,12 @@ Every message carries what was given, what is expected, and the next step.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_dcam.checks import as_real, as_whole
 from captum_dcam.errors import InputError, InputTypeError
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -85,7 +85,7 @@ def _check_values(maps: Tensor, caller: str, name: str, non_negative: bool) -> N
 
 def check_odd(value: int, caller: str, name: str = "kernel_size") -> None:
     r"""Refuse a window side that is not an odd integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if as_whole(value) is None:
         raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected an odd int "
             "such as 3: a window needs a centre pixel."
@@ -110,7 +110,7 @@ def check_number(
     r"""Refuse what is not a finite number in [low, high] (or ]low, high] with ``open_low``)."""
     interval = f"{'above' if open_low else 'at least'} {low:g}"
     interval += f" and at most {high:g}" if isfinite(high) else ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, Tensor) or as_real(value) is None:
         raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected a number "
             f"{interval}: pass a plain int or float."
@@ -137,7 +137,7 @@ def check_numbers(
 
 def check_count(value: int, caller: str, name: str, meaning: str) -> None:
     r"""Refuse what is not an integer of at least 1; numpy's integers are taken too."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if as_whole(value) is None:
         raise InputTypeError(
             f"{caller}: `{name}` is {value!r} ({type(value).__name__}), expected an int >= 1 "
             f"({meaning}): pass a plain int."

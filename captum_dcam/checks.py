@@ -1,0 +1,107 @@
+r"""What a setting may be: the one place where single values are validated.
+
+Whole numbers are taken as Python takes indices (``operator.index``): numpy's integers and tensors
+without dimensions too; ``True`` is none. What comes back is Python's own type, so that it can be
+written into a file. Maps are checked by :mod:`captum_dcam.refine.checks`.
+
+>>> whole("steps", 4), real("temperature", 0.5), flag("center", True)
+(4, 0.5, True)
+>>> whole("steps", True)
+Traceback (most recent call last):
+captum_dcam.errors.InputTypeError: steps is True, a bool: expected a whole number of at least 1
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_dcam.errors import InputError, InputTypeError
+
+
+def as_whole(value: Any) -> int | None:
+    """The Python integer that a value stands for; None if it stands for none."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool or value.is_meta):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_real(value: Any) -> float | None:
+    """The Python float that a value stands for; None if it stands for none."""
+    if isinstance(value, Tensor) and not (value.ndim or value.is_complex() or value.is_meta):
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        return None
+    return float(value)
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy and tensors without dimensions as Python's own; other values as they are."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim):
+        return value.item()
+    return value
+
+
+def _named(name: str, value: Any) -> str:
+    return f"{name} is {value!r}, a {type(value).__name__}"
+
+
+def whole(name: str, value: Any, least: int | None = 1, why: str = "") -> int:
+    """A whole number of at least ``least``, or any; ``why`` ends the message."""
+    found = as_whole(value)
+    wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+    if found is None:
+        raise InputTypeError(f"{_named(name, value)}: expected {wanted}{why}")
+    if least is not None and found < least:
+        raise InputError(f"{name} is {found}: expected {wanted}{why}")
+    return found
+
+
+def real(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False
+) -> float:
+    """A finite number in [low, high]; ``above``: the lower end is not included."""
+    found = as_real(value)
+    wanted = f"a finite number {'above' if above else 'of at least'} {low:g}"
+    wanted += f" and at most {high:g}" if high < math.inf else ""
+    if found is None:
+        raise InputTypeError(f"{_named(name, value)}: expected {wanted}")
+    inside = math.isfinite(found) and low <= found <= high and not (above and found == low)
+    if not inside:
+        raise InputError(f"{name} is {found}: expected {wanted}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputTypeError(f"{_named(name, value)}: expected True or False")
+    return bool(value)
+
+
+def choice(name: str, value: Any, known: Collection[Any]) -> None:
+    """One of the known values."""
+    if not any(value is one or (type(value) is type(one) and value == one) for one in known):
+        raise InputError(f"{name} is {value!r}: expected one of {tuple(known)}")
+
+
+def draws(name: str, value: Any) -> torch.Generator | None:
+    """A generator, or None."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise InputTypeError(
+            f"{_named(name, value)}: expected a torch.Generator, "
+            "torch.Generator().manual_seed(0), or None"
+        )
+    return value
