@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
@@ -74,20 +75,23 @@ class Reading:
         center (bool): subtract each channel's spatial mean from the features first.
         step (int, optional): the call whose image states are explained. Default: the one that the
             score needs
+        tagger (str): who says which repeated words are function words, and which words are nouns.
 
     Raises:
-        ValueError, UnknownNameError: no such score; no such product, with near names.
+        ValueError, UnknownNameError: no such score; no such product or tagger, with near names.
     """
 
     score: str = "commit"
     product: str = "pooled"
     center: bool = False
     step: int | None = None
+    tagger: str = DEFAULT_TAGGER
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise InputError(f"score is {self.score!r}: expected one of {SCORES}")
         PRODUCTS.check(self.product, {})
+        TAGGERS.check(self.tagger, {})
 
 
 # -- maps of words ---------------------------------------------------------------------------------
@@ -123,10 +127,12 @@ def word_maps(
 # -- maps of repeated words, which SICD subtracts --------------------------------------------------
 
 
-def repeated_words(forward: DenoisingForward, example: int = 0) -> tuple[Target, ...]:
+def repeated_words(
+    forward: DenoisingForward, example: int = 0, tagger: str = DEFAULT_TAGGER
+) -> tuple[Target, ...]:
     """Occurrences of function words that an example's answer holds more than once."""
     tokens = forward.trajectory.tokens[example].tolist()
-    return repeated_function_words(words_of(forward.adapter, tokens))
+    return repeated_function_words(words_of(forward.adapter, tokens), tagger)
 
 
 def repeated_maps(
@@ -139,7 +145,7 @@ def repeated_maps(
     """
 
     def compute() -> tuple[Tensor, ...] | None:
-        words = repeated_words(forward, example)
+        words = repeated_words(forward, example, reading.tagger)
         maps = word_maps(forward, words, [example] * len(words), reading)
         return mean_of(maps, words, words)
 
@@ -242,7 +248,7 @@ def explained(
     signed = word_maps(forward, targets, [example] * len(targets), reading)
     refine, own = as_compose(refinements), None
     if needs_repeated(refine):
-        repeated = repeated_words(forward, example)
+        repeated = repeated_words(forward, example, reading.tagger)
         own = (
             mean_of(signed, targets, repeated)
             if set(repeated) <= set(targets)

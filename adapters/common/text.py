@@ -52,15 +52,19 @@ class Words:
         for number in map(int, ids):
             text = self._text([*open_, number])
             if open_ and BROKEN in text.rstrip(BROKEN):
-                out[-1], open_ = BROKEN, []  # what was open is no character
+                out[-1], open_ = self._broken(open_), []  # what was open is no character
                 text = self._text([number])
             open_.append(number)
             whole = not text.endswith(BROKEN) or len(open_) == 4  # at most 4 bytes per character
             out.append(text if whole else "")
             open_ = [] if whole else open_
         if open_:
-            out[-1] = BROKEN
+            out[-1] = self._broken(open_)
         return out
+
+    def _broken(self, ids: Sequence[int]) -> str:
+        """Text of tokens that end inside a character: what is whole, and one sign for the rest."""
+        return self._text(ids).rstrip(BROKEN) + BROKEN
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._decode(ids).removeprefix(self._before)
