@@ -171,8 +171,9 @@ def _occurrences(
     texts = [folded(w.text) for w in found]
     hits = [i for i in range(len(texts)) if wanted and texts[i : i + len(wanted)] == wanted]
     if hits:
-        return [merge(phrase, found[i : i + len(wanted)]) for i in hits]
-    parts = [_target(tokens, answer, span, phrase) for span in answer.find(phrase)]
+        parts = [merge(phrase, found[i : i + len(wanted)]) for i in hits]
+    else:
+        parts = [_target(tokens, answer, span, phrase) for span in answer.find(phrase)]
     if not parts:
         has = f"Its words: {_listed(found)}" if found else _wordless(answer)
         raise TargetError(f"word {phrase!r} is not in the answer. {has}")
@@ -191,12 +192,10 @@ def _listed(words: Sequence[Target]) -> str:
 
 
 def merge(text: str, parts: Sequence[Target]) -> Target:
-    """Several targets as one."""
-    return Target(
-        text,
-        tuple(p for part in parts for p in part.positions),
-        tuple(t for part in parts for t in part.token_ids),
-    )
+    """Several targets as one; a token that several of them have counts once."""
+    pairs = [pair for part in parts for pair in zip(part.positions, part.token_ids, strict=True)]
+    positions, ids = zip(*dict.fromkeys(pairs), strict=True)
+    return Target(text, positions, ids)
 
 
 def nouns(found: tuple[Target, ...], tagger: str = DEFAULT_TAGGER) -> tuple[Target, ...]:
