@@ -175,8 +175,8 @@ def _occurrences(
     else:
         parts = [_target(tokens, answer, span, phrase) for span in answer.find(phrase)]
     if not parts:
-        has = f"Its words: {_listed(found)}" if found else _wordless(answer)
-        raise TargetError(f"word {phrase!r} is not in the answer. {has}")
+        has = f". Its words: {_listed(found)}" if found else f": {_wordless(answer)}"
+        raise TargetError(f"word {phrase!r} is not in the answer{has}")
     return list(dict.fromkeys(parts))  # characters of one token are one target
 
 
