@@ -222,8 +222,9 @@ def _close(low: list[str], tags: list[str], start: int, whole: bool) -> int:
     if after in _VERBS and not talks and not clothed and low[end] not in AUXILIARIES:
         tags[end] = "NNS" if after == "VBZ" else "NN"
         return end + 1
-    if whole and end > start + 1 and tags[end - 1] not in ("CD", "VBN") and after != "CC":
-        tags[end - 1] = "NN"  # but "a yellow and black bowl"
+    linked = after == "CC" and tags[end + 1 : end + 2] == ["JJ"]  # "a yellow and black bowl"
+    if whole and end > start + 1 and tags[end - 1] not in ("CD", "VBN") and not linked:
+        tags[end - 1] = "NN"
     return end
 
 
