@@ -189,7 +189,7 @@ def pairs(panel: str, text: str) -> list[str] | None:
 
 
 def words_option(shown: str) -> list[str] | None:
-    text = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
+    text = "'all', 'nouns', or words or any part of the answer ('red circle'); repeatable."
     return option(None, WHAT, text, "--words", "-w", metavar="WORDS", shown=shown)
 
 

@@ -151,7 +151,9 @@ def spelled(
             character: the number of characters that they complete. Default: none
     """
     owners: list[list[int]] = []
-    text, ends, open_ = "", [], []
+    text = ""
+    ends: list[int] = []
+    open_: list[int] = []
     for position, own in enumerate(token_texts):
         if own is None:
             ends.append(len(text))
