@@ -31,6 +31,7 @@ from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
+from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
 from captum_dcam.model.trajectory import SCORES, STORED_CACHES
 from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
 from captum_dcam.refine import Compose, Refinement
@@ -71,6 +72,7 @@ def compare(
     budget: Budget | Mapping[str, Budget] | None = None,
     seed: int = 0,
     errors: str = "report",
+    tagger: str = DEFAULT_TAGGER,
     progress: Callable[[str], None] | None = None,
     **generation: Any,
 ) -> Comparison:
@@ -96,12 +98,15 @@ def compare(
             numbers whatever other methods run. Default: 0
         errors (str, optional): ``report`` (a method that fails says why in its row, the others go
             on) or ``raise``. Default: ``"report"``
+        tagger (str, optional): who tells nouns and function words, see
+            :func:`captum_dcam.model.tagging.tag`. Default: ``"phrases"``
         progress (callable, optional): receives every method's name before it runs.
         **generation: the family's decoding settings.
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
     seed = _check(score, budget, seed, errors, progress)
+    check_tagger(tagger)
     forward = DenoisingForward(adapter, layer, score)
     request = adapter.prepare([images], [prompt])
     if progress is not None:
@@ -118,6 +123,7 @@ def compare(
         budget=budget,
         seed=seed,
         errors=errors,
+        tagger=tagger,
         progress=progress,
     )
 
@@ -135,6 +141,7 @@ def compare_generation(
     budget: Budget | Mapping[str, Budget] | None = None,
     seed: int = 0,
     errors: str = "report",
+    tagger: str = DEFAULT_TAGGER,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     r"""Compare methods on one example of a generation that is bound to ``forward`` already.
@@ -143,13 +150,14 @@ def compare_generation(
     """
     seed = _check(score, budget, seed, errors, progress)
     chosen = chosen_methods(methods)
+    check_tagger(tagger)
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
-    targets = resolve(one.adapter, tokens, words)
+    targets = resolve(one.adapter, tokens, words, tagger)
     refine = maps.as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
-    repeated = maps.repeated_words(one) if maps.needs_repeated(refine) else ()
+    repeated = maps.repeated_words(one, tagger=tagger) if maps.needs_repeated(refine) else ()
     shared = _Shared(one, targets, repeated, refine, own_masks)
     rows = []
     for name, method_ in _named(chosen):
@@ -176,6 +184,7 @@ def compare_generation(
             "layer": one.layer,
             "score": score,
             "refinements": refine.describe(),
+            "tagger": tagger,
             "seed": seed,
             "dtype": str(one.adapter.dtype),
         },

@@ -32,6 +32,7 @@ def explain(
     product: str | None = None,
     center: bool | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
+    tagger: str | None = None,
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
     **generation: Any,
@@ -50,6 +51,8 @@ def explain(
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
         score, step, product, center, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
+        tagger (str, optional): who tells nouns and function words, see
+            :func:`captum_dcam.model.tagging.tag`. Default: the preset's
         generator (torch.Generator, optional): for sampled decoding.
         internal_batch_size (int, optional): number of words per backward pass, see
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
@@ -60,7 +63,7 @@ def explain(
     """
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
-    chosen.reading(score=score, product=product, center=center, step=step)
+    chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
     checks.draws("generator", generator)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
@@ -75,6 +78,7 @@ def explain(
             product=product,
             center=center,
             refinements=refinements,
+            tagger=tagger,
         )
 
 
@@ -90,18 +94,19 @@ def explain_generation(
     product: str | None = None,
     center: bool | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
+    tagger: str | None = None,
 ) -> Explanation:
     r"""Explain words of one example of a generation that is bound to ``forward`` already.
 
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
-    reading = chosen.reading(score=score, product=product, center=center, step=step)
+    reading = chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
     example = check_example(request, example)
     tokens = trajectory.tokens[example].tolist()
-    targets = resolve(forward.adapter, tokens, words)
+    targets = resolve(forward.adapter, tokens, words, reading.tagger)
     signed, refined = maps.explained(forward, targets, reading, refine, example)
     return Explanation(
         prompt=request.prompts[example],
@@ -121,6 +126,7 @@ def explain_generation(
             "product": reading.product,
             "center": reading.center,
             "refinements": refine.describe(),
+            "tagger": reading.tagger,
             "dtype": str(forward.adapter.dtype),
         },
         versions=versions(),

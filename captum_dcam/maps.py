@@ -17,6 +17,7 @@ from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
@@ -75,15 +76,17 @@ class Reading:
         center (bool): subtract each channel's spatial mean from the features first.
         step (int, optional): the call whose image states are explained. Default: the one that the
             score needs
+        tagger (str): who says which repeated words are function words, and which words are nouns.
 
     Raises:
-        ValueError, UnknownNameError: no such score; no such product, with near names.
+        ValueError, UnknownNameError: no such score; no such product or tagger, with near names.
     """
 
     score: str = "commit"
     product: str = "pooled"
     center: bool = False
     step: int | None = None
+    tagger: str = DEFAULT_TAGGER
 
     def __post_init__(self) -> None:
         checks.choice("score", self.score, SCORES)
@@ -91,6 +94,7 @@ class Reading:
         object.__setattr__(self, "center", checks.flag("center", self.center))
         if self.step is not None:
             object.__setattr__(self, "step", checks.whole("step", self.step, least=None))
+        TAGGERS.check(self.tagger, {})
 
 
 # -- maps of words ---------------------------------------------------------------------------------
@@ -126,10 +130,12 @@ def word_maps(
 # -- maps of repeated words, which SICD subtracts --------------------------------------------------
 
 
-def repeated_words(forward: DenoisingForward, example: int = 0) -> tuple[Target, ...]:
+def repeated_words(
+    forward: DenoisingForward, example: int = 0, tagger: str = DEFAULT_TAGGER
+) -> tuple[Target, ...]:
     """Occurrences of function words that an example's answer holds more than once."""
     tokens = forward.trajectory.tokens[example].tolist()
-    return repeated_function_words(words_of(forward.adapter, tokens))
+    return repeated_function_words(words_of(forward.adapter, tokens), tagger)
 
 
 def repeated_maps(
@@ -142,7 +148,7 @@ def repeated_maps(
     """
 
     def compute() -> tuple[Tensor, ...] | None:
-        words = repeated_words(forward, example)
+        words = repeated_words(forward, example, reading.tagger)
         maps = word_maps(forward, words, [example] * len(words), reading)
         return mean_of(maps, words, words)
 
@@ -245,7 +251,7 @@ def explained(
     signed = word_maps(forward, targets, [example] * len(targets), reading)
     refine, own = as_compose(refinements), None
     if needs_repeated(refine):
-        repeated = repeated_words(forward, example)
+        repeated = repeated_words(forward, example, reading.tagger)
         own = (
             mean_of(signed, targets, repeated)
             if set(repeated) <= set(targets)

@@ -29,6 +29,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.files import canonical, check_version, digest, reading, write_json
 from captum_dcam.maps import PRODUCTS, Reading
+from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
 
@@ -44,6 +45,8 @@ class Preset:
         refinements (callable): makes the refinements.
         source (str): where the settings come from.
         name (str): its name in results: its own, or the path of its file. Default: ``"custom"``
+        taggers (tuple of str): of these, the first whose data is installed tells nouns and
+            function words. Default: ``("phrases",)``, which every machine has
     """
 
     score: str
@@ -52,6 +55,7 @@ class Preset:
     refinements: Callable[[], Compose]
     source: str
     name: str = "custom"
+    taggers: tuple[str, ...] = (DEFAULT_TAGGER,)
 
     def reading(
         self,
@@ -60,13 +64,21 @@ class Preset:
         product: str | None = None,
         center: bool | None = None,
         step: int | None = None,
+        tagger: str | None = None,
     ) -> Reading:
-        """How maps are read: as given, and otherwise as the preset says."""
+        """How maps are read: as given, and otherwise as the preset says.
+
+        Raises:
+            MissingPackageError: a given tagger without its data; says how to get it.
+        """
+        if tagger is not None:
+            check_tagger(tagger)
         return Reading(
             self.score if score is None else score,
             self.product if product is None else product,
             self.center if center is None else center,
             step,
+            first_tagger(self.taggers) if tagger is None else tagger,
         )
 
 
@@ -77,7 +89,15 @@ PRESETS: dict[str, Preset] = {
     one.name: one
     for one in (
         Preset("commit", "positionwise", True, paper_refinements, _OURS, "default"),
-        Preset("final", "pooled", False, paper_refinements, _PAPER, "paper"),
+        Preset(
+            "final",
+            "pooled",
+            False,
+            paper_refinements,
+            _PAPER,
+            "paper",
+            taggers=("nltk", DEFAULT_TAGGER),
+        ),
         Preset("final", "pooled", False, partial(Compose, []), _BASE, "base"),
     )
 }

@@ -48,19 +48,26 @@ class Words:
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token; a character in several tokens is told by the last of them."""
         out: list[str] = []
-        open_: list[int] = []  # tokens of a character that is not complete
+        open_: list[int] = []  # tokens of characters of which the last is not complete
+        before = waiting = 0  # characters that are; tokens since the last one was completed
         for number in map(int, ids):
             text = self._text([*open_, number])
             if open_ and BROKEN in text.rstrip(BROKEN):
-                out[-1], open_ = BROKEN, []  # what was open is no character
+                out[-1], open_ = self._broken(open_), []  # what was open is no character
                 text = self._text([number])
-            open_.append(number)
-            whole = not text.endswith(BROKEN) or len(open_) == 4  # at most 4 bytes per character
+            complete = len(text.rstrip(BROKEN))
+            waiting = 1 if not open_ or complete > before else waiting + 1
+            open_, before = [*open_, number], complete
+            whole = not text.endswith(BROKEN) or waiting == 4  # at most 4 bytes per character
             out.append(text if whole else "")
             open_ = [] if whole else open_
         if open_:
-            out[-1] = BROKEN
+            out[-1] = self._broken(open_)
         return out
+
+    def _broken(self, ids: Sequence[int]) -> str:
+        """Text of tokens that end inside a character: what is whole, and one sign for the rest."""
+        return self._text(ids).rstrip(BROKEN) + BROKEN
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._decode(ids).removeprefix(self._before)

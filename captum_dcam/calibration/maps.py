@@ -29,6 +29,7 @@ from captum_dcam.files import canonical
 from captum_dcam.metrics import localization
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.layout import Grid
+from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.presets import Preset
 from captum_dcam.refine import DACG, DACG_BRANCHES, SICD, RefineContext, Refinement, min_max
 from captum_dcam.refine.base import NamedRefinement
@@ -179,7 +180,8 @@ def _read(trial: Trial, preset: Preset, number: int, image_id: Any, sample: Any)
     words = [w for w in bound.words if any(bool(bound.masks[name].any()) for name in w.objects)]
     if not words:
         return None
-    forward, reading = bound.forward, preset.reading()
+    # as the preset file reads, whatever is installed here
+    forward, reading = bound.forward, preset.reading(tagger=DEFAULT_TAGGER)
     signed = word_maps.word_maps(forward, [w.target for w in words], [0] * len(words), reading)
     maps = signed[0].relu().float().cpu()
     own = word_maps.repeated_maps(forward, 0, reading) if trial.wants_repeated else None

@@ -21,6 +21,7 @@ from captum_dcam.cli.options import (
     output_option,
     refine_option,
     score_option,
+    tagger_option,
     words_option,
 )
 from captum_dcam.errors import InputError
@@ -55,6 +56,7 @@ class Options(Answer):
     )
     list_methods: bool = option(False, None, "List all methods and stop.", "--list-methods")
     score: str | None = score_option("commit")
+    tagger: str | None = tagger_option("phrases")
     refine: list[str] | None = refine_option("none")
     budget_passes: int | None = option(
         None,
@@ -102,11 +104,13 @@ def run(options: Options) -> Compared:
     from captum_dcam.comparing import compare_generation
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
+    from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
     from captum_dcam.viewer import prepare_folder, write_comparison
 
     words = parsing.chosen_words(options.words or ["nouns"])
     refinements = parsing.chosen_refinements(options.refine) or ()
     methods = parsing.parse_methods(options.methods or ["quick"])
+    check_tagger(options.tagger or DEFAULT_TAGGER)
     budget = Budget(options.budget_passes, options.budget_seconds)
     device = parsing.check_answer(options)
     folder = prepare_folder(options.output, "comparison")
@@ -128,6 +132,7 @@ def run(options: Options) -> Compared:
             masks=None if scene is None else mask,
             budget=budget,
             seed=options.seed,
+            tagger=options.tagger or DEFAULT_TAGGER,
             progress=lambda name: say(f"Method {next(count)} of {len(methods)}: {name}"),
         )
         if not any(any(row.complete) or any(m.any() for m in row.maps) for row in comparison.rows):

@@ -103,6 +103,7 @@ def run(options: Options) -> Result:
     words = parsing.chosen_words(options.words)
     refinements = parsing.chosen_refinements(options.refine)
     chosen = preset(options.preset)
+    chosen.reading(tagger=options.tagger)
     device = parsing.check_answer(options)
     folder = prepare_folder(options.output)
     with printing.progress() as say:

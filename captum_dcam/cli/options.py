@@ -140,6 +140,7 @@ NAMES = {
     "scores": Names("score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")),
     "sorts": Names("order", "captum_dcam.cli.compare:SORTS", ("f3", "seconds", "name")),
     "suites": Names("suite", "captum_dcam.evaluation.suites:SUITES"),
+    "taggers": Names("tagger", "captum_dcam.model.tagging:TAGGERS", ("phrases", "nltk")),
     "tables": Names("table", "captum_dcam.evaluation.tables:TABLES", more=("all",)),
     "variants": Settled("method", "captum_dcam.methods:METHODS", more=(*FLOORS, "quick", "all")),
     "words": Names("words", "captum_dcam.cli.calibrate:WORDS", ("nouns", "all")),
@@ -188,13 +189,18 @@ def pairs(panel: str, text: str) -> list[str] | None:
 
 
 def words_option(shown: str) -> list[str] | None:
-    text = "'all', 'nouns', or a word or phrase of the answer ('red circle'); repeatable."
+    text = "'all', 'nouns', or words or any part of the answer ('red circle'); repeatable."
     return option(None, WHAT, text, "--words", "-w", metavar="WORDS", shown=shown)
 
 
 def score_option(shown: str) -> str | None:
     text = "State whose logits are read: {scores}."
     return option(None, HOW, text, names="scores", strict=True, shown=shown)
+
+
+def tagger_option(shown: str) -> str | None:
+    text = "Who tells nouns and function words: {taggers} ('nltk' needs its data)."
+    return option(None, HOW, text, names="taggers", strict=True, shown=shown)
 
 
 def refine_option(shown: str) -> list[str] | None:
@@ -295,6 +301,7 @@ class Answer(Model):
         min=1,
     )
     score: str | None = score_option("the preset's")
+    tagger: str | None = tagger_option("the preset's")
     refine: list[str] | None = refine_option("the preset's")
     gen_length: int | None = option(None, DECODE, "Answer length.", shown="the family's")
     steps: int | None = option(None, DECODE, "Denoising steps.", shown="the family's")

@@ -42,7 +42,7 @@ from captum_dcam.metrics import (
 )
 from captum_dcam.metrics import localization as localization_scores
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.model.words import OBJECT_WORD_TAGS
+from captum_dcam.model.tagging import NOUN_TAGS
 from captum_dcam.refine import min_max
 from captum_dcam.refine.checks import check_number
 from captum_dcam.registry import Registry
@@ -196,9 +196,7 @@ def plausibility(case: VariantMaps) -> Scores:
     """
     objects, functions = case.where("object"), case.where("function")
     nouns = [
-        i
-        for i, w in enumerate(case.words)
-        if w.kind in ("object", "noun") or w.tag in OBJECT_WORD_TAGS
+        i for i, w in enumerate(case.words) if w.kind in ("object", "noun") or w.tag in NOUN_TAGS
     ]
     best = []
     for head in objects:  # over the words of a name

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.tagging import DEFAULT_TAGGER, NOUN_TAGS, tag
 from captum_dcam.model.words import (
     FUNCTION_WORD_TAGS,
-    OBJECT_WORD_TAGS,
     Target,
     match_words_to_masks,
-    tag,
     words_of,
 )
 
@@ -62,26 +61,25 @@ class Answer:
 def read_answer(forward: DenoisingForward, objects: Sequence[ObjectMask]) -> Answer:
     r"""Tag the words of the bound answer (one example) and find what they name.
 
-    A word that ends a name of several words counts as a noun whatever its tag: offline taggers take
-    the last word of "a green cross" for a verb.
+    A word that ends a name of several words counts as a noun whatever its tag.
     """
     found = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
     texts = [w.text for w in found]
-    tags, tagger = tag(texts) if texts else ([], "")
+    tags = tag(texts)
     owners = [(name, item.name) for item in objects for name in dict.fromkeys(item.names)]
     names = [name for name, _ in owners]
     phrases = [name for name in names if len(name.split()) > 1]
     heads = {m.words[-1] for m in match_words_to_masks(texts, ["NN"] * len(texts), phrases).matches}
     nouns = ["NN" if i in heads else t for i, t in enumerate(tags)]
     matched = match_words_to_masks(texts, nouns, names)
-    kinds = dict.fromkeys(OBJECT_WORD_TAGS, "noun") | dict.fromkeys(FUNCTION_WORD_TAGS, "function")
+    kinds = dict.fromkeys(NOUN_TAGS, "noun") | dict.fromkeys(FUNCTION_WORD_TAGS, "function")
     words = [Word(w, t, kinds.get(t, "other")) for w, t in zip(found, tags, strict=True)]
     for number, match in enumerate(matched.matches):
         own = tuple(dict.fromkeys(owners[i][1] for i in match.masks))
         for i in match.words:
             kind = "object" if i == match.words[-1] else "modifier"
             words[i] = Word(found[i], tags[i], kind, match.name, own, number)
-    return Answer(tuple(words), tagger, matched.lemmatizer)
+    return Answer(tuple(words), DEFAULT_TAGGER, matched.lemmatizer)
 
 
 def read_masks(

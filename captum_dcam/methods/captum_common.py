@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from captum.attr import GradientAttribution
+from captum.attr import Attribution, GradientAttribution
 from torch import Tensor
 from typing_extensions import dataclass_transform
 
@@ -83,6 +83,20 @@ def as_tuple(values: Any) -> tuple[Tensor, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
+def attributed(made: Attribution, inputs: Any, **call: Any) -> Any:
+    r"""What a Captum object attributes; the object is empty afterwards.
+
+    Some of Captum's objects refer to themselves, and would keep the forward and all its
+    activations alive until Python looks for cycles.
+    """
+    try:
+        return made.attribute(inputs, **call)
+    finally:
+        for part in (*vars(made).values(), made):
+            if isinstance(part, Attribution):
+                vars(part).clear()
+
+
 def check_settings(method: Method) -> None:
     """Raise ValueError for settings that cannot work; they mean the same wherever they occur."""
     names = [f.name for f in fields(method)]  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -122,7 +136,7 @@ class CaptumMethod(PerToken):
 
     def values(self, case: CaptumArguments) -> Any:
         """What Captum returns."""
-        return self.build(case).attribute(case.pixels, **self.call(case))
+        return attributed(self.build(case), case.pixels, **self.call(case))
 
     @abstractmethod
     def maps(self, values: Any, case: CaptumArguments) -> tuple[Tensor, ...]:
@@ -198,7 +212,7 @@ class ShapMethod(CaptumMethod):
         found = []
         for start in range(0, self.samples, self.batch):
             count = min(self.batch, self.samples - start)
-            values = self.build(case).attribute(case.pixels, **self.call(case), n_samples=count)
+            values = attributed(self.build(case), case.pixels, **self.call(case), n_samples=count)
             found.append([v.detach() * (count / self.samples) for v in as_tuple(values)])
         return tuple(torch.stack(same).sum(0) for same in zip(*found, strict=True))
 

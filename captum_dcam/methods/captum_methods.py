@@ -35,6 +35,7 @@ from captum_dcam.methods.captum_common import (
     PathMethod,
     ShapMethod,
     as_tuple,
+    attributed,
     captum_method,
     check_settings,
     groups_of,
@@ -211,8 +212,10 @@ class LayerFeatureAblation(_Layer):
     def _fill(self, case: CaptumArguments) -> tuple[Any, ...]:
         if self.fill == "zero":
             return (0,) * len(case.task.shapes)
-        features = attr.LayerActivation(case.forward, case.task.forward.tap).attribute(
-            case.pixels, additional_forward_args=case.arguments
+        features = attributed(
+            attr.LayerActivation(case.forward, case.task.forward.tap),
+            case.pixels,
+            additional_forward_args=case.arguments,
         )
         return tuple(f.mean((-2, -1), keepdim=True).expand_as(f) for f in as_tuple(features))
 
@@ -352,7 +355,8 @@ class ShapleyValueSampling(_Masked):
         def forward(shown: Tensor, *arguments: Tensor) -> Tensor:
             return case.forward(torch.where(shown[:, mask[0]] > 0, case.pixels, empty), *arguments)
 
-        found = self.algorithm(forward).attribute(
+        found = attributed(
+            self.algorithm(forward),
             case.pixels.new_ones(1, int(mask.max()) + 1),
             target=case.target,
             additional_forward_args=case.arguments,
@@ -501,7 +505,7 @@ class Occlusion(_Pixels):
             "baselines": (0,) * len(shapes),
         }
         shown = tuple(case.pixels.new_ones(1, h, w) for h, w in shapes)
-        found = self.algorithm(forward).attribute(shown, **call)
+        found = attributed(self.algorithm(forward), shown, **call)
         return torch.cat([f.flatten(1) for f in found], 1)[:, at]
 
 
@@ -569,7 +573,8 @@ class NoiseTunnel(PerToken):
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
         inner, case = self.inner, CaptumArguments(task, (position, token))
         with seeded(task.generator):
-            values = attr.NoiseTunnel(inner.build(case)).attribute(
+            values = attributed(
+                attr.NoiseTunnel(inner.build(case)),
                 case.pixels,
                 nt_type=self.kind,
                 nt_samples=self.samples,

@@ -12,6 +12,7 @@ from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.methods.base import Attribution, AttributionTask, Method, entered
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
 from captum_dcam.refine import Compose
@@ -52,6 +53,7 @@ class _Preset(Method):
             product=self.product,
             center=self.center,
             step=self._step(forward),
+            tagger=DEFAULT_TAGGER,  # a method gives the same maps on every machine
         )
         refine = chosen.refinements() if self.refined else Compose([])
         signed, refined = maps.explained(forward, task.targets, reading, refine)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.methods.base import AttributionTask, pairs_of, wide
-from captum_dcam.methods.tam import TokenActivationMap, joint_min_max
+from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.sequence import (
     TextTokens,
@@ -41,12 +41,16 @@ class TextRelevance:
     maps: tuple[Tensor, ...]
 
     def normalised(self) -> TextRelevance:
-        """Image and text of every word stretched to [0, 1] together (TAM Eq. 3)."""
-        flat = torch.cat([m.flatten(1) for m in self.maps], dim=1)
-        image, text = joint_min_max(flat, self.values)
-        parts = image.split([m[0].numel() for m in self.maps], dim=1)
-        maps = tuple(p.view_as(m) for p, m in zip(parts, self.maps, strict=True))
-        return replace(self, values=text, maps=maps)
+        """Image and text of every word divided by the largest absolute value of both: -1 to 1.
+
+        Zero stays zero and signs stay, so that what hardly counts does not seem to. Values that
+        are not negative and reach 0 become what TAM's Eq. 3 makes of them.
+        """
+        parts = (*(m.flatten(1) for m in self.maps), self.values.nan_to_num())
+        peak = torch.cat(parts, dim=1).abs().amax(1)
+        peak = peak.where(peak > 0, torch.ones_like(peak))
+        maps = tuple(m / peak[:, None, None] for m in self.maps)
+        return replace(self, values=self.values / peak[:, None], maps=maps)
 
 
 def text_relevance(
@@ -73,7 +77,7 @@ def text_relevance(
         by (str, optional): ``gradient`` or ``activation``. Default: ``"gradient"``
 
     Returns:
-        TextRelevance: raw values; :meth:`TextRelevance.normalised` brings them to [0, 1].
+        TextRelevance: raw values; :meth:`TextRelevance.normalised` brings them to [-1, 1].
     """
     if by not in WAYS:
         raise InputError(f"by is {by!r}: expected one of {WAYS}")

@@ -5,16 +5,29 @@ Flexible at the boundary, one strict form inside: a tuple of :class:`Target`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
+from captum_dcam.checks import as_whole
 from captum_dcam.errors import InputError, TargetError
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.segmentation import Span, Spelled, folded, spelled
+from captum_dcam.model.tagging import (
+    DEFAULT_LEMMATIZER,
+    DEFAULT_TAGGER,
+    LEMMATIZERS,
+    NOUN_TAGS,
+    tag,
+)
 
+#: tags of the function words whose repetition SICD removes
 FUNCTION_TAGS = frozenset(("DT", "IN", "CC", "TO", "EX", "PRP", "PRP$", "MD", "WDT", "WP", "RP"))
+#: tags of words that no pixel shows (TAM, Supp. E), without IN and CD, which tell where and how
+#: many: another set than :data:`FUNCTION_TAGS`, SICD's
+FUNCTION_WORD_TAGS = frozenset(
+    ("CC", "DT", "EX", "MD", "POS", "PRP", "PRP$", "UH", "WDT", "WP", "WP$", "WRB")
+)
 
 #: what callers may pass as ``words``
 WordsLike = str | int | tuple[int, int] | Sequence["str | int | tuple[int, int] | Target"] | None
@@ -34,6 +47,16 @@ class Target:
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("positions", "token_ids"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise TargetError(f"{name} of {self.text!r} are {given!r}: expected integers")
+            found = tuple(as_whole(value) for value in given)
+            if None in found:
+                raise TargetError(f"{name} of {self.text!r} are {given!r}: expected integers")
+            object.__setattr__(self, name, found)
+
 
 def answer_token_texts(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
     """Text of every token of an answer, empty for stop tokens."""
@@ -47,74 +70,85 @@ def answer_text(adapter: Adapter, tokens: Sequence[int]) -> str:
 
 
 def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
-    """The answer's words in order. A token without a leading blank continues the word before it,
-    unless that ends with a blank, a newline or a sign.
-
-    Stop tokens end nothing and are never part of a word. Words without a letter or digit
-    (punctuation) are left out.
-    """
-    token_texts = adapter.token_texts(tokens)
-    groups: list[list[int]] = []
-    for position, (token, text) in enumerate(zip(tokens, token_texts, strict=True)):
-        if token in adapter.stop_ids:
-            continue
-        before = token_texts[position - 1] if groups and groups[-1][-1] == position - 1 else " "
-        # a token in the middle of a character writes nothing
-        open_end = before == "" or before[-1].isalnum()
-        goes_on = text == "" or (not text[0].isspace() and text.strip().isalnum())
-        if open_end and goes_on:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-    words = (
-        Target(
-            "".join(token_texts[p] for p in group).strip(),
-            tuple(group),
-            tuple(int(tokens[p]) for p in group),
-        )
-        for group in groups
-    )
-    return tuple(word for word in words if re.search(r"\w", word.text))
+    """The answer's words in order, as :mod:`captum_dcam.model.segmentation` finds them in its text,
+    with the tokens that each overlaps. A token that ends the answer ends a word, and is part of
+    none."""
+    return _words(tokens, _spelled(adapter, tokens))
 
 
-def resolve(adapter: Adapter, tokens: Sequence[int], words: WordsLike) -> tuple[Target, ...]:
+def _spelled(adapter: Adapter, tokens: Sequence[int]) -> Spelled:
+    """The answer's text, and the tokens behind every character."""
+    stop = adapter.stop_ids
+    pairs = zip(tokens, adapter.token_texts(tokens), strict=True)
+    texts = [None if token in stop else text for token, text in pairs]
+
+    def whole(first: int, end: int) -> int:
+        text = adapter.token_texts(tokens[first:end])[-1]
+        return len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    return spelled(texts, whole)
+
+
+def _words(tokens: Sequence[int], answer: Spelled) -> tuple[Target, ...]:
+    return tuple(_target(tokens, answer, span) for span in answer.words)
+
+
+def _target(tokens: Sequence[int], answer: Spelled, span: Span, text: str | None = None) -> Target:
+    positions = answer.tokens(span)
+    ids = tuple(int(tokens[p]) for p in positions)
+    return Target(answer.text[slice(*span)] if text is None else text, positions, ids)
+
+
+def resolve(
+    adapter: Adapter, tokens: Sequence[int], words: WordsLike, tagger: str = DEFAULT_TAGGER
+) -> tuple[Target, ...]:
     r"""Turn what a caller wrote into targets.
 
     Args:
         adapter (Adapter): knows the tokens' text.
         tokens (sequence of int): the answer's ids, length T.
         words: ``None`` or ``"all"``: every word; ``"nouns"``: nouns by the tagger; any other
-            string: one or several words in a row, every occurrence a target of its own; an
+            string: one or several words in a row, or else any part of the answer's text, which
+            means the tokens that it overlaps; every occurrence is a target of its own; an
             int: a position; a pair: Captum's ``(position, token_id)``; or a sequence of these.
+        tagger (str, optional): who says what a noun is, see
+            :func:`captum_dcam.model.tagging.tag`. Default: ``"phrases"``
 
     Raises:
-        TargetError: the answer is empty, or does not contain what was asked for (lists its words).
+        TargetError: the answer has no word, or does not contain what was asked for (lists its
+            words).
     """
-    found = words_of(adapter, tokens)
+    answer = _spelled(adapter, tokens)
+    found = _words(tokens, answer)
     if words is None or words == "all":
         if not found:
-            raise TargetError(
-                "the answer is empty: there is no word to explain; ask something else, or give a "
-                "longer gen_length"
-            )
+            raise TargetError(f"there is no word to explain: {_wordless(answer)}")
         return found
     if isinstance(words, str) and words == "nouns":
-        return nouns(found)
-    if isinstance(words, tuple) and len(words) == 2 and all(isinstance(w, int) for w in words):
+        if not found:
+            raise TargetError(f"there is no noun to explain: {_wordless(answer)}")
+        return nouns(found, tagger)
+    if isinstance(words, tuple) and len(words) == 2 and None not in map(as_whole, words):
         return (_pair(adapter, tokens, words),)
-    if isinstance(words, str | int | Target):
-        words = [words]
+    if isinstance(words, str | Target) or as_whole(words) is not None:
+        words = [words]  # type: ignore[list-item]
+    if not isinstance(words, Sequence) or not words:
+        raise TargetError(
+            f"words is {words!r}: expected words, positions or pairs (position, token_id), 'all', "
+            "'nouns', or None for every word"
+        )
     out: list[Target] = []
     for word in words:
+        position = as_whole(word)
         if isinstance(word, Target):
             for pair in zip(word.positions, word.token_ids, strict=True):
                 _pair(adapter, tokens, pair)
             out.append(word)
         elif isinstance(word, str):
-            out.extend(_occurrences(found, word))
-        elif isinstance(word, int) and not isinstance(word, bool):
-            _check_position(word, tokens)
-            out.append(_pair(adapter, tokens, (word, int(tokens[word]))))
+            out.extend(_occurrences(tokens, answer, found, word))
+        elif position is not None:
+            _check_position(position, tokens)
+            out.append(_pair(adapter, tokens, (position, int(tokens[position]))))
         elif isinstance(word, tuple):
             out.append(_pair(adapter, tokens, word))
         else:
@@ -134,9 +168,10 @@ def _check_position(position: int, tokens: Sequence[int]) -> None:
 
 
 def _pair(adapter: Adapter, tokens: Sequence[int], pair: tuple) -> Target:
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
+    found = [as_whole(value) for value in pair]
+    if len(found) != 2 or found[0] is None or found[1] is None:
         raise TargetError(f"target {pair!r} is not (position, token_id): two integers are expected")
-    position, token = pair
+    position, token = found[0], found[1]
     _check_position(position, tokens)
     if not 0 <= token < adapter.vocabulary:
         raise TargetError(
@@ -146,83 +181,64 @@ def _pair(adapter: Adapter, tokens: Sequence[int], pair: tuple) -> Target:
     return Target(adapter.token_texts([token])[0].strip(), (position,), (token,))
 
 
-def _occurrences(found: tuple[Target, ...], phrase: str) -> list[Target]:
-    wanted = phrase.lower().split()
-    texts = [w.text.lower() for w in found]
-    hits = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
-    if not wanted or not hits:
-        raise TargetError(f"word {phrase!r} is not in the answer. Its words: {_listed(found)}")
-    return [merge(phrase, found[i : i + len(wanted)]) for i in hits]
+def _occurrences(
+    tokens: Sequence[int], answer: Spelled, found: tuple[Target, ...], phrase: str
+) -> list[Target]:
+    """Words in a row; where there are none, the tokens that this part of the text overlaps."""
+    wanted = [folded(w) for w in phrase.split()]
+    texts = [folded(w.text) for w in found]
+    hits = [i for i in range(len(texts)) if wanted and texts[i : i + len(wanted)] == wanted]
+    if hits:
+        parts = [merge(phrase, found[i : i + len(wanted)]) for i in hits]
+    else:
+        parts = [_target(tokens, answer, span, phrase) for span in answer.find(phrase)]
+    if not parts:
+        has = f". Its words: {_listed(found)}" if found else f": {_wordless(answer)}"
+        raise TargetError(f"word {phrase!r} is not in the answer{has}")
+    return list(dict.fromkeys(parts))  # characters of one token are one target
+
+
+def _wordless(answer: Spelled) -> str:
+    """Why an answer has no word, and what to do."""
+    if text := answer.text.strip():
+        return f"the answer is {text!r}, without a letter or digit: ask for a part of it as it is"
+    return "the answer is empty; ask something else, or give a longer gen_length"
 
 
 def _listed(words: Sequence[Target]) -> str:
-    return " ".join(w.text for w in words) or "(none: the answer is empty)"
+    return " ".join(w.text for w in words)
 
 
 def merge(text: str, parts: Sequence[Target]) -> Target:
-    """Several targets as one."""
-    return Target(
-        text,
-        tuple(p for part in parts for p in part.positions),
-        tuple(t for part in parts for t in part.token_ids),
-    )
+    """Several targets as one; a token that several of them have counts once."""
+    pairs = [pair for part in parts for pair in zip(part.positions, part.token_ids, strict=True)]
+    positions, ids = zip(*dict.fromkeys(pairs), strict=True)
+    return Target(text, positions, ids)
 
 
-def nouns(found: tuple[Target, ...]) -> tuple[Target, ...]:
+def nouns(found: tuple[Target, ...], tagger: str = DEFAULT_TAGGER) -> tuple[Target, ...]:
     """Words that the tagger calls nouns."""
-    tags, tagger = tag([w.text for w in found])
-    chosen = tuple(w for w, t in zip(found, tags, strict=True) if t.startswith("NN"))
+    tags = tag([w.text for w in found], tagger)
+    chosen = tuple(w for w, t in zip(found, tags, strict=True) if t in NOUN_TAGS)
     if not chosen:
-        raise TargetError(f"no noun in the answer ({tagger} tags). Its words: {_listed(found)}")
+        raise TargetError(
+            f"no noun in the answer (tagger {tagger!r}, which knows English): name its words, or "
+            f"take all. They are: {_listed(found)}"
+        )
     return chosen
 
 
-def repeated_function_words(found: tuple[Target, ...]) -> tuple[Target, ...]:
+def repeated_function_words(
+    found: tuple[Target, ...], tagger: str = DEFAULT_TAGGER
+) -> tuple[Target, ...]:
     """Occurrences of function words that the answer holds more than once (for SICD)."""
-    tags, _ = tag([w.text for w in found])
+    tags = tag([w.text for w in found], tagger)
     counts = Counter(w.text.lower() for w in found)
     return tuple(
         w
         for w, t in zip(found, tags, strict=True)
         if t in FUNCTION_TAGS and counts[w.text.lower()] > 1
     )
-
-
-def tag(words: Sequence[str]) -> tuple[list[str], str]:
-    """Penn Treebank tags and the tagger's name.
-
-    NLTK's perceptron tagger (the papers') where its data is installed; else TextBlob's lexicon,
-    which ships with its package.
-    """
-    import nltk
-
-    if _has_data("taggers/averaged_perceptron_tagger_eng"):
-        return [t for _, t in nltk.pos_tag(list(words))], "nltk"
-    from textblob.en import tag as lexicon
-
-    # one tag per word, also where a token's text holds a line break or nothing
-    line = " ".join("".join(w.split()) or "-" for w in words)
-    return [t for _, t in lexicon(line, tokenize=False)], "textblob"
-
-
-def _has_data(*resources: str) -> bool:
-    """Whether NLTK finds one of its data files."""
-    import nltk
-
-    for resource in resources:
-        with suppress(LookupError):
-            nltk.data.find(resource)
-            return True
-    return False
-
-
-#: Penn Treebank tags of words that are scored on masks (Supp. E)
-OBJECT_WORD_TAGS = frozenset(("NN", "NNS", "NNP", "NNPS"))
-#: tags of words that no pixel shows (Supp. E), without IN and CD, which tell where and how many.
-#: (:data:`captum_dcam.model.words.FUNCTION_TAGS` is another set, that of SICD.)
-FUNCTION_WORD_TAGS = frozenset(
-    ("CC", "DT", "EX", "MD", "POS", "PRP", "PRP$", "UH", "WDT", "WP", "WP$", "WRB")
-)
 
 
 @dataclass(frozen=True)
@@ -249,7 +265,10 @@ class WordMatches:
 
 
 def match_words_to_masks(
-    words: Sequence[str], tags: Sequence[str], names: Sequence[str]
+    words: Sequence[str],
+    tags: Sequence[str],
+    names: Sequence[str],
+    lemmatizer: str = DEFAULT_LEMMATIZER,
 ) -> WordMatches:
     r"""Which words name which masks: nouns whose lemma is that of a mask's name.
 
@@ -259,20 +278,24 @@ def match_words_to_masks(
 
     Args:
         words (sequence of str): of an answer, in order.
-        tags (sequence of str): their Penn Treebank tags, see :func:`tag`; the last
-            word of a match must have one of :data:`OBJECT_WORD_TAGS`.
+        tags (sequence of str): their Penn Treebank tags, see
+            :func:`captum_dcam.model.tagging.tag`; the last word of a match must be a noun.
         names (sequence of str): one per mask; equal names are instances of one object.
+        lemmatizer (str, optional): ``textblob``, whose rules ship with its package, or
+            ``wordnet``, NLTK's with its data, the authors'. Default: ``"textblob"``
 
     Returns:
-        WordMatches: in the order of the words, and ``"wordnet"`` (NLTK's lemmatizer, the
-        authors', where its data is installed) or ``"textblob"`` (whose rules ship with it).
+        WordMatches: in the order of the words.
+
+    Raises:
+        MissingPackageError: ``wordnet`` without its data; says how to get it.
 
     Source:
         TAM section 4.1 and Supp. E.
     """
     if len(words) != len(tags):
         raise InputError(f"{len(words)} words and {len(tags)} tags: expected one tag per word")
-    lemma, source = _lemmatizer()
+    lemma = LEMMATIZERS.get(lemmatizer)
     forms = [_forms(word, lemma) for word in words]
     wanted: dict[str, list[int]] = {}
     for index, name in enumerate(names):
@@ -285,27 +308,16 @@ def match_words_to_masks(
         for name in longest_first:
             end = start + len(parts[name])
             run = forms[start:end]
-            if len(run) < len(parts[name]) or tags[end - 1] not in OBJECT_WORD_TAGS:
+            if len(run) < len(parts[name]) or tags[end - 1] not in NOUN_TAGS:
                 continue
             if all(a & b for a, b in zip(run, parts[name], strict=True)):
                 found.append(WordMatch(tuple(range(start, end)), tuple(wanted[name]), name))
                 start = end - 1
                 break
         start += 1
-    return WordMatches(tuple(found), source)
+    return WordMatches(tuple(found), lemmatizer)
 
 
 def _forms(word: str, lemma: Callable[[str], str]) -> frozenset[str]:
     lower = word.lower()
     return frozenset((lower, str(lemma(lower))))
-
-
-def _lemmatizer() -> tuple[Callable[[str], str], str]:
-    r"""NLTK's noun lemmatizer where WordNet is installed, else TextBlob's singular."""
-    import nltk
-
-    if _has_data("corpora/wordnet", "corpora/wordnet.zip"):
-        return nltk.stem.WordNetLemmatizer().lemmatize, "wordnet"  # of nouns, by default
-    from textblob.inflect import singularize
-
-    return singularize, "textblob"

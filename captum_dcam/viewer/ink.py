@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from captum_dcam.model.words import Target
+from captum_dcam.viewer import fonts
 from captum_dcam.viewer.overlay import fitted, palette, scaled
 
 Color = tuple[int, int, int]
@@ -25,13 +23,6 @@ STEP_CMAP = "viridis"
 MARGIN, GAP = 28, 22
 INNER = 1000 - 2 * MARGIN
 BODY, SMALL = 17.0, 12.5
-
-
-@lru_cache(maxsize=64)
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib carries with it."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
 def step_color(step: int, steps: int) -> Color:
@@ -72,12 +63,15 @@ class Ink:
         image = Image.new("RGB", (width, height), PAPER)
         return Page(self.width, image, ImageDraw.Draw(image))
 
-    def font(self, units: float, bold: bool = False) -> ImageFont.FreeTypeFont:
-        return font(max(1, self.px(units)), bold)
+    def size(self, units: float) -> int:
+        """Size of a font in pixels."""
+        return max(1, self.px(units))
 
     def length(self, text: str, units: float, bold: bool = False) -> float:
         """Width of a text in pixels."""
-        return self.font(units, bold).getlength(text)
+        size = self.size(units)
+        found = fonts.parts(text, bold)
+        return sum(fonts.font(size, bold, file).getlength(part) for part, file in found)
 
     def clipped(self, text: str, units: float, width: float) -> str:
         """The text, or its beginning and an ellipsis, in at most ``width`` pixels."""
@@ -135,7 +129,19 @@ class Page(Ink):
         anchor: str = "lm",
     ) -> None:
         """A text whose left middle, or another anchor of Pillow's, is ``at``."""
-        self.draw.text(at, text, fill=color, font=self.font(units, bold), anchor=anchor)
+        size, found = self.size(units), fonts.parts(text, bold)
+        if len(found) == 1:
+            ((text, file),) = found
+            self.draw.text(at, text, fill=color, font=fonts.font(size, bold, file), anchor=anchor)
+            return
+        # several fonts: one baseline, that of DejaVu Sans
+        (x, y), (ascent, descent) = at, fonts.font(size, bold).getmetrics()
+        y += {"m": (ascent - descent) / 2, "a": ascent, "d": -descent, "s": 0}[anchor[1]]
+        x -= {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * self.length(text, units, bold)
+        for part, file in found:
+            own = fonts.font(size, bold, file)
+            self.draw.text((x, y), part, fill=color, font=own, anchor="ls")
+            x += own.getlength(part)
 
     def rule(self, start: float, y: float, end: float, units: float = 1) -> None:
         """A grey horizontal line."""

@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d
 
 from captum_dcam.errors import InputError
 from captum_dcam.results.comparison import Comparison, ComparisonRow
+from captum_dcam.viewer.fonts import EMPTY
 from captum_dcam.viewer.ink import (
     INNER,
     MUTED,
@@ -348,7 +349,7 @@ class _Panel:
     def _headings(self, words: range) -> Image.Image:
         """The words above their columns; upright where the columns are too narrow for them."""
         ink, cell = self.ink, self.cells.width
-        texts = [self.words[n] for n in words]
+        texts = [self.words[n] or EMPTY for n in words]
         width, longest = len(texts) * (cell + self.gap), max(ink.length(w, WORD) for w in texts)
         if longest <= cell:
             page = ink.page(width, ink.px(22))

@@ -9,6 +9,7 @@ from PIL import Image
 from captum_dcam.errors import InputError
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.summary import WordSummary, summarise
+from captum_dcam.viewer.fonts import EMPTY
 from captum_dcam.viewer.ink import (
     INNER,
     MUTED,
@@ -107,7 +108,7 @@ def _panel(
     number = str(row.number)
     page.write((width, y), number, SMALL, MUTED, anchor="rm")
     room = width - ink.length(number, SMALL) - ink.px(24)
-    page.chip((0, y), Run(ink.clipped(row.word, 16, room), color), 16)
+    page.chip((0, y), Run(ink.clipped(row.word or EMPTY, 16, room), color), 16)
     steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
     focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
     where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
+from captum_dcam.viewer.fonts import EMPTY, families, one_line
 
 #: red, green and blue of what speaks for the word, and of what speaks against it
 FOR, AGAINST = (232, 118, 0), (38, 112, 220)
@@ -194,7 +196,8 @@ class _Strip:
         self.line = -1
 
     def _length(self, text: str, weight: str) -> float:
-        drawn = self.figure.text(0, 0, text, size=self.size, weight=weight, parse_math=False)
+        text, style = _drawn(text, weight)
+        drawn = self.figure.text(0, 0, text, size=self.size, parse_math=False, **style)
         box = drawn.get_window_extent(self.renderer)
         drawn.remove()
         return box.width / self.figure.dpi * 72
@@ -202,7 +205,8 @@ class _Strip:
     def _write(self, x: float, text: str, **style: Any) -> float:
         """A text in the current line; returns the line's middle."""
         y = self.margin + (self.line + 0.5) * self.leading
-        self.axes.text(x, y, text, va="center_baseline", parse_math=False, **style)
+        text, own = _drawn(text, style.pop("weight", "normal"))
+        self.axes.text(x, y, text, va="center_baseline", parse_math=False, **own, **style)
         return y
 
     def section(self, label: str, tokens: Sequence[_Token]) -> None:
@@ -246,6 +250,14 @@ class _Strip:
         return self.figure
 
 
+def _drawn(text: str, weight: str) -> tuple[str, dict[str, Any]]:
+    """A text, and its weight and fonts as matplotlib takes them."""
+    text, more = families(text, weight == "bold")
+    if not more:
+        return text, {"weight": weight}
+    return text, {"family": [*rcParams["font.family"], *more]}  # other fonts are seldom bold
+
+
 # -- input --------------------------------------------------------------------------------------
 
 
@@ -284,7 +296,7 @@ def _tokens(
 
 def _visible(text: str) -> str:
     """A token's text without spaces around it; line breaks as signs."""
-    return text.replace("\n", "↵").strip() or "␣"
+    return one_line(text).strip() or EMPTY
 
 
 def _checked(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -6,7 +6,8 @@ import torch
 
 import captum_dcam
 from captum_dcam import refine
-from captum_dcam.model.words import Target, resolve, tag, words_of
+from captum_dcam.model.tagging import tag
+from captum_dcam.model.words import Target, resolve, words_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -217,5 +218,5 @@ def test_too_little_memory_says_what_needs_less(cache, monkeypatch):
 def test_every_word_has_one_tag():
     """Also those that a tagger would split or drop."""
     words = ["a\nb", "", "cat", "two dogs", "\n", ".", "don't", "t-shirt", "\u3000"]
-    tags, _ = tag(words)
+    tags = tag(words)
     assert len(tags) == len(words) and tags[2] == "NN" and tags[3] == "NNS"

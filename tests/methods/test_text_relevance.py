@@ -9,10 +9,14 @@ from methods import made
 
 from captum_dcam.maps import positionwise
 from captum_dcam.methods import AttributionTask, method
-from captum_dcam.methods.text_relevance import gradient_times_activation, text_relevance
+from captum_dcam.methods.text_relevance import (
+    TextRelevance,
+    gradient_times_activation,
+    text_relevance,
+)
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward, single
-from captum_dcam.model.sequence import hidden_states, text_tokens
+from captum_dcam.model.sequence import TextTokens, hidden_states, text_tokens
 from captum_dcam.model.words import Target
 
 SCORES = ("commit", "final", "teacher")
@@ -91,17 +95,27 @@ def test_activation_is_tams_before_normalisation(cache):
     assert found.maps[0].min() >= 0 and found.tokens == own.tokens
 
 
-def test_normalised_stretches_each_word_over_image_and_text(cache):
+def test_normalised_keeps_zero_and_signs_over_image_and_text(cache):
     forward = tiny.bound(cache, images=2)
     found = text_relevance(forward, made.targets(forward, (0, 5)))
     own = found.normalised()
     for n in range(2):
         raw = [*found.maps[0][n].flatten().tolist(), *found.maps[1][n].flatten().tolist()]
         raw += [v for v in found.values[n].tolist() if not math.isnan(v)]
-        low, high = min(raw), max(raw)
+        assert min(raw) < 0 < max(raw)
+        peak = max(map(abs, raw))
         for before, after in zip((*found.maps, found.values), (*own.maps, own.values), strict=True):
-            expected = (before[n] - low) / (high - low)
-            assert torch.allclose(after[n], expected, atol=1e-5, equal_nan=True)
+            assert torch.allclose(after[n], before[n] / peak, atol=1e-7, equal_nan=True)
+
+
+def test_what_hardly_counts_stays_small():
+    tokens = TextTokens(torch.arange(3), torch.arange(3), ("a", " b", " c"), 1)
+    values = torch.tensor([[7e-6, float("nan"), 0.0], [0.0, float("nan"), 0.0]])
+    maps = (torch.tensor([[[-1.0, 0.5]], [[0.0, 0.0]]]),)
+    own = TextRelevance(tokens, values, maps).normalised()
+    assert own.values[0, 0] == pytest.approx(7e-6) and own.values[0, 2] == 0
+    assert own.values[:, 1].isnan().all()
+    assert torch.equal(own.maps[0], maps[0]) and not own.values[1].nan_to_num().any()
 
 
 def test_an_example_of_a_batch_is_that_example(cache):

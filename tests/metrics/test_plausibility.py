@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.filters import threshold_otsu
 
 from captum_dcam import metrics
+from captum_dcam.errors import MissingPackageError
 from captum_dcam.model import words as targets
 
 #: where and method: Obj-IoU, Func-IoU, printed F1-IoU, all in per cent
@@ -199,7 +200,7 @@ def test_means_and_f1_of_a_data_set():
 
 
 def test_tags_are_those_of_the_supplement():
-    assert targets.OBJECT_WORD_TAGS == {"NN", "NNS", "NNP", "NNPS"}
+    assert targets.NOUN_TAGS == {"NN", "NNS", "NNP", "NNPS"}
     assert len(targets.FUNCTION_WORD_TAGS) == 12
     assert not targets.FUNCTION_WORD_TAGS & {"IN", "CD"}
     assert targets.FUNCTION_WORD_TAGS != targets.FUNCTION_TAGS
@@ -218,7 +219,7 @@ def test_words_find_their_masks():
         ((6, 7), (3,), "traffic light"),
         ((9,), (1,), "person"),
     ]
-    assert got.lemmatizer in ("textblob", "wordnet")
+    assert got.lemmatizer == "textblob"
 
 
 def test_only_nouns_count_and_no_word_twice():
@@ -232,17 +233,25 @@ def test_only_nouns_count_and_no_word_twice():
         targets.match_words_to_masks(["a", "b"], ["DT"], [])
 
 
-def test_wordnet_is_used_where_it_is_installed(monkeypatch):
+def test_wordnet_is_used_where_it_is_asked_for(monkeypatch):
     import nltk
 
     class Lemmas:
         def lemmatize(self, word):
             return {"oxen": "ox"}.get(word, word)
 
-    monkeypatch.setattr(nltk.data, "find", lambda _name: None)
     monkeypatch.setattr(nltk.stem, "WordNetLemmatizer", Lemmas)
-    got = targets.match_words_to_masks(["oxen"], ["NNS"], ["ox"])
+    got = targets.match_words_to_masks(["oxen"], ["NNS"], ["ox"], "wordnet")
     assert got.lemmatizer == "wordnet" and got.matches[0].masks == (0,)
+    assert targets.match_words_to_masks(["cats"], ["NNS"], ["cat"]).lemmatizer == "textblob"
+
+
+def test_wordnet_without_its_data_says_how_to_get_it(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(MissingPackageError, match=r"nltk\.downloader wordnet"):
+        targets.match_words_to_masks(["oxen"], ["NNS"], ["ox"], "wordnet")
 
 
 @pytest.mark.parametrize(
