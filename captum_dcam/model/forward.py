@@ -178,7 +178,8 @@ class DenoisingForward(nn.Module):
             f"{str(dtype).removeprefix('torch.')}: {advice(dtype)}"
         )
         try:
-            made = self.adapter.generate(request, generator=generator, **settings)
+            plain = {name: checks.plain(value) for name, value in settings.items()}
+            made = self.adapter.generate(request, generator=generator, **plain)
         except RuntimeError as raised:
             if "probability tensor contains" in str(raised):  # torch.multinomial
                 raise error from raised
