@@ -170,7 +170,6 @@ def answer_shuffle(
     return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
 
 
-@holding
 def placebo(
     maps: Tensor,
     masks: Tensor,

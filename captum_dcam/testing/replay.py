@@ -107,22 +107,27 @@ def _check_logits(
     batch = torch.arange(request.batch)
     # one row at a time is another batch than the generation's
     near = case.tolerance if request.batch == 1 else max(case.tolerance, 1e-4)
+
+    def unchanged() -> None:
+        expect(
+            all(map(torch.equal, given, before)),
+            "a replay changed the request or the recorded states: work on copies",
+        )
+
     for step in steps:
         wanted = own.logits[step].cpu()
         if whole:
             state = trajectory.state_at(batch, torch.full_like(batch, step))
             with torch.no_grad():
                 found = forward(request.pixels, *request.extras, *state).cpu()
+            unchanged()
             worst.append(_distance(f"forward at step {step}", found, wanted, case.tolerance))
         with torch.no_grad():
             rows = [forward.replay(b[None], torch.tensor([step])).cpu() for b in batch]
+        unchanged()
         for b, row in enumerate(rows):
             place = f"replay of example {b} at step {step}"
             worst.append(_distance(place, row, wanted[b : b + 1], near))
-    expect(
-        all(map(torch.equal, given, before)),
-        "a replay changed the request or the recorded states: work on copies",
-    )
     return max(worst)
 
 
