@@ -32,10 +32,11 @@ def check_gradient(case: AdapterCase) -> str:
     with case.float64():
         adapter = case.make(torch.float64 if case.no_float64 is None else torch.float32)
         first = case.bound(adapter, keep=False)
-        for block in range(adapter.deepest_block + 1):
-            _check_block(case, first.again(block))
-        for block in range(adapter.deepest_block + 1, len(adapter.blocks)):
-            _check_refused(first, block)
+        with first.held():  # what was recorded is looked at once
+            for block in range(adapter.deepest_block + 1):
+                _check_block(case, first.again(block))
+            for block in range(adapter.deepest_block + 1, len(adapter.blocks)):
+                _check_refused(first, block)
     count = adapter.deepest_block + 1
     return f"{count} blocks" + (f"; not compared: {case.no_float64}" if case.no_float64 else "")
 
@@ -179,8 +180,9 @@ def check_feasible(case: AdapterCase) -> str:
             f"feasible calls are {trajectory.feasible}: the facts say {tuple(case.feasible)}",
         )
     expect(bool(found), "no call is feasible: nothing could be explained")
-    for call in range(len(trajectory.calls)):
-        _check_call(forward, call)
+    with forward.held():
+        for call in range(len(trajectory.calls)):
+            _check_call(forward, call)
     return f"{len(found)} of {len(trajectory.calls)}"
 
 

@@ -43,7 +43,8 @@ def check_head(case: AdapterCase) -> str:
     compared, guided = 0, False
     for forward in forwards:
         try:
-            own, rows = _compare(case, forward)
+            with forward.held():
+                own, rows = _compare(case, forward)
         except MethodError as error:
             return f"not compared, no unembed: {error}"
         expect(

@@ -64,7 +64,8 @@ def agrees(
                 f"was given {wanted.tolist()}: clone it before the decoder changes it in place",
             )
     _check_commits(forward, own)
-    return _check_logits(case, forward, own, steps, whole)
+    with forward.held():  # what was recorded is looked at once
+        return _check_logits(case, forward, own, steps, whole)
 
 
 def _check_commits(forward: DenoisingForward, own: Reference) -> None:
