@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: rooms on one floor; each imports from its own floor's same room and from the floors before
 FLOORS = (
-    ("errors", "registry", "files"),
+    ("errors", "checks", "registry", "files"),
     ("model", "refine"),
     ("maps", "metrics", "data", "presets"),
     ("methods", "mini"),
@@ -22,7 +22,7 @@ FLOORS = (
     ("cli",),
 )
 #: within one floor: who may import whom
-NEIGHBOURS = {("presets", "maps"), ("registry", "errors"), ("files", "errors")}
+NEIGHBOURS = {("checks", "errors"), ("presets", "maps"), ("registry", "errors"), ("files", "errors")}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
