@@ -199,7 +199,7 @@ class Adapter(ABC):
         return guard_of(self.blocks[0])
 
     @property
-    def lock(self) -> threading.RLock:  # type: ignore[valid-type]  # a function until 3.13
+    def lock(self) -> threading.RLock:
         r"""The model's lock, which all explanations of the model take by themselves.
 
         A thread that calls the model directly, ``model.generate`` in a server, say, beside threads
