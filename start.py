@@ -3,6 +3,8 @@
 python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests
 python3 start.py referees   run the tests whose judge is other people's code (several GB)
+python3 start.py attacks    run every case of bad input, 50 rounds of threads, 10,000 damages to
+                            saved things; `test` runs a part of them (an hour)
 
 Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs
 the library there with the versions of constraints.txt, and uses it again the next time.
@@ -139,13 +141,22 @@ def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
     return next(iter(failed.values()), 0)
 
 
+def attacks(programs: Path, arguments: list[str]) -> int:
+    quiet_threads()
+    os.environ["CAPTUM_DCAM_EVERY_CASE"] = "1"
+    module, *options = CHECKS["pytest"]
+    cases = ["tests/bad_input", "tests/test_bad_input.py", "tests/core/test_threads.py"]
+    code = run([str(programs / "python"), "-m", module, *options, *cases, *arguments])
+    return code or run([str(programs / "python"), "benchmarks/damages.py", "--count", "10000"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", choices=["explain", "test", "referees", "install"])
+    parser.add_argument("command", choices=["explain", "test", "referees", "attacks", "install"])
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
     parser.add_argument("--only", action="append", choices=CHECKS, help="test: run just this check")
     own = sys.argv[1:]
@@ -163,6 +174,8 @@ def main() -> int:
         python = environment("referees", options.fresh) / "python"
         return run([str(python), "benchmarks/referees.py", *arguments])
     programs = environment("test", options.fresh)
+    if options.command == "attacks":
+        return attacks(programs, arguments)
     return 0 if options.command == "install" else test(programs, arguments, options.only)
 
 

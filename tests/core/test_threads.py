@@ -16,8 +16,8 @@ from captum_dcam.maps import word_maps as maps_of
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import resolve
 
-#: the full stress test takes 50
-ROUNDS = int(os.environ.get("CAPTUM_DCAM_THREAD_ROUNDS", "5"))
+#: `python3 start.py attacks` runs 50
+ROUNDS = 50 if os.environ.get("CAPTUM_DCAM_EVERY_CASE") else 5
 PROMPT = "what is red ?"
 PICTURES = [tiny.picture(seed) for seed in range(4)]
 METHODS = ("diffusion_cam", "attn_lrp", "attention", "tam", "saliency", "llava_cam")
