@@ -6,6 +6,7 @@ left out, and named in the error that somebody who looks for it gets.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -413,6 +414,12 @@ def _left_out(broken: Mapping[str, Exception]) -> str:
 
 def plugins() -> dict[str, EntryPoint]:
     """Entry points of the group by name; nothing is imported."""
+    return dict(_installed(tuple(sys.path)))
+
+
+@functools.cache
+def _installed(_path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Reading the metadata of all packages takes milliseconds, and every ``wrap`` asks."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 

@@ -279,7 +279,7 @@ def installed(tmp_path, monkeypatch, registry):
     """Install entry points: name → source of the module it names."""
     points = []
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hub, "entry_points", lambda group: points)
+    monkeypatch.setattr(hub, "plugins", lambda: {point.name: point for point in points})
     monkeypatch.setattr(hub, "_seen", {})
 
     def install(name, source):

@@ -38,7 +38,7 @@ def package(tmp_path_factory):
         patch.syspath_prepend(str(folder))
         patch.setattr(hub, "_seen", {})
         point = EntryPoint(name, module, hub.GROUP)
-        patch.setattr(hub, "entry_points", lambda group: [point])
+        patch.setattr(hub, "plugins", lambda: {name: point})
         yield folder
     for added in set(ADAPTERS).difference(before):
         ADAPTERS.remove(added)
