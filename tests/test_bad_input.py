@@ -95,7 +95,7 @@ def test_empty_answer(forward):
     forward.bind(forward.request, empty)
     with pytest.raises(TargetError, match="the answer is empty"):
         captum_dcam.explain_generation(forward)
-    with pytest.raises(TargetError, match="none: the answer is empty"):
+    with pytest.raises(TargetError, match="not in the answer: the answer is empty"):
         captum_dcam.explain_generation(forward, "circle")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import regex
@@ -153,6 +154,8 @@ AUXILIARIES = frozenset(
     "am are be been being can could did do does had has have is may might must shall should was "
     "were will would".split()
 )
+#: TextBlob reads its lexicon at the first use: another thread would find a part of it
+_LEXICON = Lock()
 _VERBS = frozenset(("VB", "VBP", "VBZ"))
 _MODIFIERS = frozenset(("JJ", "JJR", "JJS", "CD", "RB", "RBS", "VBN", "VBG"))
 
@@ -170,7 +173,8 @@ def phrases(words: list[str]) -> list[str]:
         return [EMBEDDED[w] for w in low]
     from textblob.en import parser
 
-    tags = [str(tag) for _, tag in parser.find_tags(words)]
+    with _LEXICON:
+        tags = [str(tag) for _, tag in parser.find_tags(words)]
     for i, word in enumerate(low):
         if word in COLORS:
             tags[i] = "JJ"

@@ -195,7 +195,7 @@ TAKEN = {
 }
 
 
-@entries
+@pytest.mark.parametrize("entry", ("explain", "resolve"))
 @pytest.mark.parametrize(("kind", "words"), TAKEN, ids=repr)
 def test_what_is_there_is_explained(spoken, kind, words, entry):
     found = ENTRIES[entry](spoken((SPOKEN | WORDLESS)[kind]), words)

@@ -181,3 +181,18 @@ def test_a_tagger_that_cannot_run_is_refused_before_any_work(no_data, call, tagg
     made.generate = None
     with pytest.raises(error, match=says):
         getattr(captum_dcam, call)(made, tiny.picture(), tiny.PROMPT, tagger=tagger)
+
+
+def test_one_thread_at_a_time_reads_the_lexicon(monkeypatch):
+    """TextBlob reads it at the first use, and another thread would find a part of it."""
+    from textblob.en import parser
+
+    find, locked = parser.find_tags, []
+
+    def seen(words):
+        locked.append(tagging._LEXICON.locked())
+        return find(words)
+
+    monkeypatch.setattr(parser, "find_tags", seen)
+    assert tag("a bear".split()) == ["DT", "NN"] and locked == [True]
+    assert not tagging._LEXICON.locked()
