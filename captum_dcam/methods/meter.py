@@ -83,7 +83,7 @@ def metered(forward: DenoisingForward, budget: Budget | None = None) -> Iterator
 
     before = _memory(forward.adapter.device, reset=True)
     try:
-        with above.register_forward_pre_hook(count, with_kwargs=True):
+        with forward.held(), above.register_forward_pre_hook(count, with_kwargs=True):
             yield cost
     finally:
         if forward.adapter.device.type == "cuda":

@@ -215,8 +215,7 @@ class DenoisingForward(nn.Module):
         """What ``compute`` found for this generation; it is called once per key.
 
         It is called again when the model or the pixels have changed, see :meth:`_stamp`. While
-        the tap is edited it is called every time, because it then reads another model. Hooks that
-        a user puts on the model are not seen: ablations go through :meth:`edited`.
+        the tap is edited it is called every time, because it then reads another model.
         """
         if self.tap.edit is not None:
             return compute()
@@ -234,7 +233,7 @@ class DenoisingForward(nn.Module):
 
     def _stamp(self, request: Request | None = None) -> bytes:
         """Bytes that change with all that recorded outputs were computed from: weights, buffers,
-        active adapters, precision, and the request's tensors. Default: the bound one's"""
+        active adapters, hooks, precision, and the request's tensors. Default: the bound one's"""
         request = self.request if request is None else request
         guard, model = self.adapter.guard, self.model
 
@@ -245,7 +244,8 @@ class DenoisingForward(nn.Module):
         def of_request() -> bytes:
             return fingerprint((request.pixels, *request.extras))
 
-        return guard.fingerprint(model, of_model) + guard.fingerprint(request, of_request)
+        known = guard.fingerprint(model, of_model), guard.fingerprint(request, of_request)
+        return guard.hooks(model) + b"".join(known)
 
     @property
     def _kept(self) -> dict[str, Any]:

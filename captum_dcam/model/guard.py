@@ -34,6 +34,7 @@ class Guard:
         self.lock = threading.RLock()
         self._depth = 0
         self._known: dict[int, tuple[object, bytes]] = {}
+        self._hooks = b""
 
     @contextmanager
     def held(self, model: nn.Module) -> Iterator[None]:
@@ -45,6 +46,7 @@ class Guard:
                 if self._depth > 1:
                     yield
                 else:
+                    self._hooks = hooks_of(model)  # the user's: ours come inside
                     with _still(model):
                         yield
             finally:
@@ -59,6 +61,10 @@ class Guard:
         if id(of) not in self._known:
             self._known[id(of)] = of, compute()
         return self._known[id(of)][1]
+
+    def hooks(self, model: nn.Module) -> bytes:
+        """The hooks that were on the model before the lock was taken, see :func:`hooks_of`."""
+        return self._hooks if self._depth else hooks_of(model)
 
     def changed(self) -> None:
         """The holder has changed weights itself: fingerprints are taken anew."""
@@ -200,6 +206,21 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
         found.setdefault(tensor.device, []).extend((words.sum()[None], words[::every]))
     values = [torch.cat(parts).cpu().numpy().tobytes() for parts in found.values()]
     return b"".join([repr(signs).encode(), *values])
+
+
+def hooks_of(model: nn.Module) -> bytes:
+    """Bytes that change with the forward hooks, and the replaced forwards, of a model's modules."""
+    found = [
+        (
+            number,
+            *module._forward_pre_hooks,
+            *module._forward_hooks,
+            id(vars(module).get("forward")),
+        )
+        for number, module in enumerate(model.modules())
+        if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    ]
+    return repr(found).encode()
 
 
 #: attributes of PEFT's layers that say which adapters are active, and how much

@@ -123,6 +123,30 @@ def test_other_active_adapters_are_seen(cache, switch):
     assert torch.equal(found[0], maps(unrecorded(forward))[0])
 
 
+@pytest.mark.parametrize("block", (0, 1, 2))
+@pytest.mark.parametrize("kind", ("hook", "pre-hook", "forward"))
+def test_an_ablation_by_a_users_hook_is_seen(cache, kind, block):
+    forward = tiny.bound(cache, layer=1)
+    before = maps(forward)
+    module = forward.adapter.blocks[block]
+    part = next(m for m in module.modules() if isinstance(m, nn.Linear))
+    if kind == "hook":
+        handle = part.register_forward_hook(lambda _m, _args, out: out * 0.5)
+    elif kind == "pre-hook":
+        handle = part.register_forward_pre_hook(lambda _m, args: (args[0] * 0.5,))
+    else:
+        plain = part.forward
+        part.forward = lambda x: plain(x) * 0.5
+    found = maps(forward)
+    assert not torch.equal(found[0], before[0])
+    assert torch.equal(found[0], maps(unrecorded(forward))[0])
+    if kind == "forward":
+        del part.forward
+    else:
+        handle.remove()
+    assert torch.equal(maps(forward)[0], before[0])
+
+
 def tiny_settings(forward):
     made = forward.trajectory.settings
     return {n: made[n] for n in ("gen_length", "block_length", "steps") if n in made}
