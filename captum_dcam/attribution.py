@@ -19,6 +19,7 @@ from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
+from captum_dcam.model.layout import MODES
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -41,6 +42,13 @@ def _holding(run: Callable[..., R]) -> Callable[..., R]:
     return held
 
 
+class _Interpolate:
+    """``interpolate`` of the class is Captum's own; that of an instance knows the layout."""
+
+    def __get__(self, cam: DiffusionCAM | None, owner: type) -> Callable[..., Tensor]:
+        return LayerAttribution.interpolate if cam is None else cam._interpolate
+
+
 class DiffusionCAM(LayerAttribution, GradientAttribution):
     r"""Which image regions made a masked-diffusion multimodal LLM write a token.
 
@@ -59,7 +67,6 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     Examples::
 
-        >>> from captum.attr import LayerAttribution
         >>> from captum_dcam.data.scenes import make_scene
         >>> adapter = captum_dcam.load("mini")
         >>> image = make_scene(0, 3).image
@@ -67,8 +74,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         >>> request = adapter.prepare([[image]], ["describe the image ."])
         >>> trajectory = forward.generate(request)
         >>> target = (2, int(trajectory.tokens[0, 2]))
-        >>> maps = DiffusionCAM(forward).attribute(request.pixels, target)
-        >>> LayerAttribution.interpolate(maps, (192, 192), "bilinear").shape
+        >>> cam = DiffusionCAM(forward)
+        >>> maps = cam.attribute(request.pixels, target)
+        >>> cam.to_pixels(maps).shape
         torch.Size([1, 1, 192, 192])
     """
 
@@ -145,7 +153,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
         Returns:
             Tensor or tuple: (B, 1, h, w), detached; a tuple with one per grid when the request has
-            several grids of image tokens.
+            several grids of image tokens. :meth:`to_pixels` brings them to the image's pixels.
 
         Raises:
             InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
@@ -196,6 +204,49 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if len(refine):
             maps = self._refined(maps, refine, reading)
         return _format_output(len(maps) > 1, maps)
+
+    # -- to the image's pixels ---------------------------------------------------------------------
+
+    def to_pixels(
+        self, maps: Tensor | Sequence[Tensor], mode: str = "bilinear"
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What :meth:`attribute` returned, in the pixels of the bound request's images: as
+        :meth:`captum_dcam.model.layout.Layout.to_pixels`, right for every family."""
+        return self.forward_func.request.layout.to_pixels(maps, mode)
+
+    #: Captum's static method, except on an instance: see :meth:`_interpolate`
+    interpolate = _Interpolate()  # type: ignore[assignment]
+
+    def _interpolate(
+        self,
+        layer_attribution: Tensor,
+        interpolate_dims: int | tuple[int, ...],
+        interpolate_mode: str = "nearest",
+    ) -> Tensor:
+        """Captum's ``interpolate`` for maps (B, C, h, w) of the bound request, each token in its
+        place: equal to Captum's where one grid covers one whole image. InputError that names
+        :meth:`to_pixels` where it is not defined: several grids, or another mode for a grid that
+        does not cover its image."""
+        grids = self.forward_func.request.layout.grids
+        if len(grids) > 1 or not isinstance(layer_attribution, Tensor):
+            raise InputError(
+                f"interpolate takes the map of one grid, the bound request has {len(grids)} grids "
+                "of image tokens: use to_pixels(maps), which puts all of them in their places"
+            )
+        if grids[0].whole:
+            captums = LayerAttribution.interpolate
+            return captums(layer_attribution, interpolate_dims, interpolate_mode)
+        one = isinstance(interpolate_dims, int)
+        size = (interpolate_dims, interpolate_dims) if one else tuple(interpolate_dims)
+        if interpolate_mode not in MODES or len(size) != 2:
+            raise InputError(
+                f"interpolate to {interpolate_dims} by {interpolate_mode!r}: the family does not "
+                f"show the whole image, so expected (H, W) and one of {MODES}; to_pixels(maps) "
+                "gives maps in the image's own pixels"
+            )
+        return grids[0].resized(size).to_pixels(layer_attribution, interpolate_mode)
+
+    # -- its parts ---------------------------------------------------------------------------------
 
     def _evaluate(
         self,

@@ -2,8 +2,6 @@ r"""Heat over an image: the value sets colour and opacity, so that the image sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import to_rgb
 from captum_dcam.refine.checks import check_maps
 from captum_dcam.results.explanation import Explanation
@@ -121,30 +118,9 @@ def word_map(
         Tensor: (H, W) float32; where grids overlap their maps add up.
     """
     number = explanation.index(word)
-    size = explanation.images[image].size if size is None else size
-    own = [maps[number] for maps in explanation.maps]
-    return picture_maps(explanation.layout, own, image, size, mode)
-
-
-def picture_maps(
-    layout: Layout, maps: Sequence[Tensor], image: int, size: tuple[int, int], mode: str
-) -> Tensor:
-    r"""Maps (…, h, w), one per grid, over one image of ``size`` (W, H): (…, H, W) float32.
-
-    Where grids (tiles, a thumbnail) overlap their maps add up.
-    """
-    total = torch.zeros(*maps[0].shape[:-2], size[1], size[0])
-    for grid, own in zip(layout.grids, maps, strict=True):
-        if grid.image == image:
-            height, width = grid.image_size
-            resized = replace(
-                grid,
-                x_edges=grid.x_edges * (size[0] / width),
-                y_edges=grid.y_edges * (size[1] / height),
-                image_size=(size[1], size[0]),
-            )
-            total += resized.to_pixels(own.float(), mode)
-    return total
+    wide, high = explanation.images[image].size if size is None else size
+    own = [maps[number].float() for maps in explanation.maps]
+    return explanation.layout.over_image(own, image, (high, wide), mode)
 
 
 def word_overlay(
