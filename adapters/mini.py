@@ -24,6 +24,7 @@ from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -110,6 +111,7 @@ class MiniAdapter(Adapter):
 
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         self.check_request(images, prompts)
+        images = [[as_image(i, name=f"image {n}") for n, i in enumerate(own)] for own in images]
         inputs = self.processor(images, [joined(p) for p in prompts]).to(self.device)
         sizes = one_size([[(i.height, i.width) for i in pictures] for pictures in images])
         side = self.model.config.grid

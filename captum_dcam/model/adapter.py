@@ -276,6 +276,11 @@ class Adapter(ABC):
                 "and explain them one by one"
             )
         for number, shown in enumerate(images):
+            if not isinstance(shown, list | tuple):
+                raise InputTypeError(
+                    f"the images of example {number} are a {type(shown).__name__}: expected a list "
+                    "of images for each example, as in prepare([[image]], [prompt])"
+                )
             if len(shown) > 1 and not self.several_images:
                 raise InputError(
                     f"example {number} has {len(shown)} images: {self.family} takes one"
