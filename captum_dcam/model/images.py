@@ -10,7 +10,7 @@ The rules:
   (``I``, ``F``, floats, other integers) have the least of 255 and 65535, with ``F`` and floats of
   1, 255 and 65535, that no value exceeds. Values outside 0 to 65535, NaN and infinity are refused.
 * Transparent pixels are shown on white. CMYK, palettes and others are converted as Pillow does it,
-  without colour profiles; LAB is refused.
+  without colour profiles; a mode that it cannot convert is refused.
 * An image without a pixel, one that ends early and one of several frames (a GIF, a WebP, pages of a
   TIFF) are refused. Of MPO and PSD the first frame is the image.
 """
@@ -101,9 +101,9 @@ def _file(path: str | Path) -> Path:
         if path.is_file() and text:
             return path
         there = bool(text) and path.exists()
-    except (OSError, ValueError) as error:  # too long for a name, a zero byte, no permission
-        if not address:
-            raise PictureError(f"{shown!r} is no path of a file: {error}") from error
+    except PermissionError as error:
+        raise PictureError(f"{shown} may not be read: {error.strerror}") from error
+    except (OSError, ValueError):  # too long for a name, a zero byte
         there = False
     if address:
         raise PictureError(
@@ -111,7 +111,9 @@ def _file(path: str | Path) -> Path:
             "give its path, or give its bytes"
         )
     if not there:
-        raise MissingFileError(f"{shown!r}: no such file" if not text else f"{shown}: no such file")
+        raise MissingFileError(
+            f"{shown if shown.isprintable() and shown else repr(shown)}: no such file"
+        )
     kind = "a folder" if path.is_dir() else "no regular file"
     raise PictureError(f"{shown} is {kind}: expected an image file")
 
