@@ -160,6 +160,10 @@ class Conversations(Request):
     def single(self, example: int) -> Conversations:
         return replace(super().single(example), asked=self.asked[example : example + 1])
 
+    def rows(self, examples: Sequence[int], pixels: Tensor) -> Conversations:
+        made = super().rows(examples, pixels)
+        return replace(made, asked=tuple(self.asked[e] for e in examples))
+
 
 @dataclass(frozen=True)
 class Example:

@@ -70,6 +70,16 @@ class Request:
             images=self.images[one],
         )
 
+    def rows(self: R, examples: Sequence[int], pixels: Tensor) -> R:
+        """The request of examples, each as often as it is named, that show ``pixels`` (R, …)."""
+        return replace(
+            self,
+            pixels=pixels,
+            extras=tuple(e[torch.tensor(examples, device=e.device)] for e in self.extras),
+            prompts=tuple(self.prompts[e] for e in examples),
+            images=tuple(self.images[e] for e in examples),
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:
