@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.adapters.common.text import special_texts
 from captum_dcam.errors import InputError
 from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Grid
@@ -178,6 +179,7 @@ class Family(ABC):
         self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.special = special_texts(tokenizer)
         self.image_processor, self.video_processor = image_processor, video_processor
         found = tokenizer.convert_tokens_to_ids(self.image_token)
         if found != config.image_token_id:

@@ -327,8 +327,8 @@ def test_some_rows_of_a_batch_are_known_by_their_pixels():
     second = tuple(a[1:] for a in args)
     cam = DiffusionCAM(forward)
     alone = cam.attribute(pixels[1:], targets[1:], additional_forward_args=second)
-    assert torch.allclose(alone, both[1:], atol=1e-5)
-    assert torch.allclose(cam.attribute(pixels[1:], targets[1:]), both[1:], atol=1e-5)
+    assert torch.allclose(alone, both[1:], atol=1e-4)
+    assert torch.allclose(cam.attribute(pixels[1:], targets[1:]), both[1:], atol=1e-4)
 
 
 def test_a_preset_that_was_found_is_taken_as_it_is():
