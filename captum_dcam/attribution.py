@@ -224,7 +224,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         return self.forward_func.request.layout.to_pixels(maps, mode)
 
     #: Captum's static method, except on an instance: see :meth:`_interpolate`
-    interpolate = _Interpolate()  # type: ignore[assignment]
+    interpolate = _Interpolate()
 
     def _interpolate(
         self,
@@ -245,8 +245,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if grids[0].whole:
             captums = LayerAttribution.interpolate
             return captums(layer_attribution, interpolate_dims, interpolate_mode)
-        one = isinstance(interpolate_dims, int)
-        size = (interpolate_dims, interpolate_dims) if one else tuple(interpolate_dims)
+        dims = interpolate_dims
+        size = (dims, dims) if isinstance(dims, int) else tuple(dims)
         if interpolate_mode not in MODES or len(size) != 2:
             raise InputError(
                 f"interpolate to {interpolate_dims} by {interpolate_mode!r}: the family does not "
@@ -357,11 +357,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         examples = torch.tensor(self._examples(pixels))
         order = examples.argsort(stable=True)  # rows by example
         parts = []
-        for example, count in zip(*examples.unique(return_counts=True), strict=True):
-            at = order[sum(len(p[0]) for p in parts) :][:count].to(pixels.device)
-            repeated = word_maps.repeated_maps(forward, int(example), reading)
+        for at in order.split(examples.unique(return_counts=True)[1].tolist()):
+            repeated = word_maps.repeated_maps(forward, int(examples[at[0]]), reading)
             contexts = word_maps.contexts_of(forward, repeated)
-            parts.append(word_maps.refine_words([m[at] for m in maps], refine, contexts))
+            own = [m[at.to(m.device)] for m in maps]
+            parts.append(word_maps.refine_words(own, refine, contexts))
         back = order.argsort().to(pixels.device)
         return tuple(torch.cat(grid)[back] for grid in zip(*parts, strict=True))
 

@@ -457,6 +457,8 @@ def run_lengths(counts: list[int] | str) -> list[int]:
     for code in counts.encode():
         value |= ((code - 48) & 31) << shift
         shift += 5
+        if shift > 60:
+            return [-1]  # no image has as many pixels: damaged
         if not (code - 48) & 32:
             value -= ((code - 48) & 16) << (shift - 4)
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

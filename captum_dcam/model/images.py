@@ -71,10 +71,11 @@ def as_image(given: ImageLike, *, name: str = "image", upright: bool = True) -> 
             frames, too large to be opened safely or of values that have no rule.
         InputTypeError: something else.
     """
+    source: Path | io.BytesIO
     if isinstance(given, str | Path):
-        where, opened = str(given)[:200], _file(given)
+        where, source = str(given)[:200], _file(given)
     elif isinstance(given, bytes | bytearray | memoryview):
-        where, opened = f"{name} of {len(given)} bytes", io.BytesIO(given)
+        where, source = f"{name} of {len(given)} bytes", io.BytesIO(given)
     elif isinstance(given, Image.Image):
         return _decoded(given, name, upright)
     elif isinstance(given, np.ndarray | Tensor):
@@ -83,7 +84,7 @@ def as_image(given: ImageLike, *, name: str = "image", upright: bool = True) -> 
     else:
         raise InputTypeError(f"{name} is a {type(given).__name__}: expected {EXPECTED}")
     try:
-        with _opened(opened, where) as file:
+        with _opened(source, where) as file:
             made = _decoded(file, where, upright)
             return made.copy() if made is file else made
     except Image.DecompressionBombError as error:

@@ -65,9 +65,10 @@ def pictures_of(shown: Pictures) -> list[Image.Image | Video]:
         raise InputTypeError(
             f"image is a {type(shown).__name__}: expected {EXPECTED}, or a list of them"
         )
+    several: Sequence[Any] = shown
     return [
         Video(one) if isinstance(one, list | tuple) else as_image(one, name=f"image {n}")
-        for n, one in enumerate(shown)
+        for n, one in enumerate(several)
     ]
 
 

@@ -115,6 +115,13 @@ def test_an_outline_that_cannot_be_drawn_names_its_annotation(tmp_path, no_engin
     assert [p.image_id for p in data.problems] == [1] and "11" in data.problems[0].reason
 
 
+@pytest.mark.parametrize("counts", ("o" * 10**6, "oooooooooooooo0", "\x00\x01", "é"))
+def test_run_lengths_that_are_no_numbers_name_their_annotation(tmp_path, counts):
+    write(tmp_path, {"size": [H, W], "counts": counts})
+    with pytest.raises(InputError, match="annotation 11 of image 1 is damaged: its runs"):
+        opened(tmp_path)[0].masks()
+
+
 @pytest.mark.parametrize("counts", ([H * W], [0, 0, H * W]))
 def test_run_lengths_without_a_pixel_name_their_annotation(tmp_path, counts):
     write(tmp_path, {"size": [H, W], "counts": counts})

@@ -1,5 +1,7 @@
 """Rows of pixels: every row is one example's, known by its pixels or its place, or refused."""
 
+import functools
+
 import awkward
 import pytest
 import tiny
@@ -40,6 +42,15 @@ def close(found, expected):
 
 # -- rows that are the bound examples' own ---------------------------------------------------------
 
+
+@functools.cache
+def alone_of(forward, kind):
+    """Every example's map, by a forward that knows nothing of the other."""
+    pairs = enumerate(targets(forward, kind))
+    cams = [(DiffusionCAM(single(forward, b), preset="base"), b, own) for b, own in pairs]
+    return [cam.attribute(forward.request.pixels[[b]], own) for cam, b, own in cams]
+
+
 ORDERS = ([0, 1], [1, 0], [1], [0], [0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 0], [0, 0, 0])
 
 
@@ -49,10 +60,7 @@ def test_rows_in_any_order_get_their_own_examples_maps(forward, kind, rows):
     """[0, 1, 0, 1] was read as [0, 0, 1, 1] once, with relative errors of 1.5."""
     cam, own = DiffusionCAM(forward, preset="base"), targets(forward, kind)
     pixels = forward.request.pixels
-    alone = [
-        DiffusionCAM(single(forward, b), preset="base").attribute(pixels[[b]], own[b])
-        for b in (0, 1)
-    ]
+    alone = alone_of(forward, kind)
     found = cam.attribute(pixels[rows], [own[b] for b in rows])
     assert close(found, torch.cat([alone[b] for b in rows]))
 

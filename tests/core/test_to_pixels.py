@@ -4,6 +4,7 @@ What a patch of the image changes in the pixel tensor is shared among image toke
 ``pixel_tokens``, which knows nothing of boxes; brought to the image it must lie on the patch.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -114,10 +115,11 @@ def test_maps_of_another_layout_are_refused(change):
 # -- Captum's interpolate --------------------------------------------------------------------------
 
 
-def bound(family, image=None):
+@functools.cache
+def bound(family):
     made = adapter(family)
     forward = DenoisingForward(made, 1)
-    image = made_ar.picture(size=(96, 32)) if image is None else image
+    image = tiny.picture() if family == "mini" else made_ar.picture(size=(96, 32))
     forward.generate(made.prepare([[image]], ["what is red ?"]), gen_length=2)
     return forward
 
@@ -131,7 +133,7 @@ def test_interpolate_of_the_class_is_captums_own():
 @pytest.mark.parametrize("mode", ("nearest", "bilinear", "bicubic", "area"))
 @pytest.mark.parametrize("size", ((60, 80), (16, 24), 32))
 def test_interpolate_of_one_whole_grid_is_captums(mode, size):
-    cam = DiffusionCAM(bound("mini", tiny.picture()))
+    cam = DiffusionCAM(bound("mini"))
     maps = torch.rand(2, 1, 8, 8)
     expected = LayerAttribution.interpolate(maps, size, mode)
     assert torch.equal(cam.interpolate(maps, size, mode), expected)
