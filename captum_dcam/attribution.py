@@ -292,6 +292,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         batch = len(bound)
         if batch == 1:
             return [0] * rows
+        pixels, bound = pixels.detach(), bound.detach()
         apart = torch.stack([(pixels - own).double().flatten(1).norm(dim=1) for own in bound], 1)
         places = [r // (rows // batch) for r in range(rows)] if rows % batch == 0 else None
         equal = apart == 0

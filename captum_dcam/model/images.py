@@ -97,7 +97,7 @@ def _file(path: str | Path) -> Path:
     """A path to a file that is there."""
     text = str(path)
     shown, path = text[:200], Path(path)
-    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", text)
+    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:|www\.", text)
     try:
         if path.is_file() and text:
             return path
@@ -224,6 +224,8 @@ def _from_array(given: NDArray[Any] | Tensor, name: str) -> Image.Image:
         array = (values.permute(1, 2, 0) if len(shape) == 3 else values).numpy()
     else:
         array = given
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputTypeError(f"{name} is a masked array: expected values everywhere; give filled()")
     if array.dtype.kind not in "buif":
         raise InputTypeError(f"{name} is an array of {array.dtype}: expected numbers of pixels")
     eight = np.ascontiguousarray(_eight_bits(array, name))

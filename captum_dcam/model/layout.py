@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, InputTypeError
 
 #: interpolation modes of :meth:`Grid.to_pixels`
 MODES = ("bilinear", "nearest")
@@ -66,7 +66,8 @@ class Grid:
         wide = maps.double() if maps.dtype == torch.float64 else maps.float()
         rows = _weights(self.y_edges, self.image_size[0], mode).to(wide)
         columns = _weights(self.x_edges, self.image_size[1], mode).to(wide)
-        return (rows @ wide @ columns.T).to(maps.dtype)
+        found = rows @ wide @ columns.T
+        return found.to(maps.dtype) if maps.is_floating_point() else found
 
     def resized(self, size: tuple[int, int]) -> Grid:
         """The same tokens over the image at another size (H, W)."""
@@ -186,11 +187,16 @@ class Layout:
         if not shown:
             known = sorted({g.image for g in self.grids})
             raise InputError(f"no grid shows image {image}: expected one of {known}")
-        total = sum(grid.to_pixels(m if m.itemsize > 4 else m.float(), mode) for grid, m in shown)
+        total = sum(
+            grid.to_pixels(m if m.dtype == torch.float64 else m.float(), mode) for grid, m in shown
+        )
         assert isinstance(total, Tensor)
-        return total.to(maps[0].dtype)
+        return total.to(maps[0].dtype) if maps[0].is_floating_point() else total
 
     def _checked(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not all(isinstance(m, Tensor) for m in maps):
+            kinds = [type(m).__name__ for m in maps]
+            raise InputTypeError(f"maps are {kinds}: expected tensors, as attribute returns them")
         found = [tuple(m.shape) for m in maps]
         if [shape[-2:] for shape in found] != list(self.shapes):
             wanted = ", ".join(f"(…, {h}, {w})" for h, w in self.shapes)

@@ -110,6 +110,7 @@ REFUSED = [
     ("address", "data:image/png;base64,iVBORw0KGgo=", PictureError, "is an address"),
     ("address", "data:image/png;base64," + "A" * 9000, PictureError, "is an address"),
     ("address", Path("https://example.org/cat.jpg"), PictureError, "is an address"),
+    ("address", "www.example.org/cat.jpg", PictureError, "is an address"),
     ("path", "photo.jpg", MissingFileError, "photo.jpg: no such file"),
     ("path", Path("no") / "where.png", MissingFileError, "where.png: no such file"),
     ("path", "", MissingFileError, "'': no such file"),
@@ -163,6 +164,10 @@ REFUSED = [
     ("type", {"path": "a.png"}, InputTypeError, "image is a dict"),
     ("type", io.BytesIO(b"x"), InputTypeError, "image is a BytesIO"),
     ("type", np.array([["a"]]), InputTypeError, "array of <U1: expected numbers"),
+    ("type", np.ma.masked_array(RGB, RGB > 9), InputTypeError, r"masked array.*give filled\(\)"),
+    ("type", np.array([[None]]), InputTypeError, "array of object"),
+    ("type", {PLAIN.size}, InputTypeError, "image is a set"),
+    ("shape", np.array(5), PictureError, r"shape \(\): expected an array"),
     ("type", np.zeros((3, 3), complex), InputTypeError, "array of complex128"),
     ("type", torch.zeros(3, 3, dtype=torch.complex64), InputTypeError, "array of complex64"),
 ]

@@ -1,5 +1,6 @@
 """Rows of pixels: every row is one example's, known by its pixels or its place, or refused."""
 
+import dataclasses
 import functools
 
 import awkward
@@ -175,6 +176,32 @@ def test_an_edited_tap_is_seen_by_words_on_changed_pixels(forward):
     plain = cam.attribute(changed, own)
     with forward.edited(lambda features, _grid: features.flip(-1)):
         assert not close(cam.attribute(changed, own), plain)
+
+
+def test_rows_of_a_record_are_its_examples():
+    """With a last step of each token's own, as an answer of several canvases has it."""
+    made = tiny.bound("none", batch=2)
+    last = torch.arange(16).view(2, 8)
+    record = dataclasses.replace(made.trajectory, final_step=last)
+    found = record.rows([1, 0, 1])
+    for row, example in enumerate((1, 0, 1)):
+        one, other = found.single(row), record.single(example)
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(
+            one.final_step, last[[example]]
+        )
+        for name in ("states", "final_state"):
+            for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+                assert torch.equal(a, b)
+        assert found.step_of(row, 3, "final") == record.step_of(example, 3, "final")
+        assert found.step_of(row, 3, "commit") == record.step_of(example, 3, "commit")
+    request = made.request.rows([1, 0, 1], made.request.pixels[[1, 0, 1]])
+    assert request.batch == 3 and request.prompts[1] == made.request.prompts[0]
+
+
+def test_rows_of_a_conversation_remember_what_was_asked():
+    made = awkward.alone("causal", "prefix", 1)
+    rows = made.request.rows([0, 0], made.request.pixels.repeat_interleave(2, 0))
+    assert rows.asked == made.request.asked * 2 and len(rows.images) == rows.batch == 2
 
 
 # -- refused ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 
 from captum_dcam import DiffusionCAM
 from captum_dcam.adapters.lavida import LavidaAdapter
-from captum_dcam.errors import InputError, NotBoundError
+from captum_dcam.errors import InputError, InputTypeError, NotBoundError
 from captum_dcam.model.forward import DenoisingForward
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))  # importlib mode does not
@@ -110,6 +110,16 @@ def test_maps_of_another_layout_are_refused(change):
         layout.to_pixels(change(maps))
     with pytest.raises(InputError, match="no grid shows image 3: expected one of"):
         layout.over_image(maps, 3)
+
+
+def test_maps_of_other_types():
+    layout, maps = seen_change(adapter("llava"), (36, 4, 44, 12), (96, 32))
+    seen = maps[0] > maps[0].max() / 2
+    found = layout.to_pixels(seen)  # a mask is interpolated, not cut off to whole numbers
+    assert found.dtype == torch.float32 and torch.equal(found, layout.to_pixels(seen.float()))
+    assert layout.to_pixels(maps[0].double()).dtype == torch.float64
+    with pytest.raises(InputTypeError, match=r"maps are .'ndarray'.: expected tensors"):
+        layout.to_pixels([maps[0].numpy()])
 
 
 # -- Captum's interpolate --------------------------------------------------------------------------
