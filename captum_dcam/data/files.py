@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
 from captum_dcam.files import Record, digest, reading
-from captum_dcam.model.images import DAMAGED, as_image
+from captum_dcam.model.images import DAMAGED, as_image, opened
 
 T = TypeVar("T")
 Report = Callable[[Any, str], None]
@@ -28,8 +28,10 @@ def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], T]) 
     if not path.is_file():
         raise MissingFileError(f"{where} is missing: fetch it again")
     try:
-        with Image.open(path) as stored:
+        with opened(path, where) as stored:
             return convert(stored)
+    except PictureError as error:
+        raise FileError(f"{error}; fetch it again") from error
     except DAMAGED as error:
         raise FileError(f"{where} is damaged ({error}): fetch it again") from error
 

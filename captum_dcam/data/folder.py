@@ -39,7 +39,10 @@ from captum_dcam.data.files import expect, grey_labels, inside, read_image, stor
 from captum_dcam.errors import InputError, MissingFileError
 from captum_dcam.files import digest, reading
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".heic", ".heif"),  # by a plug-in of Pillow
+)
 
 
 class Part(NamedTuple):

@@ -84,7 +84,7 @@ def as_image(given: ImageLike, *, name: str = "image", upright: bool = True) -> 
     else:
         raise InputTypeError(f"{name} is a {type(given).__name__}: expected {EXPECTED}")
     try:
-        with _opened(source, where) as file:
+        with opened(source, where) as file:
             made = _decoded(file, where, upright)
             return made.copy() if made is file else made
     except Image.DecompressionBombError as error:
@@ -119,8 +119,13 @@ def _file(path: str | Path) -> Path:
     raise PictureError(f"{shown} is {kind}: expected an image file")
 
 
-def _opened(source: Path | io.BytesIO, where: str) -> Image.Image:
-    """Pillow's image, not decoded yet; HEIF by its plug-in."""
+def opened(source: Path | io.BytesIO, where: str) -> Image.Image:
+    """Pillow's image of a file, not decoded yet; HEIF by its plug-in.
+
+    Raises:
+        PictureError: not an image, or damaged; ``where`` names it.
+        PermissionError, DecompressionBombError: as Pillow has them.
+    """
     try:
         return Image.open(source)
     except UnidentifiedImageError as error:
@@ -165,9 +170,6 @@ def _decoded(image: Image.Image, where: str, upright: bool) -> Image.Image:
         frames = getattr(image, "n_frames", 1) if image.format not in FIRST_IS_WHOLE else 1
         if frames == 1:
             image.load()  # Pillow reads lazily: a truncated file shows here, not later
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        if turned and upright:
-            image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
         raise
     except DAMAGED as error:
@@ -177,10 +179,29 @@ def _decoded(image: Image.Image, where: str, upright: bool) -> Image.Image:
             f"{where} holds {frames} frames: choose one (image.seek(number), then image.copy()), "
             "or give them as a captum_dcam.model.prompts.Video"
         )
-    if turned and not upright:  # or the next one who looks would turn it
-        image = image.copy()
-        image.info = {key: value for key, value in image.info.items() if key not in _EXIF}
-    return to_rgb(image, where)
+    return to_rgb(_turned(image, where) if upright else _as_stored(image), where)
+
+
+def _turned(image: Image.Image, where: str) -> Image.Image:
+    """The image upright; itself where it is."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
+            return image
+        return ImageOps.exif_transpose(image)
+    except DAMAGED as error:
+        raise PictureError(
+            f"{where} has EXIF data that cannot be read ({error}), so nobody knows whether it is "
+            "turned: save it without them"
+        ) from error
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    """The image without what says that it is turned, or the next one who looks would turn it."""
+    if not any(key in image.info for key in _EXIF):
+        return image
+    image = image.copy()
+    image.info = {key: value for key, value in image.info.items() if key not in _EXIF}
+    return image
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:

@@ -138,6 +138,7 @@ REFUSED = [
     ("PIL", lambda: opened(HALF_PNG), PictureError, "image is damaged or truncated"),
     ("PIL", lambda: opened(HALF_JPEG), PictureError, "image is damaged or truncated"),
     ("PIL", closed, PictureError, "image is damaged or truncated.*closed"),
+    ("EXIF", saved(PLAIN, exif=b"Exif\0\0garbage"), PictureError, "EXIF data that cannot be read"),
     ("empty", Image.new("RGB", (0, 5)), PictureError, "is 0×5 px: it has no pixels to explain"),
     ("empty", Image.new("L", (5, 0)), PictureError, "is 5×0 px"),
     ("empty", np.zeros((0, 5, 3), np.uint8), PictureError, r"shape \(0, 5, 3\): it has no pixels"),
@@ -279,6 +280,16 @@ def test_exif_is_turned_for_files_bytes_and_opened_images(tmp_path, orientation)
     stored = as_image(data, upright=False)
     assert np.array_equal(np.asarray(stored), RGB)
     assert np.array_equal(np.asarray(as_image(stored)), RGB)  # its masks fit the stored pixels
+
+
+@pytest.mark.parametrize("orientation", (0, 9, 42))
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
+    assert np.array_equal(np.asarray(as_image(turned(orientation))), RGB)
+
+
+def test_stored_pixels_need_no_exif():
+    data = saved(PLAIN, exif=b"Exif\0\0garbage")
+    assert np.array_equal(np.asarray(as_image(data, upright=False)), RGB)
 
 
 def test_explain_sees_what_the_command_line_sees(adapter, tmp_path):
@@ -442,6 +453,19 @@ def test_readers_use_the_same_gate(tmp_path):
         sample = found[Path(name).stem]
         assert np.array_equal(np.asarray(sample.image()), np.asarray(expected))
         assert (sample.height, sample.width) == expected.size[::-1]
+
+
+@pytest.mark.parametrize("name, data", [("a.heic", HEIC), ("a.gif", frames("GIF"))])
+def test_readers_leave_no_image_out_silently(tmp_path, monkeypatch, name, data):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    PLAIN.save(tmp_path / "images" / "b.png")
+    (tmp_path / "images" / name).write_bytes(data)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(FileError, match=r"image a: .*(pip install pillow-heif|holds 3 frames)"):
+        dataset("folder", tmp_path)[0].image()
+    skipping = dataset("folder", tmp_path, missing="skip")
+    assert [s.image_id for s in skipping] == ["b"] and skipping.problems[0].image_id == "a"
 
 
 @pytest.mark.parametrize(
