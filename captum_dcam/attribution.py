@@ -293,7 +293,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if batch == 1:
             return [0] * rows
         pixels, bound = pixels.detach(), bound.detach()
-        apart = torch.stack([(pixels - own).double().flatten(1).norm(dim=1) for own in bound], 1)
+        wide = pixels.float() if pixels.itemsize < 4 else pixels
+        apart = torch.stack([(wide - own).flatten(1).norm(dim=1) for own in bound], 1)
         places = [r // (rows // batch) for r in range(rows)] if rows % batch == 0 else None
         equal = apart == 0
         if bool(equal.any(1).all()):
@@ -363,8 +364,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             contexts = word_maps.contexts_of(forward, repeated)
             own = [m[at.to(m.device)] for m in maps]
             parts.append(word_maps.refine_words(own, refine, contexts))
-        back = order.argsort().to(pixels.device)
-        return tuple(torch.cat(grid)[back] for grid in zip(*parts, strict=True))
+        back, grids = order.argsort(), (torch.cat(grid) for grid in zip(*parts, strict=True))
+        return tuple(m[back.to(m.device)] for m in grids)
 
 
 def _product(features: Tensor, gradients: Tensor, reading: Reading, summed: bool) -> Tensor:
