@@ -18,12 +18,14 @@ from captum_dcam.adapters.common.settings import (
     length,
     one_of,
 )
-from captum_dcam.adapters.common.visuals import one_size, pixel_cells
+from captum_dcam.adapters.common.text import check_prompt, special_texts
+from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -110,7 +112,11 @@ class MiniAdapter(Adapter):
 
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         self.check_request(images, prompts)
-        inputs = self.processor(images, [joined(p) for p in prompts]).to(self.device)
+        images = [[as_image(i, name=f"image {n}") for n, i in enumerate(own)] for own in images]
+        texts = [joined(p, own) for p, own in zip(prompts, images, strict=True)]
+        for text in texts:
+            check_prompt(text, special_texts(self.processor.tokenizer))
+        inputs = self.processor(images, texts).to(self.device)
         sizes = one_size([[(i.height, i.width) for i in pictures] for pictures in images])
         side = self.model.config.grid
         grids = tuple(
@@ -191,9 +197,10 @@ class MiniAdapter(Adapter):
         return [f" {word}" for word in words]
 
 
-def joined(prompt: Any) -> str:
-    """All text of a prompt: the model was trained on single questions."""
+def joined(prompt: Any, images: Sequence[Image.Image]) -> str:
+    """All text of a prompt: the model was trained on single questions behind their images."""
     if isinstance(prompt, str):
         return prompt
-    parts = [part for message in messages_of(prompt, ()) for part in message["content"]]
-    return " ".join(part["text"] for part in parts)
+    visuals = [Visual((image,), False, n) for n, image in enumerate(images)]
+    parts = (part for message in messages_of(prompt, visuals) for part in message["content"])
+    return " ".join(part["text"] for part in parts if part["type"] == "text")

@@ -17,8 +17,9 @@ from captum_dcam import checks
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
-from captum_dcam.model.forward import DenoisingForward, positions_of
+from captum_dcam.model.forward import DenoisingForward, check_pixels, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
+from captum_dcam.model.layout import MODES
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -41,6 +42,13 @@ def _holding(run: Callable[..., R]) -> Callable[..., R]:
     return held
 
 
+class _Interpolate:
+    """``interpolate`` of the class is Captum's own; that of an instance knows the layout."""
+
+    def __get__(self, cam: DiffusionCAM | None, owner: type) -> Callable[..., Tensor]:
+        return LayerAttribution.interpolate if cam is None else cam._interpolate
+
+
 class DiffusionCAM(LayerAttribution, GradientAttribution):
     r"""Which image regions made a masked-diffusion multimodal LLM write a token.
 
@@ -59,7 +67,6 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     Examples::
 
-        >>> from captum.attr import LayerAttribution
         >>> from captum_dcam.data.scenes import make_scene
         >>> adapter = captum_dcam.load("mini")
         >>> image = make_scene(0, 3).image
@@ -67,8 +74,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         >>> request = adapter.prepare([[image]], ["describe the image ."])
         >>> trajectory = forward.generate(request)
         >>> target = (2, int(trajectory.tokens[0, 2]))
-        >>> maps = DiffusionCAM(forward).attribute(request.pixels, target)
-        >>> LayerAttribution.interpolate(maps, (192, 192), "bilinear").shape
+        >>> cam = DiffusionCAM(forward)
+        >>> maps = cam.attribute(request.pixels, target)
+        >>> cam.to_pixels(maps).shape
         torch.Size([1, 1, 192, 192])
     """
 
@@ -124,11 +132,14 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         r"""Attribute the logit of one token per example, or a sum of several, to image tokens.
 
         Args:
-            inputs (Tensor or tuple): pixels (B, …), as ``forward.request.pixels``.
+            inputs (Tensor or tuple): pixels (R, …) like ``forward.request.pixels``: the bound
+                examples' own in any order and number, or changed ones, every bound example as
+                often, the rows of one behind each other (as NoiseTunnel repeats them).
             target (tuple, Target or list of them): Captum's ``(position, token_id)``, or
                 :class:`~captum_dcam.model.words.Target`; one for all examples or one per example.
-            additional_forward_args (tuple, optional): the request's extras, then the state; from
-                ``forward.arguments``. Default: those of the bound request, at the score's step
+            additional_forward_args (tuple, optional): the request's extras, then the state, R
+                rows; from ``forward.arguments``. Default: those of the bound request, at the
+                score's step
             attribute_to_layer_input (bool, optional): read the tap's input. Default: False
             relu_attributions (bool, optional): keep positive evidence only (Eq. 4). Default: True
             attr_dim_summation (bool, optional): sum over channels. False gives (B, D, h, w) and
@@ -144,8 +155,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 keep the maps' own scale. Default: the preset's
 
         Returns:
-            Tensor or tuple: (B, 1, h, w), detached; a tuple with one per grid when the request has
-            several grids of image tokens.
+            Tensor or tuple: (R, 1, h, w), detached; a tuple with one per grid when the request has
+            several grids of image tokens. :meth:`to_pixels` brings them to the image's pixels.
 
         Raises:
             InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
@@ -159,6 +170,12 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         checks.flag("relu_attributions", relu_attributions)
         checks.flag("attr_dim_summation", attr_dim_summation)
         pixels = _format_tensor_into_tuples(inputs)
+        if len(pixels) != 1:
+            raise InputError(
+                f"inputs are {len(pixels)} tensors: expected one, pixels like "
+                "forward.request.pixels"
+            )
+        check_pixels(pixels[0], forward.request.pixels)
         pixels = tuple(p.clone() if p.is_inference() else p for p in pixels)
         if additional_forward_args is not None and (score is not None or step is not None):
             raise InputError(
@@ -176,7 +193,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if all(len(t.positions) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
-                additional_forward_args = self._arguments(pairs, reading)
+                additional_forward_args = self._arguments(pixels[0], pairs, reading)
             gradients, features = self._evaluate(
                 pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
             )
@@ -190,12 +207,55 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
-            maps = self._several(pixels, targets, reading)
+            maps = self._several(pixels[0], targets, reading)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
         if len(refine):
-            maps = self._refined(maps, refine, reading)
+            maps = self._refined(pixels[0], maps, refine, reading)
         return _format_output(len(maps) > 1, maps)
+
+    # -- to the image's pixels ---------------------------------------------------------------------
+
+    def to_pixels(
+        self, maps: Tensor | Sequence[Tensor], mode: str = "bilinear"
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What :meth:`attribute` returned, in the pixels of the bound request's images: as
+        :meth:`captum_dcam.model.layout.Layout.to_pixels`, right for every family."""
+        return self.forward_func.request.layout.to_pixels(maps, mode)
+
+    #: Captum's static method, except on an instance: see :meth:`_interpolate`
+    interpolate = _Interpolate()
+
+    def _interpolate(
+        self,
+        layer_attribution: Tensor,
+        interpolate_dims: int | tuple[int, ...],
+        interpolate_mode: str = "nearest",
+    ) -> Tensor:
+        """Captum's ``interpolate`` for maps (B, C, h, w) of the bound request, each token in its
+        place: equal to Captum's where one grid covers one whole image. InputError that names
+        :meth:`to_pixels` where it is not defined: several grids, or another mode for a grid that
+        does not cover its image."""
+        grids = self.forward_func.request.layout.grids
+        if len(grids) > 1 or not isinstance(layer_attribution, Tensor):
+            raise InputError(
+                f"interpolate takes the map of one grid, the bound request has {len(grids)} grids "
+                "of image tokens: use to_pixels(maps), which puts all of them in their places"
+            )
+        if grids[0].whole:
+            captums = LayerAttribution.interpolate
+            return captums(layer_attribution, interpolate_dims, interpolate_mode)
+        dims = interpolate_dims
+        size = (dims, dims) if isinstance(dims, int) else tuple(dims)
+        if interpolate_mode not in MODES or len(size) != 2:
+            raise InputError(
+                f"interpolate to {interpolate_dims} by {interpolate_mode!r}: the family does not "
+                f"show the whole image, so expected (H, W) and one of {MODES}; to_pixels(maps) "
+                "gives maps in the image's own pixels"
+            )
+        return grids[0].resized(size).to_pixels(layer_attribution, interpolate_mode)
+
+    # -- its parts ---------------------------------------------------------------------------------
 
     def _evaluate(
         self,
@@ -222,52 +282,90 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         check_gradients(self.forward_func, gradients)
         return gradients, features
 
-    def _arguments(self, pairs: list[tuple[int, int]], reading: Reading) -> tuple[Tensor, ...]:
-        """Extras and state of every row. NoiseTunnel repeats every example in consecutive rows."""
-        forward: DenoisingForward = self.forward_func
-        trajectory, request = forward.trajectory, forward.request
-        copies = max(1, len(pairs) // request.batch)
-        positions_of(pairs, request.batch * copies, trajectory.tokens.shape[1])
-        if reading.step is None or trajectory.cache == "prefix":
-            args = forward.arguments(pairs[::copies], reading.score)
+    def _examples(self, pixels: Tensor) -> list[int]:
+        r"""Which example of the bound batch every row (R, …) of pixels belongs to.
+
+        Rows that equal a bound example's pixels are that example's. Changed ones are known by
+        their places, every example as often, which the pixels must not contradict.
+        """
+        bound, rows = self.forward_func.request.pixels, len(pixels)
+        batch = len(bound)
+        if batch == 1:
+            return [0] * rows
+        pixels, bound = pixels.detach(), bound.detach()
+        wide = pixels.float() if pixels.itemsize < 4 else pixels
+        apart = torch.stack([(wide - own).flatten(1).norm(dim=1) for own in bound], 1)
+        places = [r // (rows // batch) for r in range(rows)] if rows % batch == 0 else None
+        equal = apart == 0
+        if bool(equal.any(1).all()):
+            found = equal.int().argmax(1).tolist()
+            if bool((equal.sum(1) == 1).all()):
+                return found
+            if rows == batch and bool(equal.diagonal().all()):
+                return list(range(batch))  # examples of one image: in their own order
+            doubt = "rows equal the pixels of several examples"
+        elif places is None:
+            doubt = "they are neither the examples' pixels, nor each example as often"
         else:
-            at = torch.arange(request.batch)
-            args = (*request.extras, *trajectory.state_at(at, torch.full_like(at, reading.step)))
-        return tuple(a.repeat_interleave(copies, 0) for a in args) if copies > 1 else args
+            own = apart[range(rows), places]
+            wrong = (own > apart.amin(1)).nonzero().flatten().tolist()
+            if not wrong:
+                return places
+            doubt = f"row {wrong[0]} is nearer to another example than to {places[wrong[0]]}"
+        raise InputError(
+            f"{rows} rows of pixels for a bound batch of {batch}: {doubt}; expected rows of "
+            "forward.request.pixels, or each changed one as often, behind each other "
+            "(repeat_interleave); or bind one example (captum_dcam.model.forward.single)"
+        )
+
+    def _arguments(
+        self, pixels: Tensor, pairs: list[tuple[int, int]], reading: Reading
+    ) -> tuple[Tensor, ...]:
+        """Extras and state of every row."""
+        forward: DenoisingForward = self.forward_func
+        trajectory, examples = forward.trajectory, self._examples(pixels)
+        positions = positions_of(pairs, len(examples), trajectory.tokens.shape[1])
+        if reading.step is None or trajectory.cache == "prefix":
+            both = zip(examples, positions, strict=True)
+            steps = [trajectory.step_of(b, p, reading.score) for b, p in both]
+        else:
+            steps = [reading.step] * len(examples)
+        at = torch.tensor(examples)
+        extras = (e[at.to(e.device)] for e in forward.request.extras)
+        return (*extras, *trajectory.state_at(at, torch.tensor(steps)))
 
     def _several(
-        self, inputs: tuple[Tensor, ...], targets: list[Target], reading: Reading
+        self, pixels: Tensor, targets: list[Target], reading: Reading
     ) -> tuple[Tensor, ...]:
         """Maps of sums over several tokens, each token read at its own step."""
-        if not torch.equal(inputs[0], self.forward_func.request.pixels):
-            raise TargetError(
-                "a target of several tokens is explained on the bound request only: pass "
-                "forward.request.pixels, or one (position, token_id) at a time"
+        forward: DenoisingForward = self.forward_func
+        if not torch.equal(pixels, forward.request.pixels):
+            examples = self._examples(pixels)
+            forward = forward.again(
+                request=forward.request.rows(examples, pixels),
+                trajectory=forward.trajectory.rows(examples),
             )
-        examples = range(len(targets))
-        found = word_maps.word_maps(self.forward_func, targets, examples, reading)
+            forward.tap = self.forward_func.tap
+        found = word_maps.word_maps(forward, targets, range(len(targets)), reading)
         return tuple(m.unsqueeze(1) for m in found)
 
     def _refined(
-        self, maps: tuple[Tensor, ...], refine: Compose, reading: Reading
+        self, pixels: Tensor, maps: tuple[Tensor, ...], refine: Compose, reading: Reading
     ) -> tuple[Tensor, ...]:
-        """Every example's maps, refined in its own context. NoiseTunnel repeats every example."""
+        """Every example's maps, refined in its own context."""
         forward: DenoisingForward = self.forward_func
-        batch, rows = forward.request.batch, len(maps[0])
-        if rows % batch:
-            raise InputError(
-                f"{rows} rows for a bound batch of {batch}: refinements know an example by its "
-                "place, give all of them (or each as often); or pass refinements=[]"
-            )
-        wants_repeated = word_maps.needs_repeated(refine)
+        if not word_maps.needs_repeated(refine):
+            return word_maps.refine_words(maps, refine, word_maps.contexts_of(forward))
+        examples = torch.tensor(self._examples(pixels))
+        order = examples.argsort(stable=True)  # rows by example
         parts = []
-        for example, own in enumerate(zip(*(m.split(rows // batch) for m in maps), strict=True)):
-            repeated = (
-                word_maps.repeated_maps(forward, example, reading) if wants_repeated else None
-            )
+        for at in order.split(examples.unique(return_counts=True)[1].tolist()):
+            repeated = word_maps.repeated_maps(forward, int(examples[at[0]]), reading)
             contexts = word_maps.contexts_of(forward, repeated)
+            own = [m[at.to(m.device)] for m in maps]
             parts.append(word_maps.refine_words(own, refine, contexts))
-        return tuple(torch.cat(grid) for grid in zip(*parts, strict=True))
+        back, grids = order.argsort(), (torch.cat(grid) for grid in zip(*parts, strict=True))
+        return tuple(m[back.to(m.device)] for m in grids)
 
 
 def _product(features: Tensor, gradients: Tensor, reading: Reading, summed: bool) -> Tensor:

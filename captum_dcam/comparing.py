@@ -80,7 +80,8 @@ def compare(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image, Video or sequence): one image or video, or several.
+        image (path, PIL.Image.Image, Video or sequence): one image or video, or several; see
+            :mod:`captum_dcam.model.images`.
         prompt (str or sequence of dict): the question, or the messages of a conversation.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word

@@ -41,7 +41,8 @@ def explain(
 
     Args:
         adapter (Adapter): from :func:`captum_dcam.load` or :func:`captum_dcam.wrap`.
-        image (PIL.Image.Image, Video or sequence): one image or video, or several.
+        image (path, PIL.Image.Image, Video or sequence): one image or video, or several; see
+            :mod:`captum_dcam.model.images`.
         prompt (str or sequence of dict): the question, which may be empty, or the messages of a
             conversation, see :mod:`captum_dcam.model.prompts`.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.

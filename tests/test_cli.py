@@ -15,7 +15,7 @@ from captum_dcam import Explanation, __version__
 from captum_dcam.cli.app import app
 from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.errors import PictureError
-from captum_dcam.model.prompts import open_picture
+from captum_dcam.model.images import as_image
 from captum_dcam.refine import registered_refinements
 
 SHORT = ["--gen-length", "8"]
@@ -243,15 +243,15 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     picture((30, 10)).save(tmp_path / "p.jpg", exif=exif)
-    assert open_picture(tmp_path / "p.jpg").size == (10, 30)
+    assert as_image(tmp_path / "p.jpg").size == (10, 30)
 
 
 def test_transparent_pixels_are_white_and_wide_greys_scaled(tmp_path):
     Image.new("RGBA", (3, 3), (9, 9, 9, 0)).save(tmp_path / "clear.png")
-    assert open_picture(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+    assert as_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
     wide = torch.arange(9).view(3, 3).numpy().astype(np.uint16) * 4000
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert open_picture(tmp_path / "wide.png").getpixel((2, 2)) == (255, 255, 255)
+    assert as_image(tmp_path / "wide.png").getpixel((2, 2)) == (125, 125, 125)  # 65535 is white
 
 
 def test_broken_files_are_named(tmp_path, monkeypatch):
@@ -260,13 +260,13 @@ def test_broken_files_are_named(tmp_path, monkeypatch):
     cut = tmp_path / "cut.png"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(PictureError, match=r"cut\.png is damaged or truncated"):
-        open_picture(cut)
+        as_image(cut)
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    with pytest.raises(PictureError, match=r"text\.png is not a picture"):
-        open_picture(text)
+    with pytest.raises(PictureError, match=r"text\.png is not an image"):
+        as_image(text)
     with pytest.raises(PictureError, match="is a folder"):
-        open_picture(tmp_path)
+        as_image(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(PictureError, match="too large"):
-        open_picture(whole)
+        as_image(whole)

@@ -134,6 +134,13 @@ def mosaic(size: Size, tiling: Tiling) -> Mosaic:
         times = math.sqrt(kept[0] * kept[1] / (tiling.most * tiling.side**2))
         if times > 1.1:
             shape = int(kept[0] // times), int(kept[1] // times)
+    if min(shape) < 1:
+        side, most = ("higher", h) if width < height else ("wider", w)
+        raise InputError(
+            f"the image is {width}×{height} px, more than {most} times {side} than its other side: "
+            f"on its canvas of {canvas[0]}×{canvas[1]} px it is thinner than a row of tokens; crop "
+            "it or cut it into pieces"
+        )
     return Mosaic(canvas, resized, at, kept, (row, column), shape)
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.loading import FamilyAdapter, Parts, parts_of
-from captum_dcam.adapters.common.text import Words, special_ids
+from captum_dcam.adapters.common.text import SIGNS, Words, check_prompt, special_ids
 from captum_dcam.adapters.common.visuals import Family, Seen, Visual, counted_on, visuals_of
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.errors import DcamError, InputError, InputTypeError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
@@ -160,6 +160,10 @@ class Conversations(Request):
     def single(self, example: int) -> Conversations:
         return replace(super().single(example), asked=self.asked[example : example + 1])
 
+    def rows(self, examples: Sequence[int], pixels: Tensor) -> Conversations:
+        made = super().rows(examples, pixels)
+        return replace(made, asked=tuple(self.asked[e] for e in examples))
+
 
 @dataclass(frozen=True)
 class Example:
@@ -173,7 +177,7 @@ class Example:
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:
     visuals = visuals_of(given, None if family.video_token else family.model_types[0])
     text = rendered(family, messages_of(prompt, visuals), template)
-    seen = [family.see(v) for v in visuals]
+    seen = [_seen(family, v) for v in visuals]
     start = family.tokenizer.bos_token
     given_start = bool(start) and text.startswith(start)
     ids = family.tokenizer(
@@ -191,6 +195,20 @@ def _example(family: Family, template: str | None, given: Sequence[Any], prompt:
     owners = counted_on([s.owners for s in seen], [s.tokens for s in seen])
     seen = [replace(s, owners=o) for s, o in zip(seen, owners, strict=True)]
     return Example(visuals, seen, list(ids))
+
+
+def _seen(family: Family, visual: Visual) -> Seen:
+    """A visual as the family's tensors; what its processor refuses names the size."""
+    try:
+        return family.see(visual)
+    except DcamError:
+        raise
+    except ValueError as error:
+        height, width = visual.size
+        raise InputError(
+            f"image {visual.first} of {width}×{height} px is refused by the image processor of "
+            f"{family.model_types[0]} ({error}): crop or resize it"
+        ) from error
 
 
 def _sequence(
@@ -260,13 +278,7 @@ def _tensors(family: Family, example: Example) -> list[Tensor]:
 
 def rendered(family: Family, messages: Messages, template: str | None) -> str:
     r"""The conversation as text: by the chat template, or by the family's published format."""
-    for part in (p for m in messages for p in m["content"] if p["type"] == "text"):
-        for token in _signs(family):
-            if token in part["text"]:
-                raise InputError(
-                    f"the prompt holds {token}, which stands for an image: leave it out, images "
-                    "are placed by themselves"
-                )
+    check_prompt(messages, family.special, (*_signs(family), *SIGNS))
     if template is not None:
         return family.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True

@@ -21,7 +21,12 @@ from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
-from captum_dcam.adapters.common.text import Words, special_ids
+from captum_dcam.adapters.common.text import (
+    Words,
+    check_prompt,
+    special_ids,
+    special_texts,
+)
 from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request
@@ -178,18 +183,27 @@ def pools(model: Any) -> bool:
 # -- the text -------------------------------------------------------------------------------------
 
 
-def asked(tokenizer: Any, prompt: Any, visuals: Sequence[Visual], system: str | None) -> str:
+def asked(
+    tokenizer: Any,
+    prompt: Any,
+    visuals: Sequence[Visual],
+    system: str | None,
+    special: Sequence[str] = (),
+) -> str:
     r"""The text that the model reads, by the tokenizer's chat template, ``<image>`` for images.
 
     A prompt is a string or a conversation (see the autoregressive families). A string may place
     its images itself by writing ``<image>``; otherwise they stand in front of it, one line each.
+    ``special`` are texts of special tokens, which a prompt may not hold.
 
     Raises:
         TypeError, ValueError: as for conversations, and where images and signs do not match.
     """
+    others = [text for text in special if text != SIGN]
     signs = prompt.count(SIGN) if isinstance(prompt, str) else 0
     if signs:
         messages = [{"role": "user", "content": prompt}]
+        check_prompt(prompt, others, ("<video>",))
         if signs != len(visuals):
             raise InputError(
                 f"the prompt places {signs} images by {SIGN}, but {len(visuals)} were given: "
@@ -200,6 +214,7 @@ def asked(tokenizer: Any, prompt: Any, visuals: Sequence[Visual], system: str | 
         parts = [part for message in messages for part in message["content"]]
         if any(SIGN in part.get("text", "") for part in parts):
             raise InputError(f"a message holds {SIGN}: place images by parts {{'type': 'image'}}")
+        check_prompt(messages, others)
         for message in messages:
             message["content"] = "".join(p.get("text", f"{SIGN}\n") for p in message["content"])
     if system is not None and messages[0]["role"] != "system":
@@ -296,7 +311,9 @@ class PackedAdapter(FamilyAdapter):
         self.check_request(images, prompts)
         visuals = visuals_of(images[0], without_video=self.family)
         pictures = [v.frames[0] for v in visuals]
-        ids = ids_of(self.tokenizer, asked(self.tokenizer, prompts[0], visuals, self._system))
+        special = special_texts(self.tokenizer, self.mask_id)
+        text = asked(self.tokenizer, prompts[0], visuals, self._system, special)
+        ids = ids_of(self.tokenizer, text)
         sizes = [p.size for p in pictures]
         place = self._packing.place(ids, sizes)
         check_length(self.family, place.length, self.model.config, sizes)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
+
+from captum_dcam.errors import InputError
+from captum_dcam.model.prompts import Messages
 
 
 class SpecialIds(NamedTuple):
@@ -18,6 +21,8 @@ class SpecialIds(NamedTuple):
 
 
 LLADA = SpecialIds()
+#: by these many families' prompts place images and videos
+SIGNS = ("<image>", "<video>")
 #: what an incomplete UTF-8 sequence decodes to
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -84,3 +89,42 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of markers: special tokens, and added ones that stand for something else than text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset((*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)))
+
+
+def special_texts(tokenizer: Any, *more: int | None) -> tuple[str, ...]:
+    """What special tokens, and ``more`` of them by their ids, read as: the longest first."""
+    ids = sorted({*special_ids(tokenizer), *(i for i in more if i is not None)})
+    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
+    texts = convert(ids) if convert else [tokenizer.decode([i]) for i in ids]
+    return tuple(sorted({t.strip() for t in texts if t and t.strip()}, key=lambda t: (-len(t), t)))
+
+
+def check_prompt(
+    prompt: str | Messages, special: Collection[str], signs: Collection[str] = SIGNS
+) -> None:
+    r"""InputError for a prompt whose text a tokenizer would read as something else.
+
+    Args:
+        prompt (str or list of dict): a text, or messages as
+            :func:`~captum_dcam.model.prompts.messages_of` returns them.
+        special (collection of str): from :func:`special_texts`.
+        signs (collection of str, optional): what stands for an image. Default: the signs that many
+            families' prompts have
+    """
+    texts = [prompt] if isinstance(prompt, str) else []
+    for message in () if isinstance(prompt, str) else prompt:
+        # parts side by side are one text
+        texts.append("".join(p.get("text", "\0") for p in message["content"]))
+    for sign in signs:
+        if any(sign in text for text in texts):
+            raise InputError(
+                f"the prompt holds {sign}, which stands for an image: leave it out, images are "
+                "placed by themselves, or by parts {'type': 'image'} of a conversation"
+            )
+    for token in special:
+        if any(token in text for text in texts):
+            raise InputError(
+                f"the prompt holds {token}, which the model would read as a special token and not "
+                "as text: leave it out or spell it otherwise; roles and turns are written by "
+                "themselves"
+            )

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.adapters.common.text import special_texts
+from captum_dcam.errors import InputError
+from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Grid
-from captum_dcam.model.prompts import Video, to_rgb
+from captum_dcam.model.prompts import Video
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def visuals_of(given: Sequence[Any], without_video: str | None = None) -> tuple[
         without_video (str, optional): name of a family that takes no video. Default: videos pass
 
     Raises:
-        TypeError: something that is no image.
+        TypeError, PictureError: something that is no image.
         ValueError: no image at all, an empty video, frames of different sizes, or a video where
             none is taken.
     """
@@ -53,22 +55,13 @@ def visuals_of(given: Sequence[Any], without_video: str | None = None) -> tuple[
     count = 0
     for number, one in enumerate(given):
         video = isinstance(one, list | tuple)
-        if not video and not isinstance(one, Image.Image):
-            raise InputTypeError(
-                f"image {number} is a {type(one).__name__}: expected a PIL image, or a list of "
-                "PIL images for a video; open files with PIL.Image.open"
-            )
-        frames = Video(one) if video else (one,)
+        frames = Video(one) if video else (as_image(one, name=f"image {number}"),)
         if video and without_video is not None:
             raise InputError(
                 f"{without_video} takes no video: give single frames as images instead, "
                 "images=[[frame1, frame2]]"
             )
-        if not all(frames[0].size):
-            raise InputError(
-                f"image {number} has size {frames[0].size}: expected at least one pixel"
-            )
-        found.append(Visual(tuple(to_rgb(f) for f in frames), video, count))
+        found.append(Visual(tuple(frames), video, count))
         count += len(frames)
     if not found:
         raise InputError("no image was given: every example needs at least one")
@@ -186,6 +179,7 @@ class Family(ABC):
         self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.special = special_texts(tokenizer)
         self.image_processor, self.video_processor = image_processor, video_processor
         found = tokenizer.convert_tokens_to_ids(self.image_token)
         if found != config.image_token_id:

@@ -27,7 +27,14 @@ from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import read_guided
-from captum_dcam.adapters.common.text import LLADA, SpecialIds, Words, special_ids
+from captum_dcam.adapters.common.text import (
+    LLADA,
+    SpecialIds,
+    Words,
+    check_prompt,
+    special_ids,
+    special_texts,
+)
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
 from captum_dcam.adapters.mmada.compat import INSTALL, callable_model
@@ -188,8 +195,9 @@ class MmadaAdapter(FamilyAdapter):
 
     def _text(self, prompt: Any, visual: Visual) -> list[int]:
         """Ids behind the image: the conversation in the chat template."""
-        messages = []
-        for m in messages_of(prompt, [visual]):
+        messages, asked = [], messages_of(prompt, [visual])
+        check_prompt(asked, special_texts(self._tokenizer, self.mask_id))
+        for m in asked:
             text = "".join(p["text"] for p in m["content"] if p["type"] == "text")
             messages.append({"role": m["role"], "content": text})
         if getattr(self._tokenizer, "chat_template", None):

@@ -168,10 +168,10 @@ def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
     """The image, the scene that it was drawn from (None for a file), and its path or number."""
     if options.image is not None:
         from captum_dcam.files import reading
-        from captum_dcam.model.prompts import open_picture
+        from captum_dcam.model.images import as_image
 
         with reading(options.image):
-            return open_picture(options.image), None, str(options.image)
+            return as_image(options.image), None, str(options.image)
     from captum_dcam.data.scenes import HELD_OUT, make_scene
 
     scene = make_scene(HELD_OUT, SHOWN if options.scene is None else options.scene)

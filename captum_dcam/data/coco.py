@@ -6,9 +6,8 @@ passes over duplicate and dangling ids. :func:`write_coco` is the way back.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -28,7 +27,15 @@ from captum_dcam.data.common import (
     Sample,
     register_dataset,
 )
-from captum_dcam.data.files import Report, expect, inside, read_table
+from captum_dcam.data.files import (
+    Report,
+    expect,
+    inside,
+    known_as,
+    read_image,
+    read_table,
+    size_fault,
+)
 from captum_dcam.errors import InputError, MissingFileError, MissingPackageError, OccupiedError
 from captum_dcam.files import Record, canonical, new_entries, plain, write_text
 
@@ -46,6 +53,8 @@ __all__ = [
 PROMPT = "Write a one-sentence caption for this image:"
 #: categories that people call otherwise; TAM's evaluation goes by these two
 ALIASES = {"sports ball": ("ball",), "wine glass": ("glass",)}
+#: which pixels the masks fit
+TURNED = ("stored", "upright")
 #: splits of COCO 2014's val whose images and captions are val's
 _PARENTS = {"minival2014": "val2014", "valminusminival2014": "val2014"}
 
@@ -73,6 +82,19 @@ class CocoSample(Sample):
     license: str | None
     attribution: str | None
     _annotations: list[tuple[str, Record]] = field(repr=False)
+    _upright: bool = field(default=False, repr=False)
+
+    def image(self) -> Image.Image:
+        r"""As :meth:`Sample.image`; turned by EXIF where the data set was opened so."""
+        assert self.path is not None
+        other = TURNED[not self._upright]
+        return read_image(
+            self.path,
+            self.image_id,
+            (self.height, self.width),
+            upright=self._upright,
+            otherwise=f"open the data set with turned={other!r}",
+        )
 
     @property
     def categories(self) -> list[str]:
@@ -80,10 +102,11 @@ class CocoSample(Sample):
         return [item.name for item in self.objects]
 
     def instance_masks(self) -> list[CocoInstance]:
-        r"""Every instance and crowd, in the order of the annotations; raises as :meth:`masks`."""
+        r"""Every instance and crowd, in the order of the annotations; raises as :meth:`masks`, and
+        for each without a pixel."""
         size = (self.height, self.width)
         return [
-            CocoInstance(row["id"], name, decode(row, size), bool(row.get("iscrowd", 0)))
+            CocoInstance(row["id"], name, union([row], size), bool(row.get("iscrowd", 0)))
             for name, row in self._annotations
         ]
 
@@ -94,10 +117,16 @@ def spoken(category: str) -> tuple[str, ...]:
 
 
 def union(rows: list[Record], size: tuple[int, int]) -> Mask:
-    r"""All pixels (H, W) of some annotations."""
+    r"""All pixels (H, W) of some annotations; InputError where they have none."""
     whole = np.zeros(size, dtype=bool)
     for row in rows:
         whole |= decode(row, size)
+    if not whole.any():
+        listed = ", ".join(str(row["id"]) for row in rows)
+        raise InputError(
+            f"annotation {listed} of image {rows[0]['image_id']}: its mask has no pixel; leave "
+            "such annotations out of the file"
+        )
     return whole
 
 
@@ -112,6 +141,9 @@ class CocoDataset(ListedDataset[CocoSample]):
         limit (int): how many, from the first in the order of their ids. Default: no limit
         missing (str): ``"raise"``, or ``"skip"`` and record, what is missing or damaged.
         prompt (str): what to ask of every image.
+        turned (str): ``"stored"``, masks fit the pixels as they are stored, which is COCO's own
+            way, or ``"upright"``, masks were drawn on images that were turned as their EXIF data
+            say. An image whose annotated size fits only the other way is refused.
 
     Raises:
         ImportError: pycocotools is not installed.
@@ -132,7 +164,11 @@ class CocoDataset(ListedDataset[CocoSample]):
         limit: int | None = None,
         missing: str = "raise",
         prompt: str | None = PROMPT,
+        turned: str = "stored",
     ) -> None:
+        if turned not in TURNED:
+            raise InputError(f"turned is {turned!r}: expected one of {', '.join(TURNED)}")
+        self._upright = turned == "upright"
         mask_engine()  # better missed now than at the first mask
         report = Ledger(missing)
         self.images_dir, source = Path(images_dir), Path(instances_json)
@@ -154,7 +190,9 @@ class CocoDataset(ListedDataset[CocoSample]):
             one: (row, annotations.get(one, []), captions.get(one, []))
             for one, row in images.items()
         }
-        settings = {"file": source.name, "annotations": digest}
+        # only where it is chosen: stores of before keep their key
+        own = {"turned": turned} if self._upright else {}
+        settings = {"file": source.name, "annotations": digest, **own}
         super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
     @classmethod
@@ -167,6 +205,7 @@ class CocoDataset(ListedDataset[CocoSample]):
         limit: int | None = None,
         missing: str = "raise",
         prompt: str | None = PROMPT,
+        turned: str = "stored",
     ) -> CocoDataset:
         r"""Finds the parts of a split, such as ``"val2017"``, in COCO's usual layout.
 
@@ -193,12 +232,14 @@ class CocoDataset(ListedDataset[CocoSample]):
             f"Here: {', '.join(here) or 'no instances at all'}",
         )
         texts = next((path for path in captions if path.is_file()), None)
-        return cls(images, instances, texts, ids=ids, limit=limit, missing=missing, prompt=prompt)
+        options: dict[str, Any] = {"ids": ids, "limit": limit, "missing": missing}
+        return cls(images, instances, texts, prompt=prompt, turned=turned, **options)
 
     def _sample(self, image_id: ImageId) -> CocoSample:
         row, annotations, captions = self._rows[image_id]
         size = (row["height"], row["width"])
-        found = [(self._categories[one["category_id"]]["name"], one) for one in annotations]
+        listed = self._categories
+        found = [(listed[known_as(a["category_id"], listed)]["name"], a) for a in annotations]
         parts: dict[str, list[Record]] = {}
         for name, one in found:
             parts.setdefault(name, []).append(one)
@@ -220,6 +261,7 @@ class CocoDataset(ListedDataset[CocoSample]):
             attribution=row.get("flickr_url") or row.get("coco_url"),
             extra=dict(row.get("extra") or {}),
             _annotations=found,
+            _upright=self._upright,
         )
 
 
@@ -248,11 +290,10 @@ def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
     return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
 
 
-#: the types of an entry's fields, where they matter
-_TYPES: dict[str, Any] = {
-    "name": str,
-    **dict.fromkeys(("id", "image_id", "category_id"), (int, str)),
-}
+#: pixels of the longest outline that is drawn: some 200 MB in pycocotools
+OUTLINE = 2_000_000
+#: fields that are ids
+_IDS = ("id", "image_id", "category_id")
 
 
 def refuse(image_id: object, reason: str) -> None:
@@ -261,26 +302,40 @@ def refuse(image_id: object, reason: str) -> None:
 
 
 def by_id(
-    table: Record, kind: str, fields: Sequence[str], source: Path, report: Report = refuse
+    table: Record,
+    kind: str,
+    fields: Sequence[str],
+    source: Path,
+    report: Report = refuse,
+    known: Collection[Any] = (),
 ) -> dict[Any, Record]:
-    r"""One list of the table by id, complete and without duplicates; the others are reported."""
+    r"""One list of the table by id, complete and without duplicates; the others are reported,
+    under the one of the ``known`` images that they belong to."""
     rows: dict[Any, Record] = {}
     image = "id" if kind == "images" else "image_id"
     for row in table[kind]:
         whole = row if isinstance(row, dict) else {}
         lacking = [name for name in ("id", *fields) if not _given(whole, name)]
         owner = whole[image] if _given(whole, image) else None
+        owner = owner if (same := known_as(owner, known)) is None else same
         if lacking:
             report(owner, f"{source}: an entry of {kind!r} lacks {lacking}: {str(row)[:200]}")
         elif row["id"] in rows:
             report(owner, f"{source}: id {row['id']} occurs twice in {kind!r}")
         else:
-            rows[row["id"]] = row
+            whole = {n: int(row[n]) for n in _IDS if type(row.get(n)) is float}  # 1.0 is 1
+            rows[row["id"]] = {**row, **whole} if whole else row
     return rows
 
 
 def _given(row: Record, name: str) -> bool:
-    return name in row and isinstance(row[name], _TYPES.get(name, object))
+    r"""Whether an entry has a field, of the type that matters."""
+    if name not in row or name not in ("name", *_IDS):
+        return name in row
+    value = row[name]
+    if name == "name":
+        return isinstance(value, str)
+    return type(value) in (int, str) or (type(value) is float and value.is_integer())
 
 
 def listed_rows(table: Record, kind: str) -> list[Record]:
@@ -295,12 +350,13 @@ def by_image(
 ) -> dict[Any, list[Record]]:
     r"""The annotations of every image."""
     rows: dict[Any, list[Record]] = {}
-    for row in by_id(table, "annotations", fields, source, report).values():
-        image = row["image_id"]
-        if image in known:
+    for row in by_id(table, "annotations", fields, source, report, known).values():
+        named = row["image_id"]
+        image = known_as(named, known)
+        if image is not None:
             rows.setdefault(image, []).append(row)
         else:
-            report(image, f"{source}: annotation {row['id']} names image {image}, not listed")
+            report(named, f"{source}: annotation {row['id']} names image {named}, not listed")
     return rows
 
 
@@ -311,10 +367,10 @@ def read_captions(
     table, digest = read_table(source, "annotations")
     known = known | {row["id"] for row in listed_rows(table, "images")}
     rows = by_image(table, ("image_id", "caption"), known, source, report)
-    for row in (row for some in rows.values() for row in some):
+    for image, row in ((image, row) for image, some in rows.items() for row in some):
         if not isinstance(row["caption"], str):
             what = f"caption {row['id']} is {row['caption']!r}: expected text"
-            report(row["image_id"], f"{source}: {what}")
+            report(image, f"{source}: {what}")
     return rows, digest
 
 
@@ -323,9 +379,8 @@ def check_images(images: Iterable[Record], source: Path, report: Report) -> None
         where = f"{source}: image {row['id']}"
         if not inside(row["file_name"]):
             report(row["id"], f"{where}: {row['file_name']} leads out of the images' folder")
-        size = (row["height"], row["width"])
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            report(row["id"], f"{where} is {size} (H, W): expected whole numbers of pixels")
+        if wrong := size_fault((row["height"], row["width"])):
+            report(row["id"], f"{where}: {wrong}")
 
 
 def check_categories(
@@ -336,19 +391,24 @@ def check_categories(
 ) -> None:
     names = sorted(row["name"] for row in categories.values())
     need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
-    for row in (row for rows in annotations.values() for row in rows):
-        if row["category_id"] not in categories:
+    for image, row in ((image, row) for image, some in annotations.items() for row in some):
+        if known_as(row["category_id"], categories) is None:
             what = f"names category {row['category_id']}, not listed"
-            report(row["image_id"], f"{source}: annotation {row['id']} {what}")
+            report(image, f"{source}: annotation {row['id']} {what}")
 
 
 def decode(row: Record, size: tuple[int, int]) -> Mask:
     r"""The mask of one annotation, checked: pycocotools leaves memory unset after short runs."""
     shape, where = row.get("segmentation"), f"annotation {row['id']} of image {row['image_id']}"
-    if isinstance(shape, list) and shape and all(is_polygon(part) for part in shape):
-        engine = mask_engine()
-        polygons: Mask = engine.decode(engine.merge(engine.frPyObjects(shape, *size))).astype(bool)
-        return polygons
+    if isinstance(shape, list) and shape and all(map(is_outline, shape)):
+        # one or two points enclose nothing (and pycocotools takes two for a box)
+        parts = [part for part in shape if len(part) >= 6]
+        if parts:
+            check_outlines(parts, size, where)
+            engine = mask_engine()
+            rle = engine.merge(engine.frPyObjects(parts, *size))
+            polygons: Mask = engine.decode(rle).astype(bool)
+            return polygons
     coded = shape if isinstance(shape, dict) else {}
     counts = coded.get("counts")
     if not isinstance(counts, (list, str)) or "size" not in coded:
@@ -363,11 +423,28 @@ def decode(row: Record, size: tuple[int, int]) -> Mask:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
 
 
-def is_polygon(part: object) -> bool:
-    r"""A flat list x, y, x, y, … of three points at least (pycocotools takes two for a box)."""
-    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+def is_outline(part: object) -> bool:
+    r"""A flat list x, y, x, y, … of numbers."""
+    if not isinstance(part, list) or len(part) % 2:
         return False
-    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in part)
+    return all(type(x) in (int, float) for x in part)
+
+
+def check_outlines(parts: list[list[float]], size: tuple[int, int], where: str) -> None:
+    r"""InputError for polygons that pycocotools cannot draw: it writes beyond its memory at large
+    numbers, and keeps every fifth of a pixel of an outline."""
+    length, most = 0.0, OUTLINE
+    for part in parts:
+        for axis, side in ((0, size[1]), (1, size[0])):
+            bad = next((x for x in part[axis::2] if not -side <= x <= 2 * side), None)
+            if bad is not None:
+                raise InputError(
+                    f"{where}: a polygon goes to {'xy'[axis]} = {str(bad)[:40]}, far outside of "
+                    f"the image of {size[1]}×{size[0]} px: is the annotation of another size?"
+                )
+        steps = np.abs(np.diff(np.array(part + part[:2], dtype=float).reshape(-1, 2), axis=0))
+        length += float(steps.max(1).sum())
+    need(length <= most, f"{where}: its polygons are {length:.0f} px long: expected {most} at most")
 
 
 def run_lengths(counts: list[int] | str) -> list[int]:
@@ -380,6 +457,8 @@ def run_lengths(counts: list[int] | str) -> list[int]:
     for code in counts.encode():
         value |= ((code - 48) & 31) << shift
         shift += 5
+        if shift > 60:
+            return [-1]  # no image has as many pixels: damaged
         if not (code - 48) & 32:
             value -= ((code - 48) & 16) << (shift - 4)
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

@@ -3,18 +3,19 @@ r"""Files of a data set: images, label images, JSON, id lists; errors that name 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from captum_dcam.errors import FileError, InputError, MissingFileError
+from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
 from captum_dcam.files import Record, digest, reading
-from captum_dcam.model.prompts import DAMAGED
+from captum_dcam.model.images import DAMAGED, as_image, opened
 
 T = TypeVar("T")
 Report = Callable[[Any, str], None]
@@ -27,26 +28,62 @@ def _decoded(path: Path, image_id: object, convert: Callable[[Image.Image], T]) 
     if not path.is_file():
         raise MissingFileError(f"{where} is missing: fetch it again")
     try:
-        with Image.open(path) as stored:
+        with opened(path, where) as stored:
             return convert(stored)
+    except PictureError as error:
+        raise FileError(f"{error}; fetch it again") from error
     except DAMAGED as error:
         raise FileError(f"{where} is damaged ({error}): fetch it again") from error
 
 
-def read_image(path: Path, image_id: object, size: tuple[int, int] | None = None) -> Image.Image:
-    r"""An image as RGB, as it is stored, decoded to its end.
+def read_image(
+    path: Path,
+    image_id: object,
+    size: tuple[int, int] | None = None,
+    *,
+    upright: bool = False,
+    otherwise: str = "store the image as it was annotated, without EXIF data",
+) -> Image.Image:
+    r"""An image in RGB, decoded to its end, as :func:`~captum_dcam.model.images.as_image` has it.
+
+    Args:
+        path (Path), image_id: of the image.
+        size (tuple): (H, W) that it must have. Default: any
+        upright (bool): turn it as its EXIF data say. Default: False, masks fit the pixels as they
+            are stored
+        otherwise (str): what to do when the annotation fits the image turned the other way.
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: a file that cannot be decoded to its end.
-        ValueError: another size than ``size`` (H, W).
+        OSError: a file that is no image, or cannot be decoded to its end.
+        ValueError: another size than ``size``.
     """
-    image = _decoded(path, image_id, lambda stored: stored.convert("RGB"))
-    if size is not None and image.size != size[::-1]:
-        raise InputError(
-            f"image {image_id}: {path} is {image.size}, annotated as {size[::-1]} (W, H)"
+    try:
+        image = as_image(path, upright=upright)
+    except MissingFileError as error:
+        raise MissingFileError(f"image {image_id}: {path} is missing: fetch it again") from error
+    except PictureError as error:
+        raise FileError(f"image {image_id}: {error}; fetch it again") from error
+    if size is None or image.size == size[::-1]:
+        return image
+    where = f"image {image_id}: {path} is {image.size}, annotated as {size[::-1]} (W, H)"
+    if stored_size(path, image_id, not upright) == size:
+        here, there = ("upright", "stored") if upright else ("stored", "upright")
+        where += (
+            f": its EXIF data say that it is turned, this is its size {here}, the annotation is of "
+            f"the image {there}; {otherwise}"
         )
-    return image
+    raise InputError(where)
+
+
+def size_fault(size: Sequence[object]) -> str | None:
+    r"""What is wrong with the (H, W) of an annotation; None: nothing."""
+    if not all(type(side) is int and side > 0 for side in size):
+        return f"its size is {tuple(size)} (H, W): expected whole numbers of pixels"
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(cast(Sequence[int], size)) > 2 * limit:
+        return f"its size is {tuple(size)} (H, W): expected at most {2 * limit} pixels, as Pillow"
+    return None
 
 
 def stored_size(path: Path, image_id: object, upright: bool = False) -> tuple[int, int]:
@@ -81,7 +118,8 @@ def panoptic_labels(path: Path, image_id: object) -> NDArray[np.int64]:
     Raises:
         FileNotFoundError, OSError: as :func:`read_image`.
     """
-    colours = np.asarray(read_image(path, image_id), dtype=np.int64)
+    found = _decoded(path, image_id, lambda stored: np.asarray(stored.convert("RGB")))
+    colours = found.astype(np.int64)
     ids: NDArray[np.int64] = colours @ np.array([1, 256, 65536])
     return ids
 
@@ -209,7 +247,7 @@ def select(
         source, ids = f"id list {ids}", _listed(Path(ids))
     chosen: set[Any] = set(known) if ids is None else set()
     for one in () if ids is None else ids:
-        found = next((form for form in _forms(one) if form in known), None)
+        found = known_as(one, known)
         if found is not None:
             chosen.add(found)
         else:
@@ -231,10 +269,16 @@ def _listed(source: Path) -> list[Any]:
     return list(listed)
 
 
-def _forms(one: object) -> list[Any]:
-    r"""An id as it stands, as a number (``000042``), and as text."""
+def known_as(one: object, known: Collection[Any]) -> Any:
+    r"""Which of the known ids is meant: as it stands, as a number (``000042``, ``"1"``, ``1.0``),
+    or as text; None: none of them."""
+    if isinstance(one, np.integer) or (isinstance(one, float) and one.is_integer()):
+        one = int(one)
+    if isinstance(one, bool) or not isinstance(one, int | str):
+        return None
     text = str(one)
-    return [one, int(text), text] if text.isdecimal() else [one, text]
+    number = [int(text)] if text.isdecimal() and len(text) < 20 else []
+    return next((form for form in (one, *number, text) if form in known), None)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

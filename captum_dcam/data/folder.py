@@ -10,6 +10,7 @@ r"""Your own images: a folder of them, a folder of masks, and perhaps two-column
                                  named otherwise; the name is the third column or the mask's stem
 
 Masks are PNG files of the image's size as it is seen (upright), non-zero where the object is.
+Files whose names begin with a dot are passed over.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from captum_dcam.data.common import (
     Sample,
     register_dataset,
 )
-from captum_dcam.data.files import expect, grey_labels, inside, stored_size
-from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
+from captum_dcam.data.files import expect, grey_labels, inside, read_image, stored_size
+from captum_dcam.errors import InputError, MissingFileError
 from captum_dcam.files import digest, reading
-from captum_dcam.model.prompts import open_picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".heic", ".heif"),  # by a plug-in of Pillow
+)
 
 
 class Part(NamedTuple):
@@ -55,12 +58,12 @@ class FolderSample(Sample):
 
     def image(self) -> Image.Image:
         assert self.path is not None
-        try:
-            return open_picture(self.path)
-        except PictureError as error:
-            raise FileError(f"image {self.image_id}: {error}") from error
-        except FileNotFoundError as error:
-            raise MissingFileError(f"image {self.image_id}: {error}") from error
+        return read_image(self.path, self.image_id, upright=True)
+
+
+def hidden(path: Path) -> bool:
+    r"""Whether a file is none of the user's: macOS puts ``._dog.jpg`` beside ``dog.jpg``."""
+    return path.name.startswith(".")
 
 
 def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]) -> Mask:
@@ -110,7 +113,7 @@ class FolderDataset(ListedDataset[FolderSample]):
         images, _ = expect("folder of images and masks", root, expected)
         self._paths: dict[Any, Path] = {}
         for path in sorted(images.iterdir()):
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            if hidden(path) or path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
             if path.stem in self._paths:
                 other = self._paths[path.stem].name
@@ -133,7 +136,7 @@ class FolderDataset(ListedDataset[FolderSample]):
     def _named(self, root: Path, report: Ledger) -> dict[Any, list[Part]]:
         r"""Masks by their own names."""
         found: dict[Any, list[Part]] = {}
-        for path in sorted((root / "masks").glob("*.png")):
+        for path in sorted(p for p in (root / "masks").glob("*.png") if not hidden(p)):
             stems = [path.stem[: cut.start()] for cut in re.finditer("__", path.stem)]
             owner = next((stem for stem in reversed(stems) if stem in self._paths), "")
             name = re.sub(r"__\d+$", "", path.stem[len(owner) + 2 :]).replace("_", " ").strip()

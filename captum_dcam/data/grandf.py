@@ -22,7 +22,14 @@ from captum_dcam.data.common import (
     Sample,
     register_dataset,
 )
-from captum_dcam.data.files import expect, inside, read_entries, read_table, stored_size
+from captum_dcam.data.files import (
+    expect,
+    inside,
+    read_entries,
+    read_table,
+    size_fault,
+    stored_size,
+)
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record
 
@@ -160,7 +167,7 @@ def _row(
     size = (image.get("height"), image.get("width"))
     return {
         "file_name": file_name,
-        "size": size if all(isinstance(side, int) for side in size) else None,
+        "size": None if size_fault(size) else size,
         "caption": caption,
         "phrases": phrases,
         "spans": spans,

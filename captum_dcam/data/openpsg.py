@@ -20,7 +20,7 @@ from captum_dcam.data.common import (
     ListedDataset,
     register_dataset,
 )
-from captum_dcam.data.files import expect, inside, panoptic_labels, read_table
+from captum_dcam.data.files import expect, inside, known_as, panoptic_labels, read_table, size_fault
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record
 
@@ -96,7 +96,7 @@ class OpenPsgDataset(ListedDataset[LabelledSample]):
             if known is not None:
                 rows.setdefault(known, row)
         if split != "all":
-            test = {one for one in table["test_image_ids"] if isinstance(one, (int, str))}
+            test = {known_as(one, rows) for one in table["test_image_ids"]}
             rows = {one: row for one, row in rows.items() if (one in test) == (split == "test")}
         self.images_dir, self.panoptic_dir = Path(images_dir), Path(panoptic_dir)
         settings = {"file": source.name, "annotations": digest, "split": split}
@@ -112,9 +112,8 @@ class OpenPsgDataset(ListedDataset[LabelledSample]):
             return "its id is neither a number nor a string"
         if not all(inside(whole[one]) for one in ("file_name", "pan_seg_file_name")):
             return f"{whole['file_name']} or {whole['pan_seg_file_name']} leads out of its folder"
-        sides = (whole["height"], whole["width"])
-        if not all(type(side) is int and side > 0 for side in sides):
-            return f"its size is {sides} (H, W): expected whole numbers of pixels"
+        if wrong := size_fault((whole["height"], whole["width"])):
+            return wrong
         segments, relations = whole["segments_info"], whole.get("relations") or []
         if not isinstance(segments, list) or not isinstance(relations, list):
             return "segments_info or relations is no list"

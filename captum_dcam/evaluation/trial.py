@@ -23,6 +23,7 @@ from captum_dcam.files import Record, canonical, digest
 from captum_dcam.methods import AttributionTask, Budget
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.images import as_image
 from captum_dcam.model.words import Target, answer_text, repeated_function_words
 from captum_dcam.refine import DACG, DACG_BRANCHES, RefineContext, Refinement, dacg_branch, needs_of
 
@@ -119,7 +120,8 @@ class Trial:
         if prompt is None:
             raise InputError("the data set has no prompt for it: give the plan one (--prompt)")
         forward = DenoisingForward(self.adapter, self.layer)
-        request = self.adapter.prepare([[sample.image()]], [prompt])
+        image = as_image(sample.image(), upright=False)  # its masks fit the pixels as they are
+        request = self.adapter.prepare([[image]], [prompt])
         generator = torch.Generator().manual_seed(derived_seed(plan.seed, image_id, "answer"))
         settings = dict(plan.answer)
         asked = Asked(request, sample, plan.generation, generator)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,29 +59,10 @@ def with_pixels(forward: DenoisingForward, pixels: Tensor) -> DenoisingForward:
         forward (DenoisingForward): bound, one example.
         pixels (Tensor): (R, …), like the request's; cast to its dtype.
     """
-    request, one = one_example(forward), forward.trajectory
-    count = len(pixels)
-
-    def times(values: Tensor, axis: int = 0) -> Tensor:
-        return values.expand(*values.shape[:axis], count, *values.shape[axis + 1 :])
-
+    request, same = one_example(forward), [0] * len(pixels)
     return forward.again(
-        request=replace(
-            request,
-            pixels=pixels.to(request.pixels),
-            extras=tuple(times(e) for e in request.extras),
-            prompts=request.prompts * count,
-            images=request.images * count,
-        ),
-        trajectory=replace(
-            one,
-            tokens=times(one.tokens),
-            states=tuple(times(s, 1) for s in one.states),
-            final_state=tuple(times(s) for s in one.final_state),
-            commit_step=times(one.commit_step),
-            confidence=times(one.confidence),
-            kept={},
-        ),
+        request=request.rows(same, pixels.to(request.pixels)),
+        trajectory=forward.trajectory.rows(same),
     )
 
 

@@ -31,8 +31,8 @@ from captum_dcam.methods.tam import (
 )
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.images import to_rgb
 from captum_dcam.model.layout import Grid, Layout
-from captum_dcam.model.prompts import to_rgb
 from captum_dcam.model.sequence import split_grids
 from captum_dcam.model.words import Target
 

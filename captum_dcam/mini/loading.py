@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.image_processing_base import ImageProcessingMixin
 
-from captum_dcam.errors import InputError, InputTypeError, MissingFileError, WeightsError
+from captum_dcam.errors import InputError, MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.model.prompts import to_rgb
+from captum_dcam.model.images import as_image
 
 WEIGHTS = Path(__file__).parent / "weights"
 #: how many times the shorter side the longer one may be
@@ -43,20 +43,14 @@ class MiniImageProcessor(ImageProcessingMixin):
     __call__ = preprocess
 
     def _one(self, image: Image.Image) -> torch.Tensor:
-        if not isinstance(image, Image.Image):
-            raise InputTypeError(
-                f"image is a {type(image).__name__}: expected a PIL.Image.Image; open a file with "
-                "PIL.Image.open(path), turn an array into one with PIL.Image.fromarray(array)"
-            )
+        image = as_image(image)
         w, h = image.size
-        if w == 0 or h == 0:
-            raise InputError(f"image is {w}×{h} px: it has no pixels to explain")
         if max(w, h) > MAX_ASPECT * min(w, h):
             raise InputError(
                 f"image is {w}×{h} px: an aspect ratio above {MAX_ASPECT:.0f} leaves nothing to "
                 f"see at {self.size}×{self.size}; crop it first"
             )
-        square = to_rgb(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 

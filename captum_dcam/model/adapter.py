@@ -70,6 +70,16 @@ class Request:
             images=self.images[one],
         )
 
+    def rows(self: R, examples: Sequence[int], pixels: Tensor) -> R:
+        """The request of examples, each as often as it is named, that show ``pixels`` (R, …)."""
+        return replace(
+            self,
+            pixels=pixels,
+            extras=tuple(e[torch.tensor(examples, device=e.device)] for e in self.extras),
+            prompts=tuple(self.prompts[e] for e in examples),
+            images=tuple(self.images[e] for e in examples),
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -276,6 +286,11 @@ class Adapter(ABC):
                 "and explain them one by one"
             )
         for number, shown in enumerate(images):
+            if not isinstance(shown, list | tuple):
+                raise InputTypeError(
+                    f"the images of example {number} are a {type(shown).__name__}: expected a list "
+                    "of images for each example, as in prepare([[image]], [prompt])"
+                )
             if len(shown) > 1 and not self.several_images:
                 raise InputError(
                     f"example {number} has {len(shown)} images: {self.family} takes one"

@@ -299,10 +299,15 @@ class DenoisingForward(nn.Module):
             *args (Tensor): the request's extras, then the state. Default: those of the bound
                 request, in the state of the forward's score (not defined for ``commit``)
         """
+        check_pixels(pixels, self.request.pixels)
         if not args:
             args = self.arguments()
-        check_pixels(pixels)
         extras, state = self._split(args)
+        if any(len(a) != len(pixels) for a in args):
+            raise InputError(
+                f"{len(pixels)} rows of pixels with {[len(a) for a in args]} rows of additional "
+                "arguments: expected as many of each; take the rows of both that belong together"
+            )
         with self.held():
             with self._tapped("prefix", len(pixels)):
                 memory = self.adapter.prefill(self.adapter.embed(pixels, *extras))
@@ -425,16 +430,39 @@ def finite_logits(logits: Tensor) -> Tensor:
     return logits
 
 
-def check_pixels(pixels: Tensor) -> None:
-    """Raise for pixels that cannot be explained: of another type, NaN or infinite."""
+def check_pixels(pixels: Tensor, like: Tensor | None = None) -> None:
+    """Raise for pixels that cannot be explained: NaN, infinite, or no rows of the request's own, as
+    whose pixels (B, …) they must be ``like``."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
         kind = str(pixels.dtype) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise InputTypeError(f"pixels are {kind}: expected a floating-point tensor, request.pixels")
+    if like is not None:
+        _check_like(pixels, like)
     if not bool(torch.isfinite(pixels).all()):
         bad = int((~torch.isfinite(pixels)).sum())
         raise InputError(
             f"pixels {tuple(pixels.shape)} hold {bad} values that are NaN or infinite: check the "
             "image and its preprocessing"
+        )
+
+
+def _check_like(pixels: Tensor, like: Tensor) -> None:
+    """Raise for pixels that are no rows of the same kind."""
+    if pixels.shape[1:] != like.shape[1:] or not len(pixels):
+        raise InputError(
+            f"pixels have shape {tuple(pixels.shape)}: expected rows {tuple(like.shape[1:])} as "
+            "forward.request.pixels has them; an image of another size is a request of its own "
+            "(adapter.prepare)"
+        )
+    if pixels.dtype != like.dtype:
+        raise InputTypeError(
+            f"pixels are {pixels.dtype}: expected {like.dtype} as forward.request.pixels; give "
+            "pixels.to(forward.request.pixels)"
+        )
+    if pixels.device != like.device:
+        raise InputError(
+            f"pixels are on {pixels.device}: expected {like.device} as forward.request.pixels; "
+            "give pixels.to(forward.request.pixels)"
         )
 
 

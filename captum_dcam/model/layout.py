@@ -7,15 +7,15 @@ blocks see, boxes are in pixels of the image that the user gave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, InputTypeError
 
 #: interpolation modes of :meth:`Grid.to_pixels`
 MODES = ("bilinear", "nearest")
@@ -66,7 +66,22 @@ class Grid:
         wide = maps.double() if maps.dtype == torch.float64 else maps.float()
         rows = _weights(self.y_edges, self.image_size[0], mode).to(wide)
         columns = _weights(self.x_edges, self.image_size[1], mode).to(wide)
-        return (rows @ wide @ columns.T).to(maps.dtype)
+        found = rows @ wide @ columns.T
+        return found.to(maps.dtype) if maps.is_floating_point() else found
+
+    def resized(self, size: tuple[int, int]) -> Grid:
+        """The same tokens over the image at another size (H, W)."""
+        (height, width), (tall, wide) = self.image_size, size
+        x_edges, y_edges = self.x_edges * (wide / width), self.y_edges * (tall / height)
+        return replace(self, x_edges=x_edges, y_edges=y_edges, image_size=size)
+
+    @property
+    def whole(self) -> bool:
+        """Whether equal boxes cover the whole image, and nothing but it: plain resizing of a map
+        then is right."""
+        plain = uniform_grid(0, self.shape, self.image_size)
+        pairs = ((self.x_edges, plain.x_edges), (self.y_edges, plain.y_edges))
+        return all(torch.allclose(own, even) for own, even in pairs)
 
 
 def _weights(edges: Tensor, pixels: int, mode: str) -> Tensor:
@@ -132,6 +147,64 @@ class Layout:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(h, w) of every grid."""
         return tuple(g.shape for g in self.grids)
+
+    def to_pixels(
+        self, maps: Tensor | Sequence[Tensor], mode: str = "bilinear"
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""Maps at token resolution in the pixels of the images, whatever the family crops, pads
+        or cuts into tiles.
+
+        Args:
+            maps (Tensor or sequence): (…, h, w), or one per grid: as ``attribute`` of a layer
+                method returns them.
+            mode (str, optional): as :meth:`Grid.to_pixels`. Default: ``"bilinear"``
+
+        Returns:
+            Tensor or tuple: (…, H, W), where grids (tiles, a thumbnail) overlap their maps add up
+            and pixels that no token sees are 0; a tuple with one per image when there are several.
+
+        Raises:
+            ValueError: maps that are not of the layout's grids.
+        """
+        given = (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        images = sorted({g.image for g in self.grids})
+        out = tuple(self.over_image(given, image, mode=mode) for image in images)
+        return out[0] if len(out) == 1 else out
+
+    def over_image(
+        self,
+        maps: Sequence[Tensor],
+        image: int,
+        size: tuple[int, int] | None = None,
+        mode: str = "bilinear",
+    ) -> Tensor:
+        r"""Maps (…, h, w), one per grid, over one image as :meth:`to_pixels`.
+
+        ``size`` (H, W) is another size of the image. Default: the image's own
+        """
+        own = zip(self.grids, self._checked(maps), strict=True)
+        shown = [(g if size is None else g.resized(size), m) for g, m in own if g.image == image]
+        if not shown:
+            known = sorted({g.image for g in self.grids})
+            raise InputError(f"no grid shows image {image}: expected one of {known}")
+        total = sum(
+            grid.to_pixels(m if m.dtype == torch.float64 else m.float(), mode) for grid, m in shown
+        )
+        assert isinstance(total, Tensor)
+        return total.to(maps[0].dtype) if maps[0].is_floating_point() else total
+
+    def _checked(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not all(isinstance(m, Tensor) for m in maps):
+            kinds = [type(m).__name__ for m in maps]
+            raise InputTypeError(f"maps are {kinds}: expected tensors, as attribute returns them")
+        found = [tuple(m.shape) for m in maps]
+        if [shape[-2:] for shape in found] != list(self.shapes):
+            wanted = ", ".join(f"(…, {h}, {w})" for h, w in self.shapes)
+            raise InputError(
+                f"maps have shapes {found}: expected {wanted}, one for each grid of image tokens, "
+                "as attribute returns them"
+            )
+        return maps
 
 
 #: the tensors of a grid, by their names in a file

@@ -8,26 +8,15 @@ stand in front of the first user message.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from captum_dcam.errors import InputError, InputTypeError, MissingFileError, PictureError
+from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.model.images import EXPECTED, KINDS, ImageLike, as_image
 
 ROLES = ("system", "user", "assistant")
-#: which of these Pillow raises at a damaged file depends on its format
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 #: messages whose content is a list of parts, as chat templates want them
 Messages = list[dict[str, Any]]
 
@@ -43,21 +32,17 @@ class Video(tuple[Image.Image, ...]):
     r"""Frames of a video, in the place of an image.
 
     Args:
-        frames (iterable of PIL.Image.Image): at least one, all of one size.
+        frames (iterable): at least one, all of one size; each as
+            :func:`~captum_dcam.model.images.as_image` takes it.
 
     Raises:
-        TypeError: a frame that is no PIL image.
+        TypeError, PictureError: a frame that is no image.
         ValueError: no frame, or frames of different sizes.
     """
 
-    def __new__(cls, frames: Iterable[Image.Image]) -> Video:
-        made = super().__new__(cls, frames)
-        for number, frame in enumerate(made):
-            if not isinstance(frame, Image.Image):
-                raise InputTypeError(
-                    f"frame {number} is a {type(frame).__name__}: expected a PIL image; turn an "
-                    "array into one with PIL.Image.fromarray"
-                )
+    def __new__(cls, frames: Iterable[ImageLike]) -> Video:
+        read = (as_image(frame, name=f"frame {n}") for n, frame in enumerate(frames))
+        made = super().__new__(cls, read)
         sizes = sorted({f.size for f in made})
         if len(sizes) != 1:
             found = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
@@ -66,14 +51,25 @@ class Video(tuple[Image.Image, ...]):
 
 
 #: one image or video, or several of them
-Pictures = Image.Image | Video | Sequence[Image.Image | Video]
+Pictures = ImageLike | Video | Sequence[ImageLike | Video]
 #: a question, or the messages of a conversation
 Prompt = str | Sequence[dict[str, Any]]
 
 
-def pictures_of(shown: Pictures) -> list[Any]:
-    """The images and videos of one example, whether one was given or several."""
-    return [shown] if isinstance(shown, Image.Image | Video) else list(shown)
+def pictures_of(shown: Pictures) -> list[Image.Image | Video]:
+    """The images and videos of one example, whether one was given or several, in RGB; a list or
+    tuple among several is a video."""
+    if isinstance(shown, (*KINDS, Video)):
+        return [shown if isinstance(shown, Video) else as_image(shown)]
+    if not isinstance(shown, Sequence):
+        raise InputTypeError(
+            f"image is a {type(shown).__name__}: expected {EXPECTED}, or a list of them"
+        )
+    several: Sequence[Any] = shown
+    return [
+        Video(one) if isinstance(one, list | tuple) else as_image(one, name=f"image {n}")
+        for n, one in enumerate(several)
+    ]
 
 
 def messages_of(prompt: Any, visuals: Sequence[Shown]) -> Messages:
@@ -145,44 +141,3 @@ def summary(prompt: Any) -> str:
         parts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
         lines.append(f"{m['role']}: {''.join(parts)}")
     return "\n".join(lines)
-
-
-# -- images from files: upright, RGB, fully read ---------------------------------------------------
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; transparent pixels are shown on white, wide grey values scaled to 8 bits."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        wide = np.asarray(image, dtype=np.float64).clip(min=0)
-        return Image.fromarray((wide / max(wide.max(), 1) * 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    r"""Read an image file completely, turn it upright (EXIF) and convert it to RGB.
-
-    Raises:
-        FileNotFoundError: no such file.
-        PictureError: not an image, damaged, truncated, or too large to be opened safely.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file")
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder: expected a picture file")
-    try:
-        with Image.open(path) as file:
-            file.load()  # Pillow reads lazily: a truncated file shows here, not later
-            return to_rgb(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture in a format that Pillow reads") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} is too large to be opened safely: {error}") from error
-    except PermissionError as error:
-        raise PictureError(f"{path} may not be read: {error.strerror}") from error
-    except DAMAGED as error:
-        raise PictureError(f"{path} is damaged or truncated: {error}") from error

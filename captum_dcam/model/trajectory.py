@@ -2,9 +2,11 @@ r"""The record of a generation: what a denoising model saw and committed, step b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError, InputError, UnknownNameError, near
@@ -154,6 +156,24 @@ class Trajectory:
             one[visible] = final[rows[visible]]
             found.append(one)
         return tuple(found)
+
+    def rows(self, examples: Sequence[int]) -> Trajectory:
+        """The records of examples, each as often as it is named, without what was kept for
+        replay."""
+
+        def pick(values: Tensor, axis: int = 0) -> Tensor:
+            return values.index_select(axis, torch.tensor(examples, device=values.device))
+
+        return replace(
+            self,
+            tokens=pick(self.tokens),
+            states=tuple(pick(s, 1) for s in self.states),
+            final_state=tuple(map(pick, self.final_state)),
+            commit_step=pick(self.commit_step),
+            confidence=pick(self.confidence),
+            kept={},
+            final_step=None if self.final_step is None else pick(self.final_step),
+        )
 
     def single(self, example: int) -> Trajectory:
         """The record of one example (B = 1), without what was kept for replay."""

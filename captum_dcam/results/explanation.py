@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captum_dcam.errors import TargetError
 from captum_dcam.files import new_folder, opened, read_tensors, write_manifest, write_tensors
+from captum_dcam.model.images import to_rgb
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
-from captum_dcam.model.prompts import to_rgb
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
 

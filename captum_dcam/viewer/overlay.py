@@ -2,8 +2,6 @@ r"""Heat over an image: the value sets colour and opacity, so that the image sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import InputError, UnknownNameError, near
-from captum_dcam.model.layout import Layout
-from captum_dcam.model.prompts import to_rgb
+from captum_dcam.model.images import ImageLike, as_image
 from captum_dcam.refine.checks import check_maps
 from captum_dcam.results.explanation import Explanation
 
@@ -37,7 +34,7 @@ def palette(cmap: str) -> np.ndarray:
 
 
 def overlay(
-    image: Image.Image,
+    image: ImageLike,
     map_pixels: Tensor | np.ndarray,
     *,
     cmap: str = CMAP,
@@ -48,7 +45,8 @@ def overlay(
     r"""Blend a map over an image.
 
     Args:
-        image (PIL.Image.Image): H × W pixels, any mode.
+        image (PIL.Image.Image or path): H × W pixels, as
+            :func:`~captum_dcam.model.images.as_image` takes them.
         map_pixels (Tensor or array): (H, W), non-negative and finite, for example one of
             ``explanation.pixel_maps()``.
         cmap (str, optional): a matplotlib colour map. Default: ``"inferno"``
@@ -66,13 +64,13 @@ def overlay(
         ValueError: shape, values, ``alpha`` or ``vmax`` out of range.
         UnknownNameError: no such colour map.
     """
-    colors = palette(cmap)
+    colors, picture = palette(cmap), as_image(image)
     if isinstance(map_pixels, Tensor):
         map_pixels = map_pixels.detach().cpu().double().numpy()
     values = np.asarray(map_pixels, dtype=np.float64)
-    if values.shape != (image.height, image.width):
+    if values.shape != (picture.height, picture.width):
         raise InputError(
-            f"map has shape {values.shape}: expected ({image.height}, {image.width}), the "
+            f"map has shape {values.shape}: expected ({picture.height}, {picture.width}), the "
             "image's height and width; explanation.pixel_maps() gives maps of that size"
         )
     check_maps(torch.from_numpy(values), "overlay", name="map_pixels")
@@ -80,7 +78,7 @@ def overlay(
         raise InputError(f"alpha is {alpha}: expected an opacity from 0 to 1")
     if vmax is not None and not (vmax > 0 and np.isfinite(vmax)):
         raise InputError(f"vmax is {vmax}: expected a positive number")
-    picture = muted(to_rgb(image), mute)
+    picture = muted(picture, mute)
     if values.min() == values.max():
         plain = picture.copy()
         plain.info["note"] = FLAT
@@ -121,30 +119,9 @@ def word_map(
         Tensor: (H, W) float32; where grids overlap their maps add up.
     """
     number = explanation.index(word)
-    size = explanation.images[image].size if size is None else size
-    own = [maps[number] for maps in explanation.maps]
-    return picture_maps(explanation.layout, own, image, size, mode)
-
-
-def picture_maps(
-    layout: Layout, maps: Sequence[Tensor], image: int, size: tuple[int, int], mode: str
-) -> Tensor:
-    r"""Maps (…, h, w), one per grid, over one image of ``size`` (W, H): (…, H, W) float32.
-
-    Where grids (tiles, a thumbnail) overlap their maps add up.
-    """
-    total = torch.zeros(*maps[0].shape[:-2], size[1], size[0])
-    for grid, own in zip(layout.grids, maps, strict=True):
-        if grid.image == image:
-            height, width = grid.image_size
-            resized = replace(
-                grid,
-                x_edges=grid.x_edges * (size[0] / width),
-                y_edges=grid.y_edges * (size[1] / height),
-                image_size=(size[1], size[0]),
-            )
-            total += resized.to_pixels(own.float(), mode)
-    return total
+    wide, high = explanation.images[image].size if size is None else size
+    own = [maps[number].float() for maps in explanation.maps]
+    return explanation.layout.over_image(own, image, (high, wide), mode)
 
 
 def word_overlay(
@@ -175,8 +152,7 @@ def word_overlay(
 
 def scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image in RGB at another size."""
-    rgb = picture if picture.mode == "RGB" else to_rgb(picture)
-    return rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return as_image(picture).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def fitted(size: tuple[int, int], width: float, height: float) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from captum_dcam.viewer.ink import (
     settings_line,
     stacked,
 )
-from captum_dcam.viewer.overlay import CMAP, MUTE, fitted, muted, overlay, picture_maps, scaled
+from captum_dcam.viewer.overlay import CMAP, MUTE, fitted, muted, overlay, scaled
 
 SCALES = ("map", "row")
 #: colours: chips of words, what failed, what is partial, ground of a cell without a map
@@ -208,8 +208,9 @@ class Thumbnails:
         # the most tokens in a line, where grids stand side by side
         tokens = sum(max(grid.shape) for grid in layout.grids if grid.image == image)
         k = max(1, math.ceil(tokens / min(size)))
-        large = (size[0] * k, size[1] * k)
-        maps = picture_maps(layout, self.comparison.rows[row].maps, image, large, self.mode)
+        large = (size[1] * k, size[0] * k)
+        own = [maps.float() for maps in self.comparison.rows[row].maps]
+        maps = layout.over_image(own, image, large, self.mode)
         return maps if k == 1 else avg_pool2d(maps[:, None], k)[:, 0]
 
 

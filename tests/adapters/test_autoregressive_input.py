@@ -182,7 +182,7 @@ def test_the_output_head_reads_the_last_block(kind):
         ([], [], ValueError, "0 lists of images for 0 prompts"),
         ([[None]], ["a", "b"], ValueError, "1 lists of images for 2 prompts"),
         ([[]], ["a"], ValueError, "at least one"),
-        ([["a.png"]], ["a"], TypeError, "expected a PIL image"),
+        ([["a.png"]], ["a"], FileNotFoundError, "a.png: no such file"),
         ([[[]]], ["a"], ValueError, "no frame"),
         (None, [3], TypeError, "expected a string, or a list of messages"),
         (None, [[]], ValueError, "ends with nothing"),

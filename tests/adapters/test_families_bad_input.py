@@ -64,7 +64,9 @@ def test_more_prompts_than_examples(made):
 
 
 def test_what_is_no_picture(made):
-    refused(made, [["photo.jpg"]], [made[0].prompt], "str|PIL")
+    refused(made, [["photo.jpg"]], [made[0].prompt], "photo.jpg: no such file", OSError)
+    refused(made, [[7]], [made[0].prompt], "image 0 is a int: expected a path")
+    refused(made, [made[0].picture()], [made[0].prompt], r"Image: .*prepare\(\[\[image\]\]")
 
 
 def test_what_is_no_prompt(made):

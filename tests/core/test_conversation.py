@@ -99,8 +99,8 @@ def test_video():
     frames = [tiny.picture(seed) for seed in range(3)]
     video = Video(iter(frames))
     assert isinstance(video, tuple) and list(video) == frames
-    with pytest.raises(TypeError, match="frame 1 is a str"):
-        Video([frames[0], "frame.png"])
+    with pytest.raises(TypeError, match="frame 1 is a int"):
+        Video([frames[0], 7])
     with pytest.raises(ValueError, match="a video has no frame"):
         Video([])
     with pytest.raises(ValueError, match=r"of sizes \[\(5, 5\), \(80, 60\)\]"):

@@ -194,7 +194,7 @@ def test_own_folder_with_faults(mine):
     reasons = dict(data.problems)
     assert sorted(reasons) == ["bird", "cow", "dog", "empty", "hen", "horse__tail", "my__cat"]
     assert "share a stem" in reasons["dog"] and "upright image (20, 10)" in reasons["my__cat"]
-    assert "damaged" in reasons["empty"] and "is empty: leave out" in reasons["bird"]
+    assert "is not an image" in reasons["empty"] and "is empty: leave out" in reasons["bird"]
     assert "is RGBA" in reasons["cow"] and "damaged" in reasons["hen"]
     for path in images.iterdir():
         path.unlink()
