@@ -8,7 +8,7 @@ written into a file. Maps are checked by :mod:`captum_dcam.refine.checks`.
 (4, 0.5, True)
 >>> whole("steps", True)
 Traceback (most recent call last):
-captum_dcam.errors.InputTypeError: steps is True, a bool: expected a whole number of at least 1
+captum_dcam.errors.WrongTypeError: steps is True: expected a whole number of at least 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.errors import InputError, WrongTypeError
 
 
 def as_whole(value: Any) -> int | None:
@@ -54,16 +54,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _named(name: str, value: Any) -> str:
-    return f"{name} is {value!r}, a {type(value).__name__}"
-
-
 def whole(name: str, value: Any, least: int | None = 1, why: str = "") -> int:
     """A whole number of at least ``least``, or any; ``why`` ends the message."""
     found = as_whole(value)
     wanted = "a whole number" if least is None else f"a whole number of at least {least}"
     if found is None:
-        raise InputTypeError(f"{_named(name, value)}: expected {wanted}{why}")
+        raise WrongTypeError(f"{name} is {value!r}: expected {wanted}{why}")
     if least is not None and found < least:
         raise InputError(f"{name} is {found}: expected {wanted}{why}")
     return found
@@ -77,7 +73,7 @@ def real(
     wanted = f"a finite number {'above' if above else 'of at least'} {low:g}"
     wanted += f" and at most {high:g}" if high < math.inf else ""
     if found is None:
-        raise InputTypeError(f"{_named(name, value)}: expected {wanted}")
+        raise WrongTypeError(f"{name} is {value!r}: expected {wanted}")
     inside = math.isfinite(found) and low <= found <= high and not (above and found == low)
     if not inside:
         raise InputError(f"{name} is {found}: expected {wanted}")
@@ -87,7 +83,7 @@ def real(
 def flag(name: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one of them."""
     if not isinstance(value, (bool, np.bool_)):
-        raise InputTypeError(f"{_named(name, value)}: expected True or False")
+        raise WrongTypeError(f"{name} is {value!r}: expected True or False")
     return bool(value)
 
 
@@ -100,8 +96,8 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
 def draws(name: str, value: Any) -> torch.Generator | None:
     """A generator, or None."""
     if value is not None and not isinstance(value, torch.Generator):
-        raise InputTypeError(
-            f"{_named(name, value)}: expected a torch.Generator, "
+        raise WrongTypeError(
+            f"{name} is {value!r}, a {type(value).__name__}: expected a torch.Generator, "
             "torch.Generator().manual_seed(0), or None"
         )
     return value

@@ -23,6 +23,10 @@ class InputTypeError(DcamError, TypeError):
     """A value of another type than expected."""
 
 
+class WrongTypeError(InputError, InputTypeError):
+    """A setting's value of another type than expected."""
+
+
 class SettingError(DcamError, TypeError, ValueError):
     """A setting that an entry of a registry does not have; names those it has."""
 

@@ -106,7 +106,9 @@ def test_empty_prompt_works(adapter):
 
 @pytest.mark.parametrize("words", (4, -1, 99, (4, 9), (0, 9999), (0, -1), (True, False)))
 def test_index_out_of_range(adapter, words):
-    with pytest.raises(TargetError, match=r"out of range|not \(position"):
+    with pytest.raises(
+        TargetError, match=r"out of range|not \(position|is a bool: expected a word"
+    ):
         explain(adapter, words=words)
 
 

@@ -113,6 +113,7 @@ def test_what_is_said_of_the_example_is_the_examples():
     assert found.tokens.ids.tolist() == ids and found.tokens.prompt == len(ids) - 12
     assert found.settings == {
         "family": "mini",
+        "tagger": "phrases",
         "regime": "full",
         "steps": 12,
         "generation": {},
@@ -237,7 +238,7 @@ def test_errors_can_be_raised():
                 errors="raise",
                 gen_length=2,
             )
-    with pytest.raises(ValueError, match="expected 'report' or 'raise'"):
+    with pytest.raises(ValueError, match=r"expected one of .*'report', 'raise'"):
         run(errors="ignore")
 
 
