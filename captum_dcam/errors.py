@@ -66,8 +66,13 @@ class MethodError(InputError):
     """A method that cannot run on this model, or lacks what it needs; says what."""
 
 
-class ExplanationError(InputError):
-    """A saved explanation that cannot be read."""
+class SavedError(InputError):
+    """Something saved that is damaged, was edited, or is of a version that is not known; base of
+    the errors of each kind of saved thing."""
+
+
+class ExplanationError(SavedError):
+    """A saved explanation or comparison that cannot be read."""
 
 
 class NotBoundError(DcamError, RuntimeError):
@@ -114,11 +119,11 @@ class EvaluationError(DcamError, RuntimeError):
     """An image that could not be measured; names it. What was measured before is stored."""
 
 
-class StoreError(InputError):
+class StoreError(SavedError):
     """A store that is damaged, in use, unfinished, or belongs to another plan."""
 
 
-class PresetError(InputError):
+class PresetError(SavedError):
     """A preset file that cannot be read; says what is wrong with it."""
 
 

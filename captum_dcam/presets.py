@@ -12,7 +12,6 @@ preset's name is accepted, the file's path is too::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,16 @@ from captum_dcam.errors import (
     UnknownNameError,
     near,
 )
-from captum_dcam.files import canonical, check_version, digest, reading, write_json
+from captum_dcam.files import (
+    WITHOUT,
+    canonical,
+    check_names,
+    check_version,
+    digest,
+    read_json,
+    reading,
+    write_json,
+)
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import SCORES
@@ -165,22 +173,23 @@ def write_preset(
 
 
 def check_writable(file: Path) -> None:
-    """PresetError unless a preset file may be written there."""
+    """PresetError unless a preset file may be written there: there is none yet, or one that is as
+    it was written. FileError for a place that the system does not take."""
     if file.suffix != ".json":
         raise PresetError(f"{file}: expected a file that ends in .json")
     with reading(file):
         if file.is_dir():
             inside = file / "preset.json"
             raise PresetError(f"{file} is a folder: give a file in it, such as {inside}")
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
-    if text is None:
-        return
-    try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PresetError(f"{file} exists and is no preset file: give another name")
+        if not file.exists():
+            check_names(file, 0)
+            return
+    other = "give another name, or move it away"
+    record = read_json(file, PresetError, f"it exists and is no preset file: {other}")
+    if record.get("format") != FORMAT:
+        raise PresetError(f"{file} exists and is no preset file: {other}")
+    if not _as_written(record):
+        raise PresetError(f"{file} was changed since it was written, and is yours: {other}")
 
 
 def read_preset_file(file: str | Path) -> dict[str, Any]:
@@ -191,26 +200,22 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
         PresetError: no preset file, too new, damaged or changed, or a setting that is unknown.
     """
     file = Path(file)
-    try:
-        with reading(file):
-            if not file.is_file():
-                raise MissingFileError(
-                    f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
-                )
-            record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PresetError(f"{file} is damaged or no preset file: {error}; {AGAIN}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    with reading(file):
+        if not file.is_file():
+            raise MissingFileError(
+                f"no preset file {file}: captum-dcam calibrate -o {file} writes one"
+            )
+    record = read_json(file, PresetError, AGAIN)
+    if record.get("format") != FORMAT:
         raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
-    check_version(file, record, VERSION, PresetError)
+    check_version(file, record, (VERSION,), PresetError)
     if missing := [name for name in _FIELDS if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
-    written = record.pop("digest", None)
-    try:
-        changed = written is not None and written != _digest(record)
-    except InputError as error:
-        raise PresetError(f"{file} is damaged: {error}; {AGAIN}") from error
-    if changed:
+    if unknown := record.keys() - {*_FIELDS, "format", "version", "digest"}:
+        raise PresetError(
+            f"{file} has {', '.join(sorted(unknown))}, which no preset has: it is damaged; {AGAIN}"
+        )
+    if "digest" in record and not _as_written(record):
         raise PresetError(
             f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
             'changed it on purpose, take out its line "digest"'
@@ -222,21 +227,27 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
 def read_preset(file: str | Path) -> Preset:
     """The preset of a file; raises as :func:`read_preset_file`."""
     record = read_preset_file(file)
+    mark = "" if "digest" in record else f", {WITHOUT}"
     return Preset(
         record["score"],
         record["product"],
         record["center"],
         partial(_built, record["refinements"]),
-        f"{file}, fitted from {record['base']!r}",
+        f"{file}, fitted from {record['base']!r}{mark}",
         str(file),
     )
 
 
 def _check(file: Path, record: Mapping[str, Any]) -> None:
     for name, known in (("score", SCORES), ("product", PRODUCTS), ("center", (True, False))):
-        if record[name] not in known:
+        if record[name] not in known or (name == "center" and type(record[name]) is not bool):
             listed = ", ".join(map(str, known))
             raise PresetError(f"{file}: {name} is {record[name]!r}: expected one of {listed}")
+    for name, kind in (("base", str), ("refinements", list), ("fitted", dict)):
+        if not isinstance(record[name], kind):
+            raise PresetError(
+                f"{file}: {name} is {str(record[name])[:80]}: expected a {kind.__name__}; {AGAIN}"
+            )
     try:
         _built(record["refinements"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -257,3 +268,12 @@ def _built(records: Sequence[Mapping[str, Any]]) -> Compose:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return digest(canonical(record, ascii_only=True))
+
+
+def _as_written(record: Mapping[str, Any]) -> bool:
+    """Whether a file's digest is that of the rest."""
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    try:
+        return bool(record.get("digest") == _digest(rest))
+    except InputError:  # NaN, which is never written
+        return False

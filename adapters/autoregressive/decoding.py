@@ -53,6 +53,8 @@ REFUSED = {
     "output_attentions": "choose the method attention",
     "output_hidden_states": "read the tap",
     "streamer": "the answer is returned whole",
+    "custom_generate": "code of others would decode, with other steps than are recorded",
+    "trust_remote_code": "give it to load: generate runs no code of a checkpoint",
 }
 
 

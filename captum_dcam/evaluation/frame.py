@@ -105,25 +105,38 @@ class Frame:
             if "error" in record:
                 self.failed += 1
                 continue
-            first = len(self._image)
-            for number, word in enumerate(record["words"]):
-                self._image.append(record["index"])
-                self._number.append(number)
-                kinds.append(KINDS.index(word["kind"]))
-            for name, own in record.pop("variants").items():
-                self._enter(name, own, first)
-            self.records.append(record)
+            try:
+                kinds += self._words(record)
+                self.records.append(record)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise StoreError(
+                    f"{folder}: the image with index {record['index']} is damaged ({error!r}): "
+                    "remove its line and run again"
+                ) from error
         self._kinds = torch.tensor(kinds, dtype=torch.long)
         self.costs = list(store.costs())
         if not self.records:
             raise StoreError(f"{folder} holds no measured image yet: run it first")
 
+    def _words(self, record: Record) -> list[int]:
+        """Enter an image; returns the kind of each word."""
+        first, words = len(self._image), record["words"]
+        kinds = [KINDS.index(word["kind"]) for word in words]
+        self._image.extend(record["index"] for _ in words)
+        self._number.extend(range(len(words)))
+        for name, own in record.pop("variants").items():
+            self._enter(name, own, first)
+        return kinds
+
     def _enter(self, variant: str, own: Record, first: int) -> None:
         """One image's record of a variant; ``first`` is the number of its first word."""
+        words = len(self._image) - first
         key = own["status"], own.get("note", "")
         self._states.setdefault(variant, Counter())[key] += 1
         for metric, column in own.get("scores", {}).items():
             found = self._columns.setdefault((variant, metric), _Column())
+            if len(column) != words:
+                raise ValueError(f"{metric} has {len(column)} values for {words} words")
             for n, value in enumerate(column):
                 if value is not None:
                     found.append(first + n, value)

@@ -130,6 +130,7 @@ def evaluate(
     stop: Callable[[], bool] | None = None,
     adapter: Adapter | None = None,
     data: Dataset[Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Summary:
     r"""Measure what a plan says; what the folder holds already is not measured again.
 
@@ -147,6 +148,8 @@ def evaluate(
         stop (callable, optional): asked before every image whether to end here.
         adapter (Adapter, optional): a loaded model in place of the plan's. Default: it is loaded
         data (Dataset, optional): an open data set in place of the plan's. Default: it is opened
+        trust_remote_code (bool, optional): let Python code inside the plan's checkpoint run on this
+            machine; a plan cannot say so itself. Default: False
 
     Returns:
         Summary: of this shard.
@@ -170,7 +173,7 @@ def evaluate(
         data = open_data(plan.dataset, root) if data is None else data
         ids = _selected(plan, data)
         progress.say("model")
-        adapter = _load(plan, device) if adapter is None else adapter
+        adapter = _load(plan, device, trust_remote_code) if adapter is None else adapter
         trial = Trial(plan, adapter, on_error)
         store = Store.open(
             folder,
@@ -211,9 +214,12 @@ def _finished(folder: Path, shard: tuple[int, int], retry: bool) -> Summary | No
     if not Store.exists(folder):
         return None
     store = Store.read(folder)
+    if store.shards != shard[1]:
+        return None  # it was begun anew in other shards, or will be
     done = store.stored(shard[0])
     if len(done) < len(store.indices(shard[0])) or (retry and any(done.values())):
         return None
+    store.tidy(shard[0])
     return _summary(store, shard[0], 0, ())
 
 
@@ -304,7 +310,7 @@ def _selected(plan: Plan, data: Dataset[Any]) -> list[Any]:
     return ids
 
 
-def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
+def _load(plan: Plan, device: str | torch.device | None, trusted: bool) -> Adapter:
     from captum_dcam.model.hub import load
 
     where = launched_device() if device is None else torch.device(device)
@@ -313,7 +319,8 @@ def _load(plan: Plan, device: str | torch.device | None) -> Adapter:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     dtype = getattr(torch, plan.dtype)
-    return load(plan.model, cache=plan.cache, device=where, dtype=dtype, **plan.load)
+    given = {"cache": plan.cache, "device": where, "dtype": dtype, **plan.load}
+    return load(plan.model, trust_remote_code=trusted, **given)
 
 
 @contextmanager

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_dcam.errors import InputError, InputTypeError, UnknownNameError, near
+from captum_dcam.errors import (
+    InputError,
+    InputTypeError,
+    RemoteCodeError,
+    UnknownNameError,
+    near,
+)
 from captum_dcam.evaluation.answers import answer_record
 from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import metric_record
@@ -38,6 +44,33 @@ _SHAPES = (
     ("model", str, "a name or a folder"),
     ("prompt", str | None, "a text"),
 )
+
+
+#: what only whoever runs a plan may decide, for a plan is data that others write
+CODE = ("trust_remote_code", "custom_generate")
+#: settings of loading that are none of a plan's ``load``, and where they are given instead
+OWN_HINT = {
+    "cache": "a plan has a field 'cache' of its own",
+    "dtype": "a plan has a field 'dtype' of its own",
+    "device": "where it runs is said by the run (--device, or evaluate(…, device=…))",
+}
+OWN = frozenset(OWN_HINT)
+
+
+def _refuse_code(where: str, value: Any) -> None:
+    """RemoteCodeError where a record, at whatever depth, lets code of others run."""
+    if isinstance(value, Mapping):
+        for name in CODE:
+            if name in value:
+                raise RemoteCodeError(
+                    f"the plan's {where} holds {name!r}: a plan cannot let a checkpoint's code run "
+                    "on this machine. Take it out, and allow it for this run alone: --load "
+                    "trust_remote_code=true, or evaluate(…, trust_remote_code=True)"
+                )
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            _refuse_code(where, one)
 
 
 def _misfit(what: str, value: Any, expected: str) -> InputTypeError:
@@ -160,9 +193,11 @@ class Plan:
         generation (dict, optional): the family's decoding settings. Default: the family's
         threads (int, optional): of torch on the CPU, because sums in another order round
             otherwise; 0 leaves the process's. Default: 1
-        load (dict, optional): further settings of :func:`captum_dcam.load`. Default: none
+        load (dict, optional): further settings of :func:`captum_dcam.load`; not
+            ``trust_remote_code``, which only the call that runs a plan may give. Default: none
 
     Raises:
+        RemoteCodeError: a plan that would let a checkpoint's code run.
         UnknownNameError, ValueError, TypeError: before any work, with what is known.
     """
 
@@ -184,6 +219,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_shapes("the plan's ", self, _SHAPES)
+        for name in ("load", "generation", "dataset"):
+            _refuse_code(name, getattr(self, name))
+        if own := sorted(OWN & self.load.keys()):
+            raise InputError(
+                f"the plan's load holds {own[0]!r}: {OWN_HINT[own[0]]}, so take it out of load"
+            )
         write = object.__setattr__
         variants = tuple(as_variant(v) for v in self.variants)
         dataset = {"name": self.dataset} if isinstance(self.dataset, str) else plain(self.dataset)

@@ -7,11 +7,14 @@ r"""A folder of results that survives being killed, filled by one process or by 
 
 A line is on the disk before the next image begins. Costs are written before results, so that a
 result always has its costs; what a killed process left half written is cut off on the next run.
+The plan holds a digest of itself, and every line ends with a checksum, so that what was changed
+since is refused. Stores that an earlier version began (``version`` 1) have neither, and go on so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -24,11 +27,18 @@ from filelock import FileLock, Timeout
 
 from captum_dcam.errors import StoreError
 from captum_dcam.files import (
+    UNSEALED,
+    VERSION,
+    WITHOUT,
     Growing,
     Record,
     canonical,
+    check_names,
+    check_seal,
     digest,
+    read_json,
     reading,
+    sealed,
     shorten,
     sync_folder,
     write_atomically,
@@ -37,13 +47,16 @@ from captum_dcam.files import (
     writing,
 )
 
-FORMAT, VERSION = "captum-dcam evaluation", 1
+FORMAT = "captum-dcam evaluation"
 HEADER = "plan.json"
 RESULTS, COSTS = "results", "costs"
 #: seconds to wait for another process that writes the header or merges
 PATIENCE = 120.0
 #: lists of a plan whose records are compared by their names
 NAMED = ("variants", "metrics")
+#: what a plan of an earlier version could say of loading, and no plan may
+TRUST = "trust_remote_code"
+AGAIN = "begin in another folder, or copy the file here again"
 
 
 class Store:
@@ -53,6 +66,8 @@ class Store:
         folder (Path): where it lies.
         header (dict): ``plan``, ``facts``, ``images`` and ``shards``, as in ``plan.json``.
         digest (str): of the first three; every line carries it.
+        checked (bool): whether plan and lines have checksums.
+        note (str): what a reader must know: ``"without checksum"`` where they have none.
     """
 
     def __init__(self, folder: Path, header: Record) -> None:
@@ -62,6 +77,8 @@ class Store:
         self.count: int = header["images"]["count"]
         made = {key: header[key] for key in ("plan", "facts", "images")}
         self.digest = digest(canonical(made))[:16]
+        self.checked = header["version"] != UNSEALED
+        self.note = "" if self.checked else WITHOUT
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -77,6 +94,8 @@ class Store:
         shards: int = 1,
     ) -> Store:
         r"""Begin a store, or go on with one of the same plan.
+
+        A store of another plan in which nothing was measured is begun anew.
 
         Args:
             folder (path): made if need be.
@@ -104,7 +123,11 @@ class Store:
         with locked(folder / ".store.lock", PATIENCE, f"{folder} is being written"):
             if not (folder / HEADER).exists():
                 _refuse_orphans(folder)
-                write_json(folder / HEADER, header, sort_keys=True)
+                write_json(folder / HEADER, sealed(header), sort_keys=True)
+            elif (store := cls.read(folder)).others(header) and store.empty():
+                with store.held_alone():
+                    store.remove_lines()
+                    write_json(folder / HEADER, sealed(header), sort_keys=True)
         store = cls.read(folder)
         store._refuse_other(header)
         return store
@@ -115,19 +138,12 @@ class Store:
         path = Path(folder) / HEADER
         if not cls.exists(folder):
             raise StoreError(f"{folder} holds no evaluation: it has no {HEADER}")
-        try:
-            with reading(path):
-                header = json.loads(path.read_text(encoding="utf-8"))
-            if header["format"] != FORMAT:
-                raise StoreError(f"{path} is not the header of an evaluation")
-            if header["version"] > VERSION:
-                raise StoreError(
-                    f"{path} has format version {header['version']}, this package reads up to "
-                    f"{VERSION}: update captum-dcam"
-                )
-            return cls(Path(folder), header)
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path} is damaged ({error!r}): begin in another folder") from error
+        header = read_json(path, StoreError, AGAIN)
+        if header.get("format") != FORMAT:
+            raise StoreError(f"{path} is not the header of an evaluation; {AGAIN}")
+        check_seal(path, header, StoreError, AGAIN)
+        _check_header(path, header)
+        return cls(Path(folder), header)
 
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
@@ -137,13 +153,23 @@ class Store:
 
     @classmethod
     def check(cls, folder: str | Path, plan: Record, shards: int) -> None:
-        """Refuse a folder of another plan before the model is loaded; a new folder is fine."""
+        """Refuse a folder of another plan before the model is loaded; a new folder is fine, and one
+        in which nothing was measured."""
+        check_names(Path(folder), 60)
         if cls.exists(folder):
-            cls.read(folder)._refuse_other({"plan": plan, "shards": shards})
+            store = cls.read(folder)
+            here = {"plan": plan, "shards": shards}
+            if not store.others(here) or not store.empty():
+                store._refuse_other(here)
+
+    def others(self, here: Mapping[str, Any]) -> list[str]:
+        """What differs between the stored header and parts of another."""
+        there = {**self.header, "plan": _without_trust(self.header["plan"])}
+        return [d for key in here if key in PARTS for d in differences(there[key], here[key], key)]
 
     def _refuse_other(self, here: Mapping[str, Any]) -> None:
         """StoreError that names what differs between the stored header and this one."""
-        found = [d for key in here for d in differences(self.header.get(key), here[key], key)]
+        found = self.others(here)
         if not found:
             return
         if all(d.startswith("shards") for d in found):
@@ -156,6 +182,28 @@ class Store:
             f"{self.folder} holds another evaluation: {shown}. Results of two settings do not mix: "
             "choose another folder, or the settings of that one"
         )
+
+    # -- beginning anew -------------------------------------------------------------------------
+
+    def empty(self) -> bool:
+        """Whether no image was measured: none is stored, but for some that failed."""
+        return all(line.failed for _, line in self._index(RESULTS))
+
+    @contextlib.contextmanager
+    def held_alone(self) -> Iterator[None]:
+        """No process writes a shard inside; StoreError where one does."""
+        with contextlib.ExitStack() as stack:
+            for path in sorted(self.folder.glob(".shard-*.lock")):
+                what = f"{self.folder} holds another evaluation, and is being written"
+                stack.enter_context(locked(path, 0, what))
+            yield
+
+    def remove_lines(self) -> None:
+        """Remove what shards and merges wrote."""
+        for path in self.folder.iterdir():
+            if _LINES.fullmatch(path.name):
+                with writing(path):
+                    path.unlink()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -203,7 +251,7 @@ class Store:
     def stored(self, shard: int) -> dict[int, bool]:
         """Index of every image that a shard holds → whether it failed."""
         path = self.path(RESULTS, shard)
-        lines = scan(path, self.indices(shard), self.digest)[0] if path.exists() else []
+        lines = self._scan(path, self.indices(shard))[0] if path.exists() else []
         return {line.image: line.failed for line in lines}
 
     def missing(self) -> list[int]:
@@ -213,11 +261,11 @@ class Store:
 
     def records(self) -> Iterator[Record]:
         """Results so far, one per image, in the data set's order."""
-        return map(json.loads, self._lines(RESULTS))
+        return map(_content, self._lines(RESULTS))
 
     def costs(self) -> Iterator[Record]:
         """Costs so far, one per image, in the data set's order."""
-        return map(json.loads, self._lines(COSTS))
+        return map(_content, self._lines(COSTS))
 
     def _lines(self, kind: str) -> Iterator[bytes]:
         """Stored lines in order, one at a time in memory."""
@@ -240,20 +288,68 @@ class Store:
             line.image: (path, line)
             for path, indices in files
             if path.exists()
-            for line in scan(path, indices, self.digest)[0]
+            for line in self._scan(path, indices)[0]
         }
         return [found[image] for image in sorted(found)]
+
+    def _scan(self, path: Path, indices: range) -> tuple[list[Line], int]:
+        return scan(path, indices, self.digest, self.checked)
+
+    def written(self, record: Record) -> bytes:
+        """A record as the line that is stored."""
+        text = canonical({**record, "plan": self.digest}).encode()
+        return (with_sum(text) if self.checked else text) + b"\n"
+
+    def guard(self, shard: int) -> tuple[FileLock, Path]:
+        """The lock of a shard, and the note of who holds it."""
+        name = f".shard-{shard:05d}-of-{self.shards:05d}"
+        lock = FileLock(self.folder / f"{name}.lock", timeout=0)
+        return lock, self.folder / f"{name}.owner"
+
+    def tidy(self, shard: int) -> None:
+        """Remove the note of a process that was killed after the last image of a shard."""
+        lock, owner = self.guard(shard)
+        if owner.exists():
+            with contextlib.suppress(Timeout, OSError), lock:
+                owner.unlink(missing_ok=True)
 
     def path(self, kind: str, shard: int) -> Path:
         """File of a shard's results or costs."""
         return self.folder / f"{kind}-{shard:05d}-of-{self.shards:05d}.jsonl"
 
 
+#: parts of a header that an evaluation must have in common with its store
+PARTS = ("plan", "facts", "images", "shards")
+#: names of the files that hold lines
+_LINES = re.compile(rf"({RESULTS}|{COSTS})(-\d+-of-\d+)?\.jsonl")
+
+
+def _check_header(path: Path, header: Record) -> None:
+    """StoreError for a header that lacks what every one has."""
+    images = header.get("images")
+    numbers = [header.get("shards")]
+    numbers += [images.get("start"), images.get("count")] if isinstance(images, dict) else [None]
+    whole = all(type(n) is int and n >= least for n, least in zip(numbers, (1, 0, 1), strict=False))
+    records = all(isinstance(header.get(key), dict) for key in PARTS[:3])
+    if not records or not whole or len(numbers) != 3 or "digest" not in images:
+        raise StoreError(
+            f"{path} is damaged: expected plan, facts, images (start, count, digest) and shards; "
+            f"{AGAIN}"
+        )
+
+
+def _without_trust(plan: Record) -> Record:
+    """A plan of an earlier version as today's: none lets a checkpoint's code run."""
+    if TRUST not in plan.get("load", ()):
+        return plan
+    load = {name: value for name, value in plan["load"].items() if name != TRUST}
+    return {k: v for k, v in plan.items() if k != "load"} | ({"load": load} if load else {})
+
+
 def _refuse_orphans(folder: Path) -> None:
     """Results without the plan that made them are nobody's."""
-    pattern = re.compile(rf"({RESULTS}|{COSTS})(-\d+-of-\d+)?\.jsonl")
     with reading(folder):
-        found = sorted(p.name for p in folder.iterdir() if pattern.fullmatch(p.name))
+        found = sorted(p.name for p in folder.iterdir() if _LINES.fullmatch(p.name))
     if found:
         raise StoreError(
             f"{folder} holds {found[0]} but no {HEADER}: results whose plan is lost; choose "
@@ -295,27 +391,51 @@ class Line(NamedTuple):
     size: int
 
 
-def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
+#: the end of a line that has a checksum: SHA-256 of the line without it, 16 digits
+_SUM = re.compile(rb',"sum":"([0-9a-f]{16})"\}')
+
+
+def with_sum(text: bytes) -> bytes:
+    """A line's JSON with its checksum as the last entry."""
+    return text[:-1] + b',"sum":"' + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
+
+
+def _content(line: bytes) -> Record:
+    """What was stored: a line without its checksum."""
+    found: Record = json.loads(line)
+    found.pop("sum", None)
+    return found
+
+
+def scan(path: Path, indices: range, digest: str, checked: bool = False) -> tuple[list[Line], int]:
     r"""The complete lines of a file, and where they end; what follows was never finished.
 
+    Args:
+        path (Path): the file.
+        indices (range): the images that may be in it.
+        digest (str): of the plan, which every line carries.
+        checked (bool, optional): every line has a checksum. Default: False
+
     Raises:
-        StoreError: a damaged line before the last, an image twice, or one of another shard or plan.
+        StoreError: a damaged line, an image twice, or one of another shard or plan.
     """
     lines: dict[int, Line] = {}
-    end, broken = 0, None
+    end = 0
     with reading(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
-            if broken is not None:
-                raise StoreError(f"{path}, line {broken} is damaged: remove the line and run again")
-            found = _parsed(text)
+            found = _parsed(text, checked)
             if found is None:
-                broken = number  # the last line may be: its writing was interrupted
-                continue
+                # an interrupted writing leaves the beginning of a line; this one has its end
+                if text.endswith(b"\n") or _parsed(text[:-1] + b"\n", checked) is not None:
+                    raise StoreError(
+                        f"{path}, line {number} is damaged: remove the line and run again"
+                    )
+                break
             index, failed, plan = found
             if plan != digest:
                 raise StoreError(
-                    f"{path}, line {number} was made by another plan or machine ({plan}, here "
-                    f"{digest}): it does not belong in this folder"
+                    f"{path}, line {number} was made by another plan or machine "
+                    f"({str(plan)[:40]}, here {digest}): it does not belong in this folder"
                 )
             if index in lines or index not in indices:
                 why = "comes twice" if index in lines else "belongs to another shard"
@@ -325,22 +445,33 @@ def scan(path: Path, indices: range, digest: str) -> tuple[list[Line], int]:
     return list(lines.values()), end
 
 
-def _parsed(text: bytes) -> tuple[int, bool, Any] | None:
+def _parsed(text: bytes, checked: bool) -> tuple[int, bool, Any] | None:
     """(index, failed, plan) of a complete line, else None."""
     if not text.endswith(b"\n"):
         return None
+    if checked:
+        body = text[:-1]
+        found = _SUM.search(body, max(0, len(body) - 64))
+        if (
+            found is None
+            or found.end() != len(body)
+            or with_sum(body[: found.start()] + b"}") != body
+        ):
+            return None
     try:
         record = json.loads(text)
-        return int(record["index"]), "error" in record, record["plan"]
-    except (ValueError, TypeError, KeyError):
+        if type(record["index"]) is not int:
+            return None
+        return record["index"], "error" in record, record["plan"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def cut(path: Path, indices: range, digest: str) -> list[Line]:
+def cut(path: Path, indices: range, digest: str, checked: bool = False) -> list[Line]:
     """Complete lines of a file that may not be there; an unfinished one is cut off."""
     if not path.exists():
         return []
-    lines, end = scan(path, indices, digest)
+    lines, end = scan(path, indices, digest, checked)
     if path.stat().st_size > end:
         shorten(path, end)
     return lines
@@ -405,8 +536,7 @@ class Shard:
         before = {file: file.size for file in self._files.values()}
         try:
             for kind, content in ((COSTS, cost), (RESULTS, record)):
-                text = canonical({**content, "plan": self.store.digest})
-                self._files[kind].append(text.encode() + b"\n")
+                self._files[kind].append(self.store.written(content))
         except BaseException:
             for file, size in before.items():
                 with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
@@ -418,16 +548,14 @@ class Shard:
 @contextlib.contextmanager
 def _writing(store: Store, number: int, retry: bool) -> Iterator[Shard]:
     """The shard's files under its lock, which the system frees when its holder dies."""
-    name = f".shard-{number:05d}-of-{store.shards:05d}"
-    owner = store.folder / f"{name}.owner"
-    lock = FileLock(store.folder / f"{name}.lock", timeout=0)
+    lock, owner = store.guard(number)
     with writing(owner):
         try:
             lock.acquire()
         except Timeout as error:
             who = "unknown"
             with contextlib.suppress(OSError):
-                who = owner.read_text() or who
+                who = owner.read_text(errors="replace")[:200] or who
             raise StoreError(
                 f"shard {number}/{store.shards} of {store.folder} is being written by another "
                 f"process ({who}): wait for it, or end it first"
@@ -435,6 +563,12 @@ def _writing(store: Store, number: int, retry: bool) -> Iterator[Shard]:
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
         stack.callback(owner.unlink, missing_ok=True)
+        with locked(store.folder / ".store.lock", PATIENCE, f"{store.folder} is being written"):
+            if Store.read(store.folder).digest != store.digest:
+                raise StoreError(
+                    f"{store.folder} was begun anew by another process, with another plan: choose "
+                    "another folder"
+                )
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
         done = _recover(store, number, retry)
         files = {
@@ -449,7 +583,7 @@ def _recover(store: Store, number: int, retry: bool) -> dict[int, bool]:
     """Cut off what a killed process left half written; forget failures that are retried."""
     results, costs = (store.path(kind, number) for kind in (RESULTS, COSTS))
     indices = store.indices(number)
-    lines = cut(results, indices, store.digest)
+    lines = cut(results, indices, store.digest, store.checked)
     if retry and any(line.failed for line in lines):
         for kind in (RESULTS, COSTS):  # what they held is no longer so
             merged = store.folder / f"{kind}.jsonl"
@@ -457,5 +591,5 @@ def _recover(store: Store, number: int, retry: bool) -> dict[int, bool]:
                 merged.unlink(missing_ok=True)
         lines = keep(results, lines, {line.image for line in lines if not line.failed})
     done = {line.image: line.failed for line in lines}
-    keep(costs, cut(costs, indices, store.digest), set(done))
+    keep(costs, cut(costs, indices, store.digest, store.checked), set(done))
     return done

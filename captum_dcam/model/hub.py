@@ -72,6 +72,11 @@ def load(
         RemoteCodeError: the checkpoint's own code would have to run, and is not allowed.
         ValueError: options that exclude each other, a device that is not here.
     """
+    if type(trust_remote_code) is not bool:  # "False" is a text, and true
+        raise InputTypeError(
+            f"trust_remote_code is {trust_remote_code!r}, a {type(trust_remote_code).__name__}: "
+            "expected True or False (on the command line: true or false)"
+        )
     _check_options(source, device, device_map)
     cls, name = _found(str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from captum_dcam.errors import UnknownNameError, near
 from captum_dcam.files import (
+    listed,
     new_folder,
+    note_of,
     opened,
     read_tensors,
     without_nan,
@@ -29,6 +31,7 @@ from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.explanation import AS_IS, read_images, read_targets, save_images
+from captum_dcam.results.schema import check_comparison
 
 TABLE, TENSORS = "comparison.csv", "maps.safetensors"
 #: localisation scores of a map
@@ -92,6 +95,8 @@ class Comparison:
         versions (dict): of this package and what it computes with.
         images (tuple): what the model was shown.
         masks (tuple or None): (H, W) bool of every word that has one.
+        note (str, optional): what a reader must know of a loaded one: ``"without checksum"`` where
+            an earlier version saved it. Default: empty
     """
 
     prompt: str
@@ -105,6 +110,7 @@ class Comparison:
     versions: dict[str, str]
     images: tuple[Image.Image, ...] = field(repr=False)
     masks: tuple[Tensor | None, ...] | None = field(default=None, repr=False)
+    note: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -151,9 +157,9 @@ class Comparison:
     def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
         r"""Write the comparison into ``folder``, which appears complete or not at all.
 
-        Files: ``comparison.json`` (versioned: words, settings, rows, records, a hash of each file),
-        ``comparison.csv`` (:meth:`records`: one line per method and word), ``maps.safetensors``,
-        ``image-0.png``, … An earlier comparison is replaced.
+        Files: ``comparison.json`` (versioned: words, settings, rows, records, a digest and a hash
+        of each file), ``comparison.csv`` (:meth:`records`: one line per method and word),
+        ``maps.safetensors``, ``image-0.png``, … An earlier comparison is replaced.
 
         Args:
             folder (path): where to.
@@ -178,6 +184,7 @@ class Comparison:
                 "masked": self.masks is not None,
                 "scored": [row.scores is not None for row in self.rows],
             }
+            content |= {"note": self.note} if self.note else {}
             write_manifest(new, content, "comparison")
         return Path(folder)
 
@@ -185,7 +192,11 @@ class Comparison:
     def load(cls, folder: str | Path) -> Comparison:
         """Read a saved comparison; ExplanationError says what is missing or damaged."""
         with opened(folder, "comparison") as manifest:
-            tensors = read_tensors(Path(folder) / TENSORS)
+            tensors = read_tensors(listed(Path(folder), manifest, TENSORS))
+            for number in range(manifest["images"]):
+                listed(Path(folder), manifest, f"image-{number}.png")
+            images = read_images(folder, manifest["images"])
+            check_comparison(manifest, tensors, images)
             words, tokens = manifest["words"], manifest["tokens"]
             methods = zip(manifest["methods"], manifest["scored"], strict=True)
             masks = tuple(tensors.get(f"mask.{n}") for n in range(len(words)))
@@ -204,8 +215,9 @@ class Comparison:
                     tokens["prompt"],
                 ),
                 commit_steps=tuple(tuple(x["commit_steps"]) for x in words),
-                images=read_images(folder, manifest["images"]),
+                images=images,
                 masks=masks if manifest["masked"] else None,
+                note=note_of(manifest),
             )
 
 

@@ -12,11 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import TargetError
-from captum_dcam.files import new_folder, opened, read_tensors, write_manifest, write_tensors
+from captum_dcam.files import (
+    hashes,
+    listed,
+    new_folder,
+    note_of,
+    opened,
+    read_tensors,
+    write_manifest,
+    write_tensors,
+)
 from captum_dcam.model.images import to_rgb
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
+from captum_dcam.results.schema import check_explanation
 
 TENSORS = "tensors.safetensors"
 #: fields that a manifest holds as they are
@@ -39,6 +49,8 @@ class Explanation:
         settings (dict): layer, score, product, refinements, …: JSON-able.
         versions (dict): of this package and what it computes with.
         images (tuple): what the model was shown.
+        note (str, optional): what a reader must know of a loaded one: ``"without checksum"`` where
+            an earlier version saved it. Default: empty
     """
 
     prompt: str
@@ -52,6 +64,7 @@ class Explanation:
     settings: dict[str, Any]
     versions: dict[str, str]
     images: tuple[Image.Image, ...] = field(repr=False)
+    note: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -108,14 +121,20 @@ class Explanation:
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, beside: Sequence[Path] = ()) -> Path:
         r"""Write the explanation into a new folder, all or nothing.
 
-        Files: ``manifest.json`` (versioned, with a hash of each file), ``tensors.safetensors``,
-        ``image-0.png``, …
+        Files: ``manifest.json`` (versioned, with a digest and a hash of each file),
+        ``tensors.safetensors``, ``image-0.png``, …
+
+        Args:
+            folder (path): where to; an earlier explanation is replaced.
+            beside (sequence of Path, optional): files that lie beside the folder and belong to it:
+                their hashes are noted, so that a later output may replace them. Default: none
 
         Raises:
-            OccupiedError: the folder exists and is not an earlier explanation.
+            OccupiedError: the folder exists and is not an earlier explanation, or a file of it was
+                changed since.
             FileError: it cannot be written; nothing is left behind.
         """
         t = self.trajectory
@@ -135,6 +154,8 @@ class Explanation:
                 "states": len(t.states),
             },
         }
+        record |= {"note": self.note} if self.note else {}
+        record |= {"beside": hashes(beside)} if beside else {}
         with new_folder(folder) as new:
             write_tensors(new / TENSORS, self._tensors())
             save_images(self.images, new)
@@ -156,7 +177,11 @@ class Explanation:
     def load(cls, folder: str | Path) -> Explanation:
         """Read a saved explanation; ExplanationError says what is missing or damaged."""
         with opened(folder) as manifest:
-            tensors = read_tensors(Path(folder) / TENSORS)
+            tensors = read_tensors(listed(Path(folder), manifest, TENSORS))
+            images = read_images(
+                folder, sum(name.startswith("image-") for name in manifest["files"])
+            )
+            check_explanation(manifest, tensors, images)
             layout = read_layout(manifest, tensors)
             grids, stored = range(len(layout.grids)), manifest["trajectory"]
             trajectory = Trajectory(
@@ -179,9 +204,8 @@ class Explanation:
                 token_texts=tuple(manifest["pieces"]),
                 layout=layout,
                 trajectory=trajectory,
-                images=read_images(
-                    folder, sum(name.startswith("image-") for name in manifest["files"])
-                ),
+                images=images,
+                note=note_of(manifest),
             )
 
 

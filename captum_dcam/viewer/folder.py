@@ -14,8 +14,6 @@ from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
 
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
-#: names of the pictures beside the data
-_BESIDE = r"word-\d+-.*\.png|sheet\.png"
 #: longer side, in pixels, of a single word's picture: at least, at most
 SMALLEST, LARGEST = 480, 1600
 
@@ -32,11 +30,11 @@ def prepare_folder(folder: str | Path, kind: str = "explanation") -> Path:
         Path: absolute, links followed.
 
     Raises:
-        OccupiedError: it exists and is not an earlier output.
+        OccupiedError: it exists and is not an earlier output, or holds a file that was changed.
         NoFolderError, ForbiddenError: it cannot be written.
     """
     folder = Path(folder).resolve()
-    check_folder(folder, kind, _BESIDE if kind == DATA else None)
+    check_folder(folder, kind, beside=kind == DATA)
     return folder
 
 
@@ -65,8 +63,9 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it. An
-    earlier output of the same name is replaced.
+    480 to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it, with
+    the hashes of the pictures. An earlier output of the same name is replaced, unless it holds a
+    file that its manifest does not name, or that was changed since.
 
     Args:
         explanation (Explanation): the result.
@@ -79,7 +78,7 @@ def write_folder(
     """
     folder = prepare_folder(folder)
     say = progress or (lambda _name: None)
-    with new_folder(folder, DATA, _BESIDE) as new:
+    with new_folder(folder, DATA, beside=True) as new:
         for number, image, name in word_files(explanation):
             say(name)
             own = explanation.images[image].size
@@ -89,7 +88,7 @@ def write_folder(
         say(SHEET)
         contact_sheet(explanation, mode).save(new / SHEET)
         say(DATA)
-        explanation.save(new / DATA)
+        explanation.save(new / DATA, sorted(new.iterdir()))
     return folder
 
 

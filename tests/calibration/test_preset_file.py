@@ -94,7 +94,7 @@ def damaged(file, change):
         ),
         (lambda r: (r.pop("digest"), r["refinements"][3].update(gamma=2)), "`gamma` is 2"),
         (lambda r: (r.pop("digest"), r.update(refinements=[{}])), "has no name"),
-        (lambda r: (r.pop("digest"), r.update(refinements=None)), "refinements: "),
+        (lambda r: (r.pop("digest"), r.update(refinements=None)), "refinements is None"),
     ],
 )
 def test_damage_teaches(file, change, message):
@@ -105,7 +105,7 @@ def test_damage_teaches(file, change, message):
 
 def test_more_damage(file, tmp_path):
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(PresetError, match=r"is damaged or no preset file: .*make it again"):
+    with pytest.raises(PresetError, match=r"is damaged or not JSON: .*make it again"):
         preset(str(file))
     with pytest.raises(FileNotFoundError, match=r"captum-dcam calibrate -o .*none\.json writes"):
         preset(str(tmp_path / "none.json"))

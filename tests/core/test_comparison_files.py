@@ -12,6 +12,7 @@ import torch
 from methods import made
 from PIL import Image
 
+from captum_dcam import files
 from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import ExplanationError
 from captum_dcam.files import without_nan
@@ -159,16 +160,20 @@ def test_nothing_is_left_when_saving_fails_midway(comparison, tmp_path, monkeypa
     assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
 
 
-def test_the_earlier_folder_comes_back_if_it_cannot_be_replaced(comparison, tmp_path, monkeypatch):
+@pytest.mark.parametrize("swaps", [True, False])
+def test_the_earlier_folder_comes_back_if_it_cannot_be_replaced(
+    comparison, tmp_path, monkeypatch, swaps
+):
     kept = comparison.save(tmp_path / "kept")
     rename = type(kept).rename
 
     def refused(self, target):
-        if self.name == kept.name and self != kept:
+        if swaps or (self.name == kept.name and self != kept):
             raise OSError("busy")
         return rename(self, target)
 
     monkeypatch.setattr(type(kept), "rename", refused)
+    monkeypatch.setattr(files, "exchanged", refused if swaps else lambda *_: False)
     with pytest.raises(OSError, match="busy"):
         comparison.save(kept)
     assert os.listdir(tmp_path) == ["kept"] and sorted(os.listdir(kept)) == FILES

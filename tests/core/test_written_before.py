@@ -28,9 +28,13 @@ BEFORE = Path(__file__).parent.parent / "fixtures"
 def test_results_are_read_and_written_again_the_same(tmp_path, kind, folder, manifest, tensors):
     found = kind.load(BEFORE / folder)
     assert found.prompt == "describe the image ." and len(found.words) == 2
+    assert found.note == "without checksum"
     again = found.save(tmp_path / "again")
+    assert kind.load(again).note == "without checksum"  # what it held was never checked
     old, new = (json.loads((f / manifest).read_text()) for f in (BEFORE / folder, again))
-    assert {**old, "files": 0} == {**new, "files": 0} and old["files"].keys() == new["files"].keys()
+    assert (old["version"], new["version"], len(new["digest"])) == (1, 2, 64)
+    own = dict.fromkeys(("files", "version", "digest", "note"), 0)
+    assert {**old, **own} == {**new, **own} and old["files"].keys() == new["files"].keys()
     old, new = (load_file(f / tensors) for f in (BEFORE / folder, again))
     assert old.keys() == new.keys()
     for name in old:
@@ -57,7 +61,7 @@ def test_a_store_is_read_and_its_plan_is_todays(tmp_path):
     store = Store.read(BEFORE / "store")
     assert Plan.from_record(store.header["plan"]) == made.plan()
     assert store.header["plan"] == made.plan().record() and not store.missing()
-    assert [r["index"] for r in store.records()] == [0, 1]
+    assert [r["index"] for r in store.records()] == [0, 1] and store.note == "without checksum"
     assert table("summary", BEFORE / "store").rows
     done = evaluate(made.plan(), tmp_path, adapter=made.adapter(), data=made.Pictures(2))
     old, new = (json.loads((f / "plan.json").read_text()) for f in (BEFORE / "store", done.folder))

@@ -289,7 +289,7 @@ def test_start_and_limit_choose_images(tmp_path):
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    run(tmp_path, adapter=tiny.adapter("prefix", seed=0), stop=lambda: True)
+    run(tmp_path, adapter=tiny.adapter("prefix", seed=0), stop=iter((False, True)).__next__)
     with pytest.raises(StoreError, match=r"facts\.weights"):
         run(tmp_path, adapter=tiny.adapter("prefix", seed=1))
     with pytest.raises(StoreError, match=r"facts\.regime"):

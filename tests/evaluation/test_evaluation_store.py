@@ -106,9 +106,10 @@ def test_damage_before_the_last_line_is_an_error(tmp_path):
     path.write_bytes(b"".join([*lines, lines[1]]))
     with pytest.raises(StoreError, match="line 8: the image with index 1 comes twice"):
         list(store.records())
-    path.write_bytes(lines[0].replace(store.digest.encode(), b"0" * 16))
-    with pytest.raises(StoreError, match="line 1 was made by another plan"):
-        list(store.records())
+    for last in (b"{]\n", lines[-1][:-1] + b"x", lines[-1].replace(b"6", b"7", 1)):
+        path.write_bytes(b"".join([*lines[:-1], last]))  # a torn line has no end
+        with pytest.raises(StoreError, match="line 7 is damaged"):
+            list(store.records())
 
 
 def test_an_image_cannot_be_stored_twice_or_in_another_shard(tmp_path):
@@ -139,14 +140,14 @@ def test_an_image_cannot_be_stored_twice_or_in_another_shard(tmp_path):
     ],
 )
 def test_another_evaluation_is_refused(tmp_path, changes, message):
-    opened(tmp_path)
+    fill(opened(tmp_path), stop=1)
     with pytest.raises(StoreError, match=message):
         opened(tmp_path, **changes)
 
 
 def test_a_folder_of_another_plan_is_refused_before_any_work(tmp_path):
     Store.check(tmp_path / "new", PLAN, 2)
-    opened(tmp_path, 2)
+    fill(opened(tmp_path, 2), stop=4)
     Store.check(tmp_path, PLAN, 2)
     with pytest.raises(StoreError, match="Results of two settings do not mix"):
         Store.check(tmp_path, {**PLAN, "seed": 5}, 2)
@@ -160,10 +161,14 @@ def test_headers_that_cannot_be_read(tmp_path):
     text = header.read_text()
     for content, message in (
         (text[:50], "is damaged"),
-        ("[]", "is damaged"),
-        ("{}", "is damaged"),
+        ("[]", "holds a list"),
+        ("{}", "not the header"),
         (text.replace("captum-dcam evaluation", "x"), "not the header"),
-        (text.replace('"version": 1', '"version": 9'), "update captum-dcam"),
+        (text.replace('"version": 2', '"version": 9'), "update captum-dcam"),
+        (text.replace('"version": 2', '"version": 0'), "version 0"),
+        (text.replace('"version": 2', '"version": 1'), "not what was written"),
+        (text.replace('"seed": 0', '"seed": 1'), "not what was written"),
+        (text.replace('"seed": 0', '"seed": 0, "seed": 0'), "comes twice"),
     ):
         header.write_text(content)
         with pytest.raises(StoreError, match=message):
@@ -370,3 +375,58 @@ def test_a_lock_that_cannot_be_made_names_its_file(tmp_path):
     with pytest.raises(FileError, match=f"{re.escape(str(place))} cannot be written"):
         with locked(place, 1, "the store is held"):
             pass
+
+
+def test_a_store_of_before_goes_on_without_checksums(tmp_path):
+    header = json.loads((opened(tmp_path).folder / "plan.json").read_text())
+    del header["digest"]
+    (tmp_path / "plan.json").write_text(json.dumps(header | {"version": 1}))
+    store = opened(tmp_path)
+    fill(store)
+    lines = store.merge().read_bytes().splitlines()
+    assert store.note == "without checksum" and not any(b'"sum"' in line for line in lines)
+    assert [json.loads(line) for line in lines] == list(store.records())
+    whole = finished(tmp_path / "today").splitlines()
+    assert [line[: line.rindex(b',"sum"')] + b"}" for line in whole] == lines
+
+
+EMPTY = {
+    "nothing": lambda store: None,
+    "a cost without a result": lambda store: store.path("costs", 0).write_bytes(
+        store.written({"index": 0})
+    ),
+    "failures": lambda store: fill(store, stop=3, failing={0, 1, 2}),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@pytest.mark.parametrize("changes", [{"plan": {**PLAN, "seed": 1}}, {"shards": 2}])
+def test_a_store_in_which_nothing_was_measured_is_begun_anew(tmp_path, kind, changes):
+    EMPTY[kind](opened(tmp_path / "one"))
+    Store.check(tmp_path / "one", changes.get("plan", PLAN), changes.get("shards", 1))
+    assert finished(tmp_path / "one", **changes) == finished(tmp_path / "new", **changes)
+    assert kinds(tmp_path / "one") == kinds(tmp_path / "new")
+
+
+def test_a_store_that_is_being_written_is_not_begun_anew(tmp_path):
+    store = opened(tmp_path)
+    with store.shard(0):
+        with pytest.raises(StoreError, match="another evaluation, and is being written"):
+            opened(tmp_path, plan={**PLAN, "seed": 1})
+    opened(tmp_path, plan={**PLAN, "seed": 1})
+    with pytest.raises(StoreError, match="begun anew by another process"):
+        fill(store)
+
+
+def test_a_note_of_a_holder_that_was_killed_at_the_end_is_removed(tmp_path):
+    store = opened(tmp_path)
+    fill(store)
+    owner = store.guard(0)[1]
+    owner.write_bytes(b"process 1 on \xff")
+    with store.guard(0)[0]:
+        store.tidy(0)  # somebody holds the shard
+        assert owner.exists()
+        with pytest.raises(StoreError, match="process 1 on \ufffd"):
+            fill(store)
+    store.tidy(0)
+    assert not owner.exists()
