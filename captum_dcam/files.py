@@ -492,6 +492,65 @@ def _strange(folder: Path, kind: str, beside: bool) -> str | None:
     return None
 
 
+# -- files among the user's ------------------------------------------------------------------------
+
+
+def check_listed(folder: Path, kind: str) -> dict[str, str]:
+    r"""The files in a folder that its manifest names, with their hashes; others may lie beside.
+
+    Raises:
+        FileError: it cannot be made, or a manifest there is damaged.
+    """
+    check_names(folder)
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise NoFolderError(f"{folder} is not a folder: choose another output folder")
+        if not os.path.lexists(folder / FILES[kind]):
+            return {}
+    try:
+        return _named(folder, kind, read_manifest(folder, kind))
+    except ExplanationError as error:
+        raise OccupiedError(f"{error}; choose another folder, or move it away") from error
+
+
+def write_listed(folder: Path, texts: Mapping[str, str], kind: str) -> None:
+    r"""Write texts into a folder that may hold other files, all or none, and list them in a
+    manifest with their hashes, so that a later call may replace them.
+
+    Args:
+        folder (Path): made if need be.
+        texts (mapping): name → text.
+        kind (str): a key of :data:`FILES`.
+
+    Raises:
+        OccupiedError: a file of that name is there that the manifest does not name, or that was
+            changed since.
+        FileError: it cannot be written.
+    """
+    known = check_listed(folder, kind)
+    with writing(folder):
+        for name in texts:
+            file = folder / name
+            if not os.path.lexists(file):
+                continue
+            if (
+                file.is_symlink()
+                or not file.is_file()
+                or digest(file.read_bytes()) != known.get(name)
+            ):
+                raise OccupiedError(
+                    f"{file} is not an earlier table, or was changed since it was written, and is "
+                    "yours: choose another folder, or move it away"
+                )
+    own = {name: digest(text) for name, text in texts.items()}
+    kept = {n: h for n, h in known.items() if os.path.lexists(folder / n)}
+    record = {"format": f"captum-dcam {kind}", "version": VERSION, "files": {**kept, **own}}
+    with new_entries([*(folder / name for name in texts), folder / FILES[kind]]) as places:
+        for place, text in zip(places, texts.values(), strict=False):
+            write_text(place, text)
+        write_json(places[-1], sealed(record))
+
+
 # -- manifests -------------------------------------------------------------------------------------
 
 

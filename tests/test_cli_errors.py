@@ -134,14 +134,14 @@ def test_a_plan_or_preset_that_may_not_be_read_is_one_line(run, monkeypatch, tmp
 
     file = tmp_path / "locked.json"
     file.write_text("{}")
-    real = Path.read_text
+    real = Path.read_bytes
 
     def locked(path, *args, **kwargs):
         if path == file:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_text", locked)
+    monkeypatch.setattr(Path, "read_bytes", locked)
     for arguments in (["evaluate", "--plan", file], ["explain", "--preset", file]):
         assert run(*arguments) == (2, "", f"Error: {file}: Permission denied\n")
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: rooms on one floor; each imports from its own floor's same room and from the floors before
 FLOORS = (
-    ("errors", "checks", "registry", "files"),
+    ("errors", "checks", "registry", "files", "shown"),
     ("model", "refine"),
     ("maps", "metrics", "data", "presets"),
     ("methods", "mini"),

@@ -2,23 +2,28 @@ r"""The program ``captum-dcam``: its commands, and how errors are shown.
 
 Exit codes: 0 done; 2 wrong usage, or what this library refuses
 (:class:`captum_dcam.errors.DcamError`), with one line that says what; 1 a bug of this program, with
-a hint how to see and report it. ``--debug`` shows the whole traceback of both.
+a hint how to see and report it; 128 and the signal's number where a signal ended it with work left.
+``--debug`` shows the whole traceback of both kinds of errors.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any
 
+import click
 import typer
 from typer.core import TyperGroup
 
 from captum_dcam import cli
 from captum_dcam.cli.options import COMMANDS, DEBUG, Command, Shown, debug_option
+from captum_dcam.cli.printing import say_on_stderr
 from captum_dcam.errors import DcamError, EvaluationError
+from captum_dcam.shown import harmless
 
 #: the commands that the help shows first, in this order
 FIRST = ("explain", "compare", "models", "evaluate", "table", "calibrate")
@@ -34,10 +39,17 @@ class Program(TyperGroup):
             if not _is_refusal(error):
                 raise
             if Shown.of(context).debug:
-                traceback.print_exception(error)
+                _print_traceback(error)
             typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(" ".join(str(error).splitlines()), err=True)
+            say_on_stderr(" ".join(str(error).splitlines()))
             raise typer.Exit(2) from error
+        except click.ClickException as error:
+            error.message = harmless(error.message)  # what was typed is shown again
+            raise
+
+
+def _print_traceback(error: BaseException) -> None:
+    say_on_stderr("".join(traceback.format_exception(error)))
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -85,19 +97,27 @@ for name in dict.fromkeys((*FIRST, *COMMANDS)):
     app.command(name, cls=Command)(COMMANDS[name])
 
 
+def _end(number: int, _frame: Any) -> None:
+    """End as an error would, so that nothing half written is left."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point of ``captum-dcam``."""
+    for name in ("SIGTERM", "SIGHUP"):
+        kind = getattr(signal, name, None)
+        if kind is not None and signal.getsignal(kind) is signal.SIG_DFL:
+            signal.signal(kind, _end)
     shown = Shown()
     try:
         app(prog_name="captum-dcam", obj=shown)
     except Exception as error:  # noqa: BLE001  the top of the program: a bug is shown and reported
         if shown.debug:
-            traceback.print_exception(error)
+            _print_traceback(error)
         what = " ".join(str(error).split()) or "no message"
         typer.secho("Bug: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(
+        say_on_stderr(
             f"this is an error of the program, not yours: {type(error).__name__} ({what}).\n"
-            f"Run again with --debug, or {DEBUG}=1, for the whole traceback, and please report it.",
-            err=True,
+            f"Run again with --debug, or {DEBUG}=1, for the whole traceback, and please report it."
         )
         sys.exit(1)

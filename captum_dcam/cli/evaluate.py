@@ -2,9 +2,8 @@ r"""``captum-dcam evaluate``: options to plans, plans to stores, and how every p
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,15 +135,29 @@ def evaluate(options: Options) -> None:
     if options.list_:
         _show_choices(options.json)
         return
-    printing.run_and_print(options, run, document, print_summaries, default=str)
+    done = printing.run_and_print(options, run, document, print_summaries, default=str)
+    if done.signal is not None:
+        raise typer.Exit(128 + done.signal)  # as a shell says of a program that a signal ended
 
 
-def run(options: Options) -> list[tuple[Part, Summary]]:
+@dataclass(frozen=True)
+class Evaluated:
+    r"""What a run came to.
+
+    Args:
+        parts (tuple): every part that was begun, with how this process's shard of it stands.
+        signal (int or None): the signal that ended it with images left; None: nothing is left.
+    """
+
+    parts: tuple[tuple[Part, Summary], ...]
+    signal: int | None
+
+
+def run(options: Options) -> Evaluated:
     """Measure; everything that can be checked is checked before any work.
 
-    Returns every part with how this process's shard of it stands. The name of a part is printed on
-    stderr before it is measured. A stop by signal ends after the image at hand; what comes after it
-    is left for the next run.
+    The name of a part is printed on stderr before it is measured. A stop by signal ends after the
+    image at hand; what comes after it is left for the next run.
     """
     from captum_dcam.evaluation import (
         Live,
@@ -165,7 +178,7 @@ def run(options: Options) -> list[tuple[Part, Summary]]:
     with stop_on_signals() as stop:
         for part, folder in parts:
             if part.name:
-                typer.echo(f"{part.name} …", err=True)
+                printing.say_on_stderr(f"{part.name} …")
             label = part.name or "evaluate"
             label += "" if shard[1] == 1 else f" {shard[0]}/{shard[1]}"
             summary = evaluate(
@@ -182,7 +195,8 @@ def run(options: Options) -> list[tuple[Part, Summary]]:
             done.append((part, summary))
             if stop():
                 break
-    return done
+    left = len(done) < len(parts) or any(summary.left for _, summary in done)
+    return Evaluated(tuple(done), stop.signal if left else None)
 
 
 class Loaded:
@@ -252,17 +266,13 @@ def _parsed(options: Options) -> dict[str, Any]:
 
 def _plan_of_file(file: Path) -> Plan:
     from captum_dcam.evaluation import Plan
-    from captum_dcam.files import reading
+    from captum_dcam.files import read_json
 
-    try:
-        with reading(file):
-            record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # or no text in UTF-8
-        raise InputError(f"{file} is not JSON: {error}") from error
-    if isinstance(record, dict):  # the header of a store holds its plan, which is the same again
-        record = record.get("plan", record)
-    if not isinstance(record, dict):
-        raise InputError(f"{file} holds a {type(record).__name__}: expected a plan, {{…}}")
+    record = read_json(file, InputError, "give a plan, {…}, or plan.json of a store")
+    if "plan" in record:  # the header of a store holds its plan, which is the same again
+        record = record["plan"]
+        if not isinstance(record, dict):
+            raise InputError(f"{file}: its plan is {str(record)[:80]!r}: expected a record, {{…}}")
     return Plan.from_record(record)
 
 
@@ -305,10 +315,11 @@ def _metric(text: str) -> dict[str, Any]:
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
+def print_summaries(found: Evaluated) -> None:
     """Print one line per part, problems of the data, and what to do next."""
     from captum_dcam.evaluation.tables import table
 
+    done = found.parts
     console = printing.output_console(120)
     heads = ("Part", "Shard", "Images", "Now", "Failed", "Left", "Folder")
     drawn = printing.table_of(*heads, right=heads[1:6])
@@ -322,7 +333,7 @@ def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
         lines += [f"and {len(s.problems) - 10} more"] if len(s.problems) > 10 else []
         for line in lines:
             console.print(Text(line, style="yellow"))
-    if any(s.left for _, s in done):
+    if found.signal is not None or any(s.left for _, s in done):
         console.print(Text("Stopped early: the same command goes on.", style="yellow"))
     elif any(s.merged is None for _, s in done):
         console.print("Other shards are not complete yet; the last one merges.", style="dim")
@@ -336,9 +347,9 @@ def print_summaries(done: Sequence[tuple[Part, Summary]]) -> None:
             printing.show(table("summary", folder))
 
 
-def document(done: Sequence[tuple[Part, Summary]]) -> list[dict[str, Any]]:
+def document(done: Evaluated) -> list[dict[str, Any]]:
     """The parts as plain data."""
-    return [{"part": part.name, **asdict(s), "plan": part.plan.record()} for part, s in done]
+    return [{"part": part.name, **asdict(s), "plan": part.plan.record()} for part, s in done.parts]
 
 
 def _show_choices(as_json: bool) -> None:

@@ -6,29 +6,66 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from captum_dcam.shown import ORDERS, harmless
 
 if TYPE_CHECKING:
     from captum_dcam.evaluation.table import Table as Measured
 
 #: told before every part of the work
 Say = Callable[[str], None]
+Done = TypeVar("Done")
+
+
+class _Harmless(RenderHook):
+    """Everything that a console prints is harmless; its own colours stay."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Written(one) for one in renderables]
+
+
+class _Written:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in console.render(self.inner, options):
+            yield part if part.control else Segment(harmless(part.text), part.style)
+
+
+def console_of(**how: Any) -> Console:
+    """A console that shows nothing that a terminal would obey."""
+    console = Console(highlight=False, **how)
+    console.push_render_hook(_Harmless())
+    return console
+
+
+def print_plain(text: str) -> None:
+    """A text on standard output."""
+    typer.echo(harmless(text))
+
+
+def say_on_stderr(text: str) -> None:
+    """A line on standard error."""
+    typer.echo(harmless(text), err=True)
 
 
 def run_and_print(
     options: Any,
-    run: Callable[[Any], Any],
-    document: Callable[[Any], Any],
-    show: Callable[[Any], None],
+    run: Callable[[Any], Done],
+    document: Callable[[Done], Any],
+    show: Callable[[Done], None],
     **how: Any,
-) -> None:
-    r"""Do a command's work, then print what it gave.
+) -> Done:
+    r"""Do a command's work, print what it gave, and return it.
 
     Args:
         options (Options): of the command; ``options.json`` asks for JSON.
@@ -43,24 +80,26 @@ def run_and_print(
         print_json(document(done), **how)
     else:
         show(done)
+    return done
 
 
 @contextmanager
 def progress() -> Iterator[Say]:
     """A line on stderr that says what is being done; nothing where stderr is no terminal."""
     with Console(stderr=True).status("Starting") as status:
-        yield lambda text: status.update(f"{text} …")
+        yield lambda text: status.update(Text(harmless(f"{text} …")))
 
 
 def print_json(content: Any, **how: Any) -> None:
     """One JSON document on standard output; ``how`` as :func:`json.dumps` takes it."""
-    typer.echo(json.dumps(content, indent=1, ensure_ascii=False, **how))
+    text = json.dumps(content, indent=1, ensure_ascii=False, **how)
+    typer.echo(ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # all inside of texts
 
 
 def output_console(width: int = 110) -> Console:
     """Standard output; ``width`` columns wide where it is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=width)
+    console = console_of()
+    return console if console.is_terminal else console_of(width=width)
 
 
 def print_facts(console: Console, facts: Mapping[str, str]) -> None:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.text import Text
 
 from captum_dcam.cli.options import Base, argument, command, option
-from captum_dcam.cli.printing import output_console, show, table_of
+from captum_dcam.cli.printing import output_console, print_plain, say_on_stderr, show, table_of
 from captum_dcam.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from captum_dcam.evaluation.table import Table
+
+
+#: where evaluate writes, unless it is told otherwise
+RESULTS = Path("results")
 
 
 class Options(Base):
@@ -23,9 +26,14 @@ class Options(Base):
     names: list[str] | None = argument(
         "NAMES", "Tables, or 'all' that the results allow: {tables}.", "tables"
     )
-    results: Path = option(Path("results"), None, "Folder that evaluate wrote.", "--results", "-r")
+    results: Path = option(RESULTS, None, "Folder that evaluate wrote.", "--results", "-r")
     output: Path | None = option(
-        None, None, "Folder for NAME.md, .csv and .tex.", "--output", "-o", shown="none"
+        None,
+        None,
+        "Folder for NAME.md, .csv and .tex; earlier tables are replaced, nothing else is.",
+        "--output",
+        "-o",
+        shown="none",
     )
     markdown: bool = option(False, None, "Print Markdown, as in docs/RESULTS.md.", "--markdown")
     list_: bool = option(False, None, "List the tables and stop.", "--list")
@@ -38,18 +46,24 @@ def table(options: Options) -> None:
     Example: captum-dcam table comparison ablation --results results --output tables
     """
     from captum_dcam.evaluation.table import FORMATS
-    from captum_dcam.files import write_text
+    from captum_dcam.files import check_listed, write_listed
 
-    if options.list_ or not options.names:
+    asked = options.output is not None or options.markdown or options.results != RESULTS
+    if options.list_ or not (options.names or asked):
         print_list()
         return
+    if not options.names:
+        raise InputError("which tables? Give their names, or 'all'; captum-dcam table lists them")
+    if options.output is not None:
+        check_listed(options.output, "tables")
     found = run(options.names, options.results)
     if options.output is not None:
-        for one in found:
-            for suffix, render in FORMATS.items():
-                write_text(options.output / f"{one.name}.{suffix}", render(one))
+        made = {
+            f"{t.name}.{suffix}": render(t) for t in found for suffix, render in FORMATS.items()
+        }
+        write_listed(options.output, made, "tables")
     for one in found:
-        typer.echo(one.markdown()) if options.markdown else show(one)
+        print_plain(one.markdown()) if options.markdown else show(one)
 
 
 def run(names: Sequence[str], folder: Path) -> list[Table]:
@@ -71,7 +85,7 @@ def run(names: Sequence[str], folder: Path) -> list[Table]:
         except StoreError as error:
             if "all" not in names or name in names:
                 raise
-            typer.echo(f"left out {name}: {error}", err=True)
+            say_on_stderr(f"left out {name}: {error}")
     if not found:
         raise InputError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
     return found

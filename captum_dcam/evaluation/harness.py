@@ -22,6 +22,7 @@ from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.results.explanation import versions
+from captum_dcam.shown import harmless
 
 if TYPE_CHECKING:
     from captum_dcam.data import Dataset
@@ -60,7 +61,7 @@ class Live(Progress):
     """
 
     def __init__(self, label: str = "evaluate", position: int = 0) -> None:
-        self.label, self.position, self.failed = label, position, 0
+        self.label, self.position, self.failed = harmless(label), position, 0
         self._bar: tqdm | None = None
 
     def begin(self, total: int, done: int, failed: int) -> None:
@@ -79,7 +80,7 @@ class Live(Progress):
     def say(self, text: str) -> None:
         if self._bar is not None:
             failures = f"{self.failed} failed, " if self.failed else ""
-            self._bar.set_postfix_str(f"{failures}{text}")
+            self._bar.set_postfix_str(f"{failures}{harmless(text)}")
 
     def image(self, failed: bool) -> None:
         self.failed += failed
@@ -310,7 +311,7 @@ def _selected(plan: Plan, data: Dataset[Any]) -> list[Any]:
     return ids
 
 
-def _load(plan: Plan, device: str | torch.device | None, trusted: bool) -> Adapter:
+def _load(plan: Plan, device: str | torch.device | None, trusted: bool = False) -> Adapter:
     from captum_dcam.model.hub import load
 
     where = launched_device() if device is None else torch.device(device)

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -75,24 +75,34 @@ def _number(names: tuple[str, ...], default: int) -> int:
     return int(text)
 
 
+class Stop:
+    """Whether a signal asked to stop: ``stop()``; and which, ``stop.signal``."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Stop]:
     r"""Ctrl-C and SIGTERM ask to stop after the image at hand; a second one ends at once.
 
-    Yields a function that tells whether to stop, for ``evaluate(…, stop=…)``; the handlers from
-    before come back. Only in the main thread.
+    Yields a :class:`Stop`, for ``evaluate(…, stop=…)``; the handlers from before come back. Only in
+    the main thread.
     """
-    asked: list[int] = []
+    stop = Stop()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if asked:
+        if stop():
             raise KeyboardInterrupt
-        asked.append(number)
+        stop.signal = number
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.signal(kind, note) for kind in kinds}
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)

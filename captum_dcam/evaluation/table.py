@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from captum_dcam.errors import InputError
 from captum_dcam.metrics import BootstrapInterval
+from captum_dcam.shown import in_markdown, no_formula
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class Table:
         heads = [self.first, *(c.head for c in self.columns)]
         text = (any(isinstance(c, str) for c in cells) for cells in self._by_column())
         aligned = ["left", *("left" if any_text else "right" for any_text in text)]
-        body = tabulate(
-            self.texts(), heads, tablefmt="github", disable_numparse=True, colalign=aligned
-        )
+        cells = [[in_markdown(cell) for cell in row] for row in self.texts()]
+        heads = [in_markdown(head) for head in heads]
+        body = tabulate(cells, heads, tablefmt="github", disable_numparse=True, colalign=aligned)
         return "\n\n".join((f"### {self.title}", body, *self.notes)) + "\n"
 
     def latex(self) -> str:
@@ -144,12 +145,16 @@ class Table:
         for column, three in zip(self.columns, wide, strict=True):
             name = f"published {column.name}" if column.published else column.name
             heads += [name, f"{name} low", f"{name} high"] if three else [name]
-        writer.writerow(heads)
+        writer.writerow(map(no_formula, heads))
         for label, cells in self.rows:
-            line: list[object] = [label]
+            line: list[object] = [no_formula(label)]
             for cell, three in zip(cells, wide, strict=True):
                 figure = cell if isinstance(cell, Figure) else None
-                parts = [cell] if figure is None else [figure.value, figure.low, figure.high]
+                parts = (
+                    [no_formula(cell)]
+                    if figure is None
+                    else [figure.value, figure.low, figure.high]
+                )
                 line += [*parts, None, None][:3] if three else parts[:1]
             writer.writerow(line)
         return stream.getvalue()

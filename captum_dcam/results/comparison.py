@@ -32,6 +32,7 @@ from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.explanation import AS_IS, read_images, read_targets, save_images
 from captum_dcam.results.schema import check_comparison
+from captum_dcam.shown import no_formula
 
 TABLE, TENSORS = "comparison.csv", "maps.safetensors"
 #: localisation scores of a map
@@ -254,7 +255,7 @@ def _table(records: list[dict[str, Any]]) -> str:
     if records:
         writer = csv.DictWriter(out, list(records[0]))
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({k: no_formula(v) for k, v in record.items()} for record in records)
     return out.getvalue()
 
 
