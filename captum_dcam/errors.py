@@ -139,10 +139,10 @@ class ConformanceError(DcamError, AssertionError):
     """An adapter does not keep the protocol; says where, and what was expected."""
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(name: object, known: Iterable[str]) -> str:
     """``"; did you mean 'x'? Known: …"`` for an unknown name."""
-    names = sorted(known)
+    names, text = sorted(known), str(name).lower()
     folded = {each.lower(): each for each in names}
-    close = [folded[one] for one in difflib.get_close_matches(name.lower(), folded, n=2)]
+    close = [folded[one] for one in difflib.get_close_matches(text, folded, n=2)]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
     return f"{hint} Known: {', '.join(names)}"

@@ -19,11 +19,12 @@ captum_dcam.errors.UnknownNameError: unknown shape 'disk'; did you mean 'disc'? 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib import import_module
-from numbers import Integral, Real
+from numbers import Real
+from operator import index
 from pkgutil import iter_modules
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -114,33 +115,28 @@ class Registry(Generic[T]):
                 f"{', '.join(known) or 'none'}"
             )
 
-    def get(self, name: str, **settings: Any) -> Any:
+    def get(self, name: str, /, **settings: Any) -> Any:
         """What the entry makes of ``settings``; raises as :meth:`check`, and SettingError for a
-        value that it cannot work with because it is of another type than declared."""
+        value of another type than declared."""
         self.check(name, settings)
-        with self._typed(name, settings):
-            return self[name](**settings)
+        self._check_types(name, settings)
+        return self[name](**settings)
 
-    @contextmanager
-    def _typed(self, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-        """An error inside becomes SettingError if a setting has another type than declared."""
+    def _check_types(self, name: str, settings: Mapping[str, Any]) -> None:
+        """SettingError for a text, number or truth value of another type than declared."""
+        entry = self[name]
+        plain = isinstance(entry, type) and not is_dataclass(entry)
         try:
-            yield
-        except DcamError:
-            raise
-        except (TypeError, ValueError, AttributeError) as error:
-            entry = self[name]
-            plain = isinstance(entry, type) and not is_dataclass(entry)
             hints = get_type_hints(entry.__init__ if plain else entry)  # of a dataclass its fields
-            for setting, value in settings.items():
-                kinds = _scalars(hints.get(setting))
-                if kinds and not _is_one_of(value, kinds):
-                    wanted = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
-                    raise SettingError(
-                        f"{self.kind} {name!r}: {setting} is {value!r}, a {type(value).__name__}: "
-                        f"expected {wanted}"
-                    ) from error
-            raise
+        except NameError:  # of an entry that names what is imported for types alone
+            return
+        for setting, value in settings.items():
+            hint = hints.get(setting, Any)
+            if not _fits(value, hint):
+                raise SettingError(
+                    f"{self.kind} {name!r}: {setting} is {str(value)[:80]!r}, a "
+                    f"{type(value).__name__}: expected {_said(hint)}"
+                )
 
     def record(self, value: str | Mapping[str, Any]) -> dict[str, Any]:
         r"""A name, or ``{"name": …, **settings}``, as a record of the name and all settings.
@@ -156,25 +152,32 @@ class Registry(Generic[T]):
                 '{"name": …}'
             )
         settings = {"name": value} if isinstance(value, str) else dict(value)
-        name = str(settings.pop("name", ""))
+        name = settings.pop("name", "")
         self.check(name, settings)
         known = [p for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD]
         own = {p.name: p.default for p in known} | settings
         if missing := [key for key, value in own.items() if value is inspect.Parameter.empty]:
             raise SettingError(f"{self.kind} {name!r} needs {', '.join(map(repr, missing))}")
+        self._check_types(name, settings)
         if check := self._checks[name]:
-            with self._typed(name, own):
+            try:
                 check(**own)
+            except DcamError:
+                raise
+            except (TypeError, ValueError, AttributeError) as error:
+                raise SettingError(
+                    f"{self.kind} {name!r} cannot work with {str(settings)[:200]}: {error}"
+                ) from error
         return {"name": name, **own}
 
     def __getitem__(self, name: str) -> T:
         """The entry itself; UnknownNameError with near names otherwise."""
-        if name not in self._entries:
+        if name not in self:
             raise UnknownNameError(f"unknown {self.kind} {name!r}{near(str(name), self)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -187,18 +190,55 @@ class Registry(Generic[T]):
         return iter(self._entries.items())
 
 
-def _scalars(hint: Any) -> tuple[type, ...]:
-    """The types that an annotation allows, where they are text, numbers, truth values and None."""
-    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return hints if all(h in (str, int, float, bool, NoneType) for h in hints) else ()
+#: types whose values are plain: whether one fits is told by its type alone
+_PLAIN = (str, int, float, bool, NoneType)
 
 
-def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a value is of these types. A whole number is a float too; True is no number."""
-    if isinstance(value, bool):
-        return bool in kinds
-    abstract = {int: Integral, float: Real}
-    return isinstance(value, tuple(abstract.get(kind, kind) for kind in kinds))
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type that type."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _items(hint: Any) -> Any:
+    """What a sequence holds; None for what is none."""
+    origin, inner = get_origin(hint), get_args(hint)
+    fixed = origin is tuple and inner[1:] != (...,)
+    return inner[0] if origin in (list, tuple, Sequence) and inner and not fixed else None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as that is a plain one or a sequence of these."""
+    return any(_fits_one(value, one) for one in _parts(hint))
+
+
+def _fits_one(value: Any, hint: Any) -> bool:
+    if hint in _PLAIN:
+        return _is_plain(value, hint)
+    inner = _items(hint)
+    if inner is None:
+        return True  # of a type that its own code knows
+    several = hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping)
+    return several and all(_fits(one, inner) for one in value)
+
+
+def _is_plain(value: Any, kind: type) -> bool:
+    """A whole number of any library is an int, and a float too; True is no number."""
+    if isinstance(value, bool) or kind not in (int, float):
+        return isinstance(value, kind)
+    with suppress(TypeError):
+        index(value)
+        return True
+    return kind is float and isinstance(value, Real)
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    names = []
+    for one in _parts(hint):
+        inner = _items(one)
+        name = "None" if one is NoneType else getattr(one, "__name__", str(one))
+        names.append(name if inner is None else f"a list of {_said(inner)}")
+    return " or ".join(names)
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:

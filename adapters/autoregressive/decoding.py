@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import Setting, Settings, length, need_generator, number
-from captum_dcam.errors import InputError
+from captum_dcam.errors import DcamError, InputError, SettingError, near
 
 #: settings that are checked here; ``generate`` checks the others
 ANSWER = Settings(
@@ -58,6 +58,10 @@ REFUSED = {
 }
 
 
+#: arguments of ``generate`` that no configuration holds
+_OF_GENERATE = frozenset(("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"))
+
+
 def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict[str, Any]:
     r"""Settings for ``generate``; raises before any work.
 
@@ -74,6 +78,11 @@ def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict
             raise InputError(f"{name}={out[name]!r} cannot be used here: {reason}")
         out.pop(name, None)
     out = ANSWER.read(out)
+    known = {*vars(GenerationConfig()), *ANSWER.known, *_OF_GENERATE}
+    if unknown := next((name for name in out if name.startswith("_") or name not in known), None):
+        raise SettingError(
+            f"unknown setting {unknown!r} of the autoregressive families{near(unknown, known)}"
+        )
     temperature = out["temperature"]
     if not temperature:
         del out["temperature"]
@@ -116,6 +125,19 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.rope_deltas = value
 
 
+@contextmanager
+def _named(settings: dict[str, Any]) -> Iterator[None]:
+    """What ``generate`` refuses becomes an InputError that names the settings it was given beyond
+    those that are checked here."""
+    others = {k: v for k, v in settings.items() if k not in (*ANSWER.known, "do_sample")}
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not others or isinstance(error, DcamError):
+            raise
+        raise InputError(f"generate refuses one of {others}: {error}") from error
+
+
 @torch.no_grad()
 def decoded(
     model: Any,
@@ -131,14 +153,15 @@ def decoded(
         (B, T) float32 by the model's own logits, before any warper or penalty.
     """
     with unchanged(model), seeded(generator if settings["do_sample"] else None, bits=31):
-        out = model.generate(
-            **inputs,
-            **settings,
-            use_cache=cached,
-            return_dict_in_generate=True,
-            output_logits=True,
-            disable_compile=True,
-        )
+        with _named(settings):
+            out = model.generate(
+                **inputs,
+                **settings,
+                use_cache=cached,
+                return_dict_in_generate=True,
+                output_logits=True,
+                disable_compile=True,
+            )
     tokens = out.sequences[:, -len(out.logits) :]
     sure = [
         logits.double().softmax(-1).gather(1, tokens[:, t, None].to(logits.device))[:, 0]

@@ -26,10 +26,12 @@ from typing import Any
 import torch
 
 from captum_dcam import checks
-from captum_dcam.errors import InputError, SettingError
+from captum_dcam.errors import InputError, SettingError, near
 
 #: raises InputError unless the setting of that name may have that value
 Check = Callable[[str, Any], None]
+#: tokens or steps that no answer has: more of them would only be waited for
+MOST = 100_000
 
 
 # -- what a setting may be ------------------------------------------------------------------------
@@ -40,8 +42,9 @@ def _expected(name: str, value: Any, what: str) -> InputError:
 
 
 def count(name: str, value: Any, why: str = "") -> None:
-    """A whole number of at least 1."""
-    checks.whole(name, value, why=why)
+    """A whole number of at least 1, and no more than any model could take."""
+    if checks.whole(name, value, why=why) > MOST:
+        raise _expected(name, value, f"a whole number of at most {MOST}")
 
 
 def length(name: str, value: Any) -> None:
@@ -60,7 +63,7 @@ def real(fits: Callable[[Any], bool], what: str) -> Check:
     return check
 
 
-number = real(lambda value: 0 <= value < float("inf"), "a finite number, 0 or more")
+number = real(lambda value: 0 <= value < 2**63, "a finite number, 0 or more")
 share = real(lambda value: 0 < value <= 1, "a share in (0, 1], 0 < {name} <= 1")
 inside = real(lambda value: 0 < value < 1, "a number between 0 and 1")
 
@@ -143,8 +146,10 @@ class Settings:
     def _unknown(self, name: str) -> str:
         why = self.refused.get(name, self.unknown)
         also = [f"{s.also} means {n}" for n, s in self.known.items() if s.also is not None]
+        hint = near(name, self.known).partition(" Known: ")[0]  # their order says more
+        reason = "" if why is None else f": {why}"
         return (
-            f"unknown setting {name!r} of {self.family}{'' if why is None else f': {why}'}. Known: "
+            f"unknown setting {name!r} of {self.family}{reason}{hint} Known: "
             f"{'; '.join((', '.join(self.known), *also))}"
         )
 

@@ -123,17 +123,29 @@ def value_of(text: str, kind: Any, where: str) -> Any:
         raise InputError(f"{where} is {text!r}: expected {wanted}") from None
 
 
+#: flags whose settings go to a call that has arguments of its own
+_CALLS = {"--load": "load", "--generation": "generation", "--data": "dataset"}
+
+
 def setting_pairs(flag: str, texts: Sequence[str] | None) -> dict[str, Any]:
-    """``name=value`` settings; a value is read as JSON, anything else is text."""
+    """``name=value`` settings, each once; a value is read as JSON, anything else is text."""
     out: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"{flag} {text!r}: expected name=value, such as split=val2014")
+        if name in out:
+            raise InputError(f"{flag} {text!r}: {name} is given twice; give it once")
         try:
             out[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or more of it than anybody types
             out[name] = value
+    if out and flag in _CALLS:
+        from captum_dcam.evaluation.plan import check_taken
+
+        check_taken(_CALLS[flag], out, flag)
+        if flag == "--data" and "name" in out:
+            raise InputError(f"--data name={out['name']}: give it as --dataset")
     return out
 
 

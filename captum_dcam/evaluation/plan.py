@@ -14,6 +14,7 @@ from captum_dcam.errors import (
     InputError,
     InputTypeError,
     RemoteCodeError,
+    SettingError,
     UnknownNameError,
     near,
 )
@@ -55,6 +56,20 @@ OWN_HINT = {
     "device": "where it runs is said by the run (--device, or evaluate(…, device=…))",
 }
 OWN = frozenset(OWN_HINT)
+#: arguments of calls that are settings of nothing, and would take the place of the call's own
+TAKEN = {
+    "load": frozenset(("self", "source")),
+    "generation": frozenset(("self", "request", "generator", "keep")),
+    "dataset": frozenset(("self", "root")),
+}
+
+
+def check_taken(where: str, names: Iterable[str], said: str) -> None:
+    """Refuse settings of ``load``, ``generation`` or ``dataset`` that are no settings."""
+    if taken := sorted(TAKEN[where] & set(names)):
+        raise SettingError(
+            f"{said} holds {taken[0]!r}, which is no setting: the run gives it itself; leave it out"
+        )
 
 
 def _refuse_code(where: str, value: Any) -> None:
@@ -84,9 +99,9 @@ def _check_shapes(what: str, value: Any, shapes: Iterable[tuple[str, Any, str]])
             raise _misfit(f"{what}{name}", getattr(value, name), expected)
 
 
-def check_known(kind: str, value: str, known: Iterable[str]) -> None:
+def check_known(kind: str, value: Any, known: Iterable[str]) -> None:
     """Refuse a name that is not known, with near ones."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UnknownNameError(f"{kind} {value!r}{near(value, known)}")
 
 
@@ -125,7 +140,7 @@ class Variant:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
         check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int | None):
+        if self.layer is not None and not _whole(self.layer, -MOST):
             raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
         if self.passes is not None and not _whole(self.passes, 1):
             raise InputError(
@@ -221,6 +236,8 @@ class Plan:
         _check_shapes("the plan's ", self, _SHAPES)
         for name in ("load", "generation", "dataset"):
             _refuse_code(name, getattr(self, name))
+            if isinstance(getattr(self, name), Mapping):
+                check_taken(name, getattr(self, name), f"the plan's {name}")
         if own := sorted(OWN & self.load.keys()):
             raise InputError(
                 f"the plan's load holds {own[0]!r}: {OWN_HINT[own[0]]}, so take it out of load"
@@ -243,8 +260,10 @@ class Plan:
         _unique("metric", [m["label"] or m["name"] for m in self.metrics])
         if not variants:
             raise InputError("no variants: give at least one method, or 'oracle'")
-        if not isinstance(dataset.get("name"), str):
+        if not isinstance(dataset.get("name"), str) or not dataset["name"]:
             raise InputError(f"dataset is {dataset}: expected a name, or a record with 'name'")
+        if not self.model:
+            raise InputError("the plan's model is '': expected a name or a folder")
         if self.cache is not None:
             check_known("unknown cache", self.cache, CACHES)
         check_known("unknown dtype", self.dtype, DTYPES)
@@ -333,7 +352,10 @@ def refinement_records(values: RefineLike | Sequence[RefineLike]) -> list[Record
         record = {"name": value} if isinstance(value, str) else value
         record = record.describe() if isinstance(record, Refinement) else dict(record)
         if record.get("name") == "compose":
-            out += refinement_records(record["stages"])
+            stages = record.get("stages")
+            if not isinstance(stages, list | tuple):
+                raise _misfit("stages of a compose", stages, "a list of refinements")
+            out += refinement_records(stages)
         elif "name" not in record:
             raise InputError(f"refinement {record} has no 'name'")
         else:
@@ -354,6 +376,8 @@ def _method(name: str, settings: Mapping[str, Any]) -> Method:
 
 def _settings(name: str, given: Mapping[str, Any]) -> Record:
     """A method's or floor's settings, complete."""
+    if "name" in given:
+        raise InputError(f"{name!r} has no setting 'name': a variant's name stands beside settings")
     if name in FLOORS:
         record = FLOORS.record({**given, "name": name})
     else:
@@ -362,8 +386,12 @@ def _settings(name: str, given: Mapping[str, Any]) -> Record:
     return record
 
 
+#: no count or seed is larger: torch takes 64 bits with a sign
+MOST = 2**63 - 1
+
+
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
 
 
 def _unique(kind: str, names: Sequence[str]) -> None:
