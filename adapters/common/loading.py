@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,19 +141,28 @@ def upstream(family: str, install: str, *modules: str, has: Sequence[str] = ()) 
     return found
 
 
+#: what upstream's code raises at files whose content is not what it expects
+_UPSTREAM = (OSError, RuntimeError, KeyError, AttributeError, IndexError, OverflowError)
+_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError)
+
+
 @contextmanager
 def reading(source: str, *also: type[Exception]) -> Iterator[None]:
     """What upstream's code raises at files that are missing or damaged is a WeightsError that names
     the checkpoint; our own errors stay. ``also``: further kinds that a family's code raises."""
     from safetensors import SafetensorError
 
-    kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *also)
+    kinds: tuple[type[Exception], ...] = (*_UPSTREAM, *_UNREADABLE, SafetensorError, *also)
     try:
         yield
     except DcamError:
         raise
-    except kinds as error:
-        raise WeightsError(f"{source} cannot be loaded: {error}") from error
+    except Exception as error:
+        # tokenizers raises plain Exceptions; a TypeError may be about an option that is not known
+        wrong = isinstance(error, TypeError) and "keyword argument" not in str(error)
+        if isinstance(error, kinds) or wrong or type(error) is Exception:
+            raise WeightsError(f"{source} cannot be loaded: {str(error) or repr(error)}") from error
+        raise
 
 
 def check_complete(source: str, missing: Collection[str], whole: str) -> None:

@@ -6,7 +6,7 @@ The weights lie inside the package.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,9 +128,20 @@ def load_mini(
     model = _read_model(folder, dtype, device_map).eval().requires_grad_(False)
     if device_map is None:
         model = model.to(device)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    images = MiniImageProcessor.from_pretrained(folder, local_files_only=True)
+    own = {"local_files_only": True}
+    tokenizer = _read(folder / "tokenizer.json", PreTrainedTokenizerFast.from_pretrained, **own)
+    images = _read(folder / "preprocessor_config.json", MiniImageProcessor.from_pretrained, **own)
     return model, MiniProcessor(images, tokenizer, model.config.grid)
+
+
+def _read(path: Path, function: Callable[..., Any], **options: Any) -> Any:
+    """What a function of transformers makes of the folder of a file, which errors name."""
+    try:
+        return function(path.parent, **options)
+    except Exception as error:
+        raise WeightsError(
+            f"{path} is damaged, or does not fit what lies beside it: {error!r}"
+        ) from error
 
 
 def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMaskedDiffusion:
@@ -155,7 +166,7 @@ def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMas
             local_files_only=True,
             output_loading_info=True,
         )
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise WeightsError(
             f"{path} is damaged or does not fit config.json beside it: {error}"
         ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import json
 import sys
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from captum_dcam.errors import (
@@ -30,6 +30,7 @@ from captum_dcam.errors import (
     WeightsError,
     near,
 )
+from captum_dcam.files import read_json, reading
 from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
 
@@ -77,9 +78,13 @@ def load(
             f"trust_remote_code is {trust_remote_code!r}, a {type(trust_remote_code).__name__}: "
             "expected True or False (on the command line: true or false)"
         )
+    if family is not None and not isinstance(family, str):
+        raise InputTypeError(f"family is {family!r}: expected a name, as captum-dcam models lists")
     _check_options(source, device, device_map)
     cls, name = _found(str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)
+    if name is not None and Path(name).is_dir():
+        check_files(Path(name))
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
     with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
@@ -184,6 +189,12 @@ def _check_options(source: str | Path, device: torch.device | str | None, device
         raise InputError(
             f"device={device!s} and device_map={device_map!r} exclude each other: give one"
         )
+    spread = isinstance(device_map, str | dict | int | torch.device) and device_map not in ("", {})
+    if device_map is not None and (not spread or isinstance(device_map, bool)):
+        raise InputTypeError(
+            f"device_map is {device_map!r}: expected 'auto', a device, or a dict of module names "
+            "to devices"
+        )
     if device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError(
             f"device_map={device_map!r} needs accelerate, which is not installed: "
@@ -264,15 +275,47 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
         path = _from_hub(source, revision)
     elif not path.is_file():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(
-            f"{path} is damaged: it holds a {type(config).__name__}, expected an object"
-        )
-    return config
+    return read_json(path, WeightsError, WHOLE)
+
+
+#: what to do where a file of a checkpoint is damaged
+WHOLE = "fetch or save the checkpoint again"
+#: files of a folder that transformers reads, each an object
+_OBJECTS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def check_files(folder: Path) -> None:
+    r"""Check a checkpoint's folder before upstream's code reads it, which seldom names the file.
+
+    Raises:
+        WeightsError: a file that is no JSON object, weights that are cut or no safetensors, or a
+            part of them that is not there; names the file.
+    """
+    for name in _OBJECTS:
+        if (folder / name).is_file():
+            read_json(folder / name, WeightsError, WHOLE)
+    for path in sorted(folder.glob("*.safetensors.index.json")):
+        parts = read_json(path, WeightsError, WHOLE).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(p, str) for p in parts.values()):
+            raise WeightsError(f"{path} is damaged: it has no weight_map of names; {WHOLE}")
+        missing = sorted(p for p in set(parts.values()) if not (folder / p).is_file())
+        if missing:
+            raise WeightsError(f"{folder} lacks {missing[0]}, which {path.name} names; {WHOLE}")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with reading(path), safe_open(path, "pt"):
+                pass  # the header tells of every tensor where it lies
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is damaged: {error}; {WHOLE}") from error
 
 
 def _from_hub(source: str, revision: str | None) -> Path:
