@@ -15,12 +15,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
 from captum_dcam import cli
-from captum_dcam.cli.options import COMMANDS, DEBUG, Command, Shown, debug_option
+from captum_dcam.cli.options import COMMANDS, DEBUG, Command, Shown, WrongUsage, debug_option
 from captum_dcam.cli.printing import say_on_stderr
 from captum_dcam.errors import DcamError, EvaluationError
 from captum_dcam.shown import harmless
@@ -43,8 +42,8 @@ class Program(TyperGroup):
             typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
             say_on_stderr(" ".join(str(error).splitlines()))
             raise typer.Exit(2) from error
-        except click.ClickException as error:
-            error.message = harmless(error.message)  # what was typed is shown again
+        except WrongUsage as error:
+            error.message = harmless(error.message)  # type: ignore[attr-defined]  # as it was typed
             raise
 
 

@@ -18,7 +18,7 @@ so that ``--help`` and ``--version`` are quick.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import update_wrapper
 from glob import iglob
@@ -404,14 +404,37 @@ def command(function: Callable[[Any], None]) -> Callable[[Any], None]:
     return function
 
 
+#: wrong usage, of the click that typer uses: its own copy, or the package
+WrongUsage: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 class Command(TyperCommand):
-    """A command whose help lists names; they are looked up when it is shown, not before."""
+    """A command whose help lists names; they are looked up when it is shown, not before. Errors
+    name the value that was given."""
+
+    def make_context(self, name: str | None, args: list[str], *rest: Any, **more: Any) -> Any:
+        given = list(args)
+        try:
+            return super().make_context(name, args, *rest, **more)
+        except typer.BadParameter as error:
+            if (value := _value_of(given, getattr(error.param, "opts", ()))) is not None:
+                error.message = f"{error.message} (given: {value!r})"
+            raise
 
     def format_help(self, *arguments: Any) -> None:
         for one in self.params:
             if text := getattr(one, "help", None):
                 one.help = text.format_map(_Listed())  # type: ignore[attr-defined]
         super().format_help(*arguments)
+
+
+def _value_of(given: Sequence[str], flags: Sequence[str]) -> str | None:
+    """What a command line gives an option."""
+    for word, after in zip(given, (*given[1:], None), strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in flags:
+            return value if equals else after
+    return None
 
 
 class _Listed(dict[str, str]):
