@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import ExplanationError
+from captum_dcam.model.trajectory import stored_cache
 
 #: kinds of numbers that a tensor may hold, for messages and checks
 _FLOAT, _WHOLE, _TRUTH = "floating-point numbers", "int64", "bool"
@@ -152,7 +153,7 @@ def check_explanation(
 
 
 def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> None:
-    _text("regime", stored["regime"])
+    cache = stored_cache(_text("regime", stored["regime"]))
     _whole("image_end", stored["image_end"], 1)
     _record("settings of the generation", stored["settings"])
     _tensor(tensors, "tokens", _WHOLE, 1, length)
@@ -168,7 +169,7 @@ def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length
             raise _refuse(f"state {i}", tuple(tensors[f"state.{i}"].shape), "as its final state")
     if "final_step" in tensors:
         _tensor(tensors, "final_step", _WHOLE, 1, length)
-    calls = steps + (stored["regime"] == "prefix")
+    calls = steps + (cache == "prefix")
     _list("lengths", stored["lengths"], int, calls)
     if length and not 0 <= int(commit.min()) <= int(commit.max()) < steps:
         raise _refuse("commit_step", "out of range", f"steps from 0 to {steps - 1}")
