@@ -37,6 +37,9 @@ def in_markdown(cell: str) -> str:
 
 
 def no_formula(cell: Any) -> Any:
-    """A cell of a CSV file: a text that a spreadsheet would compute gets an apostrophe before it;
-    numbers stay."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULA else cell
+    """A cell of a CSV file: a text that a spreadsheet would compute gets an apostrophe before it,
+    and none ends its line; numbers stay."""
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")
+    return f"'{text}" if cell[:1] in _FORMULA else text

@@ -132,10 +132,11 @@ FORMULAS = ("=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http:
 
 @pytest.mark.parametrize("cell", FORMULAS)
 def test_cells_are_no_formulas(cell):
-    assert no_formula(cell) == f"'{cell}" and no_formula(f" {cell}") == f" {cell}"
+    safe = "'" + cell.replace("\r", " ")
+    assert no_formula(cell) == safe and no_formula(f" {cell}") == f" {safe[1:]}"
     made_ = Table("t", "T", (Column("a"), Column(cell)), ((cell, (cell, Figure(-1.5))),))
     heads, line = csv.reader(io.StringIO(made_.csv(), newline=""))
-    assert heads == ["row", "a", f"'{cell}"] and line == [f"'{cell}", f"'{cell}", "-1.5"]
+    assert heads == ["row", "a", safe] and line == [safe, safe, "-1.5"]
 
 
 def test_numbers_are_no_texts():
