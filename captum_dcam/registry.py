@@ -115,7 +115,7 @@ class Registry(Generic[T]):
                 f"{', '.join(known) or 'none'}"
             )
 
-    def get(self, name: str, /, **settings: Any) -> Any:
+    def get(self, name: str, **settings: Any) -> Any:
         """What the entry makes of ``settings``; raises as :meth:`check`, and SettingError for a
         value of another type than declared."""
         self.check(name, settings)

@@ -167,6 +167,8 @@ def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMas
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        if device_map is not None and isinstance(error, ValueError):
+            raise  # about the map, not about the files
         raise WeightsError(
             f"{path} is damaged or does not fit config.json beside it: {error}"
         ) from error
