@@ -412,10 +412,12 @@ class Command(TyperCommand):
     """A command whose help lists names; they are looked up when it is shown, not before. Errors
     name the value that was given."""
 
-    def make_context(self, name: str | None, args: list[str], *rest: Any, **more: Any) -> Any:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
         given = list(args)
         try:
-            return super().make_context(name, args, *rest, **more)
+            return super().make_context(info_name, args, parent, **extra)
         except typer.BadParameter as error:
             if (value := _value_of(given, getattr(error.param, "opts", ()))) is not None:
                 error.message = f"{error.message} (given: {value!r})"

@@ -327,11 +327,11 @@ _LINES = re.compile(rf"({RESULTS}|{COSTS})(-\d+-of-\d+)?\.jsonl")
 def _check_header(path: Path, header: Record) -> None:
     """StoreError for a header that lacks what every one has."""
     images = header.get("images")
-    numbers = [header.get("shards")]
-    numbers += [images.get("start"), images.get("count")] if isinstance(images, dict) else [None]
-    whole = all(type(n) is int and n >= least for n, least in zip(numbers, (1, 0, 1), strict=False))
+    own = images if isinstance(images, dict) else {}
+    numbers = ((header.get("shards"), 1), (own.get("start"), 0), (own.get("count"), 1))
+    whole = all(type(number) is int and number >= least for number, least in numbers)
     records = all(isinstance(header.get(key), dict) for key in PARTS[:3])
-    if not records or not whole or len(numbers) != 3 or "digest" not in images:
+    if not records or not whole or "digest" not in own:
         raise StoreError(
             f"{path} is damaged: expected plan, facts, images (start, count, digest) and shards; "
             f"{AGAIN}"

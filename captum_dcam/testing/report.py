@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from captum_dcam.errors import InputError
-from captum_dcam.files import write_json
+from captum_dcam.errors import InputError, SavedError
+from captum_dcam.files import reading, write_json
 from captum_dcam.testing.case import AdapterCase
 from captum_dcam.testing.gradients import check_feasible, check_gradient
 from captum_dcam.testing.head import check_head
@@ -101,9 +101,16 @@ def read_rows(path: Path) -> list[ConformanceRow]:
     """Rows of a file; none where there is no file."""
     if not path.exists():
         return []
-    records = json.loads(path.read_text(encoding="utf-8"))
-    outcomes = [tuple(Outcome(**o) for o in r["outcomes"]) for r in records]
-    return [ConformanceRow(**{**r, "outcomes": o}) for r, o in zip(records, outcomes, strict=True)]
+    try:
+        with reading(path):
+            records = json.loads(path.read_bytes().decode())
+        outcomes = [tuple(Outcome(**o) for o in r["outcomes"]) for r in records]
+        both = zip(records, outcomes, strict=True)
+        return [ConformanceRow(**{**r, "outcomes": o}) for r, o in both]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SavedError(
+            f"{path} holds no rows of the conformance table ({error!r}): give another file"
+        ) from error
 
 
 def merge_rows(path: Path, rows: Sequence[ConformanceRow]) -> list[ConformanceRow]:

@@ -44,6 +44,25 @@ def test_results_are_read_and_written_again_the_same(tmp_path, kind, folder, man
         assert table_of[0] == table_of[1]
 
 
+@pytest.mark.parametrize("kind, folder", [(Explanation, "explanation"), (Comparison, "comparison")])
+def test_version_2_is_read_and_says_the_same(kind, folder):
+    """The same as of before, saved again when manifests had got their digest."""
+    old, new = kind.load(BEFORE / folder), kind.load(BEFORE / "version2" / folder)
+    assert (old.answer, old.words, old.settings) == (new.answer, new.words, new.settings)
+    assert (old.note, new.note) == ("without checksum", "")
+    maps = [x.maps if kind is Explanation else x.rows[0].maps for x in (old, new)]
+    assert all(map(torch.equal, *maps))
+
+
+def test_a_store_of_version_2_is_read():
+    store, old = Store.read(BEFORE / "version2" / "store"), Store.read(BEFORE / "store")
+    assert store.note == "" and store.header["plan"] == old.header["plan"]
+    mine = {"plan": store.digest}
+    assert [{**r, **mine} for r in old.records()] == list(store.records())
+    assert [{**c, **mine} for c in old.costs()] == list(store.costs())
+    assert table("summary", store.folder).rows == table("summary", old.folder).rows
+
+
 def test_a_preset_is_read_and_written_again_the_same(tmp_path):
     read = preset(str(BEFORE / "preset.json"))
     assert read.refinements() == Compose(FITTED) and read.score == PRESETS["default"].score

@@ -53,10 +53,9 @@ def one(tmp_path_factory):
 
 
 def content(folder):
-    """What must be the same: everything but seconds, and no file more, save the note of who held
-    the shard: nobody opens it again once all images are stored."""
+    """What must be the same: everything but seconds, and no file more."""
     costs = [cost["id"] for cost in Store.read(folder).costs()]
-    names = sorted(path.name for path in folder.iterdir() if path.suffix != ".owner")
+    names = sorted(path.name for path in folder.iterdir())
     return [(folder / n).read_bytes() for n in ("plan.json", "results.jsonl")], costs, names
 
 
