@@ -213,7 +213,11 @@ def reading(path: str | Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, all of it or nothing; its folder is made if need be."""
-    write_atomically(path, [text.encode()])
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise FileError(f"{path} cannot be written: {error}; give texts in UTF-8") from error
+    write_atomically(path, [data])
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:

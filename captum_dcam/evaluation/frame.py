@@ -91,11 +91,12 @@ class Frame:
         records (list of dict): the images that could be measured: answer, steps and lengths, words
             without their scores.
         failed (int): images that could not.
+        note (str): of the store: ``"without checksum"``, or empty.
     """
 
     def __init__(self, folder: str | Path) -> None:
         store = Store.read(folder)
-        self.folder, self.header = Path(folder), store.header
+        self.folder, self.header, self.note = Path(folder), store.header, store.note
         self.records: list[Record] = []
         self.failed = 0
         self._columns: dict[tuple[str, str], _Column] = {}

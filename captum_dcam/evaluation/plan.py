@@ -256,6 +256,10 @@ class Plan:
         write(self, "words", tuple(k for k in KINDS if k in self.words))
         write(self, "generation", plain(self.generation))
         write(self, "load", plain(self.load))
+        for name in ("prompt", "model"):
+            text = getattr(self, name) or ""
+            if text.encode(errors="replace").decode() != text:
+                raise InputError(f"the plan's {name} is {text[:80]!r}: expected text in UTF-8")
         _unique("variant", [v.name for v in variants])
         _unique("metric", [m["label"] or m["name"] for m in self.metrics])
         if not variants:

@@ -257,6 +257,12 @@ def test_a_linked_folder_stays_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "real") == ["b"]
 
 
+def test_a_text_that_no_file_can_hold_names_the_file(tmp_path):
+    with pytest.raises(errors.FileError, match=r"a\.json cannot be written: .*UTF-8"):
+        write_json(tmp_path / "a.json", {"prompt": "\udcff"})
+    assert not os.listdir(tmp_path)
+
+
 def test_tensors_have_the_mode_of_their_neighbours(tmp_path):
     before = os.umask(0o027)
     try:

@@ -248,12 +248,13 @@ def settings_note(frame: Frame) -> str:
     """Model, data, images, words, seed and version of torch, and what the brackets are."""
     plan, facts = frame.header["plan"], frame.header["facts"]
     start, many = frame.header["images"]["start"], frame.header["images"]["count"]
+    mark = f" Stored {frame.note}." if frame.note else ""
     return (
         f"{plan['model']} ({facts['regime']}, {facts['dtype']}, {facts['device']}); "
         f"data {plan['dataset']['name']}, images {start} to {start + many - 1} "
         f"({frame.images} measured, {frame.failed} failed), {frame.count('object')} object words; "
         f"seed {plan['seed']}; torch {facts['versions']['torch']}. "
-        "Brackets: 95 % intervals, images resampled with all their words."
+        f"Brackets: 95 % intervals, images resampled with all their words.{mark}"
     )
 
 
