@@ -7,6 +7,7 @@ deepstack stay the family's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from captum_dcam.adapters.common.prefix import Prefix
@@ -58,8 +59,11 @@ REFUSED = {
 }
 
 
-#: arguments of ``generate`` that no configuration holds
-_OF_GENERATE = frozenset(("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"))
+def _known() -> set[str]:
+    """Everything that ``generate`` knows by name: its arguments and a configuration's fields."""
+    arguments = inspect.signature(GenerationMixin.generate).parameters
+    fields = (name for name in vars(GenerationConfig()) if not name.startswith("_"))
+    return {*fields, *arguments, *ANSWER.known} - {"self", "kwargs"}
 
 
 def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict[str, Any]:
@@ -78,8 +82,8 @@ def checked(settings: dict[str, Any], generator: torch.Generator | None) -> dict
             raise InputError(f"{name}={out[name]!r} cannot be used here: {reason}")
         out.pop(name, None)
     out = ANSWER.read(out)
-    known = {*vars(GenerationConfig()), *ANSWER.known, *_OF_GENERATE}
-    if unknown := next((name for name in out if name.startswith("_") or name not in known), None):
+    known = _known()
+    if unknown := next((name for name in out if name not in known), None):
         raise SettingError(
             f"unknown setting {unknown!r} of the autoregressive families{near(unknown, known)}"
         )
