@@ -15,7 +15,7 @@ from captum_dcam.adapters.dream_vl.decoding import checked as dream_vl
 from captum_dcam.adapters.lavida.decoding import checked as dream
 from captum_dcam.adapters.llada_v.decoding import checked as llada_v
 from captum_dcam.adapters.mmada.decoding import SETTINGS as MMADA
-from captum_dcam.errors import InputError, SettingError
+from captum_dcam.errors import InputError, InputTypeError, SettingError
 
 TOY = Settings(
     "Toy",
@@ -52,7 +52,7 @@ def test_defaults_other_names_and_none():
     ),
 )
 def test_mistakes(given, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises((InputError, InputTypeError, SettingError), match=message) as caught:
         TOY.read(given)
     assert isinstance(caught.value, SettingError) == ("unknown" in message)
 
