@@ -61,13 +61,13 @@ def refused(place, monkeypatch, capsys):
 
 IMAGES = {
     "nowhere.png": "nowhere.png: no such file",
-    "notes": "notes is a folder: expected a picture file",
+    "notes": "notes is a folder: expected an image file",
     "file/inside.png": "file/inside.png",
     "empty.png": "empty.png",
     "bytes.png": "bytes.png",
     "latin.png": "latin.png",
     "deep.png": "deep.png",
-    f"{LONG}.png": "name too long",
+    f"{LONG}.png": "xxx: no such file",
     "": "is a folder",
 }
 
