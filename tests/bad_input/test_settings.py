@@ -159,11 +159,11 @@ GENERATORS = {
     "of noise": (sensitive, "generator", NO_GENERATOR, ()),
 }
 CASES = [
-    pytest.param(call, name, value, kind is InputError, id=f"{label}-{value!r}"[:70])
+    pytest.param(call, name, value, kind is InputError, id=f"{label}, {kind.__name__} {number}")
     for table in (WHOLE, REAL, FLAGS, CHOICES, GENERATORS)
     for label, (call, name, types, ranges) in table.items()
     for kind, values in ((TypeError, types), (InputError, ranges))
-    for value in values
+    for number, value in enumerate(values)
 ]
 
 
