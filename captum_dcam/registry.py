@@ -20,15 +20,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib import import_module
-from numbers import Real
-from operator import index
 from pkgutil import iter_modules
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from captum_dcam.checks import as_real, as_whole
 from captum_dcam.errors import (
     DcamError,
     InputTypeError,
@@ -134,7 +132,7 @@ class Registry(Generic[T]):
             hint = hints.get(setting, Any)
             if not _fits(value, hint):
                 raise SettingError(
-                    f"{self.kind} {name!r}: {setting} is {str(value)[:80]!r}, a "
+                    f"{self.kind} {name!r}: {setting} is {repr(value)[:80]}, a "
                     f"{type(value).__name__}: expected {_said(hint)}"
                 )
 
@@ -223,12 +221,9 @@ def _fits_one(value: Any, hint: Any) -> bool:
 
 def _is_plain(value: Any, kind: type) -> bool:
     """A whole number of any library is an int, and a float too; True is no number."""
-    if isinstance(value, bool) or kind not in (int, float):
-        return isinstance(value, kind)
-    with suppress(TypeError):
-        index(value)
-        return True
-    return kind is float and isinstance(value, Real)
+    if kind is int:
+        return as_whole(value) is not None
+    return as_real(value) is not None if kind is float else isinstance(value, kind)
 
 
 def _said(hint: Any) -> str:

@@ -23,7 +23,13 @@ FLOORS = (
 )
 #: within one floor: who may import whom
 NEIGHBOURS = {
-    *(("checks", "errors"), ("registry", "errors"), ("files", "errors"), ("presets", "maps")),
+    *(
+        ("registry", "checks"),
+        ("checks", "errors"),
+        ("registry", "errors"),
+        ("files", "errors"),
+        ("presets", "maps"),
+    ),
 }
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -44,10 +44,10 @@ def test_defaults_other_names_and_none():
         ({"beams": 2}, "unknown setting 'beams' of Toy: it has one. Known: gen_length, top_p"),
         ({"lenght": 2}, "unknown .* of Toy; did you mean 'gen_length'. Known: .*; max_new_tokens"),
         ({"gen_length": 4, "max_new_tokens": 4}, "max_new_tokens and gen_length mean the same"),
-        ({"gen_length": None}, "gen_length is None, a NoneType: expected a whole"),
-        ({"gen_length": True}, "gen_length is True, a bool: expected a whole"),
+        ({"gen_length": None}, "gen_length is None: expected a whole"),
+        ({"gen_length": True}, "gen_length is True: expected a whole"),
         ({"max_new_tokens": 0}, "gen_length is 0: .*at least one token"),
-        ({"top_k": 1.5}, "top_k is 1.5, a float: expected a whole number of at least 1"),
+        ({"top_k": 1.5}, "top_k is 1.5: expected a whole number of at least 1"),
         ({"top_p": 0.0}, r"top_p is 0.0: expected a share in \(0, 1\]"),
     ),
 )

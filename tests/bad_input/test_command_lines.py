@@ -236,7 +236,7 @@ SETTINGS = {
     ),
     "a metric's truth": (
         ["evaluate", *EVALUATE, "--metrics", "faithfulness:curves=3"],
-        ("curves is '3', a int", "expected bool"),
+        ("curves is 3, a int", "expected bool"),
     ),
     "a metric's list": (
         ["evaluate", *EVALUATE, "--metrics", "faithfulness:fractions=3"],

