@@ -229,7 +229,8 @@ def test_a_grid_and_its_picture():
 )
 def test_settings_are_checked(name, setting):
     ((key, value),) = setting.items()
-        with pytest.raises(ValueError, match=rf"{key} is {value}(, a \w+)?: expected (a whole number|int)"):
+    wanted = rf"{key} is {value}(, a \w+)?: expected (a whole number|int)"
+    with pytest.raises(ValueError, match=wanted):
         method(name, **setting)
 
 
