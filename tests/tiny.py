@@ -1,6 +1,8 @@
 """A tiny embedded model with random weights, and what tests do with it again and again."""
 
+import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -65,14 +67,47 @@ def picture(seed=0, size=(80, 60), mode="RGB"):
 
 
 def bound(
-    cache, *, layer=1, seed=0, dtype=torch.float32, batch=1, prompts=None, keep=True, images=1, **g
-):
-    """A forward with a bound generation of ``batch`` different pictures."""
+    cache, *, layer=1, seed=0, dtype=torch.float32, batch=1, prompts=None, keep=True, images=1,
+    anew=False, **g,
+):  # fmt: skip
+    """A forward with a bound generation of ``batch`` different pictures.
+
+    What is generated is generated once, and every caller has a copy of it and of the model;
+    ``anew``: nothing is shared with anybody.
+    """
+    asked = tuple(prompts or [PROMPT] * batch)
+    settings = tuple(sorted({"gen_length": 8, **g}.items()))
+    make = _bound.__wrapped__ if anew or "generator" in g else _bound
+    first = make(cache, layer, seed, dtype, batch, asked, keep, images, settings)
+    if make is not _bound:
+        return first
+    made = captum_dcam.wrap(copy.deepcopy(first.model), processor(), cache=cache)
+    forward = DenoisingForward(made, layer)
+    r, t = first.request, first.trajectory
+    request = replace(r, pixels=r.pixels.clone(), extras=tuple(e.clone() for e in r.extras))
+    made_once = {n: v for n, v in t.kept.items() if n != "embedded"}
+    trajectory = replace(
+        t,
+        tokens=t.tokens.clone(),
+        states=tuple(one.clone() for one in t.states),
+        final_state=tuple(one.clone() for one in t.final_state),
+        commit_step=t.commit_step.clone(),
+        confidence=t.confidence.clone(),
+        settings=dict(t.settings),
+        kept=made_once,
+    )
+    forward.bind(request, trajectory)
+    made_once["stamp"] = forward._stamp()
+    return forward
+
+
+@functools.cache
+def _bound(cache, layer, seed, dtype, batch, prompts, keep, images, settings):
     made = adapter(cache, seed, dtype)
     forward = DenoisingForward(made, layer)
     pictures = [[picture(10 * b + i) for i in range(images)] for b in range(batch)]
-    request = made.prepare(pictures, prompts or [PROMPT] * batch)
-    forward.generate(request, keep=keep, **{"gen_length": 8, **g})
+    request = made.prepare(pictures, list(prompts))
+    forward.generate(request, keep=keep, **dict(settings))
     return forward
 
 

@@ -69,7 +69,7 @@ USES = {
 @pytest.fixture(scope="module", autouse=True)
 def imported():
     """What is imported late has cycles of its own, once."""
-    forward = tiny.bound("prefix")
+    forward = tiny.bound("prefix", anew=True)
     explain_generation(forward, preset="paper")
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_left_without_the_garbage_collector(use):
     gc.collect()
     gc.disable()
     try:
-        forward = tiny.bound("prefix")
+        forward = tiny.bound("prefix", anew=True)
         kept = tree_leaves(forward.trajectory.kept["calls"])
         hidden = next(one for one in kept if isinstance(one, torch.Tensor))
         left = {

@@ -31,7 +31,7 @@ def spied(monkeypatch, make):
 @pytest.mark.parametrize("keep", (True, False))
 @pytest.mark.parametrize("settings", ({}, {"steps": 4}, {"gen_length": 12, "block_length": 4}))
 def test_replay_has_the_bits_of_the_generation(monkeypatch, cache, keep, settings):
-    forward, seen = spied(monkeypatch, lambda: tiny.bound(cache, keep=keep, **settings))
+    forward, seen = spied(monkeypatch, lambda: tiny.bound(cache, keep=keep, **settings, anew=True))
     assert len(seen) == forward.trajectory.steps
     for step, expected in enumerate(seen):
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_replay_has_the_bits_of_the_generation(monkeypatch, cache, keep, setting
 
 
 def test_forward_of_a_whole_batch_has_the_bits_too(monkeypatch, cache):
-    make = lambda: tiny.bound(cache, batch=3)  # noqa: E731
+    make = lambda: tiny.bound(cache, batch=3, anew=True)  # noqa: E731
     forward, seen = spied(monkeypatch, make)
     examples = torch.arange(3)
     for step, expected in enumerate(seen):
@@ -58,7 +58,7 @@ def test_forward_of_a_whole_batch_has_the_bits_too(monkeypatch, cache):
 @pytest.mark.parametrize("keep", (True, False))
 def test_batched_replay_agrees_within_rounding(monkeypatch, cache, keep):
     prompts = ["describe the image .", "how many red circles are there ?", ""]
-    make = lambda: tiny.bound(cache, batch=3, prompts=prompts, keep=keep)  # noqa: E731
+    make = lambda: tiny.bound(cache, batch=3, prompts=prompts, keep=keep, anew=True)  # noqa: E731
     forward, seen = spied(monkeypatch, make)
     examples = torch.tensor([2, 0, 1, 0, 2])
     steps = torch.tensor([0, 3, 7, 0, 5])
@@ -120,7 +120,8 @@ def test_a_generation_follows_its_schedule(schedule):
 @pytest.mark.parametrize("remasking", ("low_confidence", "entropy", "margin"))
 def test_the_surest_tokens_are_committed_first(monkeypatch, remasking):
     forward, seen = spied(
-        monkeypatch, lambda: tiny.bound("prefix", gen_length=9, steps=3, remasking=remasking)
+        monkeypatch,
+        lambda: tiny.bound("prefix", gen_length=9, steps=3, remasking=remasking, anew=True),
     )
     t, mask = forward.trajectory, tiny.config().mask_token_id
     for step, logits in enumerate(seen):
