@@ -16,42 +16,44 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection
+from contextlib import suppress
 from numbers import Real
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from captum_dcam.errors import InputError, WrongTypeError
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+
+def _no_number(value: Any) -> bool:
+    """Truth values of any library, and what has dimensions. Told without importing a library: the
+    command line comes here before torch is needed."""
+    kind = str(getattr(value, "dtype", ""))
+    return isinstance(value, bool) or kind.endswith("bool") or bool(getattr(value, "ndim", 0))
 
 
 def as_whole(value: Any) -> int | None:
     """The Python integer that a value stands for; None if it stands for none."""
-    if isinstance(value, (bool, np.bool_)):
+    if _no_number(value):
         return None
-    if isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool or value.is_meta):
-        return None
-    try:
+    with suppress(TypeError, RuntimeError):  # RuntimeError: a tensor on the meta device
         return operator.index(value)
-    except TypeError:
-        return None
+    return None
 
 
 def as_real(value: Any) -> float | None:
     """The Python float that a value stands for; None if it stands for none."""
-    if isinstance(value, Tensor) and not (value.ndim or value.is_complex() or value.is_meta):
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if _no_number(value):
         return None
-    return float(value)
+    with suppress(RuntimeError):
+        value = plain(value)
+    return float(value) if isinstance(value, Real) else None
 
 
 def plain(value: Any) -> Any:
     """Numbers of numpy and tensors without dimensions as Python's own; other values as they are."""
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim):
-        return value.item()
-    return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def whole(name: str, value: Any, least: int | None = 1, why: str = "") -> int:
@@ -82,7 +84,8 @@ def real(
 
 def flag(name: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one of them."""
-    if not isinstance(value, (bool, np.bool_)):
+    numpys = str(getattr(value, "dtype", "")) == "bool" and not getattr(value, "ndim", 0)
+    if not (isinstance(value, bool) or numpys):
         raise WrongTypeError(f"{name} is {value!r}: expected True or False")
     return bool(value)
 
@@ -93,9 +96,11 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
         raise InputError(f"{name} is {value!r}: expected one of {tuple(known)}")
 
 
-def draws(name: str, value: Any) -> torch.Generator | None:
+def draws(name: str, value: Any) -> Generator | None:
     """A generator, or None."""
-    if value is not None and not isinstance(value, torch.Generator):
+    from torch import Generator
+
+    if value is not None and not isinstance(value, Generator):
         raise WrongTypeError(
             f"{name} is {value!r}, a {type(value).__name__}: expected a torch.Generator, "
             "torch.Generator().manual_seed(0), or None"

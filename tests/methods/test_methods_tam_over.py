@@ -277,7 +277,7 @@ def test_several_pictures(cache, product):
         ({"relevance": "attention"}, "expected one of"),
         ({"order": "left"}, "expected one of"),
         ({"filter": 2}, "expected an odd window"),
-        ({"filter": True}, "expected an odd window"),
+        ({"filter": True}, "filter is True, a bool: expected int"),
     ),
 )
 def test_settings_are_checked(settings, message):
