@@ -1,4 +1,4 @@
-"""Two commands for a machine that has only Python and git, and one for who changes the library.
+"""Two commands for a machine that has only Python and git, and two for who changes the library.
 
 python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests
