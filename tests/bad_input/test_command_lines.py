@@ -240,11 +240,11 @@ SETTINGS = {
     ),
     "a metric's list": (
         ["evaluate", *EVALUATE, "--metrics", "faithfulness:fractions=3"],
-        ("fractions is '3', a int", "a list of float"),
+        ("fractions is 3, a int", "a list of float"),
     ),
     "a metric's words": (
         ["evaluate", *EVALUATE, "--metrics", "randomization:kinds=[3]"],
-        ("kinds is '[3]'", "a list of str"),
+        ("kinds is [3]", "a list of str"),
     ),
     "a method's setting": (["compare", "-M", "tam:filter=x"], ("tam:filter is 'x'", "number")),
     "a method's truth": (["compare", "-M", "tam:eci=maybe"], "expected true or false"),
