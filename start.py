@@ -4,7 +4,7 @@ python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests
 python3 start.py referees   run the tests whose judge is other people's code (several GB)
 python3 start.py attacks    run every case of bad input, 50 rounds of threads, 10,000 damages to
-                            saved things; `test` runs a part of them (an hour)
+                            saved things; `test` runs a part of them (ten minutes)
 
 Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs
 the library there with the versions of constraints.txt, and uses it again the next time.

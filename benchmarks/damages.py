@@ -5,7 +5,7 @@ preset of the embedded model, an evaluation that is complete and one that was st
 them ``--count`` times: one byte of a file becomes another, or one digit another digit. Each change
 is loaded and undone. It is *refused* where loading raises the error of that kind of saved thing,
 *harmless* where everything that is loaded is the same, and *unseen* where a number or a text
-changed. Unseen changes are listed, and the command ends with 1 if there is any. Half an hour;
+changed. Unseen changes are listed, and the command ends with 1 if there is any. Five minutes;
 tests/bad_input/test_damages.py makes 500 of them.
 """
 
