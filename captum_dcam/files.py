@@ -1,9 +1,8 @@
 r"""The only writer of files and folders: each appears complete or not at all.
 
-Also what every written result shares: plain JSON, manifests with a version, a digest and a hash of
-every file. Whatever the operating system refuses while writing becomes a
-:class:`captum_dcam.errors.FileError` that names what was to be written. What is there already is
-replaced where a manifest names it with its hash, and refused otherwise: it is the user's.
+Also what every written record shares: plain JSON, a version and a digest. Whatever the operating
+system refuses while writing becomes a :class:`captum_dcam.errors.FileError` that names what was to
+be written. :mod:`captum_dcam.results.manifests` says what is there already and may be replaced.
 """
 
 from __future__ import annotations
@@ -22,34 +21,25 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_dcam.errors import (
     DcamError,
-    ExplanationError,
     FileError,
     ForbiddenError,
     InputError,
     MissingFileError,
     NoFolderError,
     OccupiedError,
-    SavedError,
 )
 
+#: of manifests and headers of stores
 VERSION = 2
-#: manifests of before, which have no digest: what they say is believed, and marked so
+#: the version of before, which has no digest: what such a record says is believed, and marked so
 UNSEALED = 1
 WITHOUT = "without checksum"
-#: what is saved → the file that holds its manifest
-FILES = {
-    "explanation": "manifest.json",
-    "comparison": "comparison.json",
-    "tables": "tables.json",
-}
-
 #: plain JSON by name
 Record = dict[str, Any]
 
@@ -156,6 +146,25 @@ def check_seal(path: Path, record: Mapping[str, Any], error: type[DcamError], ag
     )
 
 
+def check_version(
+    path: Path, record: Mapping[str, Any], known: Collection[int], error: type[DcamError]
+) -> None:
+    """Raise ``error`` for a record of another version of its format."""
+    version = record.get("version")
+    if type(version) is int and version in known:
+        return
+    if type(version) is int and version > max(known):
+        raise error(
+            f"{path} has format version {version!r}, this package reads up to {max(known)}: update "
+            "captum-dcam"
+        )
+    wanted = " or ".join(map(str, sorted(known)))
+    raise error(
+        f"{path} has format version {str(version)[:80]}: expected {wanted}; it is damaged or "
+        "edited, make it again"
+    )
+
+
 # -- one error -------------------------------------------------------------------------------------
 
 #: what Python raises → the error of ours that is one as well
@@ -184,7 +193,7 @@ def writing(path: Path, work: Path | None = None) -> Iterator[None]:
         yield
     except BrokenPipeError:  # the reader of our output has gone, no file is at fault
         raise
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error) if work is None else str(error).replace(str(work), str(path))
         if isinstance(error, DcamError):
             if reason == str(error):
@@ -314,26 +323,6 @@ def shorten(path: Path, size: int) -> None:
 
 
 @contextmanager
-def new_folder(
-    folder: str | Path, kind: str = "explanation", beside: bool = False
-) -> Iterator[Path]:
-    r"""A new folder to fill. At the end it replaces ``folder``; after an error it is removed.
-
-    Args:
-        folder (path), kind (str), beside (bool, optional): as for :func:`check_folder`.
-
-    Raises:
-        FileError: as :func:`check_folder`, or it cannot be written; nothing is left behind.
-    """
-    folder = Path(folder).resolve()
-    check_folder(folder, kind, beside)
-    with new_entries([folder]) as (new,):
-        new.mkdir()
-        yield new
-        check_folder(folder, kind, beside)  # what the user saved there meanwhile
-
-
-@contextmanager
 def new_entries(targets: Sequence[Path]) -> Iterator[list[Path]]:
     r"""Places to fill. At the end they become ``targets``, one after another, all or none.
 
@@ -414,37 +403,6 @@ def exchanged(one: Path, other: Path) -> bool:
 _LONGEST = 190
 
 
-def check_folder(folder: str | Path, kind: str = "explanation", beside: bool = False) -> None:
-    r"""Check that a folder can be written: there is none yet, or nothing but an earlier result.
-
-    Args:
-        folder (path): where to.
-        kind (str, optional): what it may hold from earlier, a key of :data:`FILES`.
-            Default: ``"explanation"``
-        beside (bool, optional): the result lies in a folder of its own called ``kind``, beside
-            files that its manifest names. Default: the folder is the result
-
-    Raises:
-        OccupiedError: it exists and holds something else, or a file that was changed since.
-        NoFolderError, ForbiddenError: it cannot be made or written.
-        FileError: a name that the file system does not take.
-    """
-    folder = Path(folder)
-    other = f"{folder} exists and is not an earlier {kind}"
-    check_names(folder)
-    with writing(folder):
-        if folder.exists() and not folder.is_dir():
-            raise OccupiedError(f"{other} (it is not a folder): choose another folder")
-        parent = next(p for p in folder.absolute().parents if p.exists())
-        if not parent.is_dir():
-            raise NoFolderError(f"{parent} is not a folder: choose another output folder")
-        for place in (parent, folder):
-            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-                raise ForbiddenError(f"{place} is not writable: choose another output folder")
-        if folder.exists() and (strange := _strange(folder, kind, beside)):
-            raise OccupiedError(f"{other} ({strange}): choose another folder")
-
-
 def check_names(path: Path, within: int = _LONGEST) -> None:
     r"""FileError where the file system does not take a path, or names in it.
 
@@ -465,217 +423,3 @@ def check_names(path: Path, within: int = _LONGEST) -> None:
                 pass
             except ValueError as error:  # a name with a zero byte
                 raise OSError(errno.EINVAL, str(error)) from error
-
-
-def _strange(folder: Path, kind: str, beside: bool) -> str | None:
-    """What a folder holds that no manifest of this kind names with its hash; None for nothing."""
-    home = folder / kind if beside else folder
-    names = sorted(f.name for f in folder.iterdir())
-    if beside and home.is_symlink():
-        return f"it holds {kind}, a link"
-    try:
-        manifest = read_manifest(home, kind)
-        known = _named(home, kind, manifest)
-        aside = _named(home, kind, manifest, "beside") if beside else {}
-    except ExplanationError as error:
-        edited = "not what was written" in str(error)
-        return (str(error) if edited else f"it holds {names[0]}") if names else None
-    places = [(folder, name, aside) for name in names if not beside or name != kind]
-    if beside:
-        places += [(home, name, known) for name in sorted(f.name for f in home.iterdir())]
-    else:
-        places = [(folder, name, known) for name in names]
-    for place, name, own in places:
-        file = place / name
-        if place == home and name == FILES[kind]:
-            continue
-        if name not in own:
-            return f"it holds {name}, which its manifest does not name"
-        if file.is_symlink() or not file.is_file() or digest(file.read_bytes()) != own[name]:
-            return f"{file} was changed since it was written, and is yours"
-    return None
-
-
-# -- files among the user's ------------------------------------------------------------------------
-
-
-def check_listed(folder: Path, kind: str) -> dict[str, str]:
-    r"""The files in a folder that its manifest names, with their hashes; others may lie beside.
-
-    Raises:
-        FileError: it cannot be made, or a manifest there is damaged.
-    """
-    check_names(folder)
-    with writing(folder):
-        if folder.exists() and not folder.is_dir():
-            raise NoFolderError(f"{folder} is not a folder: choose another output folder")
-        if not os.path.lexists(folder / FILES[kind]):
-            return {}
-    try:
-        return _named(folder, kind, read_manifest(folder, kind))
-    except ExplanationError as error:
-        raise OccupiedError(f"{error}; choose another folder, or move it away") from error
-
-
-def write_listed(folder: Path, texts: Mapping[str, str], kind: str) -> None:
-    r"""Write texts into a folder that may hold other files, all or none, and list them in a
-    manifest with their hashes, so that a later call may replace them.
-
-    Args:
-        folder (Path): made if need be.
-        texts (mapping): name → text.
-        kind (str): a key of :data:`FILES`.
-
-    Raises:
-        OccupiedError: a file of that name is there that the manifest does not name, or that was
-            changed since.
-        FileError: it cannot be written.
-    """
-    known = check_listed(folder, kind)
-    with writing(folder):
-        for name in texts:
-            file = folder / name
-            if not os.path.lexists(file):
-                continue
-            if (
-                file.is_symlink()
-                or not file.is_file()
-                or digest(file.read_bytes()) != known.get(name)
-            ):
-                raise OccupiedError(
-                    f"{file} is not an earlier table, or was changed since it was written, and is "
-                    "yours: choose another folder, or move it away"
-                )
-    own = {name: digest(text) for name, text in texts.items()}
-    kept = {n: h for n, h in known.items() if os.path.lexists(folder / n)}
-    record = {"format": f"captum-dcam {kind}", "version": VERSION, "files": {**kept, **own}}
-    with new_entries([*(folder / name for name in texts), folder / FILES[kind]]) as places:
-        for place, text in zip(places, texts.values(), strict=False):
-            write_text(place, text)
-        write_json(places[-1], sealed(record))
-
-
-# -- manifests -------------------------------------------------------------------------------------
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any], kind: str = "explanation") -> None:
-    """Write the manifest beside the files that are there already, with a hash of each, and a digest
-    of all that it says."""
-    record = {"format": f"captum-dcam {kind}", "version": VERSION, **content}
-    record["files"] = hashes(sorted(folder.iterdir()))
-    write_json(folder / FILES[kind], sealed(record))
-
-
-def hashes(files: Iterable[Path]) -> dict[str, str]:
-    """Name → hash of files."""
-    return {file.name: digest(file.read_bytes()) for file in files}
-
-
-def read_manifest(folder: Path, kind: str = "explanation") -> dict[str, Any]:
-    """Content of the manifest; ExplanationError when it is none, damaged, edited or of a version
-    that is not known."""
-    path, again = folder / FILES[kind], f"make the {kind} again"
-    with reading(path):
-        if not path.is_file():
-            raise ExplanationError(f"{folder} is not a saved {kind}: it has no {path.name}")
-    manifest = read_json(path, ExplanationError, again)
-    if manifest.get("format") != f"captum-dcam {kind}":
-        raise ExplanationError(f"{path} is not the manifest of a saved {kind}; {again}")
-    check_seal(path, manifest, ExplanationError, again)
-    return manifest
-
-
-def note_of(manifest: Mapping[str, Any]) -> str:
-    """:data:`WITHOUT` for what was read without a digest, now or before it was saved again."""
-    return WITHOUT if manifest["version"] == UNSEALED else str(manifest.get("note", ""))
-
-
-def check_version(
-    path: Path, record: Mapping[str, Any], known: Collection[int], error: type[DcamError]
-) -> None:
-    """Raise ``error`` for a record of another version of its format."""
-    version = record.get("version")
-    if type(version) is int and version in known:
-        return
-    if type(version) is int and version > max(known):
-        raise error(
-            f"{path} has format version {version!r}, this package reads up to {max(known)}: update "
-            "captum-dcam"
-        )
-    wanted = " or ".join(map(str, sorted(known)))
-    raise error(
-        f"{path} has format version {str(version)[:80]}: expected {wanted}; it is damaged or "
-        "edited, make it again"
-    )
-
-
-def _named(
-    folder: Path, kind: str, manifest: Mapping[str, Any], key: str = "files"
-) -> dict[str, str]:
-    """The files that a manifest names, with their hashes; ExplanationError where it names none as
-    it should."""
-    named = manifest.get(key, {} if key == "beside" else None)
-    whole = isinstance(named, dict) and all(
-        isinstance(value, str) and name == Path(name).name for name, value in named.items()
-    )
-    if not whole or (key == "files" and not named):
-        raise ExplanationError(
-            f"{folder / FILES[kind]} is damaged: {key!r} is {str(named)[:80]}: expected names of "
-            f"files with their hashes; make the {kind} again"
-        )
-    return dict(named)
-
-
-#: what reading damaged content raises, before anything is made of it
-_DAMAGE = (
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    ValueError,
-    OverflowError,
-    OSError,
-    RuntimeError,
-    Image.DecompressionBombError,
-)
-
-
-@contextmanager
-def opened(folder: str | Path, kind: str = "explanation") -> Iterator[dict[str, Any]]:
-    """The manifest of a saved result, from which the result is built inside; ExplanationError
-    names the file that is missing or is not what was saved."""
-    folder = Path(folder)
-    try:
-        manifest = read_manifest(folder, kind)
-        for name, expected in _named(folder, kind, manifest).items():
-            file = folder / name
-            if not file.is_file() or digest(file.read_bytes()) != expected:
-                raise ExplanationError(
-                    f"{file} is missing or differs from what was saved: the {kind} is damaged; "
-                    "make it again"
-                )
-        yield manifest
-    except (SavedError, FileError):
-        raise
-    except _DAMAGE as error:
-        raise ExplanationError(
-            f"{folder / FILES[kind]} is damaged ({error!r}): make the {kind} again"
-        ) from error
-
-
-def listed(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """A file of a saved result; ExplanationError where its manifest does not name it, so that
-    nothing said whether it is what was saved."""
-    if name not in manifest["files"]:
-        raise ExplanationError(
-            f"{folder} names no {name} among its files: its manifest is damaged; make it again"
-        )
-    return folder / name
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; ExplanationError when it is damaged."""
-    try:
-        return load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ExplanationError(f"{path} is damaged: {error}") from error

@@ -46,7 +46,7 @@ def table(options: Options) -> None:
     Example: captum-dcam table comparison ablation --results results --output tables
     """
     from captum_dcam.evaluation.table import FORMATS
-    from captum_dcam.files import check_listed, write_listed
+    from captum_dcam.results.manifests import check_listed, write_listed
 
     asked = options.output is not None or options.markdown or options.results != RESULTS
     if options.list_ or not (options.names or asked):

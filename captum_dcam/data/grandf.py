@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captum_dcam.data.coco import by_id, by_image, union
+from captum_dcam.data.coco import by_id, by_image
+from captum_dcam.data.coco_masks import union
 from captum_dcam.data.common import (
     ImageId,
     Ledger,

@@ -14,23 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.files import (
-    listed,
-    new_folder,
-    note_of,
-    opened,
-    read_tensors,
-    without_nan,
-    write_manifest,
-    write_tensors,
-    write_text,
-)
+from captum_dcam.files import without_nan, write_tensors, write_text
 from captum_dcam.methods import Cost
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
 from captum_dcam.results.explanation import AS_IS, read_images, read_targets, save_images
+from captum_dcam.results.manifests import (
+    listed,
+    new_folder,
+    note_of,
+    opened,
+    read_tensors,
+    write_manifest,
+)
 from captum_dcam.results.schema import check_comparison
 from captum_dcam.shown import no_formula
 

@@ -12,7 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import TargetError
-from captum_dcam.files import (
+from captum_dcam.files import write_tensors
+from captum_dcam.model.images import to_rgb
+from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
+from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
+from captum_dcam.model.words import Target
+from captum_dcam.results.manifests import (
     hashes,
     listed,
     new_folder,
@@ -20,12 +25,7 @@ from captum_dcam.files import (
     opened,
     read_tensors,
     write_manifest,
-    write_tensors,
 )
-from captum_dcam.model.images import to_rgb
-from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
-from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
-from captum_dcam.model.words import Target
 from captum_dcam.results.schema import check_explanation
 
 TENSORS = "tensors.safetensors"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from captum_dcam.files import check_folder, new_folder
 from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
+from captum_dcam.results.manifests import check_folder, new_folder
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet

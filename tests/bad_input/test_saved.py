@@ -22,8 +22,9 @@ from captum_dcam.errors import (
 )
 from captum_dcam.evaluation import Store, evaluate
 from captum_dcam.evaluation.frame import Frame
-from captum_dcam.files import canonical, check_listed, digest, sealed, write_listed
+from captum_dcam.files import canonical, digest, sealed
 from captum_dcam.presets import PRESETS, preset, write_preset
+from captum_dcam.results.manifests import check_listed, write_listed
 from captum_dcam.viewer import write_folder
 
 

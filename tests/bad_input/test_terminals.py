@@ -20,7 +20,7 @@ from captum_dcam.cli import explain as explain_command
 from captum_dcam.cli import printing
 from captum_dcam.evaluation import Live, Store
 from captum_dcam.evaluation.table import Column, Figure, Table
-from captum_dcam.files import new_folder
+from captum_dcam.results.manifests import new_folder
 from captum_dcam.shown import harmless, in_markdown, no_formula
 
 RED = "\x1b[31mred\x1b[0m"

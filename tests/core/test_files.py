@@ -10,18 +10,15 @@ import torch
 
 from captum_dcam import errors, files
 from captum_dcam.files import (
-    check_folder,
     check_names,
     exchanged,
-    hashes,
     new_entries,
-    new_folder,
     write_json,
-    write_manifest,
     write_tensors,
     write_text,
     writing,
 )
+from captum_dcam.results.manifests import check_folder, hashes, new_folder, write_manifest
 
 
 def full(*_args, **_kwargs):
