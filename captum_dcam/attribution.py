@@ -3,8 +3,7 @@ r"""Diffusion-CAM as a Captum layer attribution."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples
@@ -17,7 +16,7 @@ from captum_dcam import checks
 from captum_dcam import maps as word_maps
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
-from captum_dcam.model.forward import DenoisingForward, check_pixels, positions_of
+from captum_dcam.model.forward import DenoisingForward, check_pixels, holding, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
 from captum_dcam.model.layout import MODES
 from captum_dcam.model.words import Target
@@ -27,19 +26,6 @@ from captum_dcam.refine import Compose, Refinement
 
 #: Captum's targets, or the library's own for several tokens together
 TargetLike = tuple[int, int] | Target | Sequence[tuple[int, int] | Target] | None
-
-R = TypeVar("R")
-
-
-def _holding(run: Callable[..., R]) -> Callable[..., R]:
-    """Method decorator: the forward is held while the method runs."""
-
-    @wraps(run)
-    def held(self: DiffusionCAM, *args: Any, **kwargs: Any) -> R:
-        with self.forward_func.held():
-            return run(self, *args, **kwargs)
-
-    return held
 
 
 class _Interpolate:
@@ -112,7 +98,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         self.preset = self._preset.name
 
     @log_usage(part_of_slo=True)
-    @_holding
+    @holding
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -166,17 +152,10 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         refine = word_maps.as_compose(
             self._preset.refinements() if refinements is None else refinements
         )
+        pixels = self._pixels(inputs)
         checks.flag("attribute_to_layer_input", attribute_to_layer_input)
         checks.flag("relu_attributions", relu_attributions)
         checks.flag("attr_dim_summation", attr_dim_summation)
-        pixels = _format_tensor_into_tuples(inputs)
-        if len(pixels) != 1:
-            raise InputError(
-                f"inputs are {len(pixels)} tensors: expected one, pixels like "
-                "forward.request.pixels"
-            )
-        check_pixels(pixels[0], forward.request.pixels)
-        pixels = tuple(p.clone() if p.is_inference() else p for p in pixels)
         if additional_forward_args is not None and (score is not None or step is not None):
             raise InputError(
                 f"score={score!r}, step={step} together with additional_forward_args: the "
@@ -189,11 +168,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             )
         if step is not None:
             forward.trajectory.check_call(step)
-        targets = as_targets(target, pixels[0].shape[0], forward)
+        targets = as_targets(target, len(pixels), forward)
         if all(len(t.positions) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
-                additional_forward_args = self._arguments(pixels[0], pairs, reading)
+                additional_forward_args = self._arguments(pixels, pairs, reading)
             gradients, features = self._evaluate(
                 pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
             )
@@ -207,11 +186,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
-            maps = self._several(pixels[0], targets, reading)
+            maps = self._several(pixels, targets, reading)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
         if len(refine):
-            maps = self._refined(pixels[0], maps, refine, reading)
+            maps = self._refined(pixels, maps, refine, reading)
         return _format_output(len(maps) > 1, maps)
 
     # -- to the image's pixels ---------------------------------------------------------------------
@@ -257,9 +236,20 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     # -- its parts ---------------------------------------------------------------------------------
 
+    def _pixels(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The one tensor of the inputs, which a graph can hold."""
+        pixels = _format_tensor_into_tuples(inputs)
+        if len(pixels) != 1:
+            raise InputError(
+                f"inputs are {len(pixels)} tensors: expected one, pixels like "
+                "forward.request.pixels"
+            )
+        check_pixels(pixels[0], self.forward_func.request.pixels)
+        return pixels[0].clone() if pixels[0].is_inference() else pixels[0]
+
     def _evaluate(
         self,
-        pixels: tuple[Tensor, ...],
+        pixels: Tensor,
         pairs: list[tuple[int, int]],
         arguments: Any,
         attribute_to_layer_input: bool,

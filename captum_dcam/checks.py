@@ -96,6 +96,15 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
         raise InputError(f"{name} is {value!r}: expected one of {tuple(known)}")
 
 
+def text(name: str, value: str) -> str:
+    """A text that a file in UTF-8 can hold: what a command line gives may be any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is {value[:80]!r}: expected text in UTF-8") from error
+    return value
+
+
 def draws(name: str, value: Any) -> Generator | None:
     """A generator, or None."""
     from torch import Generator

@@ -113,20 +113,21 @@ def compare(
     if progress is not None:
         progress("generation")
     generator = torch.Generator().manual_seed(seed)
-    forward.generate(request, generator=generator, **generation)
-    return compare_generation(
-        forward,
-        words,
-        chosen,
-        score=score,
-        refinements=refinements,
-        masks=masks,
-        budget=budget,
-        seed=seed,
-        errors=errors,
-        tagger=tagger,
-        progress=progress,
-    )
+    with forward.held():
+        forward.generate(request, generator=generator, **generation)
+        return compare_generation(
+            forward,
+            words,
+            chosen,
+            score=score,
+            refinements=refinements,
+            masks=masks,
+            budget=budget,
+            seed=seed,
+            errors=errors,
+            tagger=tagger,
+            progress=progress,
+        )
 
 
 @holding

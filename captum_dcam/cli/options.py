@@ -30,7 +30,8 @@ import typer
 from typer.core import TyperCommand
 from typing_extensions import dataclass_transform
 
-from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
+from captum_dcam import checks
+from captum_dcam.errors import SettingError, UnknownNameError, near
 from captum_dcam.registry import Registry
 
 T = TypeVar("T")
@@ -239,7 +240,7 @@ class Base:
             value = getattr(self, one.name)
             for text in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(text, str) and not text.isascii():
-                    _check_text(flag(self, one.name), text)
+                    checks.text(flag(self, one.name), text)
             if names := one.metadata.get("names"):
                 NAMES[names].check(value)
 
@@ -247,14 +248,6 @@ class Base:
         """Arguments for a function or class: the fields that it takes by name, and ``own``."""
         taken = inspect.signature(call).parameters
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in taken} | own
-
-
-def _check_text(name: str, text: str) -> None:
-    """Refuse bytes of a command line that are no text: no file could hold them as one."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name} is {text[:80]!r}: expected text in UTF-8") from error
 
 
 class Model(Base):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from captum_dcam import checks
 from captum_dcam.errors import (
     InputError,
     InputTypeError,
@@ -257,9 +258,7 @@ class Plan:
         write(self, "generation", plain(self.generation))
         write(self, "load", plain(self.load))
         for name in ("prompt", "model"):
-            text = getattr(self, name) or ""
-            if text.encode(errors="replace").decode() != text:
-                raise InputError(f"the plan's {name} is {text[:80]!r}: expected text in UTF-8")
+            checks.text(f"the plan's {name}", getattr(self, name) or "")
         _unique("variant", [v.name for v in variants])
         _unique("metric", [m["label"] or m["name"] for m in self.metrics])
         if not variants:

@@ -138,7 +138,7 @@ def _read(path: Path, function: Callable[..., Any], **options: Any) -> Any:
     """What a function of transformers makes of the folder of a file, which errors name."""
     try:
         return function(path.parent, **options)
-    except Exception as error:
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise WeightsError(
             f"{path} is damaged, or does not fit what lies beside it: {error!r}"
         ) from error

@@ -23,7 +23,6 @@ from captum_dcam.errors import (
     InputError,
     InputTypeError,
     NotBoundError,
-    NotFiniteError,
     TargetError,
 )
 from captum_dcam.model.adapter import Adapter, Request
@@ -31,8 +30,8 @@ from captum_dcam.model.guard import fingerprint, modes
 from captum_dcam.model.tap import (
     Edit,
     SpatialTap,
-    advice,
     finite,
+    not_finite,
     recorded,
     replace_hidden,
     skipped,
@@ -172,20 +171,15 @@ class DenoisingForward(nn.Module):
         self, request: Request, generator: torch.Generator | None, settings: dict[str, Any]
     ) -> Trajectory:
         """The adapter's generation; NotFiniteError where its probabilities are none."""
-        dtype = self.adapter.dtype
-        error = NotFiniteError(
-            "the logits of the generation are NaN or infinite, computed in "
-            f"{str(dtype).removeprefix('torch.')}: {advice(dtype)}"
-        )
+        what, dtype = "the logits of the generation", self.adapter.dtype
         try:
             plain = {name: checks.plain(value) for name, value in settings.items()}
             made = self.adapter.generate(request, generator=generator, **plain)
         except RuntimeError as raised:
             if "probability tensor contains" in str(raised):  # torch.multinomial
-                raise error from raised
+                raise not_finite(what, dtype) from raised
             raise
-        if not bool(made.confidence.isfinite().all()):
-            raise error
+        finite(made.confidence, what, dtype)
         return made
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
@@ -413,12 +407,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def holding(function: F) -> F:
-    """Decorator: the forward that a function is given first is held while it runs."""
+    """Decorator: the forward that a function is given first, or that a Captum object has, is held
+    while it runs."""
 
     @wraps(function)
-    def run(forward: DenoisingForward, *args: Any, **kwargs: Any) -> Any:
+    def run(first: Any, *args: Any, **kwargs: Any) -> Any:
+        forward = first if isinstance(first, DenoisingForward) else first.forward_func
         with forward.held():
-            return function(forward, *args, **kwargs)
+            return function(first, *args, **kwargs)
 
     return run  # type: ignore[return-value]
 

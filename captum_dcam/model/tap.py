@@ -39,21 +39,22 @@ def finite(values: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     """The values; NotFiniteError where they are NaN or infinite. What a decoder has ruled out may
     be minus infinity, see :func:`captum_dcam.model.forward.finite_logits`."""
     if not bool(values.detach().isfinite().all()):
-        raise NotFiniteError(
-            f"{what} are NaN or infinite, computed in {str(dtype).removeprefix('torch.')}: "
-            f"{advice(dtype)}"
-        )
+        raise not_finite(what, dtype)
     return values
 
 
-def advice(dtype: torch.dtype) -> str:
-    """What to do about numbers of a type that are not finite."""
-    if dtype == torch.float16:
-        return "float16 overflows beyond 65504; load the model with dtype=torch.bfloat16 or float32"
-    return (
+def not_finite(what: str, dtype: torch.dtype) -> NotFiniteError:
+    """The error about numbers of a type, and what to do."""
+    advice = (
         "check that the checkpoint is whole and its weights finite, and try dtype=torch.float32; "
         "quantised weights: another quantisation"
     )
+    if dtype == torch.float16:
+        advice = (
+            "float16 overflows beyond 65504; load the model with dtype=torch.bfloat16 or float32"
+        )
+    name = str(dtype).removeprefix("torch.")
+    return NotFiniteError(f"{what} are NaN or infinite, computed in {name}: {advice}")
 
 
 def gather(hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
