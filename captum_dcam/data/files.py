@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from captum_dcam import checks
 from captum_dcam.errors import FileError, InputError, MissingFileError, PictureError
 from captum_dcam.files import Record, digest, reading
 from captum_dcam.model.images import DAMAGED, as_image, opened
@@ -240,7 +241,8 @@ def select(
         limit (int): how many of them, from the first. Default: no limit
         report (callable): told of an id that is not known.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    most = checks.as_whole(limit)
+    if limit is not None and (most is None or most < 1):
         raise InputError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
     source = "ids"
     if isinstance(ids, (str, Path)):
@@ -252,7 +254,7 @@ def select(
             chosen.add(found)
         else:
             report(one, f"{source}: {one!r} is not among the {len(known)} annotated images")
-    return sorted(chosen, key=lambda one: (isinstance(one, str), one))[:limit]
+    return sorted(chosen, key=lambda one: (isinstance(one, str), one))[:most]
 
 
 def _listed(source: Path) -> list[Any]:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.data.common import (
     BaseDataset,
     ImageId,
@@ -528,9 +529,13 @@ class SceneDataset(BaseDataset[SceneSample]):
         wording: str = "original",
         prompt: str | None = None,
     ) -> None:
+        numbers = []
         for what, value, least in (("count", count, 1), ("start", start, 0), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            found = checks.as_whole(value)
+            if found is None or found < least:
                 raise InputError(f"{what} is {value!r}: expected a whole number from {least} on")
+            numbers.append(found)
+        count, start, seed = numbers
         if wording not in PROMPTS:
             raise InputError(f"wording is {wording!r}: expected one of {', '.join(PROMPTS)}")
         self.seed, self.size, self.max_objects = seed, size, max_objects

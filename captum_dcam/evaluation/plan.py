@@ -141,9 +141,11 @@ class Variant:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
         check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
-        if self.layer is not None and not _whole(self.layer, -MOST):
+        write = object.__setattr__
+        layer, passes = _whole(self.layer, -MOST), _whole(self.passes, 1)
+        if self.layer is not None and layer is None:
             raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")
-        if self.passes is not None and not _whole(self.passes, 1):
+        if self.passes is not None and passes is None:
             raise InputError(
                 f"variant {self.name!r}: passes is {self.passes!r}: expected an integer, at least 1"
             )
@@ -151,7 +153,8 @@ class Variant:
         shapes = ("settings", Mapping, _RECORD), ("refinements", stages, "a list of names")
         _check_shapes(f"variant {self.name!r}: ", self, shapes)
         found = self.method or self.name
-        write = object.__setattr__
+        write(self, "layer", layer)
+        write(self, "passes", passes)
         write(self, "method", found)
         write(self, "settings", plain(_settings(found, self.settings)))
         write(self, "refinements", tuple(refinement_records(self.refinements)))
@@ -272,8 +275,10 @@ class Plan:
         check_known("unknown dtype", self.dtype, DTYPES)
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not (name == "limit" and value is None) and not _whole(value, low):
+            found = _whole(value, low)
+            if found is None and not (name == "limit" and value is None):
                 raise InputError(f"{name} is {value!r}: expected an integer of at least {low}")
+            write(self, name, found)
 
     def __hash__(self) -> int:
         return hash(self.json())
@@ -393,8 +398,10 @@ def _settings(name: str, given: Mapping[str, Any]) -> Record:
 MOST = 2**63 - 1
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
+def _whole(value: Any, least: int) -> int | None:
+    """The Python integer that a value in these bounds stands for; None if it stands for none."""
+    found = checks.as_whole(value)
+    return found if found is not None and least <= found <= MOST else None
 
 
 def _unique(kind: str, names: Sequence[str]) -> None:

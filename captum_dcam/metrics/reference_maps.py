@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import working_dtype
 
@@ -99,6 +100,7 @@ def pixel_overlap(start: Tensor, end: Tensor, pixels: int) -> Tensor:
 
 
 def _checked_grid(grid: tuple[int, int]) -> tuple[int, int]:
-    if len(grid) != 2 or any(not isinstance(n, int) or n < 1 for n in grid):
+    sides = [checks.as_whole(n) or 0 for n in grid]
+    if len(sides) != 2 or min(sides) < 1:
         raise InputError(f"grid is {tuple(grid)}: expected (h, w), two integers of at least 1")
-    return grid[0], grid[1]
+    return sides[0], sides[1]

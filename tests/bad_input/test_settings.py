@@ -12,13 +12,18 @@ import captum_dcam
 from captum_dcam import DenoisingForward, DiffusionCAM, compare
 from captum_dcam.checks import plain
 from captum_dcam.comparing import compare_generation
+from captum_dcam.data.files import select
+from captum_dcam.data.scenes import SceneDataset
 from captum_dcam.errors import DcamError, InputError
+from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.explaining import explain_generation, sign_check
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
 from captum_dcam.faithfulness.curves import deletion
+from captum_dcam.files import canonical
 from captum_dcam.maps import Reading
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.meter import Budget
+from captum_dcam.metrics.reference_maps import oracle_map
 from captum_dcam.model.forward import force, single
 from captum_dcam.model.words import Target
 
@@ -274,3 +279,35 @@ def test_a_task_takes_a_generator_only():
         AttributionTask(bound(), (word(),), generator=3)
     with pytest.raises(DcamError, match="score is 'best'"):
         AttributionTask(bound(), (word(),), score="best")
+
+
+@pytest.mark.parametrize("number", INTEGERS, ids=lambda n: n.__name__)
+def test_plans_data_and_grids_of_such_integers(number):
+    variant = {"name": "diffusion_cam", "layer": number(1), "passes": number(9)}
+    given = {"start": number(2), "limit": number(3), "seed": number(5), "threads": number(1)}
+    made = Plan(variants=[Variant(**variant)], **given)
+    same = Plan(
+        variants=[Variant("diffusion_cam", layer=1, passes=9)], start=2, limit=3, seed=5, threads=1
+    )
+    assert made.json() == same.json() and made.digest == same.digest
+    scenes = SceneDataset(number(3), number(1), number(7))
+    assert scenes.ids == SceneDataset(3, 1, 7).ids
+    assert canonical(dict(scenes.settings)) == canonical(dict(SceneDataset(3, 1, 7).settings))
+    assert select([1, 2, 3], None, number(2), None) == [1, 2]
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[2:4, 2:6] = True
+    assert torch.equal(oracle_map(mask, (number(4), number(4))), oracle_map(mask, (4, 4)))
+
+
+@pytest.mark.parametrize("value", (True, 2.0, "2", torch.tensor(True), np.float64(2)), ids=repr)
+def test_plans_data_and_grids_take_nothing_else(value):
+    for make in (
+        lambda: Variant("diffusion_cam", layer=value),
+        lambda: Variant("diffusion_cam", passes=value),
+        lambda: Plan(variants=["diffusion_cam"], seed=value),
+        lambda: SceneDataset(value),
+        lambda: select([1, 2, 3], None, value, None),
+        lambda: oracle_map(torch.ones(8, 8, dtype=torch.bool), (value, 4)),
+    ):
+        with pytest.raises(InputError, match="expected"):
+            make()
