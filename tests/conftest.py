@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+if gc.isenabled():  # until all is collected: imports leave little to free, and looking takes 5 s
+    gc.disable()
 
 import hypothesis
 import numpy as np
@@ -23,6 +25,8 @@ import torch
 hypothesis.settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("tests")
 
+#: torch.manual_seed takes a millisecond where there is no device: it keeps a stack trace per device
+seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 #: every case of tests/bad_input, and 50 rounds of threads; `python3 start.py attacks` sets it
 EVERY_CASE = "CAPTUM_DCAM_EVERY_CASE"
@@ -49,6 +53,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     """What lives until the end is not looked at again and again: a tenth of the tests' time."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -56,7 +61,7 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Every test draws the same, whichever ran before it."""
-    torch.manual_seed(0)
+    seed(0)
     np.random.seed(0)
     random.seed(0)
 
