@@ -16,11 +16,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @pytest.mark.parametrize("preset", ("default", "paper", "base"))
 def test_every_dtype_end_to_end(cache, dtype, preset):
     adapter = tiny.adapter(cache, dtype=dtype)
-    found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, preset=preset, gen_length=8)
+    found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, preset=preset, gen_length=4)
     (maps,) = found.maps
     assert maps.shape == (len(found.words), 8, 8) and maps.dtype == torch.float32
     assert torch.isfinite(maps).all() and maps.min() >= 0 and maps.any()
-    assert found.settings["dtype"] == str(dtype) and found.trajectory.tokens.shape == (1, 8)
+    assert found.settings["dtype"] == str(dtype) and found.trajectory.tokens.shape == (1, 4)
     assert found.pixel_maps().shape == (len(found.words), 60, 80)
 
 
@@ -157,7 +157,7 @@ def test_the_packaged_model_sees(packaged, cache):
 
     adapter = captum_dcam.load("mini", cache=cache)
     scene = make_scene(7, 3)
-    found = captum_dcam.explain(adapter, scene.image, tiny.PROMPT, gen_length=32)
+    found = captum_dcam.explain(adapter, scene.image, tiny.PROMPT, words="nouns", gen_length=16)
     assert set(found.words) & {o.shape for o in scene.objects}
     assert found.maps[0].shape[1:] == (24, 24)
     assert len(torch.unique(found.maps[0].flatten(1), dim=0)) > 1
