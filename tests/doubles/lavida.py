@@ -131,6 +131,9 @@ class Joint:
     def encode(self, images):
         return self.model.mm_projector(self.model.vision_tower(images))
 
+    def pools_always(self):
+        return ALWASY_DO_2DPOOL
+
     def features(self, images, sizes):
         """Tokens of every picture; a 4-D tensor is packed as it is, a list pooled."""
         if not isinstance(images, list):
@@ -138,7 +141,7 @@ class Joint:
         out = []
         for views, size in zip(images, sizes, strict=True):
             tokens = self.encode(views if views.ndim == 4 else views[None])
-            if ALWASY_DO_2DPOOL:
+            if self.pools_always():
                 tokens = self.get_2dPool(tokens)
             if len(tokens) == 1:
                 newline = self.model.image_newline[None]

@@ -96,12 +96,8 @@ class LlavaLladaForMaskedDiffusion(base.LlavaLladaForMaskedDiffusion):
         """Never used: upstream pools twice unless NOT_ALWASY_DO_2DPOOL is set, and fails."""
         raise AssertionError("13x13 tokens do not fill 27x27")
 
-    def features(self, images, sizes):
-        before, base.ALWASY_DO_2DPOOL = base.ALWASY_DO_2DPOOL, False
-        try:
-            return super().features(images, sizes)
-        finally:
-            base.ALWASY_DO_2DPOOL = before
+    def pools_always(self):
+        return ALWASY_DO_2DPOOL
 
     @torch.no_grad()
     def generate(self, inputs, images=None, image_sizes=None, use_fast_dlm=False, **options):
