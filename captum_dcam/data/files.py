@@ -241,9 +241,7 @@ def select(
         limit (int): how many of them, from the first. Default: no limit
         report (callable): told of an id that is not known.
     """
-    most = checks.as_whole(limit)
-    if limit is not None and (most is None or most < 1):
-        raise InputError(f"limit is {limit!r}: expected a whole number of images, 1 or more")
+    most = None if limit is None else checks.whole("limit", limit)
     source = "ids"
     if isinstance(ids, (str, Path)):
         source, ids = f"id list {ids}", _listed(Path(ids))

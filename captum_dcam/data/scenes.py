@@ -529,13 +529,8 @@ class SceneDataset(BaseDataset[SceneSample]):
         wording: str = "original",
         prompt: str | None = None,
     ) -> None:
-        numbers = []
-        for what, value, least in (("count", count, 1), ("start", start, 0), ("seed", seed, 0)):
-            found = checks.as_whole(value)
-            if found is None or found < least:
-                raise InputError(f"{what} is {value!r}: expected a whole number from {least} on")
-            numbers.append(found)
-        count, start, seed = numbers
+        count, start = checks.whole("count", count), checks.whole("start", start, 0)
+        seed = checks.whole("seed", seed, 0)
         if wording not in PROMPTS:
             raise InputError(f"wording is {wording!r}: expected one of {', '.join(PROMPTS)}")
         self.seed, self.size, self.max_objects = seed, size, max_objects

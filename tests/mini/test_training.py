@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import tiny
 import torch
 
@@ -16,29 +17,38 @@ STAGES = (
 )
 
 
+class Interrupted(Exception):
+    pass
+
+
 def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "WARMUP", 2)
     monkeypatch.setattr(trainer, "MiniConfig", functools.partial(MiniConfig, **tiny.SHAPE))
-    parts = {after: tmp_path / f"after {after}" for after in (2, 3)}
+    whole = run(tmp_path / "whole", 0, 0, STAGES)
+    assert whole.step == 4
     update = Trainer.update
 
-    def kept(self, *args):
-        """Leaves what a run that ended there would leave."""
-        loss = update(self, *args)
-        if self.step in parts:
-            parts[self.step].mkdir()
-            self.save(parts[self.step] / "checkpoint.pt")
-        return loss
+    def stopped(folder, after):
+        """A run that ended there."""
+        checkpoint = folder / "checkpoint.pt"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", kept)
-        whole = run(tmp_path / "whole", 0, 0, STAGES)
-    assert whole.step == 4
-    for after, folder in parts.items():
-        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-        assert checkpoint["step"] == after
-        resumed = run(folder, 0, 0, STAGES)
-        assert resumed.step == 4 and not list(folder.glob("*.tmp"))
+        def stop(self, *args):
+            loss = update(self, *args)
+            if self.step == after:
+                self.save(checkpoint)
+                raise Interrupted
+            return loss
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Trainer, "update", stop)
+            run(folder, 0, 0, STAGES)
+        assert torch.load(checkpoint, weights_only=True)["step"] == after
+
+    for after in (2, 3):
+        parts = tmp_path / f"after {after}"
+        stopped(parts, after)
+        resumed = run(parts, 0, 0, STAGES)
+        assert resumed.step == 4 and not list(parts.glob("*.tmp"))
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), (after, name)
     first = Trainer(0, torch.device("cpu")).model.state_dict()
