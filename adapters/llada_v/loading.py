@@ -25,6 +25,7 @@ from captum_dcam.adapters.common.loading import (
     upstream,
 )
 from captum_dcam.errors import WeightsError
+from captum_dcam.model.versions import in_type
 
 CHECKPOINT = "GSAI-ML/LLaDA-V"
 INSTALL = (
@@ -74,8 +75,8 @@ def loaded(
                 source,
                 config=config,
                 attn_implementation="sdpa",
-                torch_dtype=dtype,
                 output_loading_info=True,
+                **in_type(dtype),
                 **hub,
                 **options,
             )

@@ -9,6 +9,7 @@ from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.mmada.compat import package
+from captum_dcam.model.versions import in_type
 
 CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
 
@@ -46,7 +47,7 @@ def loaded(
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **hub
         )
-        model = upstream.MMadaModelLM.from_pretrained(source, dtype=dtype, **hub, **options)
+        model = upstream.MMadaModelLM.from_pretrained(source, **in_type(dtype), **hub, **options)
         vq_model = upstream.MAGVITv2.from_pretrained(vq)
     model = placed(model, device, device_map)
     vq_model = vq_model.to(next(model.parameters()).device).eval().requires_grad_(False)

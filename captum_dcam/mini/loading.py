@@ -21,6 +21,7 @@ from captum_dcam.errors import InputError, MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.images import as_image
+from captum_dcam.model.versions import in_type
 
 WEIGHTS = Path(__file__).parent / "weights"
 #: how many times the shorter side the longer one may be
@@ -129,7 +130,12 @@ def load_mini(
     if device_map is None:
         model = model.to(device)
     own = {"local_files_only": True}
-    tokenizer = _read(folder / "tokenizer.json", PreTrainedTokenizerFast.from_pretrained, **own)
+    tokenizer = _read(
+        folder / "tokenizer.json",
+        PreTrainedTokenizerFast.from_pretrained,
+        extra_special_tokens={},  # transformers 5 writes a list, in which older ones look for keys
+        **own,
+    )
     images = _read(folder / "preprocessor_config.json", MiniImageProcessor.from_pretrained, **own)
     return model, MiniProcessor(images, tokenizer, model.config.grid)
 
@@ -161,10 +167,10 @@ def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMas
     try:
         model, info = MiniForMaskedDiffusion.from_pretrained(
             folder,
-            dtype=dtype,
             device_map=device_map,
             local_files_only=True,
             output_loading_info=True,
+            **in_type(dtype),
         )
     except (SafetensorError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         if device_map is not None and isinstance(error, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -169,10 +169,11 @@ class Shared:
 
 
 def _eager() -> AbstractContextManager[Any]:
-    return torch.compiler.set_stance("force_eager")
+    known = hasattr(torch.compiler, "set_stance")
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
-#: functions that a family compiles run as they are written
+#: functions that a family compiles run as they are written; compiled, before torch 2.6
 eager = Shared(_eager)
 
 

@@ -103,18 +103,24 @@ def wrap(model: nn.Module, processor: Any, family: str | None = None, **options:
     Raises:
         TypeError: ``model`` is no module.
         UnknownNameError: no family recognises it, or several do.
+        ImportError: transformers is of a version that the family does not run with.
     """
     if not isinstance(model, nn.Module):
         raise InputTypeError(
             f"model is a {type(model).__name__}: expected a torch.nn.Module, "
             "wrap(model, processor); to load a checkpoint by its name: captum_dcam.load(name)"
         )
-    if family is not None:
-        return find(family)(model, processor, **options)
+    cls = _owner(model) if family is None else find(family)
+    check_transformers(cls)
+    return cls(model, processor, **options)
+
+
+def _owner(model: nn.Module) -> type[Adapter]:
+    """The one family that recognises a model."""
     known, broken = _survey()
     owners = [name for name, cls in known.items() if cls.owns(model)]
     if len(owners) == 1:
-        return known[owners[0]](model, processor, **options)
+        return known[owners[0]]
     if owners:
         raise UnknownNameError(
             f"several families recognise a {type(model).__name__}: name one with family=…: "
@@ -223,7 +229,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
     facts = cls.facts or FamilyFacts()
-    check_transformers(cls.family, facts.transformers)
+    check_transformers(cls)
     if facts.package is not None and not importable(facts.package):
         raise MissingPackageError(
             f"{cls.family} needs its authors' package {facts.package!r}, which cannot be imported: "
@@ -237,16 +243,16 @@ def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
         )
 
 
-def check_transformers(family: str, wanted: str) -> None:
-    """Raise ImportError unless the installed transformers lies in a range such as ``>=5.0,<6``."""
+def check_transformers(cls: type[Adapter]) -> None:
+    """Raise ImportError unless the installed transformers is one that a family runs with."""
     import transformers
 
-    version = transformers.__version__
+    wanted, version = (cls.facts or FamilyFacts()).transformers, transformers.__version__
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         raise MissingPackageError(
-            f"{family} runs with transformers{wanted}, and {version} is installed: pip install "
-            f"'transformers{wanted}'; or load the model in the way that works for you and use "
-            "captum_dcam.wrap, which asks for no version"
+            f"{cls.family} runs with transformers {wanted}, and {version} is installed: pip install "
+            f"'transformers{wanted}', in an environment of its own where another model needs "
+            f"{version}"
         )
 
 
