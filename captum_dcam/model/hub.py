@@ -250,9 +250,9 @@ def check_transformers(cls: type[Adapter]) -> None:
     wanted, version = (cls.facts or FamilyFacts()).transformers, transformers.__version__
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         raise MissingPackageError(
-            f"{cls.family} runs with transformers {wanted}, and {version} is installed: pip install "
-            f"'transformers{wanted}', in an environment of its own where another model needs "
-            f"{version}"
+            f"{cls.family} runs with transformers {wanted}, and {version} is installed: "
+            f"pip install 'transformers{wanted}', in an environment of its own where another model "
+            f"needs {version}"
         )
 
 
