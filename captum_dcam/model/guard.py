@@ -191,7 +191,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
     subclasses (quantised ones), count by their version and identity alone.
     """
     found: dict[torch.device, list[Tensor]] = {}
-    small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    small: dict[torch.device, list[Tensor]] = {}
     signs: list[Any] = []
     for tensor in tensors:
         signs.append(
@@ -202,13 +202,14 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
             continue
         flat = tensor.detach().reshape(-1)
         if tensor.numel() <= SMALL:
-            small.setdefault((tensor.device, tensor.dtype), []).append(flat)
+            small.setdefault(tensor.device, []).append(flat.view(torch.uint8))
             continue
         words = _words(flat, 1)
         every = max(1, len(words) // SAMPLES)
         found.setdefault(tensor.device, []).extend((words.sum()[None], words[::every]))
-    for (device, _), flats in small.items():
-        table = _words(torch.cat(flats), SAMPLES).view(-1, SAMPLES)
+    for device, flats in small.items():
+        # of 32-bit integers, summed in 64 bits: no sum goes round, so signs do not cancel
+        table = _words(torch.cat(flats), SAMPLES).view(torch.int32).view(-1, 2 * SAMPLES)
         found.setdefault(device, []).extend((table.sum(0), table.sum(1)))
     values = [torch.cat(parts).cpu().numpy().tobytes() for parts in found.values()]
     return b"".join([repr(signs).encode(), *values])
