@@ -15,6 +15,7 @@ from captum_dcam.evaluation import Plan, Store
 from captum_dcam.presets import preset, write_preset
 from captum_dcam.refine import CBA, MinMax
 
+pytestmark = pytest.mark.usefixtures("weights_read_once")
 FEW = ["--data", "count=3", "--limit", 2, "--generation", "gen_length=12"]
 
 

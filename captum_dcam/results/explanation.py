@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import TargetError
-from captum_dcam.files import write_tensors
+from captum_dcam.files import PNG_LEVEL, write_tensors
 from captum_dcam.model.images import to_rgb
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
@@ -217,7 +217,7 @@ def read_targets(records: Iterable[Mapping[str, Any]]) -> tuple[Target, ...]:
 def save_images(images: Sequence[Image.Image], folder: Path) -> None:
     """Write ``image-0.png``, … into a folder."""
     for i, image in enumerate(images):
-        to_rgb(image).save(folder / f"image-{i}.png")
+        to_rgb(image).save(folder / f"image-{i}.png", compress_level=PNG_LEVEL)
 
 
 def read_images(folder: str | Path, count: int) -> tuple[Image.Image, ...]:
