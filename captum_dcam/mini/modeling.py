@@ -250,10 +250,6 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, MiniVisionTower):
             nn.init.normal_(module.position_embedding, std=0.1)
-        if isinstance(module, MiniBlock):
-            scale = (2 * self.config.num_hidden_layers) ** -0.5
-            module.attention.o_proj.weight.mul_(scale)
-            module.down_proj.weight.mul_(scale)
 
     def generate(self, **inputs: Any) -> Any:
         """Decode an answer: :func:`captum_dcam.mini.modeling.generate` on this model."""

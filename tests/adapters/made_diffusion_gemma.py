@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 
 import numpy as np
 import pytest
 import torch
+from copying import copied
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
@@ -26,6 +26,9 @@ with contextlib.suppress(ImportError):  # `tokenizer` says so where one is made
     )
     from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+# transformers marks the steps of CUDA graphs; elsewhere that imports torch's compiler for nothing
+torch.compiler.cudagraph_mark_step_begin = lambda: None
 
 TORCHVISION = is_torchvision_available()
 PROMPT = "what is red ?"
@@ -138,14 +141,10 @@ def config(**text):
     )
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **text):
     """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
     own for every caller."""
-    return copy.deepcopy(_weighted(seed, **text)).to(dtype)
-
-
-@functools.cache
-def _weighted(seed, **text):
     made = config(**text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -161,7 +160,7 @@ def _weighted(seed, **text):
             spoken = [tokenizer().convert_tokens_to_ids(f"▁{w}") for w in WORDS]
             words[spoken] *= 2  # so that answers are made of words
     made.generation_config.pad_token_id = tokenizer().pad_token_id
-    return made.eval()
+    return made.eval().to(dtype)
 
 
 def adapter(seed=0, dtype=torch.float32, **text):
