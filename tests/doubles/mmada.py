@@ -169,6 +169,9 @@ class MMadaModelLM(PreTrainedModel):
     def _init_weights(self, module):
         """Random weights are drawn in :func:`model`."""
 
+    def tie_weights(self, *_args, **_kwargs):
+        """Nothing is tied, as upstream's checkpoints say."""
+
     def get_input_embeddings(self):
         return self.model.transformer.wte
 
