@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_processing_utils import ImageProcessingMixin
 
 from captum_dcam.errors import InputError, MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig

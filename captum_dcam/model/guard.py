@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.model.versions import autocast_type
+
 F = TypeVar("F", bound=Callable[..., Any])
 #: number of 64-bit words that a fingerprint samples per tensor, besides the sum of all
 SAMPLES = 64
@@ -252,6 +254,6 @@ def modes(model: nn.Module, device: str) -> bytes:
         for module in model.modules()
         if "_active_adapter" in vars(module)
     ]
-    autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    autocast = autocast_type(device)
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return repr((layers, attention, autocast, torch.get_float32_matmul_precision())).encode()
