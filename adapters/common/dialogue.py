@@ -4,6 +4,7 @@ Nothing is searched for: what users write may be what templates write ("user", "
 templates may trim it, and tokenizers may join it with what stands beside it. The conversation is
 read once more with another text in a message's place, and what stays the same in front of that
 message and behind it is not its own. A token that holds text of both is the message's.
+Blanks between the two are no text, and count as either's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def told_apart(
 
     Returns:
         tuple: the L ids, and L times whether a token holds text of a user's or an assistant's
-        message. Blanks at the ends of a message are its own unless the template trims them.
+        message.
     """
     ids = list(ids_of(messages))
     said = [False] * len(ids)
@@ -44,11 +45,14 @@ def told_apart(
 
 
 def _replaced(messages: Messages) -> Iterator[list[Messages]]:
-    """For every text of the dialogue the conversations with each stand-in in its place."""
+    """For every text of the dialogue the conversations with each stand-in in its place, between the
+    text's own blanks: what these are joined with stays the same."""
     for m, message in enumerate(messages):
         for p, part in enumerate(message["content"]):
-            if part["type"] == "text" and message["role"] in SPEAKERS:
-                yield [_with(messages, m, p, text) for text in STAND_INS]
+            text = part["text"].strip() if part["type"] == "text" else ""
+            if text and message["role"] in SPEAKERS:
+                front, behind = part["text"].split(text, 1)
+                yield [_with(messages, m, p, f"{front}{other}{behind}") for other in STAND_INS]
 
 
 def _with(messages: Messages, number: int, place: int, text: str) -> Messages:

@@ -205,8 +205,10 @@ def asked(
                 f"the prompt places {signs} images by {SIGN}, but {len(visuals)} were given: "
                 "expected as many; leave the signs out to have images in front"
             )
-        first, *rest = ({"type": "text", "text": text} for text in prompt.split(SIGN))
-        parts = [first, *(p for text in rest for p in ({"type": "image", "text": SIGN}, text))]
+        first, *rest = prompt.split(SIGN)
+        parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+        for text in rest:
+            parts += [{"type": "image", "text": SIGN}, {"type": "text", "text": text}]
         messages = [{"role": "user", "content": parts}]
     else:
         messages = messages_of(prompt, visuals)

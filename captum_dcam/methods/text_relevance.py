@@ -65,10 +65,10 @@ def text_relevance(
     r"""Relevance of a bound generation's dialogue and answer for words of this answer.
 
     ``gradient``: gradient × activation at the tapped block's output, summed over channels, at every
-    token: image, what the prompt itself says, and the whole answer. Later tokens count as well, as they do in a model
-    that attends both ways; a position that is masked in the state that is read counts as what it
-    is there, a mask. ``activation``: TAM's positive logits (Eq. 1) at the context tokens, beside
-    its causal map before normalisation and filter.
+    token: image, what the prompt itself says, and the whole answer. Later tokens count as well, as
+    they do in a model that attends both ways; a position that is masked in the state that is read
+    counts as what it is there, a mask. ``activation``: TAM's positive logits (Eq. 1) at the context
+    tokens, beside its causal map before normalisation and filter.
 
     Args:
         forward (DenoisingForward): with a bound generation.
