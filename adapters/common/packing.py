@@ -209,7 +209,7 @@ def asked(
         parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
         for text in rest:
             parts += [{"type": "image", "text": SIGN}, {"type": "text", "text": text}]
-        messages = [{"role": "user", "content": parts}]
+        messages: Messages = [{"role": "user", "content": parts}]
     else:
         messages = messages_of(prompt, visuals)
         parts = [part for message in messages for part in message["content"]]
