@@ -199,10 +199,11 @@ def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
 
     The prompt's dialogue, and the answer tokens before the position: committed at an earlier step
     (``commit``, for models that denoise), or further to the left (``position``, for autoregressive
-    ones). The chat template's own text is no context, as TAM's authors leave it out: they take what
-    lies between the image and the end of the turn. In a conversation of several turns that is what
-    its users and assistants said, wherever their images lie. Stop tokens never are context: in an
-    autoregressive answer nothing follows them.
+    ones). The chat template's own text is no context: TAM's authors take what lies between the
+    image and the end of the turn. In a conversation their marks span everything from the first
+    image to the end of the last turn; here it is what users and assistants said in all turns,
+    without roles, marks and later images, wherever images lie. Stop tokens never are context: in
+    an autoregressive answer nothing follows them.
 
     Returns:
         Tensor: (C,) int64, indices into :func:`captum_dcam.model.sequence.text_tokens`.

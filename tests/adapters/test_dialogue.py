@@ -165,12 +165,6 @@ def said(made, request, example=0):
     return ["".join(made.token_texts([ids[p] for p in run])).strip() for run in runs]
 
 
-QWEN = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}SIGN{% else %}{{ c['text'] }}"
-    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
-)
 GEMMA = (
     "<bos>{% for m in messages %}<|turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{% for c in m['content'] %}{{ '<|image|>' if c['type'] == 'image' else c['text'] | trim }}"
@@ -187,8 +181,7 @@ def conversational(kind, template):
         return captum_dcam.wrap(dream_vl.model(), dream_vl.processor())
     if not template:
         return made_ar.shared_adapter(kind)
-    sign = SIGNS.get(kind, "<|vision_start|><|image_pad|><|vision_end|>")
-    text = QWEN.replace("SIGN", sign)
+    text = made_ar.chat_template(SIGNS.get(kind, made_ar.SIGN))
     if kind == "llava":  # its tokenizer has no markers of turns
         text = text.replace("<|im_start|>", "").replace("<|im_end|>", "</s>")
     return captum_dcam.wrap(made_ar.model(kind), replace(made_ar.parts(kind), chat_template=text))

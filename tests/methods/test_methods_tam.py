@@ -254,16 +254,6 @@ def test_equals_the_authors_code(authors, monkeypatch, seed):
         assert np.allclose(shares, everything[rows[4 + k], :].topk(3).values.softmax(0), atol=1e-6)
 
 
-#: what Qwen2-VL's own template writes of images and text
-QWEN = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 def demo(authors, model, tokenizer, inputs, grid):
     """Their demo of Qwen2-VL: the maps they recorded, and what they filtered, token by token.
 
@@ -294,7 +284,7 @@ def demo(authors, model, tokenizer, inputs, grid):
 @pytest.mark.parametrize("seed", range(3))
 def test_on_a_chat_template_the_context_is_the_authors(authors, monkeypatch, seed):
     """On a tiny Qwen2-VL they take 8 of the prompt's 57 text tokens: the question's."""
-    parts = replace(made_ar.parts("qwen2_vl"), chat_template=QWEN)
+    parts = replace(made_ar.parts("qwen2_vl"), chat_template=made_ar.chat_template())
     adapter = captum_dcam.wrap(made_ar.model("qwen2_vl", seed), parts)
     forward = DenoisingForward(adapter, 1)
     request = adapter.prepare([[made_ar.picture(seed)]], ["what is red ?"])
