@@ -47,6 +47,9 @@ class Request:
         layout (Layout): shared by all examples.
         prompts (tuple of str): one per example.
         images (tuple): for every example its images, for drawing.
+        dialogue (Tensor): (B, P) bool, on the CPU: the places of the prefix that hold what the
+            prompt itself says, the texts of its user's and assistant's messages in all turns. What
+            the template writes is not of it: system messages, roles, markers, line breaks.
     """
 
     pixels: Tensor
@@ -54,6 +57,7 @@ class Request:
     layout: Layout
     prompts: tuple[str, ...]
     images: tuple[tuple[Image.Image, ...], ...] = field(repr=False)
+    dialogue: Tensor = field(repr=False)
 
     @property
     def batch(self) -> int:
@@ -68,6 +72,7 @@ class Request:
             extras=tuple(e[one] for e in self.extras),
             prompts=self.prompts[one],
             images=self.images[one],
+            dialogue=self.dialogue[one],
         )
 
     def rows(self: R, examples: Sequence[int], pixels: Tensor) -> R:
@@ -78,6 +83,7 @@ class Request:
             extras=tuple(e[torch.tensor(examples, device=e.device)] for e in self.extras),
             prompts=tuple(self.prompts[e] for e in examples),
             images=tuple(self.images[e] for e in examples),
+            dialogue=self.dialogue[list(examples)],
         )
 
 
@@ -381,7 +387,8 @@ class Adapter(ABC):
     @abstractmethod
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         """Positions (K,) in the hooked sequence and ids (K,) of the prompt's text tokens, without
-        image tokens, padding and markers."""
+        image tokens, padding and markers. All of its text: ``request.dialogue`` at these positions
+        tells what the prompt itself says from what the template adds."""
 
     @property
     def mask_id(self) -> int | None:

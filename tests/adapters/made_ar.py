@@ -59,9 +59,23 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MROPE = {**ROPE, "mrope_section": [1, 1, 2]}
 
 
+SIGN = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
 def needs():
     """Skip where transformers does not have these families yet."""
     pytest.importorskip("transformers", minversion="5.23")
+
+
+def chat_template(sign=SIGN):
+    """One that writes of images and text what Qwen2-VL's own does."""
+    return (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}" + sign + "{% else %}"
+        "{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
 
 
 # -- tokenizers ------------------------------------------------------------------------------------

@@ -271,6 +271,29 @@ class NoEmptyPrompt(MiniAdapter):
         return super().prepare(images, prompts)
 
 
+class WithDialogue(MiniAdapter):
+    def prepare(self, images, prompts):
+        request = super().prepare(images, prompts)
+        return dataclasses.replace(request, dialogue=self.changed(request.dialogue.clone()))
+
+
+class SaysTheAnswersMark(WithDialogue):
+    def changed(self, said):
+        said[:, -1] = True
+        return said
+
+
+class ForgetsTheQuestionMark(WithDialogue):
+    def changed(self, said):
+        said[:, -2] = False
+        return said
+
+
+class SaysNothing(WithDialogue):
+    def changed(self, said):
+        return said[:, :0]
+
+
 class Peeking(MiniAdapter):
     """An example of a batch sees the other's picture."""
 
