@@ -223,6 +223,11 @@ def hooks_of(model: nn.Module) -> bytes:
     return repr(found).encode()
 
 
+def autocast_type(device: str) -> torch.dtype | None:
+    """The type that autocast computes in on a kind of device; None where it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 #: attributes of PEFT's layers that say which adapters are active, and how much
 PEFT = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 
@@ -235,6 +240,6 @@ def modes(model: nn.Module, device: str) -> bytes:
         for module in model.modules()
         if "_active_adapter" in vars(module)
     ]
-    autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    autocast = autocast_type(device)
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return repr((layers, attention, autocast, torch.get_float32_matmul_precision())).encode()
