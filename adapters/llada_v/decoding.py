@@ -170,7 +170,7 @@ class CanvasRecorder:
         self.tokens[:, : answer.shape[1]] = answer
 
 
-def replaced(module: nn.Module) -> Any:
+def replaced(module: Any) -> Any:
     """What stands in the place of a module's forward, accelerate's hook aside, over it or under it;
     None where it is the class's own."""
     own = vars(module)
