@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
 from captum_dcam.adapters.common.dialogue import told_apart
+from captum_dcam.adapters.common.fitting import check_vocabulary
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import (
@@ -295,6 +296,7 @@ class PackedAdapter(FamilyAdapter):
     ) -> None:
         super().__init__(model, processor, cache)
         self.tokenizer, image_processor = parts_of(processor)
+        check_vocabulary(self.tokenizer, self.vocabulary, {"mask": int(self.mask_id or 0)})
         self._packing = packing(model, image_processor)
         self._system = system
         self._words = Words(self.tokenizer)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.adapters.common.compat import frequencies
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
 from captum_dcam.errors import RemoteCodeError, WeightsError
@@ -62,6 +61,5 @@ def loaded(
         cls = get_class_from_dynamic_module(place, source, **hub)
         repair_classes(cls)
         model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)
-        frequencies(model)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
     return placed(model, device, device_map), processor

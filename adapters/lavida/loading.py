@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.common.loading import (
     built_type,
     check_complete,
     folder_of,
     named,
+    placed,
     reading,
+    typed,
 )
 from captum_dcam.adapters.lavida import compat
 from captum_dcam.errors import RemoteCodeError, WeightsError
@@ -78,11 +79,8 @@ def loaded(
             )
         lost = compat.fill_tower(model.get_vision_tower(), missing)
     check_complete(source, lost, "LaViDa checkpoint")
-    position_ids(model)
-    frequencies(model)
-    if device_map is None:
-        model = model.to("cpu" if device is None else device)
-    return model.to(wanted).eval(), (tokenizer, image_processor)
+    model = placed(model, "cpu" if device is None else device, device_map)
+    return typed(model, wanted), (tokenizer, image_processor)
 
 
 def _builder_name(source: str, folder: str, trust_remote_code: bool) -> str:

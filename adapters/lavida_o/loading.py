@@ -13,6 +13,7 @@ from captum_dcam.adapters.common.loading import (
     named,
     placed,
     reading,
+    typed,
     upstream,
 )
 from captum_dcam.errors import InputError
@@ -66,4 +67,4 @@ def loaded(
             device_map="auto" if device_map is None else device_map,
             torch_dtype=built,
         )
-    return placed(model, device, device_map).to(wanted), (tokenizer, image_processor)
+    return typed(placed(model, device, device_map), wanted), (tokenizer, image_processor)

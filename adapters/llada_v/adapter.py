@@ -183,6 +183,11 @@ class LladaVAdapter(PackedAdapter):
             final_step=decoding.last_runs(steps) if fast else None,
         )
 
+    def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
+        """Without the ids that the decoder rules out."""
+        rows = decoding.ruled_out(logits.float(), state[0], self.ids)
+        return super().confidence_of(rows, tokens, *state)
+
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)
 

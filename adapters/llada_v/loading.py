@@ -8,10 +8,8 @@ import torch
 
 from captum_dcam.adapters.common.compat import (
     empty_tower,
-    frequencies,
     moved_names,
     parents_constructor,
-    position_ids,
     siglip_token,
     tied_by_map,
     transformers_major,
@@ -81,8 +79,6 @@ def loaded(
                 **options,
             )
     check_complete(source, info["missing_keys"], "LLaDA-V checkpoint, vision tower included")
-    frequencies(model)
-    position_ids(model)
     model = placed(model, device, device_map)
     return model, (tokenizer, model.get_vision_tower().image_processor)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.mmada.compat import package
+from captum_dcam.model.adapter import device_of
 from captum_dcam.model.versions import in_type
 
 CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
@@ -50,5 +51,5 @@ def loaded(
         model = upstream.MMadaModelLM.from_pretrained(source, **in_type(dtype), **hub, **options)
         vq_model = upstream.MAGVITv2.from_pretrained(vq)
     model = placed(model, device, device_map)
-    vq_model = vq_model.to(next(model.parameters()).device).eval().requires_grad_(False)
+    vq_model = vq_model.to(device_of(model)).eval().requires_grad_(False)
     return model, (tokenizer, vq_model)

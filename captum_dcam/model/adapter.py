@@ -139,6 +139,16 @@ class FamilyFacts:
     notes: tuple[str, ...] = ()
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Device of a model's first parameter; where that is offloaded, the device on which accelerate
+    computes it."""
+    first = next(model.parameters()).device
+    hooks = (vars(module).get("_hf_hook") for module in model.modules())
+    found = (getattr(hook, "execution_device", None) for hook in hooks)
+    places = (torch.device(place) for place in found if place is not None)
+    return first if first.type != "meta" else next((p for p in places if p.type != "meta"), first)
+
+
 def last_but_one(blocks: int) -> int:
     """Of ``blocks``, the deepest with a path from image tokens to the response."""
     return blocks - 2
@@ -149,6 +159,8 @@ def third_of(blocks: int) -> int:
     return round(blocks * 10 / 32)
 
 
+#: positions whose probabilities are computed at once, in float64
+ROWS = 64
 #: methods that run a model or its processor: they take the model's lock (tokenizers of Hugging Face
 #: do not let two threads in either)
 RUNNING = (
@@ -180,6 +192,8 @@ class Adapter(ABC):
     #: a :class:`~captum_dcam.model.prompts.Video` may stand in an image's place
     takes_video: ClassVar[bool] = False
     facts: ClassVar[FamilyFacts | None] = None
+    #: the next generation's replay is checked, see :mod:`captum_dcam.model.verification`; then not
+    unverified: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -260,8 +274,8 @@ class Adapter(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter: where requests are put."""
-        return next(self.model.parameters()).device
+        """Where requests are put, see :func:`device_of`."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -346,6 +360,15 @@ class Adapter(ABC):
     @abstractmethod
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token, with a leading blank where it begins a word."""
+
+    def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
+        """Probabilities (R, T) of tokens (R, T) by the logits (R, T, V) of a state, as
+        ``generate`` records them. Default: the softmax"""
+        found = [
+            rows.double().softmax(-1).gather(-1, ids[..., None])[..., 0]
+            for rows, ids in zip(logits.split(ROWS, 1), tokens.split(ROWS, 1), strict=True)
+        ]
+        return torch.cat(found, 1).float()
 
     # -- what some methods ask for beyond the above ------------------------------------------------
 

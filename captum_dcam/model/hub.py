@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from captum_dcam import checks
 from captum_dcam.errors import (
     InputError,
     InputTypeError,
@@ -32,6 +33,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.files import read_json, reading
 from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
+from captum_dcam.model.buffers import counted, repair
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
 
 
@@ -49,6 +51,7 @@ def load(
     device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    verify: bool = True,
     **options: Any,
 ) -> Adapter:
     r"""Load a model and its adapter.
@@ -63,6 +66,8 @@ def load(
         revision (str, optional): branch, tag or commit on the hub. Default: the newest
         trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
             machine. Default: False
+        verify (bool, optional): replay one step of the first generation, and raise a
+            :class:`~captum_dcam.errors.ReplayError` where it is another. Default: True
         **options: the family's own (``cache``, ``attn_implementation``, …).
 
     Raises:
@@ -80,6 +85,7 @@ def load(
         )
     if family is not None and not isinstance(family, str):
         raise InputTypeError(f"family is {family!r}: expected a name, as captum-dcam models lists")
+    verify = checks.flag("verify", verify)
     _check_options(source, device, device_map)
     cls, name = _found(str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)
@@ -88,35 +94,71 @@ def load(
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
     with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
-        return cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+        made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+    if not verify:
+        made.unverified = False
+    return made
 
 
-def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:
+def wrap(
+    model: nn.Module,
+    processor: Any,
+    family: str | None = None,
+    *,
+    verify: bool = True,
+    **options: Any,
+) -> Adapter:
     r"""Adapter of a loaded model, whatever version of whatever package it is of.
 
     Args:
         model (nn.Module): as its authors load it.
         processor (object): the family's processor.
         family (str, optional): Default: the family that recognises the model
+        verify (bool, optional): check the model before it is explained. Rotary tables and
+            position ids that are wrong are computed again, and a warning says so; and one step of
+            the first generation is replayed, as in :func:`load`. Default: True
         **options: the family's (``cache``, …).
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module; a processor of another kind.
         UnknownNameError: no family recognises it, or several do.
         ImportError: transformers is of a version that the family does not run with.
+        ValueError: a processor that does not fit the model.
+        WeightsError: a wrong buffer that cannot be computed; names it.
     """
+    verify = checks.flag("verify", verify)
+    cls = _family_of(model, family)
+    check_transformers(cls)
+    adapter = cls(model, processor, **options)
+    adapter.unverified = verify
+    if verify:
+        _check_buffers(adapter)
+    return adapter
+
+
+def _check_buffers(adapter: Adapter) -> None:
+    """Repair a model's buffers; a warning says which were wrong."""
+    with adapter.lock, out_of_inference_mode():
+        wrong = repair(adapter.model)
+    if wrong:
+        warnings.warn(
+            f"wrong in this {type(adapter.model).__name__}: {counted(wrong)}. No checkpoint holds "
+            "such tables, and loading left what memory held. They are computed again now; what the "
+            "model answered before is not to be trusted: generate it anew. (captum_dcam.load does "
+            "the same; verify=False leaves them as they are.)",
+            stacklevel=3,
+        )
+
+
+def _family_of(model: nn.Module, family: str | None) -> type[Adapter]:
+    """The class for a model: by the family's name, or the one that recognises it."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(
             f"model is a {type(model).__name__}: expected a torch.nn.Module, "
             "wrap(model, processor); to load a checkpoint by its name: captum_dcam.load(name)"
         )
-    cls = _owner(model) if family is None else find(family)
-    check_transformers(cls)
-    return cls(model, processor, **options)
-
-
-def _owner(model: nn.Module) -> type[Adapter]:
-    """The one family that recognises a model."""
+    if family is not None:
+        return find(family)
     known, broken = _survey()
     owners = [name for name, cls in known.items() if cls.owns(model)]
     if len(owners) == 1:

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from doubles import lavida as double
-from torch import nn
 
 from captum_dcam.adapters.common import compat as common
 from captum_dcam.adapters.lavida import LavidaAdapter, compat, loading
@@ -155,29 +154,6 @@ def test_frequencies_of_plain_rotary_embeddings():
     assert scaling == 1 and found.tolist() == pytest.approx([100 ** (-i / 4) for i in range(4)])
     config = SimpleNamespace(head_dim=4, rope_parameters={"rope_theta": 9.0})
     assert common.default_frequencies(config)[0].tolist() == pytest.approx([1, 1 / 3])
-
-
-def test_buffers_that_loading_leaves_uninitialised():
-    class Rotary(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = SimpleNamespace(hidden_size=8, num_attention_heads=1, rope_theta=10.0)
-            self.rope_init_fn = common.default_frequencies
-            self.register_buffer("inv_freq", torch.full((4,), -7.0), persistent=False)
-            self.original_inv_freq = self.inv_freq
-
-    class Tower(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.num_positions = 5
-            self.register_buffer("position_ids", torch.full((1, 5), 9), persistent=False)
-
-    model = nn.ModuleList([Rotary(), Rotary(), Tower()])
-    assert common.frequencies(model) == 2 and common.position_ids(model) == 1
-    assert model[1].inv_freq.tolist() == pytest.approx([10 ** (-i / 4) for i in range(4)])
-    assert model[1].original_inv_freq is model[1].inv_freq
-    assert model[2].position_ids.tolist() == [list(range(5))]
-    assert common.frequencies(model) == 0 == common.position_ids(model)
 
 
 @pytest.mark.skipif(common.transformers_major() < 5, reason="needs no repair")

@@ -63,6 +63,12 @@ class ConfidenceOfLogits(MiniAdapter):
         return dataclasses.replace(t, confidence=t.confidence + 3)
 
 
+class ConfidenceOfSharperLogits(MiniAdapter):
+    def generate(self, request, **settings):
+        t = super().generate(request, **settings)
+        return dataclasses.replace(t, confidence=t.confidence**2)
+
+
 # -- what a step computes --------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ BROKEN = (
     ("MissingStep", "replay", "has 3 steps", "prefix none"),
     ("OtherAnswer", "replay", "not the family's own", "prefix"),
     ("ConfidenceOfLogits", "replay", "expected probabilities", "prefix"),
+    ("ConfidenceOfSharperLogits", "replay", "confidence at step 0", "prefix none"),
     ("WrongShift", "replay", "shift of predictions", "prefix none"),
     ("NearlyRight", "replay", "the same bits", "prefix none"),
     ("ChangesItsState", "replay", "work on copies", "none"),
