@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch.utils.checkpoint
 from torch import Tensor
 
 from captum_dcam.errors import MissingPackageError
@@ -97,6 +102,44 @@ def parents_constructor(config: Any, parent: Any) -> None:
 def unchecked(*_args: Any, **_kwargs: Any) -> None:
     """``validate`` of upstream's generation configurations, which checks nothing, with the
     arguments that transformers 5 calls it with."""
+
+
+@contextmanager
+def deepspeed() -> Iterator[None]:
+    """A module ``deepspeed`` inside the context, where none is installed: LLaVA-type packages
+    import it for the checkpointing of training, the one function that this has."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        yield
+        return
+    made: Any = types.ModuleType("deepspeed")
+    made.__spec__ = importlib.machinery.ModuleSpec("deepspeed", None)
+    made.checkpointing = types.SimpleNamespace(
+        checkpoint=functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
+    )
+    sys.modules["deepspeed"] = made
+    try:
+        yield
+    finally:
+        del sys.modules["deepspeed"]
+
+
+@contextmanager
+def around_loading(around: Callable[..., Any]) -> Iterator[None]:
+    """Inside the context ``from_pretrained`` of every model of transformers goes through
+    ``around(cls, load, *args, **options)``, whose ``load`` is what it would have called."""
+    from transformers import PreTrainedModel
+
+    base: Any = PreTrainedModel
+    original: Any = vars(base)["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:
+        return around(cls, functools.partial(original.__func__, cls), *args, **options)
+
+    base.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        base.from_pretrained = original
 
 
 # -- LLaVA-type vision towers ---------------------------------------------------------------------

@@ -24,6 +24,7 @@ from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
+from captum_dcam.adapters.dream_vl.compat import CLASSES, repaired
 from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
@@ -48,8 +49,9 @@ class DreamVLAdapter(ConversationAdapter):
     family: ClassVar[str] = "dream_vl"
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
     caches: ClassVar[tuple[str, ...]] = ("none",)
-    classes: ClassVar[tuple[str, ...]] = ("DreamVLModel",)
+    classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     any_size: ClassVar[bool] = True
     takes_video: ClassVar[bool] = True
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
-from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
+from captum_dcam.adapters.dream_vl.compat import repaired
 from captum_dcam.errors import RemoteCodeError, WeightsError
 from captum_dcam.model.versions import in_type
 
@@ -51,7 +51,7 @@ def loaded(
 
     hub = given(revision=revision)
     options = given(device_map=device_map, attn_implementation=attn_implementation)
-    with reading(source), importable():
+    with reading(source), repaired():
         config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
         place = getattr(config, "auto_map", {}).get("AutoModel")
         if config.model_type != "dream-vl" or place is None:
@@ -59,7 +59,6 @@ def loaded(
                 f"{source} holds a {config.model_type}: expected dream-vl, with its code"
             )
         cls = get_class_from_dynamic_module(place, source, **hub)
-        repair_classes(cls)
         model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
     return placed(model, device, device_map), processor

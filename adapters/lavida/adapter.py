@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.llada import LladaAdapter
 from captum_dcam.adapters.common.packing import SYSTEM, Packing, check_tiles, cutting_of, pools
-from captum_dcam.adapters.lavida.compat import INSTALL
+from captum_dcam.adapters.lavida.compat import INSTALL, VARIANTS, repaired
 from captum_dcam.adapters.lavida.decoding import LANGUAGES
-from captum_dcam.adapters.lavida.loading import CHECKPOINT, VARIANTS, loaded
+from captum_dcam.adapters.lavida.loading import CHECKPOINT, loaded
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -120,6 +120,7 @@ class LavidaAdapter(LladaAdapter):
         ),
     )
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ from captum_dcam.adapters.lavida_o.decoding import (
     fast_logits,
     fast_settings,
 )
-from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded, repaired
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -113,6 +113,7 @@ class LavidaOAdapter(LladaAdapter):
         ),
     )
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
-from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded
+from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded, repaired
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -91,6 +91,7 @@ class LladaVAdapter(PackedAdapter):
         ),
     )
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
 

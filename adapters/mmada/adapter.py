@@ -38,7 +38,7 @@ from captum_dcam.adapters.common.text import (
 )
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
-from captum_dcam.adapters.mmada.compat import INSTALL, callable_model
+from captum_dcam.adapters.mmada.compat import INSTALL, callable_model, repaired
 from captum_dcam.adapters.mmada.loading import CHECKPOINT, loaded
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
@@ -74,6 +74,7 @@ class MmadaAdapter(FamilyAdapter):
     several_images: ClassVar[bool] = False
     classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
     marks: tuple[int, int, int] = packing.MARKS

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
-from captum_dcam.adapters.mmada.compat import package
+from captum_dcam.adapters.mmada.compat import repaired
 from captum_dcam.model.adapter import device_of
 from captum_dcam.model.versions import in_type
 
@@ -42,9 +42,8 @@ def loaded(
     from transformers import AutoTokenizer
 
     source = named("mmada", source, CHECKPOINT)
-    upstream = package()
     hub, options = given(revision=revision), given(device_map=device_map)
-    with reading(source):
+    with repaired() as upstream, reading(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **hub
         )

@@ -12,7 +12,8 @@ import importlib
 import pkgutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -192,6 +193,9 @@ class Adapter(ABC):
     #: a :class:`~captum_dcam.model.prompts.Video` may stand in an image's place
     takes_video: ClassVar[bool] = False
     facts: ClassVar[FamilyFacts | None] = None
+    #: a context in which the authors' code can be imported and loads its checkpoints, with repairs
+    #: for versions of its packages that it was not written for
+    repaired: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
     #: the next generation's replay is checked, see :mod:`captum_dcam.model.verification`; then not
     unverified: bool = True
 

@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from captum_dcam.errors import (
     near,
 )
 from captum_dcam.files import read_json, reading
+from captum_dcam.model import buffers
 from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
-from captum_dcam.model.buffers import counted, repair
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
 
 
@@ -136,16 +137,46 @@ def wrap(
     return adapter
 
 
+@contextmanager
+def repair(family: str) -> Iterator[None]:
+    r"""Authors' code, written for older packages, can be imported and loads its checkpoints inside
+    the context, with whatever versions are installed.
+
+    ::
+
+        with captum_dcam.repair("lavida"):
+            from llava.model.builder import load_pretrained_model
+            tokenizer, model, images, _ = load_pretrained_model(folder, None, "llava_llada")
+        adapter = captum_dcam.wrap(model, (tokenizer, images))
+
+    Names that have moved and classes that would not load stay repaired; what stands in for a
+    package, or goes around the loading of models, is gone behind the context. ``load`` does the
+    same. Where nothing is broken, and for families of transformers itself, it does nothing.
+
+    Args:
+        family (str): as :func:`families` names it.
+
+    Raises:
+        UnknownNameError: no such family.
+        ImportError: the authors' code is not installed, or transformers is of a version that the
+            family does not run with.
+    """
+    cls = find(family)
+    check_transformers(cls)
+    with LOADING, cls.repaired():
+        yield
+
+
 def _check_buffers(adapter: Adapter) -> None:
     """Repair a model's buffers; a warning says which were wrong."""
     with adapter.lock, out_of_inference_mode():
-        wrong = repair(adapter.model)
+        wrong = buffers.repair(adapter.model)
     if wrong:
         warnings.warn(
-            f"wrong in this {type(adapter.model).__name__}: {counted(wrong)}. No checkpoint holds "
-            "such tables, and loading left what memory held. They are computed again now; what the "
-            "model answered before is not to be trusted: generate it anew. (captum_dcam.load does "
-            "the same; verify=False leaves them as they are.)",
+            f"wrong in this {type(adapter.model).__name__}: {buffers.counted(wrong)}. No "
+            "checkpoint holds such tables, and loading left what memory held. They are computed "
+            "again now; what the model answered before is not to be trusted: generate it anew. "
+            "(captum_dcam.load does the same; verify=False leaves them as they are.)",
             stacklevel=3,
         )
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from doubles import lavida as double
+from transformers import PreTrainedModel
 
 from captum_dcam.adapters.common import compat as common
 from captum_dcam.adapters.lavida import LavidaAdapter, compat, loading
@@ -37,15 +38,22 @@ def built(monkeypatch, lost):
 
     def load_pretrained_model(path, base, name, **options):
         seen.update(path=path, base=base, name=name, **options)
-        model = double.model(name.removeprefix("llava_"))
+        cls = double.CLASSES[name.removeprefix("llava_")]
+        model = PreTrainedModel.from_pretrained.__func__(cls, path)
         return *double.processor()[:1], model, double.processor()[1], 4096
+
+    def from_pretrained(cls, path, output_loading_info):
+        (variant,) = (v for v, c in double.CLASSES.items() if c is cls)
+        return double.model(variant), {"missing_keys": lost}
 
     classes = {cls.__name__: cls for cls in double.CLASSES.values()}
     builder = SimpleNamespace(load_pretrained_model=load_pretrained_model, **classes)
     monkeypatch.setattr(compat, "package", lambda: builder)
-    monkeypatch.setattr(compat, "loading", lambda classes: contextlib.nullcontext(lost))
-    monkeypatch.setattr(compat, "fill_tower", lambda tower, missing: missing)
-    return seen
+    monkeypatch.setattr(compat, "empty_tower", contextlib.nullcontext)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    before = vars(PreTrainedModel)["from_pretrained"]
+    yield seen
+    assert vars(PreTrainedModel)["from_pretrained"] is before
 
 
 LLADA = dict(model_type="llava_llada", architectures=["LlavaLladaForMaskedDiffusion"])
@@ -127,7 +135,7 @@ def test_a_revision_is_fetched_first(tmp_path, built, monkeypatch):
 def test_deepspeed_has_a_stand_in_while_it_is_imported():
     if importlib.util.find_spec("deepspeed") is not None:
         pytest.skip("deepspeed is installed")
-    with compat.deepspeed():
+    with common.deepspeed():
         import deepspeed
 
         out = deepspeed.checkpointing.checkpoint(torch.exp, torch.ones(2, requires_grad=True))
