@@ -122,7 +122,7 @@ def fill_tower(tower: Any, missing: Iterable[str]) -> list[str]:
     the names of what is missing elsewhere."""
     missing = list(missing)
     left = [n for n in missing if "vision_tower" not in n]
-    if len(left) == len(missing) or transformers_major() < 5:  # older ones fill it when it is made
+    if len(left) == len(missing):
         return left
     held = siglip().SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
     own = tower.vision_tower.state_dict()

@@ -167,6 +167,17 @@ def test_a_saved_checkpoint_is_loaded_with_its_code(upstream, tmp_path, monkeypa
         )
     )
     (folder / "chat_template.jinja").write_text(double.TEMPLATE)
+    with captum_dcam.repair("dream_vl"):  # as its authors load it
+        from transformers import AutoModel, AutoProcessor
+
+        own = dict(trust_remote_code=True)
+        model = AutoModel.from_pretrained(folder, torch_dtype=torch.float32, **own).eval()
+        processor = AutoProcessor.from_pretrained(folder, **own)
+    wrapped, shown = captum_dcam.wrap(model, processor), dict(gen_length=6, steps=3)
+    explained = captum_dcam.explain(
+        wrapped, tiny.picture(size=(84, 56)), "what is this", words="all", **shown
+    )
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
     with pytest.raises(PermissionError, match="trust_remote_code=True"):
         captum_dcam.load(folder)
     made = captum_dcam.load(folder, trust_remote_code=True)

@@ -345,7 +345,23 @@ def saved(upstream, tmp_path_factory):
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
     tokenizer.save_pretrained(folder / "model")
+    described = json.loads((folder / "model" / "tokenizer_config.json").read_text())
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # as the checkpoint says
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps(described))
     return folder / "model", made
+
+
+def test_loaded_as_its_authors_do(saved):
+    with captum_dcam.repair("llada_v"):
+        from llava.model.builder import load_pretrained_model
+
+        tokenizer, model, images, _ = load_pretrained_model(
+            str(saved[0]), None, "llava_llada", attn_implementation="sdpa", device_map="auto"
+        )
+    found = captum_dcam.wrap(model.float(), (tokenizer, images))
+    shown = dict(gen_length=4, steps=2, block_length=4)
+    explained = captum_dcam.explain(found, tiny.picture(0, SIZE), PROMPT, words="all", **shown)
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
 
 
 def test_a_saved_checkpoint_is_loaded_whole(saved):
