@@ -109,7 +109,7 @@ class LavidaAdapter(LladaAdapter):
         ),
         package="llava",
         install=INSTALL,
-        transformers=">=4.50",
+        transformers=">=4.46",
         notes=(
             "schedule='shift' has shift=3 by default and commits late; the authors evaluate with "
             "0.33",

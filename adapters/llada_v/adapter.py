@@ -80,7 +80,6 @@ class LladaVAdapter(PackedAdapter):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
-        transformers=">=4.39",
         notes=(
             "max_new_tokens is ignored: gen_length counts",
             "upstream's function stops at nothing unless stopping_criteria says so; here the "

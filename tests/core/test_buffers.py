@@ -8,9 +8,6 @@ import pytest
 import torch
 from doubles import dream_vl as double
 from torch import nn
-from transformers import Gemma3TextConfig, LlamaConfig
-from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from captum_dcam.adapters.common.compat import default_frequencies
 from captum_dcam.errors import WeightsError
@@ -18,6 +15,11 @@ from captum_dcam.model.buffers import POSITIONS, ROTARY, counted, repair
 
 #: what memory held that nobody had filled (environments, Dream-VL under transformers 5)
 GARBAGE = torch.tensor([-6.7e8, 4.6e-41, 0.0, 3.1e12])
+
+
+def of_today():
+    """Skip where transformers' own classes take their settings otherwise."""
+    pytest.importorskip("transformers", minversion="5.0")
 
 
 class Rotary(nn.Module):
@@ -92,12 +94,20 @@ SCALED = {
 def llama(kind):
     made = {"rope_type": kind, "rope_theta": 100.0, **SCALED[kind]}
     shape = {"hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 64}
+    of_today()
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     return LlamaRotaryEmbedding(LlamaConfig(**shape, rope_parameters=made))
 
 
 def gemma():
     """A table per kind of layer."""
     kinds = ["sliding_attention", "full_attention"]
+    of_today()
+    from transformers import Gemma3TextConfig
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+
     made = Gemma3TextConfig(hidden_size=16, head_dim=8, num_hidden_layers=2, layer_types=kinds)
     return Gemma3RotaryEmbedding(made)
 
