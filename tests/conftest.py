@@ -61,21 +61,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Every test draws the same, whichever ran before it."""
-    seed(0)
-    np.random.seed(0)
-    random.seed(0)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     return (yield from _skipped_where_no_family_runs())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef, request):
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    """Every test draws the same, whichever ran before it."""
+    seed(0)
+    np.random.seed(0)
+    random.seed(0)
     return (yield from _skipped_where_no_family_runs())
 
 

@@ -20,6 +20,9 @@ from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
 
+pytest.importorskip("transformers", minversion="4.46")  # no other has what the family is built on
+
+
 def adapter(dtype=torch.float32, **changes):
     return captum_dcam.wrap(double.model(dtype=dtype, **changes), double.processor())
 

@@ -227,6 +227,7 @@ def test_offloaded_tables_are_left_alone():
 
 
 def test_loading_repairs_without_a_word(monkeypatch):
+    pytest.importorskip("transformers", minversion="4.46")
     from captum_dcam.adapters.dream_vl import DreamVLAdapter
 
     def loaded(_source, **_options):
