@@ -19,7 +19,6 @@ from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 
-
 pytest.importorskip("transformers", minversion="4.46")  # no other has what the family is built on
 
 
