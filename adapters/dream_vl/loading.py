@@ -10,9 +10,8 @@ from torch import nn
 from captum_dcam.adapters.common.compat import frequencies
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
+from captum_dcam.adapters.dream_vl.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
-
-CHECKPOINT = "Dream-org/Dream-VL-7B"
 
 
 def loaded(

@@ -26,11 +26,7 @@ from captum_dcam.adapters.common.compat import (
     without_arguments,
 )
 from captum_dcam.adapters.common.loading import upstream
-
-INSTALL = (
-    "git clone https://github.com/jacklishufan/LaViDa && pip install --no-deps -e LaViDa && "
-    "pip install einops requests deepspeed"
-)
+from captum_dcam.adapters.lavida.facts import INSTALL
 
 
 def package() -> Any:

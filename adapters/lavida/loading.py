@@ -16,9 +16,9 @@ from captum_dcam.adapters.common.loading import (
     reading,
 )
 from captum_dcam.adapters.lavida import compat
+from captum_dcam.adapters.lavida.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
-CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
 #: class name → language model
 VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
 #: what the authors' scripts tell the builder of the vision tower, besides its name

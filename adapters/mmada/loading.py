@@ -9,8 +9,7 @@ from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.mmada.compat import package
-
-CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
+from captum_dcam.adapters.mmada.facts import CHECKPOINT
 
 
 def loaded(

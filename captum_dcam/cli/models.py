@@ -20,14 +20,14 @@ class Options(Base):
 @command
 def models(options: Options) -> None:
     """List the model families: caches, blocks, and which of them can be explained."""
-    from captum_dcam.model.hub import list_models
+    from captum_dcam.model.families import list_models
 
     (print_json if options.json else print_models)(list_models())
 
 
 def sources() -> tuple[str, ...]:
     """What ``--model`` takes beside a folder: families and the checkpoints they know."""
-    from captum_dcam.model.hub import list_models
+    from captum_dcam.model.families import list_models
 
     found = list_models()
     names = [c["name"] for record in found for c in record["checkpoints"]]
