@@ -36,7 +36,7 @@ from captum_dcam.model.families import (
     said,
 )
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
-from captum_dcam.packages import importable
+from captum_dcam.packages import importable, needed
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -199,11 +199,8 @@ def _check_options(source: str | Path, device: torch.device | str | None, device
             f"device_map is {device_map!r}: expected 'auto', a device, or a dict of module names "
             "to devices"
         )
-    if device_map is not None and not importable("accelerate"):
-        raise MissingPackageError(
-            f"device_map={device_map!r} needs accelerate, which is not installed: "
-            "pip install accelerate; or give device=…"
-        )
+    if device_map is not None:
+        needed("accelerate", f"device_map={device_map!r}")
     if device is not None:
         check_device(device)
 
