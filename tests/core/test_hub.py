@@ -460,10 +460,14 @@ def test_what_a_folder_declares_is_what_its_adapter_has(registry):
 
 
 def test_the_list_imports_no_torch():
-    code = "import sys; from captum_dcam.cli.app import app; app(['models'], standalone_mode=False)"
-    code += "; print(*sys.modules)"
+    code = """
+import sys
+from captum_dcam.cli.app import app
+app(["models", "mini", "mmada"], standalone_mode=False)
+print(*sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "mini MiniAdapter" in done.stdout
+    assert "mini MiniAdapter" in done.stdout and "Note: nothing ends an answer" in done.stdout
     seen = set(done.stdout.splitlines()[-1].split())
     assert "captum_dcam.adapters.dream_vl.facts" in seen
     assert not seen & {"torch", "numpy", "transformers", "captum", "matplotlib", "PIL"}
