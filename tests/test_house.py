@@ -119,7 +119,7 @@ def test_an_import_that_goes_up_is_found(module, text):
 def test_every_room_has_a_floor_and_the_hall_is_not_full():
     rooms = {room_of(name) for name in SOURCES} - {None, "__main__"}
     assert rooms == FLOOR.keys()
-    assert len(list((ROOT / "captum_dcam").glob("*.py"))) <= 13
+    assert len(list((ROOT / "captum_dcam").glob("*.py"))) <= 14
 
 
 def test_no_import_circle():

@@ -1,7 +1,9 @@
-"""What only some users need is missed in one way, before any work; the core runs without it."""
+"""What only some users need is missed in one way, before any work.
+
+That the core runs without it is seen in ``test_packaging.py``.
+"""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
@@ -56,31 +58,6 @@ def test_no_module_imports_an_extra_by_itself():
     assert {"torch", "captum"} <= set().union(*found.values())
     for name, packages in found.items():
         assert not packages & EXTRAS.keys(), f"{name}: use captum_dcam.packages.needed"
-
-
-CORE = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop().split(",")))
-from captum_dcam.cli.app import app
-for arguments in (
-    ["explain", "--gen-length", "4", "-o", "one"],
-    ["compare", "--gen-length", "4", "-M", "diffusion_cam,layer_gradient_x_activation,tam"],
-):
-    app(arguments, standalone_mode=False)
-"""
-
-
-def test_the_core_runs_without_any_of_them(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", CORE, ",".join([*EXTRAS, "skimage"])],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "failed" not in done.stdout
-    assert (tmp_path / "one" / "sheet.png").is_file()
-    assert (tmp_path / "comparison" / "panel.png").is_file()
 
 
 def reliability():
