@@ -177,7 +177,7 @@ print(sys.modules["captum_dcam"].__file__)
 
 @pytest.mark.parametrize("inside", (False, True), ids=("elsewhere", "in the repository"))
 def test_the_wheel_explains_and_compares(programs, source, tmp_path, inside):
-    """Without any package of an extra. In the repository's root Python takes the folder there, which
+    """Without any package of an extra; in the repository Python takes the folder there, which
     has to run as it is."""
     where = source if inside else tmp_path
     shown = ran(programs / "captum-dcam", "models", "mini", folder=where)
