@@ -102,20 +102,22 @@ def test_a_missing_package_is_said_before_any_work(case, monkeypatch, tmp_path):
 
 
 COMMANDS = {
-    "sklearn": ["compare", "-M", "diffusion_cam,lime"],
-    "pytorch_grad_cam": ["compare", "-M", "pgc_gradcam"],
-    "tabulate": ["table", "placebo", "--markdown"],
+    "named": ("sklearn", ["compare", "-M", "diffusion_cam,lime"]),
+    "inside of another": ("sklearn", ["compare", "-M", "tam_over:base=kernel_shap"]),
+    "grad-cam": ("pytorch_grad_cam", ["compare", "-M", "pgc_gradcam"]),
+    "Markdown": ("tabulate", ["table", "placebo", "--markdown"]),
 }
 
 
-@pytest.mark.parametrize("package", COMMANDS)
-def test_a_command_says_it_before_any_work(package, monkeypatch, tmp_path):
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_command_says_it_before_any_work(case, monkeypatch, tmp_path):
+    package, arguments = COMMANDS[case]
     monkeypatch.chdir(tmp_path)
     for name in [n for n in sys.modules if n.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("captum_dcam.model.hub.load", None)
-    done = CliRunner().invoke(app, COMMANDS[package])
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2, done.output
     assert f"pip install 'captum-dcam[{EXTRAS[package]}]'" in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
