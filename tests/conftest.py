@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share; the same threads, draws and examples everywhere."""
 
+import functools
 import gc
 import os
 import random
@@ -79,3 +80,13 @@ def packaged():
     if not (loading.WEIGHTS / "model.safetensors").is_file():
         pytest.skip(f"{loading.WEIGHTS} holds no model.safetensors")
     return loading.WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def weights_read_once():
+    """Every command loads the packaged model, and none writes to its weights."""
+    from captum_dcam.mini import loading
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_read_model", functools.cache(loading._read_model))
+        yield

@@ -18,6 +18,7 @@ from captum_dcam.errors import PictureError
 from captum_dcam.model.images import as_image
 from captum_dcam.refine import registered_refinements
 
+pytestmark = pytest.mark.usefixtures("weights_read_once")
 SHORT = ["--gen-length", "8"]
 
 

@@ -19,6 +19,7 @@ from captum_dcam.cli.parsing import built, parse_methods
 from captum_dcam.methods import METHODS, Method, MethodFacts, method_names, register_method
 from captum_dcam.results.comparison import Comparison
 
+pytestmark = pytest.mark.usefixtures("weights_read_once")
 SHORT = ["--gen-length", "4"]
 OURS = "diffusion_cam,diffusion_cam_base"
 FILES = {"panel.png", "comparison.json", "comparison.csv", "maps.safetensors", "image-0.png"}

@@ -9,6 +9,7 @@ import pytest
 from captum_dcam import errors
 from captum_dcam.cli import app as program
 
+pytestmark = pytest.mark.usefixtures("weights_read_once")
 TREE = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)

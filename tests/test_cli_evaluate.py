@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from captum_dcam.calibration import fit
 from captum_dcam.cli.app import app
 from captum_dcam.errors import InputError
-from captum_dcam.evaluation import Plan, Store
+from captum_dcam.evaluation import Plan, Store, frame
 from captum_dcam.presets import preset, write_preset
 from captum_dcam.refine import CBA, MinMax
 
+pytestmark = pytest.mark.usefixtures("weights_read_once")
 FEW = ["--data", "count=3", "--limit", 2, "--generation", "gen_length=12"]
 
 
@@ -96,7 +97,8 @@ def test_a_suite_in_folders_of_its_parts(tmp_path):
     assert written == names | {"tables.json"}  # with their hashes: what a later call may replace
 
 
-def test_all_tables_that_the_results_allow(tmp_path):
+def test_all_tables_that_the_results_allow(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame, "RESAMPLES", 20)  # how wide intervals are is not asked
     made_results.results(tmp_path, "objects")
     done = call("table", "all", "-r", tmp_path)
     assert done.exit_code == 0 and "Comparison of methods" in done.stdout

@@ -13,7 +13,8 @@ import tiny
 import torch
 from evaluation import made_results
 
-from captum_dcam import compare_generation, explain_generation
+import captum_dcam
+from captum_dcam import adapters, compare_generation, explain_generation
 from captum_dcam.data import DATASETS, dataset
 from captum_dcam.data import __path__ as data_path
 from captum_dcam.errors import RegistrationError, SettingError, UnknownNameError
@@ -26,6 +27,8 @@ from captum_dcam.evaluation.tables import TABLES, add_tables, table
 from captum_dcam.evaluation.tables import __path__ as tables_path
 from captum_dcam.methods import METHODS, method, method_names
 from captum_dcam.methods import __path__ as methods_path
+from captum_dcam.model.adapter import ADAPTERS
+from captum_dcam.model.hub import find
 from captum_dcam.refine import RefineContext, refinement, registered_refinements
 from captum_dcam.refine import __path__ as refine_path
 from captum_dcam.refine.base import REFINEMENTS
@@ -290,6 +293,32 @@ captum_dcam.cli.__path__.append(sys.argv.pop(1))
 """
 
 
+@pytest.fixture
+def toy(tmp_path):
+    """The family's file lies in the library's folder, and is taken out again."""
+    (tmp_path / "toy.py").write_text(FAMILY)
+    adapters.__path__.append(str(tmp_path))
+    try:
+        yield
+    finally:
+        adapters.__path__.remove(str(tmp_path))
+        ADAPTERS.remove("toy")
+        module = sys.modules.pop(f"{adapters.__name__}.toy")
+        delattr(adapters, "toy")
+        assert "toy" not in captum_dcam.families() and module.__name__ not in sys.modules
+
+
+def test_a_family_of_ones_own(toy):
+    model = tiny.model()
+    model.toy = True
+    adapter = captum_dcam.wrap(model, tiny.processor(), family="toy")
+    assert {"mini", "toy"} < set(captum_dcam.families())
+    assert find("toy").__name__ == "ToyAdapter"
+    assert captum_dcam.load("toy").family == adapter.family == "toy"
+    found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, [0], gen_length=4)
+    assert found.settings["family"] == "toy" and bool(found.maps[0].any())
+
+
 @pytest.fixture(scope="module")
 def dropped(tmp_path_factory):
     """Runs code in a process of its own, in which both files lie in the library's folders."""
@@ -304,24 +333,6 @@ def dropped(tmp_path_factory):
         return done.stdout
 
     return run
-
-
-def test_a_family_of_ones_own(dropped):
-    code = """
-import tiny, captum_dcam
-from captum_dcam.model.hub import find
-model = tiny.model()
-model.toy = True
-adapter = captum_dcam.wrap(model, tiny.processor(), family="toy")
-print(sorted(captum_dcam.families()))
-print(find("toy").__name__, captum_dcam.load("toy").family, adapter.family)
-found = captum_dcam.explain(adapter, tiny.picture(), tiny.PROMPT, [0], gen_length=4)
-print(found.settings["family"], bool(found.maps[0].any()))
-"""
-    before = f"import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})\n"
-    names, found, explained = dropped(before + code).splitlines()
-    assert "'mini'" in names and "'toy'" in names
-    assert found == "ToyAdapter toy toy" and explained == "toy True"
 
 
 def test_a_command_of_ones_own(dropped):
@@ -402,12 +413,9 @@ def test_a_file_that_is_dropped_into_a_folder_is_imported(tmp_path, monkeypatch)
 @pytest.mark.parametrize("path", [methods_path, refine_path, data_path, tables_path], ids=str)
 def test_the_library_imports_every_module_of_its_own_folders(path):
     (folder,) = path
-    modules = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if _file(m)}
+    files = [Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", 0))]
+    modules = {file.resolve() for file in files if file.parent.name == Path(folder).name}
     assert modules >= {p.resolve() for p in Path(folder).glob("*.py")}
-
-
-def _file(module) -> bool:
-    return bool(getattr(module, "__file__", None))
 
 
 # -- a table, one specification in a file ----------------------------------------------------------

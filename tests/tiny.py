@@ -1,11 +1,11 @@
 """A tiny embedded model with random weights, and what tests do with it again and again."""
 
-import copy
 import functools
 from dataclasses import replace
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -41,6 +41,7 @@ def config(**changes):
     return MiniConfig(vocab_size=len(tokenizer()), **{**SHAPE, "image_size": 64, **changes})
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **changes):
     """Random weights; keys are enlarged so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +82,7 @@ def bound(
     first = make(cache, layer, seed, dtype, batch, asked, keep, images, settings)
     if make is not _bound:
         return first
-    made = captum_dcam.wrap(copy.deepcopy(first.model), processor(), cache=cache)
+    made = adapter(cache, seed, dtype)
     forward = DenoisingForward(made, layer)
     r, t = first.request, first.trajectory
     request = replace(r, pixels=r.pixels.clone(), extras=tuple(e.clone() for e in r.extras))

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 F = TypeVar("F", bound=Callable[..., Any])
 #: number of 64-bit words that a fingerprint samples per tensor, besides the sum of all
 SAMPLES = 64
+#: tensors of at most so many values are fingerprinted together: a call each would take the time
+SMALL = 16384
 
 
 class Guard:
@@ -184,10 +186,12 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
 
     torch's version counters do not see what is written through ``.data``. So all values are read:
     the sum of each tensor's bits as 64-bit integers, which is as fast as memory, and a sample of
-    them, which tells an order from another. Tensors without memory of their own (meta device), and
-    of subclasses (quantised ones), count by their version and identity alone.
+    them, which tells an order from another. Small tensors are joined to a table, of which the sums
+    of rows and columns are taken. Tensors without memory of their own (meta device), and of
+    subclasses (quantised ones), count by their version and identity alone.
     """
     found: dict[torch.device, list[Tensor]] = {}
+    small: dict[torch.device, list[Tensor]] = {}
     signs: list[Any] = []
     for tensor in tensors:
         signs.append(
@@ -197,15 +201,27 @@ def fingerprint(tensors: Iterable[Tensor]) -> bytes:
             signs.append(id(tensor))
             continue
         flat = tensor.detach().reshape(-1)
-        size = flat.element_size()
-        whole = len(flat) * size // 8 * 8 // size
-        if whole < len(flat) or flat.storage_offset() * size % 8:
-            flat = nn.functional.pad(flat, (0, -len(flat) % (8 // size)))
-        words = flat.view(torch.int64)
+        if tensor.numel() <= SMALL:
+            small.setdefault(tensor.device, []).append(flat.view(torch.uint8))
+            continue
+        words = _words(flat, 1)
         every = max(1, len(words) // SAMPLES)
         found.setdefault(tensor.device, []).extend((words.sum()[None], words[::every]))
+    for device, flats in small.items():
+        # of 32-bit integers, summed in 64 bits: no sum goes round, so signs do not cancel
+        table = _words(torch.cat(flats), SAMPLES).view(torch.int32).view(-1, 2 * SAMPLES)
+        found.setdefault(device, []).extend((table.sum(0), table.sum(1)))
     values = [torch.cat(parts).cpu().numpy().tobytes() for parts in found.values()]
     return b"".join([repr(signs).encode(), *values])
+
+
+def _words(flat: Tensor, times: int) -> Tensor:
+    """The bits of a flat tensor as 64-bit integers, their number a multiple of ``times``."""
+    size = flat.element_size()
+    missing = -len(flat) % (8 // size * times if size < 8 else times)
+    if missing or flat.storage_offset() * size % 8:
+        flat = nn.functional.pad(flat, (0, missing))
+    return flat.view(torch.int64)
 
 
 def hooks_of(model: nn.Module) -> bytes:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_dcam.errors import UnknownNameError, near
-from captum_dcam.files import without_nan, write_tensors, write_text
+from captum_dcam.files import COMPRESSION, without_nan, write_tensors, write_text
 from captum_dcam.methods import Cost
 from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
@@ -172,7 +172,7 @@ class Comparison:
         content = document(self)
         with new_folder(folder, "comparison") as new:
             for name, picture in (pictures or {}).items():
-                picture.save(new / name)
+                picture.save(new / name, compress_level=COMPRESSION)
             save_images(self.images, new)
             write_tensors(new / TENSORS, _tensors(self))
             write_text(new / TABLE, _table(content["records"]))

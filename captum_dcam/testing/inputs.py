@@ -71,12 +71,13 @@ def _try(
     unique = len(positions.unique()) == len(positions)
     expect(unique, f"{what}: two image tokens are said to lie at one position")
     own = case.own(adapter, forward.request, **changes)
-    try:
-        agrees(case, forward, own, sorted({0, len(own.logits) - 1}))
-    except ConformanceError as error:
-        raise ConformanceError(f"{what}: {error}") from error
     examples = range(forward.request.batch)
-    rows = target_gradients(forward, [_first(forward, b) for b in examples], examples)
+    with forward.held():  # what was recorded is looked at once
+        try:
+            agrees(case, forward, own, sorted({0, len(own.logits) - 1}))
+        except ConformanceError as error:
+            raise ConformanceError(f"{what}: {error}") from error
+        rows = target_gradients(forward, [_first(forward, b) for b in examples], examples)
     return forward, rows
 
 
@@ -97,9 +98,10 @@ def _check_batch(
     for b in range(2):
         alone = forward.twin()
         alone.bind(forward.adapter.prepare([images[b]], [prompts[b]]), forward.trajectory.single(b))
-        with torch.no_grad():
-            got, wanted = forward.replay(torch.tensor([b]), first), alone.replay(first, first)
-        (own,) = target_gradients(alone, [_first(forward, b)])
+        with forward.held():
+            with torch.no_grad():
+                got, wanted = forward.replay(torch.tensor([b]), first), alone.replay(first, first)
+            (own,) = target_gradients(alone, [_first(forward, b)])
         pairs = [("logits", got, wanted)]
         pairs += [
             ("gradient", *pair) for pair in zip(rows[b].gradients, own.gradients, strict=True)

@@ -44,14 +44,13 @@ def check_nothing_left(case: AdapterCase) -> str:
         changed = difference(before, snapshot(model))
         expect(not changed, f"after {what} something is left behind: {'; '.join(changed[:5])}")
 
-    forward = case.bound(adapter)
+    last = adapter.blocks[-1]
+    with recorded([last], keep=False) as (lengths, _):
+        forward = case.bound(adapter)
     compare("generating")
     word = explained(forward)[0]
     explain_generation(forward, [word], preset="base")
     compare("explaining")
-    last = adapter.blocks[-1]
-    with recorded([last], keep=False) as (lengths, _):
-        case.bound(adapter)
     for what, calls in (("generating", len(lengths) - 1), ("explaining", len(lengths))):
         try:
             with _broken(last, calls):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from captum_dcam.files import COMPRESSION
 from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.manifests import check_folder, new_folder
@@ -84,9 +85,10 @@ def write_folder(
             own = explanation.images[image].size
             side = min(max(*own, SMALLEST), LARGEST)
             size = fitted(own, side, side)
-            word_overlay(explanation, number, image, size=size, mode=mode).save(new / name)
+            shown = word_overlay(explanation, number, image, size=size, mode=mode)
+            shown.save(new / name, compress_level=COMPRESSION)
         say(SHEET)
-        contact_sheet(explanation, mode).save(new / SHEET)
+        contact_sheet(explanation, mode).save(new / SHEET, compress_level=COMPRESSION)
         say(DATA)
         explanation.save(new / DATA, sorted(new.iterdir()))
     return folder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from transformers import (
     AddedToken,
@@ -262,14 +262,10 @@ def _model(kind):
     return InternVLForConditionalGeneration(config)
 
 
+@copied
 def model(kind, seed=0, dtype=torch.float32):
     """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
     own for every caller."""
-    return copy.deepcopy(_weighted(kind, seed)).to(dtype)
-
-
-@functools.cache
-def _weighted(kind, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = _model(kind)
@@ -285,7 +281,7 @@ def _weighted(kind, seed):
         "</s>" if kind == "llava" else "<|im_end|>"
     )
     made.generation_config.bos_token_id = None
-    return made.eval()
+    return made.eval().to(dtype)
 
 
 def adapter(kind, cache="prefix", seed=0, dtype=torch.float32):

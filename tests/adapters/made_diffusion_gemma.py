@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from transformers import (
     AddedToken,
@@ -22,6 +22,9 @@ from transformers.utils import is_torchvision_available
 import captum_dcam
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.model.forward import DenoisingForward
+
+# transformers marks the steps of CUDA graphs; elsewhere that imports torch's compiler for nothing
+torch.compiler.cudagraph_mark_step_begin = lambda: None
 
 TORCHVISION = is_torchvision_available()
 PROMPT = "what is red ?"
@@ -133,14 +136,10 @@ def config(**text):
     )
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **text):
     """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
     own for every caller."""
-    return copy.deepcopy(_weighted(seed, **text)).to(dtype)
-
-
-@functools.cache
-def _weighted(seed, **text):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = DiffusionGemmaForBlockDiffusion(config(**text))
@@ -155,7 +154,7 @@ def _weighted(seed, **text):
             spoken = [tokenizer().convert_tokens_to_ids(f"▁{w}") for w in WORDS]
             words[spoken] *= 2  # so that answers are made of words
     made.generation_config.pad_token_id = tokenizer().pad_token_id
-    return made.eval()
+    return made.eval().to(dtype)
 
 
 def adapter(seed=0, dtype=torch.float32, **text):

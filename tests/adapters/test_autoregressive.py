@@ -46,7 +46,7 @@ def spied(monkeypatch, make):
 @every
 @both
 def test_replayed_logits_are_those_of_generate(monkeypatch, kind, cache):
-    forward, _, out = spied(monkeypatch, lambda: made_ar.bound(kind, cache))
+    forward, _, out = spied(monkeypatch, lambda: made_ar.bound(kind, cache, length=4))
     t = forward.trajectory
     expected = torch.stack(out.logits, 1)
     assert torch.equal(t.tokens, out.sequences[:, -len(out.logits) :])
@@ -116,23 +116,23 @@ def test_knobs_of_generate(kind):
 
     def draw(seed, **settings):
         g = torch.Generator().manual_seed(seed)
-        return made.generate(request, generator=g, max_new_tokens=12, **settings).tokens.tolist()
+        return made.generate(request, generator=g, max_new_tokens=6, **settings).tokens.tolist()
 
     before = torch.random.get_rng_state()
     hot = {"temperature": 3.0, "top_k": 0}
     assert draw(0, **hot) == draw(0, do_sample=True, **hot) != draw(1, **hot)
     assert torch.equal(torch.random.get_rng_state(), before)
-    greedy = made.generate(request, max_new_tokens=12).tokens.tolist()
+    greedy = made.generate(request, max_new_tokens=6).tokens.tolist()
     assert greedy == draw(0) == draw(0, temperature=0) == draw(0, num_beams=1)
     made.model.generation_config.do_sample = True  # a checkpoint's default does not surprise
     made.model.generation_config.temperature = 9.0
-    assert made.generate(request, gen_length=12).tokens.tolist() == greedy
+    assert made.generate(request, gen_length=6).tokens.tolist() == greedy
     assert len(made.generate(request, generator=None, gen_length=1).tokens[0]) == 1
     from transformers import GenerationConfig
 
     given = made.generate(request, max_new_tokens=2, generation_config=GenerationConfig())
     assert json.dumps(given.settings) and given.settings["max_new_tokens"] == 2
-    penalised = made.generate(request, max_new_tokens=12, repetition_penalty=50.0).tokens[0]
+    penalised = made.generate(request, max_new_tokens=6, repetition_penalty=50.0).tokens[0]
     assert len(set(penalised.tolist())) == len(penalised)
 
 
@@ -176,14 +176,14 @@ def test_an_answer_of_one_token_and_an_empty_prompt(kind, cache):
 def test_a_batch_gives_what_its_examples_give(monkeypatch, kind, cache):
     """Prompts of different lengths, padded behind the picture."""
     prompts = ("what is red ?", "", "is the circle in the image blue or red ?")
-    make = lambda: made_ar.bound(kind, cache, prompts=prompts)  # noqa: E731
+    make = lambda: made_ar.bound(kind, cache, prompts=prompts, length=3)  # noqa: E731
     forward, _, out = spied(monkeypatch, make)
     t = forward.trajectory
     for b, prompt in enumerate(prompts):
         alone, _, own = spied(
             monkeypatch,
             lambda b=b, p=prompt: made_ar.bound(
-                kind, cache, prompts=(p,), pictures=[[made_ar.picture(b)]]
+                kind, cache, prompts=(p,), pictures=[[made_ar.picture(b)]], length=3
             ),
         )
         for step, logits in enumerate(own.logits):
@@ -199,7 +199,7 @@ def test_a_batch_gives_what_its_examples_give(monkeypatch, kind, cache):
 
 @every
 def test_a_batch_of_different_layouts_is_refused(kind):
-    made = made_ar.adapter(kind)
+    made = made_ar.shared_adapter(kind)
     with pytest.raises(ValueError, match="different places"):
         made.prepare([[made_ar.picture(size=(40, 40))], [made_ar.picture(size=(90, 30))]], ["", ""])
     with pytest.raises(ValueError, match="different places"):
@@ -236,13 +236,13 @@ def test_gradients_equal_finite_differences(monkeypatch, kind, cache):
 @every
 @both
 def test_the_last_block_has_no_path_and_is_refused(kind, cache):
-    made = made_ar.adapter(kind, cache)
+    made = made_ar.shared(kind, cache).adapter
     last = len(made.blocks) - 1
     assert made.deepest_block == last - 1
     for layer in (last, -1):
         with pytest.raises(LayerError, match="no path"):
             DenoisingForward(made, layer)
-    forward = made_ar.bound(kind, cache, layer=last - 1)
+    forward = made_ar.shared(kind, cache).again(last - 1)
     forward.layer = last  # what the refusal saves a caller from
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
         vjp.target_gradients(forward, [Target("x", (1,), (9,))])

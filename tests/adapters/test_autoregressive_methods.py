@@ -243,7 +243,7 @@ def test_explain_asks_a_sampled_answer_of_its_seed(tmp_path):
         out = tmp_path / "out"
         ran = CliRunner().invoke(
             app,
-            ["explain", str(picture), "--prompt", "a", "--model", str(folder), "--gen-length", "5",
+            ["explain", str(picture), "--prompt", "a", "--model", str(folder), "--gen-length", "3",
              "--temperature", "2", "--seed", seed, "--json", "-o", str(out), "--words", "all"],
         )  # fmt: skip
         assert ran.exit_code == 0, ran.output

@@ -52,11 +52,11 @@ def one(forward, step):
 @pytest.mark.parametrize("settings", CASES)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_replay_has_the_bits_of_the_generation(monkeypatch, settings, dtype):
-    forward, seen = spied(monkeypatch, lambda: made_dg.bound(dtype=dtype, steps=3, **settings))
+    forward, seen = spied(monkeypatch, lambda: made_dg.bound(dtype=dtype, steps=2, **settings))
     t = forward.trajectory
-    assert len(seen) == t.steps == 3 * settings.get("canvases", 1)
+    assert len(seen) == t.steps == 2 * settings.get("canvases", 1)
     for step, (ids, expected) in enumerate(seen):
-        number = step // 3
+        number = step // 2
         own = slice(number * C, (number + 1) * C)
         state = t.state_at(torch.tensor([0]), torch.tensor([step]))
         assert torch.equal(state[0][:, own], ids) and state[1].tolist() == [number]
@@ -71,7 +71,7 @@ def test_replay_has_the_bits_of_the_generation(monkeypatch, settings, dtype):
 
 
 def test_states_of_several_canvases_run_in_one_batch():
-    forward = made_dg.bound(canvases=3)
+    forward = made_dg.shared(canvases=3)
     steps = torch.tensor([14, 0, 7, 3, 15, 9])  # 15: the visible answer
     with torch.no_grad():
         several = forward.replay(torch.zeros(6, dtype=torch.long), steps)
@@ -143,7 +143,7 @@ def test_a_token_commits_where_its_argmax_becomes_final(monkeypatch, seed):
 
 def test_acceptance_is_not_sticky():
     """Somewhere a canvas held the final token and lost it again: commits cannot be read there."""
-    forward = made_dg.bound()
+    forward = made_dg.shared()
 
     def dropped(seed):
         t = forward.generate(forward.request, gen_length=C, steps=12, seed=seed)
@@ -155,7 +155,7 @@ def test_acceptance_is_not_sticky():
 
 @pytest.mark.parametrize("score", ("commit", "final", "teacher"))
 def test_the_scores_read_the_states_they_name(score):
-    t = made_dg.bound(canvases=2).trajectory
+    t = made_dg.shared(canvases=2).trajectory
     for p in range(2 * C):
         step = t.step_of(0, p, score)
         if score == "teacher":
@@ -169,7 +169,7 @@ def test_the_scores_read_the_states_they_name(score):
 
 def test_the_visible_state_shows_every_canvas():
     """Canvas n with its tokens visible, the canvases before it encoded: the family's own calls."""
-    forward = made_dg.bound(canvases=2)
+    forward = made_dg.shared(canvases=2)
     model, request, t = forward.adapter.model, forward.request, forward.trajectory
     got = one(forward, t.steps)
     for number in range(2):
@@ -207,7 +207,7 @@ def test_adaptive_stopping_is_the_familys():
 
 @pytest.mark.parametrize(("asked", "written"), ((1, C), (C, C), (C + 1, 2 * C)))
 def test_answers_are_whole_canvases(asked, written):
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     request = made.prepare([[made_dg.picture()]], [made_dg.PROMPT])
     t = made.generate(request, max_new_tokens=asked, max_denoising_steps=2, seed=0)
     assert t.tokens.shape == (1, written)
@@ -230,7 +230,7 @@ def test_answers_are_whole_canvases(asked, written):
     ),
 )
 def test_settings_that_cannot_work(settings, message):
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     request = made.prepare([[made_dg.picture()]], [made_dg.PROMPT])
     with pytest.raises(ValueError, match=message):
         made.generate(request, **settings)
@@ -257,7 +257,7 @@ def exact(monkeypatch):
 @pytest.mark.parametrize("canvases", (1, 2))
 def test_gradients_equal_finite_differences(monkeypatch, canvases):
     exact(monkeypatch)
-    forward = made_dg.bound(dtype=torch.float64, canvases=canvases)
+    forward = made_dg.bound(dtype=torch.float64, canvases=canvases, steps=3)
     for layer in range(made_dg.LAYERS - 1):
         tapped = DenoisingForward(forward.adapter, layer)
         tapped.bind(forward.request, forward.trajectory)
@@ -279,7 +279,7 @@ def test_gradients_equal_finite_differences(monkeypatch, canvases):
 
 def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
     """Without the prefix in the decoder's cache the second canvas still has a path: the first."""
-    forward = made_dg.bound(canvases=2)
+    forward = made_dg.shared(canvases=2)
     adapter, t = forward.adapter, forward.trajectory
     memory, maps = vjp.watched(forward, forward.prefill)
     logits = forward.step(memory, torch.tensor([0]), torch.tensor([9]))
@@ -305,13 +305,13 @@ def test_a_later_canvas_reaches_the_picture_by_the_canvas_before(monkeypatch):
 
 
 def test_the_last_block_has_no_path_and_is_refused():
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     last = made_dg.LAYERS - 1
     assert made.deepest_block == last - 1
     for layer in (last, -1):
         with pytest.raises(LayerError, match="no path"):
             DenoisingForward(made, layer)
-    forward = made_dg.bound(layer=last - 1)
+    forward = made_dg.shared().again(last - 1)
     forward.layer = last  # what the refusal saves a caller from
     with pytest.raises(InfeasibleStepError, match="no gradient path"):
         vjp.target_gradients(forward, [Target("x", (1,), (9,))])
@@ -322,7 +322,7 @@ def test_captums_layer_gradcam_equals_ours():
 
     from captum_dcam import DiffusionCAM
 
-    forward = made_dg.bound(canvases=2)
+    forward = made_dg.shared(canvases=2)
     for position in (1, C + 1):
         target = tiny.pair(forward, position)
         for score in ("commit", "final", "teacher"):
@@ -350,7 +350,7 @@ def test_half_precision():
 
 @pytest.mark.parametrize("canvases", (1, 3))
 def test_the_prefill_is_the_only_feasible_call(canvases):
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     request = made.prepare([[made_dg.picture()]], [made_dg.PROMPT])
     encoder, steps = [], []
     parts = (made.blocks[0], encoder), (made.step_blocks[0], steps)
@@ -374,14 +374,14 @@ def test_the_prefill_is_the_only_feasible_call(canvases):
 
 def test_a_batch_replays_as_it_was_generated(monkeypatch):
     prompts = ("what is red ?", "what is blue ?", "what is  is ?")
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     lengths = [len(made.encode(p)) for p in prompts]
     prompts = [p for p, n in zip(prompts, lengths, strict=True) if n == lengths[0]]
     assert len(prompts) > 1
-    forward, seen = spied(monkeypatch, lambda: made_dg.bound(prompts=prompts, canvases=2))
+    forward, seen = spied(monkeypatch, lambda: made_dg.bound(prompts=prompts, canvases=2, steps=3))
     t = forward.trajectory
     for step, (_, expected) in enumerate(seen):
-        own = slice(step // 5 * C, step // 5 * C + C)
+        own = slice(step // 3 * C, step // 3 * C + C)
         for b in range(len(prompts)):
             with torch.no_grad():
                 got = forward.replay(torch.tensor([b]), torch.tensor([step]))
@@ -392,7 +392,7 @@ def test_a_batch_replays_as_it_was_generated(monkeypatch):
 
 
 def test_a_batch_of_prompts_of_different_lengths_is_refused():
-    made = made_dg.adapter()
+    made = made_dg.shared().adapter
     with pytest.raises(ValueError, match="prompts of one length"):
         made.prepare([[made_dg.picture()]] * 2, ["what is red ?", "what is the image ?"])
 
@@ -419,7 +419,7 @@ def test_an_empty_prompt():
 
 
 def test_a_given_answer_hides_a_token_behind_noise():
-    forward = made_dg.bound()
+    forward = made_dg.shared()
     t = force(forward, " a red circle is the image is a blue square")
     adapter, tokens = forward.adapter, t.tokens[0]
     assert len(tokens) == 2 * C and len(set(tokens[10:].tolist()) - adapter.stop_ids) == 0
@@ -445,7 +445,7 @@ def test_a_given_answer_hides_a_token_behind_noise():
 
 
 def test_explanations_are_saved_with_their_states(tmp_path):
-    forward = made_dg.bound(canvases=2)
+    forward = made_dg.shared(canvases=2)
     found = explain_generation(forward, [1, C + 1], preset="paper")
     found.save(tmp_path / "out")
     back = Explanation.load(tmp_path / "out").trajectory

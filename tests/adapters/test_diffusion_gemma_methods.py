@@ -113,7 +113,7 @@ def test_attention_is_the_familys_own(window):
 
 
 def test_hidden_states_are_those_of_encoder_and_decoder():
-    forward = made_dg.bound(canvases=3)
+    forward = made_dg.shared(canvases=3)
     adapter, prefix = forward.adapter, forward.request.layout.prefix_length
     seen = {"encoder": [], "decoder": []}
     handles = [
@@ -217,7 +217,7 @@ def test_explain_and_compare_run(saved, tmp_path):
 def test_the_whole_canvas_can_be_explained_by_a_forward_alone():
     from captum.attr import LayerActivation
 
-    forward = DenoisingForward(made_dg.adapter(), 0)
+    forward = DenoisingForward(made_dg.shared().adapter, 0)
     request = forward.adapter.prepare([[made_dg.picture()]], [made_dg.PROMPT])
     forward.generate(request, gen_length=C, steps=3, seed=0)
     found = LayerActivation(forward, forward.tap).attribute(

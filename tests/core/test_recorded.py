@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_dcam.explaining import explain_generation
-from captum_dcam.model.guard import fingerprint
+from captum_dcam.model.guard import SMALL, fingerprint
 
 
 def maps(forward):
@@ -169,11 +169,12 @@ TYPES = (
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", ((), (1,), (3,), (7, 5), (64, 64)), ids=str)
+@pytest.mark.parametrize("shape", ((), (1,), (3,), (7, 5), (64, 64), (130, 128)), ids=str)
 def test_a_fingerprint_sees_every_value(dtype, shape):
-    """Also in a view that begins anywhere in its memory."""
+    """Also in a view that begins anywhere in its memory; large ones are summed by themselves."""
+    assert 64 * 64 <= SMALL < 130 * 128
     for offset in (0, 1, 3):
-        memory = torch.zeros(70 * 70).to(dtype)
+        memory = torch.zeros(140 * 140).to(dtype)
         count = int(torch.tensor(shape).prod()) if shape else 1
         view = memory[offset : offset + count].reshape(shape)
         before = fingerprint([view])
@@ -182,6 +183,18 @@ def test_a_fingerprint_sees_every_value(dtype, shape):
             assert fingerprint([view]) != before
             view.data.reshape(-1)[place] = 0
             assert fingerprint([view]) == before
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)
+def test_a_fingerprint_sees_all_signs_change_and_two_values_change_places(dtype):
+    one, other = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
+    before = fingerprint([one, other])
+    other.data.neg_()
+    assert fingerprint([one, other]) != before
+    other.data.neg_()
+    assert fingerprint([one, other]) == before
+    one.data[0, 0], other.data[40, 32] = other[40, 32].clone(), one[0, 0].clone()
+    assert fingerprint([one, other]) != before
 
 
 def test_a_fingerprint_of_what_is_not_contiguous_or_empty():

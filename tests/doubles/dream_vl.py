@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -404,6 +405,7 @@ class DreamVLModel(DreamVLGenerationMixin, PreTrainedModel):
         return SimpleNamespace(logits=self.lm_head(hidden))
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -591,6 +592,7 @@ def config(variant="llada", tile=104, width=32, layers=4, **changes):
     return SimpleNamespace(**{**made, **changes})
 
 
+@copied
 def model(variant="llada", seed=0, dtype=torch.float32, **changes):
     """Random weights, large enough that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):

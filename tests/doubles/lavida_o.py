@@ -8,6 +8,7 @@ reduced to 3x3 tokens by default; ``tile=384`` has the real 27x27 and 13x13.
 import math
 
 import torch
+from copying import copied
 from doubles import lavida as base
 from torch import nn
 from torch.nn import functional
@@ -167,6 +168,7 @@ def config(**changes):
     return made
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

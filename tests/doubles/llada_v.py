@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from copying import copied
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -396,6 +397,7 @@ def config(layers=4, width=16, tile=TILE, patch=PATCH, **changes):
     )
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **changes):
     """Random weights, large enough that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):

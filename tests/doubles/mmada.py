@@ -10,6 +10,7 @@ import os
 from types import SimpleNamespace
 
 import torch
+from copying import copied
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -254,6 +255,7 @@ class MAGVITv2(nn.Module):
         return (bits * 2 ** torch.arange(BITS, device=bits.device)[:, None]).sum(1)
 
 
+@copied
 def model(seed=0, dtype=torch.float32, **changes):
     """Random weights; keys are enlarged so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
@@ -267,6 +269,7 @@ def model(seed=0, dtype=torch.float32, **changes):
     return made.to(dtype).eval()
 
 
+@copied
 def vq(seed=0, dtype=torch.float32):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -122,5 +122,6 @@ def interval(words, draws):
         draws: (n, images) numbers of images, counted among those that have a word.
     """
     scores = [[s for i, s in words if i == image] for image in sorted({i for i, _ in words})]
-    means = [np.mean([s for n in draw for s in scores[n]]) for draw in draws]
+    pools = ([s for n in draw for s in scores[n]] for draw in draws)
+    means = [sum(pool) / len(pool) for pool in pools]
     return np.mean([s for _, s in words]), *np.quantile(means, (0.025, 0.975))

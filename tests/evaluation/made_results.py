@@ -1,5 +1,7 @@
 """Stores as ``evaluate`` leaves them, with drawn scores: tables are tested without a model."""
 
+import functools
+
 import numpy as np
 
 from captum_dcam.evaluation.store import Store
@@ -118,8 +120,14 @@ def made(generator, plan, kinds, cache, fails):
     return record, {"generation": float(generator.random()), "runs": runs, "variants": costs}
 
 
+@functools.cache
+def parts(name):
+    """Those of a suite, made once."""
+    return tuple(suite(name, setting()))
+
+
 def results(folder, name="all", **options):
     """All parts of a suite."""
-    for number, part in enumerate(suite(name, setting())):
+    for number, part in enumerate(parts(name)):
         fill(folder, part, seed=number, **options)
     return folder

@@ -411,12 +411,16 @@ def resampled(words):
     return by_hand.interval([(image, s) for (image, _), s in words.items()], draws)
 
 
+@pytest.fixture(scope="module")
+def means(folder):
+    return table("summary", folder)
+
+
 @pytest.mark.parametrize("metric", ["f3", "gini", "func_iou_image", "phrase_iou", "map_std"])
-def test_intervals_of_a_table_draw_images_with_all_their_words(folder, metric):
-    found = table("summary", folder)
+def test_intervals_of_a_table_draw_images_with_all_their_words(means, metric):
     for variant in VARIANTS:
         words = of_words(variant.name, metric)
-        cell = found.cell(variant.name, metric)
+        cell = means.cell(variant.name, metric)
         if not words:
             assert cell is None
             continue
@@ -470,24 +474,27 @@ def probability(forward, pixels, target, state):
     return float(odds[target.token_ids[0]])
 
 
-def curve(forward, target, places, kind, where, state):
+@functools.cache
+def without(layer, target, gone, where, state):
+    """A word's probability without some image tokens; many curves have the same points."""
+    forward, mask = forward_of(IMAGE, layer), torch.tensor(gone).view(8, 8)
+    pixels = forward.request.pixels
+    if where == "pixels":
+        hidden = mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        edited = torch.where(hidden, pixels.mean((-2, -1), keepdim=True), pixels)
+        return probability(forward, edited, target, state)
+
+    def erase(features, grid):
+        return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
+
+    with forward.edited(erase):
+        return probability(forward, pixels, target, state)
+
+
+def curve(layer, target, places, kind, where, state):
     """A word's probability as image tokens go, or come, in the order of their places."""
-    pixels, found = forward.request.pixels, []
-    for share in FRACTIONS:
-        gone = (places < round(share * 64)) == (kind == "deletion")
-        mask = torch.from_numpy(gone).view(8, 8)
-        if where == "pixels":
-            hidden = mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
-            edited = torch.where(hidden, pixels.mean((-2, -1), keepdim=True), pixels)
-            found.append(probability(forward, edited, target, state))
-            continue
-
-        def erase(features, grid, mask=mask):
-            return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
-
-        with forward.edited(erase):
-            found.append(probability(forward, pixels, target, state))
-    return np.array(found)
+    gone = ((places < round(share * 64)) == (kind == "deletion") for share in FRACTIONS)
+    return np.array([without(layer, target, tuple(g.tolist()), where, state) for g in gone])
 
 
 def order_of(values, generator):
@@ -503,20 +510,19 @@ def area(values):
 
 
 def curves_by_hand(variant, objects, where, state, controls):
-    forward, pairs = forward_of(IMAGE, variant.layer), maps_of(IMAGE, variant.name)[0]
-    out = {}
+    pairs, out = maps_of(IMAGE, variant.name)[0], {}
     for kind in ("deletion", "insertion"):
         generator = drawn_for(IMAGE)
         orders = [order_of(pairs[n][1].ravel(), generator) for n in objects]
         random = [order_of(np.zeros(64), generator) for _ in range(controls)]
         for n, places in zip(objects, orders, strict=True):
             target = words_of(IMAGE)[n]
-            own = curve(forward, target, places, kind, where, state)
+            own = curve(variant.layer, target, places, kind, where, state)
             whole, empty = (own[0], own[-1]) if kind == "deletion" else (own[-1], own[0])
             normal = area((own - empty) / (whole - empty)) if whole > empty else None
             found = {"": area(own), "_normalized": normal, "_curve": own.tolist()}
             if controls:
-                chance = [curve(forward, target, r, kind, where, state) for r in random]
+                chance = [curve(variant.layer, target, r, kind, where, state) for r in random]
                 sign = 1 if kind == "insertion" else -1
                 found["_gain"] = sign * (area(own) - area(np.mean(chance, axis=0)))
             for key, value in found.items():
