@@ -29,7 +29,6 @@ DATA = (
     "viewer/*.css",
     "viewer/*.js",
 )
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 #: what is made in a checkout, beside what begins with a dot
 MADE = {"__pycache__", "build", "dist", "explanation", "runs", "captum_dcam.egg-info"}
 
@@ -51,6 +50,12 @@ def files(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
+def built(kind: str, source: Path, out: Path) -> Path:
+    """What setuptools makes of the project in a folder: a ``wheel`` or an ``sdist``."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    return out / ran(sys.executable, "-c", code, folder=source).splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The repository's files, without what is made in a checkout."""
@@ -64,14 +69,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unpacked(source):
-    """The source distribution's files."""
+    """The source distribution's files: those of the repository."""
     before, out = files(source), source.parent / "sdist"
-    code = f"from setuptools.build_meta import build_sdist; print(build_sdist({str(out)!r}))"
-    name = ran(sys.executable, "-c", code, folder=source).splitlines()[-1]
-    with tarfile.open(out / name) as archive:
+    made = built("sdist", source, out)
+    with tarfile.open(made) as archive:
         archive.extractall(out, filter="data")
-    folder = out / name.removesuffix(".tar.gz")
-    assert files(folder) >= before
+    folder = out / made.name.removesuffix(".tar.gz")
+    found = {name for name in files(folder) if ".egg-info/" not in name}
+    assert found - {"PKG-INFO", "setup.cfg"} == before
     return folder
 
 
@@ -79,15 +84,10 @@ def unpacked(source):
 def wheel(unpacked):
     """The wheel, built from the source distribution."""
     out = unpacked.parents[1] / "wheels"
-    options = ["-q", "--no-deps", "--no-build-isolation", "-w", out, unpacked]
-    ran(*PIP, "wheel", *options, folder=out.parent)
-    (made,) = out.iterdir()
-    return made
+    return built("wheel", unpacked, out)
 
 
-def test_the_source_distribution_holds_what_its_tests_need(source, unpacked):
-    more = {n for n in files(unpacked) - files(source) if ".egg-info/" not in n}
-    assert more <= {"PKG-INFO", "setup.cfg"}
+def test_tests_run_from_the_source_distribution(unpacked):
     some = ("tests/test_house.py::test_imports_go_down", "tests/metrics/test_pointing.py")
     assert " passed" in ran(sys.executable, "-m", "pytest", "-q", *some, folder=unpacked)
 
@@ -158,8 +158,8 @@ def programs(request, tmp_path_factory):
     others = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     (packages / "others.pth").write_text("\n".join(others))
     made = folder / ("Scripts" if os.name == "nt" else "bin")
-    options = ["-q", "--no-deps", request.getfixturevalue("wheel")]
-    ran(*PIP, "--python", made / "python", "install", *options, folder=folder)
+    options = ["-q", "--ignore-installed", "--no-deps", request.getfixturevalue("wheel")]
+    ran(made / "python", "-m", "pip", "install", *options, folder=folder)
     return made
 
 
