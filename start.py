@@ -222,6 +222,9 @@ def main() -> int:
     parser.add_argument("command", choices=["explain", "test", "referees", "attacks", "install"])
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
     parser.add_argument("--only", action="append", choices=CHECKS, help="test: run just this check")
+    parser.add_argument(
+        "--matrix", metavar="NAME", help="test: in an environment of tests/environments, or all"
+    )
     own = sys.argv[1:]
     passed: list[str] = []
     if "--" in own:
@@ -236,6 +239,8 @@ def main() -> int:
         quiet_threads()
         python = environment("referees", options.fresh) / "python"
         return run([str(python), "benchmarks/referees.py", *arguments])
+    if options.matrix:
+        return run([sys.executable, "benchmarks/matrix.py", options.matrix, *arguments])
     programs = environment("test", options.fresh)
     if options.command == "attacks":
         return attacks(programs, arguments)

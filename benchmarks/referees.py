@@ -98,9 +98,9 @@ REFEREES = (
     ),
     Referee(
         "TAM",
-        "TAM's maps on an autoregressive model",
+        "TAM's maps on an autoregressive model, and which of a prompt's tokens are context",
         ("tests/methods/test_methods_tam.py", "-k", "authors"),
-        ("torch", "numpy"),
+        ("torch", "transformers", "numpy"),
         repository="xmed-lab/TAM",
         variable="CAPTUM_DCAM_TAM",
     ),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captum_dcam.errors import DcamError
     from captum_dcam.explaining import explain, explain_generation, sign_check
     from captum_dcam.model.forward import DenoisingForward
-    from captum_dcam.model.hub import families, load, wrap
+    from captum_dcam.model.hub import families, load, repair, wrap
     from captum_dcam.model.prompts import Video
     from captum_dcam.results.comparison import Comparison
     from captum_dcam.results.explanation import Explanation
@@ -33,6 +33,7 @@ __all__ = [
     "explain_generation",
     "families",
     "load",
+    "repair",
     "sign_check",
     "wrap",
 ]
@@ -46,7 +47,7 @@ _public = lazily(
         "errors": ("DcamError",),
         "explaining": ("explain", "explain_generation", "sign_check"),
         "model.forward": ("DenoisingForward",),
-        "model.hub": ("families", "load", "wrap"),
+        "model.hub": ("families", "load", "repair", "wrap"),
         "model.prompts": ("Video",),
         "results.comparison": ("Comparison",),
         "results.explanation": ("Explanation",),

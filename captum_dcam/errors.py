@@ -79,6 +79,10 @@ class NotBoundError(DcamError, RuntimeError):
     """A forward that has no generation yet; says how to bind one."""
 
 
+class ReplayError(DcamError, RuntimeError):
+    """A replayed step is not the generation's; says how far it is, and what may be the reason."""
+
+
 class BudgetExhaustedError(DcamError, RuntimeError):
     """A method's budget is spent."""
 

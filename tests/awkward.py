@@ -244,3 +244,12 @@ def alone(family="mini", cache="prefix", example=0, layer=LAYER, dtype=torch.flo
 def batches():
     """(family, cache, example) of every example above."""
     return [(f, c, b) for f in FAMILIES for c in CACHES for b in range(BATCH[f])]
+
+
+def question(forward):
+    """Numbers, among the text tokens of a prompt, of its question's: found where the ids stand that
+    the question has alone. It has a template before and behind it, but for the tiny model."""
+    ids = forward.adapter.prompt_tokens(forward.request)[1].tolist()
+    own = forward.adapter.encode(forward.request.prompts[0])
+    (start,) = (k for k in range(len(ids)) if ids[k : k + len(own)] == own)
+    return list(range(start, start + len(own)))

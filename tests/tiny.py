@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from copying import copied
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
 
 import captum_dcam
 from captum_dcam.mini.configuration import MiniConfig
-from captum_dcam.mini.loading import WEIGHTS, MiniImageProcessor, MiniProcessor
+from captum_dcam.mini.loading import WEIGHTS, MiniImageProcessor, MiniProcessor, tokenizer_of
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.forward import DenoisingForward
 
@@ -23,7 +22,7 @@ SIDE = 8  # image tokens a row
 @functools.cache
 def tokenizer():
     """The embedded model's own."""
-    return PreTrainedTokenizerFast.from_pretrained(WEIGHTS, local_files_only=True)
+    return tokenizer_of(WEIGHTS)
 
 
 SHAPE = dict(

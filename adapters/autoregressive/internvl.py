@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, misfit, region
+from captum_dcam.adapters.common.fitting import misfit
+from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, region
 from captum_dcam.errors import MissingPackageError
 
 

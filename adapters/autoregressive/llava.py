@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, edges, misfit
+from captum_dcam.adapters.common.fitting import misfit
+from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, edges
 
 
 class Llava(Family):

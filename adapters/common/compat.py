@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import torch.utils.checkpoint
+from torch import Tensor
 
 from captum_dcam.errors import MissingPackageError
+from captum_dcam.model.buffers import plain_frequencies
 
 
 def transformers_major() -> int:
@@ -99,6 +104,44 @@ def unchecked(*_args: Any, **_kwargs: Any) -> None:
     arguments that transformers 5 calls it with."""
 
 
+@contextmanager
+def deepspeed() -> Iterator[None]:
+    """A module ``deepspeed`` inside the context, where none is installed: LLaVA-type packages
+    import it for the checkpointing of training, the one function that this has."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        yield
+        return
+    made: Any = types.ModuleType("deepspeed")
+    made.__spec__ = importlib.machinery.ModuleSpec("deepspeed", None)
+    made.checkpointing = types.SimpleNamespace(
+        checkpoint=functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
+    )
+    sys.modules["deepspeed"] = made
+    try:
+        yield
+    finally:
+        del sys.modules["deepspeed"]
+
+
+@contextmanager
+def around_loading(around: Callable[..., Any]) -> Iterator[None]:
+    """Inside the context ``from_pretrained`` of every model of transformers goes through
+    ``around(cls, load, *args, **options)``, whose ``load`` is what it would have called."""
+    from transformers import PreTrainedModel
+
+    base: Any = PreTrainedModel
+    original: Any = vars(base)["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:
+        return around(cls, functools.partial(original.__func__, cls), *args, **options)
+
+    base.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        base.from_pretrained = original
+
+
 # -- LLaVA-type vision towers ---------------------------------------------------------------------
 
 
@@ -129,56 +172,7 @@ def empty_tower() -> AbstractContextManager[None]:
     return shadowed(cls, from_pretrained=empty)
 
 
-# -- buffers --------------------------------------------------------------------------------------
-# No checkpoint holds them, and transformers 5 leaves them uninitialised: the model runs, but its
-# answers are nonsense.
-
-
-def position_ids(model: nn.Module) -> int:
-    """Recompute ``position_ids`` of vision towers; returns how many were wrong."""
-    wrong = 0
-    for part in model.modules():
-        ids = getattr(part, "position_ids", None)
-        count = getattr(part, "num_positions", None)
-        if not isinstance(ids, Tensor) or not isinstance(count, int):
-            continue
-        right = torch.arange(count, device=ids.device).expand(1, -1)
-        if not torch.equal(ids, right):
-            part.position_ids = right
-            wrong += 1
-    return wrong
-
-
-def frequencies(model: nn.Module) -> int:
-    """Recompute ``inv_freq`` of all rotary embeddings; returns how many were wrong."""
-    wrong = 0
-    for part in model.modules():
-        held = getattr(part, "inv_freq", None)
-        if not isinstance(held, Tensor):
-            continue
-        right = _frequencies_of(part, held)
-        if not torch.equal(held.float(), right.float()):
-            part.inv_freq = right
-            if hasattr(part, "original_inv_freq"):
-                part.original_inv_freq = right
-            wrong += 1
-    return wrong
-
-
-def _frequencies_of(part: Any, held: Tensor) -> Tensor:
-    """As the class of LLaMA's, of newer language models, and of vision towers computes them."""
-    if hasattr(part, "base") and hasattr(part, "dim"):
-        return plain_frequencies(part.base, part.dim).to(held.device)  # upstream's are the CPU's
-    if hasattr(part, "rope_init_fn"):
-        right, part.attention_scaling = part.rope_init_fn(part.config, held.device)
-        return right
-    return plain_frequencies(10000.0, 2 * len(held), held.device)
-
-
-def plain_frequencies(base: float, width: int, device: Any = None) -> Tensor:
-    """(width / 2,) float32: of rotary embeddings without scaling."""
-    even = torch.arange(0, width, 2, dtype=torch.int64, device=device).float()
-    return 1.0 / base ** (even / width)
+# -- positions -----------------------------------------------------------------------------------
 
 
 def default_frequencies(config: Any, device: Any = None, **_other: Any) -> tuple[Tensor, float]:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.loading import FamilyAdapter, Parts, parts_of
 from captum_dcam.adapters.common.text import SIGNS, Words, check_prompt, special_ids
 from captum_dcam.adapters.common.visuals import Family, Seen, Visual, counted_on, visuals_of
@@ -92,7 +93,7 @@ class ConversationAdapter(FamilyAdapter):
         self.check_request(images, prompts)
         family, pairs = self._family, zip(images, prompts, strict=True)
         examples = [_example(family, self._template, shown, prompt) for shown, prompt in pairs]
-        ids, mask, grids = _sequence(family, examples)
+        ids, mask, dialogue, grids = _sequence(family, examples)
         pixels, owners, *own = zip(*(_tensors(family, e) for e in examples), strict=True)
         return Conversations(
             torch.stack(pixels).to(self.device, self.dtype),
@@ -100,6 +101,7 @@ class ConversationAdapter(FamilyAdapter):
             Layout(grids, ids.shape[1]),
             tuple(summary(p) for p in prompts),
             tuple(tuple(f for v in e.visuals for f in v.frames) for e in examples),
+            dialogue,
             asked=tuple(prompts),
             frames=tuple(len(v.frames) if v.video else 0 for v in examples[0].visuals),
             owners=owners[0][None],
@@ -167,22 +169,28 @@ class Conversations(Request):
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its visuals as the family sees them, and the ids of its text."""
+    """One example: its visuals as the family sees them, the ids of all that the model reads, and
+    which of them are of the dialogue."""
 
     visuals: tuple[Visual, ...]
     seen: list[Seen]
     ids: list[int]
+    said: list[bool]
 
 
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:
     visuals = visuals_of(given, None if family.video_token else family.model_types[0])
-    text = rendered(family, messages_of(prompt, visuals), template)
+    messages = messages_of(prompt, visuals)
+    check_prompt(messages, family.special, (*_signs(family), *SIGNS))
     seen = [_seen(family, v) for v in visuals]
-    start = family.tokenizer.bos_token
-    given_start = bool(start) and text.startswith(start)
-    ids = family.tokenizer(
-        expanded(family, text, visuals, seen), add_special_tokens=not given_start
-    )["input_ids"]
+
+    def ids_of(messages: Messages) -> list[int]:
+        text, start = rendered(family, messages, template), family.tokenizer.bos_token
+        given_start = bool(start) and text.startswith(start)
+        whole = expanded(family, text, visuals, seen)
+        return family.tokenizer(whole, add_special_tokens=not given_start)["input_ids"]
+
+    ids, said = told_apart(messages, ids_of)
     # the prompt, all its image tokens, and one token of an answer must fit
     context = getattr(family.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and len(ids) >= context:
@@ -194,7 +202,7 @@ def _example(family: Family, template: str | None, given: Sequence[Any], prompt:
         )
     owners = counted_on([s.owners for s in seen], [s.tokens for s in seen])
     seen = [replace(s, owners=o) for s, o in zip(seen, owners, strict=True)]
-    return Example(visuals, seen, list(ids))
+    return Example(visuals, seen, ids, said)
 
 
 def _seen(family: Family, visual: Visual) -> Seen:
@@ -213,20 +221,21 @@ def _seen(family: Family, visual: Visual) -> Seen:
 
 def _sequence(
     family: Family, examples: Sequence[Example]
-) -> tuple[Tensor, Tensor, tuple[Grid, ...]]:
-    r"""Ids and mask (B, P), padded behind the last image so that one layout serves all.
+) -> tuple[Tensor, Tensor, Tensor, tuple[Grid, ...]]:
+    r"""Ids, mask and dialogue (B, P), padded behind the last image so that one layout serves all.
 
     Positions follow the mask, so padding there is the same as padding on the left.
     """
     pad = family.tokenizer.pad_token_id or 0
     length = max(len(e.ids) for e in examples)
-    rows, masks, layouts = [], [], []
+    rows, masks, said, layouts = [], [], [], []
     for example in examples:
         at = [p for p, i in enumerate(example.ids) if i in family.image_ids]
         layouts.append(_grids(example, torch.tensor(at)))
         end, missing = at[-1] + 1, length - len(example.ids)
         rows.append([*example.ids[:end], *[pad] * missing, *example.ids[end:]])
         masks.append([*[1] * end, *[0] * missing, *[1] * (len(example.ids) - end)])
+        said.append([*example.said[:end], *[False] * missing, *example.said[end:]])
     first = layouts[0]
     for number, other in enumerate(layouts):
         if [_place(g) for g in first] != [_place(g) for g in other]:
@@ -237,7 +246,7 @@ def _sequence(
                 f"{other[0].image_size}): one layout serves a batch; explain them one by one, or "
                 "give images of one size and the same text in front of them"
             )
-    return torch.tensor(rows), torch.tensor(masks), first
+    return torch.tensor(rows), torch.tensor(masks), torch.tensor(said), first
 
 
 def _grids(example: Example, at: Tensor) -> tuple[Grid, ...]:
@@ -278,7 +287,6 @@ def _tensors(family: Family, example: Example) -> list[Tensor]:
 
 def rendered(family: Family, messages: Messages, template: str | None) -> str:
     r"""The conversation as text: by the chat template, or by the family's published format."""
-    check_prompt(messages, family.special, (*_signs(family), *SIGNS))
     if template is not None:
         return family.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True

@@ -254,8 +254,8 @@ class LladaAdapter(PackedAdapter):
         packing: Callable[..., Packing],
         language: type[Llada] = Llada,
     ) -> None:
+        self._language = language(model)  # the checks ask it for the mask's id
         super().__init__(model, processor, cache, system, packing)
-        self._language = language(model)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

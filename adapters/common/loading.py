@@ -18,6 +18,7 @@ from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import Words
 from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
 from captum_dcam.model.adapter import Adapter, Request
+from captum_dcam.model.buffers import repair
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -48,6 +49,7 @@ class FamilyAdapter(Adapter):
         mine = {p.name for p in known if p.kind is p.KEYWORD_ONLY} & options.keys()
         own = {name: options.pop(name) for name in mine}
         model, processor = cls.loader(source, **options)
+        repair(model)
         return cls(model, processor, cache, **own)
 
     @classmethod
@@ -104,6 +106,12 @@ class FamilyAdapter(Adapter):
 def placed(model: Any, device: torch.device | str | None, device_map: Any) -> Any:
     """The model in inference mode, on ``device`` unless ``device_map`` has placed it."""
     return (model if device is None or device_map is not None else model.to(device)).eval()
+
+
+def typed(model: Any, dtype: torch.dtype) -> Any:
+    """The model in a type, also where accelerate has spread it: its ``to`` refuses offloaded
+    weights, which become of this type when they are fetched."""
+    return nn.Module.to(model, dtype)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
+from captum_dcam.adapters.common.dialogue import told_apart
+from captum_dcam.adapters.common.fitting import check_vocabulary
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import (
@@ -31,7 +33,7 @@ from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
-from captum_dcam.model.prompts import messages_of, summary
+from captum_dcam.model.prompts import Messages, messages_of, summary
 
 #: system prompt of the recipes
 SYSTEM = (
@@ -184,13 +186,9 @@ def pools(model: Any) -> bool:
 
 
 def asked(
-    tokenizer: Any,
-    prompt: Any,
-    visuals: Sequence[Visual],
-    system: str | None,
-    special: Sequence[str] = (),
-) -> str:
-    r"""The text that the model reads, by the tokenizer's chat template, ``<image>`` for images.
+    prompt: Any, visuals: Sequence[Visual], system: str | None, special: Sequence[str] = ()
+) -> Messages:
+    r"""The conversation of a prompt, every image in its place as a part with the text ``<image>``.
 
     A prompt is a string or a conversation (see the autoregressive families). A string may place
     its images itself by writing ``<image>``; otherwise they stand in front of it, one line each.
@@ -202,24 +200,35 @@ def asked(
     others = [text for text in special if text != SIGN]
     signs = prompt.count(SIGN) if isinstance(prompt, str) else 0
     if signs:
-        messages = [{"role": "user", "content": prompt}]
         check_prompt(prompt, others, ("<video>",))
         if signs != len(visuals):
             raise InputError(
                 f"the prompt places {signs} images by {SIGN}, but {len(visuals)} were given: "
                 "expected as many; leave the signs out to have images in front"
             )
+        first, *rest = prompt.split(SIGN)
+        parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+        for text in rest:
+            parts += [{"type": "image", "text": SIGN}, {"type": "text", "text": text}]
+        messages: Messages = [{"role": "user", "content": parts}]
     else:
         messages = messages_of(prompt, visuals)
         parts = [part for message in messages for part in message["content"]]
         if any(SIGN in part.get("text", "") for part in parts):
             raise InputError(f"a message holds {SIGN}: place images by parts {{'type': 'image'}}")
         check_prompt(messages, others)
-        for message in messages:
-            message["content"] = "".join(p.get("text", f"{SIGN}\n") for p in message["content"])
+        for part in parts:
+            part.setdefault("text", f"{SIGN}\n")
     if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        told = {"type": "text", "text": system}
+        messages.insert(0, {"role": "system", "content": [told]})
+    return messages
+
+
+def rendered(tokenizer: Any, messages: Messages) -> str:
+    """The text that the model reads, by the tokenizer's chat template."""
+    turns = [{**m, "content": "".join(p["text"] for p in m["content"])} for m in messages]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
@@ -285,6 +294,7 @@ class PackedAdapter(FamilyAdapter):
     ) -> None:
         super().__init__(model, processor, cache)
         self.tokenizer, image_processor = parts_of(processor)
+        check_vocabulary(self.tokenizer, self.vocabulary, {"mask": int(self.mask_id or 0)})
         self._packing = packing(model, image_processor)
         self._system = system
         self._words = Words(self.tokenizer)
@@ -310,17 +320,22 @@ class PackedAdapter(FamilyAdapter):
         visuals = visuals_of(images[0], without_video=self.family)
         pictures = [v.frames[0] for v in visuals]
         special = special_texts(self.tokenizer, self.mask_id)
-        text = asked(self.tokenizer, prompts[0], visuals, self._system, special)
-        ids = ids_of(self.tokenizer, text)
+        messages = asked(prompts[0], visuals, self._system, special)
+        ids, said = told_apart(
+            messages, lambda own: ids_of(self.tokenizer, rendered(self.tokenizer, own))
+        )
         sizes = [p.size for p in pictures]
         place = self._packing.place(ids, sizes)
         check_length(self.family, place.length, self.model.config, sizes)
+        dialogue = torch.zeros(1, place.length, dtype=torch.bool)
+        dialogue[0, place.positions] = torch.tensor(said)[torch.tensor(ids) != IMAGE_ID]
         return Request(
             self._packing.views(pictures).to(self.device, self.dtype),
             (torch.tensor([ids], device=self.device), torch.tensor([sizes], device=self.device)),
             Layout(self._packing.grids(sizes, place.starts), place.length),
             (summary(prompts[0]),),
             (tuple(pictures),),
+            dialogue,
         )
 
     def pixel_tokens(self, request: Request) -> Tensor:

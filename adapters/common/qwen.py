@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, misfit, region
+from captum_dcam.adapters.common.fitting import misfit
+from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, region
 
 
 class Qwen(Family):

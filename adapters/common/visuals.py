@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.adapters.common.fitting import check_vocabulary, misfit
 from captum_dcam.adapters.common.text import special_texts
 from captum_dcam.errors import InputError
 from captum_dcam.model.images import as_image
@@ -187,12 +188,13 @@ class Family(ABC):
                 f"the tokenizer's id of {self.image_token} is {found}",
                 f"the model's is {config.image_token_id}",
             )
-        vocabulary = config.get_text_config().vocab_size
-        if len(tokenizer) > vocabulary:
-            raise misfit(
-                f"the tokenizer has {len(tokenizer)} tokens", f"the model {vocabulary} embeddings"
-            )
+        check_vocabulary(tokenizer, config.get_text_config().vocab_size, self.needed)
         self.check()
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Ids that the tokenizer must have besides the image's, by what they mean."""
+        return {}
 
     @abstractmethod
     def check(self) -> None:
@@ -222,13 +224,6 @@ class Family(ABC):
     def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
         """Keyword arguments of the model besides ids and mask; tensors as it wants them."""
         return {"pixel_values": pixels.flatten(0, 1)}
-
-
-def misfit(processor: str, model: str) -> InputError:
-    """The error about a processor and a model of different checkpoints."""
-    return InputError(
-        f"processor and model do not fit: {processor}, {model}; load both from one checkpoint"
-    )
 
 
 def counted_on(owners: Sequence[Tensor], tokens: Sequence[int]) -> list[Tensor]:

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_dcam.adapters.common.visuals import Family, Seen, Visual, misfit, region
+from captum_dcam.adapters.common.fitting import misfit
+from captum_dcam.adapters.common.visuals import Family, Seen, Visual, region
 from captum_dcam.errors import InputError
 
 

@@ -24,6 +24,7 @@ from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
+from captum_dcam.adapters.dream_vl.compat import CLASSES, repaired
 from captum_dcam.adapters.dream_vl.facts import DreamVLFamily
 from captum_dcam.adapters.dream_vl.loading import loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
@@ -47,8 +48,9 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
-    classes: ClassVar[tuple[str, ...]] = ("DreamVLModel",)
+    classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     any_size: ClassVar[bool] = True
 
     def _family_of(self, parts: Parts) -> DreamVL:

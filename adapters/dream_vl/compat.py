@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from captum_dcam.adapters.common.compat import (
+    around_loading,
     default_frequencies,
     lent,
     shadowed,
@@ -19,6 +20,9 @@ from captum_dcam.adapters.common.compat import (
     unchecked,
 )
 from captum_dcam.errors import InputError
+
+#: names of the model's class, or of one that it inherits from
+CLASSES = ("DreamVLModel",)
 
 
 @contextmanager
@@ -42,6 +46,20 @@ def importable() -> Iterator[None]:
     finally:
         if missing:
             del ROPE_INIT_FUNCTIONS["default"]
+
+
+@contextmanager
+def repaired() -> Iterator[None]:
+    """Dream-VL's code, which lies in its checkpoint, can be imported, and loads it, inside the
+    context; see :func:`importable` and :func:`repair_classes`."""
+
+    def around(cls: Any, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if any(c.__name__ in CLASSES for c in cls.__mro__):
+            repair_classes(cls)
+        return load(*args, **options)
+
+    with importable(), around_loading(around):
+        yield
 
 
 def generation_module(cls: Any) -> Any:

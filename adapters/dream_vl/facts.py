@@ -18,6 +18,7 @@ class DreamVLFamily(ModelFamily):
     takes_video: ClassVar[bool] = True
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
+        transformers=">=4.50",
         remote_code=True,
         notes=(
             "its code comes with the checkpoint: load needs trust_remote_code=True",

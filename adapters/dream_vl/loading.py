@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.adapters.common.compat import frequencies
 from captum_dcam.adapters.common.loading import given, named, placed, reading
-from captum_dcam.adapters.dream_vl.compat import importable, repair_classes
+from captum_dcam.adapters.dream_vl.compat import repaired
 from captum_dcam.adapters.dream_vl.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.model.versions import in_type
 
 
 def loaded(
@@ -50,7 +50,7 @@ def loaded(
 
     hub = given(revision=revision)
     options = given(device_map=device_map, attn_implementation=attn_implementation)
-    with reading(source), importable():
+    with reading(source), repaired():
         config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
         place = getattr(config, "auto_map", {}).get("AutoModel")
         if config.model_type != "dream-vl" or place is None:
@@ -58,8 +58,6 @@ def loaded(
                 f"{source} holds a {config.model_type}: expected dream-vl, with its code"
             )
         cls = get_class_from_dynamic_module(place, source, **hub)
-        repair_classes(cls)
-        model = cls.from_pretrained(source, config=config, dtype=dtype, **hub, **options)
-        frequencies(model)
+        model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
     return placed(model, device, device_map), processor

@@ -22,6 +22,10 @@ class DreamVL(Qwen):
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
     placeholders: ClassVar[tuple[str, str]] = ("<|image_pad|>", "<|video_pad|>")
 
+    @property
+    def needed(self) -> dict[str, int]:
+        return {"mask": int(self.config.mask_token_id)}
+
     def video(self, visual: Visual, frames: Sequence[Image.Image]) -> Seen:
         out = self.image_processor(images=None, videos=[list(frames)], return_tensors="pt")
         pixels, grid = out["pixel_values_videos"], out["video_grid_thw"]

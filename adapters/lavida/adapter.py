@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.llada import LladaAdapter
 from captum_dcam.adapters.common.packing import SYSTEM, Packing, check_tiles, cutting_of, pools
+from captum_dcam.adapters.lavida.compat import VARIANTS, repaired
 from captum_dcam.adapters.lavida.decoding import LANGUAGES
 from captum_dcam.adapters.lavida.facts import LavidaFamily
-from captum_dcam.adapters.lavida.loading import VARIANTS, loaded
+from captum_dcam.adapters.lavida.loading import loaded
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -99,6 +100,7 @@ class LavidaAdapter(LavidaFamily, LladaAdapter):
     architectures: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
     classes: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
 
     def __init__(
         self,

@@ -1,19 +1,15 @@
-r"""Repairs that LaViDa's code needs under newer transformers, and without deepspeed."""
+r"""Repairs that LaViDa's code needs under newer transformers."""
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
-import sys
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch.utils.checkpoint
-
 from captum_dcam.adapters.common.compat import (
+    around_loading,
+    deepspeed,
     default_frequencies,
     empty_tower,
     moved_names,
@@ -25,16 +21,18 @@ from captum_dcam.adapters.common.compat import (
     unchecked,
     without_arguments,
 )
-from captum_dcam.adapters.common.loading import upstream
+from captum_dcam.adapters.common.loading import check_complete, upstream
 from captum_dcam.adapters.lavida.facts import INSTALL
+
+#: class name → language model
+VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
 
 
 def package() -> Any:
     r"""Upstream's package ``llava``, repaired; returns its ``llava.model.builder``.
 
-    - ``deepspeed`` is imported for the checkpointing of training alone: where it is not installed
-      a stand-in with that function takes its place.
-    - names that have moved; classes, see :func:`repair_classes`.
+    Names that have moved, deepspeed where it is not installed, and classes, see
+    :func:`repair_classes`.
 
     Raises:
         ImportError: no such package, or one of another project of LLaVA's kind.
@@ -49,24 +47,6 @@ def package() -> Any:
         llada, dream, builder = upstream("LaViDa", install, *(f"llava.model.{n}" for n in names))
     repair_classes(llada, dream)
     return builder
-
-
-@contextmanager
-def deepspeed() -> Iterator[None]:
-    """A module ``deepspeed`` inside the context, where none is installed."""
-    if importlib.util.find_spec("deepspeed") is not None:
-        yield
-        return
-    made: Any = types.ModuleType("deepspeed")
-    made.__spec__ = importlib.machinery.ModuleSpec("deepspeed", None)
-    made.checkpointing = types.SimpleNamespace(
-        checkpoint=functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
-    )
-    sys.modules["deepspeed"] = made
-    try:
-        yield
-    finally:
-        del sys.modules["deepspeed"]
 
 
 def repair_classes(llada: Any, dream: Any) -> None:
@@ -104,44 +84,42 @@ def _from_model(cls: Any, config: Any) -> Any:
 
 
 @contextmanager
-def loading(classes: Sequence[Any]) -> Iterator[list[str]]:
-    r"""Upstream's builder loads with the vision tower that its checkpoint holds.
+def repaired() -> Iterator[Any]:
+    r"""LaViDa's code can be imported, and loads its checkpoints, inside the context.
 
-    Under transformers 5 towers are built empty, see
-    :func:`~captum_dcam.adapters.common.compat.empty_tower`; see also :func:`fill_tower`.
-
-    Args:
-        classes (sequence of type): the model classes that the builder loads.
+    The vision tower is filled from the checkpoint, which holds it: under transformers 5 towers are
+    built empty first, see :func:`~captum_dcam.adapters.common.compat.empty_tower`. Parts that a
+    checkpoint does not hold come from the tower's own.
 
     Yields:
-        list of str: filled with the names of parameters that the checkpoint does not hold.
+        module: upstream's ``llava.model.builder``.
+
+    Raises:
+        ImportError: no such package, or one of another project of LLaVA's kind.
+        WeightsError: a checkpoint, loaded inside, that lacks other parameters.
     """
-    from transformers import PreTrainedModel
+    builder = package()
+    classes = {getattr(builder, name) for name in VARIANTS}
 
-    missing: list[str] = []
-    original: Any = vars(PreTrainedModel)["from_pretrained"]
-
-    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def around(cls: Any, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if cls not in classes:
-            return original.__func__(cls, *args, **kwargs)
-        model, info = original.__func__(cls, *args, output_loading_info=True, **kwargs)
-        missing.extend(info["missing_keys"])
+            return load(*args, **options)
+        with nullcontext() if transformers_major() < 5 else empty_tower():
+            model, info = load(*args, **options, output_loading_info=True)
+        lost = fill_tower(model.get_vision_tower(), info["missing_keys"])
+        check_complete(str(args[0]), lost, "LaViDa checkpoint")
         return model
 
-    base: Any = PreTrainedModel  # Dream's class calls its parent's, and takes a model only
-    base.from_pretrained = classmethod(from_pretrained)
-    try:
-        with nullcontext() if transformers_major() < 5 else empty_tower():
-            yield missing
-    finally:
-        base.from_pretrained = original
+    with around_loading(around):
+        yield builder
 
 
-def fill_tower(tower: Any, missing: Sequence[str]) -> list[str]:
+def fill_tower(tower: Any, missing: Iterable[str]) -> list[str]:
     """Fill parts of a vision tower that the checkpoint does not hold from the tower's own; returns
     the names of what is missing elsewhere."""
+    missing = list(missing)
     left = [n for n in missing if "vision_tower" not in n]
-    if len(left) == len(missing) or transformers_major() < 5:  # older ones fill it when it is made
+    if len(left) == len(missing):
         return left
     held = siglip().SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
     own = tower.vision_tower.state_dict()

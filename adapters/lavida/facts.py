@@ -29,6 +29,7 @@ class LavidaFamily(ModelFamily):
         ),
         package="llava",
         install=INSTALL,
+        transformers=">=4.50",
         notes=(
             "schedule='shift' has shift=3 by default and commits late; the authors evaluate with "
             "0.33",

@@ -7,20 +7,18 @@ from typing import Any
 
 import torch
 
-from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.common.loading import (
     built_type,
-    check_complete,
     folder_of,
     named,
+    placed,
     reading,
+    typed,
 )
-from captum_dcam.adapters.lavida import compat
+from captum_dcam.adapters.lavida.compat import VARIANTS, repaired
 from captum_dcam.adapters.lavida.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
-#: class name → language model
-VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
 #: what the authors' scripts tell the builder of the vision tower, besides its name
 VISION = {
     "mm_resampler_type": None,
@@ -59,30 +57,22 @@ def loaded(
         RemoteCodeError: the checkpoint needs remote code.
     """
     source = named("lavida", source, CHECKPOINT)
-    builder = compat.package()
     wanted, built = built_type(dtype)
     vision = None if vision_tower is None else {"mm_vision_tower": vision_tower, **VISION}
-    with reading(source, ValueError):
+    with repaired() as builder, reading(source, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # upstream's own deprecated arguments
         folder = folder_of(source, revision)
         name = _builder_name(source, folder, trust_remote_code)
-        classes = [getattr(builder, name) for name in VARIANTS]
-        with warnings.catch_warnings(), compat.loading(classes) as missing:
-            warnings.simplefilter("ignore", FutureWarning)  # upstream's own deprecated arguments
-            tokenizer, model, image_processor, _ = builder.load_pretrained_model(
-                folder,
-                None,
-                name,
-                device_map=_map(device, device_map),
-                torch_dtype=built,
-                vision_kwargs=vision,
-            )
-        lost = compat.fill_tower(model.get_vision_tower(), missing)
-    check_complete(source, lost, "LaViDa checkpoint")
-    position_ids(model)
-    frequencies(model)
-    if device_map is None:
-        model = model.to("cpu" if device is None else device)
-    return model.to(wanted).eval(), (tokenizer, image_processor)
+        tokenizer, model, image_processor, _ = builder.load_pretrained_model(
+            folder,
+            None,
+            name,
+            device_map=_map(device, device_map),
+            torch_dtype=built,
+            vision_kwargs=vision,
+        )
+    model = placed(model, "cpu" if device is None else device, device_map)
+    return typed(model, wanted), (tokenizer, image_processor)
 
 
 def _builder_name(source: str, folder: str, trust_remote_code: bool) -> str:

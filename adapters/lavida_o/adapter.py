@@ -39,7 +39,7 @@ from captum_dcam.adapters.lavida_o.decoding import (
     fast_settings,
 )
 from captum_dcam.adapters.lavida_o.facts import LavidaOFamily
-from captum_dcam.adapters.lavida_o.loading import loaded
+from captum_dcam.adapters.lavida_o.loading import loaded, repaired
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -100,6 +100,7 @@ class LavidaOAdapter(LavidaOFamily, LladaAdapter):
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLladaForMaskedDiffusion",)
     classes: ClassVar[tuple[str, ...]] = architectures
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class LavidaOFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
+        transformers=">=4.50",
         notes=(
             "NOT_ALWASY_DO_2DPOOL=1 must be set before its package is imported, or it fails",
             "the base view is padded here; upstream stretches it unless DEBUG_FIX_PADDING=1",

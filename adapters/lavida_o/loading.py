@@ -3,16 +3,29 @@ r"""Loading LaViDa-O through its authors' package."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from captum_dcam.adapters.common.compat import (
+    deepspeed,
+    empty_tower,
+    moved_names,
+    parents_constructor,
+    siglip_token,
+    tied_by_map,
+    transformers_major,
+    without_arguments,
+)
 from captum_dcam.adapters.common.loading import (
     built_type,
     folder_of,
     named,
     placed,
     reading,
+    typed,
     upstream,
 )
 from captum_dcam.adapters.lavida_o.facts import CHECKPOINT, INSTALL
@@ -44,15 +57,8 @@ def loaded(
         WeightsError: files are missing, damaged, or of another model.
     """
     source = named("lavida_o", source, CHECKPOINT)
-    if not os.environ.get("NOT_ALWASY_DO_2DPOOL"):
-        raise InputError(
-            "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
-            "set it before Python starts"
-        )
-    modules = ("llava.model.builder", "llava.model.language_model.llava_llada")
-    builder, _ = upstream("LaViDa-O", INSTALL, *modules, has=["generate_with_dual_cache"])
     wanted, built = built_type(dtype)
-    with reading(source):
+    with repaired() as builder, reading(source):
         tokenizer, model, image_processor, _ = builder.load_pretrained_model(
             folder_of(source, revision),
             None,
@@ -60,4 +66,41 @@ def loaded(
             device_map="auto" if device_map is None else device_map,
             torch_dtype=built,
         )
-    return placed(model, device, device_map).to(wanted), (tokenizer, image_processor)
+    return typed(placed(model, device, device_map), wanted), (tokenizer, image_processor)
+
+
+@contextmanager
+def repaired() -> Iterator[Any]:
+    r"""LaViDa-O's code can be imported, and loads its checkpoints, inside the context.
+
+    Names that have moved, deepspeed where it is not installed, and under transformers 5 classes.
+
+    Yields:
+        module: upstream's ``llava.model.builder``.
+
+    Raises:
+        ImportError: upstream's package is missing, or another project's is in front.
+        ValueError: the environment that upstream needs is not set.
+    """
+    if not os.environ.get("NOT_ALWASY_DO_2DPOOL"):
+        raise InputError(
+            "LaViDa-O's code needs NOT_ALWASY_DO_2DPOOL=1 in the environment when it is imported: "
+            "set it before Python starts"
+        )
+    moved_names()
+    modules = ("llava.model.builder", "llava.model.language_model.llava_llada")
+    with deepspeed():
+        builder, llada = upstream("LaViDa-O", INSTALL, *modules, has=["generate_with_dual_cache"])
+    repair_classes(llada)
+    with nullcontext() if transformers_major() < 5 else empty_tower():
+        yield builder
+
+
+def repair_classes(llada: Any) -> None:
+    """Upstream's classes under transformers 5; the argument is its module."""
+    if transformers_major() < 5:
+        return
+    parents_constructor(llada.LlavaLladaConfig, llada.LLaDAConfig)
+    without_arguments(llada.LlavaLladaForMaskedDiffusion)
+    tied_by_map(llada.LlavaLladaForMaskedDiffusion)
+    siglip_token()

@@ -30,7 +30,7 @@ from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
 from captum_dcam.adapters.llada_v.facts import LladaVFamily
-from captum_dcam.adapters.llada_v.loading import loaded
+from captum_dcam.adapters.llada_v.loading import loaded, repaired
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
@@ -76,6 +76,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
     classes: ClassVar[tuple[str, ...]] = architectures
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
 
@@ -167,6 +168,11 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             lengths=[s.length for s in steps] if own_calls else (),
             final_step=decoding.last_runs(steps) if fast else None,
         )
+
+    def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
+        """Without the ids that the decoder rules out."""
+        rows = decoding.ruled_out(logits.float(), state[0], self.ids)
+        return super().confidence_of(rows, tokens, *state)
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)

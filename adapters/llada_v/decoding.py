@@ -62,9 +62,13 @@ def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool
     return out
 
 
-def forbidden(ids: SpecialIds) -> tuple[int, ...]:
-    """Ids that the decoder rules out at masked positions."""
-    return ids.eos, ids.bos, ids.header, ids.header_end
+def ruled_out(logits: Tensor, canvas: Tensor, ids: SpecialIds) -> Tensor:
+    """A copy of logits (B, T, V) in which the ids that the decoder rules out at masked positions
+    have none."""
+    logits, masked = logits.clone(), canvas == ids.mask
+    for token in (ids.eos, ids.bos, ids.header, ids.header_end):
+        logits[:, :, token].masked_fill_(masked.to(logits.device), -torch.inf)
+    return logits
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,8 @@ class CanvasRecorder:
         rows = output[:, -seen:].float()
         if self.guidance > 0:
             rows = guided(rows, self.guidance)
-        rows = rows[:1].clone()  # the decoder writes into its logits
-        masked = self.canvas[:, -seen:] == self.ids.mask
-        for token in forbidden(self.ids):
-            rows[:, :, token].masked_fill_(masked, -torch.inf)
-        self._logits = rows
+        # a copy: the decoder writes into its logits
+        self._logits = ruled_out(rows[:1], self.canvas[:, -seen:], self.ids)
 
     def _embedded(self, _module: nn.Module, args: tuple[Any, ...], _output: Tensor) -> None:
         if self._logits is None:
@@ -169,15 +170,26 @@ class CanvasRecorder:
         self.tokens[:, : answer.shape[1]] = answer
 
 
+def replaced(module: Any) -> Any:
+    """What stands in the place of a module's forward, accelerate's hook aside, over it or under it;
+    None where it is the class's own."""
+    own = vars(module)
+    forward = own.get("forward")
+    if "_hf_hook" in own and getattr(forward, "__wrapped__", None) is own.get("_old_forward"):
+        forward = own["_old_forward"]
+    return None if getattr(forward, "__func__", None) is type(module).forward else forward
+
+
 def is_fast(blocks: Sequence[nn.Module]) -> bool:
     """Whether Fast-dLLM's hooks hang on the blocks' attention."""
-    forward = vars(blocks[0].self_attn).get("forward")
+    forward = replaced(blocks[0].self_attn)
     return forward is not None and "fast_dllm_cache" in inspect.signature(forward).parameters
 
 
 def refuse_feature_cache(blocks: Sequence[nn.Module]) -> None:
-    """MethodError when dLLM-Cache hangs on the blocks."""
-    held = [i for i, b in enumerate(blocks) if "_old_forward" in vars(b)]
+    """MethodError when dLLM-Cache hangs on the blocks; accelerate keeps a forward by the same
+    name."""
+    held = [i for i, b in enumerate(blocks) if "_old_forward" in vars(b) and replaced(b)]
     if held:
         raise MethodError(
             f"dLLM-Cache has replaced the forward of {len(held)} of {len(blocks)} blocks "

@@ -24,7 +24,7 @@ class LladaVFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
-        transformers=">=4.40",
+        transformers=">=4.39",
         notes=(
             "max_new_tokens is ignored: gen_length counts",
             "upstream's function stops at nothing unless stopping_criteria says so; here the "

@@ -2,16 +2,17 @@ r"""Loading LLaDA-V through its authors' package, repaired for newer transformer
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from captum_dcam.adapters.common.compat import (
     empty_tower,
-    frequencies,
     moved_names,
     parents_constructor,
-    position_ids,
     siglip_token,
     tied_by_map,
     transformers_major,
@@ -26,6 +27,7 @@ from captum_dcam.adapters.common.loading import (
 )
 from captum_dcam.adapters.llada_v.facts import CHECKPOINT, INSTALL
 from captum_dcam.errors import WeightsError
+from captum_dcam.model.versions import in_type
 
 
 def loaded(
@@ -53,30 +55,24 @@ def loaded(
     from transformers import AutoTokenizer
 
     source = named("llada_v", source, CHECKPOINT)
-    module = package()
     hub, options = given(revision=revision), given(device_map=device_map)
-    with reading(source, ValueError):
+    with repaired() as module, reading(source, ValueError):
         config = module.LlavaLLaDAConfig.from_pretrained(source, **hub)
-    _check_kind(source, config)
-    plain_rope(config)
-    config.use_cache = False  # the model has no key-value cache and asserts so
-    with reading(source, ValueError):
+        _check_kind(source, config)
+        config.use_cache = False  # the model has no key-value cache and asserts so
         tokenizer = AutoTokenizer.from_pretrained(
             source, use_fast=False, trust_remote_code=trust_remote_code, **hub
         )
-        with empty_tower():
-            model, info = module.LlavaLLaDAModelLM.from_pretrained(
-                source,
-                config=config,
-                attn_implementation="sdpa",
-                torch_dtype=dtype,
-                output_loading_info=True,
-                **hub,
-                **options,
-            )
+        model, info = module.LlavaLLaDAModelLM.from_pretrained(
+            source,
+            config=config,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **in_type(dtype),
+            **hub,
+            **options,
+        )
     check_complete(source, info["missing_keys"], "LLaDA-V checkpoint, vision tower included")
-    frequencies(model)
-    position_ids(model)
     model = placed(model, device, device_map)
     return model, (tokenizer, model.get_vision_tower().image_processor)
 
@@ -100,10 +96,39 @@ def package() -> Any:
     name = "llava.model.language_model.llava_llada"
     (module,) = upstream("LLaDA-V", INSTALL, name, has=["LlavaLLaDAModelLM"])
     if transformers_major() >= 5:
+        plain_ropes(module.LLaDAConfig)
         parents_constructor(module.LlavaLLaDAConfig, module.LLaDAConfig)
         tied_by_map(module.LLaDAModelLM, module.LlavaLLaDAModelLM)
         siglip_token()
     return module
+
+
+@contextmanager
+def repaired() -> Iterator[Any]:
+    r"""LLaDA-V's code can be imported, and loads its checkpoints, inside the context; vision towers
+    are built empty, to be filled from the checkpoint.
+
+    Yields:
+        module: as :func:`package` returns it.
+    """
+    module = package()
+    with empty_tower():
+        yield module
+
+
+def plain_ropes(cls: Any) -> None:
+    """Every configuration of a class gets a plain ``rope_scaling``, see :func:`plain_rope`."""
+    original = cls.__init__
+    if hasattr(original, "plain_rope"):  # repaired before
+        return
+
+    @functools.wraps(original)
+    def made(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        plain_rope(self)
+
+    made.plain_rope = True  # type: ignore[attr-defined]
+    cls.__init__ = made
 
 
 def plain_rope(config: Any) -> None:

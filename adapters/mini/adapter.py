@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.settings import (
     BLOCKS,
     TEMPERATURE,
@@ -28,7 +29,7 @@ from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.adapter import Adapter, Request, register
 from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Layout, uniform_grid
-from captum_dcam.model.prompts import messages_of, summary
+from captum_dcam.model.prompts import Messages, messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
 
 SETTINGS = Settings(
@@ -109,10 +110,10 @@ class MiniAdapter(MiniFamily, Adapter):
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         self.check_request(images, prompts)
         images = [[as_image(i, name=f"image {n}") for n, i in enumerate(own)] for own in images]
-        texts = [joined(p, own) for p, own in zip(prompts, images, strict=True)]
-        for text in texts:
-            check_prompt(text, special_texts(self.processor.tokenizer))
-        inputs = self.processor(images, texts).to(self.device)
+        asked = [_messages(p, own) for p, own in zip(prompts, images, strict=True)]
+        for messages in asked:
+            check_prompt(joined(messages), special_texts(self.processor.tokenizer))
+        inputs = self.processor(images, [joined(messages) for messages in asked]).to(self.device)
         sizes = one_size([[(i.height, i.width) for i in pictures] for pictures in images])
         side = self.model.config.grid
         grids = tuple(
@@ -124,7 +125,13 @@ class MiniAdapter(MiniFamily, Adapter):
             Layout(grids, inputs["input_ids"].shape[1]),
             tuple(summary(p) for p in prompts),
             tuple(tuple(pictures) for pictures in images),
+            torch.stack([self._dialogue(m, inputs["input_ids"].shape[1]) for m in asked]),
         )
+
+    def _dialogue(self, messages: Messages, length: int) -> Tensor:
+        """(P,) bool: what is said, in front of the one token that ends a prompt."""
+        _, said = told_apart(messages, lambda m: self.encode(joined(m)))
+        return torch.tensor([*[False] * (length - 1 - len(said)), *said, False])
 
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
@@ -193,10 +200,11 @@ class MiniAdapter(MiniFamily, Adapter):
         return [f" {word}" for word in words]
 
 
-def joined(prompt: Any, images: Sequence[Image.Image]) -> str:
+def _messages(prompt: Any, images: Sequence[Image.Image]) -> Messages:
+    return messages_of(prompt, [Visual((image,), False, n) for n, image in enumerate(images)])
+
+
+def joined(messages: Messages) -> str:
     """All text of a prompt: the model was trained on single questions behind their images."""
-    if isinstance(prompt, str):
-        return prompt
-    visuals = [Visual((image,), False, n) for n, image in enumerate(images)]
-    parts = (part for message in messages_of(prompt, visuals) for part in message["content"])
+    parts = (part for message in messages for part in message["content"])
     return " ".join(part["text"] for part in parts if part["type"] == "text")

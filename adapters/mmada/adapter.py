@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
@@ -37,13 +38,13 @@ from captum_dcam.adapters.common.text import (
 )
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
-from captum_dcam.adapters.mmada.compat import callable_model
+from captum_dcam.adapters.mmada.compat import callable_model, repaired
 from captum_dcam.adapters.mmada.facts import MmadaFamily
 from captum_dcam.adapters.mmada.loading import loaded
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
-from captum_dcam.model.prompts import messages_of, summary
+from captum_dcam.model.prompts import Messages, messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
 
 #: an image longer than this is cropped to less than a hundredth of itself
@@ -71,6 +72,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
     classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
     loader = staticmethod(loaded)
+    repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
     marks: tuple[int, int, int] = packing.MARKS
@@ -148,7 +150,9 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         self.check_request(images, prompts)
         visuals = [_one_picture(given) for given in images]
         one_size([[v.size] for v in visuals])
-        rows = [self._text(p, v) for p, v in zip(prompts, visuals, strict=True)]
+        rows, said = zip(
+            *(self._text(p, v) for p, v in zip(prompts, visuals, strict=True)), strict=True
+        )
         if len({len(r) for r in rows}) > 1:
             raise InputError(
                 f"prompts of {[len(r) for r in rows]} tokens in one batch: MMaDA takes no "
@@ -171,12 +175,18 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
             Layout((grid,), length),
             tuple(summary(p) for p in prompts),
             tuple(v.frames for v in visuals),
+            torch.tensor([[*[False] * (length - len(own)), *own] for own in said]),
         )
 
-    def _text(self, prompt: Any, visual: Visual) -> list[int]:
-        """Ids behind the image: the conversation in the chat template."""
-        messages, asked = [], messages_of(prompt, [visual])
-        check_prompt(asked, special_texts(self._tokenizer, self.mask_id))
+    def _text(self, prompt: Any, visual: Visual) -> tuple[list[int], list[bool]]:
+        """Ids behind the image, and which are of the dialogue."""
+        messages = messages_of(prompt, [visual])
+        check_prompt(messages, special_texts(self._tokenizer, self.mask_id))
+        return told_apart(messages, self._ids)
+
+    def _ids(self, asked: Messages) -> list[int]:
+        """The conversation in the chat template."""
+        messages = []
         for m in asked:
             text = "".join(p["text"] for p in m["content"] if p["type"] == "text")
             messages.append({"role": m["role"], "content": text})

@@ -2,7 +2,8 @@ r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,13 @@ def package() -> Any:
         (found,) = upstream("MMaDA", INSTALL, "models", has=["MMadaModelLM", "MAGVITv2"])
     repair_classes(found.MMadaModelLM)
     return found
+
+
+@contextmanager
+def repaired() -> Iterator[Any]:
+    """MMaDA's code can be imported, and loads its checkpoints, inside the context, which yields
+    its package; see :func:`package`."""
+    yield package()
 
 
 def repair_classes(cls: Any) -> None:

@@ -28,6 +28,7 @@ class MmadaFamily(ModelFamily):
         ),
         package="models",
         install=INSTALL,
+        transformers=">=4.46",
         notes=(
             "no gradient reaches pixels: the image is integer codes; methods that ask for it get "
             "an error, those on the tapped block work",

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
-from captum_dcam.adapters.mmada.compat import package
+from captum_dcam.adapters.mmada.compat import repaired
 from captum_dcam.adapters.mmada.facts import CHECKPOINT
+from captum_dcam.model.adapter import device_of
+from captum_dcam.model.versions import in_type
 
 
 def loaded(
@@ -39,14 +41,13 @@ def loaded(
     from transformers import AutoTokenizer
 
     source = named("mmada", source, CHECKPOINT)
-    upstream = package()
     hub, options = given(revision=revision), given(device_map=device_map)
-    with reading(source):
+    with repaired() as upstream, reading(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **hub
         )
-        model = upstream.MMadaModelLM.from_pretrained(source, dtype=dtype, **hub, **options)
+        model = upstream.MMadaModelLM.from_pretrained(source, **in_type(dtype), **hub, **options)
         vq_model = upstream.MAGVITv2.from_pretrained(vq)
     model = placed(model, device, device_map)
-    vq_model = vq_model.to(next(model.parameters()).device).eval().requires_grad_(False)
+    vq_model = vq_model.to(device_of(model)).eval().requires_grad_(False)
     return model, (tokenizer, vq_model)

@@ -265,7 +265,7 @@ class Model(Base):
     load: list[str] | None = pairs(
         HOW,
         "A setting of loading, such as trust_remote_code=true, device_map=auto, revision=main, "
-        "family=lavida, or one of the family's own",
+        "family=lavida, verify=false (no replay is checked), or one of the family's own",
     )
     cache: str | None = option(
         None,

@@ -30,6 +30,7 @@ from captum_dcam.model.sequence import (
     image_positions,
     outputs_of,
     padded,
+    prompt_dialogue,
     split_grids,
     text_tokens,
 )
@@ -189,20 +190,20 @@ def own_steps(task: AttributionTask) -> list[int]:
     the score's one step where it reads all tokens at the same.
     """
     answer = [task.step(p) for p in range(task.forward.trajectory.tokens.shape[1])]
-    prompt = _prompt_length(task)
+    prompt = len(prompt_dialogue(task.forward))
     return [0 if task.score == "commit" else answer[0]] * prompt + answer
-
-
-def _prompt_length(task: AttributionTask) -> int:
-    return len(task.forward.adapter.prompt_tokens(task.forward.request)[0])
 
 
 def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
     r"""Which of the K text tokens are context of a response position.
 
-    All prompt tokens, and the answer tokens before it: committed at an earlier step (``commit``,
-    for models that denoise), or further to the left (``position``, for autoregressive ones). Stop
-    tokens never are: in an autoregressive answer nothing follows them.
+    The prompt's dialogue, and the answer tokens before the position: committed at an earlier step
+    (``commit``, for models that denoise), or further to the left (``position``, for autoregressive
+    ones). The chat template's own text is no context: TAM's authors take what lies between the
+    image and the end of the turn. In a conversation their marks span everything from the first
+    image to the end of the last turn; here it is what users and assistants said in all turns,
+    without roles, marks and later images, wherever images lie. Stop tokens never are context: in
+    an autoregressive answer nothing follows them.
 
     Returns:
         Tensor: (C,) int64, indices into :func:`captum_dcam.model.sequence.text_tokens`.
@@ -213,8 +214,7 @@ def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
         rank = torch.arange(len(rank))
     stops = torch.tensor(sorted(task.forward.adapter.stop_ids), dtype=torch.long)
     answer = (rank < rank[position]) & ~torch.isin(trajectory.tokens[0].cpu(), stops)
-    prompt = torch.ones(_prompt_length(task), dtype=torch.bool)
-    return torch.cat((prompt, answer)).nonzero()[:, 0]
+    return torch.cat((prompt_dialogue(task.forward), answer)).nonzero()[:, 0]
 
 
 def reads(task: AttributionTask, order: str | None = None) -> set[tuple[int, int]]:

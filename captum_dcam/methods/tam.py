@@ -229,7 +229,8 @@ class TokenActivationMap(_Tam):
             needs attention weights). The text shown is the activation always. Default:
             ``"activation"``
         order (str): ``commit`` (context: tokens committed at an earlier step) or ``position``
-            (tokens to the left). The prompt always is. Default: ``"commit"``
+            (tokens to the left). What the prompt itself says always is, the chat template's text
+            never. Default: ``"commit"``
         eci (bool): subtract the context. Default: True
         filter (int): odd window of the rank Gaussian filter; 0 for none. Default: 3
     """

@@ -17,6 +17,7 @@ from captum_dcam.model.sequence import (
     hidden_states,
     image_positions,
     padded,
+    prompt_dialogue,
     split_grids,
     text_tokens,
 )
@@ -31,8 +32,8 @@ class TextRelevance:
 
     Args:
         tokens (TextTokens): the K tokens, the prompt's first.
-        values (Tensor): (N, K) float32, signed; NaN: the word itself, or (``activation``) a token
-            that is no context.
+        values (Tensor): (N, K) float32, signed; NaN: the word itself, what the chat template says,
+            or (``activation``) a token that is no context.
         maps (tuple of Tensor): (N, h, w) float32, one per grid: the same quantity at image tokens.
     """
 
@@ -61,13 +62,13 @@ def text_relevance(
     score: str | None = None,
     by: str = "gradient",
 ) -> TextRelevance:
-    r"""Relevance of all text tokens of a bound generation for words of its answer.
+    r"""Relevance of a bound generation's dialogue and answer for words of this answer.
 
     ``gradient``: gradient × activation at the tapped block's output, summed over channels, at every
-    token: image, prompt and the whole answer. Later tokens count as well, as they do in a model
-    that attends both ways; a position that is masked in the state that is read counts as what it
-    is there, a mask. ``activation``: TAM's positive logits (Eq. 1) at the context tokens, beside
-    its causal map before normalisation and filter.
+    token: image, what the prompt itself says, and the whole answer. Later tokens count as well, as
+    they do in a model that attends both ways; a position that is masked in the state that is read
+    counts as what it is there, a mask. ``activation``: TAM's positive logits (Eq. 1) at the context
+    tokens, beside its causal map before normalisation and filter.
 
     Args:
         forward (DenoisingForward): with a bound generation.
@@ -98,6 +99,7 @@ def text_relevance(
             product = gradient_times_activation(one, step, here)
             image[n] += product[image_at]
             values[n] += product[tokens.positions]
+        values[n, : tokens.prompt][~prompt_dialogue(one)] = float("nan")
         values[n, [tokens.prompt + p for p in target.positions]] = float("nan")
     return TextRelevance(tokens, values, split_grids(image, one))
 

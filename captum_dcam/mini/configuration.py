@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig  # the spelling that every version has
 
 
-class MiniConfig(PreTrainedConfig):
+class MiniConfig(PretrainedConfig):
     r"""Shapes and ids of :class:`MiniForMaskedDiffusion`.
 
     Args:

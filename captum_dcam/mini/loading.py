@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_processing_utils import ImageProcessingMixin
 
 from captum_dcam.errors import InputError, MissingFileError, WeightsError
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.images import as_image
+from captum_dcam.model.versions import in_type
 
 WEIGHTS = Path(__file__).parent / "weights"
 #: how many times the shorter side the longer one may be
@@ -128,16 +129,27 @@ def load_mini(
     model = _read_model(folder, dtype, device_map).eval().requires_grad_(False)
     if device_map is None:
         model = model.to(device)
-    own = {"local_files_only": True}
-    tokenizer = _read(folder / "tokenizer.json", PreTrainedTokenizerFast.from_pretrained, **own)
-    images = _read(folder / "preprocessor_config.json", MiniImageProcessor.from_pretrained, **own)
+    tokenizer = _read(folder / "tokenizer.json", tokenizer_of)
+    images = _read(folder / "preprocessor_config.json", _images_of)
     return model, MiniProcessor(images, tokenizer, model.config.grid)
 
 
-def _read(path: Path, function: Callable[..., Any], **options: Any) -> Any:
+def tokenizer_of(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, whichever version of transformers wrote it."""
+    # version 5 writes a list of extra tokens, in which older ones look for keys
+    return PreTrainedTokenizerFast.from_pretrained(
+        folder, local_files_only=True, extra_special_tokens={}
+    )
+
+
+def _images_of(folder: Path) -> MiniImageProcessor:
+    return MiniImageProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _read(path: Path, function: Callable[[Path], Any]) -> Any:
     """What a function of transformers makes of the folder of a file, which errors name."""
     try:
-        return function(path.parent, **options)
+        return function(path.parent)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise WeightsError(
             f"{path} is damaged, or does not fit what lies beside it: {error!r}"
@@ -161,10 +173,10 @@ def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMas
     try:
         model, info = MiniForMaskedDiffusion.from_pretrained(
             folder,
-            dtype=dtype,
             device_map=device_map,
             local_files_only=True,
             output_loading_info=True,
+            **in_type(dtype),
         )
     except (SafetensorError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         if device_map is not None and isinstance(error, ValueError):

@@ -34,7 +34,7 @@ class MaskedDiffusionOutput(ModelOutput):
     """Logits (B, L, V), of which ``[:, p]`` predict position p itself, and the cache if asked."""
 
     logits: Tensor | None = None
-    past_key_values: tuple[KeyValue, ...] | None = None
+    cache: tuple[KeyValue, ...] | None = None  # transformers 5.24 allows no other name
 
 
 # -- the vision tower: a convolutional stem and a small ViT ----------------------------------------
@@ -250,10 +250,6 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, MiniVisionTower):
             nn.init.normal_(module.position_embedding, std=0.1)
-        if isinstance(module, MiniBlock):
-            scale = (2 * self.config.num_hidden_layers) ** -0.5
-            module.attention.o_proj.weight.mul_(scale)
-            module.down_proj.weight.mul_(scale)
 
     def generate(self, **inputs: Any) -> Any:
         """Decode an answer: :func:`captum_dcam.mini.modeling.generate` on this model."""
@@ -352,7 +348,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
             cache.append(present)
         return MaskedDiffusionOutput(
             logits=self.unembed(hidden[:, logits_from:]),
-            past_key_values=tuple(cache) if use_cache else None,
+            cache=tuple(cache) if use_cache else None,
         )
 
 
@@ -417,7 +413,7 @@ def cache_prefix(model: MiniForMaskedDiffusion, prefix: Prefix) -> Prefix:
         position_ids=prefix.positions,
         use_cache=True,
         logits_from=prefix.embeds.shape[1],
-    ).past_key_values
+    ).cache
     return replace(prefix, cache=cache)
 
 

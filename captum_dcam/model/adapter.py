@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -54,6 +55,9 @@ class Request:
         layout (Layout): shared by all examples.
         prompts (tuple of str): one per example.
         images (tuple): for every example its images, for drawing.
+        dialogue (Tensor): (B, P) bool, on the CPU: the places of the prefix that hold what the
+            prompt itself says, the texts of its user's and assistant's messages in all turns. What
+            the template writes is not of it: system messages, roles, markers, line breaks.
     """
 
     pixels: Tensor
@@ -61,6 +65,7 @@ class Request:
     layout: Layout
     prompts: tuple[str, ...]
     images: tuple[tuple[Image.Image, ...], ...] = field(repr=False)
+    dialogue: Tensor = field(repr=False)
 
     @property
     def batch(self) -> int:
@@ -75,6 +80,7 @@ class Request:
             extras=tuple(e[one] for e in self.extras),
             prompts=self.prompts[one],
             images=self.images[one],
+            dialogue=self.dialogue[one],
         )
 
     def rows(self: R, examples: Sequence[int], pixels: Tensor) -> R:
@@ -85,9 +91,22 @@ class Request:
             extras=tuple(e[torch.tensor(examples, device=e.device)] for e in self.extras),
             prompts=tuple(self.prompts[e] for e in examples),
             images=tuple(self.images[e] for e in examples),
+            dialogue=self.dialogue[list(examples)],
         )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Device of a model's first parameter; where that is offloaded, the device on which accelerate
+    computes it."""
+    first = next(model.parameters()).device
+    hooks = (vars(module).get("_hf_hook") for module in model.modules())
+    found = (getattr(hook, "execution_device", None) for hook in hooks)
+    places = (torch.device(place) for place in found if place is not None)
+    return first if first.type != "meta" else next((p for p in places if p.type != "meta"), first)
+
+
+#: positions whose probabilities are computed at once, in float64
+ROWS = 64
 #: methods that run a model or its processor: they take the model's lock (tokenizers of Hugging Face
 #: do not let two threads in either)
 RUNNING = (
@@ -110,6 +129,11 @@ class Adapter(ModelFamily, ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
     architectures: ClassVar[tuple[str, ...]] = ()
+    #: a context in which the authors' code can be imported and loads its checkpoints, with repairs
+    #: for versions of its packages that it was not written for
+    repaired: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
+    #: the next generation's replay is checked, see :mod:`captum_dcam.model.verification`; then not
+    unverified: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -190,8 +214,8 @@ class Adapter(ModelFamily, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter: where requests are put."""
-        return next(self.model.parameters()).device
+        """Where requests are put, see :func:`device_of`."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -277,6 +301,15 @@ class Adapter(ModelFamily, ABC):
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token, with a leading blank where it begins a word."""
 
+    def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
+        """Probabilities (R, T) of tokens (R, T) by the logits (R, T, V) of a state, as
+        ``generate`` records them. Default: the softmax"""
+        found = [
+            rows.double().softmax(-1).gather(-1, ids[..., None])[..., 0]
+            for rows, ids in zip(logits.split(ROWS, 1), tokens.split(ROWS, 1), strict=True)
+        ]
+        return torch.cat(found, 1).float()
+
     # -- what some methods ask for beyond the above ------------------------------------------------
 
     def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
@@ -317,7 +350,8 @@ class Adapter(ModelFamily, ABC):
     @abstractmethod
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         """Positions (K,) in the hooked sequence and ids (K,) of the prompt's text tokens, without
-        image tokens, padding and markers."""
+        image tokens, padding and markers. All of its text: ``request.dialogue`` at these positions
+        tells what the prompt itself says from what the template adds."""
 
     @property
     def mask_id(self) -> int | None:

@@ -43,8 +43,8 @@ class FamilyFacts:
         package (str, optional): name by which the authors' package is imported. Default: None,
             none is needed
         install (str, optional): the line that installs it.
-        transformers (str, optional): versions that ``load`` accepts, as pip writes ranges.
-            Default: those that this library is tested with
+        transformers (str, optional): versions that its model runs with, as pip writes ranges;
+            ``load`` and ``wrap`` refuse others. Default: all that this library runs with
         remote_code (bool): the model's code comes with its checkpoints, and runs only where
             ``trust_remote_code=True`` allows it.
         feasible (str, optional): which calls hold the image, where the cache alone does not tell.
@@ -54,7 +54,7 @@ class FamilyFacts:
     checkpoints: tuple[Checkpoint, ...] = ()
     package: str | None = None
     install: str | None = None
-    transformers: str = ">=5.0"
+    transformers: str = ">=4.39"
     remote_code: bool = False
     feasible: str | None = None
     notes: tuple[str, ...] = ()

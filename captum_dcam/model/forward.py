@@ -38,6 +38,7 @@ from captum_dcam.model.tap import (
     tapped,
 )
 from captum_dcam.model.trajectory import SCORES, Trajectory
+from captum_dcam.model.verification import check_replay
 
 T = TypeVar("T")
 #: number of logits that :func:`force` holds at once: 2 ** 28 float32 are 1 GiB
@@ -147,23 +148,29 @@ class DenoisingForward(nn.Module):
                 explanations compute nothing below the tap again. Default: True
             generator (torch.Generator, optional): for sampled decoding.
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
+
+        Raises:
+            ReplayError: a step of the adapter's first generation, computed again, is another.
         """
         check_pixels(request.pixels)
         checks.draws("generator", generator)
         keep = checks.flag("keep", keep)
-        with self.held(), recorded(self._below(), keep) as (lengths, outputs):
-            trajectory = self._generated(request, generator, settings)
-            stamp = self._stamp(request)
-        if bool(trajectory.lengths) != trajectory.own_calls:
-            raise InputError(
-                f"{self.adapter.family} returned {len(trajectory.lengths)} lengths with own_calls="
-                f"{trajectory.own_calls}: an adapter gives the lengths of its calls where a replay "
-                "makes others, and says so by own_calls=True"
-            )
-        if not trajectory.own_calls:
-            calls = dict(enumerate(outputs)) if keep else {}
-            kept = {"layer": self.layer, "calls": calls, "stamp": stamp}
-            trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
+        with self.held():
+            with recorded(self._below(), keep) as (lengths, outputs):
+                trajectory = self._generated(request, generator, settings)
+                stamp = self._stamp(request)
+            if bool(trajectory.lengths) != trajectory.own_calls:
+                raise InputError(
+                    f"{self.adapter.family} returned {len(trajectory.lengths)} lengths with "
+                    f"own_calls={trajectory.own_calls}: an adapter gives the lengths of its calls "
+                    "where a replay makes others, and says so by own_calls=True"
+                )
+            if not trajectory.own_calls:
+                calls = dict(enumerate(outputs)) if keep else {}
+                kept = {"layer": self.layer, "calls": calls, "stamp": stamp}
+                trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
+            if self.adapter.unverified:
+                self.adapter.unverified = not check_replay(self.adapter, request, trajectory)
         self.bind(request, trajectory)
         return trajectory
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from captum_dcam.model.versions import autocast_type
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: number of 64-bit words that a fingerprint samples per tensor, besides the sum of all
@@ -171,10 +173,11 @@ class Shared:
 
 
 def _eager() -> AbstractContextManager[Any]:
-    return torch.compiler.set_stance("force_eager")
+    known = hasattr(torch.compiler, "set_stance")
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
-#: functions that a family compiles run as they are written
+#: functions that a family compiles run as they are written; compiled, before torch 2.6
 eager = Shared(_eager)
 
 
@@ -251,6 +254,6 @@ def modes(model: nn.Module, device: str) -> bytes:
         for module in model.modules()
         if "_active_adapter" in vars(module)
     ]
-    autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    autocast = autocast_type(device)
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return repr((layers, attention, autocast, torch.get_float32_matmul_precision())).encode()

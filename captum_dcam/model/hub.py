@@ -6,7 +6,9 @@ left out, and named in the error that somebody who looks for it gets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from captum_dcam import checks
 from captum_dcam.errors import (
     InputError,
     InputTypeError,
@@ -26,6 +29,7 @@ from captum_dcam.errors import (
     near,
 )
 from captum_dcam.files import read_json, reading
+from captum_dcam.model import buffers
 from captum_dcam.model.adapter import Adapter, FamilyFacts
 from captum_dcam.model.families import (
     ADAPTERS,
@@ -53,6 +57,7 @@ def load(
     device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    verify: bool = True,
     **options: Any,
 ) -> Adapter:
     r"""Load a model and its adapter.
@@ -67,6 +72,8 @@ def load(
         revision (str, optional): branch, tag or commit on the hub. Default: the newest
         trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
             machine. Default: False
+        verify (bool, optional): replay one step of the first generation, and raise a
+            :class:`~captum_dcam.errors.ReplayError` where it is another. Default: True
         **options: the family's own (``cache``, ``attn_implementation``, …).
 
     Raises:
@@ -84,6 +91,7 @@ def load(
         )
     if family is not None and not isinstance(family, str):
         raise InputTypeError(f"family is {family!r}: expected a name, as captum-dcam models lists")
+    verify = checks.flag("verify", verify)
     _check_options(source, device, device_map)
     cls, name = _found(str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)
@@ -92,33 +100,105 @@ def load(
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
     with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
-        return cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+        made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+    if not verify:
+        made.unverified = False
+    return made
 
 
-def wrap(model: nn.Module, processor: Any, family: str | None = None, **options: Any) -> Adapter:
+def wrap(
+    model: nn.Module,
+    processor: Any,
+    family: str | None = None,
+    *,
+    verify: bool = True,
+    **options: Any,
+) -> Adapter:
     r"""Adapter of a loaded model, whatever version of whatever package it is of.
 
     Args:
         model (nn.Module): as its authors load it.
         processor (object): the family's processor.
         family (str, optional): Default: the family that recognises the model
+        verify (bool, optional): check the model before it is explained. Rotary tables and
+            position ids that are wrong are computed again, and a warning says so; and one step of
+            the first generation is replayed, as in :func:`load`. Default: True
         **options: the family's (``cache``, …).
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module; a processor of another kind.
         UnknownNameError: no family recognises it, or several do.
+        ImportError: transformers is of a version that the family does not run with.
+        ValueError: a processor that does not fit the model.
+        WeightsError: a wrong buffer that cannot be computed; names it.
     """
+    verify = checks.flag("verify", verify)
+    cls = _family_of(model, family)
+    check_transformers(cls)
+    adapter = cls(model, processor, **options)
+    adapter.unverified = verify
+    if verify:
+        _check_buffers(adapter)
+    return adapter
+
+
+@contextmanager
+def repair(family: str) -> Iterator[None]:
+    r"""Authors' code, written for older packages, can be imported and loads its checkpoints inside
+    the context, with whatever versions are installed.
+
+    ::
+
+        with captum_dcam.repair("lavida"):
+            from llava.model.builder import load_pretrained_model
+            tokenizer, model, images, _ = load_pretrained_model(folder, None, "llava_llada")
+        adapter = captum_dcam.wrap(model, (tokenizer, images))
+
+    Names that have moved and classes that would not load stay repaired; what stands in for a
+    package, or goes around the loading of models, is gone behind the context. ``load`` does the
+    same. Where nothing is broken, and for families of transformers itself, it does nothing.
+
+    Args:
+        family (str): as :func:`families` names it.
+
+    Raises:
+        UnknownNameError: no such family.
+        ImportError: the authors' code is not installed, or transformers is of a version that the
+            family does not run with.
+    """
+    cls = find(family)
+    check_transformers(cls)
+    with LOADING, cls.repaired():
+        yield
+
+
+def _check_buffers(adapter: Adapter) -> None:
+    """Repair a model's buffers; a warning says which were wrong."""
+    with adapter.lock, out_of_inference_mode():
+        wrong = buffers.repair(adapter.model)
+    if wrong:
+        warnings.warn(
+            f"wrong in this {type(adapter.model).__name__}: {buffers.counted(wrong)}. No "
+            "checkpoint holds such tables, and loading left what memory held. They are computed "
+            "again now; what the model answered before is not to be trusted: generate it anew. "
+            "(captum_dcam.load does the same; verify=False leaves them as they are.)",
+            stacklevel=3,
+        )
+
+
+def _family_of(model: nn.Module, family: str | None) -> type[Adapter]:
+    """The class for a model: by the family's name, or the one that recognises it."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(
             f"model is a {type(model).__name__}: expected a torch.nn.Module, "
             "wrap(model, processor); to load a checkpoint by its name: captum_dcam.load(name)"
         )
     if family is not None:
-        return find(family)(model, processor, **options)
+        return find(family)
     known, broken = _survey()
     owners = [name for name, cls in known.items() if cls.owns(model)]
     if len(owners) == 1:
-        return known[owners[0]](model, processor, **options)
+        return known[owners[0]]
     if owners:
         raise UnknownNameError(
             f"several families recognise a {type(model).__name__}: name one with family=…: "
@@ -224,7 +304,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
     facts = cls.facts or FamilyFacts()
-    check_transformers(cls.family, facts.transformers)
+    check_transformers(cls)
     if facts.package is not None and not importable(facts.package):
         raise MissingPackageError(
             f"{cls.family} needs its authors' package {facts.package!r}, which cannot be imported: "
@@ -238,16 +318,16 @@ def _check_environment(cls: type[Adapter], source: str, trusted: bool) -> None:
         )
 
 
-def check_transformers(family: str, wanted: str) -> None:
-    """Raise ImportError unless the installed transformers lies in a range such as ``>=5.0,<6``."""
+def check_transformers(cls: type[Adapter]) -> None:
+    """Raise ImportError unless the installed transformers is one that a family runs with."""
     import transformers
 
-    version = transformers.__version__
+    wanted, version = (cls.facts or FamilyFacts()).transformers, transformers.__version__
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         raise MissingPackageError(
-            f"{family} runs with transformers{wanted}, and {version} is installed: pip install "
-            f"'transformers{wanted}'; or load the model in the way that works for you and use "
-            "captum_dcam.wrap, which asks for no version"
+            f"{cls.family} runs with transformers {wanted}, and {version} is installed: "
+            f"pip install 'transformers{wanted}', in an environment of its own where another model "
+            f"needs {version}"
         )
 
 

@@ -55,6 +55,13 @@ def text_tokens(forward: DenoisingForward, example: int = 0) -> TextTokens:
     )
 
 
+def prompt_dialogue(forward: DenoisingForward, example: int = 0) -> Tensor:
+    """(number of the prompt's text tokens,) bool: which of them the prompt itself says, and not
+    the chat template (:attr:`captum_dcam.model.adapter.Request.dialogue`)."""
+    positions, _ = forward.adapter.prompt_tokens(forward.request, example)
+    return forward.request.dialogue[example, positions.cpu()]
+
+
 def image_positions(forward: DenoisingForward) -> Tensor:
     """Positions (N,) of all image tokens, grid after grid, row by row."""
     return torch.cat([g.positions.flatten() for g in forward.request.layout.grids])

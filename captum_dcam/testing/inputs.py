@@ -1,4 +1,5 @@
-"""Check 5: batches, several images, videos, conversations, empty prompts, one token."""
+"""Check 5: batches, several images, videos, conversations, empty prompts, one token; and which of a
+prompt's tokens are its dialogue."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from captum_dcam.errors import ConformanceError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import TargetGradients, target_gradients
-from captum_dcam.model.prompts import Video
+from captum_dcam.model.prompts import Video, messages_of
 from captum_dcam.model.words import Target
 from captum_dcam.testing.case import AdapterCase, expect, explained, target_at, token_positions
 from captum_dcam.testing.replay import agrees
@@ -21,16 +22,17 @@ ROUNDING = 1e-4
 
 
 def check_inputs(case: AdapterCase) -> str:
-    r"""Inputs that the family takes give the answer of its own code, and have gradients; others are
-    refused before any work.
+    r"""Inputs that the family takes give the answer of its own code, have gradients, and tell what
+    the prompt says from what the template adds; others are refused before any work.
 
     Raises:
         ConformanceError: the kind of input, and what went wrong.
     """
     adapter = case.make(torch.float32)
     one, two, three = (case.picture(seed) for seed in range(3))
-    _try(case, adapter, "an empty prompt", [[one]], [""])
-    _try(case, adapter, "a conversation", [[one]], [list(case.conversation)])
+    for what, prompt in (("an empty prompt", ""), ("a conversation", list(case.conversation))):
+        forward, _ = _try(case, adapter, what, [[one]], [prompt])
+        _check_dialogue(forward, [prompt], what)
     short, _ = _try(case, adapter, "a one-token answer", [[one]], [case.prompt], **case.one_token)
     count = short.trajectory.tokens.shape[1]
     expect(
@@ -52,6 +54,7 @@ def check_inputs(case: AdapterCase) -> str:
         forward, rows = _try(case, adapter, what, images, prompts)
         if name == "batch":
             _check_batch(forward, rows, images, prompts)
+        _check_dialogue(forward, prompts, what)
         taken.append(name)
     return ", ".join(taken)
 
@@ -79,6 +82,31 @@ def _try(
             raise ConformanceError(f"{what}: {error}") from error
         rows = target_gradients(forward, [_first(forward, b) for b in examples], examples)
     return forward, rows
+
+
+def _check_dialogue(forward: DenoisingForward, prompts: Sequence[Any], what: str) -> None:
+    """The request's dialogue reads as the texts of every prompt's users and assistants, but for
+    blanks."""
+    adapter, request = forward.adapter, forward.request
+    shape, wanted = tuple(request.dialogue.shape), (request.batch, request.layout.prefix_length)
+    expect(shape == wanted, f"{what}: the request's dialogue is {shape}: expected {wanted}")
+    for example, prompt in enumerate(prompts):
+        places, ids = adapter.prompt_tokens(request, example)
+        said = request.dialogue[example]
+        expect(
+            int(said[places].sum()) == int(said.sum()),
+            f"{what}: the request's dialogue holds positions that prompt_tokens does not name as "
+            "text",
+        )
+        messages = [m for m in messages_of(prompt, ()) if m["role"] != "system"]
+        texts = [part["text"] for m in messages for part in m["content"]]
+        found = "".join(adapter.token_texts(ids[said[places]].tolist()))
+        asked = "".join(t for text in texts for t in adapter.token_texts(adapter.encode(text)))
+        expect(
+            "".join(found.split()) == "".join(asked.split()),
+            f"{what}: the request's dialogue reads {found!r}: expected {asked!r}, the texts of "
+            "user and assistant without the template's",
+        )
 
 
 def _first(forward: DenoisingForward, example: int) -> Target:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.verification import difference
 from captum_dcam.testing.case import AdapterCase, Reference, expect
 
 
@@ -123,6 +124,7 @@ def _check_logits(
                 found = forward(request.pixels, *request.extras, *state).cpu()
             unchanged()
             worst.append(_distance(f"forward at step {step}", found, wanted, case.tolerance))
+            _check_confidence(forward, step, found)
         with torch.no_grad():
             rows = [forward.replay(b[None], torch.tensor([step])).cpu() for b in batch]
         unchanged()
@@ -130,6 +132,18 @@ def _check_logits(
             place = f"replay of example {b} at step {step}"
             worst.append(_distance(place, row, wanted[b : b + 1], near))
     return max(worst)
+
+
+def _check_confidence(forward: DenoisingForward, step: int, logits: Tensor) -> None:
+    """What a step committed has the probability that was recorded, as the first explanation of an
+    adapter asks too."""
+    found = difference(forward.adapter, forward.trajectory, step, logits)
+    expect(
+        found is None or not found.far,
+        f"confidence at step {step} was recorded as {found and found.recorded}, and the replayed "
+        f"logits give {found and found.replayed} ({found}): record each token's probability by the "
+        "model's own logits, or say in confidence_of how it is counted",
+    )
 
 
 def _distance(place: str, found: Tensor, wanted: Tensor, tolerance: float) -> float:

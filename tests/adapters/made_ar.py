@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
+import pytest
 import torch
 from copying import copied
 from PIL import Image
-from transformers import (
-    AddedToken,
-    CLIPVisionConfig,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-    LlamaConfig,
-    LlamaTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    Qwen2Tokenizer,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import captum_dcam
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.model.forward import DenoisingForward
+
+with contextlib.suppress(ImportError):  # `needs` says so where one is made
+    from transformers import (
+        AddedToken,
+        CLIPVisionConfig,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        LlamaConfig,
+        LlamaTokenizer,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2Config,
+        Qwen2Tokenizer,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 QWEN = KINDS[:3]
@@ -53,6 +57,25 @@ TEXT = dict(
 )
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MROPE = {**ROPE, "mrope_section": [1, 1, 2]}
+
+
+SIGN = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def needs():
+    """Skip where transformers does not have these families yet."""
+    pytest.importorskip("transformers", minversion="5.23")
+
+
+def chat_template(sign=SIGN):
+    """One that writes of images and text what Qwen2-VL's own does."""
+    return (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}" + sign + "{% else %}"
+        "{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
 
 
 # -- tokenizers ------------------------------------------------------------------------------------
@@ -80,6 +103,7 @@ def _alphabet():
 @functools.cache
 def byte_level(special, named=()):
     """A byte-level BPE tokenizer, as Qwen's and InternVL's; ``named``: (attribute, token) pairs."""
+    needs()
     merges = _merges("Ġ")
     vocab = {t: i for i, t in enumerate([*_alphabet(), *("".join(m) for m in merges)])}
     tokenizer = Qwen2Tokenizer(
@@ -92,6 +116,7 @@ def byte_level(special, named=()):
 @functools.cache
 def sentencepiece():
     """A BPE tokenizer with sentencepiece's signs and byte fallback, as LLaVA-1.5's."""
+    needs()
     merges = _merges("▁")
     single = sorted({c for w in WORDS for c in w} | set("▁?:.,\nUSERAITN"))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *single]
@@ -135,6 +160,7 @@ QWEN_PIXELS = dict(
 
 
 def image_processor(kind):
+    needs()
     if kind in QWEN:
         return Qwen2VLImageProcessorPil(**QWEN_PIXELS)
     if kind == "llava":
@@ -337,6 +363,7 @@ def shared(kind, cache="prefix"):
 
 def exact(monkeypatch):
     """Norms in the type of their input: the families' compute in float32 whatever they get."""
+    needs()
     from transformers.models.llama import modeling_llama
     from transformers.models.qwen2 import modeling_qwen2
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl

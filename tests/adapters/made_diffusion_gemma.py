@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
+import pytest
 import torch
 from copying import copied
 from PIL import Image
-from transformers import (
-    AddedToken,
-    DiffusionGemmaConfig,
-    DiffusionGemmaForBlockDiffusion,
-    DiffusionGemmaTextConfig,
-    GemmaTokenizer,
-)
-from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.utils import is_torchvision_available
 
 import captum_dcam
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.model.forward import DenoisingForward
+
+with contextlib.suppress(ImportError):  # `tokenizer` says so where one is made
+    from transformers import (
+        AddedToken,
+        DiffusionGemmaConfig,
+        DiffusionGemmaForBlockDiffusion,
+        DiffusionGemmaTextConfig,
+        GemmaTokenizer,
+    )
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 # transformers marks the steps of CUDA graphs; elsewhere that imports torch's compiler for nothing
 torch.compiler.cudagraph_mark_step_begin = lambda: None
@@ -46,6 +50,7 @@ TURNS = ("<|turn>", "<turn|>", "<|video|>")
 @functools.cache
 def tokenizer():
     """Gemma's, with a vocabulary of words, letters and bytes."""
+    pytest.importorskip("transformers.models.diffusion_gemma")
     start = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *MARKERS.values(), *TURNS]
     letters = sorted({c for w in WORDS for c in w} | set("▁?.,\nuser model"))
     merges, whole = [], []
@@ -140,9 +145,10 @@ def config(**text):
 def model(seed=0, dtype=torch.float32, **text):
     """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
     own for every caller."""
+    made = config(**text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = DiffusionGemmaForBlockDiffusion(config(**text))
+        made = DiffusionGemmaForBlockDiffusion(made)
         made.set_experts_implementation("eager")  # others have no float64
         with torch.no_grad():
             for name, p in made.named_parameters():

@@ -141,6 +141,7 @@ def test_llavas_crop_leaves_the_sides_uncovered():
 
 
 def test_llavas_padding_is_no_part_of_the_picture():
+    made_ar.needs()
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     import captum_dcam

@@ -12,7 +12,6 @@ from doubles.gradients import fd
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters.common.compat import default_frequencies, frequencies
 from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
 from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
 from captum_dcam.methods import AttributionTask, method
@@ -413,27 +412,6 @@ def test_names_that_transformers_moved_are_there_inside_the_context_only():
             assert scaling == 1.0 and np.allclose(found.numpy(), expected)
     after = hasattr(image_utils, "VideoInput"), "default" in ROPE_INIT_FUNCTIONS
     assert after == before
-
-
-def test_frequencies_that_loading_left_uninitialised_are_computed_again():
-    made = double.model()
-    right = made.model.rotary_emb.inv_freq.clone()
-
-    class Vision(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("inv_freq", torch.full((4,), 7.0), persistent=False)
-
-    made.visual.rotary_pos_emb = Vision()
-    rotary = made.model.rotary_emb
-    rotary.config = made.config
-    rotary.rope_init_fn = default_frequencies
-    rotary.inv_freq = torch.zeros(8)
-    assert frequencies(made) == 2
-    assert torch.allclose(rotary.inv_freq, right)
-    expected = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
-    assert torch.allclose(made.visual.rotary_pos_emb.inv_freq, expected)
-    assert frequencies(made) == 0
 
 
 def test_a_method_that_transformers_changed_is_replaced_inside_the_context_only(monkeypatch):

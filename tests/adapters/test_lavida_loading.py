@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from doubles import lavida as double
-from torch import nn
+from transformers import PreTrainedModel
 
 from captum_dcam.adapters.common import compat as common
 from captum_dcam.adapters.lavida import LavidaAdapter, compat, loading
@@ -38,15 +38,22 @@ def built(monkeypatch, lost):
 
     def load_pretrained_model(path, base, name, **options):
         seen.update(path=path, base=base, name=name, **options)
-        model = double.model(name.removeprefix("llava_"))
+        cls = double.CLASSES[name.removeprefix("llava_")]
+        model = PreTrainedModel.from_pretrained.__func__(cls, path)
         return *double.processor()[:1], model, double.processor()[1], 4096
+
+    def from_pretrained(cls, path, output_loading_info):
+        (variant,) = (v for v, c in double.CLASSES.items() if c is cls)
+        return double.model(variant), {"missing_keys": lost}
 
     classes = {cls.__name__: cls for cls in double.CLASSES.values()}
     builder = SimpleNamespace(load_pretrained_model=load_pretrained_model, **classes)
     monkeypatch.setattr(compat, "package", lambda: builder)
-    monkeypatch.setattr(compat, "loading", lambda classes: contextlib.nullcontext(lost))
-    monkeypatch.setattr(compat, "fill_tower", lambda tower, missing: missing)
-    return seen
+    monkeypatch.setattr(compat, "empty_tower", contextlib.nullcontext)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    before = vars(PreTrainedModel)["from_pretrained"]
+    yield seen
+    assert vars(PreTrainedModel)["from_pretrained"] is before
 
 
 LLADA = dict(model_type="llava_llada", architectures=["LlavaLladaForMaskedDiffusion"])
@@ -128,7 +135,7 @@ def test_a_revision_is_fetched_first(tmp_path, built, monkeypatch):
 def test_deepspeed_has_a_stand_in_while_it_is_imported():
     if importlib.util.find_spec("deepspeed") is not None:
         pytest.skip("deepspeed is installed")
-    with compat.deepspeed():
+    with common.deepspeed():
         import deepspeed
 
         out = deepspeed.checkpointing.checkpoint(torch.exp, torch.ones(2, requires_grad=True))
@@ -157,29 +164,7 @@ def test_frequencies_of_plain_rotary_embeddings():
     assert common.default_frequencies(config)[0].tolist() == pytest.approx([1, 1 / 3])
 
 
-def test_buffers_that_loading_leaves_uninitialised():
-    class Rotary(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = SimpleNamespace(hidden_size=8, num_attention_heads=1, rope_theta=10.0)
-            self.rope_init_fn = common.default_frequencies
-            self.register_buffer("inv_freq", torch.full((4,), -7.0), persistent=False)
-            self.original_inv_freq = self.inv_freq
-
-    class Tower(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.num_positions = 5
-            self.register_buffer("position_ids", torch.full((1, 5), 9), persistent=False)
-
-    model = nn.ModuleList([Rotary(), Rotary(), Tower()])
-    assert common.frequencies(model) == 2 and common.position_ids(model) == 1
-    assert model[1].inv_freq.tolist() == pytest.approx([10 ** (-i / 4) for i in range(4)])
-    assert model[1].original_inv_freq is model[1].inv_freq
-    assert model[2].position_ids.tolist() == [list(range(5))]
-    assert common.frequencies(model) == 0 == common.position_ids(model)
-
-
+@pytest.mark.skipif(common.transformers_major() < 5, reason="needs no repair")
 def test_classes_under_transformers_5(monkeypatch):
     """On stand-ins; on the real ones in tests/upstream."""
 

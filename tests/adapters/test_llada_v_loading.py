@@ -4,38 +4,12 @@ import sys
 import types
 
 import pytest
-import torch
 import transformers
-from torch import nn
 
 from captum_dcam.adapters.common import compat
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.llada_v.loading import plain_rope
 from captum_dcam.errors import WeightsError
-
-
-class Rotary(nn.Module):
-    def __init__(self, dim=8, base=500.0):
-        super().__init__()
-        self.dim, self.base = dim, base
-        self.register_buffer("inv_freq", torch.zeros(dim // 2), persistent=False)
-
-
-class Embeddings(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.num_positions = 5
-        self.register_buffer("position_ids", torch.full((1, 5), 7), persistent=False)
-
-
-def test_buffers_that_are_in_no_checkpoint_are_computed_again():
-    model = nn.Sequential(Rotary(), Rotary(), Embeddings(), nn.Linear(2, 2))
-    assert compat.frequencies(model) == 2 and compat.position_ids(model) == 1
-    expected = [500.0 ** (-i / 8) for i in (0, 2, 4, 6)]
-    assert model[1].inv_freq.tolist() == pytest.approx(expected, rel=1e-6)
-    assert model[2].position_ids.tolist() == [[0, 1, 2, 3, 4]]
-    assert compat.frequencies(model) == 0 == compat.position_ids(model)
-    assert not model.state_dict().keys() & {"0.inv_freq", "2.position_ids"}
 
 
 @pytest.mark.parametrize(

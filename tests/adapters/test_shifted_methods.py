@@ -64,7 +64,7 @@ class Problem:
         """(token id, state, number among the text tokens) of what stood before a position."""
         t, stops = self.forward.trajectory, self.forward.adapter.stop_ids
         first = plain(*self.key, 0 if self.score == "commit" else t.steps)
-        out = [(i, first, k) for k, i in enumerate(self.prompt)]
+        out = [(self.prompt[k], first, k) for k in awkward.question(self.forward)]
         commit = t.commit_step[0].tolist()
         for p, token in enumerate(self.tokens):
             if commit[p] < commit[position] and token not in stops:
@@ -162,7 +162,8 @@ def test_the_relevance_of_text_is_gradient_times_activation(family, cache, examp
         problem.agree([m[n] for m in found.maps], values[state.places])
         at = [*state.prompt, *state.answer]
         own = [len(problem.prompt) + p for p in target.positions]
-        assert found.values[n].isnan().nonzero()[:, 0].tolist() == own
+        template = set(range(len(problem.prompt))) - set(awkward.question(problem.forward))
+        assert found.values[n].isnan().nonzero()[:, 0].tolist() == [*sorted(template), *own]
         seen = ~found.values[n].isnan()
         assert tiny.relative(found.values[n][seen], values[at][seen]) < problem.near
 

@@ -245,10 +245,13 @@ def test_the_range_of_transformers(registry, monkeypatch, version, fits):
     monkeypatch.setattr("transformers.__version__", version)  # its module replaces itself lazily
     if fits:
         assert captum_dcam.load("probe") == "loaded"
+        assert captum_dcam.wrap(tiny.model(), tiny.processor(), "probe").family == "probe"
         return
-    with pytest.raises(ImportError, match=rf"transformers>=5.0,<6, and {version} is installed"):
+    with pytest.raises(ImportError, match=rf"transformers >=5.0,<6, and {version} is installed"):
         captum_dcam.load("probe")
-    assert captum_dcam.wrap(tiny.model(), tiny.processor()).family == "mini"  # asks for none
+    with pytest.raises(ImportError, match="in an environment of its own"):
+        captum_dcam.wrap(tiny.model(), tiny.processor(), "probe")
+    assert captum_dcam.wrap(tiny.model(), tiny.processor()).family == "mini"  # asks for its own
 
 
 # -- wrap ------------------------------------------------------------------------------------------

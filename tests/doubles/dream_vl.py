@@ -192,7 +192,7 @@ class DreamVLRotaryEmbedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.section = config.mrope_section
+        self.config, self.section = config, config.mrope_section
         width = config.hidden_size // config.num_attention_heads
         rates = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         self.register_buffer("inv_freq", rates.float(), persistent=False)

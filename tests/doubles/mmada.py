@@ -169,6 +169,9 @@ class MMadaModelLM(PreTrainedModel):
     def _init_weights(self, module):
         """Random weights are drawn in :func:`model`."""
 
+    def tie_weights(self, *_args, **_kwargs):
+        """Nothing is tied, as upstream's checkpoints say."""
+
     def get_input_embeddings(self):
         return self.model.transformer.wte
 
@@ -259,8 +262,8 @@ class MAGVITv2(nn.Module):
 def model(seed=0, dtype=torch.float32, **changes):
     """Random weights; keys are enlarged so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         made = MMadaModelLM(MMadaConfig(**changes))
+        torch.manual_seed(seed)  # how much was drawn before depends on transformers
         for name, p in made.named_parameters():
             if p.ndim > 1:
                 nn.init.normal_(p, std=1.0 if "wte" in name else 1 / math.sqrt(p.shape[-1]))

@@ -40,9 +40,9 @@ class Loops:
         self.rows = [*self.prompt, *(start + q for q in range(len(self.answer)))]
 
     def context(self, position, order):
-        """(text token, id, step) of the prompt and of what was written before, but no stops."""
+        """(text token, id, step) of the question and of what was written before, but no stops."""
         rank = self.commit if order == "commit" else range(len(self.answer))
-        found = [(k, i, self.first) for k, i in enumerate(self.prompt_ids)]
+        found = [(k, self.prompt_ids[k], self.first) for k in awkward.question(self.forward)]
         return found + [
             (len(self.prompt) + q, token, self.steps[q])
             for q, token in enumerate(self.answer)

@@ -128,7 +128,8 @@ def test_text_relevance_of_a_batch_is_that_of_the_example_alone(family, cache, e
         own = [len(loop.prompt) + p for p in target.positions]
         absent = set(found.values[n].isnan().nonzero()[:, 0].tolist())
         if by == "gradient":
-            assert absent == set(own)
+            template = set(range(len(loop.prompt))) - set(awkward.question(task.forward))
+            assert absent == {*template, *own}
             continue
         seen = {k for p in target.positions for k, _, _ in loop.context(p, "commit")} - set(own)
         assert absent == set(range(len(loop.rows))) - seen

@@ -8,14 +8,17 @@ import math
 import os
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from awkward import made_ar
 from methods import made
 
+import captum_dcam
 from captum_dcam.methods import AttributionTask, Budget, metered, method
 from captum_dcam.methods.tam import (
     estimated_causal_inference,
@@ -25,6 +28,7 @@ from captum_dcam.methods.tam import (
     least_squares_scale,
     top_candidates,
 )
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.words import Target
 
@@ -248,6 +252,57 @@ def test_equals_the_authors_code(authors, monkeypatch, seed):
         assert np.abs(after - ours).max() < 1e-5
         assert np.abs(final / 255 - ours).max() <= 1 / 255
         assert np.allclose(shares, everything[rows[4 + k], :].topk(3).values.softmax(0), atol=1e-6)
+
+
+def demo(authors, model, tokenizer, inputs, grid):
+    """Their demo of Qwen2-VL: the maps they recorded, and what they filtered, token by token.
+
+    Two of their records are put right, of the prompt's first token and of the answer's: see
+    :class:`captum_dcam.methods.tam.TokenActivationMap`.
+    """
+    with torch.no_grad():
+        own = model.generate(
+            **inputs, max_new_tokens=6, output_hidden_states=True, return_dict_in_generate=True
+        )
+        logits = [model.lm_head(states[-1]) for states in own.hidden_states]
+    tokens, count = own.sequences[0].tolist(), inputs["input_ids"].shape[1]
+    marks = ("<|vision_start|>", "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant")
+    start, end, turn = (tokenizer(mark)["input_ids"] for mark in marks)
+    reply = tokenizer("\n<|im_start|>assistant\n")["input_ids"]
+    ids = {"img_id": [*start, *end], "prompt_id": [*end, turn], "answer_id": [reply, -1]}
+    reader = types.SimpleNamespace(tokenizer=tokenizer, batch_decode=tokenizer.batch_decode)
+    shown, records = np.zeros((40, 40, 3), np.uint8), []
+    for number in range(len(tokens) - count):
+        authors.TAM(tokens, grid.shape, logits, ids, shown, reader, "", number, records, True)
+        if not number:
+            image = logits[0][0, grid.positions.flatten()].clamp_min(0).numpy()
+            records[0] = image[:, tokens[tokens.index(*end) + 1]]
+            records[-1] = image[:, tokens[count]]
+    return records
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_chat_template_the_context_is_the_authors(authors, monkeypatch, seed):
+    """On a tiny Qwen2-VL they take 8 of the prompt's 57 text tokens: the question's."""
+    parts = replace(made_ar.parts("qwen2_vl"), chat_template=made_ar.chat_template())
+    adapter = captum_dcam.wrap(made_ar.model("qwen2_vl", seed), parts)
+    forward = DenoisingForward(adapter, 1)
+    request = adapter.prepare([[made_ar.picture(seed)]], ["what is red ?"])
+    forward.generate(request, max_new_tokens=6)
+    answer = forward.trajectory.tokens[0].tolist()
+    filters, rank = [], authors.rank_guassian_filter
+    monkeypatch.setattr(
+        authors, "rank_guassian_filter", lambda *a: filters.append(rank(*a)) or filters[-1]
+    )
+    inputs = adapter._inputs(request.pixels, request.extras)
+    records = demo(authors, adapter.model, parts.tokenizer, inputs, request.layout.grids[0])
+    assert len(adapter.prompt_tokens(request)[0]) == 57
+    assert len(records) - len(answer) == int(request.dialogue.sum()) == 8
+    words = tuple(Target("", (p,), (token,)) for p, token in enumerate(answer))
+    found = method("tam", order="position").attribute(AttributionTask(forward, words))
+    for p in range(1, len(answer)):
+        assert np.abs(filters[8 + p] - found.maps[0][p].numpy()).max() < 1e-5
+        assert found.text[p].isfinite().sum() == 8 + p
 
 
 def test_the_filter_is_the_authors_on_maps_with_empty_regions(authors):

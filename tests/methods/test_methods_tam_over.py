@@ -46,7 +46,7 @@ def by_loops(base, task, position, *, relevance="activation", order="commit", pr
     token = answer[position]
     # (text token, position whose state is read, id)
     first = commit.index(min(commit)) if task.score == "commit" else 0
-    context = [(k, first, int(tokens.ids[k])) for k in range(tokens.prompt)]
+    context = [(k, first, int(tokens.ids[k])) for k in range(tokens.prompt)]  # no template
     context += [
         (tokens.prompt + p, p, answer[p])
         for p in range(len(answer))

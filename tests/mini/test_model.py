@@ -1,5 +1,7 @@
 """The embedded model: attention, cache, tokenizer, files, packed pairs."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -10,6 +12,7 @@ from captum_dcam.data.scenes import PROMPTS, make_scene
 from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import attend
+from captum_dcam.model.versions import in_type
 
 
 def inputs(batch=2, prompt=tiny.PROMPT, answer=6):
@@ -186,7 +189,12 @@ def test_save_and_load_give_the_same_bits(tmp_path):
 
 def test_the_tokenizer_knows_every_word_of_the_scenes():
     tokenizer = build_tokenizer()
-    assert tokenizer.backend_tokenizer.to_str() == tiny.tokenizer().backend_tokenizer.to_str()
+    built, packaged = (
+        json.loads(one.backend_tokenizer.to_str()) for one in (tokenizer, tiny.tokenizer())
+    )
+    for parts in (built, packaged):  # older tokenizers make none of one that adds nothing
+        del parts["post_processor"]
+    assert built == packaged
     unknown = tokenizer.unk_token_id
     texts = {p for prompts in PROMPTS.values() for p in prompts}
     for index in range(200):
@@ -229,6 +237,6 @@ def test_the_packaged_model_answers(packaged):
 def test_the_model_is_known_to_the_auto_classes(tmp_path):
     model = tiny.model()
     model.save_pretrained(tmp_path)
-    found = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    found = AutoModel.from_pretrained(tmp_path, **in_type(torch.float32))
     assert type(found) is type(model)
     assert torch.equal(found.embed_tokens.weight, model.embed_tokens.weight)

@@ -21,6 +21,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "WARMUP", 2)
     monkeypatch.setattr(trainer, "MiniConfig", functools.partial(MiniConfig, **tiny.SHAPE))

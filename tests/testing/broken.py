@@ -63,6 +63,12 @@ class ConfidenceOfLogits(MiniAdapter):
         return dataclasses.replace(t, confidence=t.confidence + 3)
 
 
+class ConfidenceOfSharperLogits(MiniAdapter):
+    def generate(self, request, **settings):
+        t = super().generate(request, **settings)
+        return dataclasses.replace(t, confidence=t.confidence**2)
+
+
 # -- what a step computes --------------------------------------------------------------------------
 
 
@@ -269,6 +275,29 @@ class NoEmptyPrompt(MiniAdapter):
         if "" in prompts:
             raise IndexError("list index out of range")
         return super().prepare(images, prompts)
+
+
+class WithDialogue(MiniAdapter):
+    def prepare(self, images, prompts):
+        request = super().prepare(images, prompts)
+        return dataclasses.replace(request, dialogue=self.changed(request.dialogue.clone()))
+
+
+class SaysTheAnswersMark(WithDialogue):
+    def changed(self, said):
+        said[:, -1] = True
+        return said
+
+
+class ForgetsTheQuestionMark(WithDialogue):
+    def changed(self, said):
+        said[:, -2] = False
+        return said
+
+
+class SaysNothing(WithDialogue):
+    def changed(self, said):
+        return said[:, :0]
 
 
 class Peeking(MiniAdapter):

@@ -57,7 +57,7 @@ def model(upstream, dtype=torch.float32, implementation="sdpa"):
     return made.to(dtype).eval()
 
 
-def adapter(upstream, dtype=torch.float32, implementation="sdpa"):
+def adapter(upstream, dtype=torch.float32, implementation="sdpa", made=None):
     images = upstream[1].DreamVLImageProcessor(min_pixels=double.LEAST, max_pixels=double.MOST)
-    made = model(upstream, dtype, implementation)
+    made = model(upstream, dtype, implementation) if made is None else made
     return captum_dcam.wrap(made, Parts(double.tokenizer(), images, None, double.TEMPLATE))

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch._dynamo
 
-from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.lavida import compat
+from captum_dcam.model.buffers import repair
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA"
 COMMIT = "284ef5c"  # of the checkout that the results in the docs are from
@@ -105,8 +105,7 @@ def model(variant, folder, seed=0, **changes):
         torch.manual_seed(seed)
         made = cls(config(variant, **changes), vision_kwargs=sight)
         spread(made)
-    frequencies(made)
-    position_ids(made)
+    repair(made)
     return made.float().eval()
 
 

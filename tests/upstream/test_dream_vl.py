@@ -126,6 +126,19 @@ def test_nothing_is_left_behind(upstream):
     assert suite.left(made) == before
 
 
+def test_wrap_finds_the_tables_that_loading_left_unmade(upstream):
+    """``from_pretrained`` of transformers 5 leaves all six as memory was."""
+    plain, made = (real.adapter(upstream).model for _ in range(2))
+    tables = [p for p in made.modules() if hasattr(p, "inv_freq")]
+    for part in tables:
+        part.inv_freq = torch.full_like(part.inv_freq, -6.7e8)
+    with pytest.warns(UserWarning, match=rf": {len(tables)} rotary tables\. "):
+        real.adapter(upstream, made=made)
+    right = dict(plain.named_buffers())
+    assert len(tables) == 6
+    assert all(torch.allclose(b, right[n]) for n, b in made.named_buffers())
+
+
 def test_a_saved_checkpoint_is_loaded_with_its_code(upstream, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
@@ -154,6 +167,17 @@ def test_a_saved_checkpoint_is_loaded_with_its_code(upstream, tmp_path, monkeypa
         )
     )
     (folder / "chat_template.jinja").write_text(double.TEMPLATE)
+    with captum_dcam.repair("dream_vl"):  # as its authors load it
+        from transformers import AutoModel, AutoProcessor
+
+        own = dict(trust_remote_code=True)
+        model = AutoModel.from_pretrained(folder, torch_dtype=torch.float32, **own).eval()
+        processor = AutoProcessor.from_pretrained(folder, **own)
+    wrapped, shown = captum_dcam.wrap(model, processor), dict(gen_length=6, steps=3)
+    explained = captum_dcam.explain(
+        wrapped, tiny.picture(size=(84, 56)), "what is this", words="all", **shown
+    )
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
     with pytest.raises(PermissionError, match="trust_remote_code=True"):
         captum_dcam.load(folder)
     made = captum_dcam.load(folder, trust_remote_code=True)

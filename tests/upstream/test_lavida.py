@@ -18,9 +18,10 @@ from PIL import Image
 from upstream import made_lavida as made
 from upstream.commands import explained_and_compared
 
-from captum_dcam.adapters.common.compat import frequencies, position_ids
+import captum_dcam
 from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.model.buffers import repair
 from captum_dcam.model.forward import DenoisingForward
 
 pytestmark = [
@@ -202,7 +203,7 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
         options["trust_remote_code"] = True
     made_up = LavidaAdapter.load(str(folder), **options)
     assert made_up.variant == variant
-    assert frequencies(made_up.model) == 0 == position_ids(made_up.model)
+    assert not repair(made_up.model)
     images = torch.randn(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[1, 2, 3]])
     rounded = model.bfloat16().float()  # as the builder loads
@@ -214,6 +215,22 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
     other = DenoisingForward(adapter(rounded, system=made_up._system), 1)
     other.generate(forward.request, gen_length=4)
     assert torch.equal(forward.trajectory.tokens, other.trajectory.tokens)
+
+
+@pytest.mark.parametrize("variant", bound.VARIANTS)
+def test_loaded_as_its_authors_do(tmp_path, variant):
+    folder = tmp_path / "checkpoint"
+    made.model(variant, tmp_path, mm_use_im_patch_token=False).save_pretrained(folder)
+    save_tokenizer(folder)
+    with captum_dcam.repair("lavida"):
+        from llava.model.builder import load_pretrained_model
+
+        tokenizer, model, images, _ = load_pretrained_model(
+            str(folder), None, f"llava_{variant}", device_map="auto", torch_dtype="bfloat16"
+        )
+    found = captum_dcam.wrap(model, (tokenizer, images))
+    explained = captum_dcam.explain(found, ramp((200, 150)), "a dog", words="all", gen_length=4)
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
 
 
 @pytest.mark.parametrize("cache", ("prefix", "none"))
@@ -267,5 +284,8 @@ def save_tokenizer(folder):
         "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
     )
     made_up.save_pretrained(folder)
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # as the checkpoints say
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"][0].startswith("Llava")

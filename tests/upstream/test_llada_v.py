@@ -19,10 +19,10 @@ from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.adapters.common import packing
-from captum_dcam.adapters.common.compat import frequencies, position_ids
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.llada_v.loading import package, plain_rope
 from captum_dcam.errors import LayerError, MethodError, WeightsError
+from captum_dcam.model.buffers import ROTARY, repair
 from captum_dcam.model.forward import DenoisingForward
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_LLADA_V")
@@ -345,7 +345,23 @@ def saved(upstream, tmp_path_factory):
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
     tokenizer.save_pretrained(folder / "model")
+    described = json.loads((folder / "model" / "tokenizer_config.json").read_text())
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # as the checkpoint says
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps(described))
     return folder / "model", made
+
+
+def test_loaded_as_its_authors_do(saved):
+    with captum_dcam.repair("llada_v"):
+        from llava.model.builder import load_pretrained_model
+
+        tokenizer, model, images, _ = load_pretrained_model(
+            str(saved[0]), None, "llava_llada", attn_implementation="sdpa", device_map="auto"
+        )
+    found = captum_dcam.wrap(model.float(), (tokenizer, images))
+    shown = dict(gen_length=4, steps=2, block_length=4)
+    explained = captum_dcam.explain(found, tiny.picture(0, SIZE), PROMPT, words="all", **shown)
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
 
 
 def test_a_saved_checkpoint_is_loaded_whole(saved):
@@ -354,11 +370,11 @@ def test_a_saved_checkpoint_is_loaded_whole(saved):
     assert found._packing.tiling(1).tile == 384 and found._packing.tiling(1).side == 27
     theirs = found.model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in made.state_dict().items())
-    assert frequencies(found.model) == 0 == position_ids(found.model)
+    assert not repair(found.model)
     rotary = found.model.model.layers[0].self_attn.rotary_emb
     assert torch.equal(rotary.inv_freq, made.model.layers[0].self_attn.rotary_emb.inv_freq)
     rotary.inv_freq = rotary.inv_freq * 0 - 7
-    assert frequencies(found.model) == 1
+    assert repair(found.model) == {ROTARY: 1}
     assert torch.equal(rotary.inv_freq, made.model.layers[0].self_attn.rotary_emb.inv_freq)
 
 

@@ -156,6 +156,18 @@ def test_nothing_is_left_behind(upstream, vq):
     assert suite.left(made) == before
 
 
+def test_loaded_as_its_authors_do(upstream, vq, tmp_path):
+    real.model(upstream).save_pretrained(tmp_path)
+    with captum_dcam.repair("mmada"):
+        from models import MMadaModelLM
+
+        model = MMadaModelLM.from_pretrained(tmp_path, torch_dtype=torch.float32).eval()
+    found = captum_dcam.wrap(model, (double.tokenizer(), vq), resolution=suite.SIDE)
+    shown = dict(gen_length=4, steps=2, block_length=4)
+    explained = captum_dcam.explain(found, tiny.picture(), "what is this", words="all", **shown)
+    assert explained.words and all(bool(m.any()) for m in explained.maps)
+
+
 def test_a_saved_checkpoint_is_loaded(upstream, vq, tmp_path, monkeypatch):
     plain = real.model(upstream)
     plain.save_pretrained(tmp_path)

@@ -20,8 +20,8 @@ from doubles import lavida_o as double
 from torch import nn
 
 import captum_dcam
-from captum_dcam.adapters.common.compat import moved_names, without_arguments
-from captum_dcam.adapters.lavida.compat import deepspeed
+from captum_dcam.adapters.common.compat import deepspeed, moved_names
+from captum_dcam.adapters.lavida_o.loading import repair_classes
 from captum_dcam.testing import AdapterCase
 
 HERE = Path(__file__).parent
@@ -90,8 +90,7 @@ def package():
     moved_names()
     with deepspeed(), stand_ins():
         found = importlib.import_module("llava.model.language_model.llava_llada")
-    found.LlavaLladaConfig.__init__ = found.LLaDAConfig.__init__
-    without_arguments(found.LlavaLladaForMaskedDiffusion)
+    repair_classes(found)
     return found
 
 
