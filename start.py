@@ -14,13 +14,17 @@ Arguments unknown here go on to `captum-dcam explain`, to pytest or to benchmark
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import Request, url2pathname, urlopen
 
 if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one is told so
     sys.exit(
@@ -61,6 +65,62 @@ def require_venv() -> None:
         )
 
 
+def offered(pip: list[str], requirement: str) -> dict[str, tuple[str, str]]:
+    """What pip would install for a requirement: name → (version, address). Nothing is installed;
+    empty where pip finds none, or is older than 22.2 and cannot tell."""
+    command = [*pip, "--dry-run", "--ignore-installed", "--quiet", "--report", "-", requirement]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        items = json.loads(done.stdout)["install"]
+    except ValueError:  # it has failed
+        return {}
+    return {
+        item["metadata"]["name"]: (item["metadata"]["version"], item["download_info"]["url"])
+        for item in items
+    }
+
+
+UNTOLD = (OSError, HTTPException, TypeError, ValueError)  # no answer, none with a size, no address
+
+
+def size(address: str) -> int:
+    """Bytes of a file that pip would take; one of UNTOLD where its server does not tell."""
+    if address.startswith("file:"):
+        return os.path.getsize(url2pathname(urlparse(address).path))
+    with urlopen(Request(address, method="HEAD"), timeout=10) as answer:
+        return int(answer.headers["Content-Length"])
+
+
+def torch_for(pip: list[str]) -> list[str]:
+    """The torch to ask pip for, after saying what there is to download: a build for the CPU alone
+    where pip finds one and there is no NVIDIA GPU; else what pip takes by itself."""
+    found, asked = offered(pip, "torch"), []
+    gpu = shutil.which("nvidia-smi") is not None
+    if not found:
+        say("There are several hundred MB to download, several GB with torch for CUDA")
+        return []
+    version = found["torch"][0]
+    if not gpu and not version.endswith("+cpu"):
+        small = f"torch=={version.partition('+')[0]}+cpu"
+        if fitting := offered(pip, small):
+            found, asked = fitting, [small]
+    try:
+        total = f"{sum(size(address) for _, address in found.values()) / 1e6:.0f} MB"
+    except UNTOLD:
+        total = "of unknown size"
+    say(
+        f"There are {len(found)} packages to download for torch {found['torch'][0]}, {total}, and "
+        "100 to 200 MB for everything else"
+    )
+    if not gpu and any(name.startswith("nvidia") for name in found):
+        say(
+            "This torch is for CUDA, and there is no NVIDIA GPU: a build for the CPU is much "
+            "smaller, but pip finds none here. Tell pip of an index that has one, as PyTorch's "
+            "page on installing says, with PIP_EXTRA_INDEX_URL, and start again with --fresh"
+        )
+    return asked
+
+
 def fingerprint(requirements: list[str]) -> str:
     """Changes whenever an environment has to be made anew."""
     digest = hashlib.sha256(f"{ROOT} {sys.version} {requirements}".encode())
@@ -85,9 +145,12 @@ def environment(name: str, fresh: bool) -> Path:
         shutil.rmtree(folder)
     say(f"Making a virtual environment in {folder.name}")
     run([sys.executable, "-m", "venv", str(folder)], check=True)
-    say("Installing captum-dcam and what it needs (several hundred MB; a few minutes)")
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    run([*pip, *requirements], check=True)
+    # the referees' torchvision has to be of the same build as torch: pip takes both as they come
+    torch = [] if name == "referees" else torch_for([*pip, *requirements[:2]])
+    several = " (several GB)" if name == "referees" else ""
+    say(f"Installing captum-dcam and what it needs{several}; a few minutes")
+    run([*pip, *requirements, *torch], check=True)
     if alone:
         run([*pip, "--no-deps", *alone], check=True)
     stamp.write_text(wanted)

@@ -27,8 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / "tests/environments"
 STORE, PAGE = ROOT / "docs/environments.json", ROOT / "docs/ENVIRONMENTS.md"
 BEGIN, END = "<!-- environments: begin -->", "<!-- environments: end -->"
-#: of every environment: the embedded model, all families' doubles, the command line
-TESTS = ("tests/mini", "tests/core", "tests/adapters", "tests/test_cli.py")
+#: of every environment: the embedded model, all families' doubles, the command line, what pip made
+TESTS = (
+    *("tests/mini", "tests/core", "tests/adapters"),
+    *("tests/test_cli.py", "tests/test_packaging.py"),
+)
 #: variable that names a checkout, as in tests/upstream
 UPSTREAM = "CAPTUM_DCAM_UPSTREAM_"
 SHOWN = ("torch", "transformers", "numpy")
@@ -172,6 +175,7 @@ def tested(python: Path, tests: Sequence[str], **variables: str) -> tuple[str, b
         **os.environ,
         **variables,
         "PYTHONPATH": "tests",
+        "CAPTUM_DCAM_INSTALLED": "1",  # the library, as its users have it: tests/test_packaging.py
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
     }

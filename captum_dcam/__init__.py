@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captum_dcam.packages import lazily
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -36,26 +38,27 @@ __all__ = [
     "wrap",
 ]
 
-#: module → public names in it; they are imported when first used, so that ``--help`` is quick
-_HOMES = {
-    "attribution": ("DiffusionCAM",),
-    "comparing": ("compare", "compare_generation"),
-    "errors": ("DcamError",),
-    "explaining": ("explain", "explain_generation", "sign_check"),
-    "model.forward": ("DenoisingForward",),
-    "model.hub": ("families", "load", "repair", "wrap"),
-    "model.prompts": ("Video",),
-    "results.comparison": ("Comparison",),
-    "results.explanation": ("Explanation",),
-}
+#: public names, imported when first used, so that ``--help`` is quick
+_public = lazily(
+    __name__,
+    {
+        "attribution": ("DiffusionCAM",),
+        "comparing": ("compare", "compare_generation"),
+        "errors": ("DcamError",),
+        "explaining": ("explain", "explain_generation", "sign_check"),
+        "model.forward": ("DenoisingForward",),
+        "model.hub": ("families", "load", "repair", "wrap"),
+        "model.prompts": ("Video",),
+        "results.comparison": ("Comparison",),
+        "results.explanation": ("Explanation",),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     """Public names, and rooms such as ``captum_dcam.refine``, imported when first used."""
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"captum_dcam.{home}"), name)
-            return value
+    if name in __all__:
+        return _public(name)
     if not name.startswith("_"):
         try:
             return import_module(f"captum_dcam.{name}")

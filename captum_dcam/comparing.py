@@ -109,6 +109,7 @@ def compare(
     seed = _check(score, budget, seed, errors, progress)
     check_tagger(tagger)
     forward = DenoisingForward(adapter, layer, score)
+    _check_packages(chosen, errors)
     request = adapter.prepare([images], [prompt])
     if progress is not None:
         progress("generation")
@@ -153,6 +154,7 @@ def compare_generation(
     seed = _check(score, budget, seed, errors, progress)
     chosen = chosen_methods(methods)
     check_tagger(tagger)
+    _check_packages(chosen, errors)
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
@@ -209,6 +211,13 @@ def _check(score: Any, budget: Any, seed: Any, errors: Any, progress: Any) -> in
     if progress is not None and not callable(progress):
         raise InputTypeError(f"progress is {progress!r}: expected a function of a method's name")
     return checks.whole("seed", seed, least=0)
+
+
+def _check_packages(methods: Sequence[Method], errors: str) -> None:
+    """Where a method that fails is to raise, raise before any work for packages that it lacks."""
+    if errors == "raise":
+        for one in methods:
+            one.check_packages()
 
 
 def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, ...]:

@@ -216,7 +216,12 @@ def test_models(tmp_path):
     assert mini["caches"] == ["prefix", "none"] and mini["class"].endswith("MiniAdapter")
     assert mini["recommended_block"] <= mini["deepest_usable_block"] < mini["blocks"]
     run = call("models")
-    assert run.exit_code == 0 and "MiniAdapter" in run.stdout
+    assert run.exit_code == 0 and "mini" in run.stdout and "Note:" not in run.stdout
+    one = call("models", "mini")
+    assert "MiniAdapter" in one.stdout and "Note: trained on" in one.stdout
+    assert "lavida" not in one.stdout
+    wrong = call("models", "lavid")
+    assert wrong.exit_code == 2 and "did you mean 'lavida'" in " ".join(wrong.stderr.split())
 
 
 def test_version_and_help():

@@ -25,47 +25,22 @@ from captum_dcam.adapters.autoregressive.decoding import (
     embedded,
     prefilled,
 )
-from captum_dcam.adapters.autoregressive.loading import CHECKPOINT, FAMILIES, loaded
+from captum_dcam.adapters.autoregressive.facts import AutoregressiveFamily
+from captum_dcam.adapters.autoregressive.loading import FAMILIES, loaded
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.visuals import Family
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
 #: settings that a record can hold as they are; others (a stopping criterion) by how they print
 PLAIN = (str, int, float, bool, type(None))
 
-FACTS = FamilyFacts(
-    checkpoints=(
-        Checkpoint("Qwen/Qwen2-VL-2B-Instruct", blocks=28),
-        Checkpoint("Qwen/Qwen2-VL-7B-Instruct", blocks=28),
-        Checkpoint(CHECKPOINT, blocks=36),
-        Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", blocks=28),
-        Checkpoint("Qwen/Qwen3-VL-4B-Instruct", blocks=36),
-        Checkpoint("Qwen/Qwen3-VL-8B-Instruct", blocks=36),
-        Checkpoint("llava-hf/llava-1.5-7b-hf", blocks=32),
-        Checkpoint("llava-hf/llava-1.5-13b-hf", blocks=40),
-        Checkpoint("OpenGVLab/InternVL3-1B-hf", blocks=24),
-        Checkpoint("OpenGVLab/InternVL3-8B-hf", blocks=28),
-    ),
-    transformers=">=5.23",
-    notes=(
-        "checkpoints whose generation_config samples (Qwen) decode greedily here unless do_sample "
-        "or temperature asks for sampling; its repetition_penalty stays in force",
-        "LLaVA-1.5 crops the centre: no token sees the sides of an image that is not square",
-        "InternVL squashes the image to its canvas of tiles; the thumbnail has a grid of its own",
-        "Qwen3-VL adds visual features behind its first blocks too: a tap there sees them "
-        "incomplete",
-        "frames of a video are used as given; text and positions that tell the time assume 24 per "
-        "second",
-    ),
-)
-
 
 @register
-class AutoregressiveAdapter(ConversationAdapter):
+class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
     r"""Adapter of the families named above.
 
     Args:
@@ -78,15 +53,12 @@ class AutoregressiveAdapter(ConversationAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    family: ClassVar[str] = "autoregressive"
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
-    takes_video: ClassVar[bool] = True
-    facts: ClassVar[FamilyFacts | None] = FACTS
     loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         super().__init__(model, processor, cache)
-        self.takes_video = self._family.video_token is not None  # type: ignore[misc]  # not LLaVA
+        self.takes_video = self._family.video_token is not None  # not LLaVA
 
     def _family_of(self, parts: Parts) -> Family:
         config = getattr(self.model, "config", None)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from captum_dcam.adapters.autoregressive.facts import CHECKPOINT
 from captum_dcam.adapters.autoregressive.internvl import InternVL
 from captum_dcam.adapters.autoregressive.llava import Llava
 from captum_dcam.adapters.autoregressive.qwen import Qwen2, Qwen3, Qwen25
 from captum_dcam.adapters.common.loading import image_text_model, named
 from captum_dcam.adapters.common.visuals import Family
 
-CHECKPOINT = "Qwen/Qwen2.5-VL-3B-Instruct"
 #: ``model_type`` → what prepares its images
 FAMILIES: dict[str, type[Family]] = {
     kind: cls for cls in (Qwen2, Qwen25, Qwen3, Llava, InternVL) for kind in cls.model_types

@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -283,8 +283,6 @@ class PackedAdapter(FamilyAdapter):
         system (str, optional): system prompt; None for the template's own.
         packing (callable): makes the :class:`Packing` of the model and its image processor.
     """
-
-    batches: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """DiffusionGemma: block diffusion from uniform noise, encoder and decoder with shared weights."""
 
-from captum_dcam.adapters.diffusion_gemma.adapter import DiffusionGemmaAdapter
+from captum_dcam.packages import lazily
 
 __all__ = ["DiffusionGemmaAdapter"]
+__getattr__ = lazily(__name__, {"adapter": __all__})

@@ -28,15 +28,16 @@ from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.diffusion_gemma import decoding
 from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
-from captum_dcam.adapters.diffusion_gemma.loading import CHECKPOINT, MODEL_TYPE, loaded
+from captum_dcam.adapters.diffusion_gemma.facts import DiffusionGemmaFamily
+from captum_dcam.adapters.diffusion_gemma.loading import MODEL_TYPE, loaded
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DiffusionGemmaAdapter(ConversationAdapter):
+class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
     r"""Adapter of ``DiffusionGemmaForBlockDiffusion`` (transformers 5.23 and later).
 
     Args:
@@ -49,23 +50,8 @@ class DiffusionGemmaAdapter(ConversationAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    family: ClassVar[str] = "diffusion_gemma"
     model_types: ClassVar[tuple[str, ...]] = (MODEL_TYPE,)
-    caches: ClassVar[tuple[str, ...]] = ("prefix",)
     any_size: ClassVar[bool] = True
-    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
-        checkpoints=(Checkpoint(CHECKPOINT, blocks=30),),
-        transformers=">=5.23",
-        notes=(
-            "there is no greedy mode: every generation needs a generator or a seed",
-            "max_new_tokens is rounded up to whole canvases (256 tokens)",
-            "generate ignores settings that it does not know (use_cache, do_sample, top_k, …) "
-            "without a word; the adapter refuses them",
-            "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones "
-            "only; generate and the adapter give the family's own masks",
-            "routing to experts flips between types: replay in the type of the generation",
-        ),
-    )
     loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:

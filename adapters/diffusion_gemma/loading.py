@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from captum_dcam.adapters.common.loading import image_text_model, named
+from captum_dcam.adapters.diffusion_gemma.facts import CHECKPOINT
 
-CHECKPOINT = "google/diffusiongemma-26B-A4B-it"
 MODEL_TYPE = "diffusion_gemma"
 
 

@@ -1,5 +1,6 @@
 """Dream-VL: the whole sequence at every step, logits shifted by one, images of any size."""
 
-from captum_dcam.adapters.dream_vl.adapter import DreamVLAdapter
+from captum_dcam.packages import lazily
 
 __all__ = ["DreamVLAdapter"]
+__getattr__ = lazily(__name__, {"adapter": __all__})

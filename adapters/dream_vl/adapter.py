@@ -25,15 +25,16 @@ from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
 from captum_dcam.adapters.dream_vl.compat import CLASSES, repaired
-from captum_dcam.adapters.dream_vl.loading import CHECKPOINT, loaded
+from captum_dcam.adapters.dream_vl.facts import DreamVLFamily
+from captum_dcam.adapters.dream_vl.loading import loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Trajectory
 
 
 @register
-class DreamVLAdapter(ConversationAdapter):
+class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
     r"""Adapter of ``DreamVLModel``.
 
     Args:
@@ -46,27 +47,11 @@ class DreamVLAdapter(ConversationAdapter):
         TypeError, ValueError: a processor that does not fit the model.
     """
 
-    family: ClassVar[str] = "dream_vl"
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
-    caches: ClassVar[tuple[str, ...]] = ("none",)
     classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
     any_size: ClassVar[bool] = True
-    takes_video: ClassVar[bool] = True
-    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
-        checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
-        transformers=">=4.46",
-        remote_code=True,
-        notes=(
-            "its code comes with the checkpoint: load needs trust_remote_code=True",
-            "upstream decodes with temperature 1.0, top_k 50, 512 steps and alg origin unless told "
-            "otherwise; here greedy maskgit_plus with a step per token",
-            "the prompt cache fails upstream: use_cache=True is refused",
-            "the first steps can fill no token: a step fills int(m (1 - s/t)) of m masks",
-            "examples of a batch are decoded one by one: upstream ranks them together",
-        ),
-    )
 
     def _family_of(self, parts: Parts) -> DreamVL:
         return DreamVL(self.model.config, parts.tokenizer, parts.image_processor)

@@ -9,10 +9,9 @@ from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.dream_vl.compat import repaired
+from captum_dcam.adapters.dream_vl.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
 from captum_dcam.model.versions import in_type
-
-CHECKPOINT = "Dream-org/Dream-VL-7B"
 
 
 def loaded(

@@ -1,5 +1,6 @@
 """LaViDa-LLaDA and LaViDa-Dream, the family on which the paper was validated."""
 
-from captum_dcam.adapters.lavida.adapter import LavidaAdapter
+from captum_dcam.packages import lazily
 
 __all__ = ["LavidaAdapter"]
+__getattr__ = lazily(__name__, {"adapter": __all__})

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.llada import LladaAdapter
 from captum_dcam.adapters.common.packing import SYSTEM, Packing, check_tiles, cutting_of, pools
-from captum_dcam.adapters.lavida.compat import INSTALL, VARIANTS, repaired
+from captum_dcam.adapters.lavida.compat import VARIANTS, repaired
 from captum_dcam.adapters.lavida.decoding import LANGUAGES
-from captum_dcam.adapters.lavida.loading import CHECKPOINT, loaded
+from captum_dcam.adapters.lavida.facts import LavidaFamily
+from captum_dcam.adapters.lavida.loading import loaded
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 #: how packing treats images of a model without tiles
@@ -80,7 +81,7 @@ class LavidaPacking(Packing):
 
 
 @register
-class LavidaAdapter(LladaAdapter):
+class LavidaAdapter(LavidaFamily, LladaAdapter):
     r"""Adapter of ``LlavaLladaForMaskedDiffusion`` and ``LlavaDreamForMaskedDiffusion``.
 
     Args:
@@ -95,30 +96,9 @@ class LavidaAdapter(LladaAdapter):
             and followed by a newline token, as their ``predict.py`` does. Default: ``"tensor"``
     """
 
-    family: ClassVar[str] = "lavida"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llava_dream")
     architectures: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
     classes: ClassVar[tuple[str, ...]] = tuple(VARIANTS)
-    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
-        checkpoints=(
-            Checkpoint(CHECKPOINT, blocks=32),
-            Checkpoint("jacklishufan/lavida-dream-v1.0-instruct", blocks=28),
-            Checkpoint("jacklishufan/lavida-llada-1.0-lowres", blocks=32),
-            Checkpoint("jacklishufan/lavida-llada-1.0-fim", blocks=32),
-            Checkpoint("hbXNov/lavida-llada-reason", blocks=32),
-        ),
-        package="llava",
-        install=INSTALL,
-        transformers=">=4.46",
-        notes=(
-            "schedule='shift' has shift=3 by default and commits late; the authors evaluate with "
-            "0.33",
-            "LLaDA's own generate ignores steps (here they are passed on) and do_sample",
-            "Dream's own generate samples (temperature 0.2); here the default is greedy",
-            "a low-resolution checkpoint wants NOT_ALWASY_DO_2DPOOL=1 before its package is "
-            "imported",
-        ),
-    )
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
 

@@ -22,13 +22,10 @@ from captum_dcam.adapters.common.compat import (
     without_arguments,
 )
 from captum_dcam.adapters.common.loading import check_complete, upstream
+from captum_dcam.adapters.lavida.facts import INSTALL
 
 #: class name → language model
 VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
-INSTALL = (
-    "git clone https://github.com/jacklishufan/LaViDa && pip install --no-deps -e LaViDa && "
-    "pip install einops requests deepspeed"
-)
 
 
 def package() -> Any:

@@ -16,9 +16,9 @@ from captum_dcam.adapters.common.loading import (
     typed,
 )
 from captum_dcam.adapters.lavida.compat import VARIANTS, repaired
+from captum_dcam.adapters.lavida.facts import CHECKPOINT
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
-CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
 #: what the authors' scripts tell the builder of the vision tower, besides its name
 VISION = {
     "mm_resampler_type": None,

@@ -1,5 +1,6 @@
 """LaViDa-O: the understanding path, an image and a question in, text out."""
 
-from captum_dcam.adapters.lavida_o.adapter import LavidaOAdapter
+from captum_dcam.packages import lazily
 
 __all__ = ["LavidaOAdapter"]
+__getattr__ = lazily(__name__, {"adapter": __all__})

@@ -38,9 +38,10 @@ from captum_dcam.adapters.lavida_o.decoding import (
     fast_logits,
     fast_settings,
 )
-from captum_dcam.adapters.lavida_o.loading import CHECKPOINT, INSTALL, loaded, repaired
+from captum_dcam.adapters.lavida_o.facts import LavidaOFamily
+from captum_dcam.adapters.lavida_o.loading import loaded, repaired
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -83,7 +84,7 @@ class LavidaOPacking(Packing):
 
 
 @register
-class LavidaOAdapter(LladaAdapter):
+class LavidaOAdapter(LavidaOFamily, LladaAdapter):
     r"""Adapter of LaViDa-O's ``LlavaLladaForMaskedDiffusion`` (two towers in its configuration).
 
     Args:
@@ -95,22 +96,9 @@ class LavidaOAdapter(LladaAdapter):
             DEBUG_FIX_PADDING=1) or ``stretch``. Default: ``"pad"``
     """
 
-    family: ClassVar[str] = "lavida_o"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLladaForMaskedDiffusion",)
     classes: ClassVar[tuple[str, ...]] = architectures
-    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
-        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
-        package="llava",
-        install=INSTALL,
-        notes=(
-            "NOT_ALWASY_DO_2DPOOL=1 must be set before its package is imported, or it fails",
-            "the base view is padded here; upstream stretches it unless DEBUG_FIX_PADDING=1",
-            "upstream ignores steps (passed on here as step_per_block); nothing stops an answer",
-            "with use_fast_dlm upstream commits by a rising bar of confidence, not by steps",
-            "generation and editing of images, and grounding, are not supported",
-        ),
-    )
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
 

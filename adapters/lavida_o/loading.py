@@ -28,14 +28,8 @@ from captum_dcam.adapters.common.loading import (
     typed,
     upstream,
 )
+from captum_dcam.adapters.lavida_o.facts import CHECKPOINT, INSTALL
 from captum_dcam.errors import InputError
-
-CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
-INSTALL = (
-    "get adobe-research/LaVida-O under its own licence, install it with its requirements "
-    "(torch 2.6.0, transformers 4.50.3, flash-attn 2.7.4.post1, deepspeed, diffusers), and set "
-    "NOT_ALWASY_DO_2DPOOL=1 and DEBUG_FIX_PADDING=1"
-)
 
 
 def loaded(

@@ -29,9 +29,10 @@ from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
-from captum_dcam.adapters.llada_v.loading import CHECKPOINT, INSTALL, loaded, repaired
+from captum_dcam.adapters.llada_v.facts import LladaVFamily
+from captum_dcam.adapters.llada_v.loading import loaded, repaired
 from captum_dcam.errors import InputTypeError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -59,7 +60,7 @@ class LladaVPacking(Packing):
 
 
 @register
-class LladaVAdapter(PackedAdapter):
+class LladaVAdapter(LladaVFamily, PackedAdapter):
     r"""Adapter of ``LlavaLLaDAModelLM``.
 
     Args:
@@ -70,25 +71,10 @@ class LladaVAdapter(PackedAdapter):
             authors' conversation template ``llava_llada``
     """
 
-    family: ClassVar[str] = "llada_v"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     # LaViDa's configuration has the same model_type: only the class tells them apart
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
     classes: ClassVar[tuple[str, ...]] = architectures
-    caches: ClassVar[tuple[str, ...]] = ("none",)
-    facts: ClassVar[FamilyFacts] = FamilyFacts(
-        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
-        package="llava",
-        install=INSTALL,
-        notes=(
-            "max_new_tokens is ignored: gen_length counts",
-            "upstream's function stops at nothing unless stopping_criteria says so; here the "
-            "default is the demo's <|eot_id|>",
-            "EOS, BOS and header ids cannot be generated",
-            "on CUDA decoding runs under autocast in float16, whatever the weights' type",
-            "dLLM-Cache cannot be explained: switch it off; Fast-dLLM can stay",
-        ),
-    )
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says

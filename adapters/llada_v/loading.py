@@ -25,14 +25,9 @@ from captum_dcam.adapters.common.loading import (
     reading,
     upstream,
 )
+from captum_dcam.adapters.llada_v.facts import CHECKPOINT, INSTALL
 from captum_dcam.errors import WeightsError
 from captum_dcam.model.versions import in_type
-
-CHECKPOINT = "GSAI-ML/LLaDA-V"
-INSTALL = (
-    "git clone https://github.com/ML-GSAI/LLaDA-V && pip install requests einops, and put its "
-    "folder LLaDA-V/train on PYTHONPATH (the package is called llava)"
-)
 
 
 def loaded(

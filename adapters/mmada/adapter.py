@@ -38,10 +38,11 @@ from captum_dcam.adapters.common.text import (
 )
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
-from captum_dcam.adapters.mmada.compat import INSTALL, callable_model, repaired
-from captum_dcam.adapters.mmada.loading import CHECKPOINT, loaded
+from captum_dcam.adapters.mmada.compat import callable_model, repaired
+from captum_dcam.adapters.mmada.facts import MmadaFamily
+from captum_dcam.adapters.mmada.loading import loaded
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.adapter import Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
@@ -51,7 +52,7 @@ LONGEST = 100
 
 
 @register
-class MmadaAdapter(FamilyAdapter):
+class MmadaAdapter(MmadaFamily, FamilyAdapter):
     r"""Adapter of ``MMadaModelLM``.
 
     Args:
@@ -68,35 +69,13 @@ class MmadaAdapter(FamilyAdapter):
         TypeError, ValueError: a processor that does not fit, a resolution that cannot be.
     """
 
-    family: ClassVar[str] = "mmada"
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
-    caches: ClassVar[tuple[str, ...]] = ("none",)
-    several_images: ClassVar[bool] = False
     classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
     marks: tuple[int, int, int] = packing.MARKS
-    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
-        checkpoints=(
-            Checkpoint("Gen-Verse/MMaDA-8B-Base", blocks=32),
-            Checkpoint(CHECKPOINT, blocks=32),
-        ),
-        package="models",
-        install=INSTALL,
-        transformers=">=4.46",
-        notes=(
-            "no gradient reaches pixels: the image is integer codes; methods that ask for it get "
-            "an error, those on the tapped block work",
-            "nothing ends an answer: eot_token is accepted and ignored upstream",
-            "upstream's steps are 128 whatever max_new_tokens; here a step per token",
-            "upstream squashes images whose file name holds ai2d, clevr, docvqa, geo or llava, "
-            'and crops all others; here fit="crop" or "squash" says so',
-            "an attention_mask with a zero would make the model causal: none is passed, so that "
-            "prompts of one batch need as many tokens",
-        ),
-    )
 
     def __init__(
         self,

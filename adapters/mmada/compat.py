@@ -10,12 +10,7 @@ from torch import nn
 
 from captum_dcam.adapters.common.compat import lent, plain_tables, without_arguments
 from captum_dcam.adapters.common.loading import upstream
-
-INSTALL = (
-    "git clone https://github.com/Gen-Verse/MMaDA && pip install diffusers einops jaxtyping "
-    "omegaconf pandas requests typeguard, and put the folder MMaDA on PYTHONPATH (its package is "
-    "called models)"
-)
+from captum_dcam.adapters.mmada.facts import INSTALL
 
 
 def package() -> Any:

@@ -9,10 +9,9 @@ from torch import nn
 
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.adapters.mmada.compat import repaired
+from captum_dcam.adapters.mmada.facts import CHECKPOINT
 from captum_dcam.model.adapter import device_of
 from captum_dcam.model.versions import in_type
-
-CHECKPOINT = "Gen-Verse/MMaDA-8B-MixCoT"
 
 
 def loaded(

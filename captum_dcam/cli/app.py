@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from captum_dcam import cli
+from captum_dcam import __version__, cli
 from captum_dcam.cli.options import COMMANDS, DEBUG, Command, Shown, WrongUsage, debug_option
 from captum_dcam.cli.printing import say_on_stderr
 from captum_dcam.errors import DcamError, EvaluationError
@@ -74,9 +74,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"captum-dcam {version('captum-dcam')}")
+        typer.echo(f"captum-dcam {__version__}")
         raise typer.Exit
 
 

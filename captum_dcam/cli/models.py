@@ -7,27 +7,49 @@ from typing import Any
 
 from rich.text import Text
 
-from captum_dcam.cli.options import Base, command, option
-from captum_dcam.cli.printing import figure, output_console, print_json, table_of
+from captum_dcam.cli.options import Base, argument, command, option
+from captum_dcam.cli.printing import figure, output_console, print_json, print_plain, table_of
 
 
 class Options(Base):
     """The options of ``captum-dcam models``."""
 
+    names: list[str] | None = argument(
+        "NAMES",
+        "Families whose needs and notes are shown. Without one, all are listed: {families}.",
+        "families",
+    )
     json: bool = option(False, None, "Print JSON on stdout.", "--json")
 
 
 @command
 def models(options: Options) -> None:
-    """List the model families: caches, blocks, and which of them can be explained."""
-    from captum_dcam.model.hub import list_models
+    """List the model families: caches, blocks, and which of them can be explained.
 
-    (print_json if options.json else print_models)(list_models())
+    Example: captum-dcam models lavida llada_v
+    """
+    from captum_dcam.model.families import list_models
+
+    found = [r for r in list_models() if not options.names or r["family"] in options.names]
+    if options.json:
+        print_json(found)
+        return
+    print_models(found)
+    print_notes([r for r in found if options.names or r["error"] is not None])
+    if not options.names:
+        print_plain("captum-dcam models NAME says what a family needs, and what surprises in it.")
+
+
+def families() -> tuple[str, ...]:
+    """The names of all families."""
+    from captum_dcam.model.families import list_models
+
+    return tuple(record["family"] for record in list_models())
 
 
 def sources() -> tuple[str, ...]:
     """What ``--model`` takes beside a folder: families and the checkpoints they know."""
-    from captum_dcam.model.hub import list_models
+    from captum_dcam.model.families import list_models
 
     found = list_models()
     names = [c["name"] for record in found for c in record["checkpoints"]]
@@ -35,7 +57,7 @@ def sources() -> tuple[str, ...]:
 
 
 def print_models(records: Sequence[dict[str, Any]]) -> None:
-    """Print one line per checkpoint, then what each family needs and what surprises in it."""
+    """Print one line per checkpoint."""
     table = table_of("Family", "Checkpoint", "Caches", "Blocks", "Deepest", "Default")
     for r in records:
         for number, c in enumerate(r["checkpoints"] or [r | {"name": r["class"]}]):
@@ -49,6 +71,11 @@ def print_models(records: Sequence[dict[str, Any]]) -> None:
         "Default: the one explained when --layer is not given.\n",
         style="dim",
     )
+
+
+def print_notes(records: Sequence[dict[str, Any]]) -> None:
+    """Print what each family needs, and what surprises in it."""
+    console = output_console()
     for r in records:
         console.print(Text(r["family"], "bold"), Text(r["class"].rpartition(".")[2], "dim"))
         for line in _lines(r):

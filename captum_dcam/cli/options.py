@@ -127,6 +127,7 @@ NAMES = {
         "dtype", "captum_dcam.evaluation.plan:DTYPES", ("float32", "bfloat16", "float16")
     ),
     "errors": Names("policy", "captum_dcam.evaluation.harness:POLICIES", ("raise", "skip")),
+    "families": Names("model family", "captum_dcam.cli.models:families"),
     "kinds": Names("kind of word", "captum_dcam.evaluation:KINDS"),
     "methods": Settled("method", "captum_dcam.methods:METHODS", more=("quick", "all")),
     "metrics": Settled("metric", "captum_dcam.evaluation:METRICS"),

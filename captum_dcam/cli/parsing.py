@@ -55,12 +55,15 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
     Raises:
         UnknownNameError: no such method, with near names.
         ValueError: a setting that the method does not have, or a value of another type.
+        MissingPackageError: a method that is named itself lacks a package; of ``all`` it fails
+            later, alone.
     """
     from captum_dcam.comparing import QUICK
     from captum_dcam.methods import method_names
 
     several = {"all": method_names(), "quick": QUICK}
     found: list[tuple[str, dict[str, str]]] = []
+    named: set[str] = set()
     for part in ",".join(texts).split(","):
         name, colon, setting = part.partition(":")
         if not colon and "=" in part:
@@ -69,6 +72,7 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
         if name:
             NAMES["methods"].check(name)
             found += [(one, {}) for one in several.get(name, (name,))]
+            named |= {name} - several.keys()
         elif not found or not setting:
             raise InputError(f"--methods {','.join(texts)}: there is no name before {part!r}")
         if setting.strip() or colon:
@@ -80,6 +84,9 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
                 )
             found[-1][1][key] = value
     made = [built(name, settings) for name, settings in found]
+    for one in made:
+        if one.name in named:
+            one.check_packages()
     return tuple(one for n, one in enumerate(made) if one not in made[:n])
 
 

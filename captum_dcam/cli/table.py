@@ -45,7 +45,7 @@ def table(options: Options) -> None:
 
     Example: captum-dcam table comparison ablation --results results --output tables
     """
-    from captum_dcam.evaluation.table import FORMATS
+    from captum_dcam.evaluation.table import FORMATS, tabulator
     from captum_dcam.results.manifests import check_listed, write_listed
 
     asked = options.output is not None or options.markdown or options.results != RESULTS
@@ -54,6 +54,8 @@ def table(options: Options) -> None:
         return
     if not options.names:
         raise InputError("which tables? Give their names, or 'all'; captum-dcam table lists them")
+    if options.output is not None or options.markdown:
+        tabulator()
     if options.output is not None:
         check_listed(options.output, "tables")
     found = run(options.names, options.results)

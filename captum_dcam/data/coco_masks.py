@@ -2,14 +2,14 @@ r"""Masks as COCO stores them, polygons and run lengths: checked, then drawn by 
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
 from captum_dcam.data.common import Mask
-from captum_dcam.errors import InputError, MissingPackageError
+from captum_dcam.errors import InputError
 from captum_dcam.files import Record
+from captum_dcam.packages import needed
 
 #: pixels of the longest outline that is drawn: some 200 MB in pycocotools
 OUTLINE = 2_000_000
@@ -21,12 +21,8 @@ def need(good: bool, message: str) -> None:
 
 
 def mask_engine() -> ModuleType:
-    try:
-        return import_module("pycocotools.mask")
-    except ImportError as error:
-        raise MissingPackageError(
-            "COCO's masks need pycocotools: pip install pycocotools"
-        ) from error
+    """What draws polygons and reads run lengths; MissingPackageError without it."""
+    return needed("pycocotools.mask", "a data set with COCO's masks")
 
 
 def union(rows: list[Record], size: tuple[int, int]) -> Mask:

@@ -157,6 +157,7 @@ def evaluate(
 
     Raises:
         StoreError: the folder belongs to another plan, or another process writes this shard.
+        MissingPackageError: a method lacks a package and ``on_error`` is ``raise``.
         EvaluationError: an image failed and ``on_error`` is ``raise``, or all of the first few did.
         FileError: the store cannot be written (a full disk); what is stored stays, run again.
     """
@@ -169,6 +170,8 @@ def evaluate(
     Store.check(folder, plan.record(), count)
     if (finished := _finished(folder, (number, count), retry)) is not None:
         return finished
+    if on_error == "raise":
+        plan.check_packages()
     with threads(plan.threads):
         progress.say("data")
         data = open_data(plan.dataset, root) if data is None else data

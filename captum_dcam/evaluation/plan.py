@@ -313,6 +313,11 @@ class Plan:
         stored = given.pop("regime", None)
         return cls(**given, cache=None if stored is None else stored_cache(stored))
 
+    def check_packages(self) -> None:
+        """Raise MissingPackageError for a package that a method of the plan lacks."""
+        for _, variants in self.runs():
+            variants[0].build().check_packages()
+
     def runs(self) -> list[tuple[Record, list[Variant]]]:
         """Runs of methods, each with the variants that share it; without the floors."""
         found: dict[str, tuple[Record, list[Variant]]] = {}

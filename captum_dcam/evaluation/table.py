@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
-from tabulate import tabulate
-
 from captum_dcam.errors import InputError
 from captum_dcam.metrics import BootstrapInterval
+from captum_dcam.packages import needed
 from captum_dcam.shown import in_markdown, no_formula
 
 
@@ -35,6 +34,11 @@ class Figure:
             return None
         mean, low, high = (float(part) * factor for part in interval)
         return cls(mean, low, high)
+
+
+def tabulator() -> Callable[..., str]:
+    """What draws tables in Markdown and LaTeX; MissingPackageError without its package."""
+    return needed("tabulate", "a table in Markdown or LaTeX").tabulate
 
 
 #: text, a number, or nothing: not defined, not measured
@@ -121,13 +125,14 @@ class Table:
         aligned = ["left", *("left" if any_text else "right" for any_text in text)]
         cells = [[in_markdown(cell) for cell in row] for row in self.texts()]
         heads = [in_markdown(head) for head in heads]
-        body = tabulate(cells, heads, tablefmt="github", disable_numparse=True, colalign=aligned)
+        how = {"tablefmt": "github", "disable_numparse": True, "colalign": aligned}
+        body = tabulator()(cells, heads, **how)
         return "\n\n".join((f"### {self.title}", body, *self.notes)) + "\n"
 
     def latex(self) -> str:
         """A ``tabular`` for the package booktabs, title and notes as comments."""
         heads = [self.first, *(c.head for c in self.columns)]
-        body = tabulate(self.texts(), heads, tablefmt="latex_booktabs", disable_numparse=True)
+        body = tabulator()(self.texts(), heads, tablefmt="latex_booktabs", disable_numparse=True)
         for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("×", r"$\times$")):
             body = body.replace(sign, command)
         comments = [f"% {' '.join(line.split())}" for line in (self.title, *self.notes)]

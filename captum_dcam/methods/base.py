@@ -27,6 +27,7 @@ from captum_dcam.model.guard import DRAWING
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target
+from captum_dcam.packages import needed
 from captum_dcam.registry import Registry
 
 T = TypeVar("T")
@@ -37,8 +38,12 @@ NEEDS = {
     "attention": "attention weights",
     "pixel tokens": "which image token every pixel belongs to",
     "grad-cam": "the extra grad-cam",
+    "scikit-learn": "the extra eval",
     "rescaling": "the picture again at other sizes",
 }
+
+#: the needs that are packages, by the module that is imported
+PACKAGES = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
 
 #: whose implementation or idea: the order of the table
 GROUPS = (
@@ -194,8 +199,15 @@ class Method(ABC):
 
     def check(self, task: AttributionTask) -> None:
         """Raise before any work if the method cannot run on this model or generation."""
+        self.check_packages()
         if "pixel tokens" in self.facts.needs:
             task.forward.adapter.pixel_tokens(task.forward.request)
+
+    def check_packages(self) -> None:
+        """Raise MissingPackageError for a package that the method needs and that is not there."""
+        for need in self.facts.needs:
+            if need in PACKAGES:
+                needed(PACKAGES[need], f"method {self.name!r}")
 
     def describe(self) -> dict[str, Any]:
         """A JSON-able record: the name and the settings."""

@@ -11,7 +11,6 @@ its group. Pixels that belong to no token (padding) are never masked and are in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -373,16 +372,10 @@ class _Surrogate(_Masked):
     samples: int = 72
 
     passed: ClassVar[dict[str, str]] = {**_Masked.passed, "samples": "n_samples"}
+    reads: ClassVar[tuple[str, ...]] = (*_Masked.reads, "scikit-learn")
 
     def check(self, task: AttributionTask) -> None:
         super().check(task)
-        try:
-            import_module("sklearn")
-        except ImportError as error:
-            raise MethodError(
-                f"{self.name} fits its linear model with scikit-learn, which cannot be imported "
-                f"({error}): pip install scikit-learn"
-            ) from error
         count = int(groups_of(task.shapes, self.patch).max()) + 1
         if count < 2:
             raise MethodError(

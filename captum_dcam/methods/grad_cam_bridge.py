@@ -7,7 +7,6 @@ thrown away afterwards and only refers to the model, so that none of this reache
 
 from __future__ import annotations
 
-import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
-from captum_dcam.errors import MethodError
+from captum_dcam.errors import MethodError, MissingPackageError
 from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import no_path
+from captum_dcam.packages import needed
 
 PACKAGE = "pytorch_grad_cam"
 #: settings that count something; ``channels`` may be None
@@ -37,19 +37,12 @@ def upstream(name: str, module: str = "") -> Any:
         module (str, optional): the package's module that holds it. Default: the package itself
 
     Raises:
-        MethodError: the extra is missing, does not load, or is too old to know the name.
+        MissingPackageError: the extra is missing, does not load, or is too old to know the name.
     """
     path = f"{PACKAGE}.{module}" if module else PACKAGE
-    try:
-        found = importlib.import_module(path)
-    except (ImportError, RuntimeError, OSError) as error:
-        raise MethodError(
-            f'pytorch-grad-cam cannot be imported ({error}): pip install "captum-dcam[grad-cam]"; '
-            "it needs torchvision, and torch and torchvision must come from the same source (a "
-            "CPU-only torch beside a CUDA torchvision does not load)"
-        ) from error
+    found = needed(path, f"pytorch-grad-cam's {name}")
     if not hasattr(found, name):
-        raise MethodError(
+        raise MissingPackageError(
             f"the installed pytorch-grad-cam has no {name}: pip install --upgrade grad-cam"
         )
     return getattr(found, name)

@@ -405,6 +405,10 @@ class TamOver(_Tam):
             settings["product"] = self.product
         return method(self.base, **settings)
 
+    def check_packages(self) -> None:
+        super().check_packages()
+        self.inner.check_packages()
+
     def check(self, task: AttributionTask) -> None:
         super().check(task)
         self.inner.check(task)

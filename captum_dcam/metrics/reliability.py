@@ -23,6 +23,7 @@ from torch import Tensor
 from captum_dcam.errors import InputError
 from captum_dcam.metrics._checks import checked_maps, result_dtype, unit_peak, working_dtype
 from captum_dcam.metrics.otsu import levels_and_cut
+from captum_dcam.packages import needed
 
 #: the features, in the order of :func:`map_features`
 MAP_FEATURES = ("entropy", "gini", "peak", "autocorrelation", "separability", "connected")
@@ -187,8 +188,7 @@ class Reliability:
                 f"features have shape {tuple(features.shape)}: expected (M, "
                 f"{len(MAP_FEATURES)}) from map_features(maps)"
             )
-        from sklearn.linear_model import LogisticRegression  # takes a second to import
-
+        linear = needed("sklearn.linear_model", "Reliability.fit")  # takes a second to import
         truth = _both_kinds(labels, len(features))
         if not 0 < l2 < math.inf:
             raise InputError(f"l2 is {l2}: expected a finite number above 0")
@@ -196,7 +196,9 @@ class Reliability:
         mean, std = rows.mean(0), rows.std(0)
         std = np.where(std > 1e-12, std, 1.0)
         # Newton's method ends within 1e-8 of the optimum; lbfgs stops earlier
-        model = LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+        model = linear.LogisticRegression(
+            C=1 / l2, solver="newton-cholesky", tol=1e-10, max_iter=1000
+        )
         model.fit((rows - mean) / std, truth)
         return cls(
             tuple(model.coef_[0].tolist()),
@@ -244,9 +246,8 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
         scores (Tensor): (M,), finite.
         labels (Tensor): (M,) bool, of both kinds.
     """
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(_both_kinds(labels, len(scores)), _row(scores)))
+    sklearn = needed("sklearn.metrics", "auroc")
+    return float(sklearn.roc_auc_score(_both_kinds(labels, len(scores)), _row(scores)))
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> float:

@@ -1,4 +1,4 @@
-r"""What a model family implements, what it is asked, and what is known of it without a model.
+r"""What a model family implements, and what it is asked.
 
 An adapter splits one denoising call into three parts, so that an attribution differentiates only
 the part that it needs: :meth:`Adapter.embed` (tower, projector, word embeddings),
@@ -8,8 +8,6 @@ nothing of methods.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -29,11 +27,20 @@ from captum_dcam.errors import (
     MethodError,
     RegistrationError,
 )
+from captum_dcam.model.facts import (
+    Checkpoint,
+    FamilyFacts,
+    ModelFamily,
+    last_but_one,
+    third_of,
+)
+from captum_dcam.model.families import ADAPTERS, GROUP, built_in
 from captum_dcam.model.guard import Guard, alone, guard_of
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Trajectory
-from captum_dcam.registry import Registry
+
+__all__ = ["Adapter", "Checkpoint", "FamilyFacts", "Request", "register"]
 
 R = TypeVar("R", bound="Request")
 
@@ -88,58 +95,6 @@ class Request:
         )
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    r"""Depths of a published model, which are known without loading it.
-
-    Args:
-        name (str): on the hub.
-        blocks (int): transformer blocks.
-        deepest (int, optional): deepest usable block. Default: the last but one
-        recommended (int, optional): block used when none is named. Default: a third of the depth
-    """
-
-    name: str
-    blocks: int
-    deepest: int | None = None
-    recommended: int | None = None
-
-    @property
-    def deepest_block(self) -> int:
-        return last_but_one(self.blocks) if self.deepest is None else self.deepest
-
-    @property
-    def recommended_block(self) -> int:
-        rule = min(self.deepest_block, third_of(self.blocks))
-        return rule if self.recommended is None else self.recommended
-
-
-@dataclass(frozen=True)
-class FamilyFacts:
-    r"""What is known of a family without a model of it.
-
-    Args:
-        checkpoints (tuple of Checkpoint): published ones that its adapter runs.
-        package (str, optional): name by which the authors' package is imported. Default: None,
-            none is needed
-        install (str, optional): the line that installs it.
-        transformers (str, optional): versions that its model runs with, as pip writes ranges;
-            ``load`` and ``wrap`` refuse others. Default: all that this library runs with
-        remote_code (bool): the model's code comes with its checkpoints, and runs only where
-            ``trust_remote_code=True`` allows it.
-        feasible (str, optional): which calls hold the image, where the cache alone does not tell.
-        notes (tuple of str): surprising defaults of the family's own code.
-    """
-
-    checkpoints: tuple[Checkpoint, ...] = ()
-    package: str | None = None
-    install: str | None = None
-    transformers: str = ">=4.39"
-    remote_code: bool = False
-    feasible: str | None = None
-    notes: tuple[str, ...] = ()
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Device of a model's first parameter; where that is offloaded, the device on which accelerate
     computes it."""
@@ -148,16 +103,6 @@ def device_of(model: nn.Module) -> torch.device:
     found = (getattr(hook, "execution_device", None) for hook in hooks)
     places = (torch.device(place) for place in found if place is not None)
     return first if first.type != "meta" else next((p for p in places if p.type != "meta"), first)
-
-
-def last_but_one(blocks: int) -> int:
-    """Of ``blocks``, the deepest with a path from image tokens to the response."""
-    return blocks - 2
-
-
-def third_of(blocks: int) -> int:
-    """A third of the depth, as the paper's block 10 of 32."""
-    return round(blocks * 10 / 32)
 
 
 #: positions whose probabilities are computed at once, in float64
@@ -170,7 +115,7 @@ RUNNING = (
 )
 
 
-class Adapter(ABC):
+class Adapter(ModelFamily, ABC):
     r"""One model family.
 
     Args:
@@ -180,19 +125,10 @@ class Adapter(ABC):
             once) or ``none`` (the whole sequence at every step). Default: the first of ``caches``
     """
 
-    family: ClassVar[str]
     #: ``model_type`` values of the family's Hugging Face configurations
     model_types: ClassVar[tuple[str, ...]] = ()
     #: class names in ``architectures`` of these configurations, where ``model_type`` is shared
     architectures: ClassVar[tuple[str, ...]] = ()
-    caches: ClassVar[tuple[str, ...]] = ("prefix", "none")
-    #: several examples can run in one batch
-    batches: ClassVar[bool] = True
-    #: an example may show several images
-    several_images: ClassVar[bool] = True
-    #: a :class:`~captum_dcam.model.prompts.Video` may stand in an image's place
-    takes_video: ClassVar[bool] = False
-    facts: ClassVar[FamilyFacts | None] = None
     #: a context in which the authors' code can be imported and loads its checkpoints, with repairs
     #: for versions of its packages that it was not written for
     repaired: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
@@ -463,18 +399,6 @@ class Adapter(ABC):
                 f"usable block of {self.family} is {self.deepest_block}"
             )
         return index
-
-
-#: the package of the families, and the group of other packages' entry points
-GROUP = "captum_dcam.adapters"
-#: the families that were imported so far, by name; :mod:`captum_dcam.model.hub` finds the others
-ADAPTERS: Registry[type[Adapter]] = Registry("model family")
-
-
-def built_in() -> tuple[str, ...]:
-    """Names of the families of this library; none is imported."""
-    found = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
-    return tuple(module.name for module in found if module.name != "common")
 
 
 A = TypeVar("A", bound=type[Adapter])

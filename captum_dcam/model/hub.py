@@ -6,14 +6,10 @@ left out, and named in the error that somebody who looks for it gets.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +30,17 @@ from captum_dcam.errors import (
 )
 from captum_dcam.files import read_json, reading
 from captum_dcam.model import buffers
-from captum_dcam.model.adapter import ADAPTERS, GROUP, Adapter, Checkpoint, FamilyFacts, built_in
+from captum_dcam.model.adapter import Adapter, FamilyFacts
+from captum_dcam.model.families import (
+    ADAPTERS,
+    GROUP,
+    built_in,
+    load_plugin,
+    plugins,
+    said,
+)
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
+from captum_dcam.packages import importable, needed
 
 
 def families() -> dict[str, type[Adapter]]:
@@ -274,11 +279,8 @@ def _check_options(source: str | Path, device: torch.device | str | None, device
             f"device_map is {device_map!r}: expected 'auto', a device, or a dict of module names "
             "to devices"
         )
-    if device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise MissingPackageError(
-            f"device_map={device_map!r} needs accelerate, which is not installed: "
-            "pip install accelerate; or give device=…"
-        )
+    if device_map is not None:
+        needed("accelerate", f"device_map={device_map!r}")
     if device is not None:
         check_device(device)
 
@@ -327,13 +329,6 @@ def check_transformers(cls: type[Adapter]) -> None:
             f"pip install 'transformers{wanted}', in an environment of its own where another model "
             f"needs {version}"
         )
-
-
-def importable(package: str) -> bool:
-    """Whether a top-level package is there; it is not imported."""
-    if package in sys.modules:
-        return sys.modules[package] is not None
-    return importlib.util.find_spec(package) is not None
 
 
 # -- whose a checkpoint is: its config.json, and the family that claims it -------------------------
@@ -433,89 +428,15 @@ def family_of(
     return claimed[0] if claimed else None
 
 
-# -- what captum-dcam models lists -----------------------------------------------------------------
-
-
-#: which calls of a generation hold the image, by what is cached
-FEASIBLE = {"prefix": "the prefill (1 of S + 1 calls)", "none": "every step (S of S calls)"}
-
-
-def list_models() -> list[dict[str, Any]]:
-    r"""One record per family, JSON-able; no model is loaded.
-
-    Returns:
-        list of dict: ``family``, ``class``, ``caches``, ``feasible`` (cache → calls),
-        ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
-        ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
-        ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
-        A family that cannot be imported has no caches, and the reason as ``error`` and note.
-    """
-    known, broken = _survey()
-    records = [_record(name, cls) for name, cls in known.items()]
-    records += [_missing(name, error) for name, error in broken.items()]
-    return sorted(records, key=lambda record: record["family"])
-
-
-def _record(name: str, cls: type[Adapter]) -> dict[str, Any]:
-    facts = cls.facts or FamilyFacts()
-    checkpoints = [_depths(c) for c in facts.checkpoints]
-    first = checkpoints[0] if checkpoints else dict.fromkeys(("name", *_DEPTHS))
-    return {
-        "family": name,
-        "class": f"{cls.__module__}.{cls.__qualname__}",
-        "caches": list(cls.caches),
-        "feasible": {r: facts.feasible or FEASIBLE[r] for r in cls.caches},
-        "default_checkpoint": first["name"],
-        **{key: first[key] for key in _DEPTHS},
-        "checkpoints": checkpoints,
-        "batches": cls.batches,
-        "several_images": cls.several_images,
-        "video": bool(cls.takes_video),
-        "transformers": facts.transformers,
-        "package": facts.package,
-        "install": facts.install,
-        "installed": facts.package is None or importable(facts.package),
-        "remote_code": facts.remote_code,
-        "notes": list(facts.notes),
-        "error": None,
-    }
-
-
-def _missing(name: str, error: Exception) -> dict[str, Any]:
-    """The record of a family that cannot be imported: as of a family of which nothing is known."""
-
-    class Unknown(Adapter):
-        caches, batches, several_images = (), False, False
-        facts = FamilyFacts(transformers="", notes=(f"cannot be imported: {_said(error)}",))
-
-    found = _record(name, Unknown)  # type: ignore[type-abstract]  # it is never made
-    return {**found, "class": f"{GROUP}.{name}", "installed": False, "error": _said(error)}
-
-
-_DEPTHS = ("blocks", "deepest_usable_block", "recommended_block")
-
-
-def _depths(checkpoint: Checkpoint) -> dict[str, Any]:
-    depths = (checkpoint.blocks, checkpoint.deepest_block, checkpoint.recommended_block)
-    return {"name": checkpoint.name, **dict(zip(_DEPTHS, depths, strict=True))}
-
-
-# -- where families are ----------------------------------------------------------------------------
-#
-# Each is a folder or a file of captum_dcam.adapters. Another package that brings a family says so
-# in its pyproject.toml, under the family's name; importing the module registers its class:
-#
-#     [project.entry-points."captum_dcam.adapters"]
-#     my_family = "my_package.adapter"
-
-#: entry points that were loaded already, or could not be: (name, value) → the error, if any
-_seen: dict[tuple[str, str], Exception | None] = {}
+# -- one family, or all of them: each is imported when it is asked for -----------------------------
 
 
 def _import(family: str) -> Exception | None:
     """Import a family of this library; the error where that fails."""
     try:
-        importlib.import_module(f"{GROUP}.{family}")
+        found = import_module(f"{GROUP}.{family}")
+        if hasattr(found, "__path__"):  # of a folder, which imports nothing by itself
+            import_module(f"{found.__name__}.adapter")
     except Exception as error:  # noqa: BLE001  upstream's packages may raise anything
         return error
     return None
@@ -529,43 +450,10 @@ def _survey() -> tuple[dict[str, type[Adapter]], dict[str, Exception]]:
     return {n: c for n, c in sorted(ADAPTERS.items()) if n not in failed}, failed
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _left_out(broken: Mapping[str, Exception]) -> str:
     """The end of a message about an unknown model."""
-    listed = "; ".join(f"{name} ({_said(error)})" for name, error in broken.items())
+    listed = "; ".join(f"{name} ({said(error)})" for name, error in broken.items())
     return f". Not importable: {listed}" if broken else ""
-
-
-def plugins() -> dict[str, EntryPoint]:
-    """Entry points of the group by name; nothing is imported."""
-    return dict(_installed(tuple(sys.path)))
-
-
-@functools.cache
-def _installed(_path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Reading the metadata of all packages takes milliseconds, and every ``wrap`` asks."""
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def load_plugin(point: EntryPoint) -> Exception | None:
-    """Import what an entry point names, once; the error where that fails, after a warning."""
-    key = (point.name, point.value)
-    if key not in _seen:
-        _seen[key] = None
-        try:
-            point.load()
-        except Exception as error:  # noqa: BLE001  another package's import may raise anything
-            _seen[key] = error
-            package = point.dist.name if point.dist is not None else "an unknown package"
-            warnings.warn(
-                f"the adapter {point.name!r} of {package} ({point.value}) cannot be imported and "
-                f"is left out: {_said(error)}",
-                stacklevel=3,
-            )
-    return _seen[key]
 
 
 def find(family: str) -> type[Adapter]:
@@ -584,7 +472,7 @@ def find(family: str) -> type[Adapter]:
     if broken is not None:
         ours = family in own and isinstance(broken, ImportError)
         raise (MissingPackageError if ours else UnknownNameError)(
-            f"the adapter {family!r} ({place}) cannot be imported: {_said(broken)}"
+            f"the adapter {family!r} ({place}) cannot be imported: {said(broken)}"
         ) from broken
     if family not in ADAPTERS:
         raise UnknownNameError(

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import warnings
 from importlib.metadata import EntryPoint
+from inspect import get_annotations
 
 import pytest
 import tiny
@@ -21,9 +22,11 @@ from captum_dcam.errors import (
     WeightsError,
 )
 from captum_dcam.model import adapter as protocol
+from captum_dcam.model import families as places
 from captum_dcam.model import hub
-from captum_dcam.model.adapter import ADAPTERS, Checkpoint, FamilyFacts
-from captum_dcam.model.hub import list_models
+from captum_dcam.model.adapter import Checkpoint, FamilyFacts
+from captum_dcam.model.facts import FAMILIES, ModelFamily
+from captum_dcam.model.families import ADAPTERS, list_models
 
 
 @pytest.fixture
@@ -208,8 +211,10 @@ def test_options_that_cannot_be(folder, monkeypatch):
         captum_dcam.load(folder, device="cuda:1")
     with pytest.raises(ValueError, match="revision='v2'"):
         captum_dcam.load(folder, revision="v2")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install accelerate"):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(
+        ImportError, match=r"'auto' needs the package accelerate.*captum-dcam\[large\]"
+    ):
         captum_dcam.load(folder, device_map="auto")
 
 
@@ -282,13 +287,13 @@ def installed(tmp_path, monkeypatch, registry):
     """Install entry points: name → source of the module it names."""
     points = []
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hub, "plugins", lambda: {point.name: point for point in points})
-    monkeypatch.setattr(hub, "_seen", {})
+    monkeypatch.setattr(places, "_installed", lambda _path: {one.name: one for one in points})
+    monkeypatch.setattr(places, "_seen", {})
 
     def install(name, source):
         module = f"third_party_{name}"
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        points.append(EntryPoint(name, module, hub.GROUP))
+        points.append(EntryPoint(name, module, places.GROUP))
         monkeypatch.delitem(sys.modules, module, raising=False)
         return module
 
@@ -371,9 +376,9 @@ def broken(monkeypatch, tmp_path):
 
     def make(source):
         (tmp_path / "torn.py").write_text(source)
-        package = sys.modules[hub.GROUP]
+        package = sys.modules[places.GROUP]
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        monkeypatch.delitem(sys.modules, f"{hub.GROUP}.torn", raising=False)
+        monkeypatch.delitem(sys.modules, f"{places.GROUP}.torn", raising=False)
 
     return make
 
@@ -384,7 +389,7 @@ SOURCES = {"1 / 0": "ZeroDivisionError: ", "import no_such": "ModuleNotFoundErro
 @pytest.mark.parametrize("source", SOURCES)
 def test_one_that_cannot_be_imported_stops_no_other(broken, registry, source):
     broken(source)
-    assert "torn" in hub.built_in()
+    assert "torn" in places.built_in()
     assert captum_dcam.load("mini").family == "mini"
     assert captum_dcam.wrap(tiny.model(), tiny.processor()).family == "mini"
     assert "mini" in captum_dcam.families() and "torn" not in captum_dcam.families()
@@ -422,7 +427,7 @@ def test_a_family_is_imported_alone_and_only_when_asked_for():
         "from captum_dcam.model.hub import find; find('lavida_o')": {"lavida_o"},
         "import captum_dcam.adapters.dream_vl": {"dream_vl"},
     }
-    ask = f"print(*[m for m in sys.modules if m.startswith('{hub.GROUP}.')])"
+    ask = f"print(*[m for m in sys.modules if m.startswith('{places.GROUP}.')])"
     code = "\n".join(["import sys", *(f"{line}\n{ask}" for line in lines)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wanted = set()
@@ -444,6 +449,31 @@ def test_depths_follow_the_rules_of_the_adapters():
     assert said.blocks == len(mini.blocks)
     assert said.deepest_block == mini.deepest_block
     assert said.recommended_block == mini.recommended_block
+
+
+def test_what_a_folder_declares_is_what_its_adapter_has(registry):
+    """A class between the two would say otherwise than `captum-dcam models`."""
+    list_models()
+    assert set(FAMILIES) == set(places.built_in())
+    for name, declared in FAMILIES.items():
+        cls = registry[name]
+        assert cls.__mro__[1] is declared
+        for key in vars(ModelFamily).keys() & get_annotations(ModelFamily).keys():
+            assert getattr(cls, key) is getattr(declared, key), (name, key)
+
+
+def test_the_list_imports_no_torch():
+    code = """
+import sys
+from captum_dcam.cli.app import app
+app(["models", "mini", "mmada"], standalone_mode=False)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "mini MiniAdapter" in done.stdout and "Note: nothing ends an answer" in done.stdout
+    seen = set(done.stdout.splitlines()[-1].split())
+    assert "captum_dcam.adapters.dream_vl.facts" in seen
+    assert not seen & {"torch", "numpy", "transformers", "captum", "matplotlib", "PIL"}
 
 
 def test_every_family_can_be_listed(registry):

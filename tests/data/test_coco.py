@@ -296,5 +296,7 @@ def test_grey_and_turned_photographs(tiny):
 
 def test_without_pycocotools_the_error_says_how_to_get_it(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
-    with pytest.raises(ImportError, match="pip install pycocotools"):
+    with pytest.raises(
+        ImportError, match=r"COCO's masks needs .*pip install 'captum-dcam\[data\]'"
+    ):
         CocoDataset.open(tiny, "tiny")

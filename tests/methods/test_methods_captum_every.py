@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from captum_dcam.errors import BudgetExhaustedError, MethodError
+from captum_dcam.errors import BudgetExhaustedError, MethodError, MissingPackageError
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
@@ -150,7 +150,7 @@ def test_settings_that_cannot_work(name, settings, message):
 def test_a_surrogate_says_what_it_needs(monkeypatch, name):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sklearn", None)
-        with pytest.raises(MethodError, match="pip install scikit-learn"):
+        with pytest.raises(MissingPackageError, match=rf"'{name}' needs .*captum-dcam\[eval\]"):
             method(name).check(task_of(bound("none"), 1))
     pytest.importorskip("sklearn", exc_type=ImportError)
     with pytest.raises(MethodError, match="patch 8 makes one group"):

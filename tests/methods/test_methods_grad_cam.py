@@ -13,7 +13,8 @@ import tiny
 import torch
 from torch import nn
 
-from captum_dcam.errors import InfeasibleStepError, MethodError
+from captum_dcam import packages
+from captum_dcam.errors import InfeasibleStepError, MethodError, MissingPackageError
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
 from captum_dcam.methods import grad_cam_bridge as bridge
 from captum_dcam.methods.base import pooled_pixels
@@ -173,19 +174,19 @@ def test_a_missing_extra_says_how_to_get_it(monkeypatch):
     forward = tiny.bound("none")
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     for name in NAMES:
-        with pytest.raises(MethodError, match=r"captum-dcam\[grad-cam\].*same source"):
+        with pytest.raises(MissingPackageError, match=r"captum-dcam\[grad-cam\].*same source"):
             method(name).check(task_of(forward, 1))
 
     def broken(_path):
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(bridge.importlib, "import_module", broken)
-    with pytest.raises(MethodError, match=r"torchvision::nms.*captum-dcam\[grad-cam\]"):
+    monkeypatch.setattr(packages, "import_module", broken)
+    with pytest.raises(MissingPackageError, match=r"torchvision::nms.*captum-dcam\[grad-cam\]"):
         method("pgc_gradcam").check(task_of(forward, 1))
 
 
 def test_an_old_version_says_so(fake):
-    with pytest.raises(MethodError, match="has no SESS: pip install --upgrade grad-cam"):
+    with pytest.raises(MissingPackageError, match="has no SESS: pip install --upgrade grad-cam"):
         method("pgc_sess").check(task_of(tiny.bound("none"), 1))
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_model
 
 import captum_dcam
-from captum_dcam.model import hub
-from captum_dcam.model.adapter import ADAPTERS
+from captum_dcam.model import families
+from captum_dcam.model.families import ADAPTERS, GROUP
 from captum_dcam.testing import CHECKS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "ADAPTERS.md").read_text(encoding="utf-8")
@@ -36,9 +36,9 @@ def package(tmp_path_factory):
     before = ADAPTERS.names()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        patch.setattr(hub, "_seen", {})
-        point = EntryPoint(name, module, hub.GROUP)
-        patch.setattr(hub, "plugins", lambda: {name: point})
+        patch.setattr(families, "_seen", {})
+        point = EntryPoint(name, module, GROUP)
+        patch.setattr(families, "_installed", lambda _path: {name: point})
         yield folder
     for added in set(ADAPTERS).difference(before):
         ADAPTERS.remove(added)

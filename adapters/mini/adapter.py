@@ -21,11 +21,12 @@ from captum_dcam.adapters.common.settings import (
 )
 from captum_dcam.adapters.common.text import check_prompt, special_texts
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells
+from captum_dcam.adapters.mini.facts import MiniFamily
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
-from captum_dcam.model.adapter import Adapter, Checkpoint, FamilyFacts, Request, register
+from captum_dcam.model.adapter import Adapter, Request, register
 from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import Messages, messages_of, summary
@@ -44,15 +45,10 @@ SETTINGS = Settings(
 
 
 @register
-class MiniAdapter(Adapter):
+class MiniAdapter(MiniFamily, Adapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
-    family: ClassVar[str] = "mini"
     model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
-    facts: ClassVar[FamilyFacts] = FamilyFacts(
-        checkpoints=(Checkpoint("mini", blocks=6),),
-        notes=("trained on single questions: the turns of a conversation are joined to one",),
-    )
     model: MiniForMaskedDiffusion
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:

@@ -1,0 +1,31 @@
+"""What is known of Dream-VL without importing torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+
+CHECKPOINT = "Dream-org/Dream-VL-7B"
+
+
+@declare
+class DreamVLFamily(ModelFamily):
+    """What ``DreamVLAdapter`` declares."""
+
+    family: ClassVar[str] = "dream_vl"
+    caches: ClassVar[tuple[str, ...]] = ("none",)
+    takes_video: ClassVar[bool] = True
+    facts: ClassVar[FamilyFacts | None] = FamilyFacts(
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
+        transformers=">=4.46",
+        remote_code=True,
+        notes=(
+            "its code comes with the checkpoint: load needs trust_remote_code=True",
+            "upstream decodes with temperature 1.0, top_k 50, 512 steps and alg origin unless told "
+            "otherwise; here greedy maskgit_plus with a step per token",
+            "the prompt cache fails upstream: use_cache=True is refused",
+            "the first steps can fill no token: a step fills int(m (1 - s/t)) of m masks",
+            "examples of a batch are decoded one by one: upstream ranks them together",
+        ),
+    )

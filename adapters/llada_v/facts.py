@@ -1,0 +1,35 @@
+"""What is known of LLaDA-V without importing torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+
+CHECKPOINT = "GSAI-ML/LLaDA-V"
+INSTALL = (
+    "git clone https://github.com/ML-GSAI/LLaDA-V && pip install requests einops, and put its "
+    "folder LLaDA-V/train on PYTHONPATH (the package is called llava)"
+)
+
+
+@declare
+class LladaVFamily(ModelFamily):
+    """What ``LladaVAdapter`` declares."""
+
+    family: ClassVar[str] = "llada_v"
+    caches: ClassVar[tuple[str, ...]] = ("none",)
+    batches: ClassVar[bool] = False
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
+        package="llava",
+        install=INSTALL,
+        notes=(
+            "max_new_tokens is ignored: gen_length counts",
+            "upstream's function stops at nothing unless stopping_criteria says so; here the "
+            "default is the demo's <|eot_id|>",
+            "EOS, BOS and header ids cannot be generated",
+            "on CUDA decoding runs under autocast in float16, whatever the weights' type",
+            "dLLM-Cache cannot be explained: switch it off; Fast-dLLM can stay",
+        ),
+    )
