@@ -57,7 +57,8 @@ def explain(
         generator (torch.Generator, optional): for sampled decoding.
         internal_batch_size (int, optional): number of words per backward pass, see
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
-        **generation: the family's decoding settings (``gen_length``, ``steps``, …).
+        **generation: the family's decoding settings (``gen_length``, ``steps``, …), or
+            ``decoding="demo"``, as :meth:`DenoisingForward.generate` takes them.
 
     Returns:
         Explanation: maps of every target at token resolution.

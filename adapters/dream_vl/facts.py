@@ -20,6 +20,17 @@ class DreamVLFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
         transformers=">=4.46",
         remote_code=True,
+        # vl/README.md
+        decodings={
+            "demo": {
+                "max_new_tokens": 128,
+                "steps": 128,
+                "temperature": 0.1,
+                "top_p": 1,
+                "alg": "maskgit_plus",
+                "alg_temp": 0,
+            }
+        },
         notes=(
             "its code comes with the checkpoint: load needs trust_remote_code=True",
             "upstream decodes with temperature 1.0, top_k 50, 512 steps and alg origin unless told "

@@ -8,6 +8,7 @@ cache) and ``none`` (at every step). One example at a time: attention knows no p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -120,6 +121,10 @@ class LavidaAdapter(LavidaFamily, LladaAdapter):
         self.variant = kinds[0]
         packing = partial(LavidaPacking, single=single)
         super().__init__(model, processor, cache, system, packing, LANGUAGES[self.variant])
+
+    def decoding(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        margin = {"alg": "topk_margin"} if (self.variant, name) == ("dream", "paper") else {}
+        return super().decoding(name, {**margin, **given})
 
     @classmethod
     def claims(cls, config: dict[str, Any]) -> bool:

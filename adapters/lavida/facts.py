@@ -13,6 +13,10 @@ INSTALL = (
 )
 
 
+#: steps of predict.py and of eval/run_coco.sh: one for two tokens, by a schedule
+HALF = {"step_ratio": 0.5, "schedule": "shift"}
+
+
 @declare
 class LavidaFamily(ModelFamily):
     """What ``LavidaAdapter`` declares."""
@@ -30,6 +34,10 @@ class LavidaFamily(ModelFamily):
         package="llava",
         install=INSTALL,
         transformers=">=4.46",
+        decodings={
+            "demo": {**HALF, "gen_length": 64, "temperature": 0.1},
+            "paper": {**HALF, "shift": 0.33},
+        },
         notes=(
             "schedule='shift' has shift=3 by default and commits late; the authors evaluate with "
             "0.33",

@@ -24,6 +24,8 @@ class LavidaOFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
+        # Demo.ipynb
+        decodings={"demo": {"gen_length": 64, "block_length": 16, "step_ratio": 1.0}},
         notes=(
             "NOT_ALWASY_DO_2DPOOL=1 must be set before its package is imported, or it fails",
             "the base view is padded here; upstream stretches it unless DEBUG_FIX_PADDING=1",

@@ -24,6 +24,8 @@ class LladaVFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
+        # generate_demo.py, but for its dLLM-Cache
+        decodings={"demo": {"gen_length": 128, "steps": 128, "block_length": 128}},
         notes=(
             "max_new_tokens is ignored: gen_length counts",
             "upstream's function stops at nothing unless stopping_criteria says so; here the "

@@ -29,6 +29,8 @@ class MmadaFamily(ModelFamily):
         package="models",
         install=INSTALL,
         transformers=">=4.46",
+        # inference_mmu.py with configs/mmada_demo.yaml
+        decodings={"demo": {"max_new_tokens": 512, "steps": 256, "block_length": 128}},
         notes=(
             "no gradient reaches pixels: the image is integer codes; methods that ask for it get "
             "an error, those on the tapped block work",

@@ -99,4 +99,6 @@ def _lines(record: dict[str, Any]) -> list[str]:
         lines.append(f"Install: {record['install']}")
     if record["remote_code"]:
         lines.append("Needs trust_remote_code=True: the checkpoints hold the model's code")
+    for name, settings in record["decodings"].items():
+        lines.append(f"--decoding {name}: {', '.join(f'{n}={v}' for n, v in settings.items())}")
     return [*lines, *(f"Note: {note}" for note in record["notes"])]

@@ -309,6 +309,13 @@ class Answer(Model):
     score: str | None = score_option("the preset's")
     tagger: str | None = tagger_option("the preset's")
     refine: list[str] | None = refine_option("the preset's")
+    decoding: str | None = option(
+        None,
+        DECODE,
+        "Settings by a name that the family knows: 'demo' (of its authors' demo), 'paper' (of "
+        "their evaluation); single settings override them.",
+        shown="the family's defaults",
+    )
     gen_length: int | None = option(None, DECODE, "Answer length.", shown="the family's")
     steps: int | None = option(None, DECODE, "Denoising steps.", shown="the family's")
     block_length: int | None = option(

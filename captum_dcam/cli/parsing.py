@@ -213,7 +213,7 @@ def check_answer(options: Answer) -> torch.device:
 
 def decoding(options: Answer) -> dict[str, Any]:
     """Settings of decoding that the user gave: the others are the family's."""
-    names = ("gen_length", "steps", "block_length", "temperature")
+    names = ("decoding", "gen_length", "steps", "block_length", "temperature")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     others = setting_pairs("--generation", options.generation)
     if twice := sorted(given.keys() & others.keys()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ from captum_dcam.errors import (
     LayerError,
     MethodError,
     RegistrationError,
+    UnknownNameError,
 )
 from captum_dcam.model.facts import (
     Checkpoint,
@@ -105,6 +106,8 @@ def device_of(model: nn.Module) -> torch.device:
     return first if first.type != "meta" else next((p for p in places if p.type != "meta"), first)
 
 
+#: settings that say the same in two ways: one of them overrides the other of a named decoding
+SAME = (("gen_length", "max_new_tokens"), ("steps", "step_ratio"))
 #: positions whose probabilities are computed at once, in float64
 ROWS = 64
 #: methods that run a model or its processor: they take the model's lock (tokenizers of Hugging Face
@@ -300,6 +303,18 @@ class Adapter(ModelFamily, ABC):
     @abstractmethod
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of every token, with a leading blank where it begins a word."""
+
+    def decoding(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a decoding by its name, see ``decodings`` of the family's facts, with single
+        settings ``given`` in place of its own."""
+        known = self.facts.decodings if self.facts else {}
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "none of its decodings has a name"
+            raise UnknownNameError(
+                f"unknown decoding {name!r} of {self.family}: {has}; or give single settings"
+            )
+        told = {other for pair in SAME for other in pair if set(pair) & given.keys()}
+        return {**{n: v for n, v in known[name].items() if n not in told}, **given}
 
     def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
         """Probabilities (R, T) of tokens (R, T) by the logits (R, T, V) of a state, as

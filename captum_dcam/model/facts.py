@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 from captum_dcam.registry import Registry
 
@@ -49,6 +50,8 @@ class FamilyFacts:
             ``trust_remote_code=True`` allows it.
         feasible (str, optional): which calls hold the image, where the cache alone does not tell.
         notes (tuple of str): surprising defaults of the family's own code.
+        decodings (mapping): settings of a generation by the name of who uses them: ``demo`` (the
+            authors' demo), ``paper`` (their evaluation).
     """
 
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -58,6 +61,7 @@ class FamilyFacts:
     remote_code: bool = False
     feasible: str | None = None
     notes: tuple[str, ...] = ()
+    decodings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def last_but_one(blocks: int) -> int:

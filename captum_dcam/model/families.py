@@ -84,8 +84,8 @@ def list_models() -> list[dict[str, Any]]:
     Returns:
         list of dict: ``family``, ``class``, ``caches``, ``feasible`` (cache → calls),
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
-        ``installed``, ``remote_code``, ``notes``, ``error``, and the first checkpoint's
-        ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
+        ``installed``, ``remote_code``, ``decodings`` (name → settings), ``notes``, ``error``, and
+        the first checkpoint's ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
         A family that cannot be imported has no caches, and the reason as ``error`` and note.
     """
     known = [_declared(name) for name in built_in()]
@@ -131,6 +131,7 @@ def _record(name: str, cls: type[ModelFamily], place: str) -> dict[str, Any]:
         "install": facts.install,
         "installed": facts.package is None or importable(facts.package),
         "remote_code": facts.remote_code,
+        "decodings": {n: dict(own) for n, own in facts.decodings.items()},
         "notes": list(facts.notes),
         "error": None,
     }

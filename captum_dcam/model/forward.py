@@ -138,6 +138,7 @@ class DenoisingForward(nn.Module):
         *,
         keep: bool = True,
         generator: torch.Generator | None = None,
+        decoding: str | None = None,
         **settings: Any,
     ) -> Trajectory:
         r"""Generate an answer, record it, and bind it to this forward.
@@ -147,7 +148,10 @@ class DenoisingForward(nn.Module):
             keep (bool, optional): keep the tapped block's output of every call, so that
                 explanations compute nothing below the tap again. Default: True
             generator (torch.Generator, optional): for sampled decoding.
-            **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …).
+            decoding (str, optional): settings by a name that the family knows: ``demo`` (of its
+                authors' demo), ``paper`` (of their evaluation). Default: the family's defaults
+            **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …), which
+                override those of ``decoding``.
 
         Raises:
             ReplayError: a step of the adapter's first generation, computed again, is another.
@@ -155,6 +159,8 @@ class DenoisingForward(nn.Module):
         check_pixels(request.pixels)
         checks.draws("generator", generator)
         keep = checks.flag("keep", keep)
+        if decoding is not None:
+            settings = self.adapter.decoding(decoding, settings)
         with self.held():
             with recorded(self._below(), keep) as (lengths, outputs):
                 trajectory = self._generated(request, generator, settings)

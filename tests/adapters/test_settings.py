@@ -1,9 +1,15 @@
 """Settings of a generation: one way to say them, and the same words for the same mistake."""
 
 import pytest
+import tiny
 import torch
+from doubles import dream_vl as dream_double
+from doubles import lavida as lavida_double
+from doubles import llada_v as llada_v_double
 
+import captum_dcam
 from captum_dcam.adapters.common import settings
+from captum_dcam.adapters.common.llada import Llada
 from captum_dcam.adapters.common.settings import (
     Setting,
     Settings,
@@ -12,10 +18,15 @@ from captum_dcam.adapters.common.settings import (
     read_guided,
 )
 from captum_dcam.adapters.dream_vl.decoding import checked as dream_vl
+from captum_dcam.adapters.lavida import LavidaAdapter
 from captum_dcam.adapters.lavida.decoding import checked as dream
+from captum_dcam.adapters.lavida_o.facts import LavidaOFamily
+from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.adapters.llada_v.decoding import checked as llada_v
 from captum_dcam.adapters.mmada.decoding import SETTINGS as MMADA
-from captum_dcam.errors import InputError, InputTypeError, SettingError
+from captum_dcam.adapters.mmada.facts import MmadaFamily
+from captum_dcam.errors import InputError, InputTypeError, SettingError, UnknownNameError
+from captum_dcam.model.forward import DenoisingForward
 
 TOY = Settings(
     "Toy",
@@ -109,3 +120,63 @@ def test_families_say_the_same_of_the_same_mistake(given):
             check(given)
         said.add(str(caught.value).split(" of ")[0])
     assert len(said) == 1
+
+
+# -- decodings that have a name --------------------------------------------------------------------
+
+
+def adapter(kind):
+    """A double's, of a family that names decodings."""
+    if kind in ("llada", "dream"):
+        return LavidaAdapter(lavida_double.model(kind), lavida_double.processor())
+    if kind == "llada_v":
+        return LladaVAdapter(llada_v_double.model(), llada_v_double.processor())
+    return captum_dcam.wrap(dream_double.model(), dream_double.processor())
+
+
+READERS = {
+    "llada": lambda given: Llada.checked(None, given, True, torch.Generator()),
+    "dream": lambda given: dream(given, True, torch.Generator()),
+    "llada_v": lambda given: llada_v(given, torch.Generator(), False),
+    "dream_vl": lambda given: dream_vl(given, torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_named_decodings_are_settings_of_their_family(kind):
+    made, read = adapter(kind), READERS[kind]
+    assert made.facts.decodings
+    for name, values in made.facts.decodings.items():
+        found = read(made.decoding(name, {}))
+        for setting, value in values.items():
+            assert found[setting] == value, (name, setting)
+
+
+def test_mmadas_and_lavida_os_demos():
+    assert read_guided(MMADA, MmadaFamily.facts.decodings["demo"], None, "max_new_tokens")
+    assert Llada.checked(None, LavidaOFamily.facts.decodings["demo"], True, None)
+
+
+def test_single_settings_override_a_named_decoding():
+    made = adapter("llada")
+    forward = DenoisingForward(made, 1)
+    request = made.prepare([[tiny.picture()]], ["what is this ?"])
+    one = forward.generate(request, decoding="paper", max_new_tokens=16)
+    assert one.steps == 8 and one.tokens.shape == (1, 16)
+    assert one.settings["shift"] == 0.33 and one.settings["schedule"] == "shift"
+    assert "gen_length" not in one.settings
+    other = forward.generate(
+        request, decoding="paper", gen_length=16, steps=4, schedule=None, shift=None
+    )
+    assert other.steps == 4 and "step_ratio" not in other.settings
+    with pytest.raises(UnknownNameError, match="'dmo' of lavida: it has demo, paper"):
+        forward.generate(request, decoding="dmo")
+    with pytest.raises(UnknownNameError, match="none of its decodings has a name"):
+        tiny.bound("none").generate(request, decoding="demo")
+
+
+def test_dreams_evaluation_chooses_by_margin():
+    made = adapter("dream")
+    assert made.decoding("paper", {})["alg"] == "topk_margin"
+    assert made.decoding("paper", {"alg": "entropy"})["alg"] == "entropy"
+    assert "alg" not in made.decoding("demo", {})
