@@ -85,7 +85,8 @@ def list_models() -> list[dict[str, Any]]:
         list of dict: ``family``, ``class``, ``caches``, ``feasible`` (cache → calls),
         ``checkpoints`` (name and depths of each), ``transformers``, ``package``, ``install``,
         ``installed``, ``remote_code``, ``decodings`` (name → settings), ``notes``, ``error``, and
-        the first checkpoint's ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None where none is known).
+        the first checkpoint's ``blocks``, ``deepest_usable_block`` and ``recommended_block`` (None
+        where none is known).
         A family that cannot be imported has no caches, and the reason as ``error`` and note.
     """
     known = [_declared(name) for name in built_in()]

@@ -1,0 +1,112 @@
+"""The pages of docs/families: their Python runs, on doubles and tiny models in place of the
+checkpoints; what loads these as the authors do is tested in tests/upstream."""
+
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+import torch
+import transformers
+from doubles import dream_vl, lavida, lavida_o, llada_v, mmada
+
+sys.path.insert(0, str(Path(__file__).parent / "adapters"))  # importlib mode does not
+
+import made_ar
+import made_diffusion_gemma
+
+from captum_dcam.model.families import built_in
+from captum_dcam.model.hub import find
+
+PAGES = Path(__file__).resolve().parents[1] / "docs/families"
+FAMILIES = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "README")
+
+
+#: of pages whose own settings take a tiny model a minute
+SMALLER = {
+    "diffusion_gemma": ("generator=generator", "generator=generator, gen_length=6, steps=4"),
+    "mmada": (
+        "max_new_tokens=128,\n    steps=64",
+        "max_new_tokens=16,\n    steps=4, block_length=16",
+    ),
+}
+
+
+class Loaded:
+    """A class of the authors', or of transformers, that loads what is given."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def from_pretrained(self, _name, **_options):
+        return self.made
+
+
+def builder(monkeypatch, model, processor):
+    """The authors' package ``llava``, whose builder gives a model and its processor."""
+    for name in ("llava", "llava.model", "llava.model.builder"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = sys.modules["llava.model.builder"]
+    module.load_pretrained_model = lambda *_, **__: (processor[0], model, processor[1], 4096)
+
+
+def stand_in(monkeypatch, family):
+    """What a page loads from the hub."""
+    monkeypatch.setattr(find(family), "repaired", nullcontext)
+    if family == "lavida":
+        builder(monkeypatch, lavida.model("llada"), lavida.processor())
+    elif family == "lavida_o":
+        builder(monkeypatch, lavida_o.model(), lavida_o.processor())
+    elif family == "llada_v":
+        builder(monkeypatch, llada_v.model(), llada_v.processor())
+        monkeypatch.setattr(find(family), "ids", llada_v.IDS)
+    elif family == "mmada":
+        package, model = ModuleType("models"), mmada.model(max_sequence_length=2048)
+        package.MMadaModelLM, package.MAGVITv2 = Loaded(model), Loaded(mmada.vq())
+        monkeypatch.setitem(sys.modules, "models", package)
+        monkeypatch.setattr(find(family), "ids", mmada.IDS)
+        monkeypatch.setattr(find(family), "marks", mmada.MARKS)
+        given(monkeypatch, AutoTokenizer=mmada.tokenizer())
+    elif family == "dream_vl":
+        given(monkeypatch, AutoModel=dream_vl.model(), AutoProcessor=dream_vl.processor())
+    else:
+        made, kind = (made_ar, ("llava",)) if family == "autoregressive" else (None, ())
+        made = made or made_diffusion_gemma
+        given(
+            monkeypatch,
+            AutoModelForImageTextToText=made.model(*kind),
+            AutoProcessor=made.parts(*kind),
+        )
+
+
+def given(monkeypatch, **classes):
+    for name, made in classes.items():
+        monkeypatch.setattr(transformers, name, Loaded(made))
+
+
+def test_every_family_has_a_page():
+    assert {*FAMILIES, "mini"} == set(built_in())
+    index = (PAGES / "README.md").read_text(encoding="utf-8")
+    assert all(f"({family}.md)" in index for family in FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_page_says_runs(family, monkeypatch, tmp_path):
+    stand_in(monkeypatch, family)
+    monkeypatch.chdir(tmp_path)
+    tiny.picture(size=(84, 56)).save("photo.jpg")
+    text = (PAGES / f"{family}.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    if family in SMALLER:
+        assert SMALLER[family][0] in code
+        code = code.replace(*SMALLER[family])
+    scope = {}
+    exec(re.sub(r'"cuda(:0)?"', '"cpu"', code), scope)  # what is run is our own page
+    found = scope["explanation"]
+    assert scope["adapter"].family == family and found.words
+    assert all(bool(torch.isfinite(m).all()) for m in found.maps) and any(
+        bool(m.any()) for m in found.maps
+    )
