@@ -1,7 +1,9 @@
 """Two commands for a machine that has only Python and git, and two for who changes the library.
 
 python3 start.py explain    explain an image with the embedded model
-python3 start.py test       run every check of the library: lint, format, types, tests
+python3 start.py test       run every check of the library: lint, format, types, tests, a smoke
+                            test of the newest transformers; --matrix NAME: the tests in another
+                            environment, of tests/environments (several GB each)
 python3 start.py referees   run the tests whose judge is other people's code (several GB)
 python3 start.py attacks    run every case of bad input, 50 rounds of threads, 10,000 damages to
                             saved things; `test` runs a part of them (ten minutes)
@@ -19,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -48,6 +51,8 @@ CHECKS = {  # the only list of the checks: the Makefile and CI come here
     "type": ["mypy"],
     "pytest": ["pytest", "-q", "-n", "2", "--dist", "worksteal"],
 }
+#: the last check, which is no module that Python runs
+NEWEST = "newest"
 
 
 def say(line: str) -> None:
@@ -189,10 +194,32 @@ def quiet_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def newest(programs: Path) -> int:
+    """A smoke test beside the newest transformers, and what it requires, that pip finds."""
+    python = str(programs / "python")
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        code = run([*pip, "--target", folder, "transformers"])
+        if code:
+            return code
+        os.environ["PYTHONPATH"] = folder
+        try:
+            run([python, "-c", "import transformers as t; print('transformers', t.__version__)"])
+            out = str(Path(folder) / "explanation")
+            return run([python, "-m", "captum_dcam", "explain", "--output", out])
+        finally:
+            del os.environ["PYTHONPATH"]
+
+
 def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
     quiet_threads()
     failed = {}
-    for name in only or CHECKS:
+    for name in only or [*CHECKS, NEWEST]:
+        if name == NEWEST:
+            say(f"{name}: captum-dcam explain, beside the newest transformers")
+            if code := newest(programs):
+                failed[name] = code
+            continue
         module, *options = CHECKS[name]
         command = [module, *options, *(arguments if name == "pytest" else [])]
         say(f"{name}: {' '.join(command)}")
@@ -221,7 +248,9 @@ def main() -> int:
     )
     parser.add_argument("command", choices=["explain", "test", "referees", "attacks", "install"])
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
-    parser.add_argument("--only", action="append", choices=CHECKS, help="test: run just this check")
+    parser.add_argument(
+        "--only", action="append", choices=[*CHECKS, NEWEST], help="test: run just this check"
+    )
     parser.add_argument(
         "--matrix", metavar="NAME", help="test: in an environment of tests/environments, or all"
     )
