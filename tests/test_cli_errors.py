@@ -230,7 +230,7 @@ def test_a_full_device_is_no_bug(run, monkeypatch, tmp_path):
     import torch
 
     def full(*_, **__):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
 
     monkeypatch.setattr("captum_dcam.explaining.explain_generation", full)
     code, _, err = run("explain", "--gen-length", "4", "-o", tmp_path / "out")

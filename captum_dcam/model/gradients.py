@@ -113,8 +113,8 @@ def target_gradients(
                     for start in range(0, len(reads), size)
                     for row in _full_rows(forward, reads[start : start + size])
                 ]
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(
             f"{min(size, len(reads))} words at once do not fit into memory at block "
             f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
         ) from error

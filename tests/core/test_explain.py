@@ -208,10 +208,10 @@ def test_too_little_memory_says_what_needs_less(cache, monkeypatch):
     from captum_dcam.model import gradients as vjp
 
     def full(*_args):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
 
     monkeypatch.setattr(vjp, "_cache_gradients" if cache == "prefix" else "_full_rows", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"internal_batch_size=1.*20 GiB"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"internal_batch_size=1.*20 GiB"):
         captum_dcam.explain_generation(tiny.bound(cache))
 
 
