@@ -105,7 +105,7 @@ def test_a_checkpoint_with_holes(tmp_path, built, lost):
 def test_no_checkpoint(tmp_path, built):
     with pytest.raises(WeightsError, match="no weights of its own: name a checkpoint"):
         LavidaAdapter.load(None)
-    with pytest.raises(WeightsError, match="holds no architecture|cannot be loaded"):
+    with pytest.raises(WeightsError, match=r"holds no architecture|cannot be loaded"):
         LavidaAdapter.load(str(tmp_path))
 
 
