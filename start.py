@@ -163,9 +163,11 @@ def environment(name: str, fresh: bool) -> Path:
     return programs
 
 
-def run(command: list[str], folder: Path = ROOT, check: bool = False) -> int:
-    """Run a command in `folder`; with `check`, its failure ends this program too."""
-    code = subprocess.run(command, cwd=folder, check=False).returncode
+def run(command: list[str], folder: Path = ROOT, check: bool = False, **variables: str) -> int:
+    """Run a command in `folder`, with more environment variables; with `check`, its failure ends
+    this program too."""
+    own = {**os.environ, **variables}
+    code = subprocess.run(command, cwd=folder, check=False, env=own).returncode
     if check and code:
         print(f"{' '.join(command)}: failed with exit code {code}", file=sys.stderr)
         sys.exit(code)
@@ -202,13 +204,11 @@ def newest(programs: Path) -> int:
         code = run([*pip, "--target", folder, "transformers"])
         if code:
             return code
-        os.environ["PYTHONPATH"] = folder
-        try:
-            run([python, "-c", "import transformers as t; print('transformers', t.__version__)"])
-            out = str(Path(folder) / "explanation")
-            return run([python, "-m", "captum_dcam", "explain", "--output", out])
-        finally:
-            del os.environ["PYTHONPATH"]
+        version = "import transformers as t; print('transformers', t.__version__)"
+        run([python, "-c", version], PYTHONPATH=folder)
+        out = str(Path(folder) / "explanation")
+        explained = [python, "-m", "captum_dcam", "explain", "--output", out]
+        return run(explained, PYTHONPATH=folder)
 
 
 def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:

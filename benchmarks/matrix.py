@@ -21,19 +21,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+
+from reports import UPSTREAM, commit, read_report, rewritten
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / "tests/environments"
 STORE, PAGE = ROOT / "docs/environments.json", ROOT / "docs/ENVIRONMENTS.md"
-BEGIN, END = "<!-- environments: begin -->", "<!-- environments: end -->"
+MARKS = "<!-- environments: begin -->", "<!-- environments: end -->"
 #: of every environment: the embedded model, all families' doubles, the command line, what pip made
 TESTS = (
     *("tests/mini", "tests/core", "tests/adapters"),
     *("tests/test_cli.py", "tests/test_packaging.py"),
 )
-#: variable that names a checkout, as in tests/upstream
-UPSTREAM = "CAPTUM_DCAM_UPSTREAM_"
 SHOWN = ("torch", "transformers", "numpy")
 LEFT_OUT = {"tests"}  # a file that is no environment
 
@@ -185,16 +184,9 @@ def tested(python: Path, tests: Sequence[str], **variables: str) -> tuple[str, b
         subprocess.run(run, cwd=ROOT, env=own, check=False)
         if not report.is_file():
             return "no report", False
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    kinds = [{child.tag for child in case} for case in cases]
-    failed = sum(bool(k & {"failure", "error"}) for k in kinds)
-    skipped = sum("skipped" in k for k in kinds)
-    passed = len(cases) - failed - skipped
-    return f"{passed} passed, {failed} failed, {skipped} skipped", bool(passed) and not failed
-
-
-def commit(checkout: Path) -> str:
-    return quiet("git", "-C", checkout, "rev-parse", "--short=7", "HEAD").strip()
+        passed, failed, skipped = read_report(report)
+    counts = f"{passed} passed, {failed} failed, {len(skipped)} skipped"
+    return counts, bool(passed) and not failed
 
 
 def run(environment: Environment, checkouts: Path | None) -> Row:
@@ -223,8 +215,6 @@ def run(environment: Environment, checkouts: Path | None) -> Row:
 
 def document(text: str, rows: Sequence[Row]) -> str:
     """The page with its table written anew."""
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     names = (
         "Environment",
         "Python",
@@ -246,7 +236,7 @@ def document(text: str, rows: Sequence[Row]) -> str:
     ]
     lines = [names, ("---",) * len(names), *cells]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+    return rewritten(text, MARKS, table)
 
 
 def main() -> int:

@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
-from xml.etree import ElementTree
 
 import typer
+from reports import UPSTREAM, commit, read_report, rewritten
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- referees: begin -->", "<!-- referees: end -->"
-UPSTREAM = "CAPTUM_DCAM_UPSTREAM_"
+MARKS = "<!-- referees: begin -->", "<!-- referees: end -->"
 
 app = typer.Typer(add_completion=False)
 
@@ -151,30 +150,6 @@ class Result:
         return [self.name, self.judges, self.code, self.versions, *counts, self.conformance or "–"]
 
 
-def read_report(path: Path) -> tuple[int, int, tuple[str, ...]]:
-    """Numbers of passed and failed tests of a JUnit file, and the reasons of those skipped."""
-    cases = list(ElementTree.parse(path).iter("testcase"))
-    skipped = tuple(s.get("message", "") for case in cases for s in case.iter("skipped"))
-    failed = sum(
-        case.find("failure") is not None or case.find("error") is not None for case in cases
-    )
-    return len(cases) - failed - len(skipped), failed, skipped
-
-
-def commit(checkout: Path) -> str:
-    """The commit of a checkout, marked where its files were changed."""
-    git = ["git", "-C", str(checkout)]
-    head = subprocess.run([*git, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        raise typer.BadParameter(
-            f"{checkout} is no git checkout: its commit belongs into the table"
-        )
-    changed = subprocess.run(
-        [*git, "diff", "HEAD", "--name-only", "--diff-filter=M"], capture_output=True, text=True
-    )
-    return head.stdout.strip() + (" (changed)" if changed.stdout.strip() else "")
-
-
 def judge(referee: Referee, checkouts: Path | None, arguments: Sequence[str]) -> Result:
     """Run one referee's tests and conformance cases."""
     environment = {**os.environ, "PYTHONPATH": "tests"}
@@ -187,7 +162,10 @@ def judge(referee: Referee, checkouts: Path | None, arguments: Sequence[str]) ->
                 f"referee out with --only"
             )
         checkout = referee.checkout(checkouts).resolve()
-        code = f"{referee.repository} {commit(checkout)}"
+        try:
+            code = f"{referee.repository} {commit(checkout)}"
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
         environment[referee.variable] = str(checkout)
         shown = f"{referee.variable}=CHECKOUT "
     python = [sys.executable, "-m"]
@@ -212,14 +190,12 @@ def judge(referee: Referee, checkouts: Path | None, arguments: Sequence[str]) ->
 
 def document(text: str, results: Sequence[Result]) -> str:
     """A document with the table, the excuses and the commands between its two marks."""
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     names = ["Referee", "Judges", "Code", "Versions", "Passed", "Failed", "Skipped", "Conformance"]
     table = tabulate([r.cells() for r in results], names, tablefmt="github", disable_numparse=True)
     excused = [f"- skipped, “{part}”: {why}" for part, why in EXCUSED.items()]
     commands = [f"- {r.name}: `{r.command}`" for r in results]
     made = "\n".join([table, "", *excused, *([""] if excused else []), *commands])
-    return f"{head}{BEGIN}\n{made}\n{END}{tail}"
+    return rewritten(text, MARKS, made)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
