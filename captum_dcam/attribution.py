@@ -19,6 +19,7 @@ from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, check_pixels, holding, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
 from captum_dcam.model.layout import MODES
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -109,7 +110,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
         *,
-        score: str | None = None,
+        score: Score | None = None,
         step: int | None = None,
         product: str | None = None,
         center: bool | None = None,
@@ -131,10 +132,12 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             attr_dim_summation (bool, optional): sum over channels. False gives (B, D, h, w) and
                 allows no refinements. Default: True
             grad_kwargs (dict, optional): for ``torch.autograd.grad``. Default: None
-            score (str, optional): ``commit``, ``final`` or ``teacher``. Explicit arguments hold a
-                state already, so they exclude it and ``step``. Default: the preset's
+            score (str or int, optional): the state whose logits are read: ``commit``, ``final``,
+                ``teacher``, or the number of a denoising step. Explicit arguments hold a state
+                already, so they exclude it and ``step``. Default: the preset's
             step (int, optional): the generation's call whose image states are explained (with
-                a prefix cache, 0 is the prefill). Default: the call that the score needs
+                a prefix cache, 0 is the prefill; without a cache the call whose logits are read
+                too, whatever the score says). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
             refinements (Refinement or sequence, optional): transforms of maps; ``[]`` for none, to
@@ -148,6 +151,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
         """
         forward: DenoisingForward = self.forward_func
+        forward.trajectory.check_score(self._preset.score if score is None else score)
         reading = self._preset.reading(score=score, product=product, center=center, step=step)
         refine = word_maps.as_compose(
             self._preset.refinements() if refinements is None else refinements

@@ -32,7 +32,7 @@ from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
-from captum_dcam.model.trajectory import SCORES, STORED_CACHES
+from captum_dcam.model.trajectory import STORED_CACHES, Score, check_score
 from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
@@ -66,7 +66,7 @@ def compare(
     methods: str | Sequence[MethodLike] | None = None,
     *,
     layer: int | None = None,
-    score: str = "commit",
+    score: Score = "commit",
     refinements: Refinement | Sequence[Refinement] = (),
     masks: MasksLike = None,
     budget: Budget | Mapping[str, Budget] | None = None,
@@ -88,7 +88,8 @@ def compare(
         methods (optional): ``"all"``, or names and methods (``method("tam", eci=False)``).
             Default: :data:`QUICK`, one of each kind
         layer (int, optional): block that methods read. Default: the family's recommended one
-        score (str, optional): state whose logits methods read. Default: ``"commit"``
+        score (str or int, optional): state whose logits methods read, or the number of a denoising
+            step. Default: ``"commit"``
         refinements (Refinement or sequence, optional): transforms of every method's positive maps.
             Default: none
         masks (optional): where the words' objects are in the first image, (H, W) bool: by word,
@@ -106,7 +107,8 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
-    seed = _check(score, budget, seed, errors, progress)
+    check_score(score)
+    seed = _check(budget, seed, errors, progress)
     check_tagger(tagger)
     forward = DenoisingForward(adapter, layer, score)
     _check_packages(chosen, errors)
@@ -138,7 +140,7 @@ def compare_generation(
     methods: str | Sequence[MethodLike] | None = None,
     *,
     example: int = 0,
-    score: str = "commit",
+    score: Score = "commit",
     refinements: Refinement | Sequence[Refinement] = (),
     masks: MasksLike = None,
     budget: Budget | Mapping[str, Budget] | None = None,
@@ -151,7 +153,8 @@ def compare_generation(
 
     Args and returns as :func:`compare`; ``example`` chooses from the batch.
     """
-    seed = _check(score, budget, seed, errors, progress)
+    score = forward.trajectory.check_score(score)
+    seed = _check(budget, seed, errors, progress)
     chosen = chosen_methods(methods)
     check_tagger(tagger)
     _check_packages(chosen, errors)
@@ -161,7 +164,8 @@ def compare_generation(
     targets = resolve(one.adapter, tokens, words, tagger)
     refine = maps.as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
-    repeated = maps.repeated_words(one, tagger=tagger) if maps.needs_repeated(refine) else ()
+    wanted = maps.needs_repeated(refine)
+    repeated = maps.repeated_words(one, 0, tagger, score) if wanted else ()
     shared = _Shared(one, targets, repeated, refine, own_masks)
     rows = []
     for name, method_ in _named(chosen):
@@ -198,10 +202,9 @@ def compare_generation(
     )
 
 
-def _check(score: Any, budget: Any, seed: Any, errors: Any, progress: Any) -> int:
+def _check(budget: Any, seed: Any, errors: Any, progress: Any) -> int:
     """Raise for settings that both functions share; gives the seed."""
     checks.choice("errors", errors, ("report", "raise"))
-    checks.choice("score", score, SCORES)
     for one in budget.values() if isinstance(budget, Mapping) else (budget,):
         if not isinstance(one, Budget | None):
             raise InputTypeError(

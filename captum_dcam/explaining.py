@@ -12,6 +12,7 @@ from captum_dcam import checks, maps
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -27,7 +28,7 @@ def explain(
     *,
     layer: int | None = None,
     preset: str | Preset = "default",
-    score: str | None = None,
+    score: Score | None = None,
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
@@ -91,7 +92,7 @@ def explain_generation(
     *,
     example: int = 0,
     preset: str | Preset = "default",
-    score: str | None = None,
+    score: Score | None = None,
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
@@ -103,6 +104,7 @@ def explain_generation(
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
+    forward.trajectory.check_score(chosen.score if score is None else score)
     reading = chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
@@ -144,7 +146,7 @@ def sign_check(
     generator: torch.Generator,
     *,
     example: int = 0,
-    score: str = "commit",
+    score: Score = "commit",
     share: float = 0.1,
 ) -> Tensor:
     r"""Does removing what a map highlights lower the token's probability?
@@ -157,7 +159,7 @@ def sign_check(
         targets (sequence of Target): N targets of the example.
         maps (sequence of Tensor): one (N, h, w) per grid.
         generator (torch.Generator): draws the random tokens.
-        example (int, optional), score (str, optional): as in :func:`explain_generation`.
+        example (int, optional), score (str or int, optional): as in :func:`explain_generation`.
         share (float, optional): fraction of image tokens removed. Default: 0.1
 
     Returns:
@@ -167,6 +169,7 @@ def sign_check(
     """
     share = checks.real("share", share, 0, 1, above=True)
     checks.draws("generator", generator)
+    forward.trajectory.check_score(score)
     out = torch.zeros(len(targets), 2, dtype=torch.float64)
     for n, target in enumerate(targets):
         before = _log_probability(forward, target, example, score)
@@ -193,7 +196,9 @@ def _top(values: Tensor, share: float) -> Tensor:
     return mask.view(values.shape)
 
 
-def _log_probability(forward: DenoisingForward, target: Target, example: int, score: str) -> float:
+def _log_probability(
+    forward: DenoisingForward, target: Target, example: int, score: Score
+) -> float:
     """Mean log-probability of a target's tokens, each read at its own step."""
     trajectory = forward.trajectory
     steps = [trajectory.step_of(example, p, score) for p in target.positions]

@@ -18,7 +18,7 @@ from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
-from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.trajectory import Score, check_score
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
 from captum_dcam.registry import Registry
@@ -71,25 +71,26 @@ class Reading:
     r"""How a word's map is read: everything between a bound generation and the signed map.
 
     Args:
-        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        score (str or int): state whose logits are read: ``commit``, ``final``, ``teacher``, or the
+            number of a denoising step.
         product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
         center (bool): subtract each channel's spatial mean from the features first.
-        step (int, optional): the call whose image states are explained. Default: the one that the
-            score needs
+        step (int, optional): the call whose image states are explained; without a cache its logits
+            are read as well, whatever the score says. Default: the call that the score needs
         tagger (str): who says which repeated words are function words, and which words are nouns.
 
     Raises:
         ValueError, UnknownNameError: no such score; no such product or tagger, with near names.
     """
 
-    score: str = "commit"
+    score: Score = "commit"
     product: str = "pooled"
     center: bool = False
     step: int | None = None
     tagger: str = DEFAULT_TAGGER
 
     def __post_init__(self) -> None:
-        checks.choice("score", self.score, SCORES)
+        object.__setattr__(self, "score", check_score(self.score))
         PRODUCTS.check(self.product, {})
         object.__setattr__(self, "center", checks.flag("center", self.center))
         if self.step is not None:
@@ -131,11 +132,17 @@ def word_maps(
 
 
 def repeated_words(
-    forward: DenoisingForward, example: int = 0, tagger: str = DEFAULT_TAGGER
+    forward: DenoisingForward,
+    example: int = 0,
+    tagger: str = DEFAULT_TAGGER,
+    score: Score = "commit",
 ) -> tuple[Target, ...]:
-    """Occurrences of function words that an example's answer holds more than once."""
-    tokens = forward.trajectory.tokens[example].tolist()
-    return repeated_function_words(words_of(forward.adapter, tokens), tagger)
+    """Occurrences of function words that an example's answer holds more than once, as far as the
+    score reads them."""
+    trajectory = forward.trajectory
+    words = words_of(forward.adapter, trajectory.tokens[example].tolist())
+    found = repeated_function_words(words, tagger)
+    return tuple(w for w in found if trajectory.reads(example, w.positions, score))
 
 
 def repeated_maps(
@@ -148,7 +155,7 @@ def repeated_maps(
     """
 
     def compute() -> tuple[Tensor, ...] | None:
-        words = repeated_words(forward, example, reading.tagger)
+        words = repeated_words(forward, example, reading.tagger, reading.score)
         maps = word_maps(forward, words, [example] * len(words), reading)
         return mean_of(maps, words, words)
 
@@ -251,7 +258,7 @@ def explained(
     signed = word_maps(forward, targets, [example] * len(targets), reading)
     refine, own = as_compose(refinements), None
     if needs_repeated(refine):
-        repeated = repeated_words(forward, example, reading.tagger)
+        repeated = repeated_words(forward, example, reading.tagger, reading.score)
         own = (
             mean_of(signed, targets, repeated)
             if set(repeated) <= set(targets)

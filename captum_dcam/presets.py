@@ -38,7 +38,7 @@ from captum_dcam.files import (
 )
 from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
-from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.trajectory import Score, check_score
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
 
 
@@ -47,7 +47,8 @@ class Preset:
     r"""Everything that turns a generation into a map.
 
     Args:
-        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        score (str or int): state whose logits are read: ``commit``, ``final``, ``teacher``, or the
+            number of a denoising step.
         product (str): ``pooled``, ``positionwise`` or ``plus_plus``.
         center (bool): subtract each channel's spatial mean from the features first.
         refinements (callable): makes the refinements.
@@ -57,7 +58,7 @@ class Preset:
             function words. Default: ``("phrases",)``, which every machine has
     """
 
-    score: str
+    score: Score
     product: str
     center: bool
     refinements: Callable[[], Compose]
@@ -68,7 +69,7 @@ class Preset:
     def reading(
         self,
         *,
-        score: str | None = None,
+        score: Score | None = None,
         product: str | None = None,
         center: bool | None = None,
         step: int | None = None,
@@ -239,7 +240,11 @@ def read_preset(file: str | Path) -> Preset:
 
 
 def _check(file: Path, record: Mapping[str, Any]) -> None:
-    for name, known in (("score", SCORES), ("product", PRODUCTS), ("center", (True, False))):
+    try:
+        check_score(record["score"])
+    except ValueError as error:
+        raise PresetError(f"{file}: {error}") from error
+    for name, known in (("product", PRODUCTS), ("center", (True, False))):
         if record[name] not in known or (name == "center" and type(record[name]) is not bool):
             listed = ", ".join(map(str, known))
             raise PresetError(f"{file}: {name} is {record[name]!r}: expected one of {listed}")

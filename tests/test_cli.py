@@ -99,6 +99,15 @@ def test_words_and_presets_and_refinements(scene_run, tmp_path):
     assert [stage["name"] for stage in stages] == ["gaussian", "min_max"]
 
 
+def test_the_score_may_be_a_step(tmp_path):
+    run = call("explain", "--scene", 1, "--score", "3", *SHORT, "-o", tmp_path / "out", "--json")
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["settings"]["score"] == 3
+    far = call("explain", "--scene", 1, "--score", 99, *SHORT, "-o", tmp_path / "far")
+    assert far.exit_code == 2 and "score is 99: this generation has" in far.stderr
+    assert not (tmp_path / "far").exists()
+
+
 def test_sampling_depends_on_the_seed_alone(tmp_path):
     options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
     options += ["--steps", 2, "--block-length", 2]

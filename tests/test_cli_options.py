@@ -176,6 +176,8 @@ def test_a_plan_has_every_option_of_its_name():
     (variant,) = plan.variants
     assert (variant.layer, variant.passes, variant.score) == (2, 6, "final")
     assert [r["name"] for r in variant.refinements] == ["akd"]
+    (other,) = evaluate.variants_of(evaluate.Options(methods=["diffusion_cam:score=2"], score="0"))
+    assert (other.score, other.settings["score"]) == (0, 2)
     own = {"adapter": None, **evaluate._parsed(chosen)}
     assert chosen.shared(Setting, **own).keys() == inspect.signature(Setting).parameters.keys()
     assert evaluate._plan_of_options(evaluate.Options(methods=["tam"])) == Plan(("tam",))

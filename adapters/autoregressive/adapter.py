@@ -120,6 +120,7 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
             cache=self.cache,
             image_end=request.layout.image_end,
             settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
+            read_at=_seen(count, tokens.device, 0)[:, None].expand(-1, len(tokens), -1),
             own_calls=True,  # token by token
             lengths=behind if cached else tuple(prefix + t for t in range(count)),
         )
@@ -127,7 +128,7 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Step t sees the tokens before t; padding stands for the rest."""
         count = tokens.shape[1]
-        seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril(-1)
+        seen = _seen(count, tokens.device, -1)
         return (tokens[None].where(seen[:, None], self._filler),)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
@@ -141,3 +142,8 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.language_model.norm(hidden))
+
+
+def _seen(count: int, device: torch.device, diagonal: int) -> Tensor:
+    """(S, T) bool of T tokens in T steps: those before each step's own (-1), or it as well (0)."""
+    return torch.ones(count, count, dtype=torch.bool, device=device).tril(diagonal)

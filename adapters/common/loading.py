@@ -72,7 +72,7 @@ class FamilyAdapter(Adapter):
         final_state: Sequence[Tensor],
         *,
         lengths: Sequence[int] = (),
-        final_step: Tensor | None = None,
+        read_at: Tensor | None = None,
     ) -> Trajectory:
         """The trajectory of what ``log`` has noted; ``lengths`` where a replay makes other calls of
         the blocks than the generation did."""
@@ -87,7 +87,7 @@ class FamilyAdapter(Adapter):
             settings=settings,
             own_calls=bool(lengths),
             lengths=tuple(lengths),
-            final_step=final_step,
+            read_at=read_at,
         )
 
     def prefill(self, embedded: Any) -> Any:

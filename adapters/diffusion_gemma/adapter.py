@@ -141,15 +141,20 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
         inputs = self._inputs(request.pixels, request.extras)
         with seeded(generator, bits=31):
             recorder = decoding.sampled(self.model, request.extras[0], inputs, options)
+        states = recorder.states(self._filler)
         return self.recorded(
             request,
             settings,
             recorder,
-            recorder.states(self._filler),
+            states,
             self.visible_state(recorder.tokens),
             lengths=recorder.lengths(prefix),  # a replay's steps read the canvases before anew
-            final_step=recorder.final_step,
+            read_at=self._own(recorder.tokens) == states[1][..., None],
         )
+
+    def _own(self, tokens: Tensor) -> Tensor:
+        """(T,) number of the canvas that each position of an answer (B, T) belongs to."""
+        return torch.arange(tokens.shape[1], device=tokens.device) // self.canvas
 
     def rebuilt_states(
         self, request: Request, canvases: Sequence[Tensor], tokens: Tensor, **settings: Any

@@ -345,8 +345,8 @@ class Recorder(BaseStreamer):
         drafts (list): the same of what the step would have written (B, C).
         sure (list): the same of the drafts' probabilities (B, C), without temperature.
         final (list): (B, C) of every canvas, padded behind the end of the answer.
-        tokens, commit_step, confidence, final_step (Tensor): (B, T), once finished: the answer,
-            every token's commit step, its probability there, and its last step.
+        tokens, commit_step, confidence (Tensor): (B, T), once finished: the answer, every token's
+            commit step, and its probability there.
     """
 
     model: Any
@@ -406,15 +406,14 @@ class Recorder(BaseStreamer):
 
     def finish(self) -> None:
         """Join the canvases' tokens, and read off when each was committed."""
-        steps, odds, last, first = [], [], [], 0
+        steps, odds, first = [], [], 0
         for drafts, sure in zip(self.drafts, self.sure, strict=True):
             own = settled(torch.stack(drafts))
             steps.append(own + first)
             odds.append(torch.stack(sure).gather(0, own[None])[0])
             first += len(drafts)
-            last.append(torch.full_like(own, first - 1))
-        joined = (torch.cat(parts, 1) for parts in (self.final, steps, odds, last))
-        self.tokens, self.commit_step, self.confidence, self.final_step = joined
+        joined = (torch.cat(parts, 1) for parts in (self.final, steps, odds))
+        self.tokens, self.commit_step, self.confidence = joined
 
     def lengths(self, prefix: int) -> tuple[int, ...]:
         """Tokens that the encoder reads: the prompt's, then before every step. Before the first one

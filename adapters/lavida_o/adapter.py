@@ -165,9 +165,9 @@ class LavidaOAdapter(LavidaOFamily, LladaAdapter):
         with seeded(generator, self.device), language.as_written(), log.watching(inner):
             result, _ = self.model.generate(request.extras[0], **views, **options)
         log.finish(result[:, -made["gen_length"] :].clone())
-        (states, final), last = log.all_states(), log.last_runs()
+        states, final = log.all_states()
         return self.recorded(
-            request, settings, log, states, final, lengths=log.lengths, final_step=last
+            request, settings, log, states, final, lengths=log.lengths, read_at=log.runs()
         )
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:

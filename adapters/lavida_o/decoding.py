@@ -77,12 +77,12 @@ class FastLog(CanvasLog):
         states = self.states, torch.stack(self.wholes), spans[:, None]
         return states, (tokens, tokens, torch.full_like(spans[:1], -1))
 
-    def last_runs(self) -> Tensor:
-        """(1, T): the last step that ran each position."""
-        last = torch.zeros(1, self.canvases[0].shape[1], dtype=torch.int64)
+    def runs(self) -> Tensor:
+        """(S, 1, T) bool: the positions that each step ran."""
+        ran = torch.zeros(len(self.spans), 1, self.canvases[0].shape[1], dtype=torch.bool)
         for step, (begin, end) in enumerate(self.spans):
-            last[:, slice(None) if begin < 0 else slice(begin, end)] = step
-        return last
+            ran[step, :, slice(None) if begin < 0 else slice(begin, end)] = True
+        return ran
 
 
 @dataclass(frozen=True)

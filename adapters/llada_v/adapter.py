@@ -166,7 +166,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             states,
             final,
             lengths=[s.length for s in steps] if own_calls else (),
-            final_step=decoding.last_runs(steps) if fast else None,
+            read_at=decoding.runs(steps) if fast else None,
         )
 
     def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:

@@ -222,13 +222,13 @@ def states_of(
     return (canvases, canvases[behind], begins), (final, final, torch.full_like(begins[0], -1))
 
 
-def last_runs(steps: Sequence[Step]) -> Tensor:
-    """(1, W): the last step that ran each canvas position, which alone has logits there."""
+def runs(steps: Sequence[Step]) -> Tensor:
+    """(S, 1, W) bool: the canvas positions that each step ran, which alone have logits there."""
     width = steps[0].canvas.shape[1]
-    last = torch.zeros(1, width, dtype=torch.int64)
+    ran = torch.zeros(len(steps), 1, width, dtype=torch.bool)
     for number, step in enumerate(steps):
-        last[:, -min(step.length, width) :] = number
-    return last
+        ran[number, :, -min(step.length, width) :] = True
+    return ran
 
 
 def step_logits(model: Any, prefix: Tensor, mask_id: int, *state: Tensor) -> Tensor:

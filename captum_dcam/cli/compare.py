@@ -105,11 +105,13 @@ def run(options: Options) -> Compared:
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
     from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
+    from captum_dcam.model.trajectory import check_score
     from captum_dcam.viewer import prepare_folder, write_comparison
 
     words = parsing.chosen_words(options.words or ["nouns"])
     refinements = parsing.chosen_refinements(options.refine) or ()
     methods = parsing.parse_methods(options.methods or ["quick"])
+    score = check_score(parsing.chosen_score(options.score or "commit"))
     check_tagger(options.tagger or DEFAULT_TAGGER)
     budget = Budget(options.budget_passes, options.budget_seconds)
     device = parsing.check_answer(options)
@@ -127,7 +129,7 @@ def run(options: Options) -> Compared:
             forward,
             words,
             methods,
-            score=options.score or "commit",
+            score=score,
             refinements=refinements,
             masks=None if scene is None else mask,
             budget=budget,

@@ -25,7 +25,7 @@ from captum_dcam.cli.options import (
     refine_option,
     score_option,
 )
-from captum_dcam.cli.parsing import load_model, parse_methods, setting_pairs
+from captum_dcam.cli.parsing import chosen_score, load_model, parse_methods, setting_pairs
 from captum_dcam.errors import InputError
 
 if TYPE_CHECKING:
@@ -301,7 +301,8 @@ def variants_of(options: Options) -> Iterator[Variant]:
     names = ",".join(options.methods or ()).split(",")
     yield from (Variant(name) for name in FLOORS if name in names)
     others = [name for name in names if name not in FLOORS]
-    own = options.shared(Variant, score=options.score or "commit", refinements=stages)
+    score = chosen_score(options.score or "commit")
+    own = options.shared(Variant, score=score, refinements=stages)
     for method in parse_methods(others) if others else ():
         yield replace(as_variant(method), **own)
 

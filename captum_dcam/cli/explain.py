@@ -103,7 +103,8 @@ def run(options: Options) -> Result:
     words = parsing.chosen_words(options.words)
     refinements = parsing.chosen_refinements(options.refine)
     chosen = preset(options.preset)
-    chosen.reading(tagger=options.tagger)
+    score = parsing.chosen_score(options.score)
+    chosen.reading(score=score, tagger=options.tagger)
     device = parsing.check_answer(options)
     folder = prepare_folder(options.output)
     with printing.progress() as say:
@@ -111,7 +112,11 @@ def run(options: Options) -> Result:
         forward = parsing.written(options, image, device, say)
         say("Explaining its words")
         own = options.shared(
-            explain_generation, words=words, refinements=refinements, preset=chosen
+            explain_generation,
+            words=words,
+            refinements=refinements,
+            preset=chosen,
+            score=score,
         )
         explanation = explain_generation(forward, **own)
         targets, signs = explanation.targets, None

@@ -100,6 +100,23 @@ class Files(Names):
         return super().complete(incomplete) + paths
 
 
+class Numbered(Names):
+    """Names, or a whole number."""
+
+    def check(self, value: Any) -> None:
+        """Refuse what is neither, as for other names."""
+        if as_number(value) is None:
+            super().check(value)
+
+
+def as_number(text: str | None) -> int | None:
+    """The whole number that a text writes; None for another text or none."""
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
 class Settled(Names):
     """Names with settings, several with commas: ``tam:eci=false,filter=5,attention``."""
 
@@ -139,7 +156,9 @@ NAMES = {
     "refinements": Names("refinement", "captum_dcam.refine:registered_refinements", more=("none",)),
     "caches": Names("cache", "captum_dcam.model.trajectory:CACHES", ("prefix", "none")),
     "scales": Names("scale", "captum_dcam.viewer.panel:SCALES", ("map", "row")),
-    "scores": Names("score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")),
+    "scores": Numbered(
+        "score", "captum_dcam.model.trajectory:SCORES", ("commit", "final", "teacher")
+    ),
     "sorts": Names("order", "captum_dcam.cli.compare:SORTS", ("f3", "seconds", "name")),
     "suites": Names("suite", "captum_dcam.evaluation.suites:SUITES"),
     "taggers": Names("tagger", "captum_dcam.model.tagging:TAGGERS", ("phrases", "nltk")),
@@ -196,7 +215,7 @@ def words_option(shown: str) -> list[str] | None:
 
 
 def score_option(shown: str) -> str | None:
-    text = "State whose logits are read: {scores}."
+    text = "State whose logits are read: {scores}, or the number of a denoising step."
     return option(None, HOW, text, names="scores", strict=True, shown=shown)
 
 

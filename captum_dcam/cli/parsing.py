@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from captum_dcam.cli.options import NAMES, Answer, Model
+from captum_dcam.cli.options import NAMES, Answer, Model, as_number
 from captum_dcam.errors import DcamError, InputError, UsageError, WeightsError, near
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
     from captum_dcam.model.forward import DenoisingForward
+    from captum_dcam.model.trajectory import Score
     from captum_dcam.model.words import WordsLike
     from captum_dcam.refine import Refinement
 
@@ -116,6 +117,8 @@ def value_of(text: str, kind: Any, where: str) -> Any:
         if text.lower() == "none" and NoneType in inner:
             return None
         kinds = [k for k in inner if k is not NoneType]
+        if len(kinds) > 1 and int in kinds and (number := as_number(text)) is not None:
+            return number
         kind = kinds[0] if len(kinds) == 1 else str if str in kinds else None
     if get_origin(kind) is tuple:
         return tuple(value_of(item, get_args(kind)[0], where) for item in text.split("+"))
@@ -172,6 +175,12 @@ def chosen_words(words: list[str] | None) -> WordsLike:
     if not words:
         return None
     return words[0] if _alone("--words", words, ("all", "nouns")) else list(words)
+
+
+def chosen_score(text: str | None) -> Score | None:
+    """What ``--score`` asks for: a name, or a step's number; None where it is not given."""
+    number = as_number(text)
+    return text if number is None else number
 
 
 def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:

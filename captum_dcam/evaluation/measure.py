@@ -43,6 +43,7 @@ from captum_dcam.metrics import (
 from captum_dcam.metrics import localization as localization_scores
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tagging import NOUN_TAGS
+from captum_dcam.model.trajectory import Score
 from captum_dcam.refine import min_max
 from captum_dcam.refine.checks import check_number
 from captum_dcam.registry import Registry
@@ -68,7 +69,7 @@ class VariantMaps:
         forward (DenoisingForward): with the bound generation, tapped at the variant's block.
         explain (callable or None): ``(forward, targets) -> maps``, the variant on another forward;
             None for maps that look at no model.
-        score (str): state that the variant read.
+        score (str or int): state that the variant read.
         refined (bool): whether refinements were applied.
         seed (int): of everything that a metric draws.
     """
@@ -80,7 +81,7 @@ class VariantMaps:
     masks: dict[str, Tensor] = field(repr=False)
     forward: DenoisingForward = field(repr=False)
     explain: Explain | None = field(default=None, repr=False)
-    score: str = "commit"
+    score: Score = "commit"
     refined: bool = False
     seed: int = 0
 

@@ -25,7 +25,13 @@ from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.files import Record, canonical, digest, plain
 from captum_dcam.methods import Method, method
-from captum_dcam.model.trajectory import CACHES, SCORES, STORED_CACHES, stored_cache
+from captum_dcam.model.trajectory import (
+    CACHES,
+    STORED_CACHES,
+    Score,
+    check_score,
+    stored_cache,
+)
 from captum_dcam.refine import Refinement, refinement
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -119,7 +125,8 @@ class Variant:
             :data:`captum_dcam.evaluation.floors.FLOORS`. Default: the name
         settings (dict, optional): of the method. Default: the method's
         layer (int, optional): block. Default: the family's recommended one
-        score (str, optional): ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
+        score (str or int, optional): ``commit``, ``final``, ``teacher``, or the number of a
+            denoising step. Default: ``"commit"``
         refinements (tuple of dict, optional): post-transforms of the map's positive part, in
             order, as records ``{"name": "akd", …}``; names and objects become records.
             Default: none
@@ -133,15 +140,15 @@ class Variant:
     method: str = ""
     settings: Record = field(default_factory=dict)
     layer: int | None = None
-    score: str = "commit"
+    score: Score = "commit"
     refinements: tuple[Record, ...] = ()
     passes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
-        check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
         write = object.__setattr__
+        write(self, "score", check_score(self.score, what=f"variant {self.name!r}: score"))
         layer, passes = _whole(self.layer, -MOST), _whole(self.passes, 1)
         if self.layer is not None and layer is None:
             raise InputError(f"variant {self.name!r}: layer is {self.layer!r}: expected an integer")

@@ -21,7 +21,7 @@ from captum_dcam.faithfulness.captum_metrics import check_radius
 from captum_dcam.faithfulness.curves import check_settings
 from captum_dcam.faithfulness.reading import check_counts
 from captum_dcam.metrics import localization
-from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.trajectory import SCORES, Score, check_score
 from captum_dcam.model.words import Target
 
 OBJECTS = ("object",)
@@ -32,13 +32,13 @@ def _asked(case: VariantMaps, kinds: Sequence[str]) -> tuple[list[int], tuple[Ta
     return at, tuple(case.words[i].target for i in at)
 
 
-def _check_words(kinds: Sequence[str], state: str) -> None:
+def _check_words(kinds: Sequence[str], state: Score) -> None:
     for kind in kinds:
         check_known("unknown kind of word", kind, KINDS)
-    check_known("unknown state", state, SCORES)
+    check_score(state, what="state")
 
 
-def _check_curves(kinds: Sequence[str], curves: bool, state: str, **settings: Any) -> None:
+def _check_curves(kinds: Sequence[str], curves: bool, state: Score, **settings: Any) -> None:
     _check_words(kinds, state)
     check_settings(**settings)
 
@@ -49,7 +49,7 @@ def _check_samples(
     baseline: str = BASELINES[0],
     radius: float = 1,
     chunk: int = 1,
-    state: str = SCORES[0],
+    state: Score = SCORES[0],
 ) -> None:
     _check_words(kinds, state)
     check_counts(samples=samples, chunk=chunk)
@@ -68,7 +68,7 @@ def faithfulness(
     chunk: int = 8,
     curves: bool = False,
     kinds: Sequence[str] = OBJECTS,
-    state: str = "commit",
+    state: Score = "commit",
 ) -> Scores:
     r"""Deletion and insertion under a fixed answer, see :func:`captum_dcam.faithfulness.deletion`.
 
@@ -113,7 +113,7 @@ def infidelity(
     samples: int = 32,
     chunk: int = 8,
     kinds: Sequence[str] = OBJECTS,
-    state: str = "commit",
+    state: Score = "commit",
 ) -> Scores:
     """Captum's infidelity of the signed map, or of the refined one where it was refined; of the
     word's logit in ``state``, whatever state the map came from."""

@@ -29,6 +29,7 @@ from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 
@@ -39,7 +40,7 @@ def infidelity(
     maps: Iterable[Tensor],
     *,
     baseline: str = "mean",
-    score: str = "commit",
+    score: Score = "commit",
     samples: int = 32,
     generator: torch.Generator | None = None,
     chunk: int = 8,
@@ -59,7 +60,8 @@ def infidelity(
         maps (iterable of Tensor): one (N, h, w) per grid, signed.
         baseline (str, optional): see :func:`captum_dcam.faithfulness.reading.pixel_fill`.
             Default: ``"mean"``
-        score (str, optional): state at which a token is read. Default: ``"commit"``
+        score (str or int, optional): state at which a token is read, or the step's number.
+            Default: ``"commit"``
         samples (int, optional): squares, the same for all words. Default: 32
         generator (torch.Generator, optional): draws them. Default: one with seed 0
         chunk (int, optional): images per forward pass. Default: 8
@@ -75,6 +77,7 @@ def infidelity(
         2.3 (square removal); ``captum.metrics.infidelity``.
     """
     check_counts(samples=samples, chunk=chunk)
+    forward.trajectory.check_score(score)
     generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
     request = one_example(forward)
     rows = flat_maps(forward, maps, targets, "infidelity")

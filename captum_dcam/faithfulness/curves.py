@@ -22,6 +22,7 @@ from captum_dcam.faithfulness.reading import (
 )
 from captum_dcam.methods.captum_common import groups_of
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 #: shares of the image removed or revealed
@@ -102,7 +103,7 @@ def deletion(
     where: str = "pixels",
     patch: int = 1,
     fractions: Sequence[float] = FRACTIONS,
-    score: str = "commit",
+    score: Score = "commit",
     controls: int = 1,
     generator: torch.Generator | None = None,
     chunk: int = 8,
@@ -125,7 +126,8 @@ def deletion(
         patch (int, optional): side of a patch in image tokens. Default: 1
         fractions (sequence of float, optional): increasing, from 0 to 1; rounded to whole patches.
             Default: :data:`FRACTIONS`
-        score (str, optional): state at which a token is read. Default: ``"commit"``
+        score (str or int, optional): state at which a token is read, or the step's number.
+            Default: ``"commit"``
         controls (int, optional): random orders to compare with, the same for all words. Default: 1
         generator (torch.Generator, optional): draws them, and the order of equal values. Default:
             one with seed 0
@@ -155,7 +157,7 @@ def insertion(
     where: str = "pixels",
     patch: int = 1,
     fractions: Sequence[float] = FRACTIONS,
-    score: str = "commit",
+    score: Score = "commit",
     controls: int = 1,
     generator: torch.Generator | None = None,
     chunk: int = 8,
@@ -190,12 +192,13 @@ def _curves(
     where: str,
     patch: int,
     fractions: Sequence[float],
-    score: str,
+    score: Score,
     controls: int,
     generator: torch.Generator | None,
     chunk: int,
 ) -> Curves:
     check_settings(baseline, where, patch, fractions, controls, chunk)
+    forward.trajectory.check_score(score)
     if not targets:
         raise InputError("no target is given: expected at least one word")
     generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
@@ -243,7 +246,7 @@ def _read_edited(
     wanted: list[tuple[int, Target]],
     baseline: str,
     where: str,
-    score: str,
+    score: Score,
     chunk: int,
 ) -> Tensor:
     """Log-probabilities (W,) of targets on images with patches (R, G) removed."""

@@ -17,6 +17,7 @@ from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import CaptumArguments, baseline_of, pixel_owners, token_size
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_maps
 
@@ -70,7 +71,7 @@ def read(
     copies: DenoisingForward,
     wanted: Sequence[tuple[int, Target]],
     *,
-    score: str = "commit",
+    score: Score = "commit",
     value: str = "log_probability",
     chunk: int = 8,
     edited: Callable[[Tensor], AbstractContextManager[None]] | None = None,
@@ -80,7 +81,7 @@ def read(
     Args:
         copies (DenoisingForward): R images with one answer.
         wanted (sequence): pairs of an image's row and a target.
-        score (str): the state each token is read at.
+        score (str or int): the state each token is read at.
         value (str): one of :data:`VALUES`.
         chunk (int): rows per forward pass.
         edited (callable, optional): of the rows whose image tokens pass the tap, a context in

@@ -25,7 +25,7 @@ from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import diagnosed
 from captum_dcam.model.guard import DRAWING
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
-from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 from captum_dcam.packages import needed
 from captum_dcam.registry import Registry
@@ -101,17 +101,19 @@ class AttributionTask:
     Args:
         forward (DenoisingForward): batch 1, tapped; see :func:`single`.
         targets (tuple of Target): N words.
-        score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
+        score (str or int): state whose logits are read: ``commit``, ``final``, ``teacher``, or the
+            number of a denoising step.
         generator (torch.Generator): where all random numbers come from.
     """
 
     forward: DenoisingForward
     targets: tuple[Target, ...]
-    score: str = "commit"
+    score: Score = "commit"
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        checks.choice("score", self.score, SCORES)
+        score = self.forward.trajectory.check_score(self.score)
+        object.__setattr__(self, "score", score)
         checks.draws("generator", self.generator)
         if self.forward.request.batch != 1:
             raise InputError(

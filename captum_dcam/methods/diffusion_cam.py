@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 
 from captum_dcam import maps
-from captum_dcam.errors import InputError, UnknownNameError, near
+from captum_dcam.errors import InputError
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.methods.base import Attribution, AttributionTask, Method, entered
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tagging import DEFAULT_TAGGER
-from captum_dcam.model.trajectory import SCORES
+from captum_dcam.model.trajectory import Score, check_score
 from captum_dcam.presets import preset
 from captum_dcam.refine import Compose
 
@@ -23,8 +23,9 @@ class _Preset(Method):
     r"""A preset of Diffusion-CAM, and what may be changed in it.
 
     Args:
-        score (str, optional): state whose logits are read, ``"task"`` for that of the task.
-            Default: the preset's, whatever the task's is, for it is part of the method
+        score (str or int, optional): state whose logits are read, or the number of a denoising
+            step; ``"task"`` for that of the task. Default: the preset's, whatever the task's is,
+            for it is part of the method
         product (str, optional), center (bool, optional): as in ``DiffusionCAM.attribute``.
             Default: the preset's
         refined (bool, optional): apply the preset's refinements. Default: True
@@ -33,16 +34,17 @@ class _Preset(Method):
     """
 
     preset: ClassVar[str]
-    score: str | None = None
+    score: Score | None = None
     product: str | None = None
     center: bool | None = None
     refined: bool = True
     at: float | None = None
 
     def __post_init__(self) -> None:
-        for value, known in ((self.score, (*SCORES, "task")), (self.product, PRODUCTS)):
-            if value is not None and value not in known:
-                raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
+        if self.score not in (None, "task"):
+            object.__setattr__(self, "score", check_score(self.score))
+        if self.product is not None:
+            PRODUCTS.check(self.product, {})
         if self.at is not None and not 0 <= self.at <= 1:
             raise InputError(f"at is {self.at}: expected a fraction of the steps, 0 to 1")
 

@@ -21,6 +21,7 @@ from captum_dcam.model.sequence import (
     split_grids,
     text_tokens,
 )
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 WAYS = ("gradient", "activation")
@@ -59,7 +60,7 @@ def text_relevance(
     targets: Sequence[Target],
     example: int = 0,
     *,
-    score: str | None = None,
+    score: Score | None = None,
     by: str = "gradient",
 ) -> TextRelevance:
     r"""Relevance of a bound generation's dialogue and answer for words of this answer.
@@ -74,7 +75,7 @@ def text_relevance(
         forward (DenoisingForward): with a bound generation.
         targets (sequence of Target): N words; of several tokens: the sum of theirs.
         example (int, optional): of the batch. Default: 0
-        score (str, optional): state that a token is read at. Default: the forward's own
+        score (str or int, optional): state that a token is read at. Default: the forward's own
         by (str, optional): ``gradient`` or ``activation``. Default: ``"gradient"``
 
     Returns:

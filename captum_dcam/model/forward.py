@@ -37,7 +37,7 @@ from captum_dcam.model.tap import (
     skipped,
     tapped,
 )
-from captum_dcam.model.trajectory import SCORES, Trajectory
+from captum_dcam.model.trajectory import Score, Trajectory, check_score
 from captum_dcam.model.verification import check_replay
 
 T = TypeVar("T")
@@ -52,8 +52,9 @@ class DenoisingForward(nn.Module):
         adapter (Adapter): the model's family.
         layer (int, optional): block to tap, from 0; negative counts from the end.
             Default: the family's recommended block
-        score (str, optional): which state a token is read at when the caller passes none:
-            ``commit``, ``final`` or ``teacher``. Default: ``"commit"``
+        score (str or int, optional): which state a token is read at when the caller passes none:
+            ``commit``, ``final``, ``teacher``, or the number of a denoising step.
+            Default: ``"commit"``
         internal_batch_size (int, optional): number of words per backward pass; fewer need less
             memory. Default: 16 with a prefix cache, whose steps are short, 4 without
 
@@ -83,12 +84,12 @@ class DenoisingForward(nn.Module):
         self,
         adapter: Adapter,
         layer: int | None = None,
-        score: str = "commit",
+        score: Score = "commit",
         *,
         internal_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        checks.choice("score", score, SCORES)
+        score = check_score(score)
         self.adapter = adapter
         self.layer = adapter.check_layer(layer)
         if internal_batch_size is not None:
@@ -275,19 +276,19 @@ class DenoisingForward(nn.Module):
 
     # -- Captum's contract ----------------------------------------------------------------------
 
-    def arguments(self, target: Any = None, score: str | None = None) -> tuple[Tensor, ...]:
+    def arguments(self, target: Any = None, score: Score | None = None) -> tuple[Tensor, ...]:
         r"""The flat ``additional_forward_args`` of the bound request for one target per example.
 
         Args:
             target (tuple or list of tuples, optional): Captum's ``(t, token_id)``. It decides the
-                step of the ``commit`` score; ``final`` and ``teacher`` do not need it.
-            score (str, optional): Default: the forward's own
+                step of the ``commit`` score; the others do not need it.
+            score (str or int, optional): Default: the forward's own
 
         Returns:
             tuple of Tensor: extras and state, each (B, …).
         """
-        score = self.score if score is None else score
         trajectory, request = self.trajectory, self.request
+        score = trajectory.check_score(self.score if score is None else score)
         if target is None and score == "commit":
             raise TargetError(
                 "the commit score reads every token at its own step: pass the target, "
@@ -295,7 +296,10 @@ class DenoisingForward(nn.Module):
             )
         positions = positions_of(target, request.batch, trajectory.tokens.shape[1])
         examples = torch.arange(request.batch)
-        steps = [trajectory.step_of(b, p, score) for b, p in enumerate(positions)]
+        steps = [
+            score if target is None and isinstance(score, int) else trajectory.step_of(b, p, score)
+            for b, p in enumerate(positions)
+        ]
         return (*request.extras, *trajectory.state_at(examples, torch.tensor(steps)))
 
     def forward(self, pixels: Tensor, *args: Tensor) -> Tensor:

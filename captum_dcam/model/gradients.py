@@ -20,6 +20,7 @@ from torch import Tensor
 from captum_dcam.errors import DcamError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.tap import finite
+from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def _reads(
     forward: DenoisingForward,
     targets: Sequence[Target],
     examples: Sequence[int],
-    score: str,
+    score: Score,
     call: int | None,
 ) -> list[_Read]:
     """Group every target's tokens by the step that their score reads."""
@@ -59,9 +60,10 @@ def _reads(
     for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
         by_step: dict[int, list[tuple[int, int]]] = {}
         for pair in zip(target.positions, target.token_ids, strict=True):
-            step = trajectory.step_of(example, pair[0], score)
             if call is not None and trajectory.cache == "none":
                 step = call
+            else:
+                step = trajectory.step_of(example, pair[0], score)
             by_step.setdefault(step, []).append(pair)
         out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
     return out
@@ -73,7 +75,7 @@ def target_gradients(
     targets: Sequence[Target],
     examples: Sequence[int] | None = None,
     *,
-    score: str = "commit",
+    score: Score = "commit",
     call: int | None = None,
     chunk: int | None = None,
 ) -> list[TargetGradients]:
@@ -83,7 +85,8 @@ def target_gradients(
         forward (DenoisingForward): with a bound generation.
         targets (sequence of Target): the sums of logits to differentiate.
         examples (sequence of int, optional): example of every target. Default: all 0
-        score (str, optional): the state each token is read at. Default: ``"commit"``
+        score (str or int, optional): the state each token is read at, or the step's number.
+            Default: ``"commit"``
         call (int, optional): index of the call whose image states are explained. Without a cache
             the logits are then that call's too. Default: the call that the score needs
         chunk (int, optional): number of targets per batch of steps (bounds memory). Default: the
@@ -98,6 +101,7 @@ def target_gradients(
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
     """
     trajectory = forward.trajectory
+    trajectory.check_score(score)
     examples = [0] * len(targets) if examples is None else examples
     if call is not None:
         trajectory.check_call(call)

@@ -9,10 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, InputError, UnknownNameError, near
+from captum_dcam import checks
+from captum_dcam.errors import (
+    InfeasibleStepError,
+    InputError,
+    UnknownNameError,
+    WrongTypeError,
+    near,
+)
 
-#: which state of the canvas a token's logit is read at; see :meth:`Trajectory.step_of`
+#: names of the states that a token's logit is read at; see :meth:`Trajectory.step_of`
 SCORES = ("commit", "final", "teacher")
+#: one of these names, or the number of a denoising step
+Score = str | int
 #: what the calls of a generation reuse: the prefix's keys and values, or nothing
 CACHES = ("prefix", "none")
 #: the same as files spell it, under the key "regime"
@@ -25,6 +34,37 @@ def stored_cache(stored: str) -> str:
         if stored == spelling:
             return cache
     raise UnknownNameError(f"unknown regime {stored!r}{near(stored, STORED_CACHES.values())}")
+
+
+def check_score(score: Any, steps: int | None = None, what: str = "score") -> Score:
+    r"""What says at which state logits are read: a name of :data:`SCORES`, or a step's number.
+
+    Args:
+        score: as the caller gave it; numpy's integers are taken too.
+        steps (int, optional): S, of the generation that it is for. Default: not known yet
+        what (str, optional): its name in errors. Default: ``"score"``
+
+    Raises:
+        UnknownNameError: another name, with near ones.
+        WrongTypeError: neither a name nor a whole number.
+        InfeasibleStepError: a step that is below 0, or not in the generation.
+    """
+    if isinstance(score, str) and score in SCORES:
+        return score
+    expected = f"expected one of {SCORES}, or the number of a denoising step, from 0"
+    if isinstance(score, str):
+        raise UnknownNameError(f"{what} is {score!r}: {expected}{near(score, SCORES)}")
+    number = checks.as_whole(score)
+    if number is None:
+        raise WrongTypeError(f"{what} is {score!r}: {expected}")
+    if steps is None and number < 0:
+        raise InfeasibleStepError(f"{what} is {number}: {expected}")
+    if steps is not None and not 0 <= number < steps:
+        raise InfeasibleStepError(
+            f"{what} is {number}: this generation has {steps} steps, choose one from 0 to "
+            f"{steps - 1}, or one of {SCORES}"
+        )
+    return number
 
 
 @dataclass(frozen=True)
@@ -66,8 +106,8 @@ class Trajectory:
         own_calls (bool): a replay calls the blocks in another way than the generation did. Then the
             adapter gives ``lengths``, and no outputs are kept. Default: False
         kept (dict): outputs of blocks kept for replay, by call; never saved.
-        final_step (Tensor, optional): (B, T) int64, the last step whose logits tell about the
-            token, where that is not the last of all steps (an answer of several canvases).
+        read_at (Tensor, optional): (S, B, T) bool, the tokens whose logits a step computes.
+            Default: every step those of all tokens
     """
 
     tokens: Tensor
@@ -81,7 +121,7 @@ class Trajectory:
     lengths: tuple[int, ...] = ()
     own_calls: bool = False
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    final_step: Tensor | None = None
+    read_at: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -117,7 +157,7 @@ class Trajectory:
     def check_call(self, call: int) -> None:
         """Raise InfeasibleStepError unless the call's states hold the image span."""
         calls = self.calls
-        where = ", ".join(map(str, self.feasible[:8])) + (", …" if len(self.feasible) > 8 else "")
+        where = _listed(self.feasible)
         if not 0 <= call < len(calls):
             raise InfeasibleStepError(
                 f"step {call} is not in this generation of {len(calls)} calls (0 to "
@@ -131,21 +171,54 @@ class Trajectory:
                 f"{call}): choose a feasible step, here {where}"
             )
 
-    def step_of(self, example: int, position: int, score: str) -> int:
+    @property
+    def final_step(self) -> Tensor:
+        """(B, T) int64 on the CPU, the last step that computes each token's logits."""
+        if self.read_at is None:
+            return torch.full(self.tokens.shape, self.steps - 1)
+        return self.steps - 1 - self.read_at.cpu().flip(0).int().argmax(0)
+
+    def check_score(self, score: Any) -> Score:
+        """The score, which this generation must have, see :func:`check_score`."""
+        found = check_score(score, self.steps)
+        if isinstance(found, int) and self.settings.get("forced"):
+            raise InfeasibleStepError(
+                f"score is {found}: the answer was given, not generated, so it has no denoising "
+                f"steps; expected one of {SCORES}"
+            )
+        return found
+
+    def reads(self, example: int, positions: Sequence[int], score: Score) -> bool:
+        """Whether the state of a score has the logits of all these tokens: a step may not."""
+        if not isinstance(score, int) or self.read_at is None:
+            return True
+        return bool(self.read_at[score, example, list(positions)].all())
+
+    def step_of(self, example: int, position: int, score: Score) -> int:
         r"""The step whose logits are read for a token; ``steps`` stands for the visible answer.
 
         ``commit``: the step that committed the token, which was masked until then. ``final``: the
         last step (Eq. 2 read literally), or the last of the token's own canvas. ``teacher``: the
-        whole answer is visible, as in the reference code.
+        whole answer is visible, as in the reference code. A number: that step.
+
+        Raises:
+            InfeasibleStepError: a step that does not compute the token's logits (of another canvas;
+                of a causal model, before the token's turn).
         """
         if score == "commit":
             return int(self.commit_step[example, position])
         if score == "final":
-            last = self.final_step
-            return self.steps - 1 if last is None else int(last[example, position])
+            return int(self.final_step[example, position])
         if score == "teacher":
             return self.steps
-        raise InputError(f"score is {score!r}: expected one of {SCORES}")
+        step = int(self.check_score(score))
+        if self.read_at is not None and not self.reads(example, [position], step):
+            known = self.read_at[:, example, position].nonzero()[:, 0].tolist()
+            raise InfeasibleStepError(
+                f"step {step} computes no logits of token {position} of the answer: choose one of "
+                f"the steps that do, {_listed(known)}, or one of {SCORES}"
+            )
+        return step
 
     def state_at(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
         """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""
@@ -173,7 +246,7 @@ class Trajectory:
             commit_step=pick(self.commit_step),
             confidence=pick(self.confidence),
             kept={},
-            final_step=None if self.final_step is None else pick(self.final_step),
+            read_at=None if self.read_at is None else pick(self.read_at, 1),
         )
 
     def single(self, example: int) -> Trajectory:
@@ -187,5 +260,10 @@ class Trajectory:
             commit_step=self.commit_step[one],
             confidence=self.confidence[one],
             kept={},
-            final_step=None if self.final_step is None else self.final_step[one],
+            read_at=None if self.read_at is None else self.read_at[:, one],
         )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    """The first few numbers."""
+    return ", ".join(map(str, steps[:8])) + (", …" if len(steps) > 8 else "")

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -167,8 +168,8 @@ class Explanation:
         out = {"tokens": t.tokens, "commit_step": t.commit_step, "confidence": t.confidence}
         for i, (state, final) in enumerate(zip(t.states, t.final_state, strict=True)):
             out[f"state.{i}"], out[f"final_state.{i}"] = state, final
-        if t.final_step is not None:
-            out["final_step"] = t.final_step
+        if t.read_at is not None:
+            out["read_at"] = t.read_at
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
         return out | layout_tensors(self.layout)
@@ -194,7 +195,7 @@ class Explanation:
                 lengths=tuple(stored["lengths"]),
                 image_end=stored["image_end"],
                 settings=stored["settings"],
-                final_step=tensors.get("final_step"),
+                read_at=_read_at(tensors),
             )
             return cls(
                 **{name: manifest[name] for name in AS_IS},
@@ -207,6 +208,15 @@ class Explanation:
                 images=images,
                 note=note_of(manifest),
             )
+
+
+def _read_at(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens each step reads; of the versions before 3, which held the last step alone, all
+    up to it."""
+    if "final_step" not in tensors:
+        return tensors.get("read_at")
+    steps = torch.arange(len(tensors["state.0"]))
+    return steps[:, None, None] <= tensors["final_step"]
 
 
 def read_targets(records: Iterable[Mapping[str, Any]]) -> tuple[Target, ...]:

@@ -219,11 +219,12 @@ def legend(ink: Ink) -> tuple[Page, int]:
 
 def settings_line(page: Page, y: int, s: Mapping[str, Any], more: str, room: float) -> None:
     """The settings and ``more`` on the right of a legend, in at most ``room`` pixels."""
+    score = s.get("score")
     parts = (
         s.get("family"),
         {"prefix": "prefix cache", "full": "no cache"}.get(s.get("regime", "")),
         f"block {s.get('layer')}",
-        f"{s.get('score')} score",
+        f"score of step {score}" if isinstance(score, int) else f"{score} score",
         more,
     )
     text = page.clipped(" · ".join(str(p) for p in parts if p), SMALL, room)

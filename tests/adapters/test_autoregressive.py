@@ -13,6 +13,7 @@ import made_ar
 import tiny
 
 from captum_dcam.errors import InfeasibleStepError, LayerError
+from captum_dcam.explaining import explain_generation
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.words import Target
@@ -79,6 +80,16 @@ def test_canvases_commits_and_scores(kind):
     assert [t.step_of(0, 1, s) for s in ("commit", "final", "teacher")] == [
         1, t.steps - 1, t.steps,
     ]  # fmt: skip
+
+
+@every
+def test_a_step_reads_what_is_written_by_then(kind):
+    """Later steps read a token as its own does; before its turn nothing is known of it."""
+    forward = made_ar.shared(kind)
+    own, later = (explain_generation(forward, [1], score=s, refinements=[]).maps for s in (1, 3))
+    assert all(tiny.relative(b, a) < 1e-4 for a, b in zip(own, later, strict=True))
+    with pytest.raises(InfeasibleStepError, match="step 1 computes no logits of token 2 of the"):
+        explain_generation(forward, [2], score=1)
 
 
 @every

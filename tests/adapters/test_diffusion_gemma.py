@@ -441,6 +441,18 @@ def test_a_given_answer_hides_a_token_behind_noise():
     assert all(bool(m.any()) for m in found.maps[0])
 
 
+def test_a_step_reads_its_own_canvas():
+    forward = made_dg.shared(canvases=2)
+    t = forward.trajectory
+    first = int(t.final_step[0, 0])
+    assert t.final_step.tolist() == [[first] * C + [t.steps - 1] * C] and first < t.steps - 1
+    for step in range(t.steps):
+        mine, other = (1, C + 1) if step <= first else (C + 1, 1)
+        assert explain_generation(forward, [mine], score=step).maps[0].any()
+        with pytest.raises(InfeasibleStepError, match=f"step {step} computes no logits of token"):
+            explain_generation(forward, [other], score=step)
+
+
 # -- results and what is left behind ---------------------------------------------------------------
 
 
@@ -449,7 +461,7 @@ def test_explanations_are_saved_with_their_states(tmp_path):
     found = explain_generation(forward, [1, C + 1], preset="paper")
     found.save(tmp_path / "out")
     back = Explanation.load(tmp_path / "out").trajectory
-    for name in ("tokens", "commit_step", "final_step"):
+    for name in ("tokens", "commit_step", "read_at"):
         assert torch.equal(getattr(back, name), getattr(forward.trajectory, name))
     again = DenoisingForward(forward.adapter, 1)
     again.bind(forward.request, back)

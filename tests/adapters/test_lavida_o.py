@@ -92,6 +92,8 @@ def test_lengths_vary_by_step():
     whole = bound().request.layout.prefix_length + 8
     assert t.lengths == (whole, 4, 4, 4) * 2 and t.feasible == (0, 4)
     assert t.final_step.tolist() == [[4] * 4 + [7] * 4]
+    own = [[True] * 4 + [False] * 4] * 3, [[False] * 4 + [True] * 4] * 3
+    assert t.read_at[:, 0].tolist() == [[True] * 8, *own[0], [True] * 8, *own[1]]
     assert bound("prefix").trajectory.lengths == (whole - 8, *[8] * 8)
     assert bound("prefix").trajectory.feasible == (0,)
     assert bound().trajectory.lengths == (whole,) * 8

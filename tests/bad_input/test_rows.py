@@ -181,8 +181,10 @@ def test_an_edited_tap_is_seen_by_words_on_changed_pixels(forward):
 def test_rows_of_a_record_are_its_examples():
     """With a last step of each token's own, as an answer of several canvases has it."""
     made = tiny.bound("none", batch=2)
-    last = torch.arange(16).view(2, 8)
-    record = dataclasses.replace(made.trajectory, final_step=last)
+    steps = made.trajectory.steps
+    last = torch.arange(16).view(2, 8) % steps
+    read = torch.arange(steps)[:, None, None] <= last
+    record = dataclasses.replace(made.trajectory, read_at=read)
     found = record.rows([1, 0, 1])
     for row, example in enumerate((1, 0, 1)):
         one, other = found.single(row), record.single(example)

@@ -12,7 +12,7 @@ from captum_dcam.maps import Reading, word_maps
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.words import Target
 
-SCORES = ("commit", "final", "teacher")
+SCORES = ("commit", "final", "teacher", 2)
 
 
 def by_hand(forward, example, position, token, step, layer):
