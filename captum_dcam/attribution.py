@@ -19,6 +19,7 @@ from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, check_pixels, holding, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
 from captum_dcam.model.layout import MODES
+from captum_dcam.model.norms import passing
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
@@ -114,6 +115,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         step: int | None = None,
         product: str | None = None,
         center: bool | None = None,
+        backward: str | None = None,
         refinements: Refinement | Sequence[Refinement] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Attribute the logit of one token per example, or a sum of several, to image tokens.
@@ -140,6 +142,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 too, whatever the score says). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
+            backward (str, optional): how gradients pass through norms, ``exact`` or
+                ``constant_norms``, see :mod:`captum_dcam.model.norms`.
             refinements (Refinement or sequence, optional): transforms of maps; ``[]`` for none, to
                 keep the maps' own scale. Default: the preset's
 
@@ -152,7 +156,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         """
         forward: DenoisingForward = self.forward_func
         forward.trajectory.check_score(self._preset.score if score is None else score)
-        reading = self._preset.reading(score=score, product=product, center=center, step=step)
+        reading = self._preset.reading(
+            score=score, product=product, center=center, step=step, backward=backward
+        )
         refine = word_maps.as_compose(
             self._preset.refinements() if refinements is None else refinements
         )
@@ -177,9 +183,10 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
                 additional_forward_args = self._arguments(pixels, pairs, reading)
-            gradients, features = self._evaluate(
-                pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
-            )
+            with passing(reading.backward):
+                gradients, features = self._evaluate(
+                    pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
+                )
             maps = tuple(
                 _product(f.detach(), g.detach(), reading, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)

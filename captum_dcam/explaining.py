@@ -32,6 +32,7 @@ def explain(
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
+    backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
     generator: torch.Generator | None = None,
@@ -51,7 +52,7 @@ def explain(
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
-        score, step, product, center, refinements: as in
+        score, step, product, center, backward, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         tagger (str, optional): who tells nouns and function words, see
             :func:`captum_dcam.model.tagging.tag`. Default: the preset's
@@ -66,7 +67,9 @@ def explain(
     """
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
-    chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
+    chosen.reading(
+        score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
+    )
     checks.draws("generator", generator)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
@@ -80,6 +83,7 @@ def explain(
             step=step,
             product=product,
             center=center,
+            backward=backward,
             refinements=refinements,
             tagger=tagger,
         )
@@ -96,6 +100,7 @@ def explain_generation(
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
+    backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
 ) -> Explanation:
@@ -105,7 +110,9 @@ def explain_generation(
     """
     chosen = find_preset(preset)
     forward.trajectory.check_score(chosen.score if score is None else score)
-    reading = chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
+    reading = chosen.reading(
+        score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
+    )
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
     example = check_example(request, example)
@@ -129,6 +136,7 @@ def explain_generation(
             "step": reading.step,
             "product": reading.product,
             "center": reading.center,
+            "backward": reading.backward,
             "refinements": refine.describe(),
             "tagger": reading.tagger,
             "dtype": str(forward.adapter.dtype),

@@ -168,7 +168,9 @@ class Trial:
         generator = generator_of(self._run_seed(bound, run), method.name)
         done = run_method(
             method,
-            AttributionTask(bound.at(run["layer"]), words, run["score"], generator),
+            AttributionTask(
+                bound.at(run["layer"]), words, run["score"], generator, variants[0].backward
+            ),
             None if run["passes"] is None else Budget(run["passes"]),
             "raise" if self.on_error == "raise" else "report",
         )
@@ -290,7 +292,9 @@ def _explain(variant: Variant, contexts: Sequence[RefineContext], seed: int) -> 
 
     def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
-        task = AttributionTask(single(forward), tuple(targets), variant.score, generator)
+        task = AttributionTask(
+            single(forward), tuple(targets), variant.score, generator, variant.backward
+        )
         raw = variant.build().attribute(task).maps
         stages = variant.stages()
         return maps.refine_words(raw, stages, contexts) if stages else raw
