@@ -9,7 +9,8 @@ backward pass of their sum gives each row its own gradient.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -219,11 +220,9 @@ def watched(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[
 
 def _total(logits: Tensor, reads: Sequence[_Read]) -> Tensor:
     """The sum of the logits that are read, read r in row r."""
-    scores = []
-    for row, read in enumerate(reads):
-        positions, tokens = zip(*read.pairs, strict=True)
-        scores.append(logits[row, list(positions), list(tokens)].sum())
-    return torch.stack(scores).sum()
+    found = [(row, *pair) for row, read in enumerate(reads) for pair in read.pairs]
+    # one index: the gradient of every single one would be as large as all logits
+    return logits[torch.tensor(found).unbind(1)].sum()
 
 
 def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -240,28 +239,45 @@ def _prefix_rows(
 
     The steps see the prefix through the cache alone. So one backward pass of a batch of steps gives
     every row its gradient with respect to the cache. Each target then needs one product with the
-    prefill.
+    prefill; targets of different examples share one, for no example sees another.
     """
     memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
+    example_of = {r.target: r.example for r in reads}
     out = []
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
         into_cache = _cache_gradients(forward, memory, links, part)
-        for number in numbers:
-            mine = [i for i, r in enumerate(part) if r.target == number]
-            b = part[mine[0]].example
+        for together in _rounds(numbers, example_of):
             cotangents = [torch.zeros_like(link) for link in links]
-            for whole, gradient in zip(cotangents, into_cache, strict=True):
-                whole[b] = gradient[mine].sum(0)
-            more = number < count - 1
+            for number in together:
+                mine = [i for i, r in enumerate(part) if r.target == number]
+                for whole, gradient in zip(cotangents, into_cache, strict=True):
+                    whole[example_of[number]] = gradient[mine].sum(0)
+            more = len(out) + len(together) < count
             grads = torch.autograd.grad(
                 links, maps, cotangents, retain_graph=more, materialize_grads=True
             )
-            features = tuple(m[b].detach() for m in maps)
-            out.append(TargetGradients(number, features, tuple(g[b] for g in grads)))
-    return out
+            for number in together:
+                b = example_of[number]
+                features, own = (tuple(t[b].detach() for t in ts) for ts in (maps, grads))
+                out.append(TargetGradients(number, features, own))
+        del into_cache  # not beside the next chunk's
+    return sorted(out, key=lambda row: row.target)
+
+
+def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[int]]:
+    """Targets in as few groups as hold no two of one example."""
+    seen: Counter[int] = Counter()
+    rounds: list[list[int]] = []
+    for number in numbers:
+        example = example_of[number]
+        if seen[example] == len(rounds):
+            rounds.append([])
+        rounds[seen[example]].append(number)
+        seen[example] += 1
+    return rounds
 
 
 def _cache_gradients(
@@ -272,7 +288,11 @@ def _cache_gradients(
         return ()
     examples = torch.tensor([r.example for r in reads], device=links[0].device)
     steps = torch.tensor([r.step for r in reads])
-    leaves = [t[examples].detach().requires_grad_() for t in links]
+    one = len(examples.unique()) == 1  # its rows are one row in memory
+    rows = (
+        t[examples[:1]].expand(len(examples), *t.shape[1:]) if one else t[examples] for t in links
+    )
+    leaves = [t.detach().requires_grad_() for t in rows]
     own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
     return torch.autograd.grad(_total(logits, reads), leaves)
