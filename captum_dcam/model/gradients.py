@@ -244,7 +244,7 @@ def _prefix_rows(
     memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
     example_of = {r.target: r.example for r in reads}
-    out = []
+    out: list[TargetGradients] = []
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
