@@ -1,10 +1,13 @@
 """LaViDa-O beyond the conformance cases: sizes, the padded base view, its settings and errors."""
 
+import sys
+
 import pytest
 import tiny
 import torch
 from doubles import lavida as plain
 from doubles import lavida_o as double
+from doubles import lavida_o_package
 from doubles import llada_checks as checks
 
 import captum_dcam
@@ -226,4 +229,25 @@ def test_loading_without_what_it_needs(monkeypatch):
         LavidaOAdapter.load("somewhere")
     monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
     with pytest.raises(ImportError, match="licence"):
+        LavidaOAdapter.load("somewhere")
+
+
+def test_a_checkpoint_goes_through_the_authors_builder(monkeypatch):
+    seen = lavida_o_package.installed(monkeypatch)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    made = LavidaOAdapter.load("somewhere", dtype="float32", cache="none")
+    assert made.cache == "none" and made.dtype == torch.float32 and not made.model.training
+    assert seen == dict(path="somewhere", device_map="auto", torch_dtype="bfloat16")
+    made = LavidaOAdapter.load("somewhere", dtype=torch.float16, device_map="cpu")
+    assert {p.dtype for p in made.model.parameters()} == {torch.float16}
+    assert seen == dict(path="somewhere", device_map="cpu", torch_dtype="float16")
+    LavidaOAdapter.load("somewhere", device_map="cpu")
+    assert seen["torch_dtype"] == "bfloat16"
+
+
+def test_another_projects_package_is_in_front(monkeypatch):
+    lavida_o_package.installed(monkeypatch)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    del sys.modules["llava.model.language_model.llava_llada"].generate_with_dual_cache
+    with pytest.raises(ImportError, match="another project's is in front"):
         LavidaOAdapter.load("somewhere")
