@@ -251,3 +251,19 @@ def test_another_projects_package_is_in_front(monkeypatch):
     del sys.modules["llava.model.language_model.llava_llada"].generate_with_dual_cache
     with pytest.raises(ImportError, match="another project's is in front"):
         LavidaOAdapter.load("somewhere")
+
+
+@pytest.mark.parametrize("missing", ("model.transformer.ln_f.weight", "model.mm_projector.0.bias"))
+def test_a_checkpoint_with_holes(monkeypatch, missing):
+    lavida_o_package.installed(monkeypatch, [missing, "model.gen_embedding.weight"])
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    with pytest.raises(WeightsError, match=rf"lacks 1 of the model's tensors \({missing}"):
+        LavidaOAdapter.load("somewhere")
+
+
+def test_what_makes_pictures_is_not_missed(monkeypatch):
+    block = "model.transformer.blocks.0.q_proj_vision.weight"
+    names = [block, "model.vqvae.decoder.bias", "model.downsample_gen.weight"]
+    lavida_o_package.installed(monkeypatch, names)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    assert LavidaOAdapter.load("somewhere").family == "lavida_o"

@@ -7,6 +7,7 @@ checkpoint holds the parts that understand, none that make pictures.
 """
 
 import os
+import shutil
 
 import pytest
 import tiny
@@ -17,6 +18,7 @@ from upstream.commands import METHODS
 import captum_dcam
 from captum_dcam.adapters.lavida_o import LavidaOAdapter
 from captum_dcam.comparing import compare_generation
+from captum_dcam.errors import WeightsError
 from captum_dcam.model.buffers import repair
 
 NAME = "CAPTUM_DCAM_UPSTREAM_LAVIDA_O"
@@ -91,3 +93,29 @@ def test_a_saved_checkpoint_is_loaded_whole(saved):
     held = found.model.state_dict()
     for name, value in saved[1].state_dict().items():
         assert torch.equal(held[name], value.bfloat16().float()), name  # as the builder loads
+
+
+@pytest.mark.parametrize("lost", ("vision_tower", "ln_f", "q_proj_vision"))
+def test_what_a_checkpoint_does_not_hold(saved, tmp_path, lost):
+    """The tower comes from its own folder then, what makes pictures is not missed; anything else
+    would be random."""
+    from safetensors.torch import load_file, save_file
+    from upstream.cases.lavida_o import stand_ins
+
+    folder = shutil.copytree(saved[0], tmp_path / "checkpoint")
+    held = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in held.items() if lost not in k}
+    assert len(kept) < len(held)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with stand_ins():
+        if lost == "ln_f":
+            with pytest.raises(WeightsError, match=r"lacks 1 of the model's tensors .*ln_f"):
+                LavidaOAdapter.load(str(folder))
+            return
+        found = LavidaOAdapter.load(str(folder), dtype=torch.float32)
+    expected = saved[1].get_vision_tower().vision_tower
+    if lost == "vision_tower":
+        expected = type(expected).from_pretrained(saved[1].config.mm_vision_tower)
+    expected = expected.state_dict()
+    for name, value in found.model.get_vision_tower().vision_tower.state_dict().items():
+        assert torch.equal(value, expected[name].bfloat16().float()), name
