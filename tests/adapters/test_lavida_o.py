@@ -228,6 +228,7 @@ def test_loading_without_what_it_needs(monkeypatch):
     with pytest.raises(ValueError, match="NOT_ALWASY_DO_2DPOOL=1 in the environment"):
         LavidaOAdapter.load("somewhere")
     monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    monkeypatch.setitem(sys.modules, "llava.model.builder", None)
     with pytest.raises(ImportError, match="licence"):
         LavidaOAdapter.load("somewhere")
 
