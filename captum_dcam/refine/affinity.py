@@ -91,8 +91,8 @@ def affinity_propagation(
     """
     caller = "affinity_propagation"
     check_settings(caller, _CHECKS, power=power, square=square, center=center)
-    weights = _checked(maps, features, shares, caller)
     shown = [0] * len(maps) if pictures is None else list(pictures)
+    weights = _checked(maps, features, shares, shown, caller)
     seeds = _over_peak([to_working(m) for m in maps])
     spread = list(seeds)
     for picture in dict.fromkeys(shown):
@@ -116,12 +116,16 @@ def _checked(
     maps: Sequence[Tensor],
     features: Sequence[Tensor],
     shares: Sequence[Tensor | None] | None,
+    pictures: Sequence[int],
     caller: str,
 ) -> list[Tensor]:
     r"""Refuse grids that do not fit together; gives every grid's shares."""
-    if not maps or len(features) != len(maps) or (shares and len(shares) != len(maps)):
-        counts = f"{len(maps)} maps, {len(features)} features, {len(shares or maps)} shares"
-        raise InputError(f"{caller}: {counts}: expected one of each per grid, and a grid.")
+    shares = [None] * len(maps) if shares is None else shares
+    if not maps or {len(features), len(shares), len(pictures)} != {len(maps)}:
+        raise InputError(
+            f"{caller}: {len(maps)} maps, {len(features)} features, {len(shares)} shares and "
+            f"{len(pictures)} pictures: expected one of each per grid, and a grid."
+        )
     for one, states in zip(maps, features, strict=True):
         check_maps(one, caller)
         check_features(states, caller)
@@ -139,7 +143,7 @@ def _checked(
             f"{[tuple(m.shape) for m in maps]} differ between grids in more than H and W: give "
             "the same maps and one block's features on every grid."
         )
-    if not shares or all(share is None for share in shares):
+    if all(share is None for share in shares):
         return [torch.ones(m.shape[-2:]) for m in maps]
     found = []
     for share, one in zip(shares, maps, strict=True):
