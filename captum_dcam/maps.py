@@ -229,10 +229,11 @@ def contexts_of(
     """
     layout, trajectory = forward.request.layout, forward.trajectory
     if features is None and (refinements is None or needs_features(refinements)):
-        features = forward.remembered(
-            ("features", example, step),
-            lambda: tuple(f[0] for f in gradients.image_features(forward, [example], step)),
+        batch = range(forward.request.batch)
+        known = forward.remembered(
+            ("features", step), lambda: gradients.image_features(forward, batch, step)
         )
+        features = [f[example] for f in known]
     return tuple(
         RefineContext(
             steps=trajectory.steps,
