@@ -263,7 +263,7 @@ class DenoisingForward(nn.Module):
             kept["stamp"] = stamp
         return kept
 
-    def known(self, call: int) -> Any:
+    def kept_output(self, call: int) -> Any:
         """What the tapped block returned in a call; None where that was not kept."""
         kept = self._kept
         outputs = kept.get("calls", {}).get(call) if kept.get("layer") == self.layer else None

@@ -232,7 +232,7 @@ def image_features(
     trajectory, rows = forward.trajectory, list(examples)
     call = min(trajectory.feasible, default=0) if call is None else call
     trajectory.check_call(call)
-    output, seen = forward.known(call), list[Any]()
+    output, seen = forward.kept_output(call), list[Any]()
     with torch.no_grad(), hooked([(forward.tap, lambda _m, _maps, out: seen.append(out))]):
         if output is not None:
             forward.tap(*gather(hidden_of(output)[: forward.request.batch], forward.request.layout))
