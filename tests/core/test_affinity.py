@@ -19,6 +19,7 @@ from captum_dcam.evaluation.trial import _explain
 from captum_dcam.methods import metered
 from captum_dcam.model.forward import single
 from captum_dcam.model.gradients import image_features
+from captum_dcam.model.layout import Layout
 from captum_dcam.model.tap import hidden_of
 from captum_dcam.model.words import Target
 from captum_dcam.presets import preset
@@ -144,19 +145,23 @@ def test_changed_weights_give_their_own_states(cache):
 # -- the same map by every way ---------------------------------------------------------------------
 
 
-@CACHES
-@pytest.mark.parametrize("example", (0, 1))
-def test_explained_words_on_two_grids_of_one_picture(cache, example):
-    forward = awkward.bound(cache=cache)
+@pytest.mark.parametrize(("family", "cache", "example"), awkward.batches())
+def test_explained_words_on_two_grids(family, cache, example):
+    """Of one picture, or of two: the causal model's."""
+    forward = awkward.bound(family, cache)
     bare = explain_generation(forward, example=example, refinements=[])
     found = explain_generation(forward, example=example, refinements=[STAGE])
     layout = forward.request.layout
-    equal(found.maps, by_hand(bare.maps, states(forward, example), layout))
+    features = states(forward, example)
+    equal(found.maps, by_hand(bare.maps, features, layout))
     alone = [
-        STAGE(m, replace(c, shares=None))
-        for m, c in zip(bare.maps, maps.contexts_of(forward, example=example), strict=True)
+        by_hand([m], [f], Layout((g,), 0))[0]
+        for m, f, g in zip(bare.maps, features, layout.grids, strict=True)
     ]
-    assert not torch.allclose(alone[1], found.maps[1], atol=1e-3)  # the grids were one graph
+    for one, together in zip(alone, found.maps, strict=True):
+        top = together.amax((-2, -1), keepdim=True)
+        own_graph = torch.allclose(one * top, together, atol=1e-4)
+        assert own_graph == (family == "causal")
 
 
 @CACHES
