@@ -17,7 +17,7 @@ from captum_dcam import maps as word_maps
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, check_pixels, holding, positions_of
-from captum_dcam.model.gradients import check_gradients, diagnosed, no_path
+from captum_dcam.model.gradients import check_gradients, diagnosed, image_features, no_path
 from captum_dcam.model.layout import MODES
 from captum_dcam.model.norms import passing
 from captum_dcam.model.trajectory import Score
@@ -187,8 +187,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 gradients, features = self._evaluate(
                     pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
                 )
+            features = tuple(f.detach() for f in features)
             maps = tuple(
-                _product(f.detach(), g.detach(), reading, attr_dim_summation)
+                _product(f, g.detach(), reading, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)
             )
         else:
@@ -197,11 +198,11 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                     "a target of several tokens reads each at its own step: leave out "
                     "additional_forward_args, grad_kwargs and attr_dim_summation"
                 )
-            maps = self._several(pixels, targets, reading)
+            features, maps = None, self._several(pixels, targets, reading)
         if relu_attributions:
             maps = tuple(m.relu() for m in maps)
         if len(refine):
-            maps = self._refined(pixels, maps, refine, reading)
+            maps = self._refined(pixels, maps, refine, reading, features)
         return _format_output(len(maps) > 1, maps)
 
     # -- to the image's pixels ---------------------------------------------------------------------
@@ -339,32 +340,55 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         self, pixels: Tensor, targets: list[Target], reading: Reading
     ) -> tuple[Tensor, ...]:
         """Maps of sums over several tokens, each token read at its own step."""
-        forward: DenoisingForward = self.forward_func
-        if not torch.equal(pixels, forward.request.pixels):
-            examples = self._examples(pixels)
-            forward = forward.again(
-                request=forward.request.rows(examples, pixels),
-                trajectory=forward.trajectory.rows(examples),
-            )
-            forward.tap = self.forward_func.tap
-        found = word_maps.word_maps(forward, targets, range(len(targets)), reading)
+        found = word_maps.word_maps(self._bound_to(pixels), targets, range(len(targets)), reading)
         return tuple(m.unsqueeze(1) for m in found)
 
-    def _refined(
-        self, pixels: Tensor, maps: tuple[Tensor, ...], refine: Compose, reading: Reading
-    ) -> tuple[Tensor, ...]:
-        """Every example's maps, refined in its own context."""
+    def _bound_to(self, pixels: Tensor) -> DenoisingForward:
+        """The forward, bound to these rows of pixels where they are not its own."""
         forward: DenoisingForward = self.forward_func
-        if not word_maps.needs_repeated(refine):
-            return word_maps.refine_words(maps, refine, word_maps.contexts_of(forward))
+        if torch.equal(pixels, forward.request.pixels):
+            return forward
+        examples = self._examples(pixels)
+        other = forward.again(
+            request=forward.request.rows(examples, pixels),
+            trajectory=forward.trajectory.rows(examples),
+        )
+        other.tap = forward.tap
+        return other
+
+    def _refined(
+        self,
+        pixels: Tensor,
+        maps: tuple[Tensor, ...],
+        refine: Compose,
+        reading: Reading,
+        features: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        """Every example's maps, refined in its own context. Rows of changed pixels have features of
+        their own: those that the attribution's pass has read, else those of the first call."""
+        forward: DenoisingForward = self.forward_func
+        needed = word_maps.needs_features(refine)
+        if not (needed or word_maps.needs_repeated(refine)):
+            return word_maps.refine_words(
+                maps, refine, word_maps.contexts_of(forward, None, refine)
+            )
         examples = torch.tensor(self._examples(pixels))
+        changed = not torch.equal(pixels, forward.request.pixels[examples.to(pixels.device)])
+        if changed and needed and features is None:
+            features = image_features(self._bound_to(pixels), range(len(pixels)), reading.step)
         order = examples.argsort(stable=True)  # rows by example
         parts = []
         for at in order.split(examples.unique(return_counts=True)[1].tolist()):
-            repeated = word_maps.repeated_maps(forward, int(examples[at[0]]), reading)
-            contexts = word_maps.contexts_of(forward, repeated)
-            own = [m[at.to(m.device)] for m in maps]
-            parts.append(word_maps.refine_words(own, refine, contexts))
+            example = int(examples[at[0]])
+            repeated = None
+            if word_maps.needs_repeated(refine):
+                repeated = word_maps.repeated_maps(forward, example, reading)
+            own = [f[at.to(f.device)] for f in features or ()] if changed and needed else None
+            contexts = word_maps.contexts_of(
+                forward, repeated, refine, example=example, step=reading.step, features=own
+            )
+            rows = [m[at.to(m.device)] for m in maps]
+            parts.append(word_maps.refine_words(rows, refine, contexts))
         back, grids = order.argsort(), (torch.cat(grid) for grid in zip(*parts, strict=True))
         return tuple(m[back.to(m.device)] for m in grids)
 

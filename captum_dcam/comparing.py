@@ -342,7 +342,7 @@ class _Shared:
         own = maps.mean_of(run.found.maps, self.asked, self.repeated, complete)
         raw = tuple(m[:count] for m in run.found.maps)
         stages = self.refine if run.status != "failed" else Compose([])
-        refined = maps.refine_words(raw, stages, maps.contexts_of(self.forward, own))
+        refined = maps.refine_words(raw, stages, maps.contexts_of(self.forward, own, stages))
         return ComparisonRow(
             name=name,
             label=method_.facts.label,

@@ -215,17 +215,52 @@ def needs_repeated(refinements: Refinement | Sequence[Refinement]) -> bool:
     return "repeated_maps" in needs_of(as_compose(refinements))
 
 
+def needs_features(refinements: Refinement | Sequence[Refinement]) -> bool:
+    """Whether a stage, at any depth, reads the states of the image tokens."""
+    return "features" in needs_of(as_compose(refinements))
+
+
 def contexts_of(
-    forward: DenoisingForward, repeated: Sequence[Tensor] | None = None
+    forward: DenoisingForward,
+    repeated: Sequence[Tensor] | None = None,
+    refinements: Refinement | Sequence[Refinement] | None = None,
+    *,
+    example: int = 0,
+    step: int | None = None,
+    features: Sequence[Tensor] | None = None,
 ) -> tuple[RefineContext, ...]:
-    """What refinements may know of the bound generation, one per grid."""
+    r"""What refinements may know of the bound generation, one context per grid.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        repeated (sequence of Tensor, optional): maps of repeated words, see :func:`repeated_maps`.
+            Default: none
+        refinements (Refinement or sequence, optional): whom the contexts are for; features that
+            none of them reads are left out. Default: features are given
+        example (int, optional): whose features. Default: 0
+        step (int, optional): index of the call whose features are given. Default: the first that
+            holds the image
+        features (sequence of Tensor, optional): other ones, such as of changed pixels, (D, h, w) or
+            (R, D, h, w), one per grid. Default: those of the bound generation's tapped block, from
+            what it kept or by one pass without gradients, and remembered with it
+    """
+    layout, trajectory = forward.request.layout, forward.trajectory
+    if features is None and (refinements is None or needs_features(refinements)):
+        batch = range(forward.request.batch)
+        known = forward.remembered(
+            ("features", step), lambda: gradients.image_features(forward, batch, step)
+        )
+        features = [f[example] for f in known]
     return tuple(
         RefineContext(
-            steps=forward.trajectory.steps,
+            steps=trajectory.steps,
             image_size=grid.image_size,
             repeated_maps=None if repeated is None else repeated[i],
+            features=None if features is None else features[i],
+            shares=layout.shares[i],
+            picture=grid.image,
         )
-        for i, grid in enumerate(forward.request.layout.grids)
+        for i, grid in enumerate(layout.grids)
     )
 
 
@@ -235,6 +270,8 @@ def refine_words(
     contexts: Sequence[RefineContext],
 ) -> tuple[Tensor, ...]:
     r"""The positive part of words' maps after refinements: what is shown and measured.
+
+    All grids of a request are refined together, see :func:`captum_dcam.refine.over_grids`.
 
     Args:
         maps (sequence of Tensor): signed or positive, (…, h, w), one per grid.
@@ -246,8 +283,7 @@ def refine_words(
     """
     if len(maps) != len(contexts):
         raise InputError(f"{len(maps)} grids of maps and {len(contexts)} contexts: give one each")
-    refine = as_compose(refinements)
-    return tuple(refine(m.relu(), c) for m, c in zip(maps, contexts, strict=True))
+    return as_compose(refinements).over([m.relu() for m in maps], contexts)
 
 
 def explained(
@@ -275,4 +311,5 @@ def explained(
             else repeated_maps(forward, example, reading)
         )
     signed = tuple(m.float() for m in signed)
-    return signed, refine_words(signed, refine, contexts_of(forward, own))
+    contexts = contexts_of(forward, own, refine, example=example, step=reading.step)
+    return signed, refine_words(signed, refine, contexts)

@@ -266,10 +266,13 @@ def test_pixels_that_are_not_finite(forward, value):
 # -- maps ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ("AKD", "DACG", "CBA", "SICD", "MinMax", "RankGaussian"))
+@pytest.mark.parametrize(
+    "name", ("AKD", "DACG", "CBA", "SICD", "Affinity", "MinMax", "RankGaussian")
+)
 def test_refinements_refuse_bad_maps(name):
     stage = getattr(refine, name)()
-    context = refine.RefineContext(steps=4, image_size=(60, 80))
+    states = torch.eye(8).expand(4, 8, 8)
+    context = refine.RefineContext(steps=4, image_size=(60, 80), features=states)
     bad = [torch.ones(8), torch.full((8, 8), torch.nan), torch.full((8, 8), torch.inf)]
     for maps in bad if name in ("MinMax", "RankGaussian") else [*bad, -torch.ones(8, 8)]:
         with pytest.raises(ValueError, match="expected"):

@@ -1,10 +1,11 @@
 r"""The maps that thresholds are fitted on: computed once, kept on the grid of image tokens, and
 refined again only from the stage that changed.
 
-The evaluation's trial makes every answer and finds its words and masks. Kept are, for every word,
-its positive map and its masks as packed bits; nothing of the model's states and no image. A word on
-a 24×24 grid with a mask of 192×192 pixels takes 27 kB in all, stage outputs of
-:class:`Chain` included; :data:`MOST_BYTES` bounds the whole.
+The evaluation's trial makes every answer and finds its words and masks.
+Kept are, for every word, its positive map and its masks as packed bits, and for every image the
+states of its tokens where a refinement reads them; no image. Of several grids only the first is
+kept, and refined alone. A word on a 24×24 grid with a mask of 192×192 pixels takes 27 kB in all,
+stage outputs of :class:`Chain` included; :data:`MOST_BYTES` bounds the whole.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Batch:
         maps (Tensor): (N, h, w) float32, the positive part of the base map.
         images (Tensor): (N,) int64, the number of every word's image.
         context (RefineContext): steps, image size, and (N, h, w) maps of repeated words, zero
-            where an answer repeats none.
+            where an answer repeats none; features of their one image, where a refinement reads any.
         grid (Grid): from tokens to pixels.
         masks (tuple): packed bits of (C, H, W) masks, one array per word.
     """
@@ -71,10 +72,19 @@ class Batch:
             rows.append(torch.from_numpy(bits.astype(bool)).reshape(classes, height, width))
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
+    @property
+    def nbytes(self) -> int:
+        """What a fit holds of the words at once."""
+        states = self.context.features
+        kept = sum(m.nbytes for m in self.masks) + (0 if states is None else states.nbytes)
+        return _COPIES * self.maps.nbytes + kept
+
     def key(self) -> Any:
         """What words that are refined and scored together have in common."""
         edges = (self.grid.x_edges.numpy().tobytes(), self.grid.y_edges.numpy().tobytes())
-        return (self.grid.shape, self.grid.image_size, self.context.steps, edges)
+        # features are an image's own, and are kept once for all its words
+        own = None if self.context.features is None else int(self.images[0])
+        return (self.grid.shape, self.grid.image_size, self.context.steps, edges, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +166,7 @@ def collect(
                 raise CalibrationError(f"image {image_id!r}: {error}") from error
             if batch is not None:
                 groups.setdefault(batch.key(), []).append(batch)
-                size += _COPIES * batch.maps.nbytes + sum(m.nbytes for m in batch.masks)
+                size += batch.nbytes
             if size > MOST_BYTES:
                 raise CalibrationError(
                     f"the maps of {number + 1} images take {size / 2**30:.1f} GiB, more than "
@@ -186,10 +196,12 @@ def _read(trial: Trial, preset: Preset, number: int, image_id: Any, sample: Any)
     maps = signed[0].relu().float().cpu()
     own = word_maps.repeated_maps(forward, 0, reading) if trial.wants_repeated else None
     repeated = torch.zeros_like(maps) if own is None else own[0].float().cpu().expand_as(maps)
+    context = word_maps.contexts_of(forward, None, preset.refinements())[0]
+    states = None if context.features is None else context.features.cpu()
     return Batch(
         maps,
         torch.full((len(words),), number),
-        replace(word_maps.contexts_of(forward)[0], repeated_maps=repeated),
+        replace(context, repeated_maps=repeated, features=states),
         forward.request.layout.grids[0],
         tuple(np.packbits(stacked([w], bound.masks)[0].numpy()) for w in words),
     )
@@ -241,7 +253,8 @@ class Chain:
             del self._done[same:]
         contexts = [b.context for b in self.collection.batches]
         for stage in stages[same:]:
-            found = word_maps.refine_words(found, [stage], contexts)
+            both = zip(found, contexts, strict=True)
+            found = tuple(word_maps.refine_words([m], [stage], [c])[0] for m, c in both)
             self._done.append((stage, found))
         return found
 

@@ -25,7 +25,15 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.images import as_image
 from captum_dcam.model.words import Target, answer_text, repeated_function_words
-from captum_dcam.refine import DACG, DACG_BRANCHES, RefineContext, Refinement, dacg_branch, needs_of
+from captum_dcam.refine import (
+    DACG,
+    DACG_BRANCHES,
+    RefineContext,
+    Refinement,
+    dacg_branch,
+    needs_of,
+    over_grids,
+)
 
 if TYPE_CHECKING:
     from captum_dcam.data import Sample
@@ -183,19 +191,20 @@ class Trial:
 
     def _refined(
         self, bound: BoundImage, variant: Variant, found: VariantResult, cost: Record
-    ) -> tuple[tuple[Tensor, ...], Sequence[RefineContext], list[str] | None]:
-        """Positive maps after refinements, each grid's context, DACG's branch of every map."""
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None, list[str] | None]:
+        """Positive maps after refinements, the repeated words' on each grid, DACG's branches."""
         own = None
         if not variant.floor:
             own = maps.mean_of(found.raw, bound.targets, bound.repeated, found.complete)
-        contexts = maps.contexts_of(bound.forward, own)
+        forward = bound.forward if variant.floor else bound.at(variant.layer)
         watched = [_Watched(stage) for stage in variant.stages()]
+        contexts = maps.contexts_of(forward, own, watched)
         count = len(bound.words)
         try:
             refined = maps.refine_words([m[:count] for m in found.raw], watched, contexts)
         finally:
             cost["stages"] += [[w.describe()["name"], w.seconds] for w in watched]
-        return refined, contexts, next((w.routes for w in reversed(watched) if w.routes), None)
+        return refined, own, next((w.routes for w in reversed(watched) if w.routes), None)
 
     # -- scores ---------------------------------------------------------------------------------
 
@@ -235,7 +244,7 @@ class Trial:
     ) -> Scores:
         """Scores of the complete words in columns of all words; DACG's branches come last."""
         count = len(bound.words)
-        refined, contexts, taken = self._refined(bound, variant, found, spent)
+        refined, repeated, taken = self._refined(bound, variant, found, spent)
         at = [i for i in range(count) if found.complete[i]]
         own = {} if taken is None else {"dacg_route": spread([taken[i] for i in at], at, count)}
         if not at:
@@ -249,7 +258,7 @@ class Trial:
             None if found.text is None else found.text[:count][at],
             bound.masks,
             bound.forward if variant.floor else bound.at(variant.layer),
-            None if variant.floor else _explain(variant, contexts, run_seed),
+            None if variant.floor else _explain(variant, repeated, run_seed),
             variant.score,
             bool(variant.refinements),
             derived_seed(self.plan.seed, bound.image_id, "metrics"),
@@ -271,15 +280,19 @@ class _Watched:
 
     def __init__(self, stage: Refinement) -> None:
         self.stage, self.needs = stage, needs_of(stage)
-        self.seconds, self._first = 0.0, True
+        self.seconds = 0.0
         self.routes: list[str] | None = None
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
-        if self._first and isinstance(self.stage, DACG):
-            self.routes = [DACG_BRANCHES[b] for b in branches_of(self.stage, maps).tolist()]
-        self._first = False
+        return self.over((maps,), (context,))[0]
+
+    def over(
+        self, maps: Sequence[Tensor], contexts: Sequence[RefineContext | None]
+    ) -> tuple[Tensor, ...]:
+        if isinstance(self.stage, DACG):
+            self.routes = [DACG_BRANCHES[b] for b in branches_of(self.stage, maps[0]).tolist()]
         before = time.perf_counter()
-        refined = self.stage(maps, context)
+        refined = over_grids(self.stage, maps, contexts)
         self.seconds += time.perf_counter() - before
         return refined
 
@@ -287,17 +300,19 @@ class _Watched:
         return self.stage.describe()
 
 
-def _explain(variant: Variant, contexts: Sequence[RefineContext], seed: int) -> Callable[..., Any]:
-    """The variant as a function of any bound forward and targets; always the same draws."""
+def _explain(variant: Variant, repeated: Sequence[Tensor] | None, seed: int) -> Callable[..., Any]:
+    """The variant as a function of any bound forward and targets; always the same draws, and the
+    same maps of repeated words."""
 
     def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
-        task = AttributionTask(
-            single(forward), tuple(targets), variant.score, generator, variant.backward
-        )
+        one = single(forward)
+        task = AttributionTask(one, tuple(targets), variant.score, generator, variant.backward)
         raw = variant.build().attribute(task).maps
         stages = variant.stages()
-        return maps.refine_words(raw, stages, contexts) if stages else raw
+        if not stages:
+            return raw
+        return maps.refine_words(raw, stages, maps.contexts_of(one, repeated, stages))
 
     return explain
 

@@ -264,6 +264,12 @@ class DenoisingForward(nn.Module):
             kept["stamp"] = stamp
         return kept
 
+    def kept_output(self, call: int) -> Any:
+        """What the tapped block returned in a call; None where that was not kept."""
+        kept = self._kept
+        outputs = kept.get("calls", {}).get(call) if kept.get("layer") == self.layer else None
+        return None if outputs is None else outputs[-1]
+
     @contextmanager
     def afresh(self) -> Iterator[None]:
         """Inside the context nothing is remembered from before: all work is done, and counted."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_dcam.errors import DcamError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.norms import passing
-from captum_dcam.model.tap import finite
+from captum_dcam.model.tap import finite, gather, hidden_of, hooked
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
@@ -216,6 +216,42 @@ def watched(forward: DenoisingForward, work: Callable[[], T]) -> tuple[T, tuple[
             "choose a block that runs once per call"
         )
     return result, seen[0]
+
+
+@holding
+def image_features(
+    forward: DenoisingForward, examples: Sequence[int] = (0,), call: int | None = None
+) -> tuple[Tensor, ...]:
+    r"""Feature maps that the tap hands on, without gradients, as refinements read them.
+
+    They come from the outputs that the generation kept, else from one pass of the model.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        examples (sequence of int, optional): E examples of the bound batch. Default: the first
+        call (int, optional): index of the call whose image states are meant. Default: the first
+            that holds the image
+
+    Returns:
+        tuple of Tensor: (E, D, h, w), one per grid.
+
+    Raises:
+        InfeasibleStepError: the call does not hold the image.
+    """
+    trajectory, rows = forward.trajectory, list(examples)
+    call = min(trajectory.feasible, default=0) if call is None else call
+    trajectory.check_call(call)
+    output, seen = forward.kept_output(call), list[Any]()
+    with torch.no_grad(), hooked([(forward.tap, lambda _m, _maps, out: seen.append(out))]):
+        if output is not None:
+            forward.tap(*gather(hidden_of(output)[: forward.request.batch], forward.request.layout))
+        elif trajectory.cache == "prefix":
+            forward.prefill()
+        else:
+            forward.replay(torch.tensor(rows), torch.full((len(rows),), call))
+            rows = list(range(len(rows)))
+    maps = seen[0] if isinstance(seen[0], tuple) else (seen[0],)
+    return tuple(m[rows] for m in maps)
 
 
 def _total(logits: Tensor, reads: Sequence[_Read]) -> Tensor:

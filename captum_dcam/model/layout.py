@@ -7,6 +7,7 @@ blocks see, boxes are in pixels of the image that the user gave.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,6 +107,12 @@ def _weights(edges: Tensor, pixels: int, mode: str) -> Tensor:
     return out * covered[:, None]
 
 
+def _within(edges: Tensor, cuts: Tensor) -> Tensor:
+    """(n, cells) float64, 1 where the cell between two cuts lies between a token's two edges."""
+    inside = (cuts[:-1] >= edges[:, :1]) & (cuts[1:] <= edges[:, 1:])
+    return inside.double()
+
+
 def uniform_grid(
     start: int, shape: tuple[int, int], image_size: tuple[int, int], image: int = 0
 ) -> Grid:
@@ -142,6 +149,25 @@ class Layout:
     def image_end(self) -> int:
         """One past the last image position: the least length of a hooked sequence that holds it."""
         return 1 + max(int(g.positions.max()) for g in self.grids)
+
+    @cached_property
+    def shares(self) -> tuple[Tensor, ...]:
+        r"""The share of its image that every token shows, (h, w) float64, one per grid.
+
+        The area of the token's box over the image's. A place that several tokens show (tiles over
+        an overview, tiles that overlap) counts for each of them divided by their number.
+        """
+        found: dict[int, Tensor] = {}
+        for image in {g.image for g in self.grids}:
+            own = {i: g for i, g in enumerate(self.grids) if g.image == image}
+            x = torch.cat([g.x_edges.flatten() for g in own.values()]).unique()
+            y = torch.cat([g.y_edges.flatten() for g in own.values()]).unique()
+            cells = {i: (_within(g.y_edges, y), _within(g.x_edges, x)) for i, g in own.items()}
+            tokens = sum(rows.sum(0)[:, None] * columns.sum(0) for rows, columns in cells.values())
+            parts = y.diff()[:, None] * x.diff() / torch.as_tensor(tokens).clamp(min=1)
+            for i, (rows, columns) in cells.items():
+                found[i] = rows @ parts @ columns.T / math.prod(own[i].image_size)
+        return tuple(found[i] for i in range(len(self.grids)))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:

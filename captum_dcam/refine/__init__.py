@@ -1,9 +1,9 @@
 r"""Refinements: post-transforms of attribution maps (..., H, W), whatever method made them.
 
-The paper's four modules (AKD, DACG, CBA, SICD), min-max normalisation and plain filters, each as
-a pure function and as a small frozen object that composes, is found by name and writes itself
-down. All run on any device, in fp16, bf16, fp32 and fp64, on whole batches, without gradients and
-without randomness; they never change their input.
+The paper's four modules (AKD, DACG, CBA, SICD), min-max normalisation, plain filters, and affinity
+propagation along the model's own states, each as a pure function and as a small frozen object that
+composes, is found by name and writes itself down. All run on any device, in fp16, bf16, fp32 and
+fp64, on whole batches, without gradients and without randomness; they never change their input.
 
     >>> from captum_dcam.refine import RefineContext
     >>> refine = paper_refinements()
@@ -14,12 +14,14 @@ without randomness; they never change their input.
     ['min_max', 'akd', 'dacg', 'cba', 'min_max', 'sicd']
 """
 
+from captum_dcam.refine.affinity import Affinity, affinity_propagation
 from captum_dcam.refine.akd import AKD, adaptive_kernel_denoising, adaptive_kernel_size
 from captum_dcam.refine.base import (
     NamedRefinement,
     RefineContext,
     Refinement,
     needs_of,
+    over_grids,
     refinement,
     register_refinement,
     registered_refinements,
@@ -56,6 +58,7 @@ __all__ = [
     "DACG_PERCENTILES",
     "SICD",
     "AdaptiveMedian",
+    "Affinity",
     "Compose",
     "Gaussian",
     "Median",
@@ -67,6 +70,7 @@ __all__ = [
     "adaptive_kernel_denoising",
     "adaptive_kernel_size",
     "adaptive_median_filter",
+    "affinity_propagation",
     "contextual_background_attenuation",
     "dacg_branch",
     "distribution_aware_confidence_gating",
@@ -74,6 +78,7 @@ __all__ = [
     "median_filter",
     "min_max",
     "needs_of",
+    "over_grids",
     "paper_refinements",
     "rank_gaussian_filter",
     "refinement",

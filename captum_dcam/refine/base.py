@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from captum_dcam.checks import plain
+from captum_dcam.checks import plain, whole
 from captum_dcam.errors import InputError
 from captum_dcam.refine.checks import (
     Check,
     check_count,
+    check_features,
     check_image_size,
     check_maps,
     check_settings,
@@ -31,6 +32,11 @@ _MEANINGS = {
     "steps": "the number of denoising steps S of the answer",
     "image_size": "the image's (height, width) in pixels",
     "repeated_maps": "the maps of the repeated function words",
+    "features": "the states of the image tokens at the tapped block, (D, H, W)",
+}
+#: contexts that hold it, for the message where it is missing
+_EXAMPLES = {
+    "features": "captum_dcam.maps.contexts_of(forward)[0], or RefineContext(features=states)",
 }
 #: what a stage may need of a :class:`RefineContext`: the names of its fields
 EVERYTHING = frozenset(_MEANINGS)
@@ -46,6 +52,11 @@ class RefineContext:
             Default: None
         repeated_maps (Tensor, optional): M_rep of SICD, broadcastable to the maps, non-negative
             and on the maps' own scale. Default: None
+        features (Tensor, optional): states of the grid's image tokens at the tapped block, (D, h,
+            w), or (R, D, h, w) for maps (R, ..., h, w). Affinity needs them. Default: None
+        shares (Tensor, optional): share of the picture that each token shows, (h, w), on any
+            scale, see :attr:`captum_dcam.model.layout.Layout.shares`. Default: all alike
+        picture (int, optional): which image of the request the grid shows. Default: 0
 
     Raises:
         TypeError, ValueError: a value of the wrong kind, with what is expected.
@@ -54,6 +65,9 @@ class RefineContext:
     steps: int | None = None
     image_size: tuple[int, int] | None = None
     repeated_maps: Tensor | None = None
+    features: Tensor | None = None
+    shares: Tensor | None = None
+    picture: int = 0
 
     def __post_init__(self) -> None:
         if self.steps is not None:
@@ -62,6 +76,11 @@ class RefineContext:
             check_image_size(self.image_size, "RefineContext")
         if self.repeated_maps is not None:
             check_maps(self.repeated_maps, "RefineContext", name="repeated_maps")
+        if self.features is not None:
+            check_features(self.features, "RefineContext")
+        if self.shares is not None:
+            check_maps(self.shares, "RefineContext", name="shares")
+        object.__setattr__(self, "picture", whole("RefineContext: `picture`", self.picture, 0))
 
 
 @runtime_checkable
@@ -69,7 +88,8 @@ class Refinement(Protocol):
     r"""Maps (..., H, W) in, maps of the same shape and dtype out, and a record of the settings.
 
     An attribute ``needs`` may name what the stage reads of its context; without it the stage is
-    given everything, see :func:`needs_of`.
+    given everything, see :func:`needs_of`. A stage that works on all grids of a request together
+    has a method ``over(maps, contexts)`` besides, see :func:`over_grids`.
     """
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
@@ -141,11 +161,22 @@ def required(value: _Value | None, caller: str, name: str) -> _Value:
         ValueError: the value is None.
     """
     if value is None:
+        context = _EXAMPLES.get(name, "RefineContext(steps=32, image_size=(480, 640))")
         raise InputError(
             f"{caller} needs `{name}` ({_MEANINGS[name]}), but the context holds none: give it "
-            "one, for example refine(maps, RefineContext(steps=32, image_size=(480, 640)))."
+            f"one, for example refine(maps, context) with {context}."
         )
     return value
+
+
+def over_grids(
+    stage: Refinement, maps: Sequence[Tensor], contexts: Sequence[RefineContext | None]
+) -> tuple[Tensor, ...]:
+    r"""One stage on maps (..., H, W) of several grids: by its ``over``, or grid by grid."""
+    over: Callable[..., tuple[Tensor, ...]] | None = getattr(stage, "over", None)
+    if over is not None:
+        return over(maps, contexts)
+    return tuple(stage(m, context) for m, context in zip(maps, contexts, strict=True))
 
 
 def needs_of(stage: Refinement) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_dcam.checks import as_real, as_whole
+from captum_dcam.checks import as_real, as_whole, flag
 from captum_dcam.errors import InputError, InputTypeError
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -81,6 +81,21 @@ def _check_values(maps: Tensor, caller: str, name: str, non_negative: bool) -> N
             "expected non-negative maps, as after the paper's ReLU (Eq. 4): pass "
             f"relu_attributions=True to the method, or {name}.relu(), or min_max({name})."
         )
+
+
+def check_features(features: Tensor, caller: str, name: str = "features") -> None:
+    r"""Refuse what is not a finite float tensor (D, H, W) or (R, D, H, W)."""
+    check_maps(features, caller, name=name, non_negative=False)
+    if features.dim() not in (3, 4):
+        raise InputError(
+            f"{caller}: `{name}` has shape {tuple(features.shape)}, expected (D, H, W), or (R, D, "
+            "H, W) for R rows of maps: captum_dcam.maps.contexts_of(forward) gives them so."
+        )
+
+
+def check_flag(value: bool, caller: str, name: str) -> None:
+    r"""Refuse what is neither True nor False."""
+    flag(f"{caller}: `{name}`", value)
 
 
 def check_odd(value: int, caller: str, name: str = "kernel_size") -> None:

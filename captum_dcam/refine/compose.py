@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputTypeError
 from captum_dcam.refine.akd import AKD
-from captum_dcam.refine.base import RefineContext, Refinement, needs_of
+from captum_dcam.refine.base import RefineContext, Refinement, needs_of, over_grids
 from captum_dcam.refine.cba import CBA
 from captum_dcam.refine.checks import check_maps
 from captum_dcam.refine.dacg import DACG
@@ -50,10 +50,18 @@ class Compose:
 
     def __call__(self, maps: Tensor, context: RefineContext | None = None) -> Tensor:
         r"""Refine maps (..., H, W) stage by stage; every stage sees the same context."""
-        check_maps(maps, "Compose", non_negative=False)
+        return self.over((maps,), (context,))[0]
+
+    def over(
+        self, maps: Sequence[Tensor], contexts: Sequence[RefineContext | None]
+    ) -> tuple[Tensor, ...]:
+        r"""Refine maps (..., H, W) of several grids, one context each; a stage that works on all
+        grids together is given all of them."""
+        for one in maps:
+            check_maps(one, "Compose", non_negative=False)
         for stage in self.stages:
-            maps = stage(maps, context)
-        return maps
+            maps = over_grids(stage, maps, contexts)
+        return tuple(maps)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -189,3 +189,42 @@ def test_scatter_undoes_gather(h, w, grids, between, batch):
     touched = (changed != hidden).any(-1).any(0)
     assert int(touched.sum()) == grids * h * w
     assert layout.image_end == 2 + grids * h * w + (grids - 1) * between
+
+
+# -- shares of the picture -------------------------------------------------------------------------
+
+
+def test_one_grid_shares_its_image_evenly():
+    (share,) = Layout((uniform_grid(0, (3, 5), (30, 45)),), 0).shares
+    torch.testing.assert_close(share, torch.full((3, 5), 1 / 15, dtype=torch.float64))
+
+
+def test_shares_are_counted_pixel_by_pixel():
+    """Tiles that overlap, an overview, gaps, a crop, the same twice, and another image."""
+
+    def grid(x, y, image=0):
+        edges = [torch.tensor(e, dtype=torch.float64) for e in (x, y)]
+        positions = torch.zeros(len(y), len(x), dtype=torch.int64)
+        return Grid(positions, *edges, (20, 30), image)
+
+    overview = grid([(0, 10), (10, 20), (20, 30)], [(0, 10), (10, 20)])
+    left = grid([(0, 6), (6, 12), (12, 18)], [(2, 9), (9, 16)])
+    right = grid([(14, 21), (22, 28)], [(2, 9), (9, 16)])
+    grids = (overview, left, right, right, grid([(5, 25)], [(0, 20)], image=1))
+    layout = Layout(grids, 0)
+    for image in range(2):
+        own = [i for i, g in enumerate(grids) if g.image == image]
+        shown = torch.zeros(20, 30, dtype=torch.float64)
+        tokens = []
+        for i in own:
+            for row in range(grids[i].shape[0]):
+                for column in range(grids[i].shape[1]):
+                    x0, y0, x1, y1 = map(int, grids[i].box(row, column))
+                    shown[y0:y1, x0:x1] += 1
+                    tokens.append((i, row, column, (slice(y0, y1), slice(x0, x1))))
+        for i, row, column, box in tokens:
+            assert float(layout.shares[i][row, column]) == pytest.approx(
+                float((1 / shown[box]).sum()) / 600
+            )
+        total = sum(float(layout.shares[i].sum()) for i in own)
+        assert total == pytest.approx(float((shown > 0).sum()) / 600)

@@ -1,5 +1,7 @@
 """Maps of many kinds, and every refinement in one dictionary."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import settings
@@ -9,6 +11,19 @@ from hypothesis.extra import numpy as hnp
 from captum_dcam import refine as R
 
 CONTEXT = R.RefineContext(steps=40, image_size=(600, 800))
+
+
+def context_of(maps):
+    """A request's context with features on the maps' grid that mirrors and transposes leave as they
+    are, so that a map and its mirror image have the same kernel."""
+    shape = tuple(getattr(maps, "shape", ()))[-2:]
+    height, width = shape if len(shape) == 2 and 0 not in shape else (1, 1)
+    rows, columns = (2 * torch.arange(n, dtype=torch.float64) - n + 1 for n in (height, width))
+    y, x = rows.abs()[:, None].expand(height, width), columns.abs().expand(height, width)
+    features = torch.stack([(x + y).cos(), (x * y).sin(), (x + y) / 20, ((x - y) / 3).cos()])
+    return replace(CONTEXT, features=features)
+
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Functions on maps alone; AKD gets a request that can reach every window from 3 to 11.
@@ -28,6 +43,8 @@ FUNCTIONS = {
     "sicd_excess": lambda maps: R.single_instance_causal_debiasing(
         maps, outlier_form="excess", omega_out=1.0, gate=False, revert_below=0.9
     ),
+    "affinity": lambda maps: R.Affinity()(maps, context_of(maps)),
+    "affinity_uncentred": lambda maps: R.Affinity(6, 2.5, False)(maps, context_of(maps)),
     "paper": lambda maps: R.paper_refinements()(maps, CONTEXT),
 }
 

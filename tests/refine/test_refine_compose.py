@@ -5,13 +5,14 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 import torch
-from refine.shared import CONTEXT, random_maps
+from refine.shared import CONTEXT, context_of, random_maps
 
 from captum_dcam import refine as R
 from captum_dcam.refine.base import REFINEMENTS
 
 NAMES = (
     "adaptive_median",
+    "affinity",
     "akd",
     "cba",
     "dacg",
@@ -36,7 +37,7 @@ def test_records_are_json_and_build_an_equal_object(name):
     assert record["name"] == name
     again = R.refinement(**json.loads(json.dumps(record)))
     assert again == made and hash(again) == hash(made)
-    assert torch.equal(again(MAPS, CONTEXT), made(MAPS, CONTEXT))
+    assert torch.equal(again(MAPS, context_of(MAPS)), made(MAPS, context_of(MAPS)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,9 +48,14 @@ def test_objects_are_frozen(name):
 
 def test_objects_hand_every_setting_on():
     repeated = torch.rand(10, 10, generator=torch.Generator().manual_seed(0))
-    context = R.RefineContext(steps=16, image_size=(384, 500), repeated_maps=repeated)
+    features = context_of(MAPS).features
+    context = R.RefineContext(16, (384, 500), repeated, features)
     pairs = [
         (R.MinMax(), R.min_max(MAPS)),
+        (
+            R.Affinity(power=3, square=1.5, center=False),
+            R.affinity_propagation([MAPS], [features], power=3, square=1.5, center=False)[0],
+        ),
         (R.RankGaussian(5), R.rank_gaussian_filter(MAPS, 5)),
         (R.Median(5), R.median_filter(MAPS, 5)),
         (R.Gaussian(5, 0.7), R.gaussian_filter(MAPS, 5, 0.7)),
@@ -107,11 +113,11 @@ def test_each_sicd_setting_matters():
     [
         (
             "akdd",
-            r"^unknown refinement 'akdd'; did you mean 'akd'\? Known: adaptive_median, akd, cba",
+            r"^unknown refinement 'akdd'; did you mean 'akd'\? Known: adaptive_median, affinity",
         ),
         ("AKD", r"did you mean 'akd'"),
         ("rank_gausian", r"did you mean 'rank_gaussian'"),
-        ("zzzz", r"^unknown refinement 'zzzz'. Known: adaptive_median, akd, .*, sicd$"),
+        ("zzzz", r"^unknown refinement 'zzzz'. Known: adaptive_median, affinity, .*, sicd$"),
     ],
 )
 def test_unknown_names(name, message):

@@ -20,7 +20,7 @@ from refine.shared import (
 from captum_dcam.refine import paper_refinements
 
 every = pytest.mark.parametrize("name", FUNCTIONS)
-NORMALISES = {"min_max", "paper"}
+NORMALISES = {"min_max", "affinity", "affinity_uncentred", "paper"}
 
 
 @every
