@@ -2,7 +2,7 @@ r"""From an image and a prompt to an explanation, in one function."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_dcam import checks, maps
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
@@ -26,6 +27,7 @@ def explain(
     prompt: Prompt,
     words: WordsLike = None,
     *,
+    foil: FoilLike = None,
     layer: int | None = None,
     preset: str | Preset = "default",
     score: Score | None = None,
@@ -49,6 +51,9 @@ def explain(
             conversation, see :mod:`captum_dcam.model.prompts`.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word
+        foil (str or dict, optional): why this word and not that one: what might stand in the place
+            of every word, or of single words ({"red": "blue"}). A word's map is then of the
+            difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
@@ -70,6 +75,7 @@ def explain(
     chosen.reading(
         score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
     )
+    check_foil(foil)
     checks.draws("generator", generator)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
@@ -78,6 +84,7 @@ def explain(
         return explain_generation(
             forward,
             words,
+            foil=foil,
             preset=chosen,
             score=score,
             step=step,
@@ -95,6 +102,7 @@ def explain_generation(
     words: WordsLike = None,
     *,
     example: int = 0,
+    foil: FoilLike = None,
     preset: str | Preset = "default",
     score: Score | None = None,
     step: int | None = None,
@@ -118,6 +126,7 @@ def explain_generation(
     example = check_example(request, example)
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words, reading.tagger)
+    targets = with_foils(forward.adapter, tokens, targets, foil)
     signed, refined = maps.explained(forward, targets, reading, refine, example)
     return Explanation(
         prompt=request.prompts[example],
@@ -139,6 +148,7 @@ def explain_generation(
             "backward": reading.backward,
             "refinements": refine.describe(),
             "tagger": reading.tagger,
+            "foil": dict(foil) if isinstance(foil, Mapping) else foil,
             "dtype": str(forward.adapter.dtype),
         },
         versions=versions(),
@@ -164,7 +174,8 @@ def sign_check(
 
     Args:
         forward (DenoisingForward): with the bound generation.
-        targets (sequence of Target): N targets of the example.
+        targets (sequence of Target): N targets of the example; of one with a foil, the
+            log-probability is that of its tokens less that of its foil's.
         maps (sequence of Tensor): one (N, h, w) per grid.
         generator (torch.Generator): draws the random tokens.
         example (int, optional), score (str or int, optional): as in :func:`explain_generation`.
@@ -207,11 +218,12 @@ def _top(values: Tensor, share: float) -> Tensor:
 def _log_probability(
     forward: DenoisingForward, target: Target, example: int, score: Score
 ) -> float:
-    """Mean log-probability of a target's tokens, each read at its own step."""
+    """Mean log-probability of a target's tokens, less its foil's, each read at its own step."""
     trajectory = forward.trajectory
     steps = [trajectory.step_of(example, p, score) for p in target.positions]
     with torch.no_grad():
         logits = forward.replay(torch.full((len(steps),), example), torch.tensor(steps))
     rows = torch.arange(len(steps))
     chosen = logits[rows, list(target.positions)].double().log_softmax(-1)
-    return float(chosen[rows, list(target.token_ids)].mean())
+    against = 0.0 if target.foil_ids is None else chosen[rows, list(target.foil_ids)].mean()
+    return float(chosen[rows, list(target.token_ids)].mean() - against)

@@ -108,6 +108,26 @@ def test_the_score_may_be_a_step(tmp_path):
     assert not (tmp_path / "far").exists()
 
 
+def test_a_foil_is_for_all_words_or_by_word(tmp_path):
+    asked = ["explain", "--scene", 1, "-w", "nouns", *SHORT, "--json"]
+    plain = json.loads(call(*asked, "-o", tmp_path / "plain").stdout)
+    word = plain["words"][0]["word"]
+    other = next(shape for shape in ("star", "heart") if shape != word)
+    for given, foil in ((other, other), (f"{word}={other}", {word: other})):
+        run = call(*asked, "--foil", given, "-o", tmp_path / "out")
+        assert run.exit_code == 0, run.output
+        assert json.loads(run.stdout)["settings"]["foil"] == foil
+        (target, *_) = Explanation.load(tmp_path / "out" / "explanation").targets
+        assert target.text == word and len(target.foil_ids) == 1
+    alone = [
+        call(*asked, "--foil", "star", "--foil", "ring=heart", "-o", tmp_path / "no"),
+        call(*asked, "--foil", "ring=heart", "--foil", "ring=star", "-o", tmp_path / "no"),
+    ]
+    for run in alone:
+        assert run.exit_code == 2 and "expected one text alone, or WORD=TEXT once" in run.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_sampling_depends_on_the_seed_alone(tmp_path):
     options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
     options += ["--steps", 2, "--block-length", 2]

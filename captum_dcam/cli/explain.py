@@ -96,6 +96,7 @@ class Result:
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
     from captum_dcam.explaining import explain_generation, sign_check
+    from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
     from captum_dcam.results.summary import scene_scores
     from captum_dcam.viewer import prepare_folder, write_folder
@@ -103,7 +104,8 @@ def run(options: Options) -> Result:
     words = parsing.chosen_words(options.words)
     refinements = parsing.chosen_refinements(options.refine)
     chosen = preset(options.preset)
-    score = parsing.chosen_score(options.score)
+    score, foil = parsing.chosen_score(options.score), parsing.chosen_foil(options.foil)
+    check_foil(foil)
     chosen.reading(score=score, tagger=options.tagger)
     device = parsing.check_answer(options)
     folder = prepare_folder(options.output)
@@ -117,6 +119,7 @@ def run(options: Options) -> Result:
             refinements=refinements,
             preset=chosen,
             score=score,
+            foil=foil,
         )
         explanation = explain_generation(forward, **own)
         targets, signs = explanation.targets, None

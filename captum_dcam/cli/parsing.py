@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.trajectory import Score
     from captum_dcam.model.words import WordsLike
@@ -175,6 +176,23 @@ def chosen_words(words: list[str] | None) -> WordsLike:
     if not words:
         return None
     return words[0] if _alone("--words", words, ("all", "nouns")) else list(words)
+
+
+def chosen_foil(texts: list[str] | None) -> FoilLike:
+    """What ``--foil`` asks for: one text, or texts by word; None where it is not given."""
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    out: dict[str, str] = {}
+    for text in texts:
+        word, equals, foil = text.partition("=")
+        if not equals or not word.strip() or word in out:
+            raise InputError(
+                f"--foil {text!r}: expected one text alone, or WORD=TEXT once for each word"
+            )
+        out[word] = foil
+    return out
 
 
 def chosen_score(text: str | None) -> Score | None:

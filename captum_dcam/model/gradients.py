@@ -40,12 +40,13 @@ class TargetGradients:
 
 @dataclass(frozen=True)
 class _Read:
-    """One read of logits: target, example, step, and the (position, token) pairs read there."""
+    """One read of logits: target, example, step, and the terms (position, token id, sign) of the
+    target's sum that are read there."""
 
     target: int
     example: int
     step: int
-    pairs: tuple[tuple[int, int], ...]
+    terms: tuple[tuple[int, int, int], ...]
 
 
 def _reads(
@@ -59,13 +60,13 @@ def _reads(
     trajectory = forward.trajectory
     out = []
     for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
-        by_step: dict[int, list[tuple[int, int]]] = {}
-        for pair in zip(target.positions, target.token_ids, strict=True):
+        by_step: dict[int, list[tuple[int, int, int]]] = {}
+        for term in target.terms:
             if call is not None and trajectory.cache == "none":
                 step = call
             else:
-                step = trajectory.step_of(example, pair[0], score)
-            by_step.setdefault(step, []).append(pair)
+                step = trajectory.step_of(example, term[0], score)
+            by_step.setdefault(step, []).append(term)
         out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
     return out
 
@@ -85,7 +86,7 @@ def target_gradients(
 
     Args:
         forward (DenoisingForward): with a bound generation.
-        targets (sequence of Target): the sums of logits to differentiate.
+        targets (sequence of Target): the sums of logits to differentiate, less their foils'.
         examples (sequence of int, optional): example of every target. Default: all 0
         score (str or int, optional): the state each token is read at, or the step's number.
             Default: ``"commit"``
@@ -221,8 +222,9 @@ def _total(logits: Tensor, reads: Sequence[_Read]) -> Tensor:
     """The sum of the logits that are read, read r in row r."""
     scores = []
     for row, read in enumerate(reads):
-        positions, tokens = zip(*read.pairs, strict=True)
-        scores.append(logits[row, list(positions), list(tokens)].sum())
+        positions, tokens, signs = zip(*read.terms, strict=True)
+        own = logits[row, list(positions), list(tokens)]
+        scores.append((own * own.new_tensor(signs)).sum())
     return torch.stack(scores).sum()
 
 

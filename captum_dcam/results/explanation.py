@@ -142,7 +142,7 @@ class Explanation:
         record = {
             "prompt": self.prompt,
             "answer": self.answer,
-            "targets": [asdict(x) for x in self.targets],
+            "targets": target_records(self.targets),
             "pieces": self.token_texts,
             "settings": self.settings,
             "versions": self.versions,
@@ -219,9 +219,15 @@ def _read_at(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return steps[:, None, None] <= tensors["final_step"]
 
 
+def target_records(targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """Targets as a manifest holds them; a foil where there is one."""
+    return [{n: v for n, v in asdict(x).items() if v is not None} for x in targets]
+
+
 def read_targets(records: Iterable[Mapping[str, Any]]) -> tuple[Target, ...]:
     """Targets from their records in a manifest."""
-    return tuple(Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"])) for x in records)
+    names = ("positions", "token_ids", "foil_ids")
+    return tuple(Target(x["text"], *(tuple(x[n]) for n in names if n in x)) for x in records)
 
 
 def save_images(images: Sequence[Image.Image], folder: Path) -> None:

@@ -125,6 +125,8 @@ def _targets(records: Any, length: int | None) -> int:
         _text(f"target {n}", one["text"])
         positions = _list(f"positions of target {n}", one["positions"], int)
         _list(f"token_ids of target {n}", one["token_ids"], int, len(positions))
+        if "foil_ids" in one:
+            _list(f"foil_ids of target {n}", one["foil_ids"], int, len(positions))
         if not positions or min(positions) < 0 or (length is not None and max(positions) >= length):
             within = "the answer" if length is None else f"its {length} tokens"
             raise _refuse(f"target {n}", f"at {positions}", f"positions within {within}")
