@@ -27,6 +27,7 @@ from captum_dcam.methods import (
 )
 from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
@@ -68,6 +69,7 @@ def compare(
     methods: str | Sequence[MethodLike] | None = None,
     *,
     foil: FoilLike = None,
+    answer: AnswerLike = None,
     layer: int | None = None,
     score: Score = "commit",
     backward: str = "exact",
@@ -94,6 +96,8 @@ def compare(
         foil (str or dict, optional): why this word and not that one, as in
             :func:`captum_dcam.explain`; methods that differentiate no difference of logits fail.
             Default: none
+        answer (str or sequence of int, optional): as in :func:`captum_dcam.explain`. Default: what
+            the model writes
         layer (int, optional): block that methods read. Default: the family's recommended one
         score (str or int, optional): state whose logits methods read, or the number of a denoising
             step. Default: ``"commit"``
@@ -117,7 +121,7 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
-    check_score(score)
+    check_answer(answer, check_score(score), None, generation)
     check_foil(foil)
     seed = _check(backward, budget, seed, errors, progress)
     check_tagger(tagger)
@@ -128,7 +132,7 @@ def compare(
         progress("generation")
     generator = torch.Generator().manual_seed(seed)
     with forward.held():
-        forward.generate(request, generator=generator, **generation)
+        bind_answer(forward, request, answer, generator, generation)
         return compare_generation(
             forward,
             words,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_dcam import checks, maps
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
@@ -28,6 +29,7 @@ def explain(
     words: WordsLike = None,
     *,
     foil: FoilLike = None,
+    answer: AnswerLike = None,
     layer: int | None = None,
     preset: str | Preset = "default",
     score: Score | None = None,
@@ -54,6 +56,9 @@ def explain(
         foil (str or dict, optional): why this word and not that one: what might stand in the place
             of every word, or of single words ({"red": "blue"}). A word's map is then of the
             difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
+        answer (str or sequence of int, optional): explain this text, or these token ids, as if the
+            model had written it, see :func:`captum_dcam.model.forward.force`; then nothing is
+            decoded, and settings of decoding are refused. Default: what the model writes
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
@@ -72,15 +77,16 @@ def explain(
     """
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
-    chosen.reading(
+    reading = chosen.reading(
         score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
     )
     check_foil(foil)
     checks.draws("generator", generator)
+    check_answer(answer, reading.score, generator, generation)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     with forward.held():
-        forward.generate(request, generator=generator, **generation)
+        bind_answer(forward, request, answer, generator, generation)
         return explain_generation(
             forward,
             words,

@@ -128,6 +128,24 @@ def test_a_foil_is_for_all_words_or_by_word(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_an_answer_may_be_given(tmp_path):
+    asked = ["explain", "--scene", 1, "--answer", "a red circle", "-w", "circle"]
+    run = call(*asked, "--json", "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    assert document["answer"] == "a red circle" and document["forced"]
+    shown = call(*asked, "-o", tmp_path / "out")
+    assert "Given answer" in shown.stdout
+    refused = {
+        "--steps 4": "steps beside an answer",
+        "--score 0": "score is 0: the answer is given",
+    }
+    for given, message in refused.items():
+        no = call(*asked, *given.split(), "-o", tmp_path / "no")
+        assert no.exit_code == 2 and message in no.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_sampling_depends_on_the_seed_alone(tmp_path):
     options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
     options += ["--steps", 2, "--block-length", 2]

@@ -119,7 +119,7 @@ def run(options: Options) -> Compared:
     check_foil(foil)
     check_tagger(options.tagger or DEFAULT_TAGGER)
     budget = Budget(options.budget_passes, options.budget_seconds)
-    device = parsing.check_answer(options)
+    device = parsing.check_answer(options, score)
     folder = prepare_folder(options.output, "comparison")
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
@@ -164,7 +164,7 @@ def print_comparison(compared: Compared, sort: str | None) -> None:
     facts = {
         "Image": source,
         "Prompt": comparison.prompt,
-        "Answer": comparison.answer,
+        "Given answer" if comparison.forced else "Answer": comparison.answer,
         "Words": ", ".join(comparison.words),
     }
     printing.print_facts(console, facts)

@@ -106,8 +106,8 @@ def run(options: Options) -> Result:
     chosen = preset(options.preset)
     score, foil = parsing.chosen_score(options.score), parsing.chosen_foil(options.foil)
     check_foil(foil)
-    chosen.reading(score=score, tagger=options.tagger)
-    device = parsing.check_answer(options)
+    reading = chosen.reading(score=score, tagger=options.tagger)
+    device = parsing.check_answer(options, reading.score)
     folder = prepare_folder(options.output)
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
@@ -140,7 +140,8 @@ def print_report(result: Result) -> None:
     from captum_dcam.viewer.folder import SHEET
 
     console, explanation = printing.output_console(), result.explanation
-    facts = {"Image": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
+    answer = "Given answer" if explanation.trajectory.forced else "Answer"
+    facts = {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
     if result.scores is not None:
@@ -233,6 +234,7 @@ def document(result: Result) -> dict[str, Any]:
         "picture": result.source,
         "prompt": explanation.prompt,
         "answer": explanation.answer,
+        "forced": trajectory.forced,
         "words": words,
         "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,

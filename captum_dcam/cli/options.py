@@ -323,6 +323,12 @@ class Answer(Model):
     )
     prompt: str = option("describe the image .", WHAT, "The question.", "--prompt", "-p")
     words: list[str] | None = words_option("all")
+    answer: str | None = option(
+        None,
+        WHAT,
+        "Explain this text as if the model had answered it; nothing is decoded.",
+        shown="what the model writes",
+    )
     foil: list[str] | None = option(
         None,
         WHAT,

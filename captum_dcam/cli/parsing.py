@@ -227,14 +227,15 @@ def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
 # -- the model and its answer ----------------------------------------------------------------------
 
 
-def check_answer(options: Answer) -> torch.device:
+def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     """Check what is otherwise looked up only while the answer is written; returns the device."""
+    from captum_dcam.model.answers import check_answer
     from captum_dcam.model.hub import check_device
 
     if options.image is not None and options.scene is not None:
         raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
-    decoding(options)
+    check_answer(options.answer, score, None, decoding(options))
     return check_device(options.device)
 
 
@@ -252,6 +253,7 @@ def written(
     options: Answer, image: Image.Image, device: torch.device, say: Say
 ) -> DenoisingForward:
     """The model with the answer that it wrote."""
+    from captum_dcam.model.answers import bind_answer
     from captum_dcam.model.forward import DenoisingForward
 
     say("Loading the model")
@@ -259,8 +261,9 @@ def written(
     size = options.internal_batch_size
     forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
     request = adapter.prepare([[image]], [options.prompt])
-    say("Writing the answer")
-    forward.generate(request, generator=generator(options.seed), **decoding(options))
+    say("Writing the answer" if options.answer is None else "Reading the answer")
+    drawn = generator(options.seed)
+    bind_answer(forward, request, options.answer, drawn, decoding(options))
     return forward
 
 

@@ -157,6 +157,11 @@ class Comparison:
                 )
         return out
 
+    @property
+    def forced(self) -> bool:
+        """Whether the answer was given, not generated."""
+        return bool(self.settings.get("generation", {}).get("forced"))
+
     # -- saving ---------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
