@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam import checks, maps
+from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
@@ -18,8 +19,9 @@ from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
-from captum_dcam.refine import Refinement
+from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.explanation import Explanation, versions
+from captum_dcam.results.steps import StepMaps
 
 
 def explain(
@@ -30,6 +32,7 @@ def explain(
     *,
     foil: FoilLike = None,
     answer: AnswerLike = None,
+    every_step: bool = False,
     layer: int | None = None,
     preset: str | Preset = "default",
     score: Score | None = None,
@@ -59,6 +62,8 @@ def explain(
         answer (str or sequence of int, optional): explain this text, or these token ids, as if the
             model had written it, see :func:`captum_dcam.model.forward.force`; then nothing is
             decoded, and settings of decoding are refused. Default: what the model writes
+        every_step (bool, optional): also give the map and the probability of every word at every
+            denoising step, see :func:`explain_steps`. Default: False
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
@@ -83,6 +88,8 @@ def explain(
     check_foil(foil)
     checks.draws("generator", generator)
     check_answer(answer, reading.score, generator, generation)
+    if checks.flag("every_step", every_step):
+        check_steps(answer is not None, step)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     with forward.held():
@@ -91,6 +98,7 @@ def explain(
             forward,
             words,
             foil=foil,
+            every_step=every_step,
             preset=chosen,
             score=score,
             step=step,
@@ -109,6 +117,7 @@ def explain_generation(
     *,
     example: int = 0,
     foil: FoilLike = None,
+    every_step: bool = False,
     preset: str | Preset = "default",
     score: Score | None = None,
     step: int | None = None,
@@ -123,6 +132,8 @@ def explain_generation(
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
+    if checks.flag("every_step", every_step):
+        check_steps(forward.trajectory.forced, step)
     forward.trajectory.check_score(chosen.score if score is None else score)
     reading = chosen.reading(
         score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
@@ -133,6 +144,7 @@ def explain_generation(
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words, reading.tagger)
     targets = with_foils(forward.adapter, tokens, targets, foil)
+    steps = _steps(forward, targets, reading, refine, example) if every_step else None
     signed, refined = maps.explained(forward, targets, reading, refine, example)
     return Explanation(
         prompt=request.prompts[example],
@@ -159,6 +171,88 @@ def explain_generation(
         },
         versions=versions(),
         images=request.images[example],
+        steps=steps,
+    )
+
+
+@holding
+def explain_steps(
+    forward: DenoisingForward,
+    words: WordsLike = None,
+    *,
+    example: int = 0,
+    foil: FoilLike = None,
+    preset: str | Preset = "default",
+    product: str | None = None,
+    center: bool | None = None,
+    backward: str | None = None,
+    refinements: Refinement | Sequence[Refinement] | None = None,
+    tagger: str | None = None,
+) -> StepMaps:
+    r"""Maps and probabilities of words at every denoising step of a bound generation.
+
+    One prefill serves all steps where the prefix is cached; without a cache every step has image
+    states of its own. At the steps after a word was committed it is visible to the model. Families
+    that denoise one canvas or block after the other compute a word at some steps only; a causal
+    model from the word's turn on, and the same at each of them.
+
+    Args:
+        forward (DenoisingForward): with a bound generation; no given answer, which has no steps.
+        words, example, foil, preset, product, center, backward, refinements, tagger: as in
+            :func:`explain_generation`.
+
+    Returns:
+        StepMaps: (S, N, h, w) per grid, scaled over a word's steps together, and (S, N).
+
+    Raises:
+        InfeasibleStepError: a given answer, or a word whose tokens no step computes together.
+
+    Examples::
+
+        >>> from captum_dcam.data.scenes import make_scene
+        >>> adapter = captum_dcam.load("mini")
+        >>> forward = DenoisingForward(adapter)
+        >>> request = adapter.prepare([[make_scene(0, 3).image]], ["describe the image ."])
+        >>> trajectory = forward.generate(request, gen_length=8)
+        >>> found = explain_steps(forward, "nouns")
+        >>> found.words, found.maps[0].shape, found.probabilities.shape
+        (('ring',), torch.Size([8, 1, 24, 24]), torch.Size([8, 1]))
+    """
+    chosen = find_preset(preset)
+    check_steps(forward.trajectory.forced, None)
+    reading = chosen.reading(product=product, center=center, tagger=tagger, backward=backward)
+    refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
+    example = check_example(forward.request, example)
+    tokens = forward.trajectory.tokens[example].tolist()
+    targets = resolve(forward.adapter, tokens, words, reading.tagger)
+    targets = with_foils(forward.adapter, tokens, targets, foil)
+    return _steps(forward, targets, reading, refine, example)
+
+
+def check_steps(forced: bool, step: int | None) -> None:
+    """Raise for what excludes maps of every step."""
+    if forced:
+        raise InfeasibleStepError(
+            "every step of an answer that was given, not generated: each of its states hides one "
+            "token, and they are no steps of a generation; leave out every_step, or the answer"
+        )
+    if step is not None:
+        raise InputError(
+            f"step is {step} together with every_step, which explains each step's own image "
+            "states: leave one of them out"
+        )
+
+
+def _steps(
+    forward: DenoisingForward,
+    targets: tuple[Target, ...],
+    reading: maps.Reading,
+    refine: Compose,
+    example: int,
+) -> StepMaps:
+    shown, peaks, probabilities = maps.explained_steps(forward, targets, reading, refine, example)
+    return StepMaps(
+        targets, tuple(m.cpu() for m in shown), tuple(p.cpu() for p in peaks), probabilities
     )
 
 

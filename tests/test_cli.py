@@ -146,6 +146,19 @@ def test_an_answer_may_be_given(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_every_step_is_kept_where_it_is_asked_for(tmp_path):
+    asked = ["explain", "--scene", 1, *SHORT, "--every-step", "--json"]
+    run = call(*asked, "-w", "nouns", "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    kept = Explanation.load(tmp_path / "out" / "explanation").steps
+    told = torch.tensor([word["every_step"] for word in document["words"]]).T
+    assert torch.equal(told, kept.probabilities) and len(told) == document["steps"]
+    no = call(*asked[:3], "--every-step", "--answer", "a red circle", "-o", tmp_path / "no")
+    assert no.exit_code == 2 and "leave out every_step" in no.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_sampling_depends_on_the_seed_alone(tmp_path):
     options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
     options += ["--steps", 2, "--block-length", 2]

@@ -50,6 +50,12 @@ class Options(Answer):
         "--center/--no-center",
         shown="the preset's",
     )
+    every_step: bool = option(
+        False,
+        HOW,
+        "Also keep the map and the probability of every word at every denoising step.",
+        "--every-step",
+    )
     check_sign: bool = option(
         False,
         HOW,
@@ -95,7 +101,7 @@ class Result:
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
-    from captum_dcam.explaining import explain_generation, sign_check
+    from captum_dcam.explaining import check_steps, explain_generation, sign_check
     from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
     from captum_dcam.results.summary import scene_scores
@@ -108,6 +114,8 @@ def run(options: Options) -> Result:
     check_foil(foil)
     reading = chosen.reading(score=score, tagger=options.tagger)
     device = parsing.check_answer(options, reading.score)
+    if options.every_step:
+        check_steps(options.answer is not None, None)
     folder = prepare_folder(options.output)
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
@@ -211,6 +219,7 @@ def _print_scores(
 
 def document(result: Result) -> dict[str, Any]:
     """The result as plain data."""
+    from captum_dcam.files import without_nan
     from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.summary import summarise
     from captum_dcam.viewer.folder import SHEET, word_files
@@ -222,6 +231,8 @@ def document(result: Result) -> dict[str, Any]:
     words = []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        if explanation.steps is not None:
+            record["every_step"] = without_nan(explanation.steps.probabilities[:, n].tolist())
         if result.scores is not None:
             own = result.scores[n]
             named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}

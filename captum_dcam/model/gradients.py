@@ -25,6 +25,8 @@ from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 T = TypeVar("T")
+#: told of a read: the target's number, the step, and its logits (T, V), without a graph
+Seen = Callable[[int, int, Tensor], None]
 #: number of targets per batch of steps
 CHUNKS = {"prefix": 16, "none": 4}
 
@@ -53,13 +55,14 @@ def _reads(
     forward: DenoisingForward,
     targets: Sequence[Target],
     examples: Sequence[int],
-    score: Score,
+    scores: Sequence[Score],
     call: int | None,
 ) -> list[_Read]:
-    """Group every target's tokens by the step that their score reads."""
+    """Group every target's tokens by the step that its score reads."""
     trajectory = forward.trajectory
     out = []
-    for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
+    every = zip(targets, examples, scores, strict=True)
+    for number, (target, example, score) in enumerate(every):
         by_step: dict[int, list[tuple[int, int, int]]] = {}
         for term in target.terms:
             if call is not None and trajectory.cache == "none":
@@ -105,33 +108,69 @@ def target_gradients(
     Raises:
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
     """
+    score = forward.trajectory.check_score(score)
+    return mapped_gradients(
+        forward,
+        targets,
+        [0] * len(targets) if examples is None else examples,
+        [score] * len(targets),
+        lambda row: row,
+        call=call,
+        chunk=chunk,
+        backward=backward,
+    )
+
+
+@holding
+def mapped_gradients(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    scores: Sequence[Score],
+    each: Callable[[TargetGradients], T],
+    *,
+    call: int | None = None,
+    chunk: int | None = None,
+    backward: str = "exact",
+    seen: Seen | None = None,
+) -> list[T]:
+    r"""What ``each`` makes of every row of :func:`target_gradients`, which is then forgotten: the
+    gradients of many targets together are large.
+
+    Args:
+        forward, targets, examples, call, chunk, backward: as there.
+        scores (sequence of str or int): of every target.
+        each (callable): of a row.
+        seen (callable, optional): told of every read of logits, see :data:`Seen`. Default: nothing
+
+    Returns, raises: as there.
+    """
     trajectory = forward.trajectory
-    trajectory.check_score(score)
-    examples = [0] * len(targets) if examples is None else examples
     if call is not None:
         trajectory.check_call(call)
-    reads = _reads(forward, targets, examples, score, call)
+    reads = _reads(forward, targets, examples, scores, call)
     size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
+
+    def checked(row: TargetGradients) -> T:
+        if not any(bool(g.any()) for g in row.gradients):
+            raise no_path(forward, targets[row.target].text)
+        check_gradients(forward, row.gradients)
+        return each(row)
+
     try:
         with torch.enable_grad(), diagnosed(forward), passing(backward):
             if trajectory.cache == "prefix":
-                found = _prefix_rows(forward, reads, len(targets), size)
-            else:
-                found = [
-                    row
-                    for start in range(0, len(reads), size)
-                    for row in _full_rows(forward, reads[start : start + size])
-                ]
+                return list(map(checked, _prefix_rows(forward, reads, len(targets), size, seen)))
+            return [
+                checked(row)
+                for start in range(0, len(reads), size)
+                for row in _full_rows(forward, reads[start : start + size], seen)
+            ]
     except torch.cuda.OutOfMemoryError as error:
         raise torch.cuda.OutOfMemoryError(
             f"{min(size, len(reads))} words at once do not fit into memory at block "
             f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
         ) from error
-    for row in found:
-        if not any(bool(g.any()) for g in row.gradients):
-            raise no_path(forward, targets[row.target].text)
-        check_gradients(forward, row.gradients)
-    return found
 
 
 def check_gradients(forward: DenoisingForward, gradients: Sequence[Tensor]) -> None:
@@ -235,9 +274,16 @@ def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(score, maps, materialize_grads=True)
 
 
+def _tell(logits: Tensor, reads: Sequence[_Read], seen: Seen | None) -> None:
+    """Tell of the logits that are read, read r in row r."""
+    if seen is not None:
+        for row, read in zip(logits.detach(), reads, strict=True):
+            seen(read.target, read.step, row)
+
+
 def _prefix_rows(
-    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int
-) -> list[TargetGradients]:
+    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int, seen: Seen | None
+) -> Iterator[TargetGradients]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
     The steps see the prefix through the cache alone. So one backward pass of a batch of steps gives
@@ -246,11 +292,10 @@ def _prefix_rows(
     """
     memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
-    out = []
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
-        into_cache = _cache_gradients(forward, memory, links, part)
+        into_cache = _cache_gradients(forward, memory, links, part, seen)
         for number in numbers:
             mine = [i for i, r in enumerate(part) if r.target == number]
             b = part[mine[0]].example
@@ -262,12 +307,15 @@ def _prefix_rows(
                 links, maps, cotangents, retain_graph=more, materialize_grads=True
             )
             features = tuple(m[b].detach() for m in maps)
-            out.append(TargetGradients(number, features, tuple(g[b] for g in grads)))
-    return out
+            yield TargetGradients(number, features, tuple(g[b] for g in grads))
 
 
 def _cache_gradients(
-    forward: DenoisingForward, memory: Any, links: list[Tensor], reads: list[_Read]
+    forward: DenoisingForward,
+    memory: Any,
+    links: list[Tensor],
+    reads: list[_Read],
+    seen: Seen | None,
 ) -> tuple[Tensor, ...]:
     """Gradient (R, …) of every read's logits with respect to each cached tensor."""
     if not links:
@@ -277,14 +325,18 @@ def _cache_gradients(
     leaves = [t[examples].detach().requires_grad_() for t in links]
     own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
+    _tell(logits, reads, seen)
     return torch.autograd.grad(_total(logits, reads), leaves)
 
 
-def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[TargetGradients]:
+def _full_rows(
+    forward: DenoisingForward, reads: list[_Read], seen: Seen | None
+) -> list[TargetGradients]:
     """One row per read; the backward pass of the sum gives every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
     logits, maps = watched(forward, lambda: forward.replay(examples, steps))
+    _tell(logits, reads, seen)
     grads = gradients_of(_total(logits, reads), maps)
     return [
         TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))

@@ -98,6 +98,11 @@ class Target:
         )
 
 
+def least_sure(probabilities: Sequence[float], target: Target) -> float:
+    """Of the probabilities of an answer's T tokens, a word's: that of its least sure token."""
+    return min(float(probabilities[p]) for p in target.positions)
+
+
 def answer_token_texts(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
     """Text of every token of an answer, empty for stop tokens."""
     texts, stop = adapter.token_texts(tokens), adapter.stop_ids

@@ -151,10 +151,16 @@ def check_explanation(
     for i, shape in enumerate(shapes):
         _tensor(tensors, f"maps.{i}", _FLOAT, words, *shape)
         _tensor(tensors, f"peaks.{i}", _FLOAT, words)
-    _trajectory(_record("trajectory", manifest["trajectory"]), tensors, length)
+    steps = _trajectory(_record("trajectory", manifest["trajectory"]), tensors, length)
+    if any(name.startswith("steps.") for name in tensors):
+        _tensor(tensors, "steps.probabilities", _FLOAT, steps, words)
+        for i, shape in enumerate(shapes):
+            _tensor(tensors, f"steps.maps.{i}", _FLOAT, steps, words, *shape)
+            _tensor(tensors, f"steps.peaks.{i}", _FLOAT, steps, words)
 
 
-def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> None:
+def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> int:
+    """Check the record of a generation; returns S, its steps."""
     cache = stored_cache(_text("regime", stored["regime"]))
     _whole("image_end", stored["image_end"], 1)
     _record("settings of the generation", stored["settings"])
@@ -177,6 +183,7 @@ def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length
     _list("lengths", stored["lengths"], int, calls)
     if length and not 0 <= int(commit.min()) <= int(commit.max()) < steps:
         raise _refuse("commit_step", "out of range", f"steps from 0 to {steps - 1}")
+    return steps
 
 
 # -- comparisons -----------------------------------------------------------------------------------
