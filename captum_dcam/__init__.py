@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_generation
     from captum_dcam.errors import DcamError
-    from captum_dcam.explaining import explain, explain_generation, sign_check
+    from captum_dcam.explaining import explain, explain_generation, explain_steps, sign_check
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.hub import families, load, repair, wrap
     from captum_dcam.model.prompts import Video
@@ -31,6 +31,7 @@ __all__ = [
     "compare_generation",
     "explain",
     "explain_generation",
+    "explain_steps",
     "families",
     "load",
     "repair",
@@ -45,7 +46,7 @@ _public = lazily(
         "attribution": ("DiffusionCAM",),
         "comparing": ("compare", "compare_generation"),
         "errors": ("DcamError",),
-        "explaining": ("explain", "explain_generation", "sign_check"),
+        "explaining": ("explain", "explain_generation", "explain_steps", "sign_check"),
         "model.forward": ("DenoisingForward",),
         "model.hub": ("families", "load", "repair", "wrap"),
         "model.prompts": ("Video",),

@@ -179,7 +179,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         if step is not None:
             forward.trajectory.check_call(step)
         targets = as_targets(target, len(pixels), forward)
-        if all(len(t.positions) == 1 for t in targets):
+        if all(len(t.terms) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
                 additional_forward_args = self._arguments(pixels, pairs, reading)
@@ -195,8 +195,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         else:
             if additional_forward_args is not None or grad_kwargs or not attr_dim_summation:
                 raise InputError(
-                    "a target of several tokens reads each at its own step: leave out "
-                    "additional_forward_args, grad_kwargs and attr_dim_summation"
+                    "a target of several tokens reads each at its own step, and one with a foil "
+                    "two logits: leave out additional_forward_args, grad_kwargs and "
+                    "attr_dim_summation"
                 )
             features, maps = None, self._several(pixels, targets, reading)
         if relu_attributions:
@@ -422,10 +423,11 @@ def as_targets(target: TargetLike, batch: int, forward: DenoisingForward) -> lis
             pairs = list(zip(item.positions, item.token_ids, strict=True))
         positions_of(pairs, len(pairs), length)
         own = item if isinstance(item, Target) else Target(str(item), (item[0],), (item[1],))
-        if not all(0 <= token < vocabulary for token in own.token_ids):
+        ids = (*own.token_ids, *(own.foil_ids or ()))
+        if not all(0 <= token < vocabulary for token in ids):
             raise TargetError(
-                f"token ids {own.token_ids} of {own.text!r} are out of range: the model has ids 0 "
-                f"to {vocabulary - 1}"
+                f"token ids {ids} of {own.text!r} are out of range: the model has ids 0 to "
+                f"{vocabulary - 1}"
             )
         found.append(own)
     return found

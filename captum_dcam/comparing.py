@@ -27,6 +27,8 @@ from captum_dcam.methods import (
 )
 from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
+from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.norms import BACKWARDS
@@ -66,6 +68,8 @@ def compare(
     words: WordsLike = None,
     methods: str | Sequence[MethodLike] | None = None,
     *,
+    foil: FoilLike = None,
+    answer: AnswerLike = None,
     layer: int | None = None,
     score: Score = "commit",
     backward: str = "exact",
@@ -89,6 +93,11 @@ def compare(
             Default: every word
         methods (optional): ``"all"``, or names and methods (``method("tam", eci=False)``).
             Default: :data:`QUICK`, one of each kind
+        foil (str or dict, optional): why this word and not that one, as in
+            :func:`captum_dcam.explain`; methods that differentiate no difference of logits fail.
+            Default: none
+        answer (str or sequence of int, optional): as in :func:`captum_dcam.explain`. Default: what
+            the model writes
         layer (int, optional): block that methods read. Default: the family's recommended one
         score (str or int, optional): state whose logits methods read, or the number of a denoising
             step. Default: ``"commit"``
@@ -112,7 +121,8 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
-    check_score(score)
+    check_answer(answer, check_score(score), None, generation)
+    check_foil(foil)
     seed = _check(backward, budget, seed, errors, progress)
     check_tagger(tagger)
     forward = DenoisingForward(adapter, layer, score)
@@ -122,11 +132,12 @@ def compare(
         progress("generation")
     generator = torch.Generator().manual_seed(seed)
     with forward.held():
-        forward.generate(request, generator=generator, **generation)
+        bind_answer(forward, request, answer, generator, generation)
         return compare_generation(
             forward,
             words,
             chosen,
+            foil=foil,
             score=score,
             backward=backward,
             refinements=refinements,
@@ -146,6 +157,7 @@ def compare_generation(
     methods: str | Sequence[MethodLike] | None = None,
     *,
     example: int = 0,
+    foil: FoilLike = None,
     score: Score = "commit",
     backward: str = "exact",
     refinements: Refinement | Sequence[Refinement] = (),
@@ -168,7 +180,10 @@ def compare_generation(
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
-    targets = resolve(one.adapter, tokens, words, tagger)
+    targets = with_foils(one.adapter, tokens, resolve(one.adapter, tokens, words, tagger), foil)
+    if errors == "raise":
+        for method_ in chosen:
+            method_.check_foils(targets)
     refine = maps.as_compose(refinements)
     own_masks = _masks(masks, targets, request.layout)
     wanted = maps.needs_repeated(refine)
@@ -201,6 +216,7 @@ def compare_generation(
             "backward": backward,
             "refinements": refine.describe(),
             "tagger": tagger,
+            "foil": dict(foil) if isinstance(foil, Mapping) else foil,
             "seed": seed,
             "dtype": str(one.adapter.dtype),
         },

@@ -2,22 +2,26 @@ r"""From an image and a prompt to an explanation, in one function."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_dcam import checks, maps
+from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
+from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
-from captum_dcam.refine import Refinement
+from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.explanation import Explanation, versions
+from captum_dcam.results.steps import StepMaps
 
 
 def explain(
@@ -26,6 +30,9 @@ def explain(
     prompt: Prompt,
     words: WordsLike = None,
     *,
+    foil: FoilLike = None,
+    answer: AnswerLike = None,
+    every_step: bool = False,
     layer: int | None = None,
     preset: str | Preset = "default",
     score: Score | None = None,
@@ -49,6 +56,14 @@ def explain(
             conversation, see :mod:`captum_dcam.model.prompts`.
         words (optional): what to explain, see :func:`captum_dcam.model.words.resolve`.
             Default: every word
+        foil (str or dict, optional): why this word and not that one: what might stand in the place
+            of every word, or of single words ({"red": "blue"}). A word's map is then of the
+            difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
+        answer (str or sequence of int, optional): explain this text, or these token ids, as if the
+            model had written it, see :func:`captum_dcam.model.forward.force`; then nothing is
+            decoded, and settings of decoding are refused. Default: what the model writes
+        every_step (bool, optional): also give the map and the probability of every word at every
+            denoising step, see :func:`explain_steps`. Default: False
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
@@ -67,17 +82,23 @@ def explain(
     """
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
-    chosen.reading(
+    reading = chosen.reading(
         score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
     )
+    check_foil(foil)
     checks.draws("generator", generator)
+    check_answer(answer, reading.score, generator, generation)
+    if checks.flag("every_step", every_step):
+        check_steps(answer is not None, step)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     with forward.held():
-        forward.generate(request, generator=generator, **generation)
+        bind_answer(forward, request, answer, generator, generation)
         return explain_generation(
             forward,
             words,
+            foil=foil,
+            every_step=every_step,
             preset=chosen,
             score=score,
             step=step,
@@ -95,6 +116,8 @@ def explain_generation(
     words: WordsLike = None,
     *,
     example: int = 0,
+    foil: FoilLike = None,
+    every_step: bool = False,
     preset: str | Preset = "default",
     score: Score | None = None,
     step: int | None = None,
@@ -109,6 +132,8 @@ def explain_generation(
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
+    if checks.flag("every_step", every_step):
+        check_steps(forward.trajectory.forced, step)
     forward.trajectory.check_score(chosen.score if score is None else score)
     reading = chosen.reading(
         score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
@@ -118,6 +143,8 @@ def explain_generation(
     example = check_example(request, example)
     tokens = trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words, reading.tagger)
+    targets = with_foils(forward.adapter, tokens, targets, foil)
+    steps = _steps(forward, targets, reading, refine, example) if every_step else None
     signed, refined = maps.explained(forward, targets, reading, refine, example)
     return Explanation(
         prompt=request.prompts[example],
@@ -139,10 +166,93 @@ def explain_generation(
             "backward": reading.backward,
             "refinements": refine.describe(),
             "tagger": reading.tagger,
+            "foil": dict(foil) if isinstance(foil, Mapping) else foil,
             "dtype": str(forward.adapter.dtype),
         },
         versions=versions(),
         images=request.images[example],
+        steps=steps,
+    )
+
+
+@holding
+def explain_steps(
+    forward: DenoisingForward,
+    words: WordsLike = None,
+    *,
+    example: int = 0,
+    foil: FoilLike = None,
+    preset: str | Preset = "default",
+    product: str | None = None,
+    center: bool | None = None,
+    backward: str | None = None,
+    refinements: Refinement | Sequence[Refinement] | None = None,
+    tagger: str | None = None,
+) -> StepMaps:
+    r"""Maps and probabilities of words at every denoising step of a bound generation.
+
+    One prefill serves all steps where the prefix is cached; without a cache every step has image
+    states of its own. At the steps after a word was committed it is visible to the model. Families
+    that denoise one canvas or block after the other compute a word at some steps only; a causal
+    model from the word's turn on, and the same at each of them.
+
+    Args:
+        forward (DenoisingForward): with a bound generation; no given answer, which has no steps.
+        words, example, foil, preset, product, center, backward, refinements, tagger: as in
+            :func:`explain_generation`.
+
+    Returns:
+        StepMaps: (S, N, h, w) per grid, scaled over a word's steps together, and (S, N).
+
+    Raises:
+        InfeasibleStepError: a given answer, or a word whose tokens no step computes together.
+
+    Examples::
+
+        >>> from captum_dcam.data.scenes import make_scene
+        >>> adapter = captum_dcam.load("mini")
+        >>> forward = DenoisingForward(adapter)
+        >>> request = adapter.prepare([[make_scene(0, 3).image]], ["describe the image ."])
+        >>> trajectory = forward.generate(request, gen_length=8)
+        >>> found = explain_steps(forward, "nouns")
+        >>> found.words, found.maps[0].shape, found.probabilities.shape
+        (('ring',), torch.Size([8, 1, 24, 24]), torch.Size([8, 1]))
+    """
+    chosen = find_preset(preset)
+    check_steps(forward.trajectory.forced, None)
+    reading = chosen.reading(product=product, center=center, tagger=tagger, backward=backward)
+    refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
+    example = check_example(forward.request, example)
+    tokens = forward.trajectory.tokens[example].tolist()
+    targets = resolve(forward.adapter, tokens, words, reading.tagger)
+    targets = with_foils(forward.adapter, tokens, targets, foil)
+    return _steps(forward, targets, reading, refine, example)
+
+
+def check_steps(forced: bool, step: int | None) -> None:
+    """Raise for what excludes maps of every step."""
+    if forced:
+        raise InfeasibleStepError(
+            "every step of an answer that was given, not generated: each of its states hides one "
+            "token, and they are no steps of a generation; leave out every_step, or the answer"
+        )
+    if step is not None:
+        raise InputError(
+            f"step is {step} together with every_step, which explains each step's own image "
+            "states: leave one of them out"
+        )
+
+
+def _steps(
+    forward: DenoisingForward,
+    targets: tuple[Target, ...],
+    reading: maps.Reading,
+    refine: Compose,
+    example: int,
+) -> StepMaps:
+    shown, peaks, probabilities = maps.explained_steps(forward, targets, reading, refine, example)
+    return StepMaps(
+        targets, tuple(m.cpu() for m in shown), tuple(p.cpu() for p in peaks), probabilities
     )
 
 
@@ -164,7 +274,8 @@ def sign_check(
 
     Args:
         forward (DenoisingForward): with the bound generation.
-        targets (sequence of Target): N targets of the example.
+        targets (sequence of Target): N targets of the example; of one with a foil, the
+            log-probability is that of its tokens less that of its foil's.
         maps (sequence of Tensor): one (N, h, w) per grid.
         generator (torch.Generator): draws the random tokens.
         example (int, optional), score (str or int, optional): as in :func:`explain_generation`.
@@ -207,11 +318,12 @@ def _top(values: Tensor, share: float) -> Tensor:
 def _log_probability(
     forward: DenoisingForward, target: Target, example: int, score: Score
 ) -> float:
-    """Mean log-probability of a target's tokens, each read at its own step."""
+    """Mean log-probability of a target's tokens, less its foil's, each read at its own step."""
     trajectory = forward.trajectory
     steps = [trajectory.step_of(example, p, score) for p in target.positions]
     with torch.no_grad():
         logits = forward.replay(torch.full((len(steps),), example), torch.tensor(steps))
     rows = torch.arange(len(steps))
     chosen = logits[rows, list(target.positions)].double().log_softmax(-1)
-    return float(chosen[rows, list(target.token_ids)].mean())
+    against = 0.0 if target.foil_ids is None else chosen[rows, list(target.foil_ids)].mean()
+    return float(chosen[rows, list(target.token_ids)].mean() - against)

@@ -37,9 +37,10 @@ from captum_dcam.errors import (
 
 #: of PNG files: half the time of Pillow's own (6), files a twentieth larger
 COMPRESSION = 4
-#: of manifests and headers of stores
-VERSION = 2
-#: the version of before, which has no digest: what such a record says is believed, and marked so
+#: of manifests and headers of stores; since 3 a score may be a step's number, a word may have a
+#: foil, and an explanation may hold maps of every step
+VERSION = 3
+#: the first version, which has no digest: what such a record says is believed, and marked so
 UNSEALED = 1
 WITHOUT = "without checksum"
 #: plain JSON by name
@@ -134,11 +135,12 @@ def check_seal(path: Path, record: Mapping[str, Any], error: type[DcamError], ag
 
     Args:
         path (Path): where it was read.
-        record (mapping): of :data:`VERSION`, with a digest, or of :data:`UNSEALED`, without one.
+        record (mapping): of a version up to :data:`VERSION`, with a digest, or of
+            :data:`UNSEALED`, without one.
         error (type): raised where it is neither.
         again (str): what to do then.
     """
-    check_version(path, record, (UNSEALED, VERSION), error)
+    check_version(path, record, range(UNSEALED, VERSION + 1), error)
     there = record.get("digest")
     if (there is None) if record["version"] == UNSEALED else (there == _seal(record)):
         return

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from captum_dcam import checks
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
 from captum_dcam.model.trajectory import Score, check_score
-from captum_dcam.model.words import Target, repeated_function_words, words_of
+from captum_dcam.model.words import Target, least_sure, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
 from captum_dcam.registry import Registry
 
@@ -111,8 +111,20 @@ def word_maps(
     targets: Sequence[Target],
     examples: Sequence[int],
     reading: Reading,
+    *,
+    scores: Sequence[Score] | None = None,
+    seen: gradients.Seen | None = None,
 ) -> tuple[Tensor, ...]:
     r"""Signed maps of many targets in as few passes as their steps need.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        targets (sequence of Target): N words.
+        examples (sequence of int): of every word.
+        reading (Reading): how maps are read.
+        scores (sequence, optional): of every word. Default: the reading's
+        seen (callable, optional): told of every read of logits, see
+            :func:`captum_dcam.model.gradients.mapped_gradients`. Default: nothing
 
     Returns:
         tuple of Tensor: one (N, h, w) per grid, in the order of ``targets``; tokens of one target
@@ -120,21 +132,27 @@ def word_maps(
     """
     if not targets:
         return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
-    found = gradients.target_gradients(
-        forward,
-        targets,
-        list(examples),
-        score=reading.score,
-        call=reading.step,
-        backward=reading.backward,
-    )
     sums: dict[tuple[int, int], Tensor] = {}
-    for row in found:
+
+    def add(row: gradients.TargetGradients) -> None:
         for i, (f, g) in enumerate(zip(row.features, row.gradients, strict=True)):
             one = cam(f, g, reading.product, reading.center).detach()
             at = (i, row.target)
             sums[at] = sums[at] + one if at in sums else one
-    grids, numbers = range(len(found[0].features)), range(len(targets))
+
+    gradients.mapped_gradients(
+        forward,
+        targets,
+        examples,
+        [forward.trajectory.check_score(reading.score)] * len(targets)
+        if scores is None
+        else scores,
+        add,
+        call=reading.step,
+        backward=reading.backward,
+        seen=seen,
+    )
+    grids, numbers = range(len(forward.request.layout.shapes)), range(len(targets))
     return tuple(torch.stack([sums[i, n] for n in numbers]) for i in grids)
 
 
@@ -313,3 +331,101 @@ def explained(
     signed = tuple(m.float() for m in signed)
     contexts = contexts_of(forward, own, refine, example=example, step=reading.step)
     return signed, refine_words(signed, refine, contexts)
+
+
+# -- every step ------------------------------------------------------------------------------------
+
+
+def step_words(
+    forward: DenoisingForward, targets: Sequence[Target], reading: Reading, example: int = 0
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    r"""Signed maps and probabilities of N words of one example at each of the S steps.
+
+    The words' steps share one prefill where the prefix is cached; every step has image states of
+    its own otherwise. Probabilities come from the same passes.
+
+    Returns:
+        tuple: one (S, N, h, w) per grid; and (S, N) float32, of the least sure token. Where a step
+        does not compute all tokens of a word, the map is 0 and the probability NaN.
+
+    Raises:
+        InfeasibleStepError: no step computes all tokens of a word.
+    """
+    trajectory, adapter = forward.trajectory, forward.adapter
+    steps, count = trajectory.steps, len(targets)
+    read = [
+        [n for n, t in enumerate(targets) if trajectory.reads(example, t.positions, s)]
+        for s in range(steps)
+    ]
+    if missing := sorted(set(range(count)).difference(*read)):
+        raise InfeasibleStepError(
+            f"no step of {adapter.family} computes all tokens of {targets[missing[0]].text!r}: "
+            "they belong to canvases or blocks that are denoised one after the other; explain its "
+            "tokens one by one, by their positions"
+        )
+    wanted = [(s, n) for s in range(steps) for n in read[s]]
+    probabilities = torch.full((steps, count), torch.nan)
+
+    def seen(number: int, step: int, logits: Tensor) -> None:
+        target = targets[wanted[number][1]]
+        ids = trajectory.tokens[example].clone()
+        ids[list(target.positions)] = torch.tensor(target.token_ids, device=ids.device)
+        state = trajectory.state_at(torch.tensor([example]), torch.tensor([step]))
+        odds = adapter.confidence_of(logits[None], ids[None].to(logits.device), *state)[0]
+        probabilities[step, wanted[number][1]] = least_sure(odds.tolist(), target)
+
+    found = word_maps(
+        forward,
+        [targets[n] for _, n in wanted],
+        [example] * len(wanted),
+        reading,
+        scores=[s for s, _ in wanted],
+        seen=seen,
+    )
+    maps = tuple(m.new_zeros(steps, count, *m.shape[1:], dtype=torch.float32) for m in found)
+    for whole, own in zip(maps, found, strict=True):
+        for (step, number), one in zip(wanted, own, strict=True):
+            whole[step, number] = one
+    return maps, probabilities
+
+
+def explained_steps(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    reading: Reading,
+    refinements: Refinement | Sequence[Refinement],
+    example: int = 0,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    r"""Maps of words of one example at every step, refined as :func:`explained` refines them, and
+    scaled over a word's steps together: see :class:`captum_dcam.results.steps.StepMaps`.
+
+    Returns:
+        tuple: maps, one (S, N, h, w) per grid; peaks of the signed maps, one (S, N) per grid;
+        probabilities (S, N). All float32.
+    """
+    refine, count, steps = as_compose(refinements), len(targets), forward.trajectory.steps
+    at: list[tuple[Target, ...]] = [()] * steps
+    if needs_repeated(refine):
+        at = [repeated_words(forward, example, reading.tagger, s) for s in range(steps)]
+    asked = with_repeated(targets, tuple(dict.fromkeys(t for words in at for t in words)))
+    signed, probabilities = step_words(forward, asked, reading, example)
+    refined = []
+    for step, there in enumerate(at):
+        here = [m[step] for m in signed]
+        call = step if reading.step is None and forward.trajectory.cache == "none" else reading.step
+        own = mean_of(here, asked, there)
+        contexts = contexts_of(forward, own, refine, example=example, step=call)
+        refined.append(refine_words([m[:count] for m in here], refine, contexts))
+    peaks = tuple(m[:, :count].relu().amax((-2, -1)) for m in signed)
+    maps = _to_peaks([torch.stack(grid) for grid in zip(*refined, strict=True)], peaks)
+    return maps, peaks, probabilities[:, :count]
+
+
+def _to_peaks(maps: Sequence[Tensor], peaks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Maps (S, N, h, w), one per grid, whose maximum over all grids is that of the peaks (S, N)
+    over the highest of the word's."""
+    least = torch.finfo(torch.float32).tiny
+    peak = torch.stack(list(peaks)).amax(0)
+    shares = peak / peak.amax(0, keepdim=True).clamp_min(least)
+    highest = torch.stack([m.amax((-2, -1)) for m in maps]).amax(0).clamp_min(least)
+    return tuple(m / highest[..., None, None] * shares[..., None, None] for m in maps)

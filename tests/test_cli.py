@@ -108,6 +108,57 @@ def test_the_score_may_be_a_step(tmp_path):
     assert not (tmp_path / "far").exists()
 
 
+def test_a_foil_is_for_all_words_or_by_word(tmp_path):
+    asked = ["explain", "--scene", 1, "-w", "nouns", *SHORT, "--json"]
+    plain = json.loads(call(*asked, "-o", tmp_path / "plain").stdout)
+    word = plain["words"][0]["word"]
+    other = next(shape for shape in ("star", "heart") if shape != word)
+    for given, foil in ((other, other), (f"{word}={other}", {word: other})):
+        run = call(*asked, "--foil", given, "-o", tmp_path / "out")
+        assert run.exit_code == 0, run.output
+        assert json.loads(run.stdout)["settings"]["foil"] == foil
+        (target, *_) = Explanation.load(tmp_path / "out" / "explanation").targets
+        assert target.text == word and len(target.foil_ids) == 1
+    alone = [
+        call(*asked, "--foil", "star", "--foil", "ring=heart", "-o", tmp_path / "no"),
+        call(*asked, "--foil", "ring=heart", "--foil", "ring=star", "-o", tmp_path / "no"),
+    ]
+    for run in alone:
+        assert run.exit_code == 2 and "expected one text alone, or WORD=TEXT once" in run.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_answer_may_be_given(tmp_path):
+    asked = ["explain", "--scene", 1, "--answer", "a red circle", "-w", "circle"]
+    run = call(*asked, "--json", "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    assert document["answer"] == "a red circle" and document["forced"]
+    shown = call(*asked, "-o", tmp_path / "out")
+    assert "Given answer" in shown.stdout
+    refused = {
+        "--steps 4": "steps beside an answer",
+        "--score 0": "score is 0: the answer is given",
+    }
+    for given, message in refused.items():
+        no = call(*asked, *given.split(), "-o", tmp_path / "no")
+        assert no.exit_code == 2 and message in no.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_every_step_is_kept_where_it_is_asked_for(tmp_path):
+    asked = ["explain", "--scene", 1, *SHORT, "--every-step", "--json"]
+    run = call(*asked, "-w", "nouns", "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    kept = Explanation.load(tmp_path / "out" / "explanation").steps
+    told = torch.tensor([word["every_step"] for word in document["words"]]).T
+    assert torch.equal(told, kept.probabilities) and len(told) == document["steps"]
+    no = call(*asked[:3], "--every-step", "--answer", "a red circle", "-o", tmp_path / "no")
+    assert no.exit_code == 2 and "leave out every_step" in no.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_sampling_depends_on_the_seed_alone(tmp_path):
     options = ["--temperature", 2, "--seed", 3, "--gen-length", 4]
     options += ["--steps", 2, "--block-length", 2]

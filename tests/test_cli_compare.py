@@ -154,6 +154,8 @@ BAD = {
     "scale": (["--scale", "rows"], "did you mean 'row'"),
     "sort": (["--sort", "F3"], "unknown order 'F3'"),
     "score": (["--score", "last"], "unknown score 'last'"),
+    "step": (["--score", 99, *SHORT], "score is 99: this generation has"),
+    "foil": (["--foil", "zebra", *SHORT], "the foil 'zebra' reads"),
     "refinement": (["--refine", "gausian"], "did you mean 'gaussian'"),
     "device": (["--device", "abacus"], "unknown device 'abacus'"),
     "word": (["--words", "zebra", *SHORT], "'zebra' is not in the answer"),

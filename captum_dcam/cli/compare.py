@@ -106,6 +106,7 @@ def run(options: Options) -> Compared:
     from captum_dcam.comparing import compare_generation
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
+    from captum_dcam.model.foils import check_foil
     from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
     from captum_dcam.model.trajectory import check_score
     from captum_dcam.viewer import prepare_folder, write_comparison
@@ -114,9 +115,11 @@ def run(options: Options) -> Compared:
     refinements = parsing.chosen_refinements(options.refine) or ()
     methods = parsing.parse_methods(options.methods or ["quick"])
     score = check_score(parsing.chosen_score(options.score or "commit"))
+    foil = parsing.chosen_foil(options.foil)
+    check_foil(foil)
     check_tagger(options.tagger or DEFAULT_TAGGER)
     budget = Budget(options.budget_passes, options.budget_seconds)
-    device = parsing.check_answer(options)
+    device = parsing.check_answer(options, score)
     folder = prepare_folder(options.output, "comparison")
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
@@ -131,6 +134,7 @@ def run(options: Options) -> Compared:
             forward,
             words,
             methods,
+            foil=foil,
             score=score,
             backward=options.backward or "exact",
             refinements=refinements,
@@ -160,7 +164,7 @@ def print_comparison(compared: Compared, sort: str | None) -> None:
     facts = {
         "Image": source,
         "Prompt": comparison.prompt,
-        "Answer": comparison.answer,
+        "Given answer" if comparison.forced else "Answer": comparison.answer,
         "Words": ", ".join(comparison.words),
     }
     printing.print_facts(console, facts)

@@ -50,6 +50,12 @@ class Options(Answer):
         "--center/--no-center",
         shown="the preset's",
     )
+    every_step: bool = option(
+        False,
+        HOW,
+        "Also keep the map and the probability of every word at every denoising step.",
+        "--every-step",
+    )
     check_sign: bool = option(
         False,
         HOW,
@@ -95,7 +101,8 @@ class Result:
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
-    from captum_dcam.explaining import explain_generation, sign_check
+    from captum_dcam.explaining import check_steps, explain_generation, sign_check
+    from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
     from captum_dcam.results.summary import scene_scores
     from captum_dcam.viewer import prepare_folder, write_folder
@@ -103,9 +110,12 @@ def run(options: Options) -> Result:
     words = parsing.chosen_words(options.words)
     refinements = parsing.chosen_refinements(options.refine)
     chosen = preset(options.preset)
-    score = parsing.chosen_score(options.score)
-    chosen.reading(score=score, tagger=options.tagger)
-    device = parsing.check_answer(options)
+    score, foil = parsing.chosen_score(options.score), parsing.chosen_foil(options.foil)
+    check_foil(foil)
+    reading = chosen.reading(score=score, tagger=options.tagger)
+    device = parsing.check_answer(options, reading.score)
+    if options.every_step:
+        check_steps(options.answer is not None, None)
     folder = prepare_folder(options.output)
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
@@ -117,6 +127,7 @@ def run(options: Options) -> Result:
             refinements=refinements,
             preset=chosen,
             score=score,
+            foil=foil,
         )
         explanation = explain_generation(forward, **own)
         targets, signs = explanation.targets, None
@@ -137,7 +148,8 @@ def print_report(result: Result) -> None:
     from captum_dcam.viewer.folder import SHEET
 
     console, explanation = printing.output_console(), result.explanation
-    facts = {"Image": result.source, "Prompt": explanation.prompt, "Answer": explanation.answer}
+    answer = "Given answer" if explanation.trajectory.forced else "Answer"
+    facts = {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
     if result.scores is not None:
@@ -207,6 +219,7 @@ def _print_scores(
 
 def document(result: Result) -> dict[str, Any]:
     """The result as plain data."""
+    from captum_dcam.files import without_nan
     from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.summary import summarise
     from captum_dcam.viewer.folder import SHEET, word_files
@@ -218,6 +231,8 @@ def document(result: Result) -> dict[str, Any]:
     words = []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        if explanation.steps is not None:
+            record["every_step"] = without_nan(explanation.steps.probabilities[:, n].tolist())
         if result.scores is not None:
             own = result.scores[n]
             named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}
@@ -230,6 +245,7 @@ def document(result: Result) -> dict[str, Any]:
         "picture": result.source,
         "prompt": explanation.prompt,
         "answer": explanation.answer,
+        "forced": trajectory.forced,
         "words": words,
         "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,

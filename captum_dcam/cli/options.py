@@ -323,6 +323,20 @@ class Answer(Model):
     )
     prompt: str = option("describe the image .", WHAT, "The question.", "--prompt", "-p")
     words: list[str] | None = words_option("all")
+    answer: str | None = option(
+        None,
+        WHAT,
+        "Explain this text as if the model had answered it; nothing is decoded.",
+        shown="what the model writes",
+    )
+    foil: list[str] | None = option(
+        None,
+        WHAT,
+        "Why the words and not this: a text that might stand in their place, or WORD=TEXT for one "
+        "of them; repeatable.",
+        metavar="TEXT",
+        shown="none",
+    )
     scene: int | None = option(
         None, WHAT, "Which held-out scene to draw when no IMAGE is given.", shown="12", min=0
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.trajectory import Score
     from captum_dcam.model.words import WordsLike
@@ -177,6 +178,23 @@ def chosen_words(words: list[str] | None) -> WordsLike:
     return words[0] if _alone("--words", words, ("all", "nouns")) else list(words)
 
 
+def chosen_foil(texts: list[str] | None) -> FoilLike:
+    """What ``--foil`` asks for: one text, or texts by word; None where it is not given."""
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    out: dict[str, str] = {}
+    for text in texts:
+        word, equals, foil = text.partition("=")
+        if not equals or not word.strip() or word in out:
+            raise InputError(
+                f"--foil {text!r}: expected one text alone, or WORD=TEXT once for each word"
+            )
+        out[word] = foil
+    return out
+
+
 def chosen_score(text: str | None) -> Score | None:
     """What ``--score`` asks for: a name, or a step's number; None where it is not given."""
     number = as_number(text)
@@ -209,14 +227,15 @@ def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
 # -- the model and its answer ----------------------------------------------------------------------
 
 
-def check_answer(options: Answer) -> torch.device:
+def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     """Check what is otherwise looked up only while the answer is written; returns the device."""
+    from captum_dcam.model.answers import check_answer
     from captum_dcam.model.hub import check_device
 
     if options.image is not None and options.scene is not None:
         raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
-    decoding(options)
+    check_answer(options.answer, score, None, decoding(options))
     return check_device(options.device)
 
 
@@ -234,6 +253,7 @@ def written(
     options: Answer, image: Image.Image, device: torch.device, say: Say
 ) -> DenoisingForward:
     """The model with the answer that it wrote."""
+    from captum_dcam.model.answers import bind_answer
     from captum_dcam.model.forward import DenoisingForward
 
     say("Loading the model")
@@ -241,8 +261,9 @@ def written(
     size = options.internal_batch_size
     forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
     request = adapter.prepare([[image]], [options.prompt])
-    say("Writing the answer")
-    forward.generate(request, generator=generator(options.seed), **decoding(options))
+    say("Writing the answer" if options.answer is None else "Reading the answer")
+    drawn = generator(options.seed)
+    bind_answer(forward, request, options.answer, drawn, decoding(options))
     return forward
 
 

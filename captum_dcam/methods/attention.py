@@ -29,6 +29,7 @@ from captum_dcam.methods.base import (
     PerPosition,
     Reading,
     TokenValues,
+    against,
     check_block,
     entered,
     wide,
@@ -340,12 +341,12 @@ class Attentions:
         rows = [pick(found[b], self.query(position), self.length) for b in blocks]
         return torch.stack(rows).mean(0)
 
-    def gradients(self, position: int, token: int) -> list[list[Tensor]]:
+    def gradients(self, position: int, token: int, foil: int | None = None) -> list[list[Tensor]]:
         """Mean over heads of (A ⊙ ∂logit/∂A)⁺ of every call (queries, keys), block by block."""
         logits, found = self.at(position)
         nodes = [call.node for parts in found for call in parts]
         with torch.enable_grad():
-            score = logits[position, token]
+            score = against(logits[position], foil)[token]
         grads = iter(torch.autograd.grad(score, nodes, retain_graph=True, materialize_grads=True))
         return [[call.mean_positive(next(grads)) for call in parts] for parts in found]
 
@@ -421,7 +422,7 @@ class RawAttention(_Weights):
         adapter, attentions = task.forward.adapter, Attentions(task)
         every = range(len(adapter.blocks))
         blocks = every if self.block is None else [check_block(adapter, self.block)]
-        return lambda position, _token: attentions.row(position, blocks)
+        return lambda position, _token, _foil: attentions.row(position, blocks)
 
 
 @entered(
@@ -443,7 +444,7 @@ class AttentionRollout(_Weights):
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task)
 
-        def values(position: int, _token: int) -> Tensor:
+        def values(position: int, _token: int, _foil: int | None) -> Tensor:
             _, found = attentions.at(position)
             row = attentions.unit_row(position)
             for parts in reversed(found):
@@ -463,6 +464,7 @@ class AttentionRollout(_Weights):
     "attention",
     "gradients",
     text=True,
+    foils=True,
 )
 class GradRollout(_Weights):
     r"""Relevance by gradient-weighted attention (Eq. 5 and 6, self-attention).
@@ -474,9 +476,9 @@ class GradRollout(_Weights):
     def reader(self, task: AttributionTask) -> TokenValues:
         attentions = Attentions(task, gradients=True)
 
-        def values(position: int, token: int) -> Tensor:
+        def values(position: int, token: int, foil: int | None = None) -> Tensor:
             row = attentions.unit_row(position)
-            for parts in reversed(attentions.gradients(position, token)):
+            for parts in reversed(attentions.gradients(position, token, foil)):
                 row = row + through(row, parts)
             return row
 

@@ -19,7 +19,13 @@ from torch import Tensor
 from typing_extensions import dataclass_transform
 
 from captum_dcam import checks
-from captum_dcam.errors import BudgetExhaustedError, InputError, InputTypeError, LayerError
+from captum_dcam.errors import (
+    BudgetExhaustedError,
+    InputError,
+    InputTypeError,
+    LayerError,
+    MethodError,
+)
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import diagnosed
@@ -74,6 +80,8 @@ class MethodFacts:
         stochastic (bool): draws from the task's generator. Default: False
         expensive (bool): takes many passes, so that a budget makes sense. Default: False
         runs_on (tuple of str): kinds of model. Default: both
+        foils (bool): takes words with a foil, and explains the difference of their logits.
+            Default: False
         own_backward (bool): says itself how its gradients pass through norms. Default: False
     """
 
@@ -87,6 +95,7 @@ class MethodFacts:
     stochastic: bool = False
     expensive: bool = False
     runs_on: tuple[str, ...] = ("dMLLM", "AR")
+    foils: bool = False
     own_backward: bool = False
 
     @property
@@ -147,6 +156,11 @@ class AttributionTask:
         """L, tokens of the hooked sequence: the prefix and the answer."""
         return self.forward.request.layout.prefix_length + self.forward.trajectory.tokens.shape[1]
 
+    def foil(self, position: int) -> int | None:
+        """The token that the word of this task, its only one, is compared with at a position."""
+        pairs = (pair for t in self.targets for pair in zip(t.positions, t.foils, strict=True))
+        return dict(pairs).get(position)
+
     def step(self, position: int) -> int:
         """The step at which the score reads a response position."""
         return self.forward.trajectory.step_of(0, position, self.score)
@@ -188,6 +202,7 @@ def _holding_task(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(run)
     def held(self: Method, task: AttributionTask) -> Any:
+        self.check_foils(task.targets)
         # methods turn gradients off where they need none; under no_grad they would find zeros
         with task.forward.held(), torch.enable_grad(), diagnosed(task.forward):
             with passing(task.backward if self.facts.takes_backward else "exact"):
@@ -214,9 +229,20 @@ class Method(ABC):
 
     def check(self, task: AttributionTask) -> None:
         """Raise before any work if the method cannot run on this model or generation."""
+        self.check_foils(task.targets)
         self.check_packages()
         if "pixel tokens" in self.facts.needs:
             task.forward.adapter.pixel_tokens(task.forward.request)
+
+    def check_foils(self, targets: Sequence[Target]) -> None:
+        """Raise MethodError for words with a foil, unless the method takes them."""
+        found = [t.text for t in targets if t.foil_ids is not None]
+        if found and not self.facts.foils:
+            known = ", ".join(sorted(n for n, c in METHODS.items() if c.facts.foils))
+            raise MethodError(
+                f"method {self.name!r} differentiates no difference of logits, and {found[0]!r} "
+                f"has a foil: leave the foil out, or choose one of {known}"
+            )
 
     def check_packages(self) -> None:
         """Raise MissingPackageError for a package that the method needs and that is not there."""
@@ -235,8 +261,8 @@ class Method(ABC):
 
 #: maps (h, w) of a word, one per grid, and the relevance (K,) of text tokens, if any
 WordMaps = tuple[tuple[Tensor, ...], Tensor | None]
-#: (response position, token id) to the values of that token
-TokenValues = Callable[[int, int], Tensor]
+#: (response position, token id, its foil's or None) to the values of that token
+TokenValues = Callable[[int, int, "int | None"], Tensor]
 
 
 class PerWord(Method):
@@ -280,13 +306,15 @@ class PerToken(PerWord):
 
     @abstractmethod
     def token(self, task: AttributionTask, position: int, token: int) -> tuple[Tensor, ...]:
-        """Signed maps (h, w), one per grid, of the logit of ``token`` at response ``position``."""
+        """Signed maps (h, w), one per grid, of the logit of ``token`` at response ``position``,
+        less that of :meth:`AttributionTask.foil` there."""
 
     def attribute(self, task: AttributionTask) -> Attribution:
         return replace(super().attribute(task), text=None)
 
     def word(self, task: AttributionTask, reader: None, target: Target) -> WordMaps:
-        parts = [self.token(task, position, token) for position, token in pairs_of(target)]
+        alone = replace(task, targets=(target,))
+        parts = [self.token(alone, *pairs_of(part)[0]) for part in target.parts]
         return tuple(_total(same) for same in zip(*parts, strict=True)), None
 
 
@@ -298,10 +326,10 @@ class PerPosition(PerWord):
 
     @abstractmethod
     def reader(self, task: AttributionTask) -> TokenValues:
-        """(response position, token id) to the values (L,) of every position."""
+        """(response position, token id, foil's) to the values (L,) of every position."""
 
     def word(self, task: AttributionTask, reader: TokenValues, target: Target) -> WordMaps:
-        values = _total([reader(position, token) for position, token in pairs_of(target)])
+        values = _total([reader(*pairs_of(part)[0], part.foils[0]) for part in target.parts])
         maps = split_grids(values[image_positions(task.forward)], task.forward)
         return maps, values[text_tokens(task.forward).positions] if self.facts.text else None
 
@@ -309,6 +337,11 @@ class PerPosition(PerWord):
 def wide(x: Tensor) -> Tensor:
     """Float32, or float64 where it was."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def against(logits: Tensor, foil: int | None) -> Tensor:
+    """Logits (…, V) less the foil's, so that a token's is the difference; as they are without."""
+    return logits if foil is None else logits - logits[..., foil, None]
 
 
 def pairs_of(target: Target) -> list[tuple[int, int]]:

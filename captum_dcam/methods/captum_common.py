@@ -24,6 +24,7 @@ from captum_dcam.methods.base import (
     AttributionTask,
     Method,
     PerToken,
+    against,
     check_choices,
     check_counts,
     entered,
@@ -57,8 +58,9 @@ class CaptumArguments:
         return wide(self.task.pixels.detach()).clone()
 
     def forward(self, pixels: Tensor, *arguments: Tensor) -> Tensor:
-        """Float32 pixels, extras and state to float32 logits (B, T, V)."""
-        return wide(self.task.forward(pixels.to(self.task.pixels.dtype), *arguments))
+        """Float32 pixels, extras and state to float32 logits (B, T, V), less the foil's."""
+        logits = wide(self.task.forward(pixels.to(self.task.pixels.dtype), *arguments))
+        return against(logits, self.task.foil(self.target[0]))
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
@@ -179,7 +181,7 @@ def captum_method(
         cls.algorithm = algorithm
         needs = (*(("gradients",) if cls.by_gradient() else ()), *cls.reads)
         known = label or algorithm.__name__, cls.group, source, passes
-        return entered(name, *known, *needs, **facts)(cls)
+        return entered(name, *known, *needs, **{"foils": cls.by_gradient(), **facts})(cls)
 
     return enter
 

@@ -520,6 +520,7 @@ def bases() -> tuple[str, ...]:
     "gradients",
     "pixel tokens",
     stochastic=True,
+    foils=True,
 )
 class NoiseTunnel(PerToken):
     r"""Mean, mean square or variance of a method's attributions over noisy images.

@@ -83,6 +83,7 @@ class _Preset(Method):
     "this library, docs/SCORES.md",
     "1 + 1 back",
     "gradients",
+    foils=True,
     own_backward=True,
 )
 class DiffusionCamDefault(_Preset):
@@ -98,6 +99,7 @@ class DiffusionCamDefault(_Preset):
     "Diffusion-CAM, ACL 2026, Eq. 2–13",
     "1 + 1 back",
     "gradients",
+    foils=True,
     own_backward=True,
 )
 class DiffusionCamPaper(_Preset):
@@ -113,6 +115,7 @@ class DiffusionCamPaper(_Preset):
     "Diffusion-CAM, ACL 2026, Eq. 2–4",
     "1 + 1 back",
     "gradients",
+    foils=True,
     own_backward=True,
 )
 class DiffusionCamBase(_Preset):

@@ -21,7 +21,15 @@ from captum_dcam.model.gradients import gradients_of, no_path, watched
 WEIGHTS = ("equal", "probability")
 
 
-@entered("finer_cam", "Finer-CAM", "gradient", "Zhang et al., CVPR 2025", "1 + 1 back", "gradients")
+@entered(
+    "finer_cam",
+    "Finer-CAM",
+    "gradient",
+    "Zhang et al., CVPR 2025",
+    "1 + 1 back",
+    "gradients",
+    foils=True,
+)
 class FinerCam(PerToken):
     r"""Finer-CAM (Zhang et al., CVPR 2025): Grad-CAM of a difference of logits.
 
@@ -31,7 +39,7 @@ class FinerCam(PerToken):
     in its state. With ``equal``, as in the paper, :math:`w_d = 1/k`. With ``probability``, as in
     pytorch-grad-cam, :math:`w` is the softmax over the rivals' logits, and is differentiated as
     well. (That package takes the logits nearest to the token's: the same, where the token is the
-    likeliest.)
+    likeliest.) A word with a foil has the foil's token for its one rival.
 
     Args:
         gamma (float): :math:`\gamma`, strength of the comparison; 0 is Grad-CAM. Default: 0.6
@@ -57,7 +65,8 @@ class FinerCam(PerToken):
             logits, features = watched(
                 task.forward, lambda: task.forward.replay(torch.tensor([0]), step)
             )
-            gradients = gradients_of(self._score(logits[0, position], token), features)
+            score = self._score(logits[0, position], token, task.foil(position))
+            gradients = gradients_of(score, features)
         if not any(bool(g.any()) for g in gradients):
             raise no_path(task.forward, task.forward.adapter.token_texts([token])[0])
         return tuple(
@@ -65,11 +74,12 @@ class FinerCam(PerToken):
             for f, g in zip(features, gradients, strict=True)
         )
 
-    def _score(self, logits: Tensor, token: int) -> Tensor:
+    def _score(self, logits: Tensor, token: int, foil: int | None) -> Tensor:
         """The difference for logits (V,) of one position."""
         logits = wide(logits)
         order = logits.detach().argsort(descending=True, stable=True)
-        rivals = logits[order[order != token][: self.comparisons]]
+        known = order[order != token][: self.comparisons] if foil is None else [foil]
+        rivals = logits[known]
         equal = self.weights == "equal"
         mean = rivals.mean() if equal else (rivals.softmax(0) * rivals).sum()
         return logits[token] - self.gamma * mean

@@ -116,7 +116,9 @@ for _name, (_cls, _source, _text, _gradients) in _TABLE.items():
     )(_made)
 
 
-@pgc_method("pgc_finercam", "FinerCAM", "Zhang et al., CVPR 2025", "1 + 1 back", "gradients")
+@pgc_method(
+    "pgc_finercam", "FinerCAM", "Zhang et al., CVPR 2025", "1 + 1 back", "gradients", foils=False
+)
 class PgcFinerCAM(Bridge):
     r"""pytorch-grad-cam's ``FinerCAM`` around its ``GradCAM``.
 
@@ -194,7 +196,8 @@ class PgcDFF(Bridge):
     concepts: int = 8
 
     def _grid(self, task: AttributionTask, position: int, token: int, grid: int) -> Tensor:
-        word = Target("", (position,), (token,))
+        foil = task.foil(position)
+        word = Target("", (position,), (token,), None if foil is None else (foil,))
         (row,) = target_gradients(task.forward, [word], score=task.score)
         dff = upstream("dff", "feature_factorization.deep_feature_factorization")
         features, gradient = row.features[grid].float().cpu(), row.gradients[grid].float().cpu()

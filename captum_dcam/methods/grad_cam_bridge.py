@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from typing_extensions import dataclass_transform
 
 from captum_dcam.errors import MethodError, MissingPackageError
-from captum_dcam.methods.base import AttributionTask, PerToken, check_counts, entered, seeded, wide
+from captum_dcam.methods.base import (
+    AttributionTask,
+    PerToken,
+    against,
+    check_counts,
+    entered,
+    seeded,
+    wide,
+)
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import no_path
 from captum_dcam.packages import needed
@@ -93,7 +101,7 @@ class View(nn.Module):
         return images(self._task.pixels)[:, self._image].detach().float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, V) in float32 or wider."""
+        """Logits (B, V) in float32 or wider, less the foil's."""
         (forward,) = self._model
 
         def through(features: Tensor, index: int) -> Tensor:
@@ -106,7 +114,7 @@ class View(nn.Module):
             logits = wide(self._logits(forward, pixels)[:, self._position])
         if torch.is_grad_enabled() and not logits.requires_grad:
             raise no_path(forward)
-        return logits
+        return against(logits, self._task.foil(self._position))
 
     def _logits(self, forward: DenoisingForward, pixels: Tensor) -> Tensor:
         task, rows = self._task, len(pixels)
@@ -236,6 +244,7 @@ def pgc_method(
     def enter(cls: B) -> B:
         cls.upstream = upstream
         known = upstream, "pytorch-grad-cam", source, passes
+        facts.setdefault("foils", "gradients" in needs)
         return entered(name, *known, *needs, "grad-cam", **facts)(cls)
 
     return enter

@@ -17,7 +17,6 @@ from captum_dcam.methods.base import (
     check_counts,
     entered,
     noise,
-    pairs_of,
 )
 from captum_dcam.methods.captum_common import as_tuple
 from captum_dcam.model import gradients
@@ -64,6 +63,7 @@ def smooth_plus_plus(features: Tensor, powers: Powers) -> Tensor:
     "9 + 8 back",
     "gradients",
     stochastic=True,
+    foils=True,
 )
 class LlavaCam(Method):
     r"""Smooth Grad-CAM++ at the tapped block, which LLaVA-CAM applies to multimodal models.
@@ -96,8 +96,8 @@ class LlavaCam(Method):
         done = torch.zeros(len(task.targets), dtype=torch.bool)
         copies, note = noisy_copies(task, self.samples, self.std), ""
         for group in _groups(task.targets):
-            tokens = [(n, *pair) for n in group for pair in pairs_of(task.targets[n])]
-            targets = [Target(task.targets[n].text, (p,), (token,)) for n, p, token in tokens]
+            targets = [part for n in group for part in task.targets[n].parts]
+            owners = [n for n in group for _ in task.targets[n].parts]
             try:
                 features = clean_features(task, targets)
             except BudgetExhaustedError as error:
@@ -106,7 +106,7 @@ class LlavaCam(Method):
             powers, used, note = mean_powers(task, copies, targets)
             if not used:
                 break
-            for (n, *_), own, power in zip(tokens, features, powers, strict=True):
+            for n, own, power in zip(owners, features, powers, strict=True):
                 for whole, a, three in zip(maps, own, power, strict=True):
                     whole[n] += smooth_plus_plus(a.float(), three).cpu()
             if used < self.samples:

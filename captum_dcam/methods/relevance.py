@@ -37,6 +37,7 @@ from captum_dcam.methods.base import (
     PerPosition,
     Reading,
     TokenValues,
+    against,
     entered,
     wide,
 )
@@ -223,11 +224,11 @@ class Relevance:
         logits, leaves = self._reading.step(self._task.step(position))
         return logits, [*self._reading.prefix()[1], *leaves]
 
-    def of(self, position: int, token: int) -> Tensor:
-        """(L,) relevance of every position for one token's logit."""
+    def of(self, position: int, token: int, foil: int | None = None) -> Tensor:
+        """(L,) relevance of every position for one token's logit, less that of its foil."""
         logits, leaves = self.state(position)
         with torch.enable_grad():
-            score = logits[position, token]
+            score = against(logits[position], foil)[token]
         grads = torch.autograd.grad(score, leaves, retain_graph=True, materialize_grads=True)
         parts = zip(leaves, grads, strict=True)
         found = torch.cat([(wide(h.detach()) * wide(g)).sum(-1)[0] for h, g in parts])
@@ -261,6 +262,7 @@ class _LRP(PerPosition):
     "1 + 1 back",
     "gradients",
     text=True,
+    foils=True,
     own_backward=True,
 )
 class CPLRP(_LRP):
@@ -284,6 +286,7 @@ class CPLRP(_LRP):
     "1 + 1 back",
     "gradients",
     text=True,
+    foils=True,
     own_backward=True,
 )
 class AttnLRP(_LRP):

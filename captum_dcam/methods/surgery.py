@@ -211,7 +211,7 @@ class _LensMaps(PerWord):
         ids = [*answer, *sorted(asked - set(answer))]
         known: dict[int, Tensor] = {}
 
-        def values(position: int, token: int) -> Tensor:
+        def values(position: int, token: int, _foil: int | None = None) -> Tensor:
             """(N,) logits of a token at the image tokens."""
             state = surgery.state(task.step(position))
             if state not in known:
@@ -228,7 +228,7 @@ class _LensMaps(PerWord):
         return values
 
     def word(self, task: AttributionTask, reader: TokenValues, target: Target) -> WordMaps:
-        parts = [reader(position, token).float() for position, token in pairs_of(target)]
+        parts = [reader(position, token, None).float() for position, token in pairs_of(target)]
         return split_grids(torch.stack(parts).sum(0), task.forward), None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import AttributionTask, pairs_of, wide
+from captum_dcam.methods.base import AttributionTask, wide
 from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.sequence import (
@@ -88,15 +88,16 @@ def text_relevance(
     tokens, image_at = text_tokens(one), image_positions(one)
     values = torch.zeros(len(targets), len(tokens))
     image = torch.zeros(len(targets), len(image_at))
-    tam = TokenActivationMap()
-    reader = tam.reader(task) if by == "activation" else None
+    tam, reader = TokenActivationMap(), None
+    if by == "activation":
+        tam.check_foils(task.targets)
+        reader = tam.reader(task)
     for n, target in enumerate(targets):
         if reader is not None:
             image[n], values[n] = tam.activation(task, reader, target)
             continue
-        pairs = pairs_of(target)
-        for step in dict.fromkeys(task.step(position) for position, _ in pairs):
-            here = [pair for pair in pairs if task.step(pair[0]) == step]
+        for step in dict.fromkeys(task.step(position) for position, *_ in target.terms):
+            here = [term for term in target.terms if task.step(term[0]) == step]
             product = gradient_times_activation(one, step, here)
             image[n] += product[image_at]
             values[n] += product[tokens.positions]
@@ -106,14 +107,14 @@ def text_relevance(
 
 
 def gradient_times_activation(
-    forward: DenoisingForward, step: int, pairs: Sequence[tuple[int, int]]
+    forward: DenoisingForward, step: int, terms: Sequence[tuple[int, int, int]]
 ) -> Tensor:
     r"""Gradient × activation at the tapped block, summed over channels, of the logits read there.
 
     Args:
         forward (DenoisingForward): bound, batch 1.
         step (int): of the generation.
-        pairs (sequence): (position, token id) whose logits are added up.
+        terms (sequence): (position, token id, sign) of the logits that are added up.
 
     Returns:
         Tensor: (L,) float32 on the CPU: every token of the sequence.
@@ -126,8 +127,9 @@ def gradient_times_activation(
 
     with torch.enable_grad():
         _, logits = hidden_states(forward, forward.layer, step, leaf)
-        positions, ids = zip(*pairs, strict=True)
-        total = logits[list(positions), list(ids)].sum()
+        positions, ids, signs = zip(*terms, strict=True)
+        own = logits[list(positions), list(ids)]
+        total = (own * own.new_tensor(signs)).sum()
     gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     parts = zip(gradients, leaves, strict=True)
     found = torch.cat([(wide(g) * wide(h.detach()))[0].sum(-1) for g, h in parts]).float().cpu()

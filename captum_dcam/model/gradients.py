@@ -26,6 +26,8 @@ from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
 T = TypeVar("T")
+#: told of a read: the target's number, the step, and its logits (T, V), without a graph
+Seen = Callable[[int, int, Tensor], None]
 #: number of targets per batch of steps
 CHUNKS = {"prefix": 16, "none": 4}
 
@@ -41,32 +43,34 @@ class TargetGradients:
 
 @dataclass(frozen=True)
 class _Read:
-    """One read of logits: target, example, step, and the (position, token) pairs read there."""
+    """One read of logits: target, example, step, and the terms (position, token id, sign) of the
+    target's sum that are read there."""
 
     target: int
     example: int
     step: int
-    pairs: tuple[tuple[int, int], ...]
+    terms: tuple[tuple[int, int, int], ...]
 
 
 def _reads(
     forward: DenoisingForward,
     targets: Sequence[Target],
     examples: Sequence[int],
-    score: Score,
+    scores: Sequence[Score],
     call: int | None,
 ) -> list[_Read]:
-    """Group every target's tokens by the step that their score reads."""
+    """Group every target's tokens by the step that its score reads."""
     trajectory = forward.trajectory
     out = []
-    for number, (target, example) in enumerate(zip(targets, examples, strict=True)):
-        by_step: dict[int, list[tuple[int, int]]] = {}
-        for pair in zip(target.positions, target.token_ids, strict=True):
+    every = zip(targets, examples, scores, strict=True)
+    for number, (target, example, score) in enumerate(every):
+        by_step: dict[int, list[tuple[int, int, int]]] = {}
+        for term in target.terms:
             if call is not None and trajectory.cache == "none":
                 step = call
             else:
-                step = trajectory.step_of(example, pair[0], score)
-            by_step.setdefault(step, []).append(pair)
+                step = trajectory.step_of(example, term[0], score)
+            by_step.setdefault(step, []).append(term)
         out += [_Read(number, example, s, tuple(p)) for s, p in sorted(by_step.items())]
     return out
 
@@ -86,7 +90,7 @@ def target_gradients(
 
     Args:
         forward (DenoisingForward): with a bound generation.
-        targets (sequence of Target): the sums of logits to differentiate.
+        targets (sequence of Target): the sums of logits to differentiate, less their foils'.
         examples (sequence of int, optional): example of every target. Default: all 0
         score (str or int, optional): the state each token is read at, or the step's number.
             Default: ``"commit"``
@@ -105,33 +109,70 @@ def target_gradients(
     Raises:
         InfeasibleStepError: the call does not hold the image, or its logits do not depend on it.
     """
+    score = forward.trajectory.check_score(score)
+    found = mapped_gradients(
+        forward,
+        targets,
+        [0] * len(targets) if examples is None else examples,
+        [score] * len(targets),
+        lambda row: row,
+        call=call,
+        chunk=chunk,
+        backward=backward,
+    )
+    return sorted(found, key=lambda row: row.target)
+
+
+@holding
+def mapped_gradients(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    examples: Sequence[int],
+    scores: Sequence[Score],
+    each: Callable[[TargetGradients], T],
+    *,
+    call: int | None = None,
+    chunk: int | None = None,
+    backward: str = "exact",
+    seen: Seen | None = None,
+) -> list[T]:
+    r"""What ``each`` makes of every row of :func:`target_gradients`, which is then forgotten: the
+    gradients of many targets together are large.
+
+    Args:
+        forward, targets, examples, call, chunk, backward: as there.
+        scores (sequence of str or int): of every target.
+        each (callable): of a row.
+        seen (callable, optional): told of every read of logits, see :data:`Seen`. Default: nothing
+
+    Returns, raises: as there; targets of a batch come in the order of their passes.
+    """
     trajectory = forward.trajectory
-    trajectory.check_score(score)
-    examples = [0] * len(targets) if examples is None else examples
     if call is not None:
         trajectory.check_call(call)
-    reads = _reads(forward, targets, examples, score, call)
+    reads = _reads(forward, targets, examples, scores, call)
     size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
+
+    def checked(row: TargetGradients) -> T:
+        if not any(bool(g.any()) for g in row.gradients):
+            raise no_path(forward, targets[row.target].text)
+        check_gradients(forward, row.gradients)
+        return each(row)
+
     try:
         with torch.enable_grad(), diagnosed(forward), passing(backward):
             if trajectory.cache == "prefix":
-                found = _prefix_rows(forward, reads, len(targets), size)
-            else:
-                found = [
-                    row
-                    for start in range(0, len(reads), size)
-                    for row in _full_rows(forward, reads[start : start + size])
-                ]
+                return list(map(checked, _prefix_rows(forward, reads, len(targets), size, seen)))
+            return [
+                checked(row)
+                for start in range(0, len(reads), size)
+                for row in _full_rows(forward, reads[start : start + size], seen)
+            ]
     except torch.cuda.OutOfMemoryError as error:
         raise torch.cuda.OutOfMemoryError(
             f"{min(size, len(reads))} words at once do not fit into memory at block "
             f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
         ) from error
-    for row in found:
-        if not any(bool(g.any()) for g in row.gradients):
-            raise no_path(forward, targets[row.target].text)
-        check_gradients(forward, row.gradients)
-    return found
 
 
 def check_gradients(forward: DenoisingForward, gradients: Sequence[Tensor]) -> None:
@@ -256,9 +297,11 @@ def image_features(
 
 def _total(logits: Tensor, reads: Sequence[_Read]) -> Tensor:
     """The sum of the logits that are read, read r in row r."""
-    found = [(row, *pair) for row, read in enumerate(reads) for pair in read.pairs]
     # one index: the gradient of every single one would be as large as all logits
-    return logits[torch.tensor(found).unbind(1)].sum()
+    positions, tokens, signs = zip(*(t for r in reads for t in r.terms), strict=True)
+    rows = [row for row, read in enumerate(reads) for _ in read.terms]
+    found = logits[rows, list(positions), list(tokens)]
+    return (found * found.new_tensor(signs)).sum()
 
 
 def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -268,9 +311,16 @@ def gradients_of(score: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(score, maps, materialize_grads=True)
 
 
+def _tell(logits: Tensor, reads: Sequence[_Read], seen: Seen | None) -> None:
+    """Tell of the logits that are read, read r in row r."""
+    if seen is not None:
+        for row, read in zip(logits.detach(), reads, strict=True):
+            seen(read.target, read.step, row)
+
+
 def _prefix_rows(
-    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int
-) -> list[TargetGradients]:
+    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int, seen: Seen | None
+) -> Iterator[TargetGradients]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
     The steps see the prefix through the cache alone. So one backward pass of a batch of steps gives
@@ -280,27 +330,26 @@ def _prefix_rows(
     memory, maps = watched(forward, forward.prefill)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
     example_of = {r.target: r.example for r in reads}
-    out: list[TargetGradients] = []
+    left = count
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
-        into_cache = _cache_gradients(forward, memory, links, part)
+        into_cache = _cache_gradients(forward, memory, links, part, seen)
         for together in _rounds(numbers, example_of):
+            left -= len(together)
             cotangents = [torch.zeros_like(link) for link in links]
             for number in together:
                 mine = [i for i, r in enumerate(part) if r.target == number]
                 for whole, gradient in zip(cotangents, into_cache, strict=True):
                     whole[example_of[number]] = gradient[mine].sum(0)
-            more = len(out) + len(together) < count
             grads = torch.autograd.grad(
-                links, maps, cotangents, retain_graph=more, materialize_grads=True
+                links, maps, cotangents, retain_graph=left > 0, materialize_grads=True
             )
             for number in together:
                 b = example_of[number]
                 features, own = (tuple(t[b].detach() for t in ts) for ts in (maps, grads))
-                out.append(TargetGradients(number, features, own))
+                yield TargetGradients(number, features, own)
         del into_cache  # not beside the next chunk's
-    return sorted(out, key=lambda row: row.target)
 
 
 def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[int]]:
@@ -317,7 +366,11 @@ def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[
 
 
 def _cache_gradients(
-    forward: DenoisingForward, memory: Any, links: list[Tensor], reads: list[_Read]
+    forward: DenoisingForward,
+    memory: Any,
+    links: list[Tensor],
+    reads: list[_Read],
+    seen: Seen | None,
 ) -> tuple[Tensor, ...]:
     """Gradient (R, …) of every read's logits with respect to each cached tensor."""
     if not links:
@@ -331,14 +384,18 @@ def _cache_gradients(
     leaves = [t.detach().requires_grad_() for t in rows]
     own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
+    _tell(logits, reads, seen)
     return torch.autograd.grad(_total(logits, reads), leaves)
 
 
-def _full_rows(forward: DenoisingForward, reads: list[_Read]) -> list[TargetGradients]:
+def _full_rows(
+    forward: DenoisingForward, reads: list[_Read], seen: Seen | None
+) -> list[TargetGradients]:
     """One row per read; the backward pass of the sum gives every row its own gradient."""
     examples = torch.tensor([r.example for r in reads])
     steps = torch.tensor([r.step for r in reads])
     logits, maps = watched(forward, lambda: forward.replay(examples, steps))
+    _tell(logits, reads, seen)
     grads = gradients_of(_total(logits, reads), maps)
     return [
         TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))

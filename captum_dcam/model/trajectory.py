@@ -133,6 +133,11 @@ class Trajectory:
         return self.states[0].shape[0]
 
     @property
+    def forced(self) -> bool:
+        """Whether the answer was given: its states hide one token each, and are no steps."""
+        return bool(self.settings.get("forced"))
+
+    @property
     def calls(self) -> tuple[Call, ...]:
         """Every forward pass of the transformer; with a prefix cache the first is the prefill."""
         names = [f"t = {s}" for s in range(self.steps)]
@@ -181,7 +186,7 @@ class Trajectory:
     def check_score(self, score: Any) -> Score:
         """The score, which this generation must have, see :func:`check_score`."""
         found = check_score(score, self.steps)
-        if isinstance(found, int) and self.settings.get("forced"):
+        if isinstance(found, int) and self.forced:
             raise InfeasibleStepError(
                 f"score is {found}: the answer was given, not generated, so it has no denoising "
                 f"steps; expected one of {SCORES}"

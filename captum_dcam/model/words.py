@@ -41,21 +41,66 @@ class Target:
         text (str): how it reads.
         positions (tuple of int): response positions.
         token_ids (tuple of int): the token at each position whose logit counts.
+        foil_ids (tuple of int, optional): the token at each position whose logit is subtracted:
+            why this word and not that one, see :mod:`captum_dcam.model.foils`. Default: none
     """
 
     text: str
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
+    foil_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("positions", "token_ids"):
+        for name in ("positions", "token_ids", "foil_ids"):
             given = getattr(self, name)
+            if name == "foil_ids" and given is None:
+                continue
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise TargetError(f"{name} of {self.text!r} are {given!r}: expected integers")
             found = tuple(as_whole(value) for value in given)
             if None in found:
                 raise TargetError(f"{name} of {self.text!r} are {given!r}: expected integers")
             object.__setattr__(self, name, found)
+        if self.foil_ids is not None and len(self.foil_ids) != len(self.token_ids):
+            raise TargetError(
+                f"{self.text!r} has {len(self.token_ids)} token ids and {len(self.foil_ids)} foil "
+                "ids: expected one foil id for each"
+            )
+        if self.foil_ids is not None and self.foil_ids == self.token_ids:
+            raise TargetError(f"the foil of {self.text!r} is the word itself: give other ids")
+
+    @property
+    def foils(self) -> tuple[int | None, ...]:
+        """The foil's token at each position, None without one."""
+        return (None,) * len(self.token_ids) if self.foil_ids is None else self.foil_ids
+
+    @property
+    def terms(self) -> tuple[tuple[int, int, int], ...]:
+        """(position, token id, sign) of every logit of the sum: a foil's count negatively. Where
+        word and foil have the same token nothing is left of the two."""
+        every = zip(self.positions, self.token_ids, self.foils, strict=True)
+        out: list[tuple[int, int, int]] = []
+        for position, token, foil in every:
+            if foil is None:
+                out.append((position, token, 1))
+            elif foil != token:
+                out += [(position, token, 1), (position, foil, -1)]
+        return tuple(out)
+
+    @property
+    def parts(self) -> tuple[Target, ...]:
+        """Its tokens one by one, each with its foil, without those that are the foil's own."""
+        every = zip(self.positions, self.token_ids, self.foils, strict=True)
+        return tuple(
+            Target(self.text, (p,), (t,), None if foil is None else (foil,))
+            for p, t, foil in every
+            if t != foil
+        )
+
+
+def least_sure(probabilities: Sequence[float], target: Target) -> float:
+    """Of the probabilities of an answer's T tokens, a word's: that of its least sure token."""
+    return min(float(probabilities[p]) for p in target.positions)
 
 
 def answer_token_texts(adapter: Adapter, tokens: Sequence[int]) -> tuple[str, ...]:
@@ -141,8 +186,8 @@ def resolve(
     for word in words:
         position = as_whole(word)
         if isinstance(word, Target):
-            for pair in zip(word.positions, word.token_ids, strict=True):
-                _pair(adapter, tokens, pair)
+            for position_, token, _sign in word.terms:
+                _pair(adapter, tokens, (position_, token))
             out.append(word)
         elif isinstance(word, str):
             out.extend(_occurrences(tokens, answer, found, word))

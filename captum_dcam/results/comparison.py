@@ -20,7 +20,13 @@ from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
-from captum_dcam.results.explanation import AS_IS, read_images, read_targets, save_images
+from captum_dcam.results.explanation import (
+    AS_IS,
+    read_images,
+    read_targets,
+    save_images,
+    target_records,
+)
 from captum_dcam.results.manifests import (
     listed,
     new_folder,
@@ -151,6 +157,11 @@ class Comparison:
                 )
         return out
 
+    @property
+    def forced(self) -> bool:
+        """Whether the answer was given, not generated."""
+        return bool(self.settings.get("generation", {}).get("forced"))
+
     # -- saving ---------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
@@ -223,8 +234,10 @@ class Comparison:
 def document(comparison: Comparison) -> dict[str, Any]:
     """Everything but maps and images as JSON-able data; None for what is no finite number."""
     words = [
-        {**asdict(target), "commit_steps": steps}
-        for target, steps in zip(comparison.targets, comparison.commit_steps, strict=True)
+        {**record, "commit_steps": steps}
+        for record, steps in zip(
+            target_records(comparison.targets), comparison.commit_steps, strict=True
+        )
     ]
     rows = [
         {

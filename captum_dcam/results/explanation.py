@@ -28,6 +28,7 @@ from captum_dcam.results.manifests import (
     write_manifest,
 )
 from captum_dcam.results.schema import check_explanation
+from captum_dcam.results.steps import StepMaps, read_steps
 
 TENSORS = "tensors.safetensors"
 #: fields that a manifest holds as they are
@@ -52,6 +53,8 @@ class Explanation:
         images (tuple): what the model was shown.
         note (str, optional): what a reader must know of a loaded one: ``"without checksum"`` where
             an earlier version saved it. Default: empty
+        steps (StepMaps, optional): the words at every denoising step, where ``every_step`` asked
+            for them. Default: None
     """
 
     prompt: str
@@ -66,6 +69,7 @@ class Explanation:
     versions: dict[str, str]
     images: tuple[Image.Image, ...] = field(repr=False)
     note: str = ""
+    steps: StepMaps | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -126,7 +130,9 @@ class Explanation:
         r"""Write the explanation into a new folder, all or nothing.
 
         Files: ``manifest.json`` (versioned, with a digest and a hash of each file),
-        ``tensors.safetensors``, ``image-0.png``, …
+        ``tensors.safetensors``, ``image-0.png``, … Maps of every step, where there are any, are
+        tensors ``steps.maps.0`` (S, N, h, w), … per grid, ``steps.peaks.0`` (S, N), … and
+        ``steps.probabilities`` (S, N).
 
         Args:
             folder (path): where to; an earlier explanation is replaced.
@@ -142,7 +148,7 @@ class Explanation:
         record = {
             "prompt": self.prompt,
             "answer": self.answer,
-            "targets": [asdict(x) for x in self.targets],
+            "targets": target_records(self.targets),
             "pieces": self.token_texts,
             "settings": self.settings,
             "versions": self.versions,
@@ -172,6 +178,7 @@ class Explanation:
             out["read_at"] = t.read_at
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
+        out |= {} if self.steps is None else self.steps.tensors()
         return out | layout_tensors(self.layout)
 
     @classmethod
@@ -197,9 +204,10 @@ class Explanation:
                 settings=stored["settings"],
                 read_at=_read_at(tensors),
             )
+            targets = read_targets(manifest["targets"])
             return cls(
                 **{name: manifest[name] for name in AS_IS},
-                targets=read_targets(manifest["targets"]),
+                targets=targets,
                 maps=tuple(tensors[f"maps.{i}"] for i in grids),
                 peaks=tuple(tensors[f"peaks.{i}"] for i in grids),
                 token_texts=tuple(manifest["pieces"]),
@@ -207,6 +215,7 @@ class Explanation:
                 trajectory=trajectory,
                 images=images,
                 note=note_of(manifest),
+                steps=read_steps(tensors, targets, len(grids)),
             )
 
 
@@ -219,9 +228,15 @@ def _read_at(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return steps[:, None, None] <= tensors["final_step"]
 
 
+def target_records(targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """Targets as a manifest holds them; a foil where there is one."""
+    return [{n: v for n, v in asdict(x).items() if v is not None} for x in targets]
+
+
 def read_targets(records: Iterable[Mapping[str, Any]]) -> tuple[Target, ...]:
     """Targets from their records in a manifest."""
-    return tuple(Target(x["text"], tuple(x["positions"]), tuple(x["token_ids"])) for x in records)
+    names = ("positions", "token_ids", "foil_ids")
+    return tuple(Target(x["text"], *(tuple(x[n]) for n in names if n in x)) for x in records)
 
 
 def save_images(images: Sequence[Image.Image], folder: Path) -> None:

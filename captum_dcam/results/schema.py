@@ -125,6 +125,8 @@ def _targets(records: Any, length: int | None) -> int:
         _text(f"target {n}", one["text"])
         positions = _list(f"positions of target {n}", one["positions"], int)
         _list(f"token_ids of target {n}", one["token_ids"], int, len(positions))
+        if "foil_ids" in one:
+            _list(f"foil_ids of target {n}", one["foil_ids"], int, len(positions))
         if not positions or min(positions) < 0 or (length is not None and max(positions) >= length):
             within = "the answer" if length is None else f"its {length} tokens"
             raise _refuse(f"target {n}", f"at {positions}", f"positions within {within}")
@@ -149,10 +151,16 @@ def check_explanation(
     for i, shape in enumerate(shapes):
         _tensor(tensors, f"maps.{i}", _FLOAT, words, *shape)
         _tensor(tensors, f"peaks.{i}", _FLOAT, words)
-    _trajectory(_record("trajectory", manifest["trajectory"]), tensors, length)
+    steps = _trajectory(_record("trajectory", manifest["trajectory"]), tensors, length)
+    if any(name.startswith("steps.") for name in tensors):
+        _tensor(tensors, "steps.probabilities", _FLOAT, steps, words)
+        for i, shape in enumerate(shapes):
+            _tensor(tensors, f"steps.maps.{i}", _FLOAT, steps, words, *shape)
+            _tensor(tensors, f"steps.peaks.{i}", _FLOAT, steps, words)
 
 
-def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> None:
+def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> int:
+    """Check the record of a generation; returns S, its steps."""
     cache = stored_cache(_text("regime", stored["regime"]))
     _whole("image_end", stored["image_end"], 1)
     _record("settings of the generation", stored["settings"])
@@ -175,6 +183,7 @@ def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length
     _list("lengths", stored["lengths"], int, calls)
     if length and not 0 <= int(commit.min()) <= int(commit.max()) < steps:
         raise _refuse("commit_step", "out of range", f"steps from 0 to {steps - 1}")
+    return steps
 
 
 # -- comparisons -----------------------------------------------------------------------------------

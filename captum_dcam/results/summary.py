@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from captum_dcam.data.scenes import Scene, scene_mask
 from captum_dcam.metrics import LocalizationScores, localization
+from captum_dcam.model.words import least_sure
 from captum_dcam.results.explanation import Explanation, region
 
 
@@ -53,7 +54,7 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
                 word=target.text,
                 positions=target.positions,
                 steps=tuple(sorted(set(steps))),
-                confidence=min(confidence[p] for p in target.positions),
+                confidence=least_sure(confidence, target),
                 image=grids[best].image,
                 region=_region(focus["peak"], grids[best].image_size),
                 peak=focus["peak"],

@@ -187,9 +187,10 @@ class Page(Ink):
 
 
 def header(
-    ink: Ink, images: Sequence[Image.Image], prompt: str, answer: Sequence[Run]
+    ink: Ink, images: Sequence[Image.Image], prompt: str, answer: Sequence[Run], forced: bool
 ) -> Image.Image:
-    """The image or a mosaic of the images on the left; prompt and answer on the right."""
+    """The image or a mosaic of the images on the left; prompt and answer, which may be ``forced``
+    (given, not generated), on the right."""
     if len(images) == 1:
         size = fitted(images[0].size, ink.px(330), ink.px(270))
         shown = ink.rounded(scaled(images[0], size))
@@ -204,7 +205,8 @@ def header(
     page = ink.page(ink.px(INNER), max(shown.height, need))
     page.image.paste(shown, (0, 0))
     y = 0.0
-    for title, lines, leading in (("PROMPT", asked, 27), ("ANSWER", said, 34)):
+    written = "GIVEN ANSWER" if forced else "ANSWER"
+    for title, lines, leading in (("PROMPT", asked, 27), (written, said, 34)):
         page.write((left, y + ink.px(9)), title, 11.5, MUTED, bold=True)
         y = page.flow((left, y + ink.px(24)), lines, BODY, leading) + ink.px(16)
     return page.image

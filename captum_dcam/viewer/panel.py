@@ -265,7 +265,7 @@ def comparison_panel(
     panel, ink = _Panel(comparison, width, scale, cmap, mode), Ink(width)
     answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
     parts = [
-        header(ink, comparison.images, comparison.prompt, answer),
+        header(ink, comparison.images, comparison.prompt, answer, comparison.forced),
         _legend(ink, comparison, scale, cmap),
         *map(panel.section, panel.plan.sections(len(comparison.targets))),
     ]

@@ -58,7 +58,8 @@ def contact_sheet(
     ink, rows, images = Ink(width), summarise(explanation), explanation.images
     colors = [step_color(row.steps[-1], explanation.trajectory.steps) for row in rows]
     answer = running(explanation.token_texts, explanation.targets, colors)
-    parts = [header(ink, images, explanation.prompt, answer), _legend(ink, explanation, cmap)]
+    top = header(ink, images, explanation.prompt, answer, explanation.trajectory.forced)
+    parts = [top, _legend(ink, explanation, cmap)]
     columns, gap = _columns(len(rows), len(images)), ink.px(18)
     room = (ink.px(INNER) - gap * (columns - 1)) // columns
     cell = mosaic_cell(ink, len(images), room)
@@ -89,7 +90,8 @@ def _legend(ink: Ink, explanation: Explanation, cmap: str) -> Image.Image:
     """What the colours mean, and the settings."""
     page, y = legend(ink)
     last = explanation.trajectory.steps - 1
-    x = page.bar((0, y), f"committed at step 0 … {last}", STEP_CMAP, (12, 242))
+    means = "hidden in state" if explanation.trajectory.forced else "committed at step"
+    x = page.bar((0, y), f"{means} 0 … {last}", STEP_CMAP, (12, 242))
     page.bar((x + ink.px(24), y), "heat: low … the word's highest", cmap, (40, 255))
     s = explanation.settings
     product = f"{'centered ' if s.get('center') else ''}{s.get('product', '')}"

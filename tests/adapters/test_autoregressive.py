@@ -13,7 +13,7 @@ import made_ar
 import tiny
 
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.explaining import explain_generation
+from captum_dcam.explaining import explain_generation, explain_steps
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.words import Target
@@ -90,6 +90,16 @@ def test_a_step_reads_what_is_written_by_then(kind):
     assert all(tiny.relative(b, a) < 1e-4 for a, b in zip(own, later, strict=True))
     with pytest.raises(InfeasibleStepError, match="step 1 computes no logits of token 2 of the"):
         explain_generation(forward, [2], score=1)
+
+
+@every
+def test_every_step_is_the_same_from_a_words_turn_on(kind):
+    forward = made_ar.shared(kind)
+    found = explain_steps(forward, [0, 2], refinements=[])
+    assert found.probabilities.isnan().T.tolist() == [[False] * 4, [True, True, False, False]]
+    assert tiny.relative(found.probabilities[3], found.probabilities[2]) < 1e-4
+    for maps in found.maps:
+        assert not maps[:2, 1].any() and tiny.relative(maps[3, 1], maps[2, 1]) < 1e-3
 
 
 @every

@@ -13,7 +13,7 @@ import made_diffusion_gemma as made_dg
 import tiny
 
 from captum_dcam.errors import InfeasibleStepError, LayerError
-from captum_dcam.explaining import explain_generation
+from captum_dcam.explaining import explain_generation, explain_steps
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward, force
 from captum_dcam.model.words import Target
@@ -451,6 +451,22 @@ def test_a_step_reads_its_own_canvas():
         assert explain_generation(forward, [mine], score=step).maps[0].any()
         with pytest.raises(InfeasibleStepError, match=f"step {step} computes no logits of token"):
             explain_generation(forward, [other], score=step)
+
+
+def test_every_step_of_its_own_canvas():
+    forward = made_dg.shared(canvases=2)
+    t = forward.trajectory
+    first = int(t.final_step[0, 0])
+    found = explain_steps(forward, [1, C + 1], refinements=[])
+    there = found.probabilities.isnan().logical_not()
+    steps = torch.arange(t.steps)
+    assert torch.equal(there, torch.stack((steps <= first, steps > first), 1))
+    for step in (0, first, first + 1, t.steps - 1):
+        n = int(step > first)
+        one = explain_generation(forward, [(1, C + 1)[n]], score=step, refinements=[])
+        assert tiny.relative(found.peaks[0][step, n], one.peaks[0][0]) < 1e-5
+    with pytest.raises(InfeasibleStepError, match="no step of diffusion_gemma computes all tokens"):
+        explain_steps(forward, [Target("both", (C - 1, C), (5, 6))])
 
 
 # -- results and what is left behind ---------------------------------------------------------------

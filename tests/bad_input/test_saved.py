@@ -94,7 +94,7 @@ def edit(kind, place, change, seal=False):
     if seal and kind == "preset.json":
         rest = {k: v for k, v in record.items() if k != "digest"}
         record = rest | {"digest": digest(canonical(rest, ascii_only=True))}
-    elif seal and record.get("version") == 2:
+    elif seal and record.get("version") in (2, 3):
         record = sealed({k: v for k, v in record.items() if k != "digest"})
     path.write_text(json.dumps(record), encoding="utf-8")
 
@@ -182,7 +182,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", ("explanation", "comparison"))
-@pytest.mark.parametrize("version", (1, 2))
+@pytest.mark.parametrize("version", (1, 2, 3))
 @pytest.mark.parametrize("case", FILES)
 def test_files_of_a_manifest(copied, kind, version, case):
     place = copied(kind)
@@ -196,7 +196,7 @@ def test_files_of_a_manifest(copied, kind, version, case):
 
 
 @pytest.mark.parametrize("kind", ("explanation", "comparison"))
-@pytest.mark.parametrize("version", (1, 2))
+@pytest.mark.parametrize("version", (1, 2, 3))
 def test_a_manifest_that_names_no_tensors_or_no_image(copied, kind, version):
     for name in (KINDS[kind][1], "image-0.png"):
         place = copied(kind)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from calibration.made_maps import FITTED
 from evaluation import made
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from captum_dcam import Comparison, Explanation
 from captum_dcam.evaluation import Plan, Store, evaluate
 from captum_dcam.evaluation.tables import table
+from captum_dcam.files import sealed
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import Compose
+from captum_dcam.results.manifests import hashes
 
 BEFORE = Path(__file__).parent.parent / "fixtures"
 
@@ -32,7 +34,7 @@ def test_results_are_read_and_written_again_the_same(tmp_path, kind, folder, man
     again = found.save(tmp_path / "again")
     assert kind.load(again).note == "without checksum"  # what it held was never checked
     old, new = (json.loads((f / manifest).read_text()) for f in (BEFORE / folder, again))
-    assert (old["version"], new["version"], len(new["digest"])) == (1, 2, 64)
+    assert (old["version"], new["version"], len(new["digest"])) == (1, 3, 64)
     own = dict.fromkeys(("files", "version", "digest", "note"), 0)
     assert {**old, **own} == {**new, **own} and old["files"].keys() == new["files"].keys()
     old, new = (load_file(f / tensors) for f in (BEFORE / folder, again))
@@ -52,6 +54,23 @@ def test_version_2_is_read_and_says_the_same(kind, folder):
     assert (old.note, new.note) == ("without checksum", "")
     maps = [x.maps if kind is Explanation else x.rows[0].maps for x in (old, new)]
     assert all(map(torch.equal, *maps))
+
+
+def test_before_version_3_a_record_held_the_last_step_of_each_token(tmp_path):
+    """In place of the tokens that each step computes."""
+    found = Explanation.load(BEFORE / "version2" / "explanation")
+    t, folder = found.trajectory, tmp_path / "old"
+    last = torch.arange(t.tokens.shape[1])[None] % t.steps
+    found.save(folder)
+    tensors = load_file(folder / "tensors.safetensors") | {"final_step": last}
+    save_file(tensors, folder / "tensors.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = hashes(f for f in folder.iterdir() if f.name != "manifest.json")
+    old = {n: v for n, v in manifest.items() if n != "digest"} | {"version": 2, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(sealed(old)))
+    back = Explanation.load(folder).trajectory
+    assert torch.equal(back.final_step, last)
+    assert back.reads(0, [0], 0) and not back.reads(0, [0], 1)
 
 
 def test_a_store_of_version_2_is_read():

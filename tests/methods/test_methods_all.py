@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import awkward
 import numpy as np
@@ -11,7 +11,7 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam.errors import BudgetExhaustedError
+from captum_dcam.errors import BudgetExhaustedError, MethodError
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method, method_names
 from captum_dcam.model.forward import force, single
 from captum_dcam.model.words import resolve
@@ -250,3 +250,46 @@ def test_a_word_is_all_its_tokens_each_in_its_own_state(name):
     assert all(tiny.relative(whole, one) > 1e-3 for one in alone)
     if not facts.stochastic and name not in REFINED and facts.group != "pytorch-grad-cam":
         assert tiny.relative(whole, sum(alone)) < 1e-3
+
+
+def without(adapter, foil):
+    """The adapter's model, all of whose logits are less that of a foil."""
+    whole = type(adapter).denoise
+
+    def denoise(memory, *state):
+        logits = whole(adapter, memory, *state)
+        return logits - logits[..., foil, None]
+
+    adapter.denoise = denoise
+
+
+#: the foil takes the place of the likeliest rivals
+RIVALS = ("finer_cam",)
+
+
+@every
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_a_word_with_a_foil_is_the_difference_of_logits(name, cache):
+    """As of the word without a foil in a model whose every logit is less the foil's."""
+    plain, other = (task_of(cache, (3,)) for _ in range(2))
+    (word,) = plain.targets
+    foil = next(i for i in (5, 6) if i != word.token_ids[0])
+    task = replace(plain, targets=(replace(word, foil_ids=(foil,)),))
+    if not METHODS[name].facts.foils:
+        for call in (quick(name).attribute, quick(name).check):
+            with pytest.raises(MethodError, match=f"'{name}' differentiates no difference"):
+                call(task)
+        return
+    found = quick(name).attribute(task).maps[0]
+    if name in RIVALS:
+        assert found.any()
+        return
+    adapter = other.forward.adapter
+    without(adapter, foil)
+    try:
+        expected = quick(name).attribute(other).maps[0]
+    finally:
+        del adapter.denoise
+    assert tiny.relative(found, expected) < 1e-4
+    own = quick(name).attribute(task_of(cache, (3,))).maps[0]
+    assert METHODS[name].facts.target_blind or tiny.relative(found, own) > 1e-3

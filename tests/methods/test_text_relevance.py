@@ -164,5 +164,5 @@ def test_an_unknown_way_is_named():
 def test_the_product_covers_the_whole_sequence(cache):
     forward = tiny.bound(cache)
     assert isinstance(forward, DenoisingForward)
-    product = gradient_times_activation(forward, 0, [(0, 5)])
+    product = gradient_times_activation(forward, 0, [(0, 5, 1)])
     assert product.shape == (forward.request.layout.prefix_length + 8,) and product.any()
