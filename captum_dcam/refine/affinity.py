@@ -99,7 +99,8 @@ def affinity_propagation(
         at = [i for i, one in enumerate(shown) if one == picture]
         seed = torch.cat([seeds[i].flatten(-2) for i in at], dim=-1)
         tokens = torch.cat([to_working(features[i]).flatten(-2) for i in at], dim=-1).mT
-        share = torch.cat([weights[i].flatten() for i in at]).to(seed)
+        share = torch.cat([weights[i].flatten() for i in at])
+        share = (share / share.amax()).to(seed)
         own = torch.empty_like(seed)
         rows = zip(own, seed, tokens, strict=True) if tokens.dim() == 3 else [(own, seed, tokens)]
         for out, one, states in rows:
@@ -155,8 +156,12 @@ def _checked(
             )
         check_maps(share, caller, name="shares")
         found.append(share)
-    if not any(bool(share.any()) for share in found):
-        raise InputError(f"{caller}: `shares` are zero everywhere: leave them out.")
+    seen = {picture for share, picture in zip(found, pictures, strict=True) if bool(share.any())}
+    if unseen := sorted(set(pictures) - seen):
+        raise InputError(
+            f"{caller}: all `shares` of picture {unseen[0]} are zero: expected a part of it that "
+            "its tokens show; leave the shares out, and all tokens count alike."
+        )
     return found
 
 

@@ -139,6 +139,15 @@ def test_tiles_over_an_overview_are_the_one_grid():
     assert not torch.allclose(torch.cat(alone, dim=-1), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", (1e-300, 1e-40, 1e300))
+def test_shares_are_on_any_scale(scale):
+    maps, states = torch.from_numpy(random_maps(2, 2, 4, 5)).float(), normal(2, 6, 4, 5)
+    share = normal(3, 4, 5).abs()
+    expected = R.affinity_propagation([maps], [states], [share])
+    torch.testing.assert_close(R.affinity_propagation([maps], [states], [share * scale]), expected)
+    assert not torch.allclose(R.affinity_propagation([maps], [states])[0], expected[0], atol=1e-4)
+
+
 def test_a_frame_without_the_object_stays_dark_and_helps_no_other():
     maps = [torch.from_numpy(random_maps(i, 3, 4, 5)) for i in range(2)]
     maps[1] = maps[1] * 1e-3
@@ -367,7 +376,12 @@ MAP, STATES = torch.ones(2, 3, 4), torch.ones(5, 3, 4)
         (
             lambda: R.affinity_propagation([MAP], [STATES], [0 * MAP[0]]),
             ValueError,
-            r"`shares` are zero everywhere",
+            r"all `shares` of picture 0 are zero: expected",
+        ),
+        (
+            lambda: R.affinity_propagation([MAP] * 2, [STATES] * 2, [MAP[0], 0 * MAP[0]], [1, 4]),
+            ValueError,
+            r"all `shares` of picture 4 are zero: expected",
         ),
         (
             lambda: R.affinity_propagation([MAP], [STATES], pictures=[0, 1]),
