@@ -149,10 +149,10 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
             states,
             self.visible_state(recorder.tokens),
             lengths=recorder.lengths(prefix),  # a replay's steps read the canvases before anew
-            read_at=self._own(recorder.tokens) == states[1][..., None],
+            read_at=self._canvas_of(recorder.tokens) == states[1][..., None],
         )
 
-    def _own(self, tokens: Tensor) -> Tensor:
+    def _canvas_of(self, tokens: Tensor) -> Tensor:
         """(T,) number of the canvas that each position of an answer (B, T) belongs to."""
         return torch.arange(tokens.shape[1], device=tokens.device) // self.canvas
 

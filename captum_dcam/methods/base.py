@@ -262,7 +262,7 @@ class Method(ABC):
 #: maps (h, w) of a word, one per grid, and the relevance (K,) of text tokens, if any
 WordMaps = tuple[tuple[Tensor, ...], Tensor | None]
 #: (response position, token id, its foil's or None) to the values of that token
-TokenValues = Callable[[int, int, "int | None"], Tensor]
+TokenValues = Callable[[int, int, int | None], Tensor]
 
 
 class PerWord(Method):

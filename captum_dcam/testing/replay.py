@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.trajectory import Trajectory
 from captum_dcam.model.verification import difference
 from captum_dcam.testing.case import AdapterCase, Reference, expect
 
@@ -118,6 +119,7 @@ def _check_logits(
 
     for step in steps:
         wanted = own.logits[step].cpu()
+        _check_read(trajectory, step, wanted)
         if whole:
             state = trajectory.state_at(batch, torch.full_like(batch, step))
             with torch.no_grad():
@@ -132,6 +134,19 @@ def _check_logits(
             place = f"replay of example {b} at step {step}"
             worst.append(_distance(place, row, wanted[b : b + 1], near))
     return max(worst)
+
+
+def _check_read(trajectory: Trajectory, step: int, wanted: Tensor) -> None:
+    """Where the family computes logits (B, T, V), the record says so."""
+    if trajectory.read_at is None:
+        return
+    there = ~wanted.isnan().any(-1)
+    read = trajectory.read_at[step, :, : there.shape[1]].cpu()
+    expect(
+        bool(read[there].all()),
+        f"read_at says that step {step} computes tokens {read.tolist()}, the family computes "
+        f"{there.tolist()}: record for every step the positions whose logits it has",
+    )
 
 
 def _check_confidence(forward: DenoisingForward, step: int, logits: Tensor) -> None:

@@ -166,7 +166,7 @@ def test_relevance_reaches_the_picture_and_text():
     token = given.targets[0].token_ids[0]
     found = Relevance(given, 1, Plain).of(C + 1, token)
     forward, step = given.forward, given.step(C + 1)
-    expected = gradient_times_activation(forward, step, [(C + 1, token)])
+    expected = gradient_times_activation(forward, step, [(C + 1, token, 1)])
     assert len(found) == forward.request.layout.prefix_length + 2 * C
     assert tiny.relative(found, expected) < 1e-4
     (row,) = vjp.target_gradients(forward, given.targets)

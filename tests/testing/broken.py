@@ -69,6 +69,14 @@ class ConfidenceOfSharperLogits(MiniAdapter):
         return dataclasses.replace(t, confidence=t.confidence**2)
 
 
+class ForgetsWhatIsRead(MiniAdapter):
+    def generate(self, request, **settings):
+        t = super().generate(request, **settings)
+        read = torch.ones(t.steps, *t.tokens.shape, dtype=torch.bool)
+        read[1, :, 2] = False
+        return dataclasses.replace(t, read_at=read)
+
+
 # -- what a step computes --------------------------------------------------------------------------
 
 
