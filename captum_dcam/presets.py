@@ -40,7 +40,7 @@ from captum_dcam.maps import PRODUCTS, Reading
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import Score, check_score
-from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
+from captum_dcam.refine import Affinity, Compose, Refinement, paper_refinements, refinement
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,15 @@ _OURS = "ours: chosen by measurement on the embedded model, docs/SCORES.md"
 PRESETS: dict[str, Preset] = {
     one.name: one
     for one in (
-        Preset("commit", "positionwise", True, paper_refinements, _OURS, "default"),
+        Preset(
+            "commit",
+            "positionwise",
+            True,
+            partial(Compose, (Affinity(),)),
+            _OURS,
+            "default",
+            backward="constant_norms",
+        ),
         Preset(
             "final",
             "pooled",

@@ -28,6 +28,8 @@ from captum_dcam.refine.normalise import ROUNDING_UNITS
 
 # Similarities held at once: those of 4096 tokens with each other. Of more tokens, blocks of rows.
 _KERNEL_VALUES = 2**24
+# Rows of similarities that are made at once.
+_ROWS = 256
 
 _CHECKS: dict[str, Check] = {
     "power": partial(check_number, open_low=True),
@@ -42,15 +44,15 @@ def affinity_propagation(
     shares: Sequence[Tensor | None] | None = None,
     pictures: Sequence[int] | None = None,
     *,
-    power: float = 8.0,
+    power: float = 6.0,
     square: float = 2.0,
     center: bool = True,
 ) -> tuple[Tensor, ...]:
     r"""Spread maps over the image tokens whose states resemble those they lie on.
 
     .. math::
-        K_{ij} = \max(0, \cos(c_i, c_j))^{power}, \quad d_i = \sum_j m_j K_{ij}, \quad
-        a_i = \sum_j \frac{m_j K_{ij} s_j}{\sqrt{d_i d_j}}, \quad
+        K_{ij} = \max\left(0, \frac{2 \, c_i \cdot c_j}{|c_i|^2 + |c_j|^2}\right)^{power}, \quad
+        d_i = \sum_j m_j K_{ij}, \quad a_i = \sum_j \frac{m_j K_{ij} s_j}{\sqrt{d_i d_j}}, \quad
         M'_i = \left(\frac{a_i}{\max a}\right)^{square}
 
     s is the map that comes in, c the features without their mean over the picture, m the share of
@@ -58,7 +60,7 @@ def affinity_propagation(
     their overview help each other, and a grid that is given twice changes nothing. The maximum is
     that of the map over all grids of all pictures: a frame without the object stays dark.
 
-    A token without a direction (its features are the mean, or zero) resembles only itself. So do
+    A token that is the mean of all, or zero, resembles only itself. So do
     all tokens where their features are the same throughout, whatever ``center`` is: M' then is
     (s / max s)^square, the order of the map that came in. All-zero maps stay zero.
 
@@ -71,7 +73,7 @@ def affinity_propagation(
             tokens alike
         pictures (sequence of int, optional): which picture a grid shows. Default: all the same
         power (float, optional): of the similarity, above 0; higher: closer relatives only.
-            Default: 8
+            Default: 6
         square (float, optional): power of the result, above 0; higher: a fainter tail. Default: 2
         center (bool, optional): compare features without their mean. Default: True
 
@@ -104,8 +106,8 @@ def affinity_propagation(
         own = torch.empty_like(seed)
         rows = zip(own, seed, tokens, strict=True) if tokens.dim() == 3 else [(own, seed, tokens)]
         for out, one, states in rows:
-            directions = _directions(states, share, center).to(one)
-            out.copy_(_propagated(one, directions, share, power))
+            compared = _states(states, share, center).to(one)
+            out.copy_(_propagated(one, compared, share, power))
         parts = own.split([weights[i].numel() for i in at], dim=-1)
         for i, part in zip(at, parts, strict=True):
             spread[i] = part.unflatten(-1, seeds[i].shape[-2:])
@@ -171,8 +173,8 @@ def _over_peak(maps: Sequence[Tensor]) -> list[Tensor]:
     return [m / torch.where(top > 0, top, torch.ones_like(top)) for m in maps]
 
 
-def _directions(tokens: Tensor, shares: Tensor, center: bool) -> Tensor:
-    r"""Features (N, D) at length 1; zero where what is left of them is rounding.
+def _states(tokens: Tensor, shares: Tensor, center: bool) -> Tensor:
+    r"""Features (N, D) to compare, on a scale of their own; zero where what is left is rounding.
 
     The first token is taken away before the mean is: features that are the same throughout then
     leave exactly nothing.
@@ -187,25 +189,31 @@ def _directions(tokens: Tensor, shares: Tensor, center: bool) -> Tensor:
     chosen = apart if center else states
     length = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
     none = (length <= least * length.amax()) | same
-    unit = chosen / torch.where(none, torch.ones_like(length), length)
-    return torch.where(none, torch.zeros_like(unit), unit)
+    return torch.where(none, torch.zeros_like(chosen), chosen)
 
 
-def _propagated(seeds: Tensor, directions: Tensor, shares: Tensor, power: float) -> Tensor:
+def _propagated(seeds: Tensor, states: Tensor, shares: Tensor, power: float) -> Tensor:
     r"""a (..., N) of seeds (..., N); the similarities of at most one block of rows are alive."""
-    count = len(directions)
+    count, squares = len(states), states.square().sum(1)
+    least = torch.finfo(states.dtype).tiny
+
+    def kernel(start: int, rows: int) -> Tensor:
+        at = slice(start, start + rows)
+        similar = _product(states[at], states.T).mul_(2)
+        similar.div_((squares[at, None] + squares).clamp_(min=least)).clamp_(0, 1)
+        similar.diagonal(start).fill_(1)
+        return similar.pow_(power)
+
     size = max(1, _KERNEL_VALUES // count)
-
-    def kernel(start: int) -> Tensor:
-        rows = _product(directions[start : start + size], directions.T).clamp_(0, 1)
-        rows.diagonal(start).fill_(1)
-        return rows.pow_(power)
-
-    whole = kernel(0) if count <= size else None
+    whole = states.new_empty(count, count) if count <= size else None
+    if whole is not None:
+        for start in range(0, count, _ROWS):
+            whole[start : start + _ROWS] = kernel(start, _ROWS)
 
     def summed(values: Tensor) -> Tensor:
-        blocks = range(0, count, size)
-        return torch.cat([_product(kernel(b) if whole is None else whole, values) for b in blocks])
+        if whole is not None:
+            return _product(whole, values)
+        return torch.cat([_product(kernel(b, size), values) for b in range(0, count, size)])
 
     degree = summed(shares[:, None])[:, 0]
     # a token that shows nothing of the picture and resembles none that does
@@ -242,7 +250,7 @@ class Affinity(NamedRefinement):
     needs: ClassVar[frozenset[str]] = frozenset(("features",))
     checks = _CHECKS
 
-    power: float = 8.0
+    power: float = 6.0
     square: float = 2.0
     center: bool = True
 

@@ -234,7 +234,7 @@ def test_every_method_of_a_comparison_is_refined_by_the_models_states(example):
         equal(row.maps, by_hand(row.raw, features, found.layout, Affinity()))
         assert not any(torch.equal(m, r.relu()) for m, r in zip(row.maps, row.raw, strict=True))
     (stage,) = found.settings["refinements"]["stages"]
-    assert stage == {"name": "affinity", "power": 8.0, "square": 2.0, "center": True}
+    assert stage == {"name": "affinity", "power": 6.0, "square": 2.0, "center": True}
 
 
 def test_an_evaluation_measures_it(tmp_path, monkeypatch):
