@@ -181,11 +181,21 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         targets = as_targets(target, len(pixels), forward)
         if all(len(t.terms) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
+            run: Callable[..., Tensor] = forward
             if additional_forward_args is None:
-                additional_forward_args = self._arguments(pixels, pairs, reading)
+                at = self._read_at(pixels, pairs, reading)
+                if torch.equal(pixels, forward.request.pixels):
+                    run = lambda _pixels: forward.replay(*at)  # noqa: E731  # nothing below the tap
+                else:
+                    additional_forward_args = self._arguments(*at)
             with passing(reading.backward):
                 gradients, features = self._evaluate(
-                    pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
+                    run,
+                    pixels,
+                    pairs,
+                    additional_forward_args,
+                    attribute_to_layer_input,
+                    grad_kwargs,
                 )
             features = tuple(f.detach() for f in features)
             maps = tuple(
@@ -262,6 +272,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
 
     def _evaluate(
         self,
+        run: Callable[..., Tensor],
         pixels: Tensor,
         pairs: list[tuple[int, int]],
         arguments: Any,
@@ -271,7 +282,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         """Gradients and features at the layer, by Captum; InfeasibleStepError without a path."""
         with diagnosed(self.forward_func):
             gradients, features = compute_layer_gradients_and_eval(
-                self.forward_func,
+                run,
                 self.layer,
                 pixels,
                 pairs,
@@ -321,21 +332,24 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             "(repeat_interleave); or bind one example (captum_dcam.model.forward.single)"
         )
 
-    def _arguments(
+    def _read_at(
         self, pixels: Tensor, pairs: list[tuple[int, int]], reading: Reading
-    ) -> tuple[Tensor, ...]:
-        """Extras and state of every row."""
-        forward: DenoisingForward = self.forward_func
-        trajectory, examples = forward.trajectory, self._examples(pixels)
+    ) -> tuple[Tensor, Tensor]:
+        """Every row's example, and the step at which its token is read; each (R,)."""
+        trajectory, examples = self.forward_func.trajectory, self._examples(pixels)
         positions = positions_of(pairs, len(examples), trajectory.tokens.shape[1])
         if reading.step is None or trajectory.cache == "prefix":
             both = zip(examples, positions, strict=True)
             steps = [trajectory.step_of(b, p, reading.score) for b, p in both]
         else:
             steps = [reading.step] * len(examples)
-        at = torch.tensor(examples)
-        extras = (e[at.to(e.device)] for e in forward.request.extras)
-        return (*extras, *trajectory.state_at(at, torch.tensor(steps)))
+        return torch.tensor(examples), torch.tensor(steps)
+
+    def _arguments(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
+        """Extras and state of every row."""
+        forward: DenoisingForward = self.forward_func
+        extras = (e[examples.to(e.device)] for e in forward.request.extras)
+        return (*extras, *forward.trajectory.state_at(examples, steps))
 
     def _several(
         self, pixels: Tensor, targets: list[Target], reading: Reading
