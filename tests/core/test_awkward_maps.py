@@ -142,6 +142,7 @@ def test_sicd_gets_the_examples_repeated_words_grid_by_grid(
         score=reading.score,
         product=reading.product,
         center=reading.center,
+        backward=reading.backward,
         refinements=list(DEBIAS),
     )
     wanted = debiased(family, cache, example, targets, reading)

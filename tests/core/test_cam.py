@@ -105,7 +105,8 @@ def test_many_words_at_once_equal_one_at_a_time(cache, score, product):
     wanted = [(b, p) for b in (0, 1) for p in (0, 1, 4, 7)]
     targets = [Target("", (p,), (tiny.pair(forward, p, b)[1],)) for b, p in wanted]
     examples = [b for b, _ in wanted]
-    (many,) = word_maps(forward, targets, examples, Reading(score, product, True))
+    reading = Reading(score, product, True, backward="constant_norms")
+    (many,) = word_maps(forward, targets, examples, reading)
     cam = DiffusionCAM(forward)
     ones = {
         p: cam.attribute(
@@ -114,6 +115,7 @@ def test_many_words_at_once_equal_one_at_a_time(cache, score, product):
             score=score,
             product=product,
             center=True,
+            backward=reading.backward,
             relu_attributions=False,
             refinements=[],
         )
