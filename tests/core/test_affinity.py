@@ -164,6 +164,30 @@ def test_explained_words_on_two_grids(family, cache, example):
         assert own_graph == (family == "causal")
 
 
+def test_the_explained_step_gives_maps_and_states():
+    forward = tiny.bound("none")
+    bare = explain_generation(forward, 2, step=3, refinements=[])
+    found = explain_generation(forward, 2, step=3, refinements=[STAGE])
+    layout = forward.request.layout
+    equal(found.maps, by_hand(bare.maps, states(forward, call=3), layout))
+    first = by_hand(bare.maps, states(forward), layout)
+    assert not torch.allclose(first[0], found.maps[0], rtol=0, atol=1e-5)
+
+
+def test_changed_rows_of_a_batch_keep_their_places():
+    forward = tiny.bound("prefix", batch=2)
+    pixels, cam = forward.request.pixels, DiffusionCAM(forward)
+    noise = torch.randn(4, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
+    changed = pixels.repeat_interleave(2, 0) + 0.05 * noise
+    targets = [t for t in tiny.pairs(forward, 2) for _ in range(2)]
+    raw = cam.attribute(changed, targets, refinements=[])
+    found = cam.attribute(changed, targets, refinements=[STAGE])
+    request = forward.request.rows([0, 0, 1, 1], changed)
+    own = forward.again(request=request, trajectory=forward.trajectory.rows([0, 0, 1, 1]))
+    for row in range(4):
+        equal([found[row]], by_hand([raw[row]], states(own, row), request.layout))
+
+
 @CACHES
 def test_the_layer_method_is_the_explanation(cache):
     forward = tiny.bound(cache, batch=2, images=2)
