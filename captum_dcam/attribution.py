@@ -19,6 +19,7 @@ from captum_dcam.maps import Reading, cam
 from captum_dcam.model.forward import DenoisingForward, check_pixels, holding, positions_of
 from captum_dcam.model.gradients import check_gradients, diagnosed, image_features, no_path
 from captum_dcam.model.layout import MODES
+from captum_dcam.model.norms import passing
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
@@ -113,6 +114,7 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         step: int | None = None,
         product: str | None = None,
         center: bool | None = None,
+        backward: str | None = None,
         refinements: Refinement | Sequence[Refinement] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Attribute the logit of one token per example, or a sum of several, to image tokens.
@@ -137,6 +139,8 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
                 a prefix cache, 0 is the prefill). Default: the call that the score needs
             product (str, optional): ``pooled``, ``positionwise`` or ``plus_plus``.
             center (bool, optional): centre features over positions first.
+            backward (str, optional): how gradients pass through norms, ``exact`` or
+                ``constant_norms``, see :mod:`captum_dcam.model.norms`.
             refinements (Refinement or sequence, optional): transforms of maps; ``[]`` for none, to
                 keep the maps' own scale. Default: the preset's
 
@@ -148,7 +152,9 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             InfeasibleStepError, TargetError, ValueError, TypeError: before any hook is placed.
         """
         forward: DenoisingForward = self.forward_func
-        reading = self._preset.reading(score=score, product=product, center=center, step=step)
+        reading = self._preset.reading(
+            score=score, product=product, center=center, step=step, backward=backward
+        )
         refine = word_maps.as_compose(
             self._preset.refinements() if refinements is None else refinements
         )
@@ -173,9 +179,10 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
             if additional_forward_args is None:
                 additional_forward_args = self._arguments(pixels, pairs, reading)
-            gradients, features = self._evaluate(
-                pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
-            )
+            with passing(reading.backward):
+                gradients, features = self._evaluate(
+                    pixels, pairs, additional_forward_args, attribute_to_layer_input, grad_kwargs
+                )
             features = tuple(f.detach() for f in features)
             maps = tuple(
                 _product(f, g.detach(), reading, attr_dim_summation)

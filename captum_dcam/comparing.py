@@ -29,6 +29,7 @@ from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
+from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
@@ -67,6 +68,7 @@ def compare(
     *,
     layer: int | None = None,
     score: str = "commit",
+    backward: str = "exact",
     refinements: Refinement | Sequence[Refinement] = (),
     masks: MasksLike = None,
     budget: Budget | Mapping[str, Budget] | None = None,
@@ -89,6 +91,9 @@ def compare(
             Default: :data:`QUICK`, one of each kind
         layer (int, optional): block that methods read. Default: the family's recommended one
         score (str, optional): state whose logits methods read. Default: ``"commit"``
+        backward (str, optional): how every method's gradients pass through norms, ``exact`` or
+            ``constant_norms``, see :mod:`captum_dcam.model.norms`; methods whose rules or preset
+            say it themselves keep their own. Default: ``"exact"``
         refinements (Refinement or sequence, optional): transforms of every method's positive maps.
             Default: none
         masks (optional): where the words' objects are in the first image, (H, W) bool: by word,
@@ -106,7 +111,7 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
-    seed = _check(score, budget, seed, errors, progress)
+    seed = _check(score, backward, budget, seed, errors, progress)
     check_tagger(tagger)
     forward = DenoisingForward(adapter, layer, score)
     _check_packages(chosen, errors)
@@ -121,6 +126,7 @@ def compare(
             words,
             chosen,
             score=score,
+            backward=backward,
             refinements=refinements,
             masks=masks,
             budget=budget,
@@ -139,6 +145,7 @@ def compare_generation(
     *,
     example: int = 0,
     score: str = "commit",
+    backward: str = "exact",
     refinements: Refinement | Sequence[Refinement] = (),
     masks: MasksLike = None,
     budget: Budget | Mapping[str, Budget] | None = None,
@@ -151,7 +158,7 @@ def compare_generation(
 
     Args and returns as :func:`compare`; ``example`` chooses from the batch.
     """
-    seed = _check(score, budget, seed, errors, progress)
+    seed = _check(score, backward, budget, seed, errors, progress)
     chosen = chosen_methods(methods)
     check_tagger(tagger)
     _check_packages(chosen, errors)
@@ -167,7 +174,7 @@ def compare_generation(
     for name, method_ in _named(chosen):
         if progress is not None:
             progress(name)
-        task = AttributionTask(one, shared.asked, score, generator_of(seed, name))
+        task = AttributionTask(one, shared.asked, score, generator_of(seed, name), backward)
         own = budget.get(name, budget.get(method_.name)) if isinstance(budget, Mapping) else budget
         run = run_method(method_, task, own, errors)
         rows.append(shared.row(name, method_, run))
@@ -187,6 +194,7 @@ def compare_generation(
             "generation": dict(trajectory.settings),
             "layer": one.layer,
             "score": score,
+            "backward": backward,
             "refinements": refine.describe(),
             "tagger": tagger,
             "seed": seed,
@@ -198,10 +206,11 @@ def compare_generation(
     )
 
 
-def _check(score: Any, budget: Any, seed: Any, errors: Any, progress: Any) -> int:
+def _check(score: Any, backward: Any, budget: Any, seed: Any, errors: Any, progress: Any) -> int:
     """Raise for settings that both functions share; gives the seed."""
     checks.choice("errors", errors, ("report", "raise"))
     checks.choice("score", score, SCORES)
+    checks.choice("backward", backward, BACKWARDS)
     for one in budget.values() if isinstance(budget, Mapping) else (budget,):
         if not isinstance(one, Budget | None):
             raise InputTypeError(

@@ -31,6 +31,7 @@ def explain(
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
+    backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
     generator: torch.Generator | None = None,
@@ -50,7 +51,7 @@ def explain(
         layer (int, optional): block to tap. Default: the family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
-        score, step, product, center, refinements: as in
+        score, step, product, center, backward, refinements: as in
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         tagger (str, optional): who tells nouns and function words, see
             :func:`captum_dcam.model.tagging.tag`. Default: the preset's
@@ -65,7 +66,9 @@ def explain(
     """
     images = pictures_of(image)
     chosen = find_preset(preset)  # what cannot be read is refused before any work
-    chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
+    chosen.reading(
+        score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
+    )
     checks.draws("generator", generator)
     forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
@@ -79,6 +82,7 @@ def explain(
             step=step,
             product=product,
             center=center,
+            backward=backward,
             refinements=refinements,
             tagger=tagger,
         )
@@ -95,6 +99,7 @@ def explain_generation(
     step: int | None = None,
     product: str | None = None,
     center: bool | None = None,
+    backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
 ) -> Explanation:
@@ -103,7 +108,9 @@ def explain_generation(
     Args and returns as :func:`explain`; ``example`` chooses from the batch.
     """
     chosen = find_preset(preset)
-    reading = chosen.reading(score=score, product=product, center=center, step=step, tagger=tagger)
+    reading = chosen.reading(
+        score=score, product=product, center=center, step=step, tagger=tagger, backward=backward
+    )
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     request, trajectory = forward.request, forward.trajectory
     example = check_example(request, example)
@@ -127,6 +134,7 @@ def explain_generation(
             "step": reading.step,
             "product": reading.product,
             "center": reading.center,
+            "backward": reading.backward,
             "refinements": refine.describe(),
             "tagger": reading.tagger,
             "dtype": str(forward.adapter.dtype),

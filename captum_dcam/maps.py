@@ -17,6 +17,7 @@ from captum_dcam import checks
 from captum_dcam.errors import InputError
 from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target, repeated_function_words, words_of
@@ -77,6 +78,8 @@ class Reading:
         step (int, optional): the call whose image states are explained. Default: the one that the
             score needs
         tagger (str): who says which repeated words are function words, and which words are nouns.
+        backward (str): how gradients pass through norms: ``exact`` or ``constant_norms``, see
+            :mod:`captum_dcam.model.norms`.
 
     Raises:
         ValueError, UnknownNameError: no such score; no such product or tagger, with near names.
@@ -87,9 +90,11 @@ class Reading:
     center: bool = False
     step: int | None = None
     tagger: str = DEFAULT_TAGGER
+    backward: str = "exact"
 
     def __post_init__(self) -> None:
         checks.choice("score", self.score, SCORES)
+        checks.choice("backward", self.backward, BACKWARDS)
         PRODUCTS.check(self.product, {})
         object.__setattr__(self, "center", checks.flag("center", self.center))
         if self.step is not None:
@@ -115,7 +120,12 @@ def word_maps(
     if not targets:
         return tuple(torch.zeros(0, *shape) for shape in forward.request.layout.shapes)
     found = gradients.target_gradients(
-        forward, targets, list(examples), score=reading.score, call=reading.step
+        forward,
+        targets,
+        list(examples),
+        score=reading.score,
+        call=reading.step,
+        backward=reading.backward,
     )
     sums: dict[tuple[int, int], Tensor] = {}
     for row in found:

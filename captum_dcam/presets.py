@@ -3,8 +3,8 @@ r"""Named settings of Diffusion-CAM: the paper's, the reference code's, our own,
 ``captum-dcam calibrate`` fits a preset's refinements to a model and writes a file; wherever a
 preset's name is accepted, the file's path is too::
 
-    {"format": "captum-dcam preset", "version": 1, "base": "default",
-     "score": "commit", "product": "positionwise", "center": true,
+    {"format": "captum-dcam preset", "version": 2, "base": "default",
+     "score": "commit", "product": "positionwise", "center": true, "backward": "constant_norms",
      "refinements": [{"name": "min_max"}, {"name": "akd", "k_base": 3, …}, …],
      "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
      "digest": "sha256 of all the rest"}
@@ -37,6 +37,7 @@ from captum_dcam.files import (
     write_json,
 )
 from captum_dcam.maps import PRODUCTS, Reading
+from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.refine import Compose, Refinement, paper_refinements, refinement
@@ -53,6 +54,8 @@ class Preset:
         refinements (callable): makes the refinements.
         source (str): where the settings come from.
         name (str): its name in results: its own, or the path of its file. Default: ``"custom"``
+        backward (str): how gradients pass through norms: ``exact`` or ``constant_norms``.
+            Default: ``"exact"``
         taggers (tuple of str): of these, the first whose data is installed tells nouns and
             function words. Default: ``("phrases",)``, which every machine has
     """
@@ -64,6 +67,7 @@ class Preset:
     source: str
     name: str = "custom"
     taggers: tuple[str, ...] = (DEFAULT_TAGGER,)
+    backward: str = "exact"
 
     def reading(
         self,
@@ -73,6 +77,7 @@ class Preset:
         center: bool | None = None,
         step: int | None = None,
         tagger: str | None = None,
+        backward: str | None = None,
     ) -> Reading:
         """How maps are read: as given, and otherwise as the preset says.
 
@@ -87,6 +92,7 @@ class Preset:
             self.center if center is None else center,
             step,
             first_tagger(self.taggers) if tagger is None else tagger,
+            self.backward if backward is None else backward,
         )
 
 
@@ -131,8 +137,8 @@ def preset(name: str | Path | Preset) -> Preset:
 
 # -- presets in files ------------------------------------------------------------------------------
 
-FORMAT, VERSION = "captum-dcam preset", 1
-_FIELDS = ("base", "score", "product", "center", "refinements", "fitted")
+FORMAT, VERSION = "captum-dcam preset", 2
+_FIELDS = ("base", "score", "product", "center", "backward", "refinements", "fitted")
 AGAIN = "make it again with captum-dcam calibrate"
 
 
@@ -165,6 +171,7 @@ def write_preset(
         "score": preset.score,
         "product": preset.product,
         "center": preset.center,
+        "backward": preset.backward,
         "refinements": [stage.describe() for stage in refinements],
         "fitted": dict(fitted),
     }
@@ -208,10 +215,11 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     record = read_json(file, PresetError, AGAIN)
     if record.get("format") != FORMAT:
         raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
-    check_version(file, record, (VERSION,), PresetError)
-    if missing := [name for name in _FIELDS if name not in record]:
+    check_version(file, record, (1, VERSION), PresetError)
+    known = [f for f in _FIELDS if f != "backward" or record["version"] > 1]
+    if missing := [name for name in known if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
-    if unknown := record.keys() - {*_FIELDS, "format", "version", "digest"}:
+    if unknown := record.keys() - {*known, "format", "version", "digest"}:
         raise PresetError(
             f"{file} has {', '.join(sorted(unknown))}, which no preset has: it is damaged; {AGAIN}"
         )
@@ -220,6 +228,7 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
             f"{file} is not what was written: damaged or edited. {AGAIN.capitalize()}, or, if you "
             'changed it on purpose, take out its line "digest"'
         )
+    record.setdefault("backward", "exact")  # version 1 knew no other way through norms
     _check(file, record)
     return record
 
@@ -235,11 +244,13 @@ def read_preset(file: str | Path) -> Preset:
         partial(_built, record["refinements"]),
         f"{file}, fitted from {record['base']!r}{mark}",
         str(file),
+        backward=record["backward"],
     )
 
 
 def _check(file: Path, record: Mapping[str, Any]) -> None:
-    for name, known in (("score", SCORES), ("product", PRODUCTS), ("center", (True, False))):
+    known_values = ("score", SCORES), ("product", PRODUCTS), ("backward", BACKWARDS)
+    for name, known in (*known_values, ("center", (True, False))):
         if record[name] not in known or (name == "center" and type(record[name]) is not bool):
             listed = ", ".join(map(str, known))
             raise PresetError(f"{file}: {name} is {record[name]!r}: expected one of {listed}")

@@ -19,17 +19,15 @@ if gc.isenabled():  # until all is collected: imports leave little to free, and 
 import hypothesis
 import numpy as np
 import pytest
-import tiny
-import torch
 
 from captum_dcam.errors import MissingPackageError
+
+# torch is imported where it is used: the process that only hands tests to workers needs none, and
+# they start when it has read this file.
 
 # Examples are the same on every machine and in every run, however long one takes.
 hypothesis.settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("tests")
-
-#: torch.manual_seed takes a millisecond where there is no device: it keeps a stack trace per device
-seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 #: every case of tests/bad_input, and 50 rounds of threads; `python3 start.py attacks` sets it
 EVERY_CASE = "CAPTUM_DCAM_EVERY_CASE"
@@ -69,10 +67,19 @@ def pytest_runtest_call(item):
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item):
     """Every test draws the same, whichever ran before it."""
-    seed(0)
+    _torch_seed()(0)
     np.random.seed(0)
     random.seed(0)
     return (yield from _skipped_where_no_family_runs())
+
+
+@functools.cache
+def _torch_seed():
+    """torch.manual_seed takes a millisecond where there is no device: it keeps a stack trace per
+    device."""
+    import torch
+
+    return torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 
 def _skipped_where_no_family_runs():
@@ -85,7 +92,7 @@ def _skipped_where_no_family_runs():
         raise
 
 
-@pytest.fixture(params=tiny.CACHES)
+@pytest.fixture(params=("prefix", "none"))
 def cache(request):
     return request.param
 

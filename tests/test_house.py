@@ -175,6 +175,7 @@ def test_every_family_has_the_same_files():
         assert names <= wanted | MORE_FILES | OWN_FILES.get(folder.name, set()), folder.name
 
 
+@pytest.fixture(scope="module")
 def trees() -> dict[str, ast.Module]:
     """Every module of the package, parsed."""
     return {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
@@ -192,8 +193,8 @@ def registries(tree: ast.Module) -> list[str]:
     ]
 
 
-def test_one_registry_class():
-    found = [f"{name}.{one}" for name, tree in trees().items() for one in registries(tree)]
+def test_one_registry_class(trees):
+    found = [f"{name}.{one}" for name, tree in trees.items() for one in registries(tree)]
     assert not found, "use captum_dcam.registry.Registry: " + ", ".join(found)
 
 
@@ -208,10 +209,10 @@ def refuses_negative_maps(function: ast.AST) -> bool:
 OWN_WORDS = {"captum_dcam.attribution"}
 
 
-def test_one_checker_of_maps():
+def test_one_checker_of_maps(trees):
     found = [
         f"{name}.{node.name}"
-        for name, tree in trees().items()
+        for name, tree in trees.items()
         if name not in OWN_WORDS
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and refuses_negative_maps(node)
@@ -244,10 +245,10 @@ def writes(tree: ast.Module) -> list[str]:
     return found
 
 
-def test_one_writer_of_files():
+def test_one_writer_of_files(trees):
     found = [
         f"{name}: {call}"
-        for name, tree in trees().items()
+        for name, tree in trees.items()
         if name not in WRITERS
         for call in writes(tree)
     ]

@@ -16,6 +16,9 @@ SMALLER = {
         "nt_samples=4": "nt_samples=2",
         "nt_samples_batch_size=4": "nt_samples_batch_size=2",
     },
+    "02-compare-methods": {  # all methods on one of the two words
+        "(forward, words, masks=masks)": "(forward, words[:1], masks=masks[:1])",
+    },
     "03-evaluate": {  # two of the four scenes, and one of them before it is stopped
         'dataset={"name": "scenes", "count": 64}': 'dataset={"name": "scenes", "count": 62}',
         "stop=lambda: next(asked) == 2": "stop=lambda: next(asked) == 1",

@@ -25,13 +25,6 @@ from captum_dcam.errors import MissingPackageError
 from captum_dcam.model.buffers import plain_frequencies
 
 
-def transformers_major() -> int:
-    """The major version of transformers."""
-    import transformers
-
-    return int(transformers.__version__.partition(".")[0])
-
-
 @contextmanager
 def shadowed(owner: Any, **values: Any) -> Iterator[None]:
     """Attributes in front of those that ``owner`` inherits, while the context is open."""

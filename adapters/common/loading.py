@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters.common.compat import around_loading, empty_tower, siglip
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import Words
 from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.buffers import repair
 from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.versions import transformers_major
 
 
 class FamilyAdapter(Adapter):
@@ -180,6 +183,53 @@ def check_complete(source: str, missing: Collection[str], whole: str) -> None:
             f"{source} lacks {len(missing)} of the model's tensors "
             f"({', '.join(sorted(missing)[:3])}, …): they would be random; expected a whole {whole}"
         )
+
+
+@contextmanager
+def whole(
+    family: str, *classes: type, unused: re.Pattern[str] = re.compile(r"(?!)")
+) -> Iterator[None]:
+    r"""Checkpoints of LLaVA-type classes are loaded whole inside the context.
+
+    The vision tower is filled from the checkpoint, which holds it: under transformers 5 towers are
+    built empty first, see :func:`~captum_dcam.adapters.common.compat.empty_tower`. Parts of it that
+    a checkpoint does not hold come from the tower's own folder.
+
+    Args:
+        family (str): whose checkpoints they are, for the message.
+        *classes (type): the models' classes; others are loaded as ever.
+        unused (re.Pattern): what it finds in names of parameters that may be missing. Default: none
+
+    Raises:
+        WeightsError: a checkpoint, loaded inside, that lacks other parameters.
+    """
+
+    def around(cls: Any, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if cls not in classes:
+            return load(*args, **options)
+        with nullcontext() if transformers_major() < 5 else empty_tower():
+            model, info = load(*args, **options, output_loading_info=True)
+        lost = fill_tower(model.get_vision_tower(), info["missing_keys"])
+        lost = [name for name in lost if not unused.search(name)]
+        check_complete(str(args[0]), lost, f"{family} checkpoint")
+        return model
+
+    with around_loading(around):
+        yield
+
+
+def fill_tower(tower: Any, missing: Iterable[str]) -> list[str]:
+    """Fill parts of a vision tower that the checkpoint does not hold from the tower's own; returns
+    the names of what is missing elsewhere."""
+    missing = list(missing)
+    left = [n for n in missing if "vision_tower" not in n]
+    if len(left) == len(missing):
+        return left
+    held = siglip().SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
+    own = tower.vision_tower.state_dict()
+    short = [n.rpartition("vision_tower.")[2] for n in missing if n not in left]
+    tower.vision_tower.load_state_dict({**own, **{n: held[n] for n in short}})
+    return left
 
 
 def folder_of(source: str, revision: str | None) -> str:

@@ -16,10 +16,10 @@ from captum_dcam.adapters.common.compat import (
     lent,
     shadowed,
     tied_by_map,
-    transformers_major,
     unchecked,
 )
 from captum_dcam.errors import InputError
+from captum_dcam.model.versions import transformers_major
 
 #: names of the model's class, or of one that it inherits from
 CLASSES = ("DreamVLModel",)

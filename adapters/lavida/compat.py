@@ -3,26 +3,23 @@ r"""Repairs that LaViDa's code needs under newer transformers."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from captum_dcam.adapters.common.compat import (
-    around_loading,
     deepspeed,
     default_frequencies,
-    empty_tower,
     moved_names,
     parents_constructor,
-    siglip,
     siglip_token,
     tied_by_map,
-    transformers_major,
     unchecked,
     without_arguments,
 )
-from captum_dcam.adapters.common.loading import check_complete, upstream
+from captum_dcam.adapters.common.loading import upstream, whole
 from captum_dcam.adapters.lavida.facts import INSTALL
+from captum_dcam.model.versions import transformers_major
 
 #: class name → language model
 VARIANTS = {"LlavaLladaForMaskedDiffusion": "llada", "LlavaDreamForMaskedDiffusion": "dream"}
@@ -87,42 +84,14 @@ def _from_model(cls: Any, config: Any) -> Any:
 def repaired() -> Iterator[Any]:
     r"""LaViDa's code can be imported, and loads its checkpoints, inside the context.
 
-    The vision tower is filled from the checkpoint, which holds it: under transformers 5 towers are
-    built empty first, see :func:`~captum_dcam.adapters.common.compat.empty_tower`. Parts that a
-    checkpoint does not hold come from the tower's own.
+    Its checkpoints are loaded whole, see :func:`~captum_dcam.adapters.common.loading.whole`.
 
     Yields:
         module: upstream's ``llava.model.builder``.
 
     Raises:
         ImportError: no such package, or one of another project of LLaVA's kind.
-        WeightsError: a checkpoint, loaded inside, that lacks other parameters.
     """
     builder = package()
-    classes = {getattr(builder, name) for name in VARIANTS}
-
-    def around(cls: Any, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if cls not in classes:
-            return load(*args, **options)
-        with nullcontext() if transformers_major() < 5 else empty_tower():
-            model, info = load(*args, **options, output_loading_info=True)
-        lost = fill_tower(model.get_vision_tower(), info["missing_keys"])
-        check_complete(str(args[0]), lost, "LaViDa checkpoint")
-        return model
-
-    with around_loading(around):
+    with whole("LaViDa", *(getattr(builder, name) for name in VARIANTS)):
         yield builder
-
-
-def fill_tower(tower: Any, missing: Iterable[str]) -> list[str]:
-    """Fill parts of a vision tower that the checkpoint does not hold from the tower's own; returns
-    the names of what is missing elsewhere."""
-    missing = list(missing)
-    left = [n for n in missing if "vision_tower" not in n]
-    if len(left) == len(missing):
-        return left
-    held = siglip().SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
-    own = tower.vision_tower.state_dict()
-    short = [n.rpartition("vision_tower.")[2] for n in missing if n not in left]
-    tower.vision_tower.load_state_dict({**own, **{n: held[n] for n in short}})
-    return left

@@ -3,20 +3,19 @@ r"""Loading LaViDa-O through its authors' package."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from captum_dcam.adapters.common.compat import (
     deepspeed,
-    empty_tower,
     moved_names,
     parents_constructor,
     siglip_token,
     tied_by_map,
-    transformers_major,
     without_arguments,
 )
 from captum_dcam.adapters.common.loading import (
@@ -27,9 +26,14 @@ from captum_dcam.adapters.common.loading import (
     reading,
     typed,
     upstream,
+    whole,
 )
 from captum_dcam.adapters.lavida_o.facts import CHECKPOINT, INSTALL
 from captum_dcam.errors import InputError
+from captum_dcam.model.versions import transformers_major
+
+#: names of parameters that only the making of pictures reads
+PICTURES = re.compile(r"_vision\.|vqvae|gen_|_gen\b")
 
 
 def loaded(
@@ -74,6 +78,8 @@ def repaired() -> Iterator[Any]:
     r"""LaViDa-O's code can be imported, and loads its checkpoints, inside the context.
 
     Names that have moved, deepspeed where it is not installed, and under transformers 5 classes.
+    Its checkpoints are loaded whole, see :func:`~captum_dcam.adapters.common.loading.whole`; parts
+    that make pictures may be missing.
 
     Yields:
         module: upstream's ``llava.model.builder``.
@@ -92,7 +98,7 @@ def repaired() -> Iterator[Any]:
     with deepspeed():
         builder, llada = upstream("LaViDa-O", INSTALL, *modules, has=["generate_with_dual_cache"])
     repair_classes(llada)
-    with nullcontext() if transformers_major() < 5 else empty_tower():
+    with whole("LaViDa-O", llada.LlavaLladaForMaskedDiffusion, unused=PICTURES):
         yield builder
 
 

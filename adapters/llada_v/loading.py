@@ -15,7 +15,6 @@ from captum_dcam.adapters.common.compat import (
     parents_constructor,
     siglip_token,
     tied_by_map,
-    transformers_major,
 )
 from captum_dcam.adapters.common.loading import (
     check_complete,
@@ -27,7 +26,7 @@ from captum_dcam.adapters.common.loading import (
 )
 from captum_dcam.adapters.llada_v.facts import CHECKPOINT, INSTALL
 from captum_dcam.errors import WeightsError
-from captum_dcam.model.versions import in_type
+from captum_dcam.model.versions import in_type, transformers_major
 
 
 def loaded(

@@ -16,6 +16,7 @@ from captum_dcam.cli.options import (
     HOW,
     OUT,
     Answer,
+    backward_option,
     command,
     option,
     output_option,
@@ -56,6 +57,7 @@ class Options(Answer):
     )
     list_methods: bool = option(False, None, "List all methods and stop.", "--list-methods")
     score: str | None = score_option("commit")
+    backward: str | None = backward_option("exact")
     tagger: str | None = tagger_option("phrases")
     refine: list[str] | None = refine_option("none")
     budget_passes: int | None = option(
@@ -128,6 +130,7 @@ def run(options: Options) -> Compared:
             words,
             methods,
             score=options.score or "commit",
+            backward=options.backward or "exact",
             refinements=refinements,
             masks=None if scene is None else mask,
             budget=budget,

@@ -18,6 +18,7 @@ from captum_dcam.cli.options import (
     RUN,
     WHAT,
     Data,
+    backward_option,
     command,
     flag,
     option,
@@ -90,6 +91,7 @@ class Options(Data):
         shown="generated",
     )
     score: str | None = score_option("commit")
+    backward: str | None = backward_option("exact")
     refine: list[str] | None = refine_option("none")
     passes: int | None = option(
         None,
@@ -243,7 +245,7 @@ def parts_of(options: Options, adapters: Loaded) -> list[Part]:
         return [Part("", plan)]
     if options.methods:
         return [Part("", _plan_of_options(options))]
-    own = ("metrics", "layer", "score", "refine", "answer", "words", "passes")
+    own = ("metrics", "layer", "score", "backward", "refine", "answer", "words", "passes")
     if fixed := [flag(options, name) for name in own if getattr(options, name) is not None]:
         brings = ", ".join(name.removeprefix("--") for name in fixed)
         raise InputError(f"a suite brings its own {brings}: leave out {fixed[0]}")
@@ -301,7 +303,8 @@ def variants_of(options: Options) -> Iterator[Variant]:
     names = ",".join(options.methods or ()).split(",")
     yield from (Variant(name) for name in FLOORS if name in names)
     others = [name for name in names if name not in FLOORS]
-    own = options.shared(Variant, score=options.score or "commit", refinements=stages)
+    state, backward = options.score or "commit", options.backward or "exact"
+    own = options.shared(Variant, score=state, backward=backward, refinements=stages)
     for method in parse_methods(others) if others else ():
         yield replace(as_variant(method), **own)
 

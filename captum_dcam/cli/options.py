@@ -122,6 +122,9 @@ class Settled(Names):
 FLOORS = ("oracle", "random", "center_blob")
 
 NAMES = {
+    "backwards": Names(
+        "way through norms", "captum_dcam.model.norms:BACKWARDS", ("exact", "constant_norms")
+    ),
     "datasets": Names("data set", "captum_dcam.data:dataset_names"),
     "dtypes": Names(
         "dtype", "captum_dcam.evaluation.plan:DTYPES", ("float32", "bfloat16", "float16")
@@ -198,6 +201,11 @@ def words_option(shown: str) -> list[str] | None:
 def score_option(shown: str) -> str | None:
     text = "State whose logits are read: {scores}."
     return option(None, HOW, text, names="scores", strict=True, shown=shown)
+
+
+def backward_option(shown: str) -> str | None:
+    text = "How gradients pass through norms: {backwards}."
+    return option(None, HOW, text, names="backwards", strict=True, shown=shown)
 
 
 def tagger_option(shown: str) -> str | None:
@@ -307,6 +315,7 @@ class Answer(Model):
         min=1,
     )
     score: str | None = score_option("the preset's")
+    backward: str | None = backward_option("the preset's")
     tagger: str | None = tagger_option("the preset's")
     refine: list[str] | None = refine_option("the preset's")
     decoding: str | None = option(

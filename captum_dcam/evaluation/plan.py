@@ -25,6 +25,7 @@ from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.files import Record, canonical, digest, plain
 from captum_dcam.methods import Method, method
+from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.trajectory import CACHES, SCORES, STORED_CACHES, stored_cache
 from captum_dcam.refine import Refinement, refinement
 
@@ -124,6 +125,9 @@ class Variant:
             order, as records ``{"name": "akd", …}``; names and objects become records.
             Default: none
         passes (int, optional): budget of forward passes per image. Default: none
+        backward (str, optional): how gradients pass through norms: ``exact`` or
+            ``constant_norms``, see :mod:`captum_dcam.model.norms`; no matter to a method that has
+            rules or a preset of its own. Default: ``"exact"``
 
     Raises:
         UnknownNameError, ValueError, TypeError: a name or setting that is not known.
@@ -136,11 +140,13 @@ class Variant:
     score: str = "commit"
     refinements: tuple[Record, ...] = ()
     passes: int | None = None
+    backward: str = "exact"
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise InputError(f"variant name is {self.name!r}: expected a text that tables show")
         check_known(f"variant {self.name!r}: unknown score", self.score, SCORES)
+        check_known(f"variant {self.name!r}: unknown backward", self.backward, BACKWARDS)
         write = object.__setattr__
         layer, passes = _whole(self.layer, -MOST), _whole(self.passes, 1)
         if self.layer is not None and layer is None:
@@ -170,8 +176,8 @@ class Variant:
     @property
     def run(self) -> Record:
         """What variants that differ in name and refinements alone have in common."""
-        names = ("method", "settings", "layer", "score", "passes")
-        return {name: getattr(self, name) for name in names}
+        names = ("method", "settings", "layer", "score", "passes", "backward")
+        return {name: value for name, value in self.record().items() if name in names}
 
     def build(self) -> Method:
         """The method with its settings."""
@@ -183,7 +189,10 @@ class Variant:
 
     def record(self) -> Record:
         """JSON-able; ``Variant(**record)`` equals it."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        found = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        if self.backward == "exact":  # as before there was another: stores can be continued
+            del found["backward"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,9 @@ class Trial:
         generator = generator_of(self._run_seed(bound, run), method.name)
         done = run_method(
             method,
-            AttributionTask(bound.at(run["layer"]), words, run["score"], generator),
+            AttributionTask(
+                bound.at(run["layer"]), words, run["score"], generator, variants[0].backward
+            ),
             None if run["passes"] is None else Budget(run["passes"]),
             "raise" if self.on_error == "raise" else "report",
         )
@@ -305,7 +307,7 @@ def _explain(variant: Variant, repeated: Sequence[Tensor] | None, seed: int) -> 
     def explain(forward: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
         one = single(forward)
-        task = AttributionTask(one, tuple(targets), variant.score, generator)
+        task = AttributionTask(one, tuple(targets), variant.score, generator, variant.backward)
         raw = variant.build().attribute(task).maps
         stages = variant.stages()
         if not stages:

@@ -24,6 +24,7 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import diagnosed
 from captum_dcam.model.guard import DRAWING
+from captum_dcam.model.norms import BACKWARDS, passing
 from captum_dcam.model.sequence import image_positions, split_grids, text_tokens, unkept
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.model.words import Target
@@ -73,6 +74,7 @@ class MethodFacts:
         stochastic (bool): draws from the task's generator. Default: False
         expensive (bool): takes many passes, so that a budget makes sense. Default: False
         runs_on (tuple of str): kinds of model. Default: both
+        own_backward (bool): says itself how its gradients pass through norms. Default: False
     """
 
     label: str
@@ -85,6 +87,12 @@ class MethodFacts:
     stochastic: bool = False
     expensive: bool = False
     runs_on: tuple[str, ...] = ("dMLLM", "AR")
+    own_backward: bool = False
+
+    @property
+    def takes_backward(self) -> bool:
+        """Whether a task's ``backward`` changes what it finds."""
+        return "gradients" in self.needs and not self.own_backward
 
     def __post_init__(self) -> None:
         unknown = set(self.needs) - NEEDS.keys()
@@ -103,15 +111,19 @@ class AttributionTask:
         targets (tuple of Target): N words.
         score (str): state whose logits are read: ``commit``, ``final`` or ``teacher``.
         generator (torch.Generator): where all random numbers come from.
+        backward (str): how gradients pass through norms: ``exact`` or ``constant_norms``, see
+            :mod:`captum_dcam.model.norms`. Default: ``"exact"``
     """
 
     forward: DenoisingForward
     targets: tuple[Target, ...]
     score: str = "commit"
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    backward: str = "exact"
 
     def __post_init__(self) -> None:
         checks.choice("score", self.score, SCORES)
+        checks.choice("backward", self.backward, BACKWARDS)
         checks.draws("generator", self.generator)
         if self.forward.request.batch != 1:
             raise InputError(
@@ -176,7 +188,8 @@ def _holding_task(run: Callable[..., Any]) -> Callable[..., Any]:
     def held(self: Method, task: AttributionTask) -> Any:
         # methods turn gradients off where they need none; under no_grad they would find zeros
         with task.forward.held(), torch.enable_grad(), diagnosed(task.forward):
-            return run(self, task)
+            with passing(task.backward if self.facts.takes_backward else "exact"):
+                return run(self, task)
 
     return held
 

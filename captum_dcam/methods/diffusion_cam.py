@@ -12,6 +12,7 @@ from captum_dcam.errors import InputError, UnknownNameError, near
 from captum_dcam.maps import PRODUCTS
 from captum_dcam.methods.base import Attribution, AttributionTask, Method, entered
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.model.trajectory import SCORES
 from captum_dcam.presets import preset
@@ -25,8 +26,8 @@ class _Preset(Method):
     Args:
         score (str, optional): state whose logits are read, ``"task"`` for that of the task.
             Default: the preset's, whatever the task's is, for it is part of the method
-        product (str, optional), center (bool, optional): as in ``DiffusionCAM.attribute``.
-            Default: the preset's
+        product (str, optional), center (bool, optional), backward (str, optional): as in
+            ``DiffusionCAM.attribute``. Default: the preset's, whatever the task's is
         refined (bool, optional): apply the preset's refinements. Default: True
         at (float, optional): explain the image states of the call at this fraction of the steps,
             0 to 1 (Table 5). Default: the call that the score needs
@@ -36,11 +37,16 @@ class _Preset(Method):
     score: str | None = None
     product: str | None = None
     center: bool | None = None
+    backward: str | None = None
     refined: bool = True
     at: float | None = None
 
     def __post_init__(self) -> None:
-        for value, known in ((self.score, (*SCORES, "task")), (self.product, PRODUCTS)):
+        for value, known in (
+            (self.score, (*SCORES, "task")),
+            (self.product, PRODUCTS),
+            (self.backward, BACKWARDS),
+        ):
             if value is not None and value not in known:
                 raise UnknownNameError(f"unknown {value!r}{near(value, known)}")
         if self.at is not None and not 0 <= self.at <= 1:
@@ -52,6 +58,7 @@ class _Preset(Method):
             score=task.score if self.score == "task" else self.score,
             product=self.product,
             center=self.center,
+            backward=self.backward,
             step=self._step(forward),
             tagger=DEFAULT_TAGGER,  # a method gives the same maps on every machine
         )
@@ -77,6 +84,7 @@ class _Preset(Method):
     "this library, docs/SCORES.md",
     "1 + 1 back",
     "gradients",
+    own_backward=True,
 )
 class DiffusionCamDefault(_Preset):
     """The library's default preset."""
@@ -91,6 +99,7 @@ class DiffusionCamDefault(_Preset):
     "Diffusion-CAM, ACL 2026, Eq. 2–13",
     "1 + 1 back",
     "gradients",
+    own_backward=True,
 )
 class DiffusionCamPaper(_Preset):
     """The paper's form: pooled weights on the final state, all four modules."""
@@ -105,6 +114,7 @@ class DiffusionCamPaper(_Preset):
     "Diffusion-CAM, ACL 2026, Eq. 2–4",
     "1 + 1 back",
     "gradients",
+    own_backward=True,
 )
 class DiffusionCamBase(_Preset):
     """The paper's base map: Grad-CAM on the image tokens, unrefined."""

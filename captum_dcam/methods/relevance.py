@@ -41,6 +41,13 @@ from captum_dcam.methods.base import (
     wide,
 )
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.norms import (
+    fused_norm,
+    is_fused_norm,
+    is_statistic,
+    variable,
+    with_gradient_of,
+)
 from captum_dcam.model.sequence import outputs_of, padded
 
 #: f(x) of one tensor with f(0) = 0, and the slope at 0, where f(x) / x is not defined
@@ -55,25 +62,8 @@ ACTIVATIONS = {
 }
 PRODUCTS = ("mul", "mul_", "multiply", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm")
 QUOTIENTS = ("div", "div_", "true_divide", "divide", "__truediv__")
-#: a value that scales: the statistic of a norm, or a gate that is not zero at zero
-SCALES = ("rsqrt", "sqrt", "sigmoid", "reciprocal", "__rdiv__", "__rtruediv__", "vector_norm")
-
-
-class _With(torch.autograd.Function):
-    """A value with the gradient of something else."""
-
-    @staticmethod
-    def forward(_ctx: Any, _like: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def with_gradient_of(like: Tensor, value: Tensor) -> Tensor:
-    """``value``, bit for bit, whose gradient goes where that of ``like`` goes."""
-    return _With.apply(like, value.detach())
+#: a value that scales: a gate that is not zero at zero, or one over something
+SCALES = ("sigmoid", "reciprocal", "__rdiv__", "__rtruediv__")
 
 
 def scaled_gradient(x: Tensor, factor: float) -> Tensor:
@@ -83,11 +73,6 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
     view = x.view_as(x)
     view.register_hook(lambda gradient: gradient * factor)
     return view
-
-
-def variable(x: Any) -> bool:
-    """Whether a value depends on the states whose relevance is asked for."""
-    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
 
 
 class RelevanceRules(BlockMode):
@@ -127,13 +112,13 @@ class RelevanceRules(BlockMode):
             if is_written(func, result):
                 self._note()
             return result
-        if name in SCALES or (name == "pow" and args[1] in (0.5, -0.5)):
+        if name in SCALES or is_statistic(func, args):
             return func(*args, **kwargs).detach()
         if name in ACTIVATIONS:
             self._gate = activation(func, args, kwargs, ACTIVATIONS[name])
             return self._gate
-        if name in ("rms_norm", "layer_norm"):
-            return norm(func, *args, **kwargs)
+        if is_fused_norm(func):
+            return fused_norm(func, *args, **kwargs)
         if name in PRODUCTS or name == "einsum":
             return self.product(func, args, kwargs)
         if name in QUOTIENTS and variable(args[1]):
@@ -195,32 +180,6 @@ def activation(func: Callable, args: tuple, kwargs: dict, slope: float) -> Tenso
         ratio = wide(value) / below.masked_fill(zero, 1)
         ratio = ratio.masked_fill(zero, slope).to(x.dtype)
     return with_gradient_of(x * ratio, value)
-
-
-def norm(
-    func: Callable,
-    x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    *rest: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """``rms_norm`` or ``layer_norm`` with a constant statistic; centring stays linear."""
-    with torch.no_grad():
-        value = func(x.detach(), normalized_shape, weight, *rest, **kwargs)
-    dims = tuple(range(-len(tuple(normalized_shape)), 0))
-    with torch.enable_grad():
-        layer = func.__name__ == "layer_norm"
-        centred = wide(x) - wide(x).mean(dims, keepdim=True) if layer else wide(x)
-        # ε as torch takes it: after the bias in layer_norm, and with its defaults
-        position = 1 if layer else 0
-        given = (
-            rest[position] if len(rest) > position else kwargs.get("eps", 1e-5 if layer else None)
-        )
-        eps = torch.finfo(centred.dtype).eps if given is None else given
-        scale = torch.rsqrt(centred.detach().square().mean(dims, keepdim=True) + eps)
-        linear = centred * scale * (1 if weight is None else weight)
-    return with_gradient_of(linear.to(value.dtype), value)
 
 
 @contextmanager
@@ -295,7 +254,14 @@ class _LRP(PerPosition):
 
 
 @entered(
-    "cp_lrp", "CP-LRP", "relevance", "Ali et al., ICML 2022", "1 + 1 back", "gradients", text=True
+    "cp_lrp",
+    "CP-LRP",
+    "relevance",
+    "Ali et al., ICML 2022",
+    "1 + 1 back",
+    "gradients",
+    text=True,
+    own_backward=True,
 )
 class CPLRP(_LRP):
     r"""CP-LRP: attention weights, norm statistics and gates are constants.
@@ -318,6 +284,7 @@ class CPLRP(_LRP):
     "1 + 1 back",
     "gradients",
     text=True,
+    own_backward=True,
 )
 class AttnLRP(_LRP):
     r"""AttnLRP: relevance flows through the attention weights as well.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from captum_dcam.errors import DcamError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.norms import passing
 from captum_dcam.model.tap import finite, gather, hidden_of, hooked
 from captum_dcam.model.words import Target
 
@@ -76,6 +77,7 @@ def target_gradients(
     score: str = "commit",
     call: int | None = None,
     chunk: int | None = None,
+    backward: str = "exact",
 ) -> list[TargetGradients]:
     r"""Features and gradients at the tap of targets of the bound generation.
 
@@ -89,6 +91,8 @@ def target_gradients(
         chunk (int, optional): number of targets per batch of steps (bounds memory). Default: the
             forward's ``internal_batch_size``; where it has none, 16 with a prefix cache, whose
             steps are short, and 4 without a cache
+        backward (str, optional): how gradients pass through norms, see
+            :mod:`captum_dcam.model.norms`. Default: ``"exact"``
 
     Returns:
         list of TargetGradients: at least one per target; without a cache one per step at which
@@ -104,7 +108,7 @@ def target_gradients(
     reads = _reads(forward, targets, examples, score, call)
     size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
     try:
-        with torch.enable_grad(), diagnosed(forward):
+        with torch.enable_grad(), diagnosed(forward), passing(backward):
             if trajectory.cache == "prefix":
                 found = _prefix_rows(forward, reads, len(targets), size)
             else:

@@ -8,6 +8,13 @@ import torch
 from packaging.version import Version
 
 
+def transformers_major() -> int:
+    """The major version of transformers; 5 for the candidates of 5.0 too."""
+    import transformers
+
+    return Version(transformers.__version__).major
+
+
 def in_type(dtype: Any) -> dict[str, Any]:
     """``from_pretrained``'s argument for a type: ``torch_dtype`` until transformers 4.56."""
     import transformers

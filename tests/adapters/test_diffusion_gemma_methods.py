@@ -23,6 +23,7 @@ from captum_dcam.methods.relevance import CPRules, Relevance, RelevanceRules
 from captum_dcam.methods.text_relevance import gradient_times_activation
 from captum_dcam.model import gradients as vjp
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.hub import check_transformers, find
 from captum_dcam.model.sequence import hidden_states, text_tokens
 from captum_dcam.model.words import Target
 
@@ -187,6 +188,7 @@ def test_a_kernel_that_cannot_be_seen_is_named():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
+    check_transformers(find("diffusion_gemma"))  # the program prints the error by which tests skip
     folder = tmp_path_factory.mktemp("diffusion_gemma")
     made_dg.save(made_dg.model(), folder / "model")
     made_dg.picture(0, (60, 40)).save(folder / "picture.png")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from captum_dcam.adapters.common import compat as common
 from captum_dcam.adapters.lavida import LavidaAdapter, compat, loading
 from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.model.versions import transformers_major
 
 
 def folder(tmp_path, **config):
@@ -49,7 +50,7 @@ def built(monkeypatch, lost):
     classes = {cls.__name__: cls for cls in double.CLASSES.values()}
     builder = SimpleNamespace(load_pretrained_model=load_pretrained_model, **classes)
     monkeypatch.setattr(compat, "package", lambda: builder)
-    monkeypatch.setattr(compat, "empty_tower", contextlib.nullcontext)
+    monkeypatch.setattr("captum_dcam.adapters.common.loading.empty_tower", contextlib.nullcontext)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
     before = vars(PreTrainedModel)["from_pretrained"]
     yield seen
@@ -164,7 +165,7 @@ def test_frequencies_of_plain_rotary_embeddings():
     assert common.default_frequencies(config)[0].tolist() == pytest.approx([1, 1 / 3])
 
 
-@pytest.mark.skipif(common.transformers_major() < 5, reason="needs no repair")
+@pytest.mark.skipif(transformers_major() < 5, reason="needs no repair")
 def test_classes_under_transformers_5(monkeypatch):
     """On stand-ins; on the real ones in tests/upstream."""
 

@@ -1,10 +1,13 @@
 """LaViDa-O beyond the conformance cases: sizes, the padded base view, its settings and errors."""
 
+import sys
+
 import pytest
 import tiny
 import torch
 from doubles import lavida as plain
 from doubles import lavida_o as double
+from doubles import lavida_o_package
 from doubles import llada_checks as checks
 
 import captum_dcam
@@ -225,5 +228,43 @@ def test_loading_without_what_it_needs(monkeypatch):
     with pytest.raises(ValueError, match="NOT_ALWASY_DO_2DPOOL=1 in the environment"):
         LavidaOAdapter.load("somewhere")
     monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    monkeypatch.setitem(sys.modules, "llava.model.builder", None)
     with pytest.raises(ImportError, match="licence"):
         LavidaOAdapter.load("somewhere")
+
+
+def test_a_checkpoint_goes_through_the_authors_builder(monkeypatch):
+    seen = lavida_o_package.installed(monkeypatch)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    made = LavidaOAdapter.load("somewhere", dtype="float32", cache="none")
+    assert made.cache == "none" and made.dtype == torch.float32 and not made.model.training
+    assert seen == dict(path="somewhere", device_map="auto", torch_dtype="bfloat16")
+    made = LavidaOAdapter.load("somewhere", dtype=torch.float16, device_map="cpu")
+    assert {p.dtype for p in made.model.parameters()} == {torch.float16}
+    assert seen == dict(path="somewhere", device_map="cpu", torch_dtype="float16")
+    LavidaOAdapter.load("somewhere", device_map="cpu")
+    assert seen["torch_dtype"] == "bfloat16"
+
+
+def test_another_projects_package_is_in_front(monkeypatch):
+    lavida_o_package.installed(monkeypatch)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    del sys.modules["llava.model.language_model.llava_llada"].generate_with_dual_cache
+    with pytest.raises(ImportError, match="another project's is in front"):
+        LavidaOAdapter.load("somewhere")
+
+
+@pytest.mark.parametrize("missing", ("model.transformer.ln_f.weight", "model.mm_projector.0.bias"))
+def test_a_checkpoint_with_holes(monkeypatch, missing):
+    lavida_o_package.installed(monkeypatch, [missing, "model.gen_embedding.weight"])
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    with pytest.raises(WeightsError, match=rf"lacks 1 of the model's tensors \({missing}"):
+        LavidaOAdapter.load("somewhere")
+
+
+def test_what_makes_pictures_is_not_missed(monkeypatch):
+    block = "model.transformer.blocks.0.q_proj_vision.weight"
+    names = [block, "model.vqvae.decoder.bias", "model.downsample_gen.weight"]
+    lavida_o_package.installed(monkeypatch, names)
+    monkeypatch.setenv("NOT_ALWASY_DO_2DPOOL", "1")
+    assert LavidaOAdapter.load("somewhere").family == "lavida_o"

@@ -114,6 +114,7 @@ def test_what_is_said_of_the_example_is_the_examples():
     assert found.settings == {
         "family": "mini",
         "tagger": "phrases",
+        "backward": "exact",
         "regime": "full",
         "steps": 12,
         "generation": {},

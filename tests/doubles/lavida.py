@@ -83,8 +83,9 @@ class Tower(nn.Module):
         self.image_processor, self.is_loaded = ImageProcessor(tile), True
 
     def forward(self, images):
-        tokens = self.conv(images).flatten(2).transpose(1, 2)
-        return tokens + self.mlp(tokens).tanh()
+        given = images.to(self.conv.weight.dtype)  # builders leave the tower in another type
+        tokens = self.conv(given).flatten(2).transpose(1, 2)
+        return (tokens + self.mlp(tokens).tanh()).to(images.dtype)
 
 
 def turned(x, start=0):

@@ -27,6 +27,7 @@ OTHERS = {
     "block": 0,
     "blocks": (1,),
     "center": True,
+    "backward": "constant_norms",
     "channels": 5,
     "comparisons": 1,
     "concepts": 2,

@@ -2,6 +2,7 @@
 CAPTUM_DCAM_UPSTREAM_LAVIDA names."""
 
 import contextlib
+import json
 import os
 import sys
 import warnings
@@ -9,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torch._dynamo
+from doubles import lavida as double
 
 from captum_dcam.adapters.lavida import compat
 from captum_dcam.model.buffers import repair
@@ -28,12 +30,12 @@ def package():
         return compat.package()
 
 
-def tower(folder):
+def tower(folder, width=16):
     """A folder with a tiny SigLIP; upstream takes it for one because of its name."""
     from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionConfig, SigLipVisionModel
 
     config = SigLipVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+        hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
     )
     path = str(folder / "tiny-siglip")
     SigLipVisionModel(config).save_pretrained(path)
@@ -123,6 +125,27 @@ def spread(model):
             weight.mul_(0.1)  # tokens stay where their pixels are
         if "wte" in name or "embed_tokens" in name or "image_newline" in name:
             weight.normal_()
+
+
+def save_tokenizer(folder, vocabulary=VOCABULARY):
+    """A tokenizer of the double's words in transformers' own format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {**{w: i for i, w in enumerate(double.WORDS)}, **double.MARKERS}
+    words |= {f"w{i}": i for i in range(vocabulary) if i not in words.values()}
+    inner = Tokenizer(models.WordLevel(words, unk_token="!"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made_up = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|eos|>")
+    made_up.chat_template = (
+        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
+    )
+    made_up.save_pretrained(folder)
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # as the checkpoints say
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"][0].startswith("Llava")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ the variable. The package needs einops and requests beside what this library nee
 conformance checks: ``python -m captum_dcam.testing tests/upstream/cases/lavida.py``.
 """
 
-import json
 import os
 
 import numpy as np
@@ -195,7 +194,7 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
     model = made.model(variant, tmp_path, mm_use_im_patch_token=False)
     folder = tmp_path / "checkpoint"
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    made.save_tokenizer(folder)
     options = dict(vision_tower=None, dtype=torch.float32)
     if variant == "dream":
         with pytest.raises(RemoteCodeError, match="trust_remote_code"):
@@ -221,7 +220,7 @@ def test_a_saved_checkpoint_loads_through_the_authors_builder(tmp_path, variant)
 def test_loaded_as_its_authors_do(tmp_path, variant):
     folder = tmp_path / "checkpoint"
     made.model(variant, tmp_path, mm_use_im_patch_token=False).save_pretrained(folder)
-    save_tokenizer(folder)
+    made.save_tokenizer(folder)
     with captum_dcam.repair("lavida"):
         from llava.model.builder import load_pretrained_model
 
@@ -238,7 +237,7 @@ def test_loaded_as_its_authors_do(tmp_path, variant):
 def test_explain_and_compare_run_from_the_command_line(tmp_path, variant, cache):
     folder = tmp_path / "checkpoint"
     made.model(variant, tmp_path, mm_use_im_patch_token=False).save_pretrained(folder)
-    save_tokenizer(folder)
+    made.save_tokenizer(folder)
     options = ["--load", "vision_tower=null", "--cache", cache, "--gen-length", 6, "--steps", 3]
     if variant == "dream":
         options += ["--load", "trust_remote_code=true"]
@@ -255,7 +254,7 @@ def test_what_a_checkpoint_does_not_hold(tmp_path, lost):
     model = made.model("llada", tmp_path, mm_use_im_patch_token=False)
     tower = model.get_vision_tower().vision_tower
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    made.save_tokenizer(folder)
     held = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in held.items() if lost not in k}
     assert len(kept) < len(held)
@@ -268,24 +267,3 @@ def test_what_a_checkpoint_does_not_hold(tmp_path, lost):
     own = type(tower).from_pretrained(model.config.mm_vision_tower).state_dict()
     for name, value in found.model.get_vision_tower().vision_tower.state_dict().items():
         assert torch.equal(value, own[name].bfloat16().float())
-
-
-def save_tokenizer(folder):
-    """A tokenizer of the double's words in transformers' own format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {**{w: i for i, w in enumerate(double.WORDS)}, **double.MARKERS}
-    words |= {f"w{i}": i for i in range(made.VOCABULARY) if i not in words.values()}
-    inner = Tokenizer(models.WordLevel(words, unk_token="!"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made_up = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|eos|>")
-    made_up.chat_template = (
-        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
-    )
-    made_up.save_pretrained(folder)
-    described = json.loads((folder / "tokenizer_config.json").read_text())
-    described["tokenizer_class"] = "PreTrainedTokenizerFast"  # as the checkpoints say
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"][0].startswith("Llava")
