@@ -23,7 +23,14 @@ from captum_dcam.model.layout import Layout
 from captum_dcam.model.tap import hidden_of
 from captum_dcam.model.words import Target
 from captum_dcam.presets import preset
-from captum_dcam.refine import Affinity, MinMax, affinity_propagation, min_max
+from captum_dcam.refine import (
+    SICD,
+    Affinity,
+    MinMax,
+    RefineContext,
+    affinity_propagation,
+    min_max,
+)
 
 CACHES = pytest.mark.parametrize("cache", awkward.CACHES)
 STAGE = Affinity(power=6.0, square=1.5)
@@ -87,6 +94,17 @@ def test_features_are_the_blocks_states_at_the_first_call(cache, keep):
     assert not torch.equal(other[0].features, contexts[0].features)
 
 
+@CACHES
+@pytest.mark.parametrize("keep", (True, False))
+def test_one_example_and_another_block_have_their_own_states(cache, keep):
+    """What was kept is the states of the block that was tapped then."""
+    forward = tiny.bound(cache, batch=2, keep=keep)
+    deeper = forward.again(2)
+    for one in (forward, deeper):
+        equal([f[0] for f in image_features(one, [1])], states(one, 1))
+    assert not torch.allclose(states(forward, 1)[0], states(deeper, 1)[0], atol=1e-2)
+
+
 def test_a_step_that_is_named_has_its_own_states():
     forward = tiny.bound("none")
     for step in (0, 3):
@@ -142,6 +160,19 @@ def test_changed_weights_give_their_own_states(cache):
     assert not torch.allclose(before[0], after[0], atol=1e-3)
 
 
+def test_a_word_explained_again_keeps_the_maps_of_repeated_words():
+    forward = single(tiny.bound("prefix"))
+    target = Target("one", (2,), (int(forward.trajectory.tokens[0, 2]),))
+    stage = SICD(omega_rep=1.0, lambda_max=1.0, gate=False)
+    variant = Variant("one", "layer_grad_cam", refinements=(stage.describe(),))
+    (raw,) = _explain(replace(variant, refinements=()), None, 0)(forward, (target,))
+    repeated = min_max(raw[0].relu().flip(0))
+    (found,) = _explain(variant, [repeated], 0)(forward, (target,))
+    expected = stage(raw.relu(), RefineContext(repeated_maps=repeated))
+    equal([found], [expected])
+    assert not torch.allclose(found, stage(raw.relu()))
+
+
 # -- the same map by every way ---------------------------------------------------------------------
 
 
@@ -162,6 +193,30 @@ def test_explained_words_on_two_grids(family, cache, example):
         top = together.amax((-2, -1), keepdim=True)
         own_graph = torch.allclose(one * top, together, atol=1e-4)
         assert own_graph == (family == "causal")
+
+
+def test_the_explained_step_gives_maps_and_states():
+    forward = tiny.bound("none")
+    bare = explain_generation(forward, 2, step=3, refinements=[])
+    found = explain_generation(forward, 2, step=3, refinements=[STAGE])
+    layout = forward.request.layout
+    equal(found.maps, by_hand(bare.maps, states(forward, call=3), layout))
+    first = by_hand(bare.maps, states(forward), layout)
+    assert not torch.allclose(first[0], found.maps[0], rtol=0, atol=1e-5)
+
+
+def test_changed_rows_of_a_batch_keep_their_places():
+    forward = tiny.bound("prefix", batch=2)
+    pixels, cam = forward.request.pixels, DiffusionCAM(forward)
+    noise = torch.randn(4, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
+    changed = pixels.repeat_interleave(2, 0) + 0.05 * noise
+    targets = [t for t in tiny.pairs(forward, 2) for _ in range(2)]
+    raw = cam.attribute(changed, targets, refinements=[])
+    found = cam.attribute(changed, targets, refinements=[STAGE])
+    request = forward.request.rows([0, 0, 1, 1], changed)
+    own = forward.again(request=request, trajectory=forward.trajectory.rows([0, 0, 1, 1]))
+    for row in range(4):
+        equal([found[row]], by_hand([raw[row]], states(own, row), request.layout))
 
 
 @CACHES

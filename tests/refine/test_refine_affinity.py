@@ -208,6 +208,24 @@ def test_autocast_leaves_it_alone():
     assert torch.equal(found[0], expected[0])
 
 
+@pytest.mark.parametrize("scale", (1e-300, 1e-30, 1e30, 1e300))
+@pytest.mark.parametrize("center", (True, False))
+def test_features_are_on_any_scale(scale, center):
+    maps = torch.from_numpy(random_maps(7, 2, 5, 6)).float()
+    states = normal(7, 16, 5, 6)
+    expected = R.affinity_propagation([maps], [states], center=center)
+    found = R.affinity_propagation([maps], [states * scale], center=center)
+    torch.testing.assert_close(found, expected)
+
+
+def test_equal_tokens_are_alike_whatever_the_power():
+    """Their cosine may be a little above 1."""
+    states = normal(0, 48, 1, 40, dtype=torch.float32).repeat(1, 3, 1)
+    maps = torch.from_numpy(random_maps(7, 3, 40)).float()
+    (found,) = R.affinity_propagation([maps], [states], power=1e10)
+    assert found.isfinite().all() and float(found.max()) == 1
+
+
 class Storages(TorchDispatchMode):
     """Sizes of the tensors that operations make, one per storage."""
 
