@@ -45,7 +45,7 @@ def check_score(score: Any, steps: int | None = None, what: str = "score") -> Sc
         what (str, optional): its name in errors. Default: ``"score"``
 
     Raises:
-        UnknownNameError: another name, with near ones.
+        InputError: another name, with the nearest.
         WrongTypeError: neither a name nor a whole number.
         InfeasibleStepError: a step that is below 0, or not in the generation.
     """
@@ -53,7 +53,8 @@ def check_score(score: Any, steps: int | None = None, what: str = "score") -> Sc
         return score
     expected = f"expected one of {SCORES}, or the number of a denoising step, from 0"
     if isinstance(score, str):
-        raise UnknownNameError(f"{what} is {score!r}: {expected}{near(score, SCORES)}")
+        hint = near(score, SCORES).partition("?")  # what is known was said
+        raise InputError(f"{what} is {score!r}: {expected}{hint[0] + hint[1] if hint[1] else ''}")
     number = checks.as_whole(score)
     if number is None:
         raise WrongTypeError(f"{what} is {score!r}: {expected}")
@@ -61,7 +62,7 @@ def check_score(score: Any, steps: int | None = None, what: str = "score") -> Sc
         raise InfeasibleStepError(f"{what} is {number}: {expected}")
     if steps is not None and not 0 <= number < steps:
         raise InfeasibleStepError(
-            f"{what} is {number}: this generation has {steps} steps, choose one from 0 to "
+            f"{what} is {number}: this generation has {steps} steps, expected one from 0 to "
             f"{steps - 1}, or one of {SCORES}"
         )
     return number

@@ -51,7 +51,7 @@ VARIANT = {
     "method": (3, [3], {"a": 1}, ["tam"], "tamm"),
     "settings": (None, 3, [], "steps", {"name": "x"}, {"refined": "no"}, {"product": 3}),
     "layer": (1.5, True, "2", [], NAN, 2**63),
-    "score": (None, 3, [], {}, "last"),
+    "score": (None, -1, True, 1.5, "3", [], {}, "last"),
     "refinements": (3, True, [3], [None], [{}], [{"name": 3}], [{"name": []}], ["blur"]),
     "passes": (0, -1, 1.5, True, "3", [], NAN),
     "foo": (1,),

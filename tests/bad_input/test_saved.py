@@ -396,7 +396,7 @@ def test_lines_of_before_that_are_no_results(copied):
 # -- presets ---------------------------------------------------------------------------------------
 
 FIELDS = {
-    "score": ("last", 3, None, []),
+    "score": ("last", -1, None, []),
     "product": ("poled", True, {}),
     "center": (1, 0, "no", None, 1.0),
     "base": (3, None, []),

@@ -103,6 +103,7 @@ NOT_REAL = (*NO_NUMBER, True, np.False_, torch.tensor(True))
 NOT_FLAG = ("no", "True", 0, 1, 1.0, [], torch.tensor(True))
 NO_GENERATOR = (3, "0", True, np.random.default_rng(0), torch.manual_seed)
 NO_CHOICE = ("", "best", "Commit", 3, True, ["commit"], math.nan)
+NO_SCORE = ("", "best", "Commit", -1, True, ["commit"], math.nan, *NOT_WHOLE)
 
 #: what is called, the setting, values of a wrong type, values out of range
 WHOLE = {
@@ -146,9 +147,16 @@ FLAGS = {
     "the layer's input": (attribute, "attribute_to_layer_input", NOT_FLAG, ()),
 }
 CHOICES = {
-    "a score": (explain, "score", (), NO_CHOICE),
-    "a score to compare": (compared, "score", (), NO_CHOICE),
-    "a score of a forward": (forward, "score", (), NO_CHOICE),
+    "a score": (explain, "score", (), NO_SCORE),
+    "a score to compare": (compared, "score", (), NO_SCORE),
+    "a score of a forward": (forward, "score", (), NO_SCORE),
+    "a score of a generation": (explained, "score", (), (*NO_SCORE, 99)),
+    "a score of attribute": (attribute, "score", (), (*NO_SCORE, 99)),
+    "a score to compare again": (recompared, "score", (), (*NO_SCORE, 99)),
+    "a score of a sign check": (checked, "score", (), (*NO_SCORE, 99)),
+    "a score of curves": (removed, "score", (), (*NO_SCORE, 99)),
+    "every step": (explain, "every_step", NOT_FLAG, ()),
+    "every step of a generation": (explained, "every_step", NOT_FLAG, ()),
     "errors": (compared, "errors", (), NO_CHOICE),
     "errors again": (recompared, "errors", (), NO_CHOICE),
     "remasking": (explain, "remasking", (), NO_CHOICE),

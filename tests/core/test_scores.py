@@ -12,7 +12,7 @@ import torch
 
 import captum_dcam
 from captum_dcam import DenoisingForward, DiffusionCAM, Explanation, explain_generation, sign_check
-from captum_dcam.errors import InfeasibleStepError, UnknownNameError, WrongTypeError
+from captum_dcam.errors import InfeasibleStepError, InputError, WrongTypeError
 from captum_dcam.evaluation import Plan, Variant
 from captum_dcam.faithfulness import deletion, infidelity
 from captum_dcam.maps import Reading, word_maps
@@ -30,9 +30,9 @@ BAD = {
         InfeasibleStepError,
         f"score is -1: this generation has {STEPS} steps",
     ),
-    "behind the last": (STEPS, InfeasibleStepError, f"has {STEPS} steps, choose one from 0 to 7"),
+    "behind the last": (STEPS, InfeasibleStepError, f"has {STEPS} steps, expected one from 0"),
     "a truth value": (True, WrongTypeError, "score is True: expected one of"),
-    "a number as text": ("3", UnknownNameError, "score is '3': expected one of"),
+    "a number as text": ("3", InputError, "score is '3': expected one of"),
     "a fraction": (1.5, WrongTypeError, "score is 1.5"),
 }
 

@@ -74,7 +74,7 @@ def test_variants_that_share_a_run_are_grouped():
             TypeError,
             "floor 'random' has no setting 'k'; it has none",
         ),
-        ({"variants": ({"name": "tam", "score": "comit"},)}, UnknownNameError, "'commit'"),
+        ({"variants": ({"name": "tam", "score": "comit"},)}, ValueError, "'commit'"),
         ({"variants": ({"name": "tam", "layer": "1"},)}, ValueError, "expected an integer"),
         ({"variants": ({"name": "tam", "passes": 0},)}, ValueError, "at least 1"),
         (
