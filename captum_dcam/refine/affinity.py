@@ -60,9 +60,13 @@ def affinity_propagation(
     their overview help each other, and a grid that is given twice changes nothing. The maximum is
     that of the map over all grids of all pictures: a frame without the object stays dark.
 
-    A token that is the mean of all, or zero, resembles only itself. So do
-    all tokens where their features are the same throughout, whatever ``center`` is: M' then is
-    (s / max s)^square, the order of the map that came in. All-zero maps stay zero.
+    The similarity is Dice's: the cosine, times how far two lengths agree. The cosine alone would
+    liken background, whose centred features are short and point anywhere, to whatever points the
+    same way; and a token of outlying length resembles none but those as long.
+
+    A token that is the mean of all, or zero, resembles only itself. So do all tokens where their
+    features are the same throughout, whatever ``center`` is: M' then is (s / max s)^square, the
+    order of the map that came in. All-zero maps stay zero.
 
     Args:
         maps (sequence of Tensor): non-negative maps (..., H, W), one per grid, with the same

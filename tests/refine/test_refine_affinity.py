@@ -219,7 +219,7 @@ def test_features_are_on_any_scale(scale, center):
 
 
 def test_equal_tokens_are_alike_whatever_the_power():
-    """Their cosine may be a little above 1."""
+    """Their similarity may be a little above 1, or below."""
     states = normal(0, 48, 1, 40, dtype=torch.float32).repeat(1, 3, 1)
     maps = torch.from_numpy(random_maps(7, 3, 40)).float()
     (found,) = R.affinity_propagation([maps], [states], power=1e10)
