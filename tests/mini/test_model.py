@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModel
 
 from benchmarks.mini.batches import build_tokenizer, packed_mask
-from captum_dcam.data.scenes import PROMPTS, make_scene
+from captum_dcam import explain, load
+from captum_dcam.data.scenes import HELD_OUT, PROMPTS, make_scene, scene_mask
 from captum_dcam.mini import modeling as generation
 from captum_dcam.mini.loading import load_mini
 from captum_dcam.mini.modeling import attend
@@ -232,6 +233,19 @@ def test_the_packaged_model_answers(packaged):
         texts = processor.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
         right = sum(t == a for t, (_, _, a) in zip(texts, asked, strict=True))
         assert right >= 0.7 * len(asked)
+
+
+def test_every_words_peak_lies_on_its_object(packaged):
+    """On the scene that the command line draws by default: shapes, colours and a plural."""
+    scene = make_scene(HELD_OUT, 12)
+    found = explain(load("mini"), scene.image, "describe the image .")
+    seen = {}
+    for target, heat in zip(found.targets, found.layout.to_pixels(found.maps[0]), strict=True):
+        mask = scene_mask(scene, found.token_texts, target)
+        if mask is not None:
+            seen[target.text] = bool(mask.flatten()[heat.argmax()])
+    words = ("pink", "circle", "yellow", "circles", "cyan", "cross")
+    assert seen == dict.fromkeys(words, True)
 
 
 def test_the_model_is_known_to_the_auto_classes(tmp_path):
