@@ -252,6 +252,22 @@ def test_a_word_is_all_its_tokens_each_in_its_own_state(name):
         assert tiny.relative(whole, sum(alone)) < 1e-3
 
 
+#: methods that read the context's tokens too, each at its own commit step, or bring their own state
+WITH_CONTEXT = ("tam", "tam_over", "arc", "msea_arc")
+
+
+@every
+@pytest.mark.parametrize("cache", tiny.CACHES)
+def test_a_step_is_a_score_like_the_others(name, cache):
+    committed = task_of(cache, (3,))
+    step = committed.step(3)
+    at, other = (replace(task_of(cache, (3,)), score=s) for s in (step, (step + 3) % 8))
+    found, elsewhere = (quick(name).attribute(task) for task in (at, other))
+    assert bool(found.done.all()) and bool(elsewhere.maps[0].isfinite().all())
+    if name not in WITH_CONTEXT:
+        assert torch.equal(found.maps[0], quick(name).attribute(committed).maps[0])
+
+
 def without(adapter, foil):
     """The adapter's model, all of whose logits are less that of a foil."""
     whole = type(adapter).denoise
