@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import platform
 import statistics
 from pathlib import Path
 from typing import Annotated
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see docs/COST.md
 
 import torch
 import typer

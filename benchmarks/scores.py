@@ -9,8 +9,11 @@ default preset was chosen on scenes 0-39 and is reported on others.
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Annotated
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see docs/COST.md
 
 import torch
 import typer

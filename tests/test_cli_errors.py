@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import os
 import sys
 
 import pytest
@@ -32,6 +33,14 @@ def run(monkeypatch, capsys):
         return ended.value.code, out, err
 
     return call
+
+
+def test_threads_that_wait_give_their_core_away(run, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    run("--version", OMP_WAIT_POLICY="active")  # whoever starts it decides
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
 
 
 def raising(monkeypatch, error):

@@ -8,6 +8,7 @@ a hint how to see and report it; 128 and the signal's number where a signal ende
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -101,6 +102,9 @@ def _end(number: int, _frame: Any) -> None:
 
 def main() -> None:
     """Entry point of ``captum-dcam``."""
+    # before torch is imported: threads that spin while they wait for one another are many times
+    # slower beside a busy core
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in ("SIGTERM", "SIGHUP"):
         kind = getattr(signal, name, None)
         if kind is not None and signal.getsignal(kind) is signal.SIG_DFL:
