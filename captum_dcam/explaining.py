@@ -64,7 +64,8 @@ def explain(
             decoded, and settings of decoding are refused. Default: what the model writes
         every_step (bool, optional): also give the map and the probability of every word at every
             denoising step, see :func:`explain_steps`. Default: False
-        layer (int, optional): block to tap. Default: the family's recommended block
+        layer (int, optional): block to tap. Default: the preset's where its file names one, or the
+            family's recommended block
         preset (str or Preset, optional): ``default``, ``paper`` or ``base``, the path of a file
             that ``captum-dcam calibrate`` wrote. Default: ``"default"``
         score, step, product, center, backward, refinements: as in
@@ -90,7 +91,8 @@ def explain(
     check_answer(answer, reading.score, generator, generation)
     if checks.flag("every_step", every_step):
         check_steps(answer is not None, step)
-    forward = DenoisingForward(adapter, layer, internal_batch_size=internal_batch_size)
+    block = chosen.layer if layer is None else layer
+    forward = DenoisingForward(adapter, block, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
     with forward.held():
         bind_answer(forward, request, answer, generator, generation)

@@ -5,9 +5,12 @@ preset's name is accepted, the file's path is too::
 
     {"format": "captum-dcam preset", "version": 2, "base": "default",
      "score": "commit", "product": "positionwise", "center": true, "backward": "constant_norms",
-     "refinements": [{"name": "min_max"}, {"name": "akd", "k_base": 3, …}, …],
+     "layer": 3, "refinements": [{"name": "affinity", "power": 6.0, …}, …],
      "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
      "digest": "sha256 of all the rest"}
+
+``layer`` is there where the fit was asked for a block; without it, it is the model's recommended
+one.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ class Preset:
             Default: ``"exact"``
         taggers (tuple of str): of these, the first whose data is installed tells nouns and
             function words. Default: ``("phrases",)``, which every machine has
+        layer (int, optional): block that :func:`captum_dcam.explain` and ``captum-dcam explain``
+            tap when they are given none; a forward keeps its own. Default: the family's
+            recommended one
     """
 
     score: Score
@@ -69,6 +75,7 @@ class Preset:
     name: str = "custom"
     taggers: tuple[str, ...] = (DEFAULT_TAGGER,)
     backward: str = "exact"
+    layer: int | None = None
 
     def reading(
         self,
@@ -148,6 +155,7 @@ def preset(name: str | Path | Preset) -> Preset:
 
 FORMAT, VERSION = "captum-dcam preset", 2
 _FIELDS = ("base", "score", "product", "center", "backward", "refinements", "fitted")
+_OPTIONAL = ("layer",)
 AGAIN = "make it again with captum-dcam calibrate"
 
 
@@ -157,6 +165,7 @@ def write_preset(
     preset: Preset,
     refinements: Sequence[Refinement],
     fitted: Mapping[str, Any],
+    layer: int | None = None,
 ) -> None:
     r"""Write a preset file, whole or not at all; the same content gives the same bytes.
 
@@ -166,6 +175,7 @@ def write_preset(
         preset (Preset): that preset; its score, product and centring are kept.
         refinements (sequence of Refinement): in place of the preset's.
         fitted (dict): what they were fitted on and how, JSON-able.
+        layer (int, optional): the block that was fitted. Default: none is named
 
     Raises:
         PresetError: see :func:`check_writable`.
@@ -184,6 +194,8 @@ def write_preset(
         "refinements": [stage.describe() for stage in refinements],
         "fitted": dict(fitted),
     }
+    if layer is not None:
+        record["layer"] = layer
     record["digest"] = _digest(record)
     write_json(file, record)
 
@@ -225,10 +237,12 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
     check_version(file, record, (1, VERSION), PresetError)
-    known = [f for f in _FIELDS if f != "backward" or record["version"] > 1]
+    old = record["version"] == 1
+    known = [f for f in _FIELDS if f != "backward" or not old]
+    more = () if old else _OPTIONAL
     if missing := [name for name in known if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
-    if unknown := record.keys() - {*known, "format", "version", "digest"}:
+    if unknown := record.keys() - {*known, *more, "format", "version", "digest"}:
         raise PresetError(
             f"{file} has {', '.join(sorted(unknown))}, which no preset has: it is damaged; {AGAIN}"
         )
@@ -254,6 +268,7 @@ def read_preset(file: str | Path) -> Preset:
         f"{file}, fitted from {record['base']!r}{mark}",
         str(file),
         backward=record["backward"],
+        layer=record.get("layer"),
     )
 
 
@@ -272,6 +287,10 @@ def _check(file: Path, record: Mapping[str, Any]) -> None:
             raise PresetError(
                 f"{file}: {name} is {str(record[name])[:80]}: expected a {kind.__name__}; {AGAIN}"
             )
+    if "layer" in record and type(record["layer"]) is not int:
+        raise PresetError(
+            f"{file}: layer is {str(record['layer'])[:80]}: expected a block's number; {AGAIN}"
+        )
     try:
         _built(record["refinements"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,18 +1,20 @@
-r"""Thresholds of the refinements, fitted to a model.
+r"""Refinements and the block, fitted to a model: with masks or without.
 
     >>> from captum_dcam.presets import preset
     >>> stages = tuple(preset("default").refinements())
-    >>> values_of(stages)["cba.gamma"]
-    0.5
-    >>> with_values(stages, {"cba.gamma": 0.25})[3]
-    CBA(weights=(0.15, 0.15, 0.2, 0.015), gamma=0.25)
+    >>> values_of(stages)
+    {'affinity.power': 6.0, 'affinity.square': 2.0, 'affinity.center': True}
+    >>> with_values(stages, {"affinity.power": 4.0})
+    (Affinity(power=4.0, square=2.0, center=True),)
 
-``fit_labelled(collect(adapter, data, ids, preset("default")), stages)`` finds the values with the
-highest F3; ``compare(collect(adapter, data, other_ids, …), found.start, found.fitted)`` says what
-they gain on other images.
+``fit_stages(collect(adapter, data, ids, preset("default")), stages)`` finds the values with the
+highest F3, and of :func:`collect_answers` those with the highest insertion;
+``compare((others, found.start), (others, found.fitted))`` says what they gain on other images.
 
-- maps of words with masks, computed once: :func:`collect`, :class:`Collection`
-- the search: :func:`fit_labelled`, :func:`coordinate_descent`, :func:`cut`, :data:`PARAMETERS`
+- maps of words, computed once: :func:`collect` with masks, :func:`collect_answers` without;
+  :class:`Collection`
+- the search: :func:`fit_stages`, :func:`fit_blocks`, :func:`coordinate_descent`, :func:`cut`,
+  :data:`PARAMETERS`
 - on other images: :func:`compare`, :class:`Gain`
 
 :mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
@@ -24,25 +26,33 @@ from captum_dcam.calibration.fit import (
     compare,
     coordinate_descent,
     cut,
-    fit_labelled,
+    fit_blocks,
+    fit_stages,
 )
-from captum_dcam.calibration.maps import Chain, Collection, collect
+from captum_dcam.calibration.insertion import WORDS, Answered, collect_answers
+from captum_dcam.calibration.maps import Batch, Chain, Collection, Masked, collect
 from captum_dcam.calibration.parameters import PARAMETERS, SHARES, values_of, with_values
 from captum_dcam.errors import CalibrationError
 
 __all__ = [
     "PARAMETERS",
     "SHARES",
+    "WORDS",
+    "Answered",
+    "Batch",
     "Calibration",
     "CalibrationError",
     "Chain",
     "Collection",
     "Gain",
+    "Masked",
     "collect",
+    "collect_answers",
     "compare",
     "coordinate_descent",
     "cut",
-    "fit_labelled",
+    "fit_blocks",
+    "fit_stages",
     "values_of",
     "with_values",
 ]

@@ -1,4 +1,8 @@
-r"""Fits a preset's thresholds to a model, from maps with masks."""
+r"""Fits a preset's refinements and its block to a model.
+
+The search knows what raises and lowers a word's score from its :class:`Collection` alone: F3 where
+the words have masks, the area under their insertion curve where they have none.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_dcam.calibration.maps import Chain, Collection
+from captum_dcam.calibration.maps import Batch, Chain, Collection
 from captum_dcam.calibration.parameters import (
     PARAMETERS,
     SHARES,
@@ -18,17 +22,14 @@ from captum_dcam.calibration.parameters import (
     with_values,
 )
 from captum_dcam.errors import CalibrationError
-from captum_dcam.evaluation.measure import LOCALIZATION_SCORES
 from captum_dcam.metrics import CONTRAST_CAP, cluster_bootstrap
 from captum_dcam.refine import DACG, SICD
 
-#: a split below this says nothing about thirty numbers
-LEAST_IMAGES, LEAST_WORDS = 10, 20
+#: parts of a cross-validation, or as many as there are images
 FOLDS = 5
 #: quantiles of map statistics that are written down
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_F3 = LOCALIZATION_SCORES.index("f3")
-#: a gain below a hundredth of a point of F3 is none
+#: a gain below a hundredth of a point of F3, or of a probability, is none
 LEAST_GAIN = 1e-4
 MOST_SWEEPS = 8
 #: parameter name and the values at hand → what to try
@@ -37,14 +38,14 @@ Candidates = Callable[[str, Values], Iterable[float | None]]
 
 @dataclass(frozen=True)
 class Gain:
-    r"""Two settings on the same words: means before and after, the paired difference of F3.
+    r"""Two settings on the same words: means before and after, the paired difference of what is
+    fitted, F3 or insertion.
 
     Args:
         images, words (int): how many.
-        before, after (dict): mean of every column of
-            :data:`~captum_dcam.evaluation.measure.LOCALIZATION_SCORES`; ``contrast`` capped at 20,
-            as in F3.
-        gain (float): mean difference of F3, word by word.
+        before, after (dict): mean of every column of :attr:`Batch.columns`; ``contrast`` capped at
+            20, as in F3.
+        gain (float): mean difference, word by word.
         low, high (float): its 95 % interval, images resampled with all their words.
     """
 
@@ -62,8 +63,12 @@ class Calibration:
     r"""What was fitted.
 
     Args:
+        kind (type of Batch): how words were scored.
         start, fitted (tuple of Refinement): the stages before and after.
-        before, after (dict): every parameter that the start has, by name.
+        before, after (dict): every parameter that the search took, by name.
+        layer (int): the block that won.
+        blocks (dict): mean objective of each block's own best settings; the first is where the
+            search started.
         routing (tuple of dict): shares of DACG's branches before and after.
         gated (tuple): share of the maps that SICD touches, before and after.
         statistics (dict): quantiles :data:`QUANTILES` of mean, std and skewness: of base maps from
@@ -71,13 +76,18 @@ class Calibration:
         images, words (int): how many were fitted on.
         own (Gain): on the words that were fitted on: flatters.
         held (Gain): cross-validated: every word by a search that did not see its image.
-        steps (tuple of Step): changes of the search.
+        steps (tuple of Step): changes of the search on that block.
+        evaluations, passes (int): settings that were scored, on all blocks, and the forward passes
+            that this took.
     """
 
+    kind: type[Batch]
     start: Stages
     fitted: Stages
     before: Values
     after: Values
+    layer: int
+    blocks: dict[int, float]
     routing: tuple[dict[str, float], dict[str, float]]
     gated: tuple[float | None, float | None]
     statistics: dict[str, dict[str, list[float]]] = field(repr=False)
@@ -86,6 +96,8 @@ class Calibration:
     own: Gain
     held: Gain
     steps: tuple[Step, ...]
+    evaluations: int
+    passes: int
 
     @property
     def changed(self) -> list[str]:
@@ -93,70 +105,88 @@ class Calibration:
         return [name for name, value in self.before.items() if self.after[name] != value]
 
 
-def fit_labelled(
+def fit_stages(
     collection: Collection,
     stages: Stages,
     *,
     seed: int = 0,
-    folds: int = FOLDS,
+    folds: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
-    r"""Search for the parameters with the highest mean F3 over words.
+    """:func:`fit_blocks` of one block."""
+    return fit_blocks([collection], stages, seed=seed, folds=folds, say=say)
 
-    :func:`~captum_dcam.calibration.coordinate_descent` over what
-    :data:`~captum_dcam.calibration.PARAMETERS` lists for each. Candidates of a threshold are those
-    that :data:`~captum_dcam.calibration.SHARES` of the maps lie beyond.
 
-    The mean F3 on the same words flatters, because the best of some hundred settings was taken. So
-    the whole search is made again ``folds`` times, each without a part of the images, and scored
-    on that part (``held``). Candidates come from all maps there too, but from no mask.
+def fit_blocks(
+    blocks: Iterable[Collection],
+    stages: Stages,
+    *,
+    seed: int = 0,
+    folds: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Calibration:
+    r"""Search for the block and the parameters with the highest mean objective over words.
+
+    On each block :func:`~captum_dcam.calibration.coordinate_descent` over what
+    :data:`~captum_dcam.calibration.PARAMETERS` lists for each parameter. Candidates of a threshold
+    are those that :data:`~captum_dcam.calibration.SHARES` of the maps lie beyond. Then the block
+    whose own best is highest; the first stays where no other gains.
+
+    The mean on the same words flatters, because the best of some hundred settings was taken. So
+    the whole search, blocks included, is made again ``folds`` times, each without a part of the
+    images, and scored on that part (``held``). Candidates come from all maps there too, but from no
+    mask.
 
     Args:
-        collection (Collection): to fit on.
-        stages (tuple of Refinement): where the search starts.
+        blocks (iterable of Collection): of the same words at each block; taken one after another,
+            so that a generator keeps one in memory.
+        stages (tuple of Refinement): where the search starts on every block.
         seed (int, optional): which images make a part. Default: 0
-        folds (int, optional): parts. Default: :data:`FOLDS`
+        folds (int, optional): parts. Default: :data:`FOLDS`, or the number of images if that is
+            smaller
         say (callable, optional): is told what is tried.
 
     Raises:
-        CalibrationError: fewer than :data:`LEAST_IMAGES` images with a scored word or
-            :data:`LEAST_WORDS` words; more parts than images.
+        CalibrationError: fewer images with a scored word, or words, than :attr:`Batch.least`; more
+            parts than images; blocks of other words.
     """
-    _check_split(collection, folds)
-    chain, before = Chain(collection), values_of(stages)
-
-    def search(rows: Tensor, part: str) -> SearchResult:
-        def objective(values: Values) -> float:
-            return float(chain.scores(with_values(stages, values))[rows, _F3].mean())
-
-        def candidates(name: str, values: Values) -> Sequence[float | None]:
-            return tried(chain, with_values(stages, values), name)
-
-        return coordinate_descent(
-            before, candidates, objective, say=lambda text: say(f"{part}: {text}")
-        )
-
-    found = search(torch.ones(len(collection), dtype=torch.bool), "all images")
-    first = chain.scores(stages)
-    last = chain.scores(with_values(stages, found.values))
-    held = first.clone()
-    for number, away in enumerate(_parts(collection, seed, folds)):
-        own = search(~away, f"part {number + 1} of {folds}")
-        held[away] = chain.scores(with_values(stages, own.values))[away]
-    fitted = with_values(stages, found.values)
+    searched: list[_Searched] = []
+    for collection in blocks:
+        if not searched:
+            count = _check_split(collection, folds)
+        elif not torch.equal(collection.images, searched[0].images):
+            raise CalibrationError(
+                f"block {collection.layer} has {len(collection)} words of other images than block "
+                f"{searched[0].layer}: the model does not write the same answers again; fit one "
+                "block at a time (--layer)"
+            )
+        parts = _parts(collection, seed, count)
+        searched.append(_search_block(collection, stages, parts, say))
+    if not searched:
+        raise CalibrationError("no block is given: expected at least one, with its collection")
+    first, best = searched[0], _best(searched, 0)
+    held = first.first.clone()
+    for number, away in enumerate(parts, 1):
+        held[away] = _best(searched, number).scored[number][away]
+    values = best.found[0].values
     return Calibration(
+        kind=collection.kind,
         start=stages,
-        fitted=fitted,
-        before=before,
-        after=found.values,
-        routing=(chain.routing(stages), chain.routing(fitted)),
-        gated=(chain.gated(stages), chain.gated(fitted)),
-        statistics=_statistics(chain, stages),
+        fitted=with_values(stages, values),
+        before=first.before,
+        after=values,
+        layer=best.layer,
+        blocks={one.layer: one.found[0].objective for one in searched},
+        routing=(first.routing[0], best.routing[1]),
+        gated=(first.gated[0], best.gated[1]),
+        statistics=first.statistics,
         images=collection.used,
         words=len(collection),
-        own=gain(first, last, collection.images, seed),
-        held=gain(first, held, collection.images, seed),
-        steps=found.steps,
+        own=gain(collection, first.first, best.scored[0], seed),
+        held=gain(collection, first.first, held, seed),
+        steps=best.found[0].steps,
+        evaluations=sum(one.evaluations for one in searched),
+        passes=sum(one.passes for one in searched),
     )
 
 
@@ -170,29 +200,35 @@ def tried(chain: Chain, stages: Stages, name: str) -> Sequence[float | None]:
     return tuple(dict.fromkeys(max(0.0, c) for c in cuts))
 
 
-def gain(first: Tensor, second: Tensor, images: Tensor, seed: int) -> Gain:
-    """Scores (N, 4) before and after on the same words of these images (N,)."""
-    generator = torch.Generator().manual_seed(seed)
-    found = cluster_bootstrap(second[:, _F3] - first[:, _F3], images, generator)
+def gain(collection: Collection, first: Tensor, second: Tensor, seed: int) -> Gain:
+    """Scores (N, columns) before and after on the same words."""
+    kind, images = collection.kind, collection.images
+    at, generator = kind.columns.index(kind.objective), torch.Generator().manual_seed(seed)
+    found = cluster_bootstrap(second[:, at] - first[:, at], images, generator)
     means = []
     for scores in (first.clone(), second.clone()):
-        scores[:, LOCALIZATION_SCORES.index("contrast")].clamp_(max=CONTRAST_CAP)
-        means.append(dict(zip(LOCALIZATION_SCORES, scores.mean(0).tolist(), strict=True)))
+        if "contrast" in kind.columns:
+            scores[:, kind.columns.index("contrast")].clamp_(max=CONTRAST_CAP)
+        means.append(dict(zip(kind.columns, scores.mean(0).tolist(), strict=True)))
     mean, low, high = (float(value) for value in found)
     return Gain(len(images.unique()), len(images), means[0], means[1], mean, low, high)
 
 
-def _check_split(collection: Collection, folds: int) -> None:
+def _check_split(collection: Collection, folds: int | None) -> int:
+    """The number of parts."""
     used, words = collection.used, len(collection)
-    if used < LEAST_IMAGES or words < LEAST_WORDS:
+    images, most = collection.kind.least
+    if used < images or words < most:
         raise CalibrationError(
             f"{used} images with a scored word and {words} words: expected at least "
-            f"{LEAST_IMAGES} and {LEAST_WORDS}, or a search fits noise: give more images (--limit)"
+            f"{images} and {most}, or a search fits noise: give more images (--limit)"
         )
+    folds = min(FOLDS, used) if folds is None else folds
     if not 2 <= folds <= used:
         raise CalibrationError(
             f"folds is {folds}: expected 2 to {used}, the images with a scored word"
         )
+    return folds
 
 
 def _parts(collection: Collection, seed: int, folds: int) -> list[Tensor]:
@@ -215,14 +251,86 @@ def _statistics(chain: Chain, stages: Stages) -> dict[str, dict[str, list[float]
     }
 
 
-def compare(
-    collection: Collection, first: Stages, second: Stages, seed: int = 0
-) -> tuple[Gain, tuple[dict[str, float], dict[str, float]]]:
-    """Two chains of stages on other images with masks: the gain, and DACG's routing of both."""
+@dataclass(frozen=True)
+class _Searched:
+    r"""One block: what its search found on all words, then without each part.
+
+    ``scored`` are the scores (N, columns) of all words by each of these; ``first`` by the start.
+    """
+
+    layer: int
+    images: Tensor
+    before: Values
+    found: tuple[SearchResult, ...]
+    first: Tensor
+    scored: tuple[Tensor, ...]
+    routing: tuple[dict[str, float], dict[str, float]]
+    gated: tuple[float | None, float | None]
+    statistics: dict[str, dict[str, list[float]]]
+    evaluations: int
+    passes: int
+
+
+def _search_block(
+    collection: Collection,
+    stages: Stages,
+    parts: Sequence[Tensor],
+    say: Callable[[str], None],
+) -> _Searched:
     chain = Chain(collection)
-    before, after = chain.scores(first), chain.scores(second)
-    routing = chain.routing(first), chain.routing(second)
-    return gain(before, after, collection.images, seed), routing
+    before = values_of(stages, labels=collection.kind.labelled)
+
+    def search(rows: Tensor, part: str) -> SearchResult:
+        def objective(values: Values) -> float:
+            return float(chain.objective(with_values(stages, values))[rows].mean())
+
+        def candidates(name: str, values: Values) -> Sequence[float | None]:
+            return tried(chain, with_values(stages, values), name)
+
+        return coordinate_descent(
+            before,
+            candidates,
+            objective,
+            say=lambda text: say(f"block {collection.layer}, {part}: {text}"),
+        )
+
+    found = [search(torch.ones(len(collection), dtype=torch.bool), "all images")]
+    for number, away in enumerate(parts, 1):
+        found.append(search(~away, f"part {number} of {len(parts)}"))
+    fitted = with_values(stages, found[0].values)
+    return _Searched(
+        collection.layer,
+        collection.images,
+        before,
+        tuple(found),
+        chain.scores(stages),
+        tuple(chain.scores(with_values(stages, one.values)) for one in found),
+        (chain.routing(stages), chain.routing(fitted)),
+        (chain.gated(stages), chain.gated(fitted)),
+        _statistics(chain, stages),
+        chain.evaluations,
+        chain.passes,
+    )
+
+
+def _best(searched: Sequence[_Searched], number: int) -> _Searched:
+    """The block with the highest objective of a search; the first where no other gains."""
+    best = searched[0]
+    for one in searched[1:]:
+        if one.found[number].objective >= best.found[number].objective + LEAST_GAIN:
+            best = one
+    return best
+
+
+def compare(
+    first: tuple[Collection, Stages], second: tuple[Collection, Stages], seed: int = 0
+) -> tuple[Gain, tuple[dict[str, float], dict[str, float]]]:
+    """Two chains of stages on other images, each on its block's collection of the same words: the
+    gain, and DACG's routing of both."""
+    chains = [(Chain(collection), stages) for collection, stages in (first, second)]
+    before, after = (chain.scores(stages) for chain, stages in chains)
+    one, two = (chain.routing(stages) for chain, stages in chains)
+    return gain(first[0], before, after, seed), (one, two)
 
 
 # -- the search ------------------------------------------------------------------------------------

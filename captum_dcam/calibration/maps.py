@@ -1,18 +1,20 @@
-r"""The maps that thresholds are fitted on: computed once, kept on the grid of image tokens, and
-refined again only from the stage that changed.
+r"""The maps that a fit is made on: computed once, kept on the grids of image tokens, and refined
+again only from the stage that changed.
 
 The evaluation's trial makes every answer and finds its words and masks.
-Kept are, for every word, its positive map and its masks as packed bits, and for every image the
-states of its tokens where a refinement reads them; no image. Of several grids only the first is
-kept, and refined alone. A word on a 24×24 grid with a mask of 192×192 pixels takes 27 kB in all,
-stage outputs of :class:`Chain` included; :data:`MOST_BYTES` bounds the whole.
+Kept are, for every word, its positive map on every grid and its masks as packed bits, and for every
+image the states of its tokens where a refinement reads them; no image. All grids are refined
+together, and the first is scored, as evaluations do. A word on a 24×24 grid with a mask of 192×192
+pixels takes 27 kB in all, stage outputs of :class:`Chain` included; :data:`MOST_BYTES` bounds the
+whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +31,10 @@ from captum_dcam.evaluation.words import stacked
 from captum_dcam.files import canonical
 from captum_dcam.metrics import localization
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid
 from captum_dcam.model.tagging import DEFAULT_TAGGER
+from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
 from captum_dcam.refine import DACG, DACG_BRANCHES, SICD, RefineContext, Refinement, min_max
 from captum_dcam.refine.base import NamedRefinement
@@ -41,24 +45,64 @@ MOST_BYTES = 2**31
 _COPIES = 10
 #: pixels per call of the metric, in float64
 _PIXELS = 2**21
+#: maps (N, h, w) of the same words, one per grid
+Grids = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    r"""N words that are refined and scored together: same grid, image size and steps.
+class Batch(ABC):
+    r"""N words that are refined together; a subclass knows how they are scored.
 
     Args:
-        maps (Tensor): (N, h, w) float32, the positive part of the base map.
+        maps (tuple of Tensor): (N, h, w) float32, one per grid: the positive part of the base maps.
         images (Tensor): (N,) int64, the number of every word's image.
-        context (RefineContext): steps, image size, and (N, h, w) maps of repeated words, zero
-            where an answer repeats none; features of their one image, where a refinement reads any.
-        grid (Grid): from tokens to pixels.
+        contexts (tuple of RefineContext): one per grid: steps, image size, and (N, h, w) maps of
+            repeated words, zero where an answer repeats none; features of their one image, where a
+            refinement reads any.
+    """
+
+    #: what a word's scores are called, and which of them a fit raises
+    columns: ClassVar[tuple[str, ...]]
+    objective: ClassVar[str]
+    #: whether the scores come from masks
+    labelled: ClassVar[bool]
+    #: fewer images and words than these say nothing about what is fitted
+    least: ClassVar[tuple[int, int]]
+
+    maps: tuple[Tensor, ...]
+    images: Tensor
+    contexts: tuple[RefineContext, ...]
+
+    @abstractmethod
+    def scores(self, maps: Sequence[Tensor], at: list[int]) -> tuple[Tensor, int]:
+        """Scores (n, columns) float64 of the words ``at`` by refined maps (N, h, w), one per grid,
+        and the number of forward passes that they took."""
+
+    @property
+    def nbytes(self) -> int:
+        """What a fit holds of the words at once."""
+        states = [c.features for c in self.contexts]
+        kept = sum(f.nbytes for f in states if f is not None)
+        return _COPIES * sum(m.nbytes for m in self.maps) + kept
+
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Batch):
+    r"""Words with masks, scored by their localisation.
+
+    Args:
+        grid (Grid): the first one, from tokens to pixels.
         masks (tuple): packed bits of (C, H, W) masks, one array per word.
     """
 
-    maps: Tensor
-    images: Tensor
-    context: RefineContext
+    columns = LOCALIZATION_SCORES
+    objective = "f3"
+    labelled = True
+    least = (10, 20)
+
     grid: Grid
     masks: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
@@ -72,32 +116,49 @@ class Batch:
             rows.append(torch.from_numpy(bits.astype(bool)).reshape(classes, height, width))
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
+    def scores(self, maps: Sequence[Tensor], at: list[int]) -> tuple[Tensor, int]:
+        """Of the first grid, in pixels of the image as evaluations do."""
+        height, width = self.grid.image_size
+        chunk = max(1, _PIXELS // (height * width))
+        out = []
+        for start in range(0, len(at), chunk):
+            part = at[start : start + chunk]
+            found = localization(self.grid.to_pixels(maps[0][part]), self.masks_of(part))
+            out.append(torch.stack([getattr(found, name).double() for name in self.columns], 1))
+        return torch.cat(out), 0
+
     @property
     def nbytes(self) -> int:
-        """What a fit holds of the words at once."""
-        states = self.context.features
-        kept = sum(m.nbytes for m in self.masks) + (0 if states is None else states.nbytes)
-        return _COPIES * self.maps.nbytes + kept
+        """With the masks."""
+        return super().nbytes + sum(m.nbytes for m in self.masks)
 
     def key(self) -> Any:
         """What words that are refined and scored together have in common."""
         edges = (self.grid.x_edges.numpy().tobytes(), self.grid.y_edges.numpy().tobytes())
         # features are an image's own, and are kept once for all its words
-        own = None if self.context.features is None else int(self.images[0])
-        return (self.grid.shape, self.grid.image_size, self.context.steps, edges, own)
+        own = None if self.contexts[0].features is None else int(self.images[0])
+        shapes = tuple(m.shape[1:] for m in self.maps)
+        return (shapes, self.grid.image_size, self.contexts[0].steps, edges, own)
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    r"""Words of a number of images.
+    r"""Words of a number of images, and their maps at a block.
 
     Args:
-        batches (tuple of Batch): the words are counted through them in order.
+        batches (tuple of Batch): of one class; the words are counted through them in order.
         ids (tuple): of the images, in order; a word's image number counts them.
+        layer (int): the block.
     """
 
     batches: tuple[Batch, ...]
     ids: tuple[Any, ...]
+    layer: int
+
+    @property
+    def kind(self) -> type[Batch]:
+        """How the words are scored."""
+        return type(self.batches[0])
 
     @property
     def images(self) -> Tensor:
@@ -110,7 +171,7 @@ class Collection:
         return len(self.images.unique())
 
     def __len__(self) -> int:
-        return sum(len(b.maps) for b in self.batches)
+        return len(self.images)
 
 
 def collect(
@@ -133,7 +194,7 @@ def collect(
             :class:`captum_dcam.data.Dataset`.
         ids (iterable): of the images, in order.
         preset (Preset): whose score, product and centring make the map; its refinements decide
-            whether repeated words are read.
+            whether repeated words, and states of image tokens, are read.
         layer (int, optional): block. Default: the family's recommended one
         prompt (str, optional): Default: the data's
         generation (dict, optional): the family's decoding settings.
@@ -142,7 +203,7 @@ def collect(
         progress (Progress, optional): is told of every image.
 
     Returns:
-        Collection: of the first grid of every image, which is the one that evaluations score.
+        Collection: of :class:`Masked`; the first grid of every image is scored.
 
     Raises:
         CalibrationError: an image cannot be read or explained (named); no word at all; too much to
@@ -153,19 +214,47 @@ def collect(
     plan = Plan(
         (variant,), prompt=prompt, words=("object",), seed=seed, generation=generation or {}
     )
-    trial, progress, listed = Trial(plan, adapter), progress or Silent(), tuple(ids)
-    groups: dict[Any, list[Batch]] = {}
-    size = 0
+    trial, listed = Trial(plan, adapter), tuple(ids)
+
+    def read(number: int, image_id: Any) -> Masked | None:
+        return _read(trial, preset, number, image_id, data.sample(image_id))
+
+    groups: dict[Any, list[Masked]] = {}
+    for batch in gathered(read, listed, "names an object with a mask", progress):
+        groups.setdefault(batch.key(), []).append(batch)
+    batches = tuple(_joined(same) for same in groups.values())
+    return Collection(batches, listed, adapter.check_layer(layer))
+
+
+def gathered(
+    read: Callable[[int, Any], B | None],
+    listed: Sequence[Any],
+    wanted: str,
+    progress: Progress | None,
+) -> list[B]:
+    r"""What is read of each image that has a word.
+
+    Args:
+        read (callable): of an image's number and id: its words, or None without any.
+        listed (sequence): ids.
+        wanted (str): what a word does that is wanted, for the error.
+        progress (Progress, optional): is told of every image.
+
+    Raises:
+        CalibrationError: as :func:`collect`.
+    """
+    found: list[B] = []
+    size, progress = 0, progress or Silent()
     progress.begin(len(listed), 0, 0)
     try:
         for number, image_id in enumerate(listed):
             progress.say(f"{image_id}")
             try:
-                batch = _read(trial, preset, number, image_id, data.sample(image_id))
+                batch = read(number, image_id)
             except (DcamError, OSError) as error:
                 raise CalibrationError(f"image {image_id!r}: {error}") from error
             if batch is not None:
-                groups.setdefault(batch.key(), []).append(batch)
+                found.append(batch)
                 size += batch.nbytes
             if size > MOST_BYTES:
                 raise CalibrationError(
@@ -175,45 +264,61 @@ def collect(
             progress.image(False)
     finally:
         progress.end()
-    if not groups:
+    if not found:
         raise CalibrationError(
-            f"{len(listed)} images and no word that names an object with a mask in the model's "
-            "answers: look at one with captum-dcam explain, and give another --prompt or other "
-            "images"
+            f"{len(listed)} images and no word that {wanted} in the model's answers: look at one "
+            "with captum-dcam explain, and give another --prompt or other images"
         )
-    return Collection(tuple(_joined(same) for same in groups.values()), listed)
+    return found
 
 
-def _read(trial: Trial, preset: Preset, number: int, image_id: Any, sample: Any) -> Batch | None:
+def base_maps(
+    forward: DenoisingForward, targets: Sequence[Target], preset: Preset
+) -> tuple[tuple[Tensor, ...], tuple[RefineContext, ...]]:
+    r"""Positive maps (N, h, w) of words of the bound answer and their contexts, one per grid, on
+    the CPU."""
+    # as the preset file reads, whatever is installed here
+    reading, refinements = preset.reading(tagger=DEFAULT_TAGGER), preset.refinements()
+    signed = word_maps.word_maps(forward, targets, [0] * len(targets), reading)
+    maps = tuple(m.relu().float().cpu() for m in signed)
+    own = None
+    if word_maps.needs_repeated(refinements):
+        own = word_maps.repeated_maps(forward, 0, reading)
+    contexts = []
+    for i, context in enumerate(word_maps.contexts_of(forward, None, refinements)):
+        repeated = torch.zeros_like(maps[i]) if own is None else own[i].float().cpu()
+        states = None if context.features is None else context.features.cpu()
+        repeated = repeated.expand_as(maps[i])
+        contexts.append(replace(context, repeated_maps=repeated, features=states))
+    return maps, tuple(contexts)
+
+
+def _read(trial: Trial, preset: Preset, number: int, image_id: Any, sample: Any) -> Masked | None:
     """The words of one image whose mask holds a pixel; None without any."""
     bound, _ = trial.answer(image_id, sample)
     words = [w for w in bound.words if any(bool(bound.masks[name].any()) for name in w.objects)]
     if not words:
         return None
-    # as the preset file reads, whatever is installed here
-    forward, reading = bound.forward, preset.reading(tagger=DEFAULT_TAGGER)
-    signed = word_maps.word_maps(forward, [w.target for w in words], [0] * len(words), reading)
-    maps = signed[0].relu().float().cpu()
-    own = word_maps.repeated_maps(forward, 0, reading) if trial.wants_repeated else None
-    repeated = torch.zeros_like(maps) if own is None else own[0].float().cpu().expand_as(maps)
-    context = word_maps.contexts_of(forward, None, preset.refinements())[0]
-    states = None if context.features is None else context.features.cpu()
-    return Batch(
+    maps, contexts = base_maps(bound.forward, [w.target for w in words], preset)
+    return Masked(
         maps,
         torch.full((len(words),), number),
-        replace(context, repeated_maps=repeated, features=states),
-        forward.request.layout.grids[0],
+        contexts,
+        bound.forward.request.layout.grids[0],
         tuple(np.packbits(stacked([w], bound.masks)[0].numpy()) for w in words),
     )
 
 
-def _joined(same: list[Batch]) -> Batch:
+def _joined(same: list[Masked]) -> Masked:
     """Words of several images in one batch."""
-    repeated = [m for b in same if (m := b.context.repeated_maps) is not None]
-    return Batch(
-        torch.cat([b.maps for b in same]),
+    contexts = []
+    for i, context in enumerate(same[0].contexts):
+        repeated = [m for b in same if (m := b.contexts[i].repeated_maps) is not None]
+        contexts.append(replace(context, repeated_maps=torch.cat(repeated)))
+    return Masked(
+        tuple(torch.cat(grid) for grid in zip(*(b.maps for b in same), strict=True)),
         torch.cat([b.images for b in same]),
-        replace(same[0].context, repeated_maps=torch.cat(repeated)),
+        tuple(contexts),
         same[0].grid,
         tuple(mask for b in same for mask in b.masks),
     )
@@ -231,18 +336,20 @@ class Chain:
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
-        self.evaluations = 0
+        #: settings that were scored, and the forward passes that this took
+        self.evaluations = self.passes = 0
         self._raw = tuple(b.maps for b in collection.batches)
-        self._done: list[tuple[Refinement, tuple[Tensor, ...]]] = []
+        self._done: list[tuple[Refinement, tuple[Grids, ...]]] = []
         self._scored: dict[str, Tensor] = {}
-        nothing = torch.zeros(len(LOCALIZATION_SCORES), dtype=torch.float64)
+        nothing = torch.zeros(len(collection.kind.columns), dtype=torch.float64)
         #: maps that were scored last and their scores; no map equals one of NaN
         self._last = [
-            (torch.full_like(m, float("nan")), nothing.repeat(len(m), 1)) for m in self._raw
+            (tuple(torch.full_like(m, float("nan")) for m in maps), nothing.repeat(len(maps[0]), 1))
+            for maps in self._raw
         ]
 
-    def refined(self, stages: Sequence[Refinement]) -> tuple[Tensor, ...]:
-        """Maps (N, h, w) of every batch after the stages."""
+    def refined(self, stages: Sequence[Refinement]) -> tuple[Grids, ...]:
+        """Maps (N, h, w) of every batch after the stages, one per grid."""
         same = 0
         for (known, _), stage in zip(self._done, stages, strict=False):
             if known != stage:
@@ -251,19 +358,19 @@ class Chain:
         found = self._done[same - 1][1] if same else self._raw
         if same < len(stages):
             del self._done[same:]
-        contexts = [b.context for b in self.collection.batches]
+        contexts = [b.contexts for b in self.collection.batches]
         for stage in stages[same:]:
             both = zip(found, contexts, strict=True)
-            found = tuple(word_maps.refine_words([m], [stage], [c])[0] for m, c in both)
+            found = tuple(word_maps.refine_words(m, [stage], c) for m, c in both)
             self._done.append((stage, found))
         return found
 
     def before(
         self, stages: Sequence[Refinement], stage: type[NamedRefinement]
     ) -> tuple[Tensor, ...]:
-        """Maps as they come to the stage of this class."""
+        """Maps (N, h, w) of the first grids as they come to the stage of this class."""
         at = next(i for i, s in enumerate(stages) if isinstance(s, stage))
-        return self.refined(stages[:at])
+        return tuple(maps[0] for maps in self.refined(stages[:at]))
 
     def statistics(
         self, stages: Sequence[Refinement], stage: type[NamedRefinement] | None = None
@@ -271,7 +378,7 @@ class Chain:
         r"""Mean, standard deviation and skewness (N,) of maps as they come to the stage of this
         class, see :func:`~captum_dcam.evaluation.measure.map_statistics`. Default: of the base maps
         from 0 to 1"""
-        levels = self.before(stages, stage) if stage else [min_max(m) for m in self._raw]
+        levels = self.before(stages, stage) if stage else [min_max(maps[0]) for maps in self._raw]
         found = [map_statistics(m) for m in levels]
         return {name: torch.cat([f[name] for f in found]) for name in found[0]}
 
@@ -296,7 +403,7 @@ class Chain:
         return float(touched.double().mean())
 
     def scores(self, stages: Stages) -> Tensor:
-        """(N, 4) float64, the columns of :data:`LOCALIZATION_SCORES` for every word."""
+        """(N, columns) float64 of every word, see :attr:`Batch.columns`."""
         key = canonical([s.describe() for s in stages])
         if key not in self._scored:
             self._score(self.refined(stages))
@@ -304,24 +411,20 @@ class Chain:
             self.evaluations += 1
         return self._scored[key]
 
-    def _score(self, refined: Sequence[Tensor]) -> None:
-        """Score every batch; words whose map is the last one's bit for bit keep their scores."""
+    def objective(self, stages: Stages) -> Tensor:
+        """(N,) float64, the column that a fit raises."""
+        kind = self.collection.kind
+        return self.scores(stages)[:, kind.columns.index(kind.objective)]
+
+    def _score(self, refined: Sequence[Grids]) -> None:
+        """Score every batch; words whose maps are the last ones bit for bit keep their scores."""
         for i, (batch, own) in enumerate(zip(self.collection.batches, refined, strict=True)):
             before, scores = self._last[i]
-            at = (own != before).flatten(1).any(1).nonzero().flatten().tolist()
+            pairs = zip(own, before, strict=True)
+            changed = torch.stack([(new != old).flatten(1).any(1) for new, old in pairs]).any(0)
+            at = changed.nonzero().flatten().tolist()
             scores = scores.clone()
             if at:
-                scores[at] = score(batch, own, at)
+                scores[at], passes = batch.scores(own, at)
+                self.passes += passes
             self._last[i] = own, scores
-
-
-def score(batch: Batch, maps: Tensor, at: list[int]) -> Tensor:
-    """(n, 4) float64 scores of the words ``at``, in pixels of the image as evaluations do."""
-    height, width = batch.grid.image_size
-    chunk = max(1, _PIXELS // (height * width))
-    out = []
-    for start in range(0, len(at), chunk):
-        part = at[start : start + chunk]
-        found = localization(batch.grid.to_pixels(maps[part]), batch.masks_of(part))
-        out.append(torch.stack([getattr(found, name).double() for name in LOCALIZATION_SCORES], 1))
-    return torch.cat(out)

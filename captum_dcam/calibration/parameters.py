@@ -1,6 +1,7 @@
 r"""The settings that are fitted, by flat names such as ``dacg.high_std``, in the search's order.
 
-A set of values is a dict from these names to numbers. ``akd.k_base`` may be None: AKD is left out.
+A set of values is a dict from these names to numbers, or to True and False for a switch.
+``akd.k_base`` may be None: AKD is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from captum_dcam.errors import CalibrationError
-from captum_dcam.refine import AKD, CBA, DACG, DACG_BRANCHES, SICD, NamedRefinement, Refinement
+from captum_dcam.refine import (
+    AKD,
+    CBA,
+    DACG,
+    DACG_BRANCHES,
+    SICD,
+    Affinity,
+    NamedRefinement,
+    Refinement,
+)
 
 Values = dict[str, float | None]
 Stages = tuple[Refinement, ...]
@@ -41,6 +51,8 @@ class Parameter:
         statistic (str): of thresholds: ``mean``, ``std`` or ``skewness`` of the maps as they come
             to the stage; then the search tries the values that :data:`SHARES` of maps lie beyond.
         below (bool): whether the maps below the threshold are meant.
+        unlabelled (bool): whether a fit without masks takes it: insertion asks the model again for
+            every value, and sees a map's order alone, which this one changes.
     """
 
     stage: type[NamedRefinement]
@@ -50,6 +62,7 @@ class Parameter:
     tried: tuple[float | None, ...] = ()
     statistic: str = ""
     below: bool = False
+    unlabelled: bool = False
 
     @property
     def name(self) -> str:
@@ -58,12 +71,17 @@ class Parameter:
 
     def ends(self, value: float | None) -> bool:
         """Whether a value is the last that the search tries, so that more might be better."""
-        return bool(self.tried) and value in (self.tried[0], self.tried[-1]) and bool(value)
+        if not self.tried or isinstance(value, bool):
+            return False
+        return value in (self.tried[0], self.tried[-1]) and bool(value)
 
 
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
+        Parameter(Affinity, "power", tried=(1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0), unlabelled=True),
+        Parameter(Affinity, "square", tried=(0.5, 1.0, 1.5, 2.0, 3.0, 4.0)),
+        Parameter(Affinity, "center", tried=(True, False), unlabelled=True),
         Parameter(AKD, "k_base", tried=(None, 1.5, 3, 5, 7, 11)),
         Parameter(DACG, "high_std", statistic="std"),
         Parameter(DACG, "high_mean", statistic="mean"),
@@ -86,8 +104,13 @@ PARAMETERS: dict[str, Parameter] = {
 }
 
 
-def values_of(stages: Sequence[Refinement]) -> Values:
+def values_of(stages: Sequence[Refinement], *, labels: bool = True) -> Values:
     r"""The parameters that these stages have, in the order of :data:`PARAMETERS`.
+
+    Args:
+        stages (sequence of Refinement): the preset's.
+        labels (bool, optional): of a fit with masks; False: those that one without takes.
+            Default: True
 
     Raises:
         CalibrationError: no stage that has any, or two of one class.
@@ -98,16 +121,23 @@ def values_of(stages: Sequence[Refinement]) -> Values:
         if len(own) > 1:
             raise CalibrationError(
                 f"{len(own)} stages are {parameter.stage.name!r}: which of them should be fitted? "
-                "Expected each of akd, dacg, cba and sicd at most once"
+                "Expected each refinement that is fitted at most once"
             )
-        if own:
+        if own and (labels or parameter.unlabelled):
             value = getattr(own[0], parameter.field)
             found[name] = value if parameter.part is None else value[parameter.part]
     if not found:
         listed = ", ".join(s.describe()["name"] for s in stages) or "none"
+        if labels:
+            raise CalibrationError(
+                f"the preset has no refinement with a setting that is fitted (its stages: "
+                f"{listed}): start from 'default' or 'paper'"
+            )
         raise CalibrationError(
-            f"the preset has no refinement with a threshold (its stages: {listed}): start from "
-            "'default' or 'paper'"
+            f"the preset has no affinity (its stages: {listed}), and a fit without labels searches "
+            "affinity's power and center alone, because the fit of thresholds to map shapes of "
+            "earlier versions gained nothing. Start from 'default', or give images with masks and "
+            "--labels (--dataset folder reads your own)"
         )
     return found
 

@@ -27,29 +27,37 @@ from captum_dcam.errors import CalibrationError
 
 if TYPE_CHECKING:
     from captum_dcam.calibration import Calibration, Collection, Gain
+    from captum_dcam.cli.printing import Say
+    from captum_dcam.data import Dataset
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.presets import Preset
 
-#: which words are explained without labels: nouns by the tagger, or every word
-WORDS = ("nouns", "all")
-LATER = "A fit without labels is not in this version: another one will come."
+#: columns of scores: what each is called, and its digits
+SCORES = {
+    "obj_iou": ("Obj-IoU", 4),
+    "contrast": ("Contrast", 2),
+    "concentration": ("Conc.", 4),
+    "f3": ("F3", 4),
+    "insertion": ("Insertion", 4),
+}
 
 
 class Options(Data):
     """The options of ``captum-dcam calibrate``."""
 
     images: Path | None = option(
-        None, WHAT, f"A folder of images without masks, instead of a data set. {LATER}"
+        None, WHAT, "A folder of images without masks, instead of a data set."
     )
     labels: bool = option(
         False,
         HOW,
-        f"Search for the highest F3 with the masks; else fit without them. {LATER}",
+        "Search for the highest F3 with the masks; else for the highest insertion, without them.",
         "--labels/--no-labels",
     )
     words: str = option(
         "nouns",
         WHAT,
-        f"Without labels: 'nouns' or 'all' words. {LATER}",
+        "Without labels: 'nouns' or 'all' words.",
         names="words",
         strict=True,
     )
@@ -58,6 +66,12 @@ class Options(Data):
     )
     check_limit: int | None = option(None, WHAT, "Number of these images.", shown="all", min=1)
     preset: str = preset_option("To start from")
+    layers: str | None = option(
+        None,
+        HOW,
+        "Blocks to try beside --layer: numbers with commas, or 'all'.",
+        shown="none",
+    )
     seed: int = option(0, DECODE, "Of sampling, cross-validation and intervals.")
     device: str = device_option()
     output: Path = output_option("preset.json", "The preset file.")
@@ -65,10 +79,11 @@ class Options(Data):
 
 @command
 def calibrate(options: Options) -> None:
-    """Fit the refinements' thresholds to a model, and save them as a preset.
+    """Fit the refinements and the block to a model, and save them as a preset.
 
-    Example: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
-    --check-limit 100; then captum-dcam explain photo.jpg --preset preset.json
+    Examples: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
+    --check-limit 100; captum-dcam calibrate --images photos -p "what is in the image ?" --layers
+    all; then captum-dcam explain photo.jpg --preset preset.json
     """
     run_and_print(options, run, document, print_calibration)
 
@@ -93,65 +108,111 @@ class Calibrated:
 
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
-    from captum_dcam.calibration import collect, compare, fit_labelled, values_of
-    from captum_dcam.evaluation.harness import Live, open_data, threads
+    from captum_dcam.calibration import compare, fit_blocks, values_of
+    from captum_dcam.evaluation.harness import threads
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
 
     base = preset(options.preset)
     generator(options.seed)  # refuses what no generator takes
+    if options.seed < 0:  # and what no evaluation does
+        raise CalibrationError(f"--seed is {options.seed}: expected a whole number, at least 0")
     stages = tuple(base.refinements())
-    values_of(stages)  # refuses what has nothing to fit
+    values_of(stages, labels=options.labels)  # refuses what has nothing to fit
     device = check_device(options.device)
     check_writable(options.output)
     generation = setting_pairs("--generation", options.generation)
     setting_pairs("--load", options.load)
-    settings = setting_pairs("--data", options.data)
-    _check_labels(options)
-    data = open_data({**settings, "name": options.dataset}, options.root)
+    given = _layers(options)
+    data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with threads(options.threads):
+    with threads(options.threads), progress() as say:
         adapter = load_chosen(options, device)
-        layer = adapter.check_layer(options.layer)
+        start = adapter.check_layer(options.layer if options.layer is not None else base.layer)
+        others = range(adapter.deepest_block + 1) if given is None else given
+        layers = dict.fromkeys((start, *map(adapter.check_layer, others)))
 
-        def collected(which: Sequence[Any], label: str) -> Collection:
-            own = {"preset": base, "data": data, "layer": layer, "generation": generation}
-            given = options.shared(collect, progress=Live(label), **own)
-            return collect(adapter, ids=which, **given)
+        def collected(which: Sequence[Any], layer: int, label: str) -> Collection:
+            return _collected(options, adapter, base, data, which, layer, generation, label, say)
 
-        maps = collected(ids, "calibrate")
-        with progress() as say:
-            found = fit_labelled(maps, stages, seed=options.seed, say=say)
+        blocks = (collected(ids, n, "calibrate") for n in layers)
+        found = fit_blocks(blocks, stages, seed=options.seed, say=say)
         checked = None
         if check_ids:
-            others = collected(check_ids, "check")
-            checked = compare(others, found.start, found.fitted, options.seed)
-    record = _record(options, adapter, layer, generation, data, ids, found)
+            before = after = collected(check_ids, start, "check")
+            if found.layer != start:
+                after = collected(check_ids, found.layer, "check")
+            checked = compare((before, found.start), (after, found.fitted), options.seed)
+    record = _record(options, adapter, generation, data, ids, found)
     if checked is not None:
         gain, routing = checked
         scores = {"scores": asdict(gain), "routing": list(routing)}
         record["check"] = {"images": list(check_ids), **scores}
-    write_preset(options.output, options.preset, base, found.fitted, record)
+    asked = options.layer is not None or len(layers) > 1 or base.layer is not None
+    layer = found.layer if asked else None
+    write_preset(options.output, options.preset, base, found.fitted, record, layer)
     return Calibrated(options.output, found, checked, record)
 
 
-def _check_labels(options: Options) -> None:
-    """Refuse what asks for a fit without labels, and seeds that no evaluation takes."""
-    if options.seed < 0:
-        raise CalibrationError(f"--seed is {options.seed}: expected a whole number, at least 0")
-    if options.images is not None and options.labels:
+def _collected(
+    options: Options,
+    adapter: Adapter,
+    base: Preset,
+    data: Any,
+    ids: Sequence[Any],
+    layer: int,
+    generation: dict[str, Any],
+    label: str,
+    say: Say,
+) -> Collection:
+    """The words of some images at a block; ``say`` is told of every image."""
+    from captum_dcam.calibration import collect, collect_answers
+    from captum_dcam.evaluation.harness import Progress
+
+    class Told(Progress):
+        def say(self, text: str) -> None:
+            say(f"{label}, block {layer}, image {text}")
+
+    call = collect if options.labels else collect_answers
+    given = {"preset": base, "data": data, "layer": layer, "generation": generation}
+    return call(adapter, ids=ids, **options.shared(call, progress=Told(), **given))
+
+
+def _layers(options: Options) -> list[int] | None:
+    """The blocks that ``--layers`` names; None for ``all``."""
+    if options.layers is None:
+        return []
+    if options.layers == "all":
+        return None
+    try:
+        return [int(one) for one in options.layers.split(",")]
+    except ValueError:
+        raise CalibrationError(
+            f"--layers {options.layers!r}: expected numbers of blocks with commas, as in 0,1,2, or "
+            "'all'"
+        ) from None
+
+
+def _opened(options: Options) -> Dataset[Any]:
+    """The data set, or a folder of images."""
+    from captum_dcam.data import ImageFolder
+    from captum_dcam.evaluation.harness import open_data
+
+    settings = setting_pairs("--data", options.data)
+    if options.images is None:
+        return open_data({**settings, "name": options.dataset}, options.root)
+    if options.labels:
         raise CalibrationError(
             "--images are images without masks: --labels needs a data set (--dataset folder reads "
             "your own images and masks)"
         )
-    if not options.labels:
-        given = "no --labels" if options.images is None else f"--images {options.images}"
+    if options.root is not None or options.data:
+        raise CalibrationError("--images brings its own files: leave out --root and --data")
+    if options.prompt is None:
         raise CalibrationError(
-            f"{given} asks for a fit without labels, which is not in this version: the fit to map "
-            "shapes of earlier versions gained nothing, and another fit will take its place. Give "
-            "images with masks and --labels (--dataset folder reads your own), or use "
-            "--preset default as it is"
+            "--images have no prompt: give one with --prompt, such as 'describe the image .'"
         )
+    return ImageFolder(options.images)
 
 
 def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
@@ -183,7 +244,6 @@ def _chosen(known: Sequence[Any], options: Options) -> tuple[list[Any], list[Any
 def _record(
     options: Options,
     adapter: Adapter,
-    layer: int,
     generation: dict[str, Any],
     data: Any,
     ids: Sequence[Any],
@@ -196,19 +256,21 @@ def _record(
     from captum_dcam.results.explanation import versions
 
     return {
-        "labels": True,
+        "labels": options.labels,
+        "objective": found.kind.objective,
         "model": options.model,
         "family": adapter.family,
         "weights": fingerprint(adapter.model),
         "regime": STORED_CACHES[adapter.cache],
-        "layer": layer,
+        "layer": found.layer,
+        "blocks": [[layer, objective] for layer, objective in found.blocks.items()],
         "dtype": options.dtype,
         "device": adapter.device.type,
         "data": data.describe(),
         "images": list(ids),
         "prompt": options.prompt,
         "generation": generation,
-        "words": "objects with a mask",
+        "words": "objects with a mask" if options.labels else options.words,
         "seed": options.seed,
         "used": {"images": found.images, "words": found.words},
         "changed": {name: [found.before[name], found.after[name]] for name in found.changed},
@@ -219,6 +281,8 @@ def _record(
         "scores": asdict(found.own),
         "cross_validated": asdict(found.held),
         "steps": [asdict(step) for step in found.steps],
+        "evaluations": found.evaluations,
+        "passes": found.passes,
         "versions": versions(),
     }
 
@@ -227,29 +291,22 @@ def _record(
 
 
 def print_calibration(done: Calibrated) -> None:
-    """The thresholds that changed, routing ratios, scores, and what they are worth."""
-    from captum_dcam.calibration import PARAMETERS
-
+    """What changed, blocks, routing ratios, scores, and what they are worth."""
     console, found = output_console(120), done.calibration
-    print_facts(
-        console,
-        {
-            "Fitted": "from masks: the highest mean F3",
-            "On": f"{found.words} words of {found.images} images",
-            "Model": f"{done.record['model']}, block {done.record['layer']}, "
-            f"weights {done.record['weights']}",
-        },
-    )
-    drawn = table_of("Threshold", "Before", "After", "", right=("Before", "After"))
-    for name in found.changed:
-        values = (found.before[name], found.after[name])
-        shown = ("off" if value is None else f"{value:g}" for value in values)
-        ends = "end of its grid" if PARAMETERS[name].ends(values[1]) else ""
-        drawn.add_row(Text(name), *shown, ends)
-    if found.changed:
-        console.print(drawn)
-    kept = len(found.before) - len(found.changed)
-    console.print(Text(f"{kept} others stay as they were, without gain.", style="dim"))
+    name = SCORES[found.kind.objective][0]
+    facts = {
+        "Fitted": f"from masks: the highest mean {name}"
+        if found.kind.labelled
+        else "without masks: the highest mean area under the insertion curve",
+        "On": f"{found.words} words of {found.images} images",
+        "Model": f"{done.record['model']}, block {found.layer}, weights {done.record['weights']}",
+    }
+    if len(found.blocks) > 1:
+        facts["Blocks"] = ", ".join(f"{n}: {best:.4f}" for n, best in found.blocks.items())
+    if found.passes:
+        facts["Passes"] = f"{found.passes} forward passes for {found.evaluations} settings"
+    print_facts(console, facts)
+    _print_changes(console, found)
     _print_routing(console, "DACG routing", found.routing)
     first, last = found.gated
     if first is not None and last is not None:
@@ -257,10 +314,35 @@ def print_calibration(done: Calibrated) -> None:
     gains = {"fitted on (flatters)": found.own, "cross-validated": found.held}
     if done.checked is not None:
         gains["other images"] = done.checked[0]
-    _print_scores(console, gains)
+    _print_scores(console, gains, name)
     if done.checked is not None:
         _print_routing(console, "Routing, other images", done.checked[1])
     print_facts(console, {"Preset": f"{done.file}  (captum-dcam explain --preset {done.file})"})
+
+
+def _print_changes(console: Console, found: Calibration) -> None:
+    """Block and settings that are not what they were."""
+    from captum_dcam.calibration import PARAMETERS
+
+    drawn = table_of("Setting", "Before", "After", "", right=("Before", "After"))
+    start = next(iter(found.blocks))
+    if found.layer != start:
+        drawn.add_row("block", str(start), str(found.layer), "")
+    for name in found.changed:
+        values = (found.before[name], found.after[name])
+        ends = "end of its grid" if PARAMETERS[name].ends(values[1]) else ""
+        drawn.add_row(Text(name), *map(_value, values), ends)
+    if drawn.row_count:
+        console.print(drawn)
+    kept = len(found.before) - len(found.changed)
+    console.print(Text(f"{kept} others stay as they were, without gain.", style="dim"))
+
+
+def _value(value: float | None) -> str:
+    """A setting as it is shown."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "off" if value is None else f"{value:g}"
 
 
 def _print_routing(
@@ -276,14 +358,16 @@ def _print_routing(
     console.print(drawn)
 
 
-def _print_scores(console: Console, gains: Mapping[str, Gain]) -> None:
+def _print_scores(console: Console, gains: Mapping[str, Gain], objective: str) -> None:
     """Before and after on each set of words, and whether the gain is beyond chance."""
-    heads = ("Images", "Words", "Obj-IoU", "Contrast", "Conc.", "F3", "Gain in F3 (95 %)")
+    columns = list(next(iter(gains.values())).before)
+    names = [SCORES[column][0] for column in columns]
+    heads = ("Images", "Words", *names, f"Gain in {objective} (95 %)")
     drawn = table_of("Scores", "", *heads, right=heads)
     for name, gain in gains.items():
         for label, scores in (("before", gain.before), ("after", gain.after)):
             sizes = (str(gain.images), str(gain.words)) if label == "before" else ("", "")
-            figures = [f"{scores[k]:.{2 if k == 'contrast' else 4}f}" for k in scores]
+            figures = [f"{scores[k]:.{SCORES[k][1]}f}" for k in columns]
             shift = f"{gain.gain:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
             shown = name if label == "before" else ""
             drawn.add_row(shown, label, *sizes, *figures, "" if label == "before" else shift)
@@ -293,7 +377,9 @@ def _print_scores(console: Console, gains: Mapping[str, Gain]) -> None:
             console.print(Text(f"No gain beyond chance: {name}.", style="yellow"))
         elif gain.high < 0:
             console.print(Text(f"A loss: {name}.", style="red"))
-    console.print(Text("Contrast is capped at 20, as in F3; means over words.", style="dim"))
+    capped = "Contrast is capped at 20, as in F3; means over words."
+    plain = "Mean area under the curve of the word's probability; means over words."
+    console.print(Text(capped if "contrast" in columns else plain, style="dim"))
 
 
 def document(done: Calibrated) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from captum_dcam.cli.options import (
     HOW,
     Answer,
     command,
+    layer_option,
     option,
     output_option,
     preset_option,
@@ -35,6 +36,7 @@ class Options(Answer):
     """The options of ``captum-dcam explain``."""
 
     preset: str = preset_option("A preset")
+    layer: int | None = layer_option("the preset file's, or recommended")
     product: str | None = option(
         None,
         HOW,
@@ -119,7 +121,7 @@ def run(options: Options) -> Result:
     folder = prepare_folder(options.output)
     with printing.progress() as say:
         image, scene, source = parsing.image_of(options)
-        forward = parsing.written(options, image, device, say)
+        forward = parsing.written(options, image, device, say, chosen.layer)
         say("Explaining its words")
         own = options.shared(
             explain_generation,

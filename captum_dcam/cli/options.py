@@ -167,7 +167,7 @@ NAMES = {
     "taggers": Names("tagger", "captum_dcam.model.tagging:TAGGERS", ("phrases", "nltk")),
     "tables": Names("table", "captum_dcam.evaluation.tables:TABLES", more=("all",)),
     "variants": Settled("method", "captum_dcam.methods:METHODS", more=(*FLOORS, "quick", "all")),
-    "words": Names("words", "captum_dcam.cli.calibrate:WORDS", ("nouns", "all")),
+    "words": Names("words", "captum_dcam.calibration:WORDS", ("nouns", "all")),
 }
 
 
@@ -225,6 +225,11 @@ def score_option(shown: str) -> str | None:
 def backward_option(shown: str) -> str | None:
     text = "How gradients pass through norms: {backwards}."
     return option(None, HOW, text, names="backwards", strict=True, shown=shown)
+
+
+def layer_option(shown: str) -> int | None:
+    text = "Block to read, from 0; a negative one counts from the end."
+    return option(None, HOW, text, shown=shown)
 
 
 def tagger_option(shown: str) -> str | None:
@@ -301,9 +306,7 @@ class Model(Base):
         names="caches",
         shown="the family's",
     )
-    layer: int | None = option(
-        None, HOW, "Block to read, from 0; a negative one counts from the end.", shown="recommended"
-    )
+    layer: int | None = layer_option("recommended")
     generation: list[str] | None = pairs(
         DECODE, "A decoding setting of the family, such as steps=32"
     )

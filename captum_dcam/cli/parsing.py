@@ -250,16 +250,21 @@ def decoding(options: Answer) -> dict[str, Any]:
 
 
 def written(
-    options: Answer, image: Image.Image, device: torch.device, say: Say
+    options: Answer,
+    image: Image.Image,
+    device: torch.device,
+    say: Say,
+    layer: int | None = None,
 ) -> DenoisingForward:
-    """The model with the answer that it wrote."""
+    """The model with the answer that it wrote, at ``layer`` where ``--layer`` is not given."""
     from captum_dcam.model.answers import bind_answer
     from captum_dcam.model.forward import DenoisingForward
 
     say("Loading the model")
     adapter = load_chosen(options, device)
     size = options.internal_batch_size
-    forward = DenoisingForward(adapter, options.layer, internal_batch_size=size)
+    block = layer if options.layer is None else options.layer
+    forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([[image]], [options.prompt])
     say("Writing the answer" if options.answer is None else "Reading the answer")
     drawn = generator(options.seed)

@@ -15,7 +15,7 @@ from captum_dcam.data.common import (
     dataset_names,
     register_dataset,
 )
-from captum_dcam.data.folder import FolderDataset
+from captum_dcam.data.folder import FolderDataset, ImageFolder
 from captum_dcam.data.grandf import GrandfDataset
 from captum_dcam.data.openpsg import OpenPsgDataset
 from captum_dcam.data.scenes import SceneDataset
@@ -30,6 +30,7 @@ __all__ = [
     "Dataset",
     "FolderDataset",
     "GrandfDataset",
+    "ImageFolder",
     "ObjectMask",
     "OpenPsgDataset",
     "Sample",

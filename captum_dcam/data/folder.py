@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from captum_dcam.data.common import (
+    BaseDataset,
     ImageId,
     Ledger,
     ListedDataset,
@@ -64,6 +65,18 @@ class FolderSample(Sample):
 def hidden(path: Path) -> bool:
     r"""Whether a file is none of the user's: macOS puts ``._dog.jpg`` beside ``dog.jpg``."""
     return path.name.startswith(".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    r"""The images of a folder, sorted; MissingFileError without any."""
+    with reading(folder):
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder} is no folder: expected one with images in it")
+        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+        found = [p for p in found if not hidden(p) and p.is_file()]
+    if not found:
+        raise MissingFileError(f"{folder} has no images: expected {', '.join(SUFFIXES)}")
+    return found
 
 
 def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]) -> Mask:
@@ -112,15 +125,11 @@ class FolderDataset(ListedDataset[FolderSample]):
         expected = [("images", [root / "images"]), ("masks", [root / "masks", table])]
         images, _ = expect("folder of images and masks", root, expected)
         self._paths: dict[Any, Path] = {}
-        for path in sorted(images.iterdir()):
-            if hidden(path) or path.suffix.lower() not in SUFFIXES or not path.is_file():
-                continue
+        for path in images_in(images):
             if path.stem in self._paths:
                 other = self._paths[path.stem].name
                 report(path.stem, f"image {path.stem}: {other} and {path.name} share a stem")
             self._paths.setdefault(path.stem, path)
-        if not self._paths:
-            raise MissingFileError(f"{images} has no images: expected {', '.join(SUFFIXES)}")
         parts = self._table(table, report) if table.is_file() else self._named(root, report)
         captions: dict[Any, list[str]] = {}
         if texts.is_file():
@@ -203,6 +212,37 @@ class FolderDataset(ListedDataset[FolderSample]):
                 ObjectMask(name, (name,), partial(read_parts, paths, image_id, size))
                 for name, paths in named.items()
             ),
+        )
+
+
+class ImageFolder(BaseDataset[FolderSample]):
+    r"""Images without masks: those of one folder, in the order of their names, which are the ids.
+
+    Args:
+        folder (path): with the images.
+
+    Raises:
+        FileNotFoundError: no folder, or no images in it.
+    """
+
+    name = "images"
+    kind = "free"
+
+    def __init__(self, folder: str | Path) -> None:
+        self._paths = {path.name: path for path in images_in(Path(folder))}
+        super().__init__(list(self._paths), Ledger("raise"), {})
+
+    def _sample(self, image_id: ImageId) -> FolderSample:
+        path = self._paths[str(image_id)]
+        height, width = stored_size(path, image_id, upright=True)
+        return FolderSample(
+            image_id=image_id,
+            path=path,
+            height=height,
+            width=width,
+            captions=[],
+            prompt=None,
+            objects=(),
         )
 
 
