@@ -58,6 +58,7 @@ OTHERS = {
     ("arc", "msea"): True,
     ("attn_lrp", "block"): 2,
     ("cp_lrp", "block"): 2,
+    ("diffusion_cam", "backward"): "exact",
     ("diffusion_cam", "center"): False,
     ("diffusion_cam_base", "refined"): False,
     ("kernel_shap", "samples"): 16,
