@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 
 import torch
 import typer
+from reports import machine
 
 from captum_dcam import DenoisingForward, load
 from captum_dcam.comparing import chosen_methods, compare_generation
@@ -102,20 +102,6 @@ def measure_scene(adapter, index: int, methods: list[str], layer: int | None) ->
         for r in one.rows
     ]
     return {"scene": index, "words": len(named), "layer": forward.layer, "rows": rows}
-
-
-def machine() -> str:
-    """Class of the machine and versions, without its name."""
-    import captum
-
-    model = next(
-        (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")),
-        platform.processor(),
-    )
-    return (
-        f"{model}, one thread a process; torch {torch.__version__}, captum {captum.__version__}, "
-        f"Python {platform.python_version()}"
-    )
 
 
 @app.command()

@@ -1,11 +1,13 @@
-"""What runs of the tests are told by: a JUnit file, the commit of a checkout, a table in a page.
+"""What runs are told by: a JUnit file, the commit of a checkout, the machine, a table in a page.
 
 Nothing but Python itself is needed.
 """
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,6 +39,18 @@ def commit(checkout: Path) -> str:
         [*git, "diff", "HEAD", "--name-only", "--diff-filter=M"], capture_output=True, text=True
     )
     return head.stdout.strip() + (" (changed)" if changed.stdout.strip() else "")
+
+
+def machine() -> str:
+    """Class of the machine and versions, without its name."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    found = (x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "captum", "transformers"))
+    return (
+        f"{next(found, platform.processor())}, one thread per process; {packages}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def rewritten(text: str, marks: tuple[str, str], made: str) -> str:

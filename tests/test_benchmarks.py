@@ -1,9 +1,15 @@
-"""Benchmarks run: their figures are for docs/COST.md, not for tests."""
+"""Benchmarks run: their figures are for the documents, not for tests."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from captum.attr import LayerGradCam
+
+from captum_dcam import DenoisingForward, explain_generation, load
+from captum_dcam.data.scenes import HELD_OUT, make_scene
+from captum_dcam.metrics import localization
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -21,3 +27,64 @@ def test_the_large_models_benchmark_on_its_smallest_size(monkeypatch, tmp_path):
     shape = large.SHAPES["8b"]
     each = 4 * shape.width**2 + 3 * shape.width * shape.mlp
     assert 7e9 < shape.blocks * each + 2 * shape.vocabulary * shape.width < 8.5e9
+
+
+def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
+    """The default's stored F3 is that of what explain shows; what is measured is not done again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    maps = pytest.importorskip("maps")
+    first, kept = maps.DEFAULT[0], torch.get_num_threads()
+    asked = tmp_path, "prefix", 61, 1, 1, 0, "0/1", [first, "attention", "oracle"]
+    maps.measure(*asked)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_mtime_ns
+    maps.measure(*asked)
+    torch.set_num_threads(kept)
+    assert path.stat().st_mtime_ns == before
+    answer = json.loads(path.read_text())["answers"][0]
+    scene, adapter = make_scene(HELD_OUT, 61), load("mini")
+    forward = DenoisingForward(adapter)
+    forward.generate(adapter.prepare([[scene.image]], ["describe the image ."]))
+    named = maps.described(scene, forward)
+    assert [n.target.text for n in named] == [w["text"] for w in answer["words"]]
+    shown = explain_generation(forward, [n.target for n in named])
+    pixels = forward.request.layout.grids[0].to_pixels(shown.maps[0])
+    found = localization(pixels, torch.stack([n.mask for n in named])).f3
+    assert answer["scores"][first]["affinity"]["f3"] == pytest.approx(found.tolist())
+    maps.table(tmp_path, "prefix", 61, 1)
+    lines = capsys.readouterr().out.splitlines()
+    mine = [line for line in lines if line.startswith(f"| {first} | affinity |")]
+    assert len(mine) == len([line for line in lines if line.startswith("## ")]) >= 2
+    assert all(line.split(" | ")[3:5] == ["–", "–"] for line in mine)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "none"])
+def test_what_costs_are_compared_with_finds_the_same(monkeypatch, cache):
+    """Grad-CAM by hand is Captum's, and the floor goes through what the library goes through."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cost = pytest.importorskip("cost")
+    forward, words = cost.bound("mini", cache, 4)
+    target = words[3].positions[0], words[3].token_ids[0]
+    captums = LayerGradCam(forward, forward.tap).attribute(
+        forward.request.pixels,
+        target,
+        additional_forward_args=forward.arguments(target),
+        relu_attributions=True,
+    )
+    torch.testing.assert_close(cost.grad_cam(forward, target)[None], captums.detach())
+
+
+def test_the_table_of_costs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cost = pytest.importorskip("cost")
+    forward, words = cost.bound("mini", "prefix", 4)
+    found = cost.configuration(forward, words[:2], [1, 2], 1)
+    assert found["answer"] == 2 and found["steps"]["count"] == forward.trajectory.steps
+    assert all(ms > 0 for works in found["words"].values() for ms in works.values())
+    stage = {"1 thread, alone": 1.0, "1 thread, beside a busy process": 2.0, cost.LOOP: 0.5}
+    report = {"machine": "M", "commit": "C", "counts": [1, 2], "repeats": 1}
+    made = cost.markdown({**report, "configurations": [found], "refinements": {"affinity": stage}})
+    assert "| affinity | 1.0 | 2.0 | 32× |" in made
+    rows = [line for line in made.splitlines() if line.startswith(f"| {cost.DEFAULT} |")]
+    ratios = [found["words"][n][cost.DEFAULT] / found["words"][n][cost.FLOOR] for n in "12"]
+    assert rows == [f"| {cost.DEFAULT} | {ratios[0]:.2f} / {ratios[1]:.2f} |"]

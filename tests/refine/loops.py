@@ -158,6 +158,29 @@ def sicd(image, repeated=None, lambda_max=0.5, gate=True, revert_below=None, **s
     return clean
 
 
+def affinity(seeds, states, shares, power, square, center):
+    """One picture's tokens: seeds (N,), states (N, D), shares (N,), by the formula, before the
+    maximum is divided by."""
+    count = len(seeds)
+    mean = sum(m * f for m, f in zip(shares, states, strict=True)) / sum(shares)
+    c = [f - mean if center else f for f in states]
+    kernel = np.zeros((count, count))
+    for i in range(count):
+        for j in range(count):
+            dice = 2 * np.dot(c[i], c[j]) / (np.dot(c[i], c[i]) + np.dot(c[j], c[j]))
+            kernel[i, j] = max(0, dice) ** power
+    degree = [sum(shares[j] * kernel[i, j] for j in range(count)) for i in range(count)]
+    return np.array(
+        [
+            sum(
+                shares[j] * kernel[i, j] * seeds[j] / np.sqrt(degree[i] * degree[j])
+                for j in range(count)
+            )
+            for i in range(count)
+        ]
+    )
+
+
 def paper(image, steps, height, repeated=None):
     """The paper preset: min-max, AKD, DACG, CBA, min-max, SICD."""
     image = cba(dacg(akd(min_max(image), steps, height)))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from refine import loops
 from refine.shared import few, random_maps
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
@@ -22,29 +23,6 @@ from captum_dcam.refine import affinity
 
 def normal(seed, *shape, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def by_loops(seeds, states, shares, power, square, center):
-    """One picture's tokens: seeds (N,), states (N, D), shares (N,), by the formula, before the
-    maximum is divided by."""
-    count = len(seeds)
-    mean = sum(m * f for m, f in zip(shares, states, strict=True)) / sum(shares)
-    c = [f - mean if center else f for f in states]
-    kernel = np.zeros((count, count))
-    for i in range(count):
-        for j in range(count):
-            dice = 2 * np.dot(c[i], c[j]) / (np.dot(c[i], c[i]) + np.dot(c[j], c[j]))
-            kernel[i, j] = max(0, dice) ** power
-    degree = [sum(shares[j] * kernel[i, j] for j in range(count)) for i in range(count)]
-    return np.array(
-        [
-            sum(
-                shares[j] * kernel[i, j] * seeds[j] / np.sqrt(degree[i] * degree[j])
-                for j in range(count)
-            )
-            for i in range(count)
-        ]
-    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +44,7 @@ def test_the_formula_over_tiles_and_frames(settings):
                 torch.cat([states[i].flatten(1).T for i in own]).numpy(),
                 torch.cat([shares[i].flatten() for i in own]).numpy(),
             )
-            spread.append(by_loops(*rows, known["power"], known["square"], known["center"]))
+            spread.append(loops.affinity(*rows, known["power"], known["square"], known["center"]))
         expected = (np.concatenate(spread) / max(s.max() for s in spread)) ** known["square"]
         result = np.concatenate([f[word].flatten().numpy() for f in found])
         np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
