@@ -1,5 +1,7 @@
 """Collections of made maps, pictures whose words have masks, and scores by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import tiny
 import torch
@@ -14,6 +16,8 @@ from captum_dcam.refine import RefineContext, paper_refinements
 SIDE, SIZE = 8, (24, 32)
 SHORT = {"gen_length": 16}
 PAPER = tuple(paper_refinements())
+#: the default preset's maps with the paper's four modules
+FOUR = replace(preset("default"), refinements=paper_refinements)
 FITTED = with_values(PAPER, {**values_of(PAPER), "dacg.high_std": 0.031, "cba.gamma": 0.25})
 
 
@@ -105,9 +109,9 @@ class _Labelled:
         return self.sample.image()
 
 
-def gathered(count=4, name="paper", data=Pictures, first=0, **options):
+def gathered(count=4, base=FOUR, data=Pictures, first=0, **options):
     """The collection of ``count`` pictures that the tiny model explains."""
     options = {"generation": SHORT, **options}
     ids = range(first, first + count)
     data = data(count, first=first)
-    return collect(tiny.adapter("prefix"), data, ids, preset(name), **options)
+    return collect(tiny.adapter("prefix"), data, ids, base, **options)

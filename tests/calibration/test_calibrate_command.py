@@ -1,11 +1,12 @@
 """``captum-dcam calibrate``: what it writes and prints, and how it fails."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
-from calibration.made_maps import PAPER, SHORT, Pictures, f3, gathered
+from calibration.made_maps import FOUR, PAPER, SHORT, Pictures, f3, gathered
 
 from captum_dcam import explain
 from captum_dcam.calibration import Chain
@@ -39,10 +40,12 @@ def command(monkeypatch, adapter, narrow):
 
 
 def test_command_with_a_check(command, tmp_path, capsys):
-    chosen = options(tmp_path, limit=12, check_start=20, check_limit=3)
+    start, exact = tmp_path / "four.json", replace(FOUR, backward="exact")
+    write_preset(start, "default", exact, PAPER, {})
+    chosen = options(tmp_path, preset=str(start), limit=12, check_start=20, check_limit=3)
     done = command(chosen)
     record = read_preset_file(tmp_path / "p.json")
-    assert record["base"] == "paper" and record["fitted"] == json.loads(json.dumps(done.record))
+    assert record["base"] == str(start) and record["fitted"] == json.loads(json.dumps(done.record))
     assert record["fitted"]["images"] == list(range(12))
     assert record["fitted"]["check"]["images"] == [20, 21, 22]
     assert record["fitted"]["labels"] is True and record["fitted"]["weights"]
@@ -50,7 +53,7 @@ def test_command_with_a_check(command, tmp_path, capsys):
     assert fitted == Compose(done.calibration.fitted)
     assert tuple(done.calibration.fitted) != PAPER, "the search has found something"
     gain, (before, after) = done.checked
-    other = gathered(3, first=20)
+    other = gathered(3, exact, first=20)
     assert gain.before["f3"] == pytest.approx(f3(other, PAPER), abs=1e-6)
     assert gain.after["f3"] == pytest.approx(f3(other, fitted), abs=1e-6)
     assert before == Chain(other).routing(PAPER) and after == Chain(other).routing(tuple(fitted))
