@@ -140,12 +140,13 @@ def test_what_is_written_of_the_maps_recomputed_with_numpy(narrow, dull):
         if isinstance(stage, SICD):
             touched = (std > stage.gate_std) | (skewness > stage.gate_skewness)
             assert fitted.gated[0] == touched.mean()
-        values = stage(values, found.batches[0].context)
+        values = stage(values, found.batches[0].contexts[0])
 
 
 def test_values_go_into_stages_and_come_out():
     values = values_of(PAPER)
-    assert list(values) == list(PARAMETERS) and values["cba.weights.max"] == 0.015
+    four = [name for name in PARAMETERS if not name.startswith("affinity")]
+    assert list(values) == four and values["cba.weights.max"] == 0.015
     assert with_values(PAPER, values) == PAPER
     changed = {**values, "dacg.percentiles.low_mean": 50.0, "cba.weights.mean": 0.4}
     stages = with_values(PAPER, changed)
