@@ -193,6 +193,8 @@ def fit_blocks(
 def tried(chain: Chain, stages: Stages, name: str) -> Sequence[float | None]:
     """What the search tries for a parameter, given the stages at hand."""
     parameter = PARAMETERS[name]
+    if not chain.collection.kind.labelled:
+        return parameter.few
     if not parameter.statistic:
         return parameter.tried
     values = chain.statistics(stages, parameter.stage)[parameter.statistic]

@@ -51,8 +51,9 @@ class Parameter:
         statistic (str): of thresholds: ``mean``, ``std`` or ``skewness`` of the maps as they come
             to the stage; then the search tries the values that :data:`SHARES` of maps lie beyond.
         below (bool): whether the maps below the threshold are meant.
-        unlabelled (bool): whether a fit without masks takes it: insertion asks the model again for
-            every value, and sees a map's order alone, which this one changes.
+        few (tuple): values of a search without masks, in which every value costs forward passes;
+            none where it leaves the parameter alone. Insertion sees a map's order alone, so these
+            are parameters that change it.
     """
 
     stage: type[NamedRefinement]
@@ -62,26 +63,32 @@ class Parameter:
     tried: tuple[float | None, ...] = ()
     statistic: str = ""
     below: bool = False
-    unlabelled: bool = False
+    few: tuple[float | None, ...] = ()
 
     @property
     def name(self) -> str:
         """Flat name."""
         return ".".join(filter(None, (self.stage.name, self.field, self.label)))
 
-    def ends(self, value: float | None) -> bool:
+    def ends(self, value: float | None, *, labels: bool = True) -> bool:
         """Whether a value is the last that the search tries, so that more might be better."""
-        if not self.tried or isinstance(value, bool):
+        tried = self.tried if labels else self.few
+        if not tried or isinstance(value, bool):
             return False
-        return value in (self.tried[0], self.tried[-1]) and bool(value)
+        return value in (tried[0], tried[-1]) and bool(value)
 
 
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
-        Parameter(Affinity, "power", tried=(1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0), unlabelled=True),
+        Parameter(
+            Affinity,
+            "power",
+            tried=(1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0),
+            few=(2.0, 4.0, 6.0, 8.0, 12.0),
+        ),
         Parameter(Affinity, "square", tried=(0.5, 1.0, 1.5, 2.0, 3.0, 4.0)),
-        Parameter(Affinity, "center", tried=(True, False), unlabelled=True),
+        Parameter(Affinity, "center", tried=(True, False), few=(True, False)),
         Parameter(AKD, "k_base", tried=(None, 1.5, 3, 5, 7, 11)),
         Parameter(DACG, "high_std", statistic="std"),
         Parameter(DACG, "high_mean", statistic="mean"),
@@ -123,7 +130,7 @@ def values_of(stages: Sequence[Refinement], *, labels: bool = True) -> Values:
                 f"{len(own)} stages are {parameter.stage.name!r}: which of them should be fitted? "
                 "Expected each refinement that is fitted at most once"
             )
-        if own and (labels or parameter.unlabelled):
+        if own and (labels or parameter.few):
             value = getattr(own[0], parameter.field)
             found[name] = value if parameter.part is None else value[parameter.part]
     if not found:

@@ -330,7 +330,11 @@ def _print_changes(console: Console, found: Calibration) -> None:
         drawn.add_row("block", str(start), str(found.layer), "")
     for name in found.changed:
         values = (found.before[name], found.after[name])
-        ends = "end of its grid" if PARAMETERS[name].ends(values[1]) else ""
+        ends = (
+            "end of its grid"
+            if PARAMETERS[name].ends(values[1], labels=found.kind.labelled)
+            else ""
+        )
         drawn.add_row(Text(name), *map(_value, values), ends)
     if drawn.row_count:
         console.print(drawn)

@@ -1,11 +1,14 @@
 """``captum-dcam calibrate``: what it writes and prints, and how it fails."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from calibration.made_maps import PAPER, Pictures, f3, gathered
+import tiny
+from calibration.made_maps import FOUR, PAPER, SHORT, Pictures, f3, gathered
 
+from captum_dcam import explain
 from captum_dcam.calibration import Chain
 from captum_dcam.cli import calibrate as calibrate_command
 from captum_dcam.cli.printing import print_json
@@ -13,12 +16,16 @@ from captum_dcam.errors import CalibrationError, UnknownNameError
 from captum_dcam.presets import preset, read_preset_file, write_preset
 from captum_dcam.refine import CBA, DACG, Compose, MinMax
 
+#: a fit without masks, which paper's stages cannot have
+FREE = {"labels": False, "preset": "default", "generation": ["gen_length=3"]}
+
 
 def options(tmp_path, **changes):
     own = dict(
         images=None, dataset="scenes", root=None, data=["count=40"], labels=True, words="nouns",
-        start=0, limit=4, check_start=None, check_limit=None, prompt=None, preset="default",
-        model="mini", load=None, cache=None, layer=None, generation=["gen_length=16"], seed=0,
+        start=0, limit=4, check_start=None, check_limit=None, prompt=None, preset="paper",
+        layers=None, model="mini", load=None, cache=None, layer=None,
+        generation=["gen_length=16"], seed=0,
         device="cpu", dtype="float32", threads=1, output=tmp_path / "p.json", json=False,
     )  # fmt: skip
     return calibrate_command.Options(**{**own, **changes})
@@ -33,10 +40,12 @@ def command(monkeypatch, adapter, narrow):
 
 
 def test_command_with_a_check(command, tmp_path, capsys):
-    chosen = options(tmp_path, limit=12, check_start=20, check_limit=3)
+    start, exact = tmp_path / "four.json", replace(FOUR, backward="exact")
+    write_preset(start, "default", exact, PAPER, {})
+    chosen = options(tmp_path, preset=str(start), limit=12, check_start=20, check_limit=3)
     done = command(chosen)
     record = read_preset_file(tmp_path / "p.json")
-    assert record["base"] == "default" and record["fitted"] == json.loads(json.dumps(done.record))
+    assert record["base"] == str(start) and record["fitted"] == json.loads(json.dumps(done.record))
     assert record["fitted"]["images"] == list(range(12))
     assert record["fitted"]["check"]["images"] == [20, 21, 22]
     assert record["fitted"]["labels"] is True and record["fitted"]["weights"]
@@ -44,7 +53,7 @@ def test_command_with_a_check(command, tmp_path, capsys):
     assert fitted == Compose(done.calibration.fitted)
     assert tuple(done.calibration.fitted) != PAPER, "the search has found something"
     gain, (before, after) = done.checked
-    other = gathered(3, first=20)
+    other = gathered(3, exact, first=20)
     assert gain.before["f3"] == pytest.approx(f3(other, PAPER), abs=1e-6)
     assert gain.after["f3"] == pytest.approx(f3(other, fitted), abs=1e-6)
     assert before == Chain(other).routing(PAPER) and after == Chain(other).routing(tuple(fitted))
@@ -74,24 +83,6 @@ def test_labelled_command_from_a_preset_file(command, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["seed"] == 4
 
 
-@pytest.mark.parametrize(
-    ("changes", "given"),
-    [
-        ({}, "no --labels"),
-        ({"check_limit": 1}, "no --labels"),
-        ({"words": "all"}, "no --labels"),
-        ({"images": Path("photos"), "data": None, "prompt": "?"}, "--images photos"),
-    ],
-)
-def test_a_fit_without_labels_is_not_in_this_version(tmp_path, monkeypatch, changes, given):
-    """What was given, that it is not there, and what to do now; nothing is loaded or written."""
-    monkeypatch.setattr(calibrate_command, "load_chosen", lambda *_, **__: pytest.fail("loaded"))
-    says = rf"{given} asks for .* not in this version: .* another fit .* --labels .* --preset"
-    with pytest.raises(CalibrationError, match=says):
-        calibrate_command.run(options(tmp_path, labels=False, **changes))
-    assert not (tmp_path / "p.json").exists()
-
-
 def test_a_preset_that_was_fitted_without_labels_is_read():
     """Written by the last version that had this fit."""
     file = Path(__file__).parent.parent / "fixtures" / "preset_without_labels.json"
@@ -103,7 +94,7 @@ def test_a_preset_that_was_fitted_without_labels_is_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "base"}, "no refinement with a threshold"),
+        ({"preset": "base"}, "no refinement with a setting that is fitted"),
         ({"preset": "papper"}, "did you mean 'paper'"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"words": "verbs"}, "unknown words"),
@@ -116,6 +107,16 @@ def test_a_preset_that_was_fitted_without_labels_is_read():
         ({"data": ["count"]}, "--data 'count': expected name=value"),
         ({"generation": ["x"]}, "--generation 'x': expected name=value"),
         ({"images": Path("x")}, "--images are images without masks"),
+        ({"layers": "1-3"}, "--layers '1-3': expected numbers of blocks with commas"),
+        ({"layers": "1,"}, "--layers '1,'"),
+        ({"labels": False}, "no affinity .*min_max.* without labels .* gained nothing.*'default'"),
+        ({"labels": False, "preset": "base"}, "no affinity .*none"),
+        (
+            {**FREE, "images": Path("none"), "data": None, "prompt": "?"},
+            "none is no folder: expected one with images",
+        ),
+        ({**FREE, "images": Path("x"), "data": None}, "--images have no prompt"),
+        ({**FREE, "images": Path("x"), "prompt": "?"}, "leave out --root and --data"),
         ({"seed": -1}, "--seed is -1"),
     ],
 )
@@ -124,6 +125,50 @@ def test_errors_before_any_work(tmp_path, monkeypatch, changes, message):
     with pytest.raises((ValueError, UnknownNameError, OSError), match=message):
         calibrate_command.run(options(tmp_path, **changes))
     assert not (tmp_path / "p.json").exists()
+
+
+def test_command_without_masks(command, tmp_path, capsys):
+    """Blocks, power and center by insertion; the preset names the block, and explain taps it."""
+    chosen = options(tmp_path, **FREE, words="all", limit=4, check_limit=1, layers="all")
+    done = command(chosen)
+    found, record = done.calibration, read_preset_file(tmp_path / "p.json")
+    assert list(found.before) == ["affinity.power", "affinity.center"]
+    assert list(found.blocks) == [adapter_block(), *others()] and not found.kind.labelled
+    assert record["layer"] == found.layer == record["fitted"]["layer"]
+    assert record["fitted"]["labels"] is False and record["fitted"]["words"] == "all"
+    assert 0 < found.passes == record["fitted"]["passes"]
+    assert found.evaluations <= 10 * len(found.blocks)
+    assert list(done.checked[0].before) == ["insertion"]
+    calibrate_command.print_calibration(done)
+    shown = capsys.readouterr().out
+    for text in ("without masks", "forward passes", "Insertion", "Blocks", "cross-validated"):
+        assert text in shown
+    read = preset(str(tmp_path / "p.json"))
+    assert read.layer == found.layer and tuple(read.refinements()) == found.fitted
+    explained = explain(tiny.adapter("prefix"), tiny.picture(), tiny.PROMPT, preset=read, **SHORT)
+    assert explained.settings["layer"] == found.layer
+
+
+def adapter_block():
+    return tiny.adapter("prefix").recommended_block
+
+
+def others():
+    return [n for n in range(tiny.adapter("prefix").deepest_block + 1) if n != adapter_block()]
+
+
+def test_images_of_a_folder(command, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(5):
+        tiny.picture(i).save(folder / f"{i}.png")
+    (folder / "note.txt").write_text("no image")
+    given = {"images": folder, "data": None, "prompt": tiny.PROMPT, "words": "all", "limit": 4}
+    done = command(options(tmp_path, **FREE, **given))
+    record = read_preset_file(tmp_path / "p.json")
+    assert record["fitted"]["images"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert "layer" not in record and preset(str(tmp_path / "p.json")).layer is None
+    assert done.calibration.layer == adapter_block()
 
 
 def test_too_little_data_writes_nothing(command, tmp_path):

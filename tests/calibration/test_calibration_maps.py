@@ -29,7 +29,7 @@ def test_scores_are_those_of_an_evaluation(adapter, tmp_path):
     assert found.images.tolist() == images and objects == {1, 2}
     assert chain.scores(PAPER)[:, 3].tolist() == pytest.approx(expected, abs=1e-5)
     assert chain.routing(PAPER) == {b: routes.count(b) / len(routes) for b in DACG_BRANCHES}
-    assert any(float(b.context.repeated_maps.max()) > 0 for b in found.batches)
+    assert any(float(b.contexts[0].repeated_maps.max()) > 0 for b in found.batches)
 
 
 def test_words_of_pictures_of_several_sizes():
@@ -47,7 +47,7 @@ def test_words_of_pictures_of_several_sizes():
     alone = [gathered(1, data=Sizes, first=i) for i in (0, 2, 1, 3)]
     rows = torch.cat([Chain(c).scores(PAPER) for c in alone])
     torch.testing.assert_close(Chain(found).scores(PAPER), rows, rtol=0, atol=1e-6)
-    gain, routing = compare(found, PAPER, PAPER)
+    gain, routing = compare((found, PAPER), (found, PAPER))
     assert gain.gain == gain.low == gain.high == 0 and routing[0] == routing[1]
 
 

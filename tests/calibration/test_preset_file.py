@@ -10,6 +10,7 @@ from calibration.made_maps import FITTED, SHORT
 from captum_dcam import explain
 from captum_dcam.attribution import DiffusionCAM
 from captum_dcam.errors import PresetError, UnknownNameError
+from captum_dcam.explaining import explain_generation
 from captum_dcam.presets import PRESETS, preset, read_preset_file, write_preset
 from captum_dcam.refine import Compose
 
@@ -33,6 +34,24 @@ def test_a_file_is_a_preset_wherever_a_name_is(file, adapter):
     ours = DiffusionCAM(forward, preset=str(file)).attribute(pixels, target)
     same = DiffusionCAM(forward).attribute(pixels, target, refinements=list(FITTED))
     assert torch.equal(ours, same)
+
+
+def test_a_file_names_the_block_that_explain_taps(file, adapter):
+    assert preset(str(file)).layer is None
+    assert adapter.recommended_block != 0 and adapter.deepest_block > 1
+    write_preset(file, "default", preset("default"), FITTED, {}, 0)
+    chosen = preset(str(file))
+    assert chosen.layer == 0
+
+    def tapped(**given):
+        found = explain(adapter, tiny.picture(), tiny.PROMPT, **given, **SHORT)
+        return found.settings["layer"]
+
+    assert tapped(preset=str(file)) == 0 and tapped(preset=str(file), layer=1) == 1
+    assert tapped(refinements=[]) == adapter.recommended_block
+    forward = tiny.bound("prefix")
+    found = explain_generation(forward, preset=chosen)
+    assert found.settings["layer"] == forward.layer != 0, "a forward keeps its own"
 
 
 def test_the_same_content_gives_the_same_bytes_and_replaces_presets_alone(file):
@@ -95,6 +114,9 @@ def damaged(file, change):
         (lambda r: (r.pop("digest"), r["refinements"][3].update(gamma=2)), "`gamma` is 2"),
         (lambda r: (r.pop("digest"), r.update(refinements=[{}])), "has no name"),
         (lambda r: (r.pop("digest"), r.update(refinements=None)), "refinements is None"),
+        (lambda r: (r.pop("digest"), r.update(layer="2")), "layer is 2: expected a block's number"),
+        (lambda r: (r.pop("digest"), r.update(layer=None)), "layer is None"),
+        (lambda r: (r.pop("digest"), r.update(layer=2, version=1)), "has .*layer, which no preset"),
     ],
 )
 def test_damage_teaches(file, change, message):

@@ -327,12 +327,12 @@ def test_calibration_refines_every_image_by_its_own_states():
     found = collect(forward_adapter, Pictures(2), [0, 1], base, generation=SHORT)
     assert len(found.batches) == 2
     for batch, refined in zip(found.batches, Chain(found).refined(stages), strict=True):
-        context = batch.context
+        (context,), (values,) = batch.contexts, batch.maps
         (expected,) = affinity_propagation(
-            [min_max(batch.maps)], [context.features], power=6.0, square=1.5
+            [min_max(values)], [context.features], power=6.0, square=1.5
         )
-        torch.testing.assert_close(refined, expected)
-    first, second = (b.context.features for b in found.batches)
+        torch.testing.assert_close(refined[0], expected)
+    first, second = (b.contexts[0].features for b in found.batches)
     assert not torch.equal(first, second)
     without = collect(forward_adapter, Pictures(2), [0, 1], preset("base"), generation=SHORT)
-    assert len(without.batches) == 1 and without.batches[0].context.features is None
+    assert len(without.batches) == 1 and without.batches[0].contexts[0].features is None
