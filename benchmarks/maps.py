@@ -4,11 +4,13 @@ r"""Do a method's maps lie on what words name, when all methods have the same re
     python benchmarks/maps.py table --start 2000 --scenes 300
 
 ``measure`` keeps one file per scene and goes on where it stopped; shards (``--shard 0/2``) share a
-folder. ``--curves 20`` adds deletion and insertion on the first twenty, which take most of an hour. Each method's maps are measured bare, with the paper's four modules (SICD subtracts the
-method's own maps of repeated words, as ``compare`` does) and with affinity propagation: a table
-that refines one method and leaves the others bare would say nothing about methods. Words are of
-kinds: shapes and colours of "describe the image ." and, in its answer's plural phrases, the same
-words once more by themselves; and the answers of "what shape …" and "what color …".
+folder. ``--curves 20`` adds deletion and insertion on the first twenty: minutes per scene.
+
+Each method's maps are measured bare, with the paper's four modules (SICD subtracts the method's own
+maps of repeated words, as ``compare`` does) and with affinity propagation: a table that refines one
+method and leaves the others bare would say nothing about methods. Words are of kinds: shapes and
+colours of "describe the image .", once more those of its plural phrases by themselves, and the
+answers of "what shape …" and "what color …".
 """
 
 from __future__ import annotations
