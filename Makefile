@@ -2,7 +2,7 @@
 # start.py, which README, CI and the targets below call; everything runs in its .venv-test.
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint format type test table methods results bench train notebooks explain clean
+.PHONY: help install check lint format type test table methods results maps bench train notebooks explain clean
 
 START := python3 start.py
 BIN := .venv-test/bin
@@ -41,8 +41,12 @@ results: install ## Measure and print every table of docs/RESULTS.md (two hours 
 	for i in 0 1; do $(BIN)/captum-dcam evaluate --suite all --data count=1100 --start 60 --limit 500 --shard $$i/2 -o runs/papers & done; wait
 	$(BIN)/python benchmarks/results.py --results runs/papers
 
-bench: install ## The figures of speed and memory in docs/COST.md
-	$(BIN)/python benchmarks/cost.py
+maps: install ## Measure what docs/MAPS.md reports, and print it (an hour on one core)
+	$(BIN)/python benchmarks/maps.py measure
+	$(BIN)/python benchmarks/maps.py table
+
+bench: install ## Measure the first part of docs/COST.md, and write it (four minutes)
+	$(BIN)/python benchmarks/cost.py --write
 
 train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m benchmarks.mini.training --out runs/mini

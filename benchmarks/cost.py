@@ -3,7 +3,9 @@ r"""What maps cost, as ratios from one run: ``python benchmarks/cost.py --write`
 Everything that is compared runs in turn, one after the other, again and again, and medians are
 divided: what else the machine does meets all alike. The unit is the floor of as many words: one
 forward of what lies above the tap and a backward for every word, written without the library.
-Refinements are timed against the plain numpy loops of ``tests/refine/loops.py``.
+What runs on one thread is timed by the processor's time, in which other processes hardly show.
+Refinements are timed by the clock, alone and beside a busy process, and the plain numpy loops of
+``tests/refine/loops.py`` beside them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from captum_dcam import DenoisingForward, DiffusionCAM, explain_generation, explain_steps, load
 from captum_dcam.comparing import generator_of, run_method
-from captum_dcam.data.scenes import HELD_OUT, make_scene
+from captum_dcam.data.scenes import HELD_OUT, SHAPE_OF, make_scene
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.refine import AKD, CBA, DACG, SICD, Affinity, RankGaussian, RefineContext
@@ -43,7 +45,7 @@ DEFAULT, FLOOR = "default, explain_generation", "floor"
 MAPS, LOOP = 64, "numpy loop, one map"
 #: works that take a call per word: one call is timed, and counts once for every word
 CALLS = ("default, attribute", "Captum's LayerGradCam", "Grad-CAM by hand")
-Work = Callable[[], Any]
+Work, Clock = Callable[[], Any], Callable[[], float]
 #: (step, response position, token): a logit that is read
 Read = tuple[int, int, int]
 
@@ -51,12 +53,14 @@ Read = tuple[int, int, int]
 # -- measuring -------------------------------------------------------------------------------------
 
 
-def seconds(work: Work, repeats: int) -> float:
+def seconds(work: Work, repeats: int, clock: Clock = time.perf_counter) -> float:
     """Median time of ``work`` after two warm-ups."""
-    return interleaved({"": work}, repeats, warm=2)[""]
+    return interleaved({"": work}, repeats, warm=2, clock=clock)[""]
 
 
-def interleaved(works: Mapping[str, Work], repeats: int, warm: int = 1) -> dict[str, float]:
+def interleaved(
+    works: Mapping[str, Work], repeats: int, warm: int = 1, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of every work; all run in turn, and each turn begins with another one."""
     times: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
@@ -64,11 +68,11 @@ def interleaved(works: Mapping[str, Work], repeats: int, warm: int = 1) -> dict[
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             _synchronize()
-            tick = time.perf_counter()
+            tick = clock()
             works[name]()
             _synchronize()
             if turn >= 0:
-                times[name].append(time.perf_counter() - tick)
+                times[name].append(clock() - tick)
     return {name: statistics.median(own) for name, own in times.items()}
 
 
@@ -202,19 +206,25 @@ def works_of(forward: DenoisingForward, words: Sequence[Target]) -> dict[str, Wo
 
 
 def bound(model: str, cache: str, block: int) -> tuple[DenoisingForward, tuple[Target, ...]]:
-    """A recorded generation that describes a scene of four objects, and its words, the last
-    first: these are objects."""
+    """A recorded generation that describes a scene of four objects, and its words, those of
+    shapes first."""
     adapter = load(model, cache=cache)
     scene = next(s for s in (make_scene(HELD_OUT, i) for i in range(100)) if len(s.groups) == 4)
     forward = DenoisingForward(adapter, block)
     forward.generate(adapter.prepare([[scene.image]], ["describe the image in detail ."]))
-    return forward, words_of(adapter, forward.trajectory.tokens[0].tolist())[::-1]
+    words = words_of(adapter, forward.trajectory.tokens[0].tolist())
+    return forward, tuple(sorted(words, key=lambda word: word.text not in SHAPE_OF))
 
 
 def configuration(
     forward: DenoisingForward, words: Sequence[Target], counts: Sequence[int], repeats: int
 ) -> dict[str, Any]:
-    """Milliseconds of all works by the number of words, of all steps of a word, and of batches."""
+    """Milliseconds of all works by the number of words, of all steps of a word, and of batches;
+    all of them of the processor's time, on one thread."""
+
+    def timed(works: Mapping[str, Work], turns: int, warm: int = 0) -> dict[str, float]:
+        return milliseconds(interleaved(works, turns, warm, time.process_time))
+
     trajectory, request = forward.trajectory, forward.request
     word = words[0]
     reads = [(s, word.positions[0], word.token_ids[0]) for s in range(trajectory.steps)]
@@ -234,16 +244,16 @@ def configuration(
     for n in counts:
         turns = max(1, 10 * repeats // max(10, n))  # fewer where each takes long
         works = works_of(forward, words[:n])
-        found = milliseconds(interleaved(works, turns, warm=n == counts[0]))
+        found = timed(works, turns, warm=n == counts[0])
         by_count[str(n)] = {k: v * n if k in CALLS else v for k, v in found.items()}
     return {
         "cache": trajectory.cache,
         "block": forward.layer,
         "answer": len(words),
-        "generation": seconds(generate, repeats) * 1e3,
+        "generation": seconds(generate, repeats, time.process_time) * 1e3,
         "words": by_count,
-        "steps": {"count": trajectory.steps, **milliseconds(interleaved(steps, repeats, warm=0))},
-        "batches": milliseconds(interleaved(batches, repeats, warm=0)),
+        "steps": {"count": trajectory.steps, **timed(steps, repeats)},
+        "batches": timed(batches, repeats),
         "peak MiB": {name: peak_bytes(work) / 2**20 for name, work in memory.items()},
     }
 
