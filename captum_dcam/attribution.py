@@ -380,9 +380,12 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         features: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, ...]:
         """Every example's maps, refined in its own context. Rows of changed pixels have features of
-        their own: those that the attribution's pass has read, else those of the first call."""
+        their own, of the first call: the attribution's pass has read them where the prefix is
+        cached."""
         forward: DenoisingForward = self.forward_func
         needed = word_maps.needs_features(refine)
+        if forward.trajectory.cache == "none":  # there the pass has read its token's step
+            features = None
         if not (needed or word_maps.needs_repeated(refine)):
             return word_maps.refine_words(
                 maps, refine, word_maps.contexts_of(forward, None, refine)

@@ -412,9 +412,8 @@ def explained_steps(
     refined = []
     for step, there in enumerate(at):
         here = [m[step] for m in signed]
-        call = step if reading.step is None and forward.trajectory.cache == "none" else reading.step
         own = mean_of(here, asked, there)
-        contexts = contexts_of(forward, own, refine, example=example, step=call)
+        contexts = contexts_of(forward, own, refine, example=example, step=reading.step)
         refined.append(refine_words([m[:count] for m in here], refine, contexts))
     peaks = tuple(m[:, :count].relu().amax((-2, -1)) for m in signed)
     maps = _to_peaks([torch.stack(grid) for grid in zip(*refined, strict=True)], peaks)

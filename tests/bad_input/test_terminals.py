@@ -51,7 +51,7 @@ def explained(monkeypatch, capsys, tmp_path):
     """The program, whose model is tiny and answers with a text."""
 
     def call(*arguments, answer=None):
-        def written(options, image, _device, _say):
+        def written(options, image, _device, _say, _layer=None):
             forward = captum_dcam.DenoisingForward(tiny.adapter("prefix"), 1)
             request = forward.adapter.prepare([[image]], [options.prompt])
             forward.generate(request, gen_length=4)

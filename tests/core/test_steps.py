@@ -101,7 +101,8 @@ def test_passes_are_one_prefill_and_the_steps_in_batches(size, monkeypatch):
     )
     products, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: products.append(1) or grad(*a, **k))
-    explain_steps(forward, [0, 3, 5], refinements=[])
+    # exact: torch.autograd.grad is called twice where a mode sees it
+    explain_steps(forward, [0, 3, 5], backward="exact", refinements=[])
     assert sum(calls) == 1 and sum(rows) == 8 * 3 and max(rows) == (size or 16)
     assert sum(products) == 8 * 3 + len(rows)
 
