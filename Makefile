@@ -45,7 +45,7 @@ maps: install ## Measure what docs/MAPS.md reports, and print it (an hour on one
 	$(BIN)/python benchmarks/maps.py measure
 	$(BIN)/python benchmarks/maps.py table
 
-bench: install ## Measure the first part of docs/COST.md, and write it (four minutes)
+bench: install ## Measure the first part of docs/COST.md, and write it (five minutes)
 	$(BIN)/python benchmarks/cost.py --write
 
 train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
