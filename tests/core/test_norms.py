@@ -164,6 +164,8 @@ NORMS = {
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
 def test_every_way_to_write_a_norm_is_linear_in_its_input(name, dtype):
     """With constant statistics a norm is linear but for its bias: J(x) x is its output without."""
+    if name == "rms_norm" and not hasattr(F, "rms_norm"):
+        pytest.skip("torch before 2.4 has no fused rms_norm")
     x, ramp = X.to(dtype).requires_grad_(), torch.arange(1.0, 25).view(4, 6)
     with constant_norms():
         out = NORMS[name](x)
