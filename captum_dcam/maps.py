@@ -19,6 +19,7 @@ from captum_dcam.model import gradients
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, TAGGERS
+from captum_dcam.model.tap import wide
 from captum_dcam.model.trajectory import Score, check_score
 from captum_dcam.model.words import Target, least_sure, repeated_function_words, words_of
 from captum_dcam.refine import Compose, RefineContext, Refinement, min_max, needs_of
@@ -60,8 +61,7 @@ def cam(features: Tensor, gradients: Tensor, product: str, center: bool) -> Tens
 
     ``center`` subtracts the mean over the positions of each channel from the features first.
     """
-    if features.dtype.itemsize <= 4:
-        features, gradients = features.float(), gradients.float()
+    features, gradients = wide(features), wide(gradients)
     if center:
         features = features - features.mean((-2, -1), keepdim=True)
     return PRODUCTS[product](features, gradients)

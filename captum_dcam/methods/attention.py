@@ -32,9 +32,9 @@ from captum_dcam.methods.base import (
     against,
     check_block,
     entered,
-    wide,
 )
 from captum_dcam.model.sequence import check_single, check_whole, padded
+from captum_dcam.model.tap import wide
 
 #: what to do about a model whose attention is computed where torch cannot show it
 INVISIBLE = (

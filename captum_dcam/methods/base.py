@@ -334,11 +334,6 @@ class PerPosition(PerWord):
         return maps, values[text_tokens(task.forward).positions] if self.facts.text else None
 
 
-def wide(x: Tensor) -> Tensor:
-    """Float32, or float64 where it was."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def against(logits: Tensor, foil: int | None) -> Tensor:
     """Logits (…, V) less the foil's, so that a token's is the difference; as they are without."""
     return logits if foil is None else logits - logits[..., foil, None]

@@ -29,8 +29,8 @@ from captum_dcam.methods.base import (
     check_counts,
     entered,
     seeded,
-    wide,
 )
+from captum_dcam.model.tap import wide
 
 #: what stands for "no image"
 BASELINES = ("mean", "zero")

@@ -13,9 +13,9 @@ from captum_dcam.methods.base import (
     check_choices,
     check_counts,
     entered,
-    wide,
 )
 from captum_dcam.model.gradients import gradients_of, no_path, watched
+from captum_dcam.model.tap import wide
 
 #: how the rivals' logits are averaged
 WEIGHTS = ("equal", "probability")

@@ -26,10 +26,10 @@ from captum_dcam.methods.base import (
     check_counts,
     entered,
     seeded,
-    wide,
 )
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import no_path
+from captum_dcam.model.tap import wide
 from captum_dcam.packages import needed
 
 PACKAGE = "pytorch_grad_cam"

@@ -21,7 +21,6 @@ from captum_dcam.methods.base import (
     check_block,
     entered,
     pairs_of,
-    wide,
 )
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
@@ -34,6 +33,7 @@ from captum_dcam.model.sequence import (
     split_grids,
     text_tokens,
 )
+from captum_dcam.model.tap import wide
 from captum_dcam.model.words import Target
 
 #: number of logits held at once: 2 ** 24 float32 are 64 MiB

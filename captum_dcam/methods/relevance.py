@@ -39,7 +39,6 @@ from captum_dcam.methods.base import (
     TokenValues,
     against,
     entered,
-    wide,
 )
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.norms import (
@@ -50,6 +49,7 @@ from captum_dcam.model.norms import (
     with_gradient_of,
 )
 from captum_dcam.model.sequence import outputs_of, padded
+from captum_dcam.model.tap import wide
 
 #: f(x) of one tensor with f(0) = 0, and the slope at 0, where f(x) / x is not defined
 ACTIVATIONS = {

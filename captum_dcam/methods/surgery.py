@@ -32,12 +32,11 @@ from captum_dcam.methods.base import (
     check_block,
     entered,
     pairs_of,
-    wide,
 )
 from captum_dcam.methods.lens import lens_logits
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.sequence import image_positions, outputs_of, split_grids, unkept
-from captum_dcam.model.tap import hidden_of, replace_hidden
+from captum_dcam.model.tap import hidden_of, replace_hidden, wide
 from captum_dcam.model.words import Target
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.methods.base import AttributionTask, wide
+from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.sequence import (
@@ -21,6 +21,7 @@ from captum_dcam.model.sequence import (
     split_grids,
     text_tokens,
 )
+from captum_dcam.model.tap import wide
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 

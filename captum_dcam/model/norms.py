@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_dcam import checks
 from captum_dcam.errors import MethodError
+from captum_dcam.model.tap import wide
 
 #: how gradients pass through norms
 BACKWARDS = ("exact", "constant_norms")
@@ -81,7 +82,7 @@ def fused_norm(
     dims = tuple(range(-len(tuple(normalized_shape)), 0))
     with torch.enable_grad():
         layer = func.__name__ == "layer_norm"
-        full = input if input.dtype == torch.float64 else input.float()
+        full = wide(input)  # once: its gradient is rounded once
         centred = full - full.mean(dims, keepdim=True) if layer else full
         # ε as torch takes it: after the bias in layer_norm, and with its defaults
         position = 1 if layer else 0

@@ -57,6 +57,11 @@ def not_finite(what: str, dtype: torch.dtype) -> NotFiniteError:
     return NotFiniteError(f"{what} are NaN or infinite, computed in {name}: {advice}")
 
 
+def wide(x: Tensor) -> Tensor:
+    """Float32, or float64 where it was."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def gather(hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """Image tokens of a sequence (B, L, D) as feature maps, one (B, D, h, w) per grid."""
     maps = []
