@@ -1,16 +1,18 @@
-r"""Do a method's maps lie on what words name, when all methods have the same refinements?
+r"""Every method's maps with every refinement: are they on what words name, are they faithful?
 
-    python benchmarks/maps.py measure --start 2000 --scenes 300
+    python benchmarks/maps.py measure --start 2000 --scenes 300 -M quick
     python benchmarks/maps.py table --start 2000 --scenes 300
 
 ``measure`` keeps one file per scene and goes on where it stopped; shards (``--shard 0/2``) share a
-folder. ``--curves 20`` adds deletion and insertion on the first twenty: minutes per scene.
+folder. ``--curves`` adds deletion and insertion, ``--sanity`` how much of a map is left when the
+model or the answer around its word changes: minutes per scene, so ``--words 1`` takes one word of
+each kind per scene.
 
-Each method's maps are measured bare, with the paper's four modules (SICD subtracts the method's own
-maps of repeated words, as ``compare`` does) and with affinity propagation: a table that refines one
-method and leaves the others bare would say nothing about methods. Words are of kinds: shapes and
-colours of "describe the image .", once more those of its plural phrases by themselves, and the
-answers of "what shape …" and "what color …".
+Each raw map is computed once, and measured bare, with the paper's four modules (SICD subtracts the
+method's own maps of repeated words, as ``compare`` does), with affinity propagation, and with both:
+a table that refines one method and leaves the others bare would say nothing about methods. Words
+are of kinds: shapes and colours of "describe the image .", once more those of its plural phrases by
+themselves, and the answers of "what shape …" and "what color …".
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 
 import torch
 import typer
+from maps_tables import REFINED, app
 from reports import commit, machine
 from torch import Tensor
 from tqdm import tqdm
@@ -32,65 +35,90 @@ from tqdm import tqdm
 from captum_dcam import DenoisingForward, faithfulness, load, maps
 from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPE_OF, Scene, make_scene, named_object
-from captum_dcam.errors import StoreError
 from captum_dcam.evaluation import FLOORS, Word
 from captum_dcam.evaluation.measure import numbers
-from captum_dcam.files import read_json, write_json
-from captum_dcam.methods import AttributionTask, Method, method
-from captum_dcam.metrics import cluster_bootstrap, localization, pointing_game
+from captum_dcam.faithfulness.sanity import rank_correlation
+from captum_dcam.files import write_json
+from captum_dcam.methods import AttributionTask, Method, method, method_names
+from captum_dcam.metrics import localization, pointing_game
 from captum_dcam.model.words import Target, answer_token_texts, words_of
 from captum_dcam.refine import Affinity, Compose, paper_refinements
 
-app = typer.Typer(add_completion=False)
 FOLDER = Path("runs/maps")
 PROMPT = "describe the image ."
-#: rows of the tables by name; the first is the default preset's base map
-METHODS: dict[str, Method] = {
-    "gradient, constant norms": method("diffusion_cam", refined=False),
-    "gradient, exact norms": method("diffusion_cam", refined=False, backward="exact"),
-    "Grad-CAM, last step": method("diffusion_cam_base"),
-    "CP-LRP": method("cp_lrp"),
-    "AttnLRP": method("attn_lrp"),
-    "TAM": method("tam"),
-    "attention": method("attention"),
-    "grad-rollout": method("grad_rollout"),
+#: presets without their refinements; the paper's is the base preset's
+BARE = {"diffusion_cam": method("diffusion_cam", refined=False)}
+#: rows beside the methods as they are: another setting, or the last step's logits, at which these
+#: methods were better on scenes 60 to 159
+MORE: dict[str, tuple[Method, str]] = {
+    "diffusion_cam, exact norms": (
+        method("diffusion_cam", refined=False, backward="exact"),
+        "commit",
+    ),
+    **{
+        f"{name}, last step": (method(name), "final")
+        for name in ("finer_cam", "llava_cam", "pgc_dff", "pgc_gradcam_plus_plus", "pgc_xgradcam")
+    },
 }
+#: what a row is: a method, and the state it reads
+METHODS: dict[str, tuple[Method, str]] = {
+    name: (BARE.get(name, method(name)), "commit")
+    for name in method_names()
+    if name != "diffusion_cam_paper"
+} | MORE
 #: maps that look at no model: the masks on the token grid, a blob in the middle, noise
 LIMITS = ("oracle", "center_blob", "random")
-REFINEMENTS = {
-    "affinity": Compose([Affinity()]),
-    "four modules": paper_refinements(),
+#: methods of so many passes a word, without those that explain all words together
+LONG = 8
+STAGES = {
     "bare": Compose([]),
+    "four modules": paper_refinements(),
+    "affinity": Compose([Affinity()]),
+    "both": Compose([*paper_refinements(), Affinity()]),
 }
-#: the default preset
-DEFAULT = ("gradient, constant norms", "affinity")
-KINDS = {
-    "shape": "Shape words",
-    "color": "Colour words",
-    "plural": "Of both, words for several objects",
-    "what shape": "Answers to “what shape …”",
-    "what color": "Answers to “what color …”",
-}
-SCORES = {
-    "f3": "F3 %",
-    "pointing": "pointing %",
-    "share": "mass on the object %",
-    "deletion": "deletion % ↓",
-    "insertion": "insertion % ↑",
-}
+#: the refinements that long measurements are made with
+PAIR = ("bare", "affinity")
+#: of deletion and insertion; the first and the last are the same for all maps
+FRACTIONS = (0.0, 0.05, 0.2, 0.5, 1.0)
+assert tuple(STAGES) == REFINED
+#: of N words; None where there is nothing to score against
+Scores = list[float | None]
+
+
+def is_long(name: str) -> bool:
+    """Whether a row takes many passes a word."""
+    if name in LIMITS:
+        return False
+    facts = METHODS[name][0].facts
+    return facts.expensive or int(facts.passes.split()[0]) >= LONG
+
+
+def rows_of(asked: Sequence[str] | None) -> list[str]:
+    """Names of rows: ``quick`` and ``long`` stand for all of a kind, with the default and limits
+    beside them; the default always comes first, so that all is paired with it."""
+    names: list[str] = ["diffusion_cam"]
+    for one in asked or ("quick", "long"):
+        if one in ("quick", "long"):
+            names += [n for n in (*METHODS, *LIMITS) if is_long(n) == (one == "long")]
+        elif one in METHODS or one in LIMITS:
+            names.append(one)
+        else:
+            raise typer.BadParameter(f"{one!r}: expected quick, long or of {[*METHODS, *LIMITS]}")
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A word, its kind, whether it names several objects, and their mask (H, W) bool."""
+    """A word, its kind, the objects that it names and how many, and their mask (H, W) bool."""
 
     target: Target
     kind: str
+    thing: str
     plural: bool
     mask: Tensor = field(repr=False)
 
 
-# -- measuring -------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def described(scene: Scene, forward: DenoisingForward) -> list[Named]:
@@ -105,8 +133,20 @@ def described(scene: Scene, forward: DenoisingForward) -> list[Named]:
         if count:
             kind = "shape" if word.text in SHAPE_OF else "color"
             mask = torch.from_numpy(scene.mask_of(color, shape))
-            out.append(Named(word, kind, count > 1, mask))
+            out.append(Named(word, kind, f"{color} {shape}", count > 1, mask))
     return out
+
+
+def some_of(named: Sequence[Named], count: int, index: int) -> list[Named]:
+    """At most ``count`` words of each kind, from another place in every scene; 0: all."""
+    if not count:
+        return list(named)
+    kept = []
+    for kind in dict.fromkeys(n.kind for n in named):
+        own = [n for n in named if n.kind == kind]
+        turned = [own[(index + i) % len(own)] for i in range(min(count, len(own)))]
+        kept += [n for n in own if n in turned]
+    return kept
 
 
 def answered(
@@ -123,13 +163,16 @@ def answered(
     count = sum(color in (None, o.color) and shape in (None, o.shape) for o in scene.objects)
     words = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
     right = [w for w in words if w.text == answer][:1]
-    return [Named(w, f"what {kind}", count > 1, mask) for w in right]
+    return [Named(w, f"what {kind}", answer, count > 1, mask) for w in right]
+
+
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def raw_maps(
     forward: DenoisingForward, named: Sequence[Named], name: str, seed: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """A method's or limit's maps (N, h, w) per grid, and those of repeated words that SICD takes.
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None, dict[str, float]]:
+    """A row's maps (N, h, w) per grid, those of repeated words that SICD takes, and what they cost.
 
     The oracle knows each word's mask as an object of the word's own.
     """
@@ -137,62 +180,133 @@ def raw_maps(
     if name in LIMITS:
         words = [Word(t, "", "object", None, (str(i),)) for i, t in enumerate(targets)]
         masks = {str(i): n.mask for i, n in enumerate(named)}
-        return FLOORS[name](words, masks, forward.request.layout, seed)[0], None
-    repeated = maps.repeated_words(forward)
+        return FLOORS[name](words, masks, forward.request.layout, seed)[0], None, {}
+    made_by, score = METHODS[name]
+    # a method of many passes leaves repeated words out: SICD has nothing to subtract then
+    repeated = () if is_long(name) else maps.repeated_words(forward)
     asked = maps.with_repeated(targets, repeated)
-    task = AttributionTask(forward, asked, "commit", generator_of(seed, name))
-    found = run_method(METHODS[name], task, errors="raise").found.maps
-    return tuple(m[: len(targets)] for m in found), maps.mean_of(found, asked, repeated)
+    task = AttributionTask(forward, asked, score, generator_of(seed, made_by.name))
+    run = run_method(made_by, task, errors="raise")
+    found, cost = run.found.maps, run.cost
+    cost_of = {"forwards": cost.forwards, "backwards": cost.backwards, "seconds": cost.seconds}
+    each = {kind: value / len(asked) for kind, value in cost_of.items()}
+    return (
+        tuple(m[: len(targets)] for m in found),
+        maps.mean_of(found, asked, repeated) if repeated else None,
+        each,
+    )
+
+
+def localized(pixels: Tensor, named: Sequence[Named]) -> dict[str, Scores]:
+    """Scores of maps (N, H, W) against their words' masks; ``placebo``: against the first other
+    object's, None where the scene has none that is named."""
+    masks = torch.stack([n.mask for n in named])
+    found = localization(pixels, masks)
+    others = [next((m for m in named if m.thing != n.thing), None) for n in named]
+    placebo = [
+        None if other is None else float(localization(one, other.mask).f3)
+        for one, other in zip(pixels, others, strict=True)
+    ]
+    return {
+        "f3": numbers(found.f3),
+        "pointing": numbers(pointing_game(pixels, masks)),
+        "share": numbers(found.concentration),
+        "placebo": placebo,
+    }
 
 
 def measure_words(
-    forward: DenoisingForward, named: Sequence[Named], names: Sequence[str], seed: int, curves: bool
-) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Scores of N words: method → refinement → score → N values."""
-    masks, grid = torch.stack([n.mask for n in named]), forward.request.layout.grids[0]
-    out: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for name in names:
-        raw, own = raw_maps(forward, named, name, seed)
-        out[name] = {}
-        for label, stages in REFINEMENTS.items():
-            refined = maps.refine_words(raw, stages, maps.contexts_of(forward, own, stages))
-            pixels = grid.to_pixels(refined[0])
-            found = localization(pixels, masks)
-            scores = {
-                "f3": found.f3,
-                "pointing": pointing_game(pixels, masks),
-                "share": found.concentration,
-            }
-            for test in (faithfulness.deletion, faithfulness.insertion) if curves else ():
-                targets = [n.target for n in named]
-                scores[test.__name__] = test(forward, targets, refined, controls=0).auc
-            out[name][label] = {score: numbers(values) for score, values in scores.items()}
-    return out
+    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int
+) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, dict[str, Scores]], dict[str, float]]:
+    """One row's maps of N words, refinement → one (N, h, w) per grid; their scores, refinement →
+    score → N values; and what a word costs."""
+    grid = forward.request.layout.grids[0]
+    raw, own, cost = raw_maps(forward, named, name, seed)
+    refined = {
+        label: maps.refine_words(raw, stages, maps.contexts_of(forward, own, stages))
+        for label, stages in STAGES.items()
+    }
+    scores = {label: localized(grid.to_pixels(m[0]), named) for label, m in refined.items()}
+    return refined, scores, cost
+
+
+def faithful(
+    forward: DenoisingForward, named: Sequence[Named], found: Sequence[tuple[Tensor, ...]]
+) -> list[dict[str, list[float]]]:
+    """Areas under the curves of R maps of N words each; what R maps share is computed once."""
+    targets = [n.target for n in named] * len(found)
+    together = [torch.cat([m[i] for m in found]) for i in range(len(found[0]))]
+    areas = {
+        test.__name__: test(forward, targets, together, controls=0, fractions=FRACTIONS).auc
+        for test in (faithfulness.deletion, faithfulness.insertion)
+    }
+    shape = len(found), len(named)
+    return [
+        {what: numbers(row) for what, row in zip(areas, rows, strict=True)}
+        for rows in zip(*(a.view(shape) for a in areas.values()), strict=True)
+    ]
+
+
+def sanity(
+    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int
+) -> dict[str, dict[str, list[float]]]:
+    """Rank correlation of N maps with those after a change, refinement → change → N values."""
+    seen: list[dict[str, Tensor]] = []
+
+    def explain(one: DenoisingForward, targets: tuple[Target, ...]) -> tuple[Tensor, ...]:
+        own = [n for n in named if n.target in targets]
+        raw = raw_maps(one, own, name, seed)[0]
+        rows = {}
+        for label in PAIR:
+            stages = STAGES[label]
+            refined = maps.refine_words(raw, stages, maps.contexts_of(one, None, stages))
+            rows[label] = torch.cat([m.flatten(1) for m in refined], 1).cpu().double()
+        seen.append(rows)
+        return raw
+
+    targets = [n.target for n in named]
+    drawn = torch.Generator().manual_seed(seed)
+    faithfulness.parameter_randomization(forward, targets, explain, drawn, stages=(1, -1))
+    first, last, everything = seen
+    seen.clear()
+    faithfulness.answer_shuffle(forward, targets, explain, drawn)
+    shuffled = {label: torch.cat([one[label] for one in seen[1:]]) for label in first}
+    changes = {"last block": last, "all weights": everything, "other answer": shuffled}
+    return {
+        label: {w: numbers(rank_correlation(rows, m[label])) for w, m in changes.items()}
+        for label, rows in first.items()
+    }
 
 
 def measure_scene(
-    adapter: Any, index: int, names: Sequence[str], questions: bool, curves: bool
+    adapter: Any, index: int, names: Sequence[str], words: int, at: dict[str, bool]
 ) -> dict[str, Any]:
-    """Everything of one scene: words and scores of each answer, and how many were asked for."""
+    """Everything of one scene: words, scores and costs of each answer, and how many were asked."""
     scene = make_scene(HELD_OUT, index)
-    asked = [q for q in scene.questions if q[0] in ("shape", "color")] if questions else []
+    asked = [q for q in scene.questions if q[0] in ("shape", "color")] if at["questions"] else []
     answers = []
     for kind, prompt, answer in [("", PROMPT, ""), *asked]:
         forward = DenoisingForward(adapter)
         forward.generate(adapter.prepare([[scene.image]], [prompt]))
-        if kind:
-            named = answered(scene, forward, kind, prompt, answer)
-        else:
-            named = described(scene, forward)
-        answers.append(
-            {
-                "prompt": prompt,
-                "words": [
-                    {"text": n.target.text, "kind": n.kind, "plural": n.plural} for n in named
-                ],
-                "scores": measure_words(forward, named, names, index, curves) if named else {},
-            }
+        found = (
+            answered(scene, forward, kind, prompt, answer) if kind else described(scene, forward)
         )
+        named = some_of(found, words, index)
+        shown: dict[tuple[str, str], tuple[Tensor, ...]] = {}
+        scores: dict[str, dict[str, dict[str, Scores]]] = {}
+        costs: dict[str, dict[str, float]] = {}
+        for name in names if named else ():
+            refined, scores[name], costs[name] = measure_words(forward, named, name, index)
+            shown |= {(name, label): refined[label] for label in PAIR}
+            if at["sanity"] and not kind and name not in LIMITS:
+                for label, values in sanity(forward, named, name, index).items():
+                    scores[name][label] |= values
+        if at["curves"] and shown:
+            areas = faithful(forward, named, list(shown.values()))
+            for (name, label), values in zip(shown, areas, strict=True):
+                scores[name][label] |= values
+        own = [{"text": n.target.text, "kind": n.kind, "plural": n.plural} for n in named]
+        answers.append({"prompt": prompt, "words": own, "scores": scores, "costs": costs})
     layer = DenoisingForward(adapter).layer
     return {"scene": index, "block": layer, "asked": len(asked), "answers": answers}
 
@@ -203,18 +317,19 @@ def measure(
     cache: Annotated[str, typer.Option(help="prefix or none")] = "prefix",
     start: Annotated[int, typer.Option(min=0, help="First scene of the held-out stream.")] = 2000,
     scenes: Annotated[int, typer.Option(min=1)] = 300,
-    questions: Annotated[int, typer.Option(min=0, help="Ask about the first so many.")] = 300,
+    words: Annotated[int, typer.Option(min=0, help="Of a kind, per scene; 0: all.")] = 0,
+    questions: Annotated[int, typer.Option(min=0, help="Ask about the first so many.")] = 0,
     curves: Annotated[int, typer.Option(min=0, help="Deletion, insertion on so many.")] = 0,
+    sanity: Annotated[int, typer.Option(min=0, help="Changed models on so many.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: every n-th scene, from the i-th.")] = "0/1",
     methods: Annotated[
-        list[str] | None, typer.Option("--method", "-M", help="Repeatable. Default: all")
+        list[str] | None,
+        typer.Option("--method", "-M", help="Repeatable: rows, quick, long. Default: all"),
     ] = None,
 ) -> None:
     """Measure scenes; those measured already are skipped."""
     torch.set_num_threads(1)
-    names = list(methods or (*METHODS, *LIMITS))
-    if unknown := [n for n in names if n not in METHODS and n not in LIMITS]:
-        raise typer.BadParameter(f"{unknown[0]!r}: expected some of {[*METHODS, *LIMITS]}")
+    names = rows_of(methods)
     part, parts = map(int, shard.split("/"))
     made = {"commit": commit(Path(__file__).parent), "machine": machine(), "cache": cache}
     adapter = load("mini", cache=cache)
@@ -222,120 +337,10 @@ def measure(
     for index in tqdm(range(start + part, start + scenes, parts)):
         path = folder / f"{cache}-{index:05d}.json"
         if not path.exists():
-            at = index - start
-            found = measure_scene(adapter, index, names, at < questions, at < curves)
-            write_json(path, {**made, **found})
-
-
-# -- tables ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Scores (R, N) of R rows, (method, refinement), for N words of the scenes (N,)."""
-
-    rows: tuple[tuple[str, str], ...]
-    scenes: Tensor
-    scores: dict[str, Tensor]
-
-    def interval(self, values: Tensor) -> list[str]:
-        """Mean and 95 % interval over scenes of values (R, N), each as "mean [low, high]"."""
-        found = cluster_bootstrap(values, self.scenes, torch.Generator().manual_seed(0))
-        return [
-            f"{m:.1f} [{low:.1f}, {high:.1f}]"
-            for m, low, high in zip(*(100 * x for x in found), strict=True)
-        ]
-
-    def ahead(self, values: Tensor, of: Sequence[tuple[str, str]]) -> list[str]:
-        """By how much the row in ``of`` leads each row, paired on the same words; – by itself."""
-        first = values[[self.rows.index(row) for row in of]]
-        found = self.interval(first - values)
-        return ["–" if a == b else cell for a, b, cell in zip(of, self.rows, found, strict=True)]
-
-
-def columns(records: Sequence[dict[str, Any]], kind: str, scores: Sequence[str]) -> Columns | None:
-    """Scores of all words of a kind for which every one of ``scores`` was measured."""
-    rows: list[tuple[str, str]] = []
-    scenes: list[int] = []
-    values: list[list[list[float]]] = []  # words, scores, rows
-    for record in records:
-        for answer in record["answers"]:
-            found = answer["scores"]
-            own = [(name, label) for name in found for label in found[name]]
-            rows = rows or own
-            for n, word in enumerate(answer["words"]):
-                fits = word["plural"] if kind == "plural" else word["kind"] == kind
-                if kind == "plural" and word["kind"].startswith("what"):
-                    fits = False
-                if fits and all(s in found[name][label] for s in scores for name, label in own):
-                    scenes.append(record["scene"])
-                    values.append([[found[a][b][s][n] for a, b in rows] for s in scores])
-    if not values:
-        return None
-    table = torch.tensor(values, dtype=torch.float64).permute(1, 2, 0)
-    order = sorted(range(len(rows)), key=lambda i: list(REFINEMENTS).index(rows[i][1]))
-    return Columns(
-        tuple(rows[i] for i in order),
-        torch.tensor(scenes),
-        {s: table[i][order] for i, s in enumerate(scores)},
-    )
-
-
-def markdown(records: Sequence[dict[str, Any]], kind: str) -> str:
-    """The table of one kind of words; a second one of deletion and insertion where measured."""
-    out = [f"## {KINDS[kind]}\n"]
-    for scores in (("f3", "pointing", "share"), ("deletion", "insertion")):
-        if (found := columns(records, kind, scores)) is None:
-            continue
-        main, same = found.scores[scores[0]], [(DEFAULT[0], row[1]) for row in found.rows]
-        heads = ["map", "refinements", SCORES[scores[0]], "default minus it"]
-        heads.append(f"{DEFAULT[0]}, same refinements, minus it")
-        heads += [SCORES[s] for s in scores[1:]]
-        cells = [
-            [name for name, _ in found.rows],
-            [label for _, label in found.rows],
-            found.interval(main),
-            found.ahead(main, [DEFAULT] * len(found.rows)),
-            found.ahead(main, same),
-            *(found.interval(found.scores[s]) for s in scores[1:]),
-        ]
-        count = len(found.scenes.unique())
-        out.append(f"{len(found.scenes)} words of {count} scenes.\n")
-        out.append("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-        out += ["| " + " | ".join(row) + " |" for row in zip(*cells, strict=True)]
-        out.append("")
-    return "\n".join(out) if len(out) > 1 else ""
-
-
-def read(folder: Path, cache: str, start: int, scenes: int) -> list[dict[str, Any]]:
-    """Stored results of scenes, which must all be there."""
-    paths = [folder / f"{cache}-{i:05d}.json" for i in range(start, start + scenes)]
-    if missing := [p.name for p in paths if not p.exists()]:
-        raise typer.BadParameter(f"{len(missing)} scenes are not measured, {missing[0]} first")
-    return [read_json(p, StoreError, "delete it and measure again") for p in paths]
-
-
-@app.command()
-def table(
-    folder: Annotated[Path, typer.Option()] = FOLDER,
-    cache: Annotated[str, typer.Option()] = "prefix",
-    start: Annotated[int, typer.Option(min=0)] = 2000,
-    scenes: Annotated[int, typer.Option(min=1)] = 300,
-) -> None:
-    """Print the tables of stored scenes as Markdown."""
-    records = read(folder, cache, start, scenes)
-    made = ["; ".join(sorted({str(r[k]) for r in records})) for k in ("block", "machine", "commit")]
-    asked = sum(r["asked"] for r in records)
-    right = sum(len(a["words"]) for r in records for a in r["answers"][1:])
-    typer.echo(
-        f"Embedded model, {cache} cache, float32, block {made[0]}; scenes {start} to "
-        f"{start + scenes - 1} of the held-out stream; {right} of {asked} questions answered "
-        f"rightly, the others left out. Seed: the scene's number; 0 for intervals. {made[1]}; "
-        f"commit {made[2]}.\n"
-    )
-    for kind in KINDS:
-        if made_of := markdown(records, kind):
-            typer.echo(made_of)
+            first = index - start
+            asked = {"questions": questions, "curves": curves, "sanity": sanity}
+            at = {what: first < count for what, count in asked.items()}
+            write_json(path, {**made, **measure_scene(adapter, index, names, words, at)})
 
 
 if __name__ == "__main__":
