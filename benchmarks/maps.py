@@ -4,7 +4,8 @@ r"""Every method's maps with every refinement: are they on what words name, are 
     python benchmarks/maps.py table --start 2000 --scenes 300
 
 ``measure`` keeps one file per scene and goes on where it stopped; shards (``--shard 0/2``) share a
-folder. ``--curves`` adds deletion and insertion, ``--sanity`` how much of a map is left when the
+folder. ``--modules`` says on how many scenes the paper's four modules are applied, for which every
+method explains the repeated words too. ``--curves`` adds deletion and insertion, ``--sanity`` how much of a map is left when the
 model or the answer around its word changes: minutes per scene, so ``--words 1`` takes one word of
 each kind per scene.
 
@@ -170,9 +171,10 @@ def answered(
 
 
 def raw_maps(
-    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int
+    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int, sicd: bool = False
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None, dict[str, float]]:
-    """A row's maps (N, h, w) per grid, those of repeated words that SICD takes, and what they cost.
+    """A row's maps (N, h, w) per grid, those of repeated words where SICD wants them, and what a
+    word costs.
 
     The oracle knows each word's mask as an object of the word's own.
     """
@@ -182,8 +184,7 @@ def raw_maps(
         masks = {str(i): n.mask for i, n in enumerate(named)}
         return FLOORS[name](words, masks, forward.request.layout, seed)[0], None, {}
     made_by, score = METHODS[name]
-    # a method of many passes leaves repeated words out: SICD has nothing to subtract then
-    repeated = () if is_long(name) else maps.repeated_words(forward)
+    repeated = maps.repeated_words(forward) if sicd else ()
     asked = maps.with_repeated(targets, repeated)
     task = AttributionTask(forward, asked, score, generator_of(seed, made_by.name))
     run = run_method(made_by, task, errors="raise")
@@ -216,15 +217,16 @@ def localized(pixels: Tensor, named: Sequence[Named]) -> dict[str, Scores]:
 
 
 def measure_words(
-    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int
+    forward: DenoisingForward, named: Sequence[Named], name: str, seed: int, modules: bool
 ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, dict[str, Scores]], dict[str, float]]:
     """One row's maps of N words, refinement → one (N, h, w) per grid; their scores, refinement →
     score → N values; and what a word costs."""
     grid = forward.request.layout.grids[0]
-    raw, own, cost = raw_maps(forward, named, name, seed)
+    raw, own, cost = raw_maps(forward, named, name, seed, modules)
     refined = {
         label: maps.refine_words(raw, stages, maps.contexts_of(forward, own, stages))
         for label, stages in STAGES.items()
+        if modules or label in PAIR
     }
     scores = {label: localized(grid.to_pixels(m[0]), named) for label, m in refined.items()}
     return refined, scores, cost
@@ -296,7 +298,9 @@ def measure_scene(
         scores: dict[str, dict[str, dict[str, Scores]]] = {}
         costs: dict[str, dict[str, float]] = {}
         for name in names if named else ():
-            refined, scores[name], costs[name] = measure_words(forward, named, name, index)
+            refined, scores[name], costs[name] = measure_words(
+                forward, named, name, index, at["modules"]
+            )
             shown |= {(name, label): refined[label] for label in PAIR}
             if at["sanity"] and not kind and name not in LIMITS:
                 for label, values in sanity(forward, named, name, index).items():
@@ -319,6 +323,7 @@ def measure(
     scenes: Annotated[int, typer.Option(min=1)] = 300,
     words: Annotated[int, typer.Option(min=0, help="Of a kind, per scene; 0: all.")] = 0,
     questions: Annotated[int, typer.Option(min=0, help="Ask about the first so many.")] = 0,
+    modules: Annotated[int, typer.Option(min=0, help="The four modules on so many.")] = 300,
     curves: Annotated[int, typer.Option(min=0, help="Deletion, insertion on so many.")] = 0,
     sanity: Annotated[int, typer.Option(min=0, help="Changed models on so many.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: every n-th scene, from the i-th.")] = "0/1",
@@ -338,7 +343,12 @@ def measure(
         path = folder / f"{cache}-{index:05d}.json"
         if not path.exists():
             first = index - start
-            asked = {"questions": questions, "curves": curves, "sanity": sanity}
+            asked = {
+                "questions": questions,
+                "modules": modules,
+                "curves": curves,
+                "sanity": sanity,
+            }
             at = {what: first < count for what, count in asked.items()}
             write_json(path, {**made, **measure_scene(adapter, index, names, words, at)})
 
