@@ -5,9 +5,9 @@ r"""Every method's maps with every refinement: are they on what words name, are 
 
 ``measure`` keeps one file per scene and goes on where it stopped; shards (``--shard 0/2``) share a
 folder. ``--modules`` says on how many scenes the paper's four modules are applied, for which every
-method explains the repeated words too. ``--curves`` adds deletion and insertion, ``--sanity`` how much of a map is left when the
-model or the answer around its word changes: minutes per scene, so ``--words 1`` takes one word of
-each kind per scene.
+method explains the repeated words too. ``--curves`` adds deletion and insertion, ``--sanity`` how
+much of a map is left when the model or the answer around its word changes: minutes per scene, so
+``--words 1`` takes one word of each kind per scene.
 
 Each raw map is computed once, and measured bare, with the paper's four modules (SICD subtracts the
 method's own maps of repeated words, as ``compare`` does), with affinity propagation, and with both:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_generation
     from captum_dcam.errors import DcamError
-    from captum_dcam.explaining import explain, explain_generation, explain_steps, sign_check
+    from captum_dcam.explaining import explain, explain_generation, explain_steps
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.hub import families, load, repair, wrap
     from captum_dcam.model.prompts import Video
     from captum_dcam.results.comparison import Comparison
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.truth.signs import sign_check
 
 __all__ = [
     "Comparison",
@@ -46,12 +47,13 @@ _public = lazily(
         "attribution": ("DiffusionCAM",),
         "comparing": ("compare", "compare_generation"),
         "errors": ("DcamError",),
-        "explaining": ("explain", "explain_generation", "explain_steps", "sign_check"),
+        "explaining": ("explain", "explain_generation", "explain_steps"),
         "model.forward": ("DenoisingForward",),
         "model.hub": ("families", "load", "repair", "wrap"),
         "model.prompts": ("Video",),
         "results.comparison": ("Comparison",),
         "results.explanation": ("Explanation",),
+        "truth.signs": ("sign_check",),
     },
 )
 

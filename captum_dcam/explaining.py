@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from captum_dcam import checks, maps
 from captum_dcam.errors import InfeasibleStepError, InputError
@@ -22,6 +21,7 @@ from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.explanation import Explanation, versions
 from captum_dcam.results.steps import StepMaps
+from captum_dcam.truth.trust import TrustReader, completed
 
 
 def explain(
@@ -42,6 +42,7 @@ def explain(
     backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
+    trust: bool = False,
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
     **generation: Any,
@@ -72,6 +73,8 @@ def explain(
             :meth:`captum_dcam.attribution.DiffusionCAM.attribute`. Default: the preset's
         tagger (str, optional): who tells nouns and function words, see
             :func:`captum_dcam.model.tagging.tag`. Default: the preset's
+        trust (bool, optional): compute sign check, relevance of text and probabilities of every
+            step now, and not when :attr:`Explanation.trust` is asked for them. Default: False
         generator (torch.Generator, optional): for sampled decoding.
         internal_batch_size (int, optional): number of words per backward pass, see
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
@@ -109,6 +112,7 @@ def explain(
             backward=backward,
             refinements=refinements,
             tagger=tagger,
+            trust=trust,
         )
 
 
@@ -128,6 +132,7 @@ def explain_generation(
     backward: str | None = None,
     refinements: Refinement | Sequence[Refinement] | None = None,
     tagger: str | None = None,
+    trust: bool = False,
 ) -> Explanation:
     r"""Explain words of one example of a generation that is bound to ``forward`` already.
 
@@ -144,10 +149,13 @@ def explain_generation(
     request, trajectory = forward.request, forward.trajectory
     example = check_example(request, example)
     tokens = trajectory.tokens[example].tolist()
-    targets = resolve(forward.adapter, tokens, words, reading.tagger)
-    targets = with_foils(forward.adapter, tokens, targets, foil)
+    targets = _targets(forward, example, words, reading, foil)
     steps = _steps(forward, targets, reading, refine, example) if every_step else None
-    signed, refined = maps.explained(forward, targets, reading, refine, example)
+    read = TrustReader(forward, targets, reading, example, text=checks.flag("trust", trust))
+    signed, refined = maps.explained(
+        forward, targets, reading, refine, example, seen=read.seen, rows=read.rows
+    )
+    found = read.found(signed, refined, chosen)
     return Explanation(
         prompt=request.prompts[example],
         answer=answer_text(forward.adapter, tokens),
@@ -174,6 +182,7 @@ def explain_generation(
         versions=versions(),
         images=request.images[example],
         steps=steps,
+        trust=completed(found, forward, example) if trust else found,
     )
 
 
@@ -225,10 +234,17 @@ def explain_steps(
     reading = chosen.reading(product=product, center=center, tagger=tagger, backward=backward)
     refine = maps.as_compose(chosen.refinements() if refinements is None else refinements)
     example = check_example(forward.request, example)
+    targets = _targets(forward, example, words, reading, foil)
+    return _steps(forward, targets, reading, refine, example)
+
+
+def _targets(
+    forward: DenoisingForward, example: int, words: WordsLike, reading: maps.Reading, foil: FoilLike
+) -> tuple[Target, ...]:
+    """The words that were asked for, with their foils."""
     tokens = forward.trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words, reading.tagger)
-    targets = with_foils(forward.adapter, tokens, targets, foil)
-    return _steps(forward, targets, reading, refine, example)
+    return with_foils(forward.adapter, tokens, targets, foil)
 
 
 def check_steps(forced: bool, step: int | None) -> None:
@@ -256,76 +272,3 @@ def _steps(
     return StepMaps(
         targets, tuple(m.cpu() for m in shown), tuple(p.cpu() for p in peaks), probabilities
     )
-
-
-@holding
-def sign_check(
-    forward: DenoisingForward,
-    targets: Sequence[Target],
-    maps: Sequence[Tensor],
-    generator: torch.Generator,
-    *,
-    example: int = 0,
-    score: Score = "commit",
-    share: float = 0.1,
-) -> Tensor:
-    r"""Does removing what a map highlights lower the token's probability?
-
-    The mean image token replaces the ``share`` of image tokens with the highest values at the tap,
-    and, for comparison, the same number of random ones. Then the explained tokens are read again.
-
-    Args:
-        forward (DenoisingForward): with the bound generation.
-        targets (sequence of Target): N targets of the example; of one with a foil, the
-            log-probability is that of its tokens less that of its foil's.
-        maps (sequence of Tensor): one (N, h, w) per grid.
-        generator (torch.Generator): draws the random tokens.
-        example (int, optional), score (str or int, optional): as in :func:`explain_generation`.
-        share (float, optional): fraction of image tokens removed. Default: 0.1
-
-    Returns:
-        Tensor: (N, 2) float64: the fall of the log-probability (mean over the target's tokens) when
-        the highlighted tokens are removed, and when random ones are. A map whose first column is
-        not above the second is no evidence; one whose first column is below zero is inverted.
-    """
-    share = checks.real("share", share, 0, 1, above=True)
-    checks.draws("generator", generator)
-    forward.trajectory.check_score(score)
-    out = torch.zeros(len(targets), 2, dtype=torch.float64)
-    for n, target in enumerate(targets):
-        before = _log_probability(forward, target, example, score)
-        for column, values in enumerate(
-            ([m[n] for m in maps], [torch.rand(m[n].shape, generator=generator) for m in maps])
-        ):
-            masks = [_top(v, share) for v in values]
-
-            def erase(features: Tensor, grid: int, masks: list[Tensor] = masks) -> Tensor:
-                mean = features.mean((-2, -1), keepdim=True)
-                return torch.where(masks[grid].to(features.device), mean, features)
-
-            with forward.edited(erase):
-                out[n, column] = before - _log_probability(forward, target, example, score)
-    return out
-
-
-def _top(values: Tensor, share: float) -> Tensor:
-    """Boolean mask of the highest ``share`` of values; the first of equal ones count."""
-    count = max(1, round(share * values.numel()))
-    order = values.flatten().float().argsort(descending=True, stable=True)[:count]
-    mask = torch.zeros(values.numel(), dtype=torch.bool)
-    mask[order.cpu()] = True
-    return mask.view(values.shape)
-
-
-def _log_probability(
-    forward: DenoisingForward, target: Target, example: int, score: Score
-) -> float:
-    """Mean log-probability of a target's tokens, less its foil's, each read at its own step."""
-    trajectory = forward.trajectory
-    steps = [trajectory.step_of(example, p, score) for p in target.positions]
-    with torch.no_grad():
-        logits = forward.replay(torch.full((len(steps),), example), torch.tensor(steps))
-    rows = torch.arange(len(steps))
-    chosen = logits[rows, list(target.positions)].double().log_softmax(-1)
-    against = 0.0 if target.foil_ids is None else chosen[rows, list(target.foil_ids)].mean()
-    return float(chosen[rows, list(target.token_ids)].mean() - against)

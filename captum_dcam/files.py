@@ -39,7 +39,7 @@ from captum_dcam.errors import (
 COMPRESSION = 4
 #: of manifests and headers of stores; since 3 a score may be a step's number, a word may have a
 #: foil, and an explanation may hold maps of every step
-VERSION = 3
+VERSION = 4
 #: the first version, which has no digest: what such a record says is believed, and marked so
 UNSEALED = 1
 WITHOUT = "without checksum"

@@ -114,6 +114,7 @@ def word_maps(
     *,
     scores: Sequence[Score] | None = None,
     seen: gradients.Seen | None = None,
+    rows: Callable[[gradients.TargetGradients], None] | None = None,
 ) -> tuple[Tensor, ...]:
     r"""Signed maps of many targets in as few passes as their steps need.
 
@@ -125,6 +126,8 @@ def word_maps(
         scores (sequence, optional): of every word. Default: the reading's
         seen (callable, optional): told of every read of logits, see
             :func:`captum_dcam.model.gradients.mapped_gradients`. Default: nothing
+        rows (callable, optional): told of every row of gradients, with those of the tokens.
+            Default: nothing
 
     Returns:
         tuple of Tensor: one (N, h, w) per grid, in the order of ``targets``; tokens of one target
@@ -139,6 +142,8 @@ def word_maps(
             one = cam(f, g, reading.product, reading.center).detach()
             at = (i, row.target)
             sums[at] = sums[at] + one if at in sums else one
+        if rows is not None:
+            rows(row)
 
     gradients.mapped_gradients(
         forward,
@@ -151,6 +156,7 @@ def word_maps(
         call=reading.step,
         backward=reading.backward,
         seen=seen,
+        tokens=rows is not None,
     )
     grids, numbers = range(len(forward.request.layout.shapes)), range(len(targets))
     return tuple(torch.stack([sums[i, n] for n in numbers]) for i in grids)
@@ -310,8 +316,12 @@ def explained(
     reading: Reading,
     refinements: Refinement | Sequence[Refinement],
     example: int = 0,
+    *,
+    seen: gradients.Seen | None = None,
+    rows: Callable[[gradients.TargetGradients], None] | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    r"""Maps of words of one example, signed and refined.
+    r"""Maps of words of one example, signed and refined; ``seen``, ``rows``: see
+    :func:`word_maps`.
 
     The repeated words' maps are taken from the words' own where all of them are asked for, and
     from what the generation remembers otherwise.
@@ -319,7 +329,8 @@ def explained(
     Returns:
         tuple: signed maps, and refined ones; each float32, one (N, h, w) per grid.
     """
-    signed = word_maps(forward, targets, [example] * len(targets), reading)
+    examples = [example] * len(targets)
+    signed = word_maps(forward, targets, examples, reading, seen=seen, rows=rows)
     refine, own = as_compose(refinements), None
     if needs_repeated(refine):
         repeated = repeated_words(forward, example, reading.tagger, reading.score)
@@ -334,6 +345,30 @@ def explained(
 
 
 # -- every step ------------------------------------------------------------------------------------
+
+
+def words_read(
+    forward: DenoisingForward, targets: Sequence[Target], example: int = 0
+) -> list[list[int]]:
+    """For each of the S steps, the numbers of the words all of whose tokens it computes."""
+    trajectory = forward.trajectory
+    return [
+        [n for n, t in enumerate(targets) if trajectory.reads(example, t.positions, s)]
+        for s in range(trajectory.steps)
+    ]
+
+
+def odds_of(
+    forward: DenoisingForward, target: Target, example: int, step: int, logits: Tensor
+) -> float:
+    """Probability of a word's least sure token in a step's logits (T, V), as the family's decoder
+    reckons it."""
+    trajectory, adapter = forward.trajectory, forward.adapter
+    ids = trajectory.tokens[example].clone()
+    ids[list(target.positions)] = torch.tensor(target.token_ids, device=ids.device)
+    state = trajectory.state_at(torch.tensor([example]), torch.tensor([step]))
+    odds = adapter.confidence_of(logits[None], ids[None].to(logits.device), *state)[0]
+    return least_sure(odds.tolist(), target)
 
 
 def step_words(
@@ -351,15 +386,12 @@ def step_words(
     Raises:
         InfeasibleStepError: no step computes all tokens of a word.
     """
-    trajectory, adapter = forward.trajectory, forward.adapter
-    steps, count = trajectory.steps, len(targets)
-    read = [
-        [n for n, t in enumerate(targets) if trajectory.reads(example, t.positions, s)]
-        for s in range(steps)
-    ]
+    steps, count = forward.trajectory.steps, len(targets)
+    read = words_read(forward, targets, example)
     if missing := sorted(set(range(count)).difference(*read)):
+        word = targets[missing[0]].text
         raise InfeasibleStepError(
-            f"no step of {adapter.family} computes all tokens of {targets[missing[0]].text!r}: "
+            f"no step of {forward.adapter.family} computes all tokens of {word!r}: "
             "they belong to canvases or blocks that are denoised one after the other; explain its "
             "tokens one by one, by their positions"
         )
@@ -367,12 +399,8 @@ def step_words(
     probabilities = torch.full((steps, count), torch.nan)
 
     def seen(number: int, step: int, logits: Tensor) -> None:
-        target = targets[wanted[number][1]]
-        ids = trajectory.tokens[example].clone()
-        ids[list(target.positions)] = torch.tensor(target.token_ids, device=ids.device)
-        state = trajectory.state_at(torch.tensor([example]), torch.tensor([step]))
-        odds = adapter.confidence_of(logits[None], ids[None].to(logits.device), *state)[0]
-        probabilities[step, wanted[number][1]] = least_sure(odds.tolist(), target)
+        column = wanted[number][1]
+        probabilities[step, column] = odds_of(forward, targets[column], example, step, logits)
 
     found = word_maps(
         forward,

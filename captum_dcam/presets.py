@@ -3,14 +3,14 @@ r"""Named settings of Diffusion-CAM: the paper's, the reference code's, our own,
 ``captum-dcam calibrate`` fits a preset's refinements to a model and writes a file; wherever a
 preset's name is accepted, the file's path is too::
 
-    {"format": "captum-dcam preset", "version": 2, "base": "default",
+    {"format": "captum-dcam preset", "version": 3, "base": "default",
      "score": "commit", "product": "positionwise", "center": true, "backward": "constant_norms",
-     "layer": 3, "refinements": [{"name": "affinity", "power": 6.0, …}, …],
+     "layer": 3, "reliability": {…}, "refinements": [{"name": "affinity", "power": 6.0, …}, …],
      "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
      "digest": "sha256 of all the rest"}
 
 ``layer`` is there where the fit was asked for a block; without it, it is the model's recommended
-one.
+one. ``reliability`` is there where masks told which words name objects.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from captum_dcam.files import (
     write_json,
 )
 from captum_dcam.maps import PRODUCTS, Reading
+from captum_dcam.metrics import Reliability
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import Score, check_score
@@ -65,6 +66,8 @@ class Preset:
         layer (int, optional): block that :func:`captum_dcam.explain` and ``captum-dcam explain``
             tap when they are given none; a forward keeps its own. Default: the family's
             recommended one
+        reliability (Reliability, optional): tells from a map before refinements how well it
+            localises, fitted to the model. Default: none, but for the embedded model's own
     """
 
     score: Score
@@ -76,6 +79,7 @@ class Preset:
     taggers: tuple[str, ...] = (DEFAULT_TAGGER,)
     backward: str = "exact"
     layer: int | None = None
+    reliability: Reliability | None = None
 
     def reading(
         self,
@@ -153,9 +157,10 @@ def preset(name: str | Path | Preset) -> Preset:
 
 # -- presets in files ------------------------------------------------------------------------------
 
-FORMAT, VERSION = "captum-dcam preset", 2
+FORMAT, VERSION = "captum-dcam preset", 3
 _FIELDS = ("base", "score", "product", "center", "backward", "refinements", "fitted")
-_OPTIONAL = ("layer",)
+#: fields that may be there, by the version that they came with
+_OPTIONAL = {"layer": 2, "reliability": 3}
 AGAIN = "make it again with captum-dcam calibrate"
 
 
@@ -166,6 +171,7 @@ def write_preset(
     refinements: Sequence[Refinement],
     fitted: Mapping[str, Any],
     layer: int | None = None,
+    reliability: Reliability | None = None,
 ) -> None:
     r"""Write a preset file, whole or not at all; the same content gives the same bytes.
 
@@ -176,6 +182,7 @@ def write_preset(
         refinements (sequence of Refinement): in place of the preset's.
         fitted (dict): what they were fitted on and how, JSON-able.
         layer (int, optional): the block that was fitted. Default: none is named
+        reliability (Reliability, optional): fitted to the model. Default: none
 
     Raises:
         PresetError: see :func:`check_writable`.
@@ -196,6 +203,8 @@ def write_preset(
     }
     if layer is not None:
         record["layer"] = layer
+    if reliability is not None:
+        record["reliability"] = reliability.record()
     record["digest"] = _digest(record)
     write_json(file, record)
 
@@ -237,9 +246,9 @@ def read_preset_file(file: str | Path) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         raise PresetError(f'{file} is no preset file: it has no "format": "{FORMAT}"')
     check_version(file, record, (1, VERSION), PresetError)
-    old = record["version"] == 1
-    known = [f for f in _FIELDS if f != "backward" or not old]
-    more = () if old else _OPTIONAL
+    version = record["version"]
+    known = [f for f in _FIELDS if f != "backward" or version > 1]
+    more = [name for name, since in _OPTIONAL.items() if version >= since]
     if missing := [name for name in known if name not in record]:
         raise PresetError(f"{file} is damaged: it has no {', '.join(missing)}; {AGAIN}")
     if unknown := record.keys() - {*known, *more, "format", "version", "digest"}:
@@ -269,7 +278,13 @@ def read_preset(file: str | Path) -> Preset:
         str(file),
         backward=record["backward"],
         layer=record.get("layer"),
+        reliability=_reliability(record),
     )
+
+
+def _reliability(record: Mapping[str, Any]) -> Reliability | None:
+    found = record.get("reliability")
+    return None if found is None else Reliability.from_record(found)
 
 
 def _check(file: Path, record: Mapping[str, Any]) -> None:
@@ -291,10 +306,14 @@ def _check(file: Path, record: Mapping[str, Any]) -> None:
         raise PresetError(
             f"{file}: layer is {str(record['layer'])[:80]}: expected a block's number; {AGAIN}"
         )
-    try:
-        _built(record["refinements"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PresetError(f"{file}: refinements: {error}; {AGAIN}") from error
+    for name, made in (
+        ("refinements", lambda: _built(record["refinements"])),
+        ("reliability", lambda: _reliability(record)),
+    ):
+        try:
+            made()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PresetError(f"{file}: {name}: {error}; {AGAIN}") from error
 
 
 def _built(records: Sequence[Mapping[str, Any]]) -> Compose:

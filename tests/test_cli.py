@@ -30,7 +30,7 @@ def call(*arguments: object):
 def scene_run(tmp_path_factory):
     """One run on a held-out scene, as JSON: its folder and its document."""
     folder = tmp_path_factory.mktemp("cli") / "out"
-    options = ["explain", "--scene", 1, "--json", "--check-sign", "-o", folder, *SHORT]
+    options = ["explain", "--scene", 1, "--json", "-o", folder, *SHORT]
     run = call(*options)
     assert run.exit_code == 0, run.output
     return folder, json.loads(run.stdout)
@@ -78,7 +78,7 @@ def test_a_file_is_explained_for_people(tmp_path):
     ]
     run = call("explain", file, "-o", out, *options)
     assert run.exit_code == 0, run.output
-    for text in ("describe the image .", "Word", "Peak box", "sheet.png", str(file)):
+    for text in ("describe the image .", "Word", "Localises", "sheet.png", str(file)):
         assert text in run.stdout
     assert "F3" not in run.stdout  # no masks are known
     settings = Explanation.load(out / "explanation").settings
@@ -287,7 +287,7 @@ def test_models(tmp_path):
 def test_version_and_help():
     assert call("--version").stdout.strip() == f"captum-dcam {__version__}"
     shown = CliRunner().invoke(app, ["explain", "--help"], env={"COLUMNS": "200"}).stdout
-    for name in ("--check-sign", "--block-length", *registered_refinements()):
+    for name in ("--no-trust", "--block-length", *registered_refinements()):
         assert name in shown
 
 

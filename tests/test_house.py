@@ -16,7 +16,7 @@ FLOORS = (
     ("methods", "mini"),
     ("adapters",),
     ("faithfulness", "results"),
-    ("comparing", "viewer"),
+    ("comparing", "viewer", "truth"),
     ("explaining", "attribution", "evaluation"),
     ("calibration", "testing"),
     ("cli",),
@@ -30,6 +30,7 @@ NEIGHBOURS = {
         ("packages", "errors"),
         ("files", "errors"),
         ("presets", "maps"),
+        ("presets", "metrics"),
     ),
 }
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -25,6 +25,7 @@ DATA = (
     "evaluation/*.toml",
     "evaluation/tables/*.toml",
     "mini/weights/*",
+    "mini/reliability.json",
     "viewer/*.html",
     "viewer/*.css",
     "viewer/*.js",

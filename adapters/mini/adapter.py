@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -42,6 +43,20 @@ SETTINGS = Settings(
         "schedule": Setting("linear", one_of(*modeling.SCHEDULES)),
     },
 )
+
+
+#: a share of pale colours of which no scene has half as much, nor any photograph so little
+PALE = 0.03
+#: a share of vivid colours that every scene has
+VIVID = 0.005
+
+
+def drawn(picture: Image.Image) -> bool:
+    """Whether a picture is like a scene: what has a colour at all is vivid, and something is."""
+    pixels = np.asarray(picture.convert("RGB").resize((192, 192)).convert("HSV"), dtype=float)
+    chroma = pixels[..., 1] * pixels[..., 2] / 255**2
+    pale, vivid = (chroma > 0.12) & (chroma < 0.45), chroma > 0.45
+    return bool(pale.mean() < PALE and vivid.mean() > VIVID)
 
 
 @register
@@ -106,6 +121,15 @@ class MiniAdapter(MiniFamily, Adapter):
 
     def encode(self, text: str) -> list[int]:
         return self.processor.tokenizer(text)["input_ids"]
+
+    def warning(self, pictures: Sequence[Image.Image]) -> str:
+        if all(map(drawn, pictures)):
+            return ""
+        return (
+            "the embedded model knows drawn scenes of eight shapes in eight colours, and this "
+            "picture is none: what it answers, and its maps, mean little; load a model of yours "
+            "with --model"
+        )
 
     def prepare(self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Any]) -> Request:
         self.check_request(images, prompts)

@@ -24,10 +24,9 @@ from captum_dcam.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captum_dcam.metrics import LocalizationScores
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.results.trust import Trust
 
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
 
@@ -58,13 +57,14 @@ class Options(Answer):
         "Also keep the map and the probability of every word at every denoising step.",
         "--every-step",
     )
-    check_sign: bool = option(
-        False,
+    trust: bool = option(
+        True,
         HOW,
-        "Remove what each map highlights, and see whether its word becomes less likely.",
-        "--check-sign",
+        "Also find whether to believe the maps: remove what each highlights and read its word "
+        "again, the relevance of the text, and the word's probability at every step.",
+        "--trust/--no-trust",
     )
-    seed: int = option(0, DECODE, "Of sampling and the sign check.")
+    seed: int = option(0, DECODE, "Of sampling.")
     output: Path = output_option(
         "explanation",
         "Folder for one picture per word, sheet.png and the data; an earlier output is replaced, "
@@ -91,19 +91,28 @@ class Result:
         folder (Path): where everything lies.
         source (str): the image's path, or which scene was drawn.
         scores (tuple or None): localisation of every target, where masks are known.
-        signs (Tensor or None): (N, 2) from :func:`captum_dcam.sign_check`.
     """
 
     explanation: Explanation
     folder: Path
     source: str
     scores: tuple[LocalizationScores | None, ...] | None
-    signs: Tensor | None
+
+    @property
+    def trust(self) -> Trust:
+        """What the explanation says of itself."""
+        assert self.explanation.trust is not None  # it was made just now
+        return self.explanation.trust
+
+    @property
+    def trusted(self) -> bool:
+        """Whether all of it was computed."""
+        return "signs" in self.trust.parts
 
 
 def run(options: Options) -> Result:
     """Explain and write; everything that can be checked is checked before any work."""
-    from captum_dcam.explaining import check_steps, explain_generation, sign_check
+    from captum_dcam.explaining import check_steps, explain_generation
     from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
     from captum_dcam.results.summary import scene_scores
@@ -132,14 +141,9 @@ def run(options: Options) -> Result:
             foil=foil,
         )
         explanation = explain_generation(forward, **own)
-        targets, signs = explanation.targets, None
-        if options.check_sign:
-            say("Checking signs")
-            drawn, at = parsing.generator(options.seed), explanation.settings["score"]
-            signs = sign_check(forward, targets, explanation.maps, drawn, score=at)
         scores = None if scene is None else scene_scores(explanation, scene)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
-    return Result(explanation, folder, source, scores, signs)
+    return Result(explanation, folder, source, scores)
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -151,17 +155,14 @@ def print_report(result: Result) -> None:
 
     console, explanation = printing.output_console(), result.explanation
     answer = "Given answer" if explanation.trajectory.forced else "Answer"
-    facts = {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
+    facts = {"Beware": result.trust.warning} if result.trust.warning else {}
+    facts |= {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
+    for line in _captions(result):
+        console.print(line, style="dim")
     if result.scores is not None:
         _print_scores(console, explanation.words, result.scores)
-    if result.signs is not None:
-        console.print(
-            "Fall: how much the word's log-probability falls when the tenth of the image tokens "
-            "that its map highlights is removed. Random: the same with as many random tokens.",
-            style="dim",
-        )
     several = "one picture per word, and explanation/ to load again"
     places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
     printing.print_facts(console, places)
@@ -170,23 +171,40 @@ def print_report(result: Result) -> None:
 def _words_table(result: Result) -> Table:
     from captum_dcam.results.summary import summarise
 
-    names = ["#", "Word", "Step", "Sure", "Looks at", "Peak box (px)"]
+    names = ["#", "Word", "Step", "Sure", "Or", "Localises", "Looks at"]
     names += ["F3"] if result.scores is not None else []
-    names += ["Fall", "Random"] if result.signs is not None else []
-    table = printing.table_of(*names, right=("#", "Step", "Sure", "F3", "Fall", "Random"))
+    names += ["Fall", "Random", "Image", "Prompt", "Answer"] if result.trusted else []
+    right = ("#", "Step", "Sure", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
+    table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
-        steps, box = ", ".join(map(str, row.steps)), "–"
-        if row.peak is not None:
-            x0, y0, x1, y1 = map(round, row.peak)
-            box = f"x {x0}–{x1}, y {y0}–{y1}"
-        cells = [str(row.number), row.word, steps, f"{row.confidence:.0%}", row.region, box]
+        rival = f"{row.instead[0][0]} {row.instead[0][1]:.0%}" if row.instead else ""
+        cells = [str(row.number), row.word, ", ".join(map(str, row.steps))]
+        cells += [f"{row.confidence:.0%}", rival, f"{row.localises:.0%}"]
+        cells.append("nothing" if row.doubtful else row.region)
         if result.scores is not None:
             own = result.scores[n]
             cells.append("" if own is None else printing.score("f3", float(own.f3)))
-        if result.signs is not None:
-            cells += [f"{value:+.3f}" for value in result.signs[n].tolist()]
-        table.add_row(*map(Text, cells))
+        if result.trusted:
+            cells += [f"{value:+.2f}" for value in result.trust.signs[n].tolist()]
+            cells += [f"{value:.0%}" for value in result.trust.shares[n].tolist()]
+        table.add_row(*map(Text, cells), style="dim" if row.doubtful else None)
     return table
+
+
+def _captions(result: Result) -> list[str]:
+    """What the columns mean."""
+    lines = [
+        "Or: the likeliest other token in the word's place. Localises: how well the word's map, "
+        "before refinements, singles out a region, as an object word's does and a function word's "
+        f"does not; not whether the word is true ({result.trust.source})."
+    ]
+    if result.trusted:
+        lines.append(
+            "Fall: how much the word's log-probability falls when the tenth of the image tokens "
+            "that its map highlights is removed; Random: when as many random ones are. Image, "
+            "Prompt, Answer: where what speaks for the word lies."
+        )
+    return lines
 
 
 def _print_scores(
@@ -233,22 +251,30 @@ def document(result: Result) -> dict[str, Any]:
     words = []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
-        if explanation.steps is not None:
-            record["every_step"] = without_nan(explanation.steps.probabilities[:, n].tolist())
         if result.scores is not None:
             own = result.scores[n]
             named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}
             record["localization"] = named
-        if result.signs is not None:
-            highlighted, random = result.signs[n].tolist()
+        record["candidates"] = [
+            [asdict(one) for one in token] for token in result.trust.candidates[n]
+        ]
+        if result.trusted:
+            highlighted, random = result.trust.signs[n].tolist()
             record["sign_check"] = {"highlighted": highlighted, "random": random}
+            image, prompt, answer = result.trust.shares[n].tolist()
+            record["shares"] = {"image": image, "prompt": prompt, "answer": answer}
+            record["text"] = without_nan(result.trust.text.values[n].tolist())
+            record["every_step"] = without_nan(result.trust.probabilities[:, n].tolist())
         words.append(record)
     return {
+        "warning": result.trust.warning,
         "picture": result.source,
         "prompt": explanation.prompt,
         "answer": explanation.answer,
         "forced": trajectory.forced,
         "words": words,
+        "tokens": list(result.trust.text.tokens.token_texts) if result.trusted else None,
+        "localises": {"calibrated": result.trust.calibrated, "source": result.trust.source},
         "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,
         "calls": len(trajectory.calls),

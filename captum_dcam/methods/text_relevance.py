@@ -12,9 +12,9 @@ from captum_dcam.errors import InputError
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.tam import TokenActivationMap
 from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.gradients import TargetGradients, mapped_gradients
 from captum_dcam.model.sequence import (
     TextTokens,
-    hidden_states,
     image_positions,
     padded,
     prompt_dialogue,
@@ -86,53 +86,59 @@ def text_relevance(
         raise InputError(f"by is {by!r}: expected one of {WAYS}")
     one = single(forward, example)
     task = AttributionTask(one, tuple(targets), forward.score if score is None else score)
+    if by == "gradient":
+        found = GradientText(task)
+        if targets:
+            mapped_gradients(
+                one,
+                task.targets,
+                [0] * len(targets),
+                [task.score] * len(targets),
+                found.add,
+                backward=task.backward,
+                tokens=True,
+            )
+        return found.found()
     tokens, image_at = text_tokens(one), image_positions(one)
     values = torch.zeros(len(targets), len(tokens))
     image = torch.zeros(len(targets), len(image_at))
-    tam, reader = TokenActivationMap(), None
-    if by == "activation":
-        tam.check_foils(task.targets)
-        reader = tam.reader(task)
+    tam = TokenActivationMap()
+    tam.check_foils(task.targets)
+    reader = tam.reader(task)
     for n, target in enumerate(targets):
-        if reader is not None:
-            image[n], values[n] = tam.activation(task, reader, target)
-            continue
-        for step in dict.fromkeys(task.step(position) for position, *_ in target.terms):
-            here = [term for term in target.terms if task.step(term[0]) == step]
-            product = gradient_times_activation(one, step, here)
-            image[n] += product[image_at]
-            values[n] += product[tokens.positions]
-        values[n, : tokens.prompt][~prompt_dialogue(one)] = float("nan")
-        values[n, [tokens.prompt + p for p in target.positions]] = float("nan")
+        image[n], values[n] = tam.activation(task, reader, target)
     return TextRelevance(tokens, values, split_grids(image, one))
 
 
-def gradient_times_activation(
-    forward: DenoisingForward, step: int, terms: Sequence[tuple[int, int, int]]
-) -> Tensor:
-    r"""Gradient × activation at the tapped block, summed over channels, of the logits read there.
+class GradientText:
+    r"""Relevance by gradient × activation, from the rows of gradients that maps of words take.
 
     Args:
-        forward (DenoisingForward): bound, batch 1.
-        step (int): of the generation.
-        terms (sequence): (position, token id, sign) of the logits that are added up.
-
-    Returns:
-        Tensor: (L,) float32 on the CPU: every token of the sequence.
+        task (AttributionTask): of the words that the rows are of.
     """
-    leaves: list[Tensor] = []
 
-    def leaf(hidden: Tensor, _block: int) -> Tensor:
-        leaves.append(hidden.detach().requires_grad_())
-        return leaves[-1]
+    def __init__(self, task: AttributionTask) -> None:
+        count = len(task.targets)
+        self._task, self._rows = task, torch.zeros(count, task.length)
+        self._maps = tuple(torch.zeros(count, *shape) for shape in task.shapes)
 
-    with torch.enable_grad():
-        _, logits = hidden_states(forward, forward.layer, step, leaf)
-        positions, ids, signs = zip(*terms, strict=True)
-        own = logits[list(positions), list(ids)]
-        total = (own * own.new_tensor(signs)).sum()
-    gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
-    parts = zip(gradients, leaves, strict=True)
-    found = torch.cat([(wide(g) * wide(h.detach()))[0].sum(-1) for g, h in parts]).float().cpu()
-    length = forward.request.layout.prefix_length + logits.shape[0]
-    return padded(found, length) if forward.adapter.step_blocks else found
+    def add(self, row: TargetGradients) -> None:
+        """Take a row, which must have the gradients of its tokens."""
+        assert row.tokens is not None
+        self._rows[row.target] += padded(row.tokens, self._task.length)
+        for whole, f, g in zip(self._maps, row.features, row.gradients, strict=True):
+            whole[row.target] += (wide(g) * wide(f)).sum(0).float().cpu()
+
+    def found(self) -> TextRelevance:
+        """What all rows together give."""
+        tokens = text_tokens(self._task.forward)
+        values = _without_itself(self._rows[:, tokens.positions], tokens, self._task)
+        return TextRelevance(tokens, values, self._maps)
+
+
+def _without_itself(values: Tensor, tokens: TextTokens, task: AttributionTask) -> Tensor:
+    """Values (N, K) with NaN at each word itself, and at what the chat template says."""
+    values[:, : tokens.prompt][:, ~prompt_dialogue(task.forward)] = float("nan")
+    for n, target in enumerate(task.targets):
+        values[n, [tokens.prompt + p for p in target.positions]] = float("nan")
+    return values

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,6 +147,8 @@ class Reliability:
         bias (float): of the regression.
         mean, std (tuple of float): of the features it was fitted on.
         fitted_on (str): what the maps were, for the reader. Default: empty
+        features (tuple of str): what the features are, those of :func:`map_features` first.
+            Default: those alone
     """
 
     weights: tuple[float, ...]
@@ -153,21 +156,28 @@ class Reliability:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fitted_on: str = ""
+    features: tuple[str, ...] = MAP_FEATURES
 
     def __post_init__(self) -> None:
+        _check_features(self.features)
         for name in ("weights", "mean", "std"):
             row = getattr(self, name)
-            if len(row) != len(MAP_FEATURES) or not all(math.isfinite(v) for v in row):
+            if len(row) != len(self.features) or not all(math.isfinite(v) for v in row):
                 raise InputError(
-                    f"{name} is {row}: expected {len(MAP_FEATURES)} finite numbers, for "
-                    f"{MAP_FEATURES}"
+                    f"{name} is {row}: expected {len(self.features)} finite numbers, for "
+                    f"{self.features}"
                 )
         if not math.isfinite(self.bias) or min(self.std) <= 0:
             raise InputError(f"bias is {self.bias}, std {self.std}: expected finite, and std > 0")
 
     @classmethod
     def fit(
-        cls, features: Tensor, labels: Tensor, l2: float = 1.0, fitted_on: str = ""
+        cls,
+        features: Tensor,
+        labels: Tensor,
+        l2: float = 1.0,
+        fitted_on: str = "",
+        names: Sequence[str] = MAP_FEATURES,
     ) -> Reliability:
         r"""Fit by penalised maximum likelihood: convex, so the result depends on the data alone.
 
@@ -175,18 +185,20 @@ class Reliability:
         Probabilities are calibrated for data with the same share of both labels.
 
         Args:
-            features (Tensor): (M, 6) from :func:`map_features`.
+            features (Tensor): (M, F), F = 6 from :func:`map_features` and those that were added.
             labels (Tensor): (M,) bool: True where the word has an object in the image.
             l2 (float, optional): strength of the penalty, above 0. Default: 1
             fitted_on (str, optional): what the maps were. Default: empty
+            names (sequence of str, optional): of the F features. Default: of map_features' six
 
         Raises:
             ValueError: other shapes, or labels of one kind only.
         """
-        if features.ndim != 2 or features.shape[1] != len(MAP_FEATURES):
+        _check_features(names)
+        if features.ndim != 2 or features.shape[1] != len(names):
             raise InputError(
-                f"features have shape {tuple(features.shape)}: expected (M, "
-                f"{len(MAP_FEATURES)}) from map_features(maps)"
+                f"features have shape {tuple(features.shape)}: expected (M, {len(names)}), "
+                f"{tuple(names)}; map_features(maps) gives the first six"
             )
         linear = needed("sklearn.linear_model", "Reliability.fit")  # takes a second to import
         truth = _both_kinds(labels, len(features))
@@ -206,12 +218,16 @@ class Reliability:
             tuple(mean.tolist()),
             tuple(std.tolist()),
             fitted_on,
+            tuple(names),
         )
 
     def probability(self, features: Tensor) -> Tensor:
-        """Probability (...) that maps of such features (..., 6) localise an object."""
-        if features.shape[-1:] != (len(MAP_FEATURES),):
-            raise InputError(f"features have shape {tuple(features.shape)}: expected (..., 6)")
+        """Probability (...) that maps of such features (..., F) localise an object."""
+        if features.shape[-1:] != (len(self.features),):
+            raise InputError(
+                f"features have shape {tuple(features.shape)}: expected (..., "
+                f"{len(self.features)}), {self.features}"
+            )
         wide = features.detach().to(working_dtype(features.device))
         rows = (wide - wide.new_tensor(self.mean)) / wide.new_tensor(self.std)
         return (rows @ wide.new_tensor(self.weights) + self.bias).sigmoid().to(features.dtype)
@@ -220,23 +236,29 @@ class Reliability:
         """Probability (...) that maps (..., H, W) localise an object; near 0: trust no region."""
         return self.probability(map_features(maps))
 
+    def record(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {"format": _FORMAT, **asdict(self)}
+
     def to_json(self) -> str:
         """All of it as JSON text, for ``path.write_text``."""
-        record = {"format": _FORMAT, "features": MAP_FEATURES, **asdict(self)}
-        return json.dumps(record, indent=1, allow_nan=False)
+        return json.dumps(self.record(), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_record(cls, record: Any) -> Reliability:
+        """The inverse of :meth:`record`; ValueError when it is of another kind or version."""
+        kind = record.get("format") if isinstance(record, dict) else type(record).__name__
+        if kind != _FORMAT:
+            raise InputError(
+                f"format is {kind!r}: expected {_FORMAT!r}; fit it again with this version"
+            )
+        rows = {name: tuple(record[name]) for name in ("weights", "mean", "std", "features")}
+        return cls(bias=record["bias"], fitted_on=record["fitted_on"], **rows)
 
     @classmethod
     def from_json(cls, text: str) -> Reliability:
         """The inverse of :meth:`to_json`; ValueError when it is of another kind or version."""
-        record = json.loads(text)
-        kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-        if kind != _FORMAT or tuple(record.get("features", ())) != MAP_FEATURES:
-            raise InputError(
-                f"format is {kind!r}: expected {_FORMAT!r} with the features {MAP_FEATURES}; "
-                "fit it again with this version"
-            )
-        rows = {name: tuple(record[name]) for name in ("weights", "mean", "std")}
-        return cls(bias=record["bias"], fitted_on=record["fitted_on"], **rows)
+        return cls.from_record(json.loads(text))
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
@@ -274,6 +296,14 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     index = np.minimum((predicted * bins).astype(int), bins - 1)
     gap = np.bincount(index, predicted - truth, minlength=bins)
     return float(np.abs(gap).sum() / len(predicted))
+
+
+def _check_features(names: Sequence[str]) -> None:
+    if tuple(names[: len(MAP_FEATURES)]) != MAP_FEATURES:
+        raise InputError(
+            f"features are {tuple(names)}: expected {MAP_FEATURES} first; fit it again with this "
+            "version"
+        )
 
 
 def _autocorrelation(levels: Tensor) -> Tensor:

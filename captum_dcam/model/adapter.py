@@ -325,6 +325,11 @@ class Adapter(ModelFamily, ABC):
         ]
         return torch.cat(found, 1).float()
 
+    def warning(self, pictures: Sequence[Image.Image]) -> str:
+        """What a reader must know before anything else of an answer about pictures: that they are
+        of a kind that the model never saw. Default: empty, nothing"""
+        return ""
+
     # -- what some methods ask for beyond the above ------------------------------------------------
 
     def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:

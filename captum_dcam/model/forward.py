@@ -32,6 +32,7 @@ from captum_dcam.model.tap import (
     SpatialTap,
     finite,
     not_finite,
+    opened,
     recorded,
     replace_hidden,
     skipped,
@@ -342,10 +343,14 @@ class DenoisingForward(nn.Module):
         return args[:count], args[count:]
 
     def _tapped(self, cache: str, rows: int) -> Any:
-        """The tap, where the part inside this context runs the blocks over ``rows`` images."""
-        if self.trajectory.cache != cache:
+        """The tap, where the part inside this context runs the blocks over ``rows`` images; the
+        step behind a cached prefix gives the tap its own tokens' leaves, where they are wanted."""
+        if self.trajectory.cache == cache:
+            return tapped(self.adapter.blocks[self.layer], self.tap, self.request.layout, rows)
+        if cache == "prefix" or self.tap.leaves is None:
             return nullcontext()
-        return tapped(self.adapter.blocks[self.layer], self.tap, self.request.layout, rows)
+        every = (self.adapter.blocks, self.adapter.step_blocks)
+        return opened([blocks[self.layer] for blocks in every if blocks], self.tap)
 
     # -- replay without recomputing what is known -----------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_dcam.errors import DcamError, InfeasibleStepError
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.norms import passing
-from captum_dcam.model.tap import finite, gather, hidden_of, hooked
+from captum_dcam.model.tap import finite, gather, hidden_of, hooked, wide
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
@@ -34,11 +34,17 @@ CHUNKS = {"prefix": 16, "none": 4}
 
 @dataclass(frozen=True)
 class TargetGradients:
-    """Features and gradients (D, h, w), one pair per grid, of target number ``target``."""
+    r"""Features and gradients (D, h, w), one pair per grid, of target number ``target``.
+
+    ``tokens``: gradient × activation at the tapped block's output, summed over channels, at every
+    token of the sequence that is no image token, (L,) float32 on the CPU; 0 at image tokens. None
+    where it was not asked for.
+    """
 
     target: int
     features: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ def mapped_gradients(
     chunk: int | None = None,
     backward: str = "exact",
     seen: Seen | None = None,
+    tokens: bool = False,
 ) -> list[T]:
     r"""What ``each`` makes of every row of :func:`target_gradients`, which is then forgotten: the
     gradients of many targets together are large.
@@ -144,6 +151,8 @@ def mapped_gradients(
         scores (sequence of str or int): of every target.
         each (callable): of a row.
         seen (callable, optional): told of every read of logits, see :data:`Seen`. Default: nothing
+        tokens (bool, optional): fill in :attr:`TargetGradients.tokens`, from the same passes.
+            Default: False
 
     Returns, raises: as there; targets of a batch come in the order of their passes.
     """
@@ -159,8 +168,9 @@ def mapped_gradients(
         check_gradients(forward, row.gradients)
         return each(row)
 
+    everything = forward.tap.collecting() if tokens else nullcontext()
     try:
-        with torch.enable_grad(), diagnosed(forward), passing(backward):
+        with torch.enable_grad(), diagnosed(forward), passing(backward), everything:
             if trajectory.cache == "prefix":
                 return list(map(checked, _prefix_rows(forward, reads, len(targets), size, seen)))
             return [
@@ -328,28 +338,53 @@ def _prefix_rows(
     prefill; targets of different examples share one, for no example sees another.
     """
     memory, maps = watched(forward, forward.prefill)
+    prefix = _leaves(forward)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
     example_of = {r.target: r.example for r in reads}
     left = count
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
-        into_cache = _cache_gradients(forward, memory, links, part, seen)
+        into_cache, answers = _cache_gradients(forward, memory, links, part, seen)
         for together in _rounds(numbers, example_of):
             left -= len(together)
             cotangents = [torch.zeros_like(link) for link in links]
+            mine = {n: [i for i, r in enumerate(part) if r.target == n] for n in together}
             for number in together:
-                mine = [i for i, r in enumerate(part) if r.target == number]
                 for whole, gradient in zip(cotangents, into_cache, strict=True):
-                    whole[example_of[number]] = gradient[mine].sum(0)
+                    whole[example_of[number]] = gradient[mine[number]].sum(0)
             grads = torch.autograd.grad(
-                links, maps, cotangents, retain_graph=left > 0, materialize_grads=True
+                links, (*maps, *prefix), cotangents, retain_graph=left > 0, materialize_grads=True
             )
+            products = _products(prefix, grads[len(maps) :], forward.request.batch)
             for number in together:
                 b = example_of[number]
-                features, own = (tuple(t[b].detach() for t in ts) for ts in (maps, grads))
-                yield TargetGradients(number, features, own)
+                features = tuple(m[b].detach() for m in maps)
+                own = tuple(g[b].detach() for g in grads[: len(maps)])
+                tokens = torch.cat((products[b], answers[mine[number]].sum(0)))
+                yield TargetGradients(number, features, own, tokens if prefix else None)
         del into_cache  # not beside the next chunk's
+
+
+def _leaves(forward: DenoisingForward) -> tuple[Tensor, ...]:
+    """The states of all tokens that the last passes made leaves, in their order; none where none
+    were asked for."""
+    leaves = forward.tap.leaves
+    if not leaves:
+        return ()
+    found = tuple(leaves)
+    leaves.clear()
+    return found
+
+
+def _products(states: Sequence[Tensor], gradients: Sequence[Tensor], rows: int) -> Tensor:
+    """Gradient × activation (R, L) of the first R rows of states (…, D) that follow one another,
+    on the CPU; (R, 0) of none."""
+    parts = [
+        (wide(g[:rows]) * wide(s[:rows].detach())).sum(-1).float().cpu()
+        for s, g in zip(states, gradients, strict=True)
+    ]
+    return torch.cat(parts, dim=1) if parts else torch.zeros(rows, 0)
 
 
 def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[int]]:
@@ -371,10 +406,11 @@ def _cache_gradients(
     links: list[Tensor],
     reads: list[_Read],
     seen: Seen | None,
-) -> tuple[Tensor, ...]:
-    """Gradient (R, …) of every read's logits with respect to each cached tensor."""
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradient (R, …) of every read's logits with respect to each cached tensor; and gradient ×
+    activation (R, T) of the answer's tokens, (R, 0) where it was not asked for."""
     if not links:
-        return ()
+        return (), torch.zeros(len(reads), 0)
     examples = torch.tensor([r.example for r in reads], device=links[0].device)
     steps = torch.tensor([r.step for r in reads])
     one = len(examples.unique()) == 1  # its rows are one row in memory
@@ -385,7 +421,11 @@ def _cache_gradients(
     own = forward.adapter.replace_memory(forward.adapter.select(memory, examples), leaves)
     logits = forward.step(own, examples, steps)
     _tell(logits, reads, seen)
-    return torch.autograd.grad(_total(logits, reads), leaves)
+    answer = _leaves(forward)
+    found = torch.autograd.grad(
+        _total(logits, reads), (*leaves, *answer), materialize_grads=bool(answer)
+    )
+    return found[: len(leaves)], _products(answer, found[len(leaves) :], len(reads))
 
 
 def _full_rows(
@@ -396,8 +436,15 @@ def _full_rows(
     steps = torch.tensor([r.step for r in reads])
     logits, maps = watched(forward, lambda: forward.replay(examples, steps))
     _tell(logits, reads, seen)
-    grads = gradients_of(_total(logits, reads), maps)
+    every = _leaves(forward)
+    grads = gradients_of(_total(logits, reads), (*maps, *every))
+    products = _products(every, grads[len(maps) :], len(reads))
     return [
-        TargetGradients(r.target, tuple(m[i].detach() for m in maps), tuple(g[i] for g in grads))
+        TargetGradients(
+            r.target,
+            tuple(m[i].detach() for m in maps),
+            tuple(g[i] for g in grads[: len(maps)]),
+            products[i] if every else None,
+        )
         for i, r in enumerate(reads)
     ]

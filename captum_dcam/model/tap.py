@@ -8,7 +8,7 @@ as they hook a convolution.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,11 +22,29 @@ Edit = Callable[[Tensor, int], Tensor]
 
 
 class SpatialTap(nn.Module):
-    """Identity on feature maps; ``edit`` may replace them (ablations)."""
+    """Identity on feature maps; ``edit`` may replace them (ablations). While ``leaves`` is a list,
+    the states of all tokens of the block become leaves of the graph, and are put there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.edit: Edit | None = None
+        self.leaves: list[Tensor] | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Leaves are collected while the context is open."""
+        self.leaves = []
+        try:
+            yield
+        finally:
+            self.leaves = None
+
+    def leaf(self, hidden: Tensor) -> Tensor:
+        """The states as a leaf where leaves are collected, else as they are."""
+        if self.leaves is None or not torch.is_grad_enabled():
+            return hidden
+        self.leaves.append(hidden.detach().requires_grad_())
+        return self.leaves[-1]
 
     def forward(self, *grids: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, D, h, w) for one grid, a tuple of them for several."""
@@ -123,8 +141,9 @@ def tapped(
         grids = gather(hidden[:rows], layout)
         for grid in grids:
             finite(grid, "the features of the tapped block", hidden.dtype)
-        if torch.is_grad_enabled() and not hidden.requires_grad:
+        if torch.is_grad_enabled() and (tap.leaves is not None or not hidden.requires_grad):
             grids = tuple(g.detach().requires_grad_() for g in grids)
+        hidden = tap.leaf(hidden)
         out = tap(*grids)
         maps = out if isinstance(out, tuple) else (out,)
         opened = scatter(hidden[:rows], maps, layout)
@@ -134,6 +153,16 @@ def tapped(
 
     with hooked([(block, open_output)]):
         yield
+
+
+def opened(blocks: Iterable[nn.Module], tap: SpatialTap) -> AbstractContextManager[None]:
+    """Make the states that blocks return leaves of the tap while the context is open; no image
+    tokens are among them."""
+
+    def open_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return replace_hidden(output, tap.leaf(hidden_of(output)))
+
+    return hooked((block, open_output) for block in blocks)
 
 
 @contextmanager

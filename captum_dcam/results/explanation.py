@@ -29,6 +29,7 @@ from captum_dcam.results.manifests import (
 )
 from captum_dcam.results.schema import check_explanation
 from captum_dcam.results.steps import StepMaps, read_steps
+from captum_dcam.results.trust import Trust, read_trust
 
 TENSORS = "tensors.safetensors"
 #: fields that a manifest holds as they are
@@ -70,6 +71,7 @@ class Explanation:
     images: tuple[Image.Image, ...] = field(repr=False)
     note: str = ""
     steps: StepMaps | None = None
+    trust: Trust | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -132,7 +134,8 @@ class Explanation:
         Files: ``manifest.json`` (versioned, with a digest and a hash of each file),
         ``tensors.safetensors``, ``image-0.png``, … Maps of every step, where there are any, are
         tensors ``steps.maps.0`` (S, N, h, w), … per grid, ``steps.peaks.0`` (S, N), … and
-        ``steps.probabilities`` (S, N).
+        ``steps.probabilities`` (S, N). Of :class:`Trust`, what is there is saved; nothing is
+        computed.
 
         Args:
             folder (path): where to; an earlier explanation is replaced.
@@ -162,6 +165,7 @@ class Explanation:
             },
         }
         record |= {"note": self.note} if self.note else {}
+        record |= {} if self.trust is None else {"trust": self.trust.record()}
         record |= {"beside": hashes(beside)} if beside else {}
         with new_folder(folder) as new:
             write_tensors(new / TENSORS, self._tensors())
@@ -179,6 +183,7 @@ class Explanation:
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
         out |= {} if self.steps is None else self.steps.tensors()
+        out |= {} if self.trust is None else self.trust.tensors()
         return out | layout_tensors(self.layout)
 
     @classmethod
@@ -216,6 +221,7 @@ class Explanation:
                 images=images,
                 note=note_of(manifest),
                 steps=read_steps(tensors, targets, len(grids)),
+                trust=read_trust(manifest.get("trust"), tensors, len(grids)),
             )
 
 

@@ -157,6 +157,42 @@ def check_explanation(
         for i, shape in enumerate(shapes):
             _tensor(tensors, f"steps.maps.{i}", _FLOAT, steps, words, *shape)
             _tensor(tensors, f"steps.peaks.{i}", _FLOAT, steps, words)
+    if "trust" in manifest or any(name.startswith("trust.") for name in tensors):
+        _trust(_record("trust", manifest["trust"]), tensors, words, steps, shapes)
+
+
+def _trust(
+    record: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    words: int,
+    steps: int,
+    shapes: Sequence[tuple[int, int]],
+) -> None:
+    """Check what an explanation says of its own maps."""
+    _tensor(tensors, "trust.localises", _FLOAT, words)
+    _is("calibration", record["calibrated"], bool, "true or false")
+    for name in ("source", "warning"):
+        _text(f"{name} of the trust", record[name])
+    for word in _list("candidates", record["candidates"], list, words):
+        for token in word:
+            for one in _list("candidates of a token", token, list):
+                if len(one) != 3:
+                    raise _refuse("candidate", one, "an id, a text and a probability")
+                _whole("candidate's id", one[0])
+                _text("candidate's text", one[1])
+                _is("candidate's probability", one[2], float, "a number")
+    if "trust.signs" in tensors:
+        _tensor(tensors, "trust.signs", _FLOAT, words, 2)
+    if "trust.probabilities" in tensors:
+        _tensor(tensors, "trust.probabilities", _FLOAT, steps, words)
+    if "trust.text" in tensors:
+        known = len(_list("texts of the trust", record["pieces"], str))
+        _whole("number of the prompt's tokens", record["prompt"])
+        _tensor(tensors, "trust.text", _FLOAT, words, known)
+        for name in ("positions", "ids"):
+            _tensor(tensors, f"trust.{name}", _WHOLE, known)
+        for i, shape in enumerate(shapes):
+            _tensor(tensors, f"trust.maps.{i}", _FLOAT, words, *shape)
 
 
 def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> int:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from captum_dcam.data.scenes import Scene, scene_mask
 from captum_dcam.metrics import LocalizationScores, localization
-from captum_dcam.model.words import least_sure
+from captum_dcam.model.words import Target, least_sure
 from captum_dcam.results.explanation import Explanation, region
+from captum_dcam.results.trust import Candidate
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class WordSummary:
         region (str): where its highest token lies, in words.
         peak (tuple or None): (x0, y0, x1, y1) in pixels of its highest token; None: an empty map.
         area (float): fraction of image tokens that hold half of its mass.
+        localises (float or None): how well its map does, see :class:`Trust`; None: not known.
+        doubtful (bool): its map is said to localise nothing.
+        instead (tuple): (text, probability) of what else might have stood in the place of its
+            most contested token, the likeliest first.
     """
 
     number: int
@@ -35,12 +40,15 @@ class WordSummary:
     region: str
     peak: tuple[float, float, float, float] | None
     area: float
+    localises: float | None
+    doubtful: bool
+    instead: tuple[tuple[str, float], ...]
 
 
 def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
     """One row per explained word, in order."""
     confidence = explanation.trajectory.confidence[0].tolist()
-    grids = explanation.layout.grids
+    grids, trust = explanation.layout.grids, explanation.trust
     rows = []
     for n, (target, steps) in enumerate(
         zip(explanation.targets, explanation.commit_steps(), strict=True)
@@ -59,9 +67,23 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
                 region=_region(focus["peak"], grids[best].image_size),
                 peak=focus["peak"],
                 area=focus["area"],
+                localises=None if trust is None else float(trust.localises[n]),
+                doubtful=trust is not None and trust.doubtful[n],
+                instead=() if trust is None else _instead(target, trust.candidates[n]),
             )
         )
     return tuple(rows)
+
+
+def _instead(
+    target: Target, candidates: tuple[tuple[Candidate, ...], ...]
+) -> tuple[tuple[str, float], ...]:
+    """Text and probability of what else might have stood in the place of the token whose rivals
+    are the likeliest."""
+    every = zip(target.token_ids, candidates, strict=True)
+    rivals = [[c for c in row if c.id != own] for own, row in every]
+    closest = max(rivals, key=lambda row: row[0].probability if row else 0.0)
+    return tuple((c.text.strip(), c.probability) for c in closest)
 
 
 def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int]) -> str:

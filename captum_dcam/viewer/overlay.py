@@ -19,6 +19,8 @@ from captum_dcam.results.explanation import Explanation
 CMAP = "inferno"
 #: default opacity at the highest value, and how much of the image's colour is withdrawn behind heat
 ALPHA, MUTE = 0.9, 0.7
+#: opacity of a map that is said to localise nothing
+FAINT = 0.35
 #: ``Image.info["note"]`` of an overlay that has nothing to show
 FLAT = "flat map: no place stands out"
 
@@ -132,19 +134,24 @@ def word_overlay(
     size: tuple[int, int] | None = None,
     mode: str = "bilinear",
     cmap: str = CMAP,
-    alpha: float = ALPHA,
+    alpha: float | None = None,
     mute: float = MUTE,
 ) -> Image.Image:
     r"""Overlay of one word on one image, whose own colours are muted.
 
     Several images of a request share a word's scale: a word that looks at the second one leaves
-    the first one pale. Arguments as in :func:`word_map` and :func:`overlay`.
+    the first one pale. So does one whose map is said to localise nothing
+    (:attr:`captum_dcam.results.trust.Trust.doubtful`), unless ``alpha`` is given. Arguments as in
+    :func:`word_map` and :func:`overlay`.
     """
     picture = explanation.images[image]
     if size is not None and size != picture.size:
         picture = scaled(picture, size)
     values = word_map(explanation, word, image, size, mode)
     number, vmax = explanation.index(word), None
+    if alpha is None:
+        trust = explanation.trust
+        alpha = FAINT if trust is not None and trust.doubtful[number] else ALPHA
     if len(explanation.images) > 1:
         vmax = max(float(maps[number].max()) for maps in explanation.maps) or None
     return overlay(picture, values, cmap=cmap, alpha=alpha, vmax=vmax, mute=mute)

@@ -41,7 +41,8 @@ def contact_sheet(
 
     The image, the prompt, the answer with a chip for every explained word (coloured by the step
     that committed it), and for every word its map over the image, when it was committed, how sure
-    the model was, and where it looks. Every word's map is scaled to its own maximum.
+    the model was, where it looks, and how well the map localises. Every word's map is scaled to its
+    own maximum; one that is said to localise nothing is faint.
 
     Args:
         explanation (Explanation): the result; images of any size, one or several.
@@ -58,8 +59,11 @@ def contact_sheet(
     ink, rows, images = Ink(width), summarise(explanation), explanation.images
     colors = [step_color(row.steps[-1], explanation.trajectory.steps) for row in rows]
     answer = running(explanation.token_texts, explanation.targets, colors)
-    top = header(ink, images, explanation.prompt, answer, explanation.trajectory.forced)
-    parts = [top, _legend(ink, explanation, cmap)]
+    parts = [
+        *warning(ink, explanation),
+        header(ink, images, explanation.prompt, answer, explanation.trajectory.forced),
+        _legend(ink, explanation, cmap),
+    ]
     columns, gap = _columns(len(rows), len(images)), ink.px(18)
     room = (ink.px(INNER) - gap * (columns - 1)) // columns
     cell = mosaic_cell(ink, len(images), room)
@@ -77,6 +81,17 @@ def contact_sheet(
             line.paste(panel, (i * (room + gap), 0))
         parts.append(line)
     return stacked(parts, ink)
+
+
+def warning(ink: Ink, explanation: Explanation) -> list[Image.Image]:
+    """What a reader must know before anything else, if there is anything."""
+    text = "" if explanation.trust is None else explanation.trust.warning
+    if not text:
+        return []
+    lines = ink.lines([Run(w) for w in f"Beware: {text}".split()], 15, ink.px(INNER))
+    page = ink.page(ink.px(INNER), ink.px(24) * len(lines))
+    page.flow((0, 0), lines, 15, 24)
+    return [page.image]
 
 
 def _columns(words: int, images: int) -> int:
@@ -114,6 +129,9 @@ def _panel(
     steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
     focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
     where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"
-    for below, text in ((26, f"{steps} · {row.confidence:.0%} sure"), (43, where)):
+    if row.localises is not None and where != FLAT:
+        said = "localises nothing" if row.doubtful else f"{where} · localises"
+        where = f"{said} ({row.localises:.0%})" if row.doubtful else f"{said} {row.localises:.0%}"
+    for below, text in ((26, f"{steps} · probability {row.confidence:.0%}"), (43, where)):
         page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, MUTED)
     return page.image

@@ -94,7 +94,7 @@ def edit(kind, place, change, seal=False):
     if seal and kind == "preset.json":
         rest = {k: v for k, v in record.items() if k != "digest"}
         record = rest | {"digest": digest(canonical(rest, ascii_only=True))}
-    elif seal and record.get("version") in (2, 3):
+    elif seal and record.get("version") in (2, 3, 4):
         record = sealed({k: v for k, v in record.items() if k != "digest"})
     path.write_text(json.dumps(record), encoding="utf-8")
 
@@ -182,7 +182,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", ("explanation", "comparison"))
-@pytest.mark.parametrize("version", (1, 2, 3))
+@pytest.mark.parametrize("version", (1, 2, 3, 4))
 @pytest.mark.parametrize("case", FILES)
 def test_files_of_a_manifest(copied, kind, version, case):
     place = copied(kind)
@@ -196,7 +196,7 @@ def test_files_of_a_manifest(copied, kind, version, case):
 
 
 @pytest.mark.parametrize("kind", ("explanation", "comparison"))
-@pytest.mark.parametrize("version", (1, 2, 3))
+@pytest.mark.parametrize("version", (1, 2, 3, 4))
 def test_a_manifest_that_names_no_tensors_or_no_image(copied, kind, version):
     for name in (KINDS[kind][1], "image-0.png"):
         place = copied(kind)
@@ -247,6 +247,11 @@ EXPLANATION = {
     "no states": (lambda r: r["trajectory"].update(states=0), "at least 1"),
     "lengths": (lambda r: r["trajectory"].update(lengths=[1]), "lengths"),
     "image end": (lambda r: r["trajectory"].update(image_end="9"), "image_end"),
+    "calibration": (lambda r: r["trust"].update(calibrated=1), "true or false"),
+    "warning": (lambda r: r["trust"].update(warning=None), "warning of the trust is None"),
+    "no candidates": (lambda r: r["trust"].update(candidates=[]), "expected 2 of them"),
+    "a candidate": (lambda r: r["trust"]["candidates"][0][0].append([1, "x"]), "candidate is [1"),
+    "no trust": (lambda r: r.pop("trust") and None, "KeyError('trust')"),
 }
 COMPARISON = {
     "status": (lambda r: r["methods"][0].update(status="well"), "one of done, partial, failed"),

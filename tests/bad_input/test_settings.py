@@ -9,14 +9,13 @@ import tiny
 import torch
 
 import captum_dcam
-from captum_dcam import DenoisingForward, DiffusionCAM, compare
+from captum_dcam import DenoisingForward, DiffusionCAM, compare, explain_generation, sign_check
 from captum_dcam.checks import plain
 from captum_dcam.comparing import compare_generation
 from captum_dcam.data.files import select
 from captum_dcam.data.scenes import SceneDataset
 from captum_dcam.errors import DcamError, InputError
 from captum_dcam.evaluation.plan import Plan, Variant
-from captum_dcam.explaining import explain_generation, sign_check
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
 from captum_dcam.faithfulness.curves import deletion
 from captum_dcam.files import canonical

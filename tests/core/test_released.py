@@ -11,10 +11,9 @@ from faithfulness import cases
 from torch.utils._pytree import tree_leaves
 
 import captum_dcam
-from captum_dcam import faithfulness
+from captum_dcam import explain_generation, faithfulness, sign_check
 from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import MissingPackageError, TargetError
-from captum_dcam.explaining import explain_generation, sign_check
 from captum_dcam.methods import Budget, method
 from captum_dcam.methods.text_relevance import text_relevance
 

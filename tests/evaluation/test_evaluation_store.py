@@ -164,9 +164,9 @@ def test_headers_that_cannot_be_read(tmp_path):
         ("[]", "holds a list"),
         ("{}", "not the header"),
         (text.replace("captum-dcam evaluation", "x"), "not the header"),
-        (text.replace('"version": 3', '"version": 9'), "update captum-dcam"),
-        (text.replace('"version": 3', '"version": 0'), "version 0"),
-        (text.replace('"version": 3', '"version": 1'), "not what was written"),
+        (text.replace('"version": 4', '"version": 9'), "update captum-dcam"),
+        (text.replace('"version": 4', '"version": 0'), "version 0"),
+        (text.replace('"version": 4', '"version": 1'), "not what was written"),
         (text.replace('"seed": 0', '"seed": 1'), "not what was written"),
         (text.replace('"seed": 0', '"seed": 0, "seed": 0'), "comes twice"),
     ):

@@ -9,13 +9,9 @@ from methods import made
 
 from captum_dcam.maps import positionwise
 from captum_dcam.methods import AttributionTask, method
-from captum_dcam.methods.text_relevance import (
-    TextRelevance,
-    gradient_times_activation,
-    text_relevance,
-)
+from captum_dcam.methods.text_relevance import TextRelevance, text_relevance
 from captum_dcam.model import gradients as vjp
-from captum_dcam.model.forward import DenoisingForward, single
+from captum_dcam.model.forward import single
 from captum_dcam.model.sequence import TextTokens, hidden_states, text_tokens
 from captum_dcam.model.words import Target
 
@@ -162,7 +158,15 @@ def test_an_unknown_way_is_named():
 
 
 def test_the_product_covers_the_whole_sequence(cache):
+    """Every token but those of the image, whose products the maps have."""
     forward = tiny.bound(cache)
-    assert isinstance(forward, DenoisingForward)
-    product = gradient_times_activation(forward, 0, [(0, 5, 1)])
-    assert product.shape == (forward.request.layout.prefix_length + 8,) and product.any()
+    rows = []
+    targets, scores = made.targets(forward, (5,)), ["commit"]
+    vjp.mapped_gradients(forward, targets, [0], scores, rows.append, tokens=True)
+    (found,) = (row.tokens for row in rows)
+    assert found.shape == (forward.request.layout.prefix_length + 8,)
+    image = forward.request.layout.grids[0].positions.flatten()
+    others = torch.ones(len(found), dtype=torch.bool).index_fill(0, image, False)
+    assert not found[image].any() and found[others].all() and forward.tap.leaves is None
+    (plain,) = vjp.target_gradients(forward, targets)
+    assert plain.tokens is None and torch.equal(plain.gradients[0], rows[0].gradients[0])

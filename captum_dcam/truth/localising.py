@@ -1,0 +1,81 @@
+r"""How well a word's map localises: object word or function word, not true or false.
+
+Read from the map before refinements: propagation makes the maps of function words compact too
+(docs/TRUST.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from captum_dcam.maps import Reading, refine_words
+from captum_dcam.metrics import MAP_FEATURES, Reliability, map_features
+from captum_dcam.presets import Preset, preset
+from captum_dcam.refine import Affinity, RefineContext
+
+#: of a map before refinements: its shape, and how it stands up to affinity propagation
+FEATURES = (*MAP_FEATURES, "agreement")
+#: where nothing was fitted to the model
+UNCALIBRATED = (
+    "how far the map stays what it is when similar image tokens share; not calibrated for this "
+    "model: "
+    "captum-dcam calibrate --labels fits it"
+)
+
+
+@cache
+def shipped() -> Reliability:
+    """Fitted on the embedded model's maps by ``benchmarks/trust.py fit``."""
+    return Reliability.from_json((files("captum_dcam.mini") / "reliability.json").read_text())
+
+
+def fitted(
+    family: str, layer: int, recommended: int, reading: Reading, chosen: Preset
+) -> Reliability | None:
+    """The fit for maps that are read like this: the preset's own, the embedded model's, or none."""
+    if chosen.reliability is not None:
+        return chosen.reliability
+    usual = preset("default").reading(tagger=reading.tagger)
+    ours = family == "mini" and layer == recommended and reading == usual
+    return shipped() if ours else None
+
+
+def features(signed: Sequence[Tensor], contexts: Sequence[RefineContext]) -> Tensor:
+    r"""Features of each of N words' maps, of the grid with the word's highest peak.
+
+    ``agreement``: the mean, weighted by the map, of the map after affinity propagation over its
+    maximum. 1: what the map highlights stays highest when tokens that are alike share; near 0: most
+    of its mass is spread thinly over tokens that do not belong together.
+
+    Args:
+        signed (sequence of Tensor): maps before refinements, one (N, h, w) per grid.
+        contexts (sequence of RefineContext): one per grid, with features of the image tokens.
+
+    Returns:
+        Tensor: (N, 7) float64, in the order of :data:`FEATURES`.
+    """
+    seeds = [m.relu() for m in signed]
+    if not len(seeds[0]):
+        return torch.zeros(0, len(FEATURES), dtype=torch.float64)
+    spread = [m.double().cpu() for m in refine_words(seeds, Affinity(), contexts)]
+    seeds = [m.double().cpu() for m in seeds]
+    tops = torch.stack([m.amax((-2, -1)) for m in seeds])
+    rows = []
+    for n, grid in enumerate(tops.argmax(0).tolist()):
+        seed, own = seeds[grid][n], spread[grid][n]
+        mass, peak = seed.sum(), own.max()
+        agreement = (seed * own).sum() / (mass * peak) if mass * peak > 0 else mass * 0
+        rows.append(torch.cat((map_features(seed), agreement[None])))
+    return torch.stack(rows)
+
+
+def localises(found: Tensor, fit: Reliability | None) -> Tensor:
+    """How well maps of features (N, 7) localise, (N,) float32 in [0, 1]: a calibrated probability
+    by a fit, the agreement without one; 0 of a constant map, whatever a fit would say."""
+    scores = found[:, FEATURES.index("agreement")] if fit is None else fit.probability(found)
+    return scores.masked_fill(found[:, FEATURES.index("peak")] == 0, 0).float()
