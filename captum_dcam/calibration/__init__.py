@@ -16,6 +16,7 @@ highest F3, and of :func:`collect_answers` those with the highest insertion;
 - the search: :func:`fit_stages`, :func:`fit_blocks`, :func:`coordinate_descent`, :func:`cut`,
   :data:`PARAMETERS`
 - on other images: :func:`compare`, :class:`Gain`
+- how well a map localises, told by masks: :func:`fit_reliability`
 
 :mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
 """
@@ -32,6 +33,7 @@ from captum_dcam.calibration.fit import (
 from captum_dcam.calibration.insertion import WORDS, Answered, collect_answers
 from captum_dcam.calibration.maps import Batch, Chain, Collection, Masked, collect
 from captum_dcam.calibration.parameters import PARAMETERS, SHARES, values_of, with_values
+from captum_dcam.calibration.reliability import fit_reliability
 from captum_dcam.errors import CalibrationError
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "coordinate_descent",
     "cut",
     "fit_blocks",
+    "fit_reliability",
     "fit_stages",
     "values_of",
     "with_values",

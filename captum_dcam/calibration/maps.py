@@ -12,7 +12,8 @@ whole.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -249,10 +250,8 @@ def gathered(
     try:
         for number, image_id in enumerate(listed):
             progress.say(f"{image_id}")
-            try:
+            with listed_errors(image_id):
                 batch = read(number, image_id)
-            except (DcamError, OSError) as error:
-                raise CalibrationError(f"image {image_id!r}: {error}") from error
             if batch is not None:
                 found.append(batch)
                 size += batch.nbytes
@@ -270,6 +269,15 @@ def gathered(
             "with captum-dcam explain, and give another --prompt or other images"
         )
     return found
+
+
+@contextmanager
+def listed_errors(image_id: Any) -> Iterator[None]:
+    """CalibrationError that names the image, for one that cannot be read or explained."""
+    try:
+        yield
+    except (DcamError, OSError) as error:
+        raise CalibrationError(f"image {image_id!r}: {error}") from error
 
 
 def base_maps(

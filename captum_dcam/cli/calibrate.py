@@ -24,11 +24,14 @@ from captum_dcam.cli.options import (
 from captum_dcam.cli.parsing import generator, load_chosen, setting_pairs
 from captum_dcam.cli.printing import output_console, print_facts, progress, run_and_print, table_of
 from captum_dcam.errors import CalibrationError
+from captum_dcam.packages import importable
 
 if TYPE_CHECKING:
     from captum_dcam.calibration import Calibration, Collection, Gain
     from captum_dcam.cli.printing import Say
     from captum_dcam.data import Dataset
+    from captum_dcam.evaluation.harness import Progress
+    from captum_dcam.metrics import Reliability
     from captum_dcam.model.adapter import Adapter
     from captum_dcam.presets import Preset
 
@@ -98,17 +101,19 @@ class Calibrated:
         checked (tuple or None): the gain on other images, and DACG's routing there before and
             after.
         record (dict): what the file says of the fit.
+        reliability (Reliability or None): fitted with masks: how well maps localise.
     """
 
     file: Path
     calibration: Calibration
     checked: tuple[Gain, tuple[dict[str, float], dict[str, float]]] | None
     record: dict[str, Any]
+    reliability: Reliability | None
 
 
 def run(options: Options) -> Calibrated:
     """Fit, check and write; everything that can be checked is checked before any work."""
-    from captum_dcam.calibration import compare, fit_blocks, values_of
+    from captum_dcam.calibration import compare, fit_blocks, fit_reliability, values_of
     from captum_dcam.evaluation.harness import threads
     from captum_dcam.model.hub import check_device
     from captum_dcam.presets import check_writable, preset, write_preset
@@ -143,6 +148,13 @@ def run(options: Options) -> Calibrated:
             if found.layer != start:
                 after = collected(check_ids, found.layer, "check")
             checked = compare((before, found.start), (after, found.fitted), options.seed)
+        reliability = base.reliability
+        if options.labels and importable("sklearn"):
+            own = {"preset": base, "data": data, "layer": found.layer, "generation": generation}
+            told = _told("reliability", say)
+            reliability = fit_reliability(
+                adapter, ids=ids, **options.shared(fit_reliability, progress=told, **own)
+            )
     record = _record(options, adapter, generation, data, ids, found)
     if checked is not None:
         gain, routing = checked
@@ -150,8 +162,8 @@ def run(options: Options) -> Calibrated:
         record["check"] = {"images": list(check_ids), **scores}
     asked = options.layer is not None or len(layers) > 1 or base.layer is not None
     layer = found.layer if asked else None
-    write_preset(options.output, options.preset, base, found.fitted, record, layer)
-    return Calibrated(options.output, found, checked, record)
+    write_preset(options.output, options.preset, base, found.fitted, record, layer, reliability)
+    return Calibrated(options.output, found, checked, record, reliability)
 
 
 def _collected(
@@ -167,15 +179,25 @@ def _collected(
 ) -> Collection:
     """The words of some images at a block; ``say`` is told of every image."""
     from captum_dcam.calibration import collect, collect_answers
+
+    call = collect if options.labels else collect_answers
+    given = {"preset": base, "data": data, "layer": layer, "generation": generation}
+    return call(
+        adapter,
+        ids=ids,
+        **options.shared(call, progress=_told(f"{label}, block {layer}", say), **given),
+    )
+
+
+def _told(label: str, say: Say) -> Progress:
+    """Tells of every image."""
     from captum_dcam.evaluation.harness import Progress
 
     class Told(Progress):
         def say(self, text: str) -> None:
-            say(f"{label}, block {layer}, image {text}")
+            say(f"{label}, image {text}")
 
-    call = collect if options.labels else collect_answers
-    given = {"preset": base, "data": data, "layer": layer, "generation": generation}
-    return call(adapter, ids=ids, **options.shared(call, progress=Told(), **given))
+    return Told()
 
 
 def _layers(options: Options) -> list[int] | None:
@@ -317,6 +339,14 @@ def print_calibration(done: Calibrated) -> None:
     _print_scores(console, gains, name)
     if done.checked is not None:
         _print_routing(console, "Routing, other images", done.checked[1])
+    if done.reliability is not None:
+        print_facts(console, {"Localises": done.reliability.fitted_on})
+    elif found.kind.labelled:
+        console.print(
+            "How well a map localises was not fitted: it needs the extra eval, and ten words for "
+            "objects and ten function words.",
+            style="dim",
+        )
     print_facts(console, {"Preset": f"{done.file}  (captum-dcam explain --preset {done.file})"})
 
 

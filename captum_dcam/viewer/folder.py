@@ -13,8 +13,11 @@ from captum_dcam.results.manifests import check_folder, new_folder
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
+from captum_dcam.viewer.step_sheet import step_sheet
 
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
+#: beside the sheet, where there are maps of every step
+STEPS = "steps.png"
 #: longer side, in pixels, of a single word's picture: at least, at most
 SMALLEST, LARGEST = 480, 1600
 
@@ -64,9 +67,10 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px), ``sheet.png``, and ``explanation/`` as :meth:`Explanation.save` writes it, with
-    the hashes of the pictures. An earlier output of the same name is replaced, unless it holds a
-    file that its manifest does not name, or that was changed since.
+    480 to 1600 px), ``sheet.png``, ``steps.png`` where there are maps of every step, and
+    ``explanation/`` as :meth:`Explanation.save` writes it, with the hashes of the pictures. An
+    earlier output of the same name is replaced, unless it holds a file that its manifest does not
+    name, or that was changed since.
 
     Args:
         explanation (Explanation): the result.
@@ -89,6 +93,9 @@ def write_folder(
             shown.save(new / name, compress_level=COMPRESSION)
         say(SHEET)
         contact_sheet(explanation, mode).save(new / SHEET, compress_level=COMPRESSION)
+        if explanation.steps is not None:
+            say(STEPS)
+            step_sheet(explanation).save(new / STEPS, compress_level=COMPRESSION)
         say(DATA)
         explanation.save(new / DATA, sorted(new.iterdir()))
     return folder

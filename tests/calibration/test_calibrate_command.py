@@ -175,3 +175,14 @@ def test_too_little_data_writes_nothing(command, tmp_path):
     with pytest.raises(CalibrationError, match="a search fits noise"):
         command(options(tmp_path, limit=5))
     assert not (tmp_path / "p.json").exists()
+
+
+def test_a_fit_with_masks_also_tells_how_well_maps_localise(command, tmp_path, monkeypatch):
+    """Where there are enough words of either kind; else the file has none, and nothing fails."""
+    done = command(options(tmp_path, limit=12, preset="default"))
+    found = preset(str(done.file)).reliability
+    assert found == done.reliability and "words for objects" in found.fitted_on
+    assert found.features[-1] == "agreement"
+    monkeypatch.setattr("captum_dcam.calibration.reliability.LEAST", 10**6)
+    few = command(options(tmp_path, limit=12, preset="default"))
+    assert few.reliability is None and "reliability" not in read_preset_file(few.file)

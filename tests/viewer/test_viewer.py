@@ -1,19 +1,22 @@
 """Overlays, sheets and the output folder, on made-up explanations of every size."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from matplotlib import colormaps
 from PIL import Image
 from viewer.made import found_at, made, picture
 
-from captum_dcam import Explanation
+from captum_dcam import Explanation, explain_generation
 from captum_dcam.data.scenes import make_scene
-from captum_dcam.errors import UnknownNameError
+from captum_dcam.errors import InputError, UnknownNameError
 from captum_dcam.metrics import localization
 from captum_dcam.results.summary import scene_scores, summarise
+from captum_dcam.results.trust import Trust
 from captum_dcam.viewer import (
     contact_sheet,
     overlay,
@@ -22,6 +25,8 @@ from captum_dcam.viewer import (
     word_overlay,
     write_folder,
 )
+from captum_dcam.viewer.overlay import ALPHA, MUTE, muted
+from captum_dcam.viewer.step_sheet import chosen_steps, step_sheet
 
 # -- overlay ---------------------------------------------------------------------------------
 
@@ -278,3 +283,41 @@ def test_a_failure_leaves_the_earlier_output(tmp_path, monkeypatch):
         write_folder(made(3), out)
     assert (out / "sheet.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# -- every step ------------------------------------------------------------------------------------
+
+
+def test_the_steps_that_are_shown():
+    assert chosen_steps(5, [1, 2]) == [0, 1, 2, 3, 4]
+    shown = chosen_steps(32, [1, 3, 5, 6, 10])
+    assert len(shown) == 8 and {0, 31, 1, 3, 5, 6, 10} < set(shown)
+    many = chosen_steps(100, list(range(20, 60)))
+    assert len(many) == 8 and {0, 99} < set(many) and {20, 59} < set(many)
+    assert chosen_steps(100, []) == [round(i * 99 / 7) for i in range(8)]
+
+
+def test_a_sheet_of_every_step(tmp_path):
+    """A step's cell is the overlay of its own map, on the scale of all the word's steps."""
+    found = explain_generation(tiny.bound("prefix", gen_length=4), [1, 2], every_step=True)
+    sheet = step_sheet(found, width=900)
+    assert sheet.size[0] == 900 and sheet.mode == "RGB"
+    write_folder(found, tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "steps.png").size[0] == 1600
+    faint = replace(found, steps=replace(found.steps, maps=tuple(m * 0 for m in found.steps.maps)))
+    assert step_sheet(faint, width=900).tobytes() != sheet.tobytes()
+    with pytest.raises(InputError, match="every_step=True"):
+        step_sheet(replace(found, steps=None))
+
+
+def test_what_localises_nothing_is_faint():
+    """Drawn at a lower opacity, and said; an alpha of the caller's counts."""
+    explanation = made()
+    plain = word_overlay(explanation, 0)
+    trust = Trust(torch.zeros(len(explanation.words)), True, "made", ((),) * 9)
+    doubted = replace(explanation, trust=trust)
+    heat = [np.asarray(x, dtype=int) for x in (plain, word_overlay(doubted, 0))]
+    base = np.asarray(muted(explanation.images[0], MUTE), dtype=int)
+    assert abs(heat[1] - base).sum() < 0.5 * abs(heat[0] - base).sum()
+    same = word_overlay(doubted, 0, alpha=ALPHA)
+    assert same.tobytes() == plain.tobytes()
