@@ -12,6 +12,8 @@ objects and of function words, before and after refinements, at the default pres
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,7 @@ from reports import commit, machine
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_dcam import DenoisingForward, load, maps
+from captum_dcam import DenoisingForward, explain, load, maps
 from captum_dcam.data.scenes import FUNCTION_WORDS, HELD_OUT, make_scene
 from captum_dcam.files import write_json
 from captum_dcam.metrics import (
@@ -143,6 +145,28 @@ def table(
         if (own := bins == b).any()
     ]
     typer.echo(markdown(["probability", "words", "mean", "are for objects"], curve))
+
+
+@app.command()
+def cost(
+    scenes: Scenes = 5, rounds: Annotated[int, typer.Option(min=1)] = 3, words: bool = False
+) -> None:
+    """Time of an explanation with signs, text and steps over one without, in turns; generation
+    included, pictures not. --words: object words alone."""
+    torch.set_num_threads(1)
+    adapter, ratios = load("mini", cache=CACHE), []
+    for index in range(2000, 2000 + scenes):
+        image, asked = make_scene(HELD_OUT, index).image, "nouns" if words else None
+        spent: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds + 1):  # the first warms up
+            for trust, seconds in spent.items():
+                start = time.perf_counter()
+                found = explain(adapter, image, PROMPT, asked, trust=trust)
+                seconds.append(time.perf_counter() - start)
+        one, two = (min(seconds[1:]) for seconds in spent.values())
+        ratios.append(two / one)
+        typer.echo(f"scene {index}: {len(found.words)} words, {two / one:.2f} ×")
+    typer.echo(f"median {statistics.median(ratios):.2f} ×")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from captum.attr import LayerGradCam
 
 from captum_dcam import DenoisingForward, explain_generation, load
 from captum_dcam.data.scenes import HELD_OUT, make_scene
+from captum_dcam.methods import method_names
 from captum_dcam.metrics import localization
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -33,29 +34,50 @@ def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     """The default's stored F3 is that of what explain shows; what is measured is not done again."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     maps = pytest.importorskip("maps")
-    first, kept = maps.DEFAULT[0], torch.get_num_threads()
-    asked = tmp_path, "prefix", 61, 1, 1, 0, "0/1", [first, "attention", "oracle"]
-    maps.measure(*asked)
-    (path,) = tmp_path.iterdir()
-    before = path.stat().st_mtime_ns
-    maps.measure(*asked)
+    kept, first = torch.get_num_threads(), maps.rows_of(None)[0]
+    asked = {"words": 1, "questions": 0, "modules": 1, "curves": 0, "sanity": 1, "shard": "0/1"}
+    times = []
+    for _ in range(2):
+        maps.measure(tmp_path, "prefix", 61, 1, methods=["attention", "oracle"], **asked)
+        (path,) = tmp_path.iterdir()
+        times.append(path.stat().st_mtime_ns)
     torch.set_num_threads(kept)
-    assert path.stat().st_mtime_ns == before
+    assert times[0] == times[1] and first == "diffusion_cam"
     answer = json.loads(path.read_text())["answers"][0]
+    assert list(answer["scores"]) == [first, "attention", "oracle"]
     scene, adapter = make_scene(HELD_OUT, 61), load("mini")
     forward = DenoisingForward(adapter)
     forward.generate(adapter.prepare([[scene.image]], ["describe the image ."]))
-    named = maps.described(scene, forward)
+    named = maps.some_of(maps.described(scene, forward), 1, 61)
     assert [n.target.text for n in named] == [w["text"] for w in answer["words"]]
     shown = explain_generation(forward, [n.target for n in named])
     pixels = forward.request.layout.grids[0].to_pixels(shown.maps[0])
     found = localization(pixels, torch.stack([n.mask for n in named])).f3
     assert answer["scores"][first]["affinity"]["f3"] == pytest.approx(found.tolist())
-    maps.table(tmp_path, "prefix", 61, 1)
+    assert {"last block", "all weights", "other answer"} < set(answer["scores"][first]["bare"])
+    tables = pytest.importorskip("maps_tables")
+    tables.table(tmp_path, "prefix", 61, 1, False)
     lines = capsys.readouterr().out.splitlines()
-    mine = [line for line in lines if line.startswith(f"| {first} | affinity |")]
-    assert len(mine) == len([line for line in lines if line.startswith("## ")]) >= 2
-    assert all(line.split(" | ")[3:5] == ["–", "–"] for line in mine)
+    mine = [line.split(" | ") for line in lines if line.startswith(f"| {first} |")]
+    assert len(mine) == sum(line.startswith("### ") for line in lines) >= 4
+    assert mine[0][5] == "–"  # the default minus itself
+    tables.table(tmp_path, "prefix", 61, 1, True)
+    assert "`attention` · " in capsys.readouterr().out
+
+
+def test_every_method_has_its_row(monkeypatch):
+    """But the paper's preset, whose bare map is the base preset's; quick and long are all."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    maps = pytest.importorskip("maps")
+    names = maps.rows_of(None)
+    assert (
+        set(method_names()) - {"diffusion_cam_paper"}
+        < set(names)
+        == set(maps.rows_of(["quick", "long"]))
+    )
+    assert not {n for n in maps.rows_of(["quick"]) if maps.is_long(n)}
+    with pytest.raises(Exception, match="expected quick, long"):
+        maps.rows_of(["grad"])
 
 
 @pytest.mark.parametrize("cache", ["prefix", "none"])

@@ -8,7 +8,7 @@ A part is written for any model and data set; what it needs to know of them is i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def _stages(*stages: RefineLike) -> tuple[Record, ...]:
 
 
 FLOOR_VARIANTS = tuple(map(Variant, ("oracle", "random", "center_blob")))
-#: the modules one by one, each after the normalisation that it wants, and all four (Table 2)
+#: the modules one by one, each after the normalisation that it wants, and all four (Table 2); and
+#: affinity, with which our base map is the default preset
 MODULES: Mapping[str, tuple[Record, ...]] = {
     "base": (),
     "+akd": _stages("min_max", "akd"),
@@ -39,7 +40,10 @@ MODULES: Mapping[str, tuple[Record, ...]] = {
     "+cba": _stages("min_max", "cba"),
     "+sicd": _stages("min_max", "sicd"),
     "full": tuple(refinement_records(list(paper_refinements()))),
+    "affinity": _stages("affinity"),
 }
+#: what is said of rows whose maps are refined by affinity, as every row has a twin that is
+AFFINITY = " + affinity"
 #: DACG's bounds and percentiles as the paper changes them (Tables 6 to 9); see the file
 SWEEPS: Mapping[str, Sequence[float]] = DATA["sweeps"]
 PERCENTILES: Mapping[str, Sequence[float]] = DATA["percentiles"]
@@ -50,6 +54,23 @@ PAPER_LAYERS, PAPER_BLOCKS = (10, 20, 25, 29), 32
 WORDINGS = ("concise", "original", "verbose", "repeated")
 #: the two base maps that the modules are tried on: the paper's, and the default preset's
 BASES = {"paper": "diffusion_cam_base", "ours": "diffusion_cam"}
+#: methods that bring their refinements
+PRESETS = ("diffusion_cam", "diffusion_cam_paper")
+#: below this share of its maximum the paper's comparison sets LLaVA-CAM's map to 0
+LLAVA_CAM: Record = {"threshold": 0.4}
+
+
+def with_twins(variants: Sequence[Variant]) -> list[Variant]:
+    """Every variant that has no refinement, bare and with affinity: a table that refines one method
+    and leaves others bare says nothing about methods. Presets refine by themselves."""
+    out = []
+    for one in variants:
+        out.append(one)
+        if one.name not in PRESETS and not (one.floor or one.refinements):
+            name, at, block = one.name.partition("@")
+            name = f"{name}{AFFINITY}{at}{block}"
+            out.append(replace(one, name=name, refinements=_stages("affinity")))
+    return out
 
 
 @dataclass(frozen=True)
@@ -160,7 +181,9 @@ def layer_variants(setting: Setting) -> list[Variant]:
         if n != recommended
     ]
     others = sorted({recommended, layers[-1]})
-    return out + [Variant(f"llava_cam@{n}", "llava_cam", layer=n, score="final") for n in others]
+    return out + with_twins(
+        [Variant(f"llava_cam@{n}", "llava_cam", LLAVA_CAM, n, "final") for n in others]
+    )
 
 
 @SUITES.register("objects")
@@ -169,8 +192,9 @@ def objects(setting: Setting) -> list[Part]:
     variants = [
         *FLOOR_VARIANTS,
         *module_variants(),
-        Variant("grad_cam:commit", "diffusion_cam_base", {"score": "commit"}),
-        Variant("tam"),
+        *with_twins(
+            [Variant("grad_cam:commit", "diffusion_cam_base", {"score": "commit"}), Variant("tam")]
+        ),
         *layer_variants(setting),
         *sweep_variants(),
     ]
@@ -225,8 +249,9 @@ def economy(setting: Setting) -> list[Part]:
 @SUITES.register("plausibility")
 def plausibility(setting: Setting) -> list[Part]:
     """Object words on their masks, function words on nothing (TAM Eq. 8 to 10)."""
+    tried = [Variant(**record) for record in DATA["plausibility"]["variants"]]
     plan = setting.plan(
-        [*FLOOR_VARIANTS, *DATA["plausibility"]["variants"]],
+        [*FLOOR_VARIANTS, *with_twins(tried)],
         words=("object", "noun", "function"),
         metrics=("plausibility", "localization", "placebo", "features"),
     )
@@ -243,12 +268,15 @@ def is_long(name: str) -> bool:
 
 
 def _every(long: bool) -> list[Variant]:
-    """All methods that make many passes, or all others; each in the state that suits it."""
-    return [
+    """All methods that make many passes, or all others; each in the state that suits it, bare and
+    with affinity. The bare map of the paper's preset is that of the base preset."""
+    found = [
         Variant(name, score="final" if name in FINAL_STATE else "commit")
         for name in method_names()
         if is_long(name) == long and name != "tam_over"
     ]
+    bare = [] if long else [Variant("diffusion_cam, bare", "diffusion_cam", {"refined": False})]
+    return [*bare, *with_twins(found)]
 
 
 #: methods whose weights are averaged over positions
@@ -277,7 +305,7 @@ def faithfulness(setting: Setting) -> list[Part]:
     """Deletion and insertion of every method; other baselines and infidelity for a few."""
     metrics = ("localization", "pointing", _curves("mean"))
     other = (_curves("blur", "blur"), _curves("inpaint", "inpaint"))
-    few = [*FLOOR_VARIANTS, *map(Variant, DATA["faithfulness"]["few"])]
+    few = [*FLOOR_VARIANTS, *with_twins(list(map(Variant, DATA["faithfulness"]["few"])))]
     long = [*FLOOR_VARIANTS, Variant("diffusion_cam"), *_every(True)]
     return [
         _part(setting, "faithfulness", [*FLOOR_VARIANTS, *_every(False)], metrics),

@@ -345,7 +345,7 @@ def _prefix_rows(
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         part = [r for r in reads if r.target in numbers]
-        into_cache, answers = _cache_gradients(forward, memory, links, part, seen)
+        into_cache, answers = _in_turn(forward, memory, links, part, seen)
         for together in _rounds(numbers, example_of):
             left -= len(together)
             cotangents = [torch.zeros_like(link) for link in links]
@@ -398,6 +398,23 @@ def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[
         rounds[seen[example]].append(number)
         seen[example] += 1
     return rounds
+
+
+def _in_turn(
+    forward: DenoisingForward,
+    memory: Any,
+    links: list[Tensor],
+    reads: list[_Read],
+    seen: Seen | None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """:func:`_cache_gradients` of all reads at once; one by one where tokens are wanted of a family
+    that runs rows of other canvases apart, so that a block sees some of the rows only."""
+    if forward.tap.leaves is None or not forward.adapter.step_blocks:
+        return _cache_gradients(forward, memory, links, reads, seen)
+    alone = [_cache_gradients(forward, memory, links, [read], seen) for read in reads]
+    longest = max(tokens.shape[1] for _, tokens in alone)
+    rows = [torch.nn.functional.pad(t, (0, longest - t.shape[1])) for _, t in alone]
+    return tuple(map(torch.cat, zip(*(g for g, _ in alone), strict=True))), torch.cat(rows)
 
 
 def _cache_gradients(

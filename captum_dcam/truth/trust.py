@@ -154,11 +154,17 @@ def word_probabilities(
         return out
     read = maps.words_read(forward, targets, example)
     wanted = [s for s in range(trajectory.steps) if read[s]]
-    size = CHUNKS[trajectory.cache]
+    size, prefix = CHUNKS[trajectory.cache], trajectory.cache == "prefix"
     with torch.no_grad():
+        memory = forward.prefill() if prefix and wanted else None  # one for all steps
         for start in range(0, len(wanted), size):
             steps = wanted[start : start + size]
-            logits = forward.replay(torch.full((len(steps),), example), torch.tensor(steps))
+            rows, at = torch.full((len(steps),), example), torch.tensor(steps)
+            if prefix:
+                here = rows.to(forward.request.pixels.device)
+                logits = forward.step(forward.adapter.select(memory, here), rows, at)
+            else:
+                logits = forward.replay(rows, at)
             for step, row in zip(steps, logits, strict=True):
                 for n in read[step]:
                     out[step, n] = maps.odds_of(forward, targets[n], example, step, row)

@@ -175,6 +175,20 @@ def test_relevance_reaches_the_picture_and_text():
     assert not torch.allclose(found, Relevance(given, 1, CPRules).of(C + 1, token))
 
 
+def test_the_relevance_of_text_for_words_of_both_canvases_together():
+    """A pass of the first canvas runs the rows of words of the second alone: each keeps its own."""
+    forward = made_dg.bound(steps=3, canvases=2)
+    tokens = forward.trajectory.tokens[0].tolist()
+    words = [Target("x", (p,), (tokens[p],)) for p in (C + 1, 1, C - 1)]
+    together = text_relevance(forward, words)
+    for n, word in enumerate(words):
+        alone = text_relevance(forward, [word])
+        assert torch.allclose(together.values[n], alone.values[0], atol=1e-5, equal_nan=True)
+        assert tiny.relative(together.maps[0][n], alone.maps[0][0]) < 1e-4
+    assert not together.values[1, -C:].nan_to_num().any()  # what comes later is not there yet
+    assert together.values[0, -2 * C : -C].nan_to_num().abs().min() > 0
+
+
 def test_a_kernel_that_cannot_be_seen_is_named():
     given = task_of(1)
     given.forward.adapter.model.set_attn_implementation("eager")

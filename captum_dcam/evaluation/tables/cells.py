@@ -11,7 +11,7 @@ from typing import NamedTuple
 from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.frame import Frame
 from captum_dcam.evaluation.published import figures
-from captum_dcam.evaluation.suites import SHARES
+from captum_dcam.evaluation.suites import AFFINITY, SHARES
 from captum_dcam.evaluation.table import Cell, Figure
 from captum_dcam.evaluation.tables.engine import (
     TableRow,
@@ -27,7 +27,7 @@ from captum_dcam.methods import METHODS
 from captum_dcam.metrics import f1_iou, f3_score
 from captum_dcam.refine import DACG_BRANCHES
 
-REFERENCE = "ours/full"
+REFERENCE = "ours/affinity"
 DEFAULT = "diffusion_cam"
 STAGES = ("akd", "dacg", "cba", "sicd")
 
@@ -135,16 +135,26 @@ def methods(spec: TableSpec, frames: list[Frame]) -> Iterator[TableRow]:
     for frame in frames:
         for variant in frame.variants:
             if variant not in seen:
-                facts = METHODS[variant].facts if variant in METHODS else None
-                label = facts.label if facts else variant.replace("_", " ")
-                yield TableRow(label + ("*" if frame is not frames[0] else ""), frame, variant)
+                star = "*" if frame is not frames[0] else ""
+                yield TableRow(_label(variant) + star, frame, variant)
         seen.update(frame.variants)
+
+
+def _label(variant: str) -> str:
+    """What a method's row is called, bare or with affinity."""
+    own = variant.removesuffix(AFFINITY)
+    label = METHODS[own].facts.label if own in METHODS else own.replace("_", " ")
+    return label + variant.removeprefix(own)
 
 
 @register_rows("rivals")
 def rivals(spec: TableSpec, frames: list[Frame]) -> list[TableRow]:
-    """Every registered method but the default preset."""
-    return [r for r in methods(spec, frames) if r.variant in METHODS and r.variant != DEFAULT]
+    """Every registered method but the default preset, bare and with affinity."""
+    return [
+        r
+        for r in methods(spec, frames)
+        if r.variant.removesuffix(AFFINITY) in METHODS and r.variant != DEFAULT
+    ]
 
 
 @register_rows("with_placebo")
