@@ -33,11 +33,7 @@ table: install ## Measure what docs/SCORES.md reports, and print it (half an hou
 	$(BIN)/python benchmarks/scores.py measure --start 60 --scenes 200 --signs 8
 	$(BIN)/python benchmarks/scores.py table --start 60 --scenes 200
 
-methods: install ## Measure README's table of methods, and print it (an hour and a half on two cores)
-	$(BIN)/python benchmarks/methods.py measure --shard 0/2 & $(BIN)/python benchmarks/methods.py measure --shard 1/2 & wait
-	$(BIN)/python benchmarks/methods.py table
-
-results: install ## Measure and print every table of docs/RESULTS.md (two hours and a half on two cores)
+results: install ## Measure and print the tables of docs/PAPERS.md (an hour on two cores)
 	for i in 0 1; do $(BIN)/captum-dcam evaluate --suite all --data count=1100 --start 60 --limit 500 --shard $$i/2 -o runs/papers & done; wait
 	$(BIN)/python benchmarks/results.py --results runs/papers
 
