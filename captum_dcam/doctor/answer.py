@@ -98,8 +98,8 @@ def rotary(subject: Subject) -> Line:
     text = f"base {', '.join(f'{b:g}' for b in bases) or 'unknown'}"
     checked = f"{len(tables)} cached tables in order" if tables else "no wrong table"
     if not known or not bases:
-        step = "compare the base with the checkpoint's config.json"
-        return Line(LOOK, f"{text}; {checked}; nothing declared to compare", step, values)
+        found = f"{checked}; {text}, nothing published to compare"
+        return Line(UNJUDGED, found, values=values)
     if not set(bases) & set(known):
         expected = " or ".join(f"{b:g}" for b in known)
         step = "look whether config.json is the checkpoint's own"

@@ -25,7 +25,6 @@ ALIKE = 0.95
 FEW, MANY = 0.005, 0.5
 #: words at once that are tried at most
 MOST_WORDS = 256
-GIB = 2**30
 
 
 def _trained(subject: Subject, line: Line) -> Line:
@@ -103,10 +102,15 @@ def cost(subject: Subject) -> Line:
     texts = []
     for name, spent in (("one word", one), (f"{len(explanation.targets)} words", every)):
         peak = spent.peak_bytes
-        memory = "memory unknown" if peak is None else f"{peak / GIB:.2f} GiB"
+        memory = "memory unknown" if peak is None else _bytes(peak)
         texts.append(f"{name}: {spent.seconds:.2f} s, {memory}")
         values |= {f"{name} seconds": spent.seconds, f"{name} peak_bytes": peak}
     return Line(OK, f"{'; '.join(texts)} above what was in use", values=values)
+
+
+def _bytes(count: int) -> str:
+    gib = count / 2**30
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{count / 2**20:.1f} MiB"
 
 
 def batch(subject: Subject) -> Line:

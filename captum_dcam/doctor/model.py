@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.doctor.report import LOOK, OK, STOP, Line
+from captum_dcam.doctor.report import LOOK, OK, STOP, UNJUDGED, Line
 from captum_dcam.doctor.subject import Subject, Unjudged
 from captum_dcam.errors import ConformanceError, DcamError
 from captum_dcam.model import buffers
 from captum_dcam.model.adapter import Adapter, FamilyFacts, Request
 from captum_dcam.results.explanation import versions as own_versions
 from captum_dcam.testing.case import token_positions
-from captum_dcam.testing.placing import check_size, entering
+from captum_dcam.testing.placing import Look, check_size, entering
 
 #: packages of others that models run with, named where they are installed
 BESIDE = ("accelerate", "bitsandbytes", "flash-attn", "numpy", "peft", "tokenizers", "torchao")
@@ -152,7 +151,7 @@ def template(subject: Subject) -> Line:
     shown = text if len(text) <= 80 else f"… {text[-80:]}"
     if not known:
         found = f"{subject.adapter.family} declares none to compare; the model reads {shown!r}"
-        return Line(LOOK, found, "compare it with the authors' code", values)
+        return Line(UNJUDGED, found, values=values)
     said = _squeezed("".join(subject.adapter.token_texts(subject.adapter.encode(asked))))
     read = _squeezed(text)
     for turn in known:
@@ -185,18 +184,15 @@ def special_ids(subject: Subject) -> Line:
     adapter, size = subject.adapter, subject.adapter.vocabulary
     mask, stop = adapter.mask_id, sorted(adapter.stop_ids)
     values = {"mask": mask, "stop": stop, "vocabulary": size}
-    named = [(f"stop {i}", i) for i in stop] + ([] if mask is None else [("mask", mask)])
-    outside = [name for name, i in named if not 0 <= i < size]
-    shown = ", ".join(f"{i} {adapter.token_texts([i])[0].strip()!r}" for i in stop[:4] if i < size)
+    inside = [i for i in stop if 0 <= i < size]
+    shown = ", ".join(f"{i} {adapter.token_texts([i])[0].strip()!r}" for i in inside[:4])
     more = f" and {len(stop) - 4} more" if len(stop) > 4 else ""
     masked = "no mask" if mask is None else f"mask {mask}"
     text = f"{masked}; stop {shown or 'none'}{more}; {size:,} ids"
-    if outside:
-        step = "load tokenizer and model from one checkpoint"
-        return Line(STOP, f"{', '.join(outside)} not among {size:,} ids", step, values)
-    if not stop:
-        step = "nothing ends an answer: expect text behind its end"
-        return Line(LOOK, text, step, values)
+    if mask is not None and not 0 <= mask < size:
+        return Line(STOP, text, "load tokenizer and model from one checkpoint", values)
+    if not inside:
+        return Line(LOOK, text, "nothing ends an answer: expect text behind its end", values)
     return Line(OK, text, values=values)
 
 
@@ -241,29 +237,34 @@ def _count(places: Tensor, kept: list[int]) -> str:
     return f"{len(places) - len(kept)} of these"
 
 
-def _look(subject: Subject) -> Any:
+def _look(subject: Subject) -> Look:
     def look(adapter: Adapter, request: Request) -> Tensor:
-        hidden = entering(adapter, request, subject.settings, subject.generator)
+        # one by one: some families that take batches decode them so
+        every = [_entering(subject, request.single(b)) for b in range(request.batch)]
+        hidden = torch.stack(every)
         return hidden[:, token_positions(request.layout).to(hidden.device)]
 
     return look
 
 
+def _entering(subject: Subject, request: Request) -> Tensor:
+    """(L, D): what enters the first block when a request of one example is answered."""
+    with torch.no_grad():
+        hidden = entering(subject.adapter, request, subject.settings, subject.generator)
+    return hidden[0]
+
+
 def _changed(subject: Subject) -> Tensor:
     """(L,) bool: positions of the prefix whose states before the first block differ between images
-    of one size: the image, upside down, black, white, and blue."""
-    adapter, (first, *others) = subject.adapter, subject.request.images[0]
-    shown: Iterable[Image.Image] = (
-        first,
-        first.transpose(Image.Transpose.ROTATE_180),
-        *(Image.new("RGB", first.size, colour) for colour in ("black", "white", "blue")),
-    )
+    of one size: the question's, turned round, and in one colour each."""
+    shown = subject.request.images[0]
+    turned = [one.transpose(Image.Transpose.ROTATE_180) for one in shown]
+    plain = [[Image.new("RGB", one.size, c) for one in shown] for c in ("black", "white", "blue")]
     seen = []
-    with torch.no_grad():
-        for one in shown:
-            request = adapter.prepare_again(subject.request, [one, *others])
-            hidden = entering(adapter, request, subject.settings, subject.generator)
-            seen.append(hidden[0, : request.layout.prefix_length].float().cpu())
+    for images in (shown, turned, *plain):
+        request = subject.adapter.prepare_again(subject.request, images)
+        hidden = _entering(subject, request)
+        seen.append(hidden[: request.layout.prefix_length].float().cpu())
     return torch.stack([(one - seen[0]).abs().amax(-1) > 0 for one in seen[1:]]).any(0)
 
 

@@ -16,8 +16,8 @@ from captum_dcam.methods.meter import Cost, free_memory, metered
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.prompts import Prompt
-from captum_dcam.model.tagging import DEFAULT_TAGGER
-from captum_dcam.model.words import Target, nouns, words_of
+from captum_dcam.model.tagging import DEFAULT_TAGGER, NOUN_TAGS, tag
+from captum_dcam.model.words import Target, words_of
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.testing.case import target_at
 
@@ -109,11 +109,12 @@ class Subject:
         """What is explained: the first nouns, else the first words, else the first tokens."""
         tokens = self.forward.trajectory.tokens[0].tolist()
         words = words_of(self.adapter, tokens)
-        found = nouns(words, DEFAULT_TAGGER) or words
-        found = found or tuple(target_at(self.forward, p) for p in self.positions)
+        tags = tag([w.text for w in words], DEFAULT_TAGGER)
+        named = [w for w, t in zip(words, tags, strict=True) if t in NOUN_TAGS]
+        found = named or words or [target_at(self.forward, p) for p in self.positions]
         if not found:
             raise Unjudged("the answer has no token to explain")
-        return found[:WORDS]
+        return tuple(found[:WORDS])
 
     @property
     def token(self) -> Target:
