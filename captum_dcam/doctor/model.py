@@ -6,7 +6,7 @@ import math
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, groupby
 
 import torch
 from packaging.specifiers import SpecifierSet
@@ -18,12 +18,15 @@ from captum_dcam.doctor.subject import Subject, Unjudged
 from captum_dcam.errors import ConformanceError, DcamError
 from captum_dcam.model import buffers
 from captum_dcam.model.adapter import Adapter, FamilyFacts, Request
+from captum_dcam.model.prompts import messages_of
 from captum_dcam.results.explanation import versions as own_versions
 from captum_dcam.testing.case import token_positions
 from captum_dcam.testing.placing import Look, check_size, entering
 
 #: packages of others that models run with, named where they are installed
 BESIDE = ("accelerate", "bitsandbytes", "flash-attn", "numpy", "peft", "tokenizers", "torchao")
+#: as many equal tokens in a row are an image's, not a text's
+IMAGE = 9
 #: the docs' pages that tell next steps
 FAMILIES, ENVIRONMENTS = "docs/families", "docs/ENVIRONMENTS.md"
 
@@ -145,7 +148,9 @@ def repaired(subject: Subject) -> Line:
 
 def template(subject: Subject) -> Line:
     """How the question is written, and whether its family's authors write it so."""
-    text, asked = _read(subject.adapter, subject.request), subject.request.prompts[0]
+    text = _read(subject.adapter, subject.request)
+    last = messages_of(subject.prompt, ())[-1]["content"]
+    asked = "".join(part.get("text", "") for part in last)
     known = facts_of(subject.adapter).turns
     values = {"text": text, "authors": list(known)}
     shown = text if len(text) <= 80 else f"… {text[-80:]}"
@@ -167,11 +172,13 @@ def template(subject: Subject) -> Line:
 
 
 def _read(adapter: Adapter, request: Request) -> str:
-    """The text that the model reads, with markers and without images."""
+    """The text that the model reads, with markers; of an image's tokens in a row one."""
     ids = request.extras[0][0] if request.extras else torch.zeros(())
     if ids.ndim != 1 or ids.is_floating_point():
         raise Unjudged(f"{adapter.family} keeps no ids of the prompt in its request")
-    return "".join(adapter.token_texts([i for i in ids.tolist() if i >= 0]))
+    runs = [(i, len(list(run))) for i, run in groupby(ids.tolist())]
+    text = [i for i, count in runs for _ in range(1 if count >= IMAGE else count) if i >= 0]
+    return "".join(adapter.token_texts(text))
 
 
 def _squeezed(text: str) -> str:
