@@ -91,14 +91,6 @@ def doctor(
 
     Raises:
         DcamError: image, prompt or arguments that cannot be; a model that nobody knows.
-
-    Examples::
-
-        >>> report = doctor(lambda: captum_dcam.load("mini"), gen_length=8)
-        >>> report.verdict, report["replay"].verdict, report.of("look")
-        ('ok', 'ok', ())
-        >>> report["block"].found
-        '2 of 0 to 5, the deepest usable one is 4'
     """
     seed = checks.whole("seed", seed, least=None)
     shown = make_scene(HELD_OUT, SCENE).image if image is None else image

@@ -22,7 +22,7 @@ from captum_dcam.testing.gradients import edited_logit
 #: drowns in rounding and a large one in curvature; of half-precision types
 STEPS, COARSE_STEPS = (1e-3, 1e-2, 1e-4), (1e-2, 3e-2, 3e-3)
 #: what may remain between slope and difference, over the larger of slope and typical slope; a path
-#: that is missing or doubled leaves more than the last
+#: that is missing or doubled leaves more than the last, and so may a coarse type by itself
 NEAR, COARSE, FAR = 0.05, 0.3, 0.5
 #: shares of gradients that are zero, or too small for their type to hold all digits
 MOST_ZERO, MOST_SUBNORMAL = 0.1, 0.1
@@ -42,7 +42,7 @@ def gradient(subject: Subject) -> Line:
         text += "; too coarse for a random direction"
     values = {"blocks": {str(b): found for b, found in apart.items()}, "dtype": str(kind)}
     limit = COARSE if coarse else NEAR
-    if max(worst.values()) > FAR:
+    if max(worst.values()) > FAR and not coarse:
         step = "a path from image to answer is missing or doubled: report it with this file"
         return Line(STOP, f"{text}; block {block} worst", step, values)
     if max(worst.values()) > limit:
