@@ -17,7 +17,7 @@ import captum_dcam
 from captum_dcam.cli import parsing
 from captum_dcam.cli.app import app
 from captum_dcam.cli.doctor import STOPPED
-from captum_dcam.doctor import Line, Report, doctor, gradients, maps, model, subject
+from captum_dcam.doctor import Line, Report, checkup, doctor, gradients, maps, model, subject
 from captum_dcam.doctor.checkup import CHECKS
 from captum_dcam.doctor.subject import Subject, Unjudged
 from captum_dcam.errors import InputTypeError, MissingPackageError, OccupiedError
@@ -33,8 +33,12 @@ for one in ("qwen2_vl", "qwen2_5_vl"):  # Qwen3-VL has all of theirs
     del CASES[one]
 
 
-def looked(adapter, prompt="what is this ?", **more):
-    return doctor(adapter, tiny.picture(), prompt, **{**SETTINGS, **more})
+def looked(adapter, prompt="what is this ?", until="answer", **more):
+    """The lines up to one: those behind it cost most, and tell nothing of an earlier fault."""
+    names = [name for name, _ in CHECKS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkup, "CHECKS", CHECKS[: names.index(until) + 1])
+        return doctor(adapter, tiny.picture(), prompt, **{**SETTINGS, **more})
 
 
 def found(report, name, verdict, *texts):
@@ -75,7 +79,7 @@ def test_nothing_is_left_behind():
     adapter = tiny.adapter("prefix", dtype=torch.bfloat16)  # part of the work is done in float32
     adapter.model.train()
     before = snapshot(adapter.model)
-    assert not looked(adapter).of("stop")
+    assert not looked(adapter, until="cost").of("stop")
     assert not difference(before, snapshot(adapter.model)) and adapter.unverified
 
 
@@ -125,11 +129,11 @@ def test_an_image_span_that_is_wrong(change, text):
 def test_rotary_tables_that_are_shuffled():
     turned = dream_vl.model()
     turned.model.rotary_emb.inv_freq = turned.model.rotary_emb.inv_freq.flip(0)
-    report = looked(captum_dcam.wrap(turned, dream_vl.processor(), verify=False))
+    report = looked(captum_dcam.wrap(turned, dream_vl.processor(), verify=False), until="rotary")
     found(report, "rotary", "stop", "1 rotary table")
     with pytest.warns(UserWarning, match="1 rotary table"):
         mended = captum_dcam.wrap(turned, dream_vl.processor())
-    report = looked(mended)
+    report = looked(mended, until="rotary")
     found(report, "repairs", "look", "1 rotary table")
     assert report["rotary"].verdict != "stop"
 
@@ -148,7 +152,7 @@ def test_cached_sines_of_positions_that_are_shuffled(axis):
     order = torch.randperm(table["sin"].shape[axis], generator=torch.Generator().manual_seed(0))
     for name in ("sin", "cos"):
         table[name] = table[name].index_select(axis, order)
-    report = doctor(adapter, case.picture(), case.prompt, **case.settings)
+    report = looked(adapter, case.prompt, "rotary", block_length=4, steps=4)
     assert report["replay"].verdict == "ok"  # generation and replay share the table
     found(report, "rotary", "stop", "no angles in order")
 
@@ -163,14 +167,14 @@ def test_a_cache_that_is_stale():
         return (before, *output[1:]) if isinstance(output, tuple) else before
 
     adapter.blocks[1].register_forward_hook(remembered)
-    found(looked(adapter), "replay", "stop", "computed again")
+    found(looked(adapter, until="replay"), "replay", "stop", "computed again")
 
 
 def test_parameters_on_the_meta_device():
     adapter = tiny.adapter("prefix")
     norm = adapter.model.norm
     norm.weight = nn.Parameter(norm.weight.to("meta"))
-    report = looked(adapter)
+    report = looked(adapter, until="replay")
     found(report, "weights", "stop", "norm.weight on the meta device")
     assert report["replay"].said == "not judged: there is no answer"
     for part in adapter.model.modules():  # as accelerate leaves what it fetches when it is needed
@@ -201,7 +205,8 @@ def test_a_generation_compiled_with_another_attention(monkeypatch):
 
     made.generate = compiled
     adapter = captum_dcam.wrap(made, lavida.processor(), cache="none")
-    found(looked(adapter, lavida_bound.PROMPT), "replay", "stop", "computed again")
+    report = looked(adapter, lavida_bound.PROMPT, until="replay")
+    found(report, "replay", "stop", "computed again")
 
 
 def test_a_processor_of_another_checkpoint():
@@ -212,7 +217,7 @@ def test_a_processor_of_another_checkpoint():
 
     report = looked(sizes)
     found(report, "processor", "stop", "do not fit", "128 px")
-    assert report.of("stop") == ("processor",) and report["gradient"].found == "there is no model"
+    assert report.of("stop") == ("processor",) and report["answer"].found == "there is no model"
     found(looked(lambda: captum_dcam.wrap(lavida.model(), None)), "processor", "stop", "NoneType")
     found(looked(lambda: captum_dcam.wrap(mmada.model(), ())), "processor", "stop", "vq_model")
 
@@ -221,7 +226,7 @@ def test_the_last_block():
     report = looked(tiny.adapter("prefix"), layer=3)
     found(report, "block", "stop", "block 3 has no path", "deepest usable block of mini is 2")
     assert report.of("stop") == ("block",)  # the others are judged at the recommended one
-    assert report["clustering"].values["block"] == 1
+    assert report["block"].values["recommended"] == 1 and report["answer"].values["answer"]
 
 
 class Quantised(nn.Module):
@@ -250,7 +255,7 @@ def test_layers_quantised_without_a_backward():
             else out.detach()
         )
     )
-    found(looked(adapter), "gradient", "stop", "Quantised (int8)")
+    found(looked(adapter, until="gradient"), "gradient", "stop", "Quantised (int8)")
 
 
 # -- what else is refused --------------------------------------------------------------------------
