@@ -62,6 +62,10 @@ class WeightsError(InputError):
     """A weight file or folder that is damaged or belongs to another model."""
 
 
+class ProcessorError(WrongTypeError):
+    """A processor of another kind or of another checkpoint than its model."""
+
+
 class MethodError(InputError):
     """A method that cannot run on this model, or lacks what it needs; says what."""
 

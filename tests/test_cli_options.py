@@ -11,12 +11,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from captum_dcam.cli import app as program
-from captum_dcam.cli import calibrate, compare, evaluate, explain, models, options, table
+from captum_dcam.cli import calibrate, compare, doctor, evaluate, explain, models, options, table
 from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command, flag, option
 from captum_dcam.errors import SettingError, UnknownNameError
 
 CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
-    explain, compare, models, evaluate, table, calibrate
+    explain, compare, models, doctor, evaluate, table, calibrate
 )}  # fmt: skip
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("comparing", "viewer", "truth"),
     ("explaining", "attribution", "evaluation"),
     ("calibration", "testing"),
+    ("doctor",),
     ("cli",),
 )
 #: within one floor: who may import whom

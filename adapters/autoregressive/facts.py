@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import CHATML_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "Qwen/Qwen2.5-VL-3B-Instruct"
 
@@ -29,6 +29,8 @@ class AutoregressiveFamily(ModelFamily):
             Checkpoint("OpenGVLab/InternVL3-8B-hf", blocks=28),
         ),
         transformers=">=5.23",
+        turns=(CHATML_TURN, "USER: {} ASSISTANT:"),
+        rotary=(10_000.0, 1_000_000.0, 5_000_000.0),  # LLaVA; Qwen2, InternVL3; Qwen3
         notes=(
             "checkpoints whose generation_config samples (Qwen) decode greedily here unless "
             "do_sample or temperature asks for sampling; its repetition_penalty stays in force",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from captum_dcam.errors import InputError
+from captum_dcam.errors import ProcessorError
 
 
-def misfit(processor: str, model: str) -> InputError:
+def misfit(processor: str, model: str) -> ProcessorError:
     """The error about a processor and a model of different checkpoints."""
-    return InputError(
+    return ProcessorError(
         f"processor and model do not fit: {processor}, {model}; load both from one checkpoint"
     )
 
@@ -24,7 +24,7 @@ def check_vocabulary(tokenizer: Any, embeddings: int, needed: Mapping[str, int])
         needed (mapping): ids that the model gives a meaning to, by what that is: ``mask``.
 
     Raises:
-        InputError: more ids than embeddings, or an id that the tokenizer does not have.
+        ProcessorError: more ids than embeddings, or an id that the tokenizer does not have.
     """
     count = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     if count > embeddings:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_dcam.adapters.common.compat import around_loading, empty_tower, siglip
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.text import Words
-from captum_dcam.errors import DcamError, InputTypeError, MissingPackageError, WeightsError
+from captum_dcam.errors import DcamError, MissingPackageError, ProcessorError, WeightsError
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.buffers import repair
 from captum_dcam.model.trajectory import Trajectory
@@ -278,7 +278,7 @@ def parts_of(processor: Any) -> Parts:
     """The parts of any processor that has them."""
     missing = [n for n in ("tokenizer", "image_processor") if getattr(processor, n, None) is None]
     if missing:
-        raise InputTypeError(
+        raise ProcessorError(
             f"the processor is a {type(processor).__name__} without {' and '.join(missing)}: "
             "expected what AutoProcessor.from_pretrained returns for the checkpoint, or Parts("
             "tokenizer, image_processor)"

@@ -30,7 +30,7 @@ from captum_dcam.adapters.common.text import (
     special_texts,
 )
 from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
@@ -143,12 +143,12 @@ class Packing(ABC):
 
 
 def check_tiles(model: Any, image_processor: Any) -> None:
-    """InputError where image processor and vision tower are of different checkpoints."""
+    """ProcessorError where image processor and vision tower are of different checkpoints."""
     given = getattr(image_processor, "crop_size", None)
     height = given.get("height") if isinstance(given, dict) else None
     side = model.get_vision_tower().image_size
     if height is not None and height != side:
-        raise InputError(
+        raise ProcessorError(
             f"the image processor cuts {height} px, the model's vision tower takes {side} px: "
             "give the image processor that load_pretrained_model returns for this checkpoint"
         )
@@ -251,7 +251,7 @@ def parts_of(processor: Any) -> tuple[Any, Any]:
         tokenizer = getattr(processor, "tokenizer", None)
         image_processor = getattr(processor, "image_processor", None)
     if not hasattr(tokenizer, "encode") or not hasattr(image_processor, "preprocess"):
-        raise InputTypeError(
+        raise ProcessorError(
             f"processor is a {type(processor).__name__}: expected (tokenizer, image_processor), "
             "the first and third results of the family's load_pretrained_model"
         )

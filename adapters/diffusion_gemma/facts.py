@@ -18,6 +18,7 @@ class DiffusionGemmaFamily(ModelFamily):
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=30),),
         transformers=">=5.23",
+        turns=("<|turn>user\n{}<turn|>\n<|turn>model\n",),
         notes=(
             "there is no greedy mode: every generation needs a generator or a seed",
             "max_new_tokens is rounded up to whole canvases (256 tokens)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import CHATML_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "Dream-org/Dream-VL-7B"
 
@@ -20,6 +20,8 @@ class DreamVLFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
         transformers=">=4.46",
         remote_code=True,
+        turns=(CHATML_TURN,),
+        rotary=(1_000_000.0,),
         # vl/README.md
         decodings={
             "demo": {

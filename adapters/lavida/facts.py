@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import (
+    CHATML_TURN,
+    LLADA_TURN,
+    Checkpoint,
+    FamilyFacts,
+    ModelFamily,
+    declare,
+)
 
 CHECKPOINT = "jacklishufan/lavida-llada-v1.0-instruct"
 INSTALL = (
@@ -34,6 +41,8 @@ class LavidaFamily(ModelFamily):
         package="llava",
         install=INSTALL,
         transformers=">=4.46",
+        turns=(LLADA_TURN, CHATML_TURN),  # of LLaDA-8B-Instruct and Dream-v0-Instruct-7B
+        rotary=(500_000.0, 1_000_000.0),
         decodings={
             "demo": {**HALF, "gen_length": 64, "temperature": 0.1},
             "paper": {**HALF, "shift": 0.33},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import LLADA_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "jacklishufan/LaViDa-O-v1.0"
 INSTALL = (
@@ -24,6 +24,8 @@ class LavidaOFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
+        turns=(LLADA_TURN,),
+        rotary=(500_000.0,),
         # Demo.ipynb
         decodings={"demo": {"gen_length": 64, "block_length": 16, "step_ratio": 1.0}},
         notes=(

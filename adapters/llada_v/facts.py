@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import LLADA_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "GSAI-ML/LLaDA-V"
 INSTALL = (
@@ -24,6 +24,8 @@ class LladaVFamily(ModelFamily):
         checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
         package="llava",
         install=INSTALL,
+        turns=(LLADA_TURN,),
+        rotary=(500_000.0,),
         # generate_demo.py, but for its dLLM-Cache
         decodings={"demo": {"gen_length": 128, "steps": 128, "block_length": 128}},
         notes=(

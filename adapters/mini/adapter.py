@@ -23,7 +23,7 @@ from captum_dcam.adapters.common.settings import (
 from captum_dcam.adapters.common.text import check_prompt, special_texts
 from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells
 from captum_dcam.adapters.mini.facts import MiniFamily
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.mini import modeling
 from captum_dcam.mini.loading import MiniProcessor, load_mini
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
@@ -69,7 +69,7 @@ class MiniAdapter(MiniFamily, Adapter):
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         super().__init__(model, processor, cache)
         if not isinstance(processor, MiniProcessor):
-            raise InputTypeError(
+            raise ProcessorError(
                 f"processor is a {type(processor).__name__}: expected a MiniProcessor, which "
                 "load_mini returns with the model"
             )
@@ -77,7 +77,7 @@ class MiniAdapter(MiniFamily, Adapter):
         size, words = processor.image_processor.size, len(processor.tokenizer)
         found, wanted = (size, processor.grid, words), (config.image_size, config.grid)
         if found != (*wanted, config.vocab_size):
-            raise InputError(
+            raise ProcessorError(
                 f"processor and model do not fit: images of {size} px, {processor.grid} tokens "
                 f"per row and {words} words, the model has {config.image_size} px, {config.grid} "
                 f"and {config.vocab_size}; load both from one folder"

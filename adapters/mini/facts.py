@@ -14,5 +14,7 @@ class MiniFamily(ModelFamily):
     family: ClassVar[str] = "mini"
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         checkpoints=(Checkpoint("mini", blocks=6),),
+        turns=("{} <answer>",),
+        rotary=(10_000.0,),
         notes=("trained on single questions: the turns of a conversation are joined to one",),
     )

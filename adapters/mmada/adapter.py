@@ -41,7 +41,7 @@ from captum_dcam.adapters.mmada import decoding, packing
 from captum_dcam.adapters.mmada.compat import callable_model, repaired
 from captum_dcam.adapters.mmada.facts import MmadaFamily
 from captum_dcam.adapters.mmada.loading import loaded
-from captum_dcam.errors import InputError, InputTypeError
+from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
@@ -91,7 +91,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         pair: tuple[Any, Any] = processor if whole else (None, None)
         self._tokenizer, self._vq = pair
         if not callable(self._tokenizer) or not hasattr(self._vq, "get_code"):
-            raise InputTypeError(
+            raise ProcessorError(
                 f"the processor is a {type(processor).__name__}: expected (tokenizer, vq_model), "
                 "the checkpoint's AutoTokenizer and upstream's MAGVITv2"
             )
@@ -106,7 +106,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         self._offset = len(self._tokenizer)
         codes = getattr(model.config, "codebook_size", 8192)
         if self._offset + codes > self.vocabulary:
-            raise InputError(
+            raise ProcessorError(
                 f"the tokenizer has {self._offset} ids and the codebook {codes}, but the model "
                 f"embeds {self.vocabulary}: an image token's id is its code + len(tokenizer); give "
                 "the checkpoint's own tokenizer, without added tokens (UniversalPrompting adds "

@@ -29,6 +29,11 @@ class MmadaFamily(ModelFamily):
         package="models",
         install=INSTALL,
         transformers=">=4.46",
+        turns=(
+            "<|start_header_id|>user<|end_header_id|>\n{}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n",
+        ),
+        rotary=(500_000.0,),
         # inference_mmu.py with configs/mmada_demo.yaml
         decodings={"demo": {"max_new_tokens": 512, "steps": 256, "block_length": 128}},
         notes=(

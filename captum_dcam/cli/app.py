@@ -1,8 +1,9 @@
 r"""The program ``captum-dcam``: its commands, and how errors are shown.
 
 Exit codes: 0 done; 2 wrong usage, or what this library refuses
-(:class:`captum_dcam.errors.DcamError`), with one line that says what; 1 a bug of this program, with
-a hint how to see and report it; 128 and the signal's number where a signal ended it with work left.
+(:class:`captum_dcam.errors.DcamError`), with one line that says what; 3 a doctor's report that says
+stop; 1 a bug of this program, with a hint how to see and report it; 128 and the signal's number
+where a signal ended it with work left.
 ``--debug`` shows the whole traceback of both kinds of errors.
 """
 
@@ -26,7 +27,7 @@ from captum_dcam.errors import DcamError, EvaluationError
 from captum_dcam.shown import harmless
 
 #: the commands that the help shows first, in this order
-FIRST = ("explain", "compare", "models", "evaluate", "table", "calibrate")
+FIRST = ("explain", "compare", "models", "doctor", "evaluate", "table", "calibrate")
 
 
 class Program(TyperGroup):

@@ -199,12 +199,14 @@ def option(
     return field(default=value, metadata={"typer": made, "names": names if strict else None})
 
 
-def argument(metavar: str, text: str, names: str | None = None, **more: Any) -> Any:
-    """The same for an argument, which is None where it is not given; ``names`` are strict."""
+def argument(
+    metavar: str, text: str, names: str | None = None, value: Any = None, **more: Any
+) -> Any:
+    """The same for an argument, which is ``value`` where it is not given; ``names`` are strict."""
     if names is not None:
         more["autocompletion"] = NAMES[names].complete
     made = typer.Argument(metavar=metavar, help=text, **more)
-    return field(default=None, metadata={"typer": made, "names": names})
+    return field(default=value, metadata={"typer": made, "names": names})
 
 
 def pairs(panel: str, text: str) -> list[str] | None:
@@ -315,7 +317,26 @@ class Model(Base):
     json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
 
 
-class Answer(Model):
+class Written(Model):
+    """How an answer is written."""
+
+    decoding: str | None = option(
+        None,
+        DECODE,
+        "Settings by a name that the family knows: 'demo' (of its authors' demo), 'paper' (of "
+        "their evaluation); single settings override them.",
+        shown="the family's defaults",
+    )
+    gen_length: int | None = option(None, DECODE, "Answer length.", shown="the family's")
+    steps: int | None = option(None, DECODE, "Denoising steps.", shown="the family's")
+    block_length: int | None = option(
+        None, DECODE, "Tokens per semi-autoregressive block.", shown="the family's"
+    )
+    temperature: float | None = option(None, DECODE, "Of sampling.", shown="greedy", min=0)
+    device: str = device_option()
+
+
+class Answer(Written):
     """One image and the answer that is explained."""
 
     image: Path | None = argument(
@@ -354,20 +375,6 @@ class Answer(Model):
     backward: str | None = backward_option("the preset's")
     tagger: str | None = tagger_option("the preset's")
     refine: list[str] | None = refine_option("the preset's")
-    decoding: str | None = option(
-        None,
-        DECODE,
-        "Settings by a name that the family knows: 'demo' (of its authors' demo), 'paper' (of "
-        "their evaluation); single settings override them.",
-        shown="the family's defaults",
-    )
-    gen_length: int | None = option(None, DECODE, "Answer length.", shown="the family's")
-    steps: int | None = option(None, DECODE, "Denoising steps.", shown="the family's")
-    block_length: int | None = option(
-        None, DECODE, "Tokens per semi-autoregressive block.", shown="the family's"
-    )
-    temperature: float | None = option(None, DECODE, "Of sampling.", shown="greedy", min=0)
-    device: str = device_option()
 
 
 class Data(Model):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from captum_dcam.cli.options import NAMES, Answer, Model, as_number
+from captum_dcam.cli.options import NAMES, Answer, Model, Written, as_number
 from captum_dcam.errors import DcamError, InputError, UsageError, WeightsError, near
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     return check_device(options.device)
 
 
-def decoding(options: Answer) -> dict[str, Any]:
+def decoding(options: Written) -> dict[str, Any]:
     """Settings of decoding that the user gave: the others are the family's."""
     names = ("decoding", "gen_length", "steps", "block_length", "temperature")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}

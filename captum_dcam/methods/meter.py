@@ -112,3 +112,16 @@ def _memory(device: torch.device, reset: bool = False) -> int | None:
     key = "VmRSS:" if reset else "VmHWM:"
     lines = [line.split() for line in status.read_text().splitlines() if line.startswith(key)]
     return int(lines[0][1]) * 1024 if lines else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may still be taken on a device, what torch holds in reserve among them; None
+    where the platform does not tell."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    path = Path("/proc/meminfo")
+    if device.type != "cpu" or not path.exists():
+        return None
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ ROUNDED = 0.01
 SMALLEST = 2.0**-24
 #: radians per position: a table's fastest frequency is 1, or 1 over a factor of scaling
 FASTEST = (1e-4, 1 + ROUNDED)
+#: what :func:`repair` found in a model so far
+_REPAIRED: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
 def repair(model: nn.Module) -> dict[str, int]:
@@ -38,13 +41,34 @@ def repair(model: nn.Module) -> dict[str, int]:
     Raises:
         WeightsError: a wrong buffer that cannot be computed; names it.
     """
-    wrong: dict[str, int] = {}
+    found = wrong(model, mend=True)
+    known = _REPAIRED.setdefault(model, {})
+    for kind, count in found.items():
+        known[kind] = known.get(kind, 0) + count
+    return found
+
+
+def repaired(model: nn.Module) -> dict[str, int]:
+    """What :func:`repair` has computed again in this model so far, as it returned it."""
+    return dict(_REPAIRED.get(model, {}))
+
+
+def wrong(model: nn.Module, mend: bool = False) -> dict[str, int]:
+    r"""How many modules have wrong rotary tables and position ids, by kind.
+
+    Args:
+        model (nn.Module): any.
+        mend (bool, optional): compute them again, as :func:`repair` does. Default: False
+
+    Raises:
+        WeightsError: ``mend``, and a wrong buffer that cannot be computed; names it.
+    """
+    found: dict[str, int] = {}
     for place, part in model.named_modules():
         for kind, work in ((ROTARY, _rotary), (POSITIONS, _positions)):
-            found = [work(part, f"{place}.{n}", n, b) for n, b in _held(part)]
-            if any(found):
-                wrong[kind] = wrong.get(kind, 0) + 1
-    return wrong
+            if any([work(part, f"{place}.{n}", n, b, mend) for n, b in _held(part)]):
+                found[kind] = found.get(kind, 0) + 1
+    return found
 
 
 def counted(wrong: dict[str, int]) -> str:
@@ -73,8 +97,8 @@ def _refused(place: str, held: Tensor) -> WeightsError:
 # -- position ids ----------------------------------------------------------------------------------
 
 
-def _positions(part: Any, place: str, name: str, held: Tensor) -> bool:
-    """Repair the positions 0, 1, … of a vision tower; whether they were wrong."""
+def _positions(part: Any, place: str, name: str, held: Tensor, mend: bool) -> bool:
+    """Whether the positions 0, 1, … of a vision tower are wrong; ``mend`` them."""
     if name != "position_ids" or held.is_floating_point():
         return False
     count = getattr(part, "num_positions", None)
@@ -82,18 +106,20 @@ def _positions(part: Any, place: str, name: str, held: Tensor) -> bool:
         right = torch.arange(count, device=held.device).expand(1, -1)
         if torch.equal(held, right):
             return False
-        part.position_ids = right
+        if mend:
+            part.position_ids = right
         return True
-    if bool((held < 0).any() | (held >= held.numel()).any()):
+    broken = bool((held < 0).any() | (held >= held.numel()).any())
+    if broken and mend:
         raise _refused(place, held)
-    return False
+    return broken
 
 
 # -- rotary tables ---------------------------------------------------------------------------------
 
 
-def _rotary(part: Any, place: str, name: str, held: Tensor) -> bool:
-    """Repair a rotary table; whether it was wrong."""
+def _rotary(part: Any, place: str, name: str, held: Tensor, mend: bool) -> bool:
+    """Whether a rotary table is wrong; ``mend`` it."""
     if not name.endswith("inv_freq") or not held.is_floating_point():
         return False
     first = name.replace("original_", "")  # the table before any change by length
@@ -105,8 +131,8 @@ def _rotary(part: Any, place: str, name: str, held: Tensor) -> bool:
         wrong = not torch.allclose(held.float().cpu(), right.float().cpu(), ROUNDED, SMALLEST)
     else:
         wrong = not _possible(held)
-    if not wrong:
-        return False
+    if not wrong or not mend:
+        return wrong
     if right is None or right.shape != held.shape:
         raise _refused(place, held)
     setattr(part, name, right.to(held))

@@ -52,6 +52,11 @@ class FamilyFacts:
         notes (tuple of str): surprising defaults of the family's own code.
         decodings (mapping): settings of a generation by the name of who uses them: ``demo`` (the
             authors' demo), ``paper`` (their evaluation).
+        turns (tuple of str): how a question is written, as the authors do: from the user's role to
+            where the answer begins, with ``{}`` for the question; one for each kind of checkpoint.
+            The conversation is rendered by the tokenizer's own template, which may be another.
+        rotary (tuple of float): bases of the rotary frequencies that published checkpoints have;
+            a replay with wrong ones equals a generation with the same wrong ones.
     """
 
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -62,6 +67,16 @@ class FamilyFacts:
     feasible: str | None = None
     notes: tuple[str, ...] = ()
     decodings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    turns: tuple[str, ...] = ()
+    rotary: tuple[float, ...] = ()
+
+
+#: turns that several families' authors write
+LLADA_TURN = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+CHATML_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def last_but_one(blocks: int) -> int:

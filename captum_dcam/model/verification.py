@@ -48,8 +48,7 @@ class Difference:
 
 
 def check_replay(adapter: Adapter, request: Request, trajectory: Trajectory) -> bool:
-    r"""Replay the step of a generation that committed the token with the most doubtful probability,
-    which tells most. The random state is as before.
+    r"""Check what :func:`replayed` finds.
 
     Returns:
         bool: whether there was anything to compare: an answer of stop tokens alone has nothing.
@@ -57,9 +56,18 @@ def check_replay(adapter: Adapter, request: Request, trajectory: Trajectory) -> 
     Raises:
         ReplayError: the replay is not the generation.
     """
+    found = replayed(adapter, request, trajectory)
+    if found is not None and found.far:
+        raise ReplayError(_message(adapter, trajectory, found))
+    return found is not None
+
+
+def replayed(adapter: Adapter, request: Request, trajectory: Trajectory) -> Difference | None:
+    r"""Replay the step of a generation that committed the token with the most doubtful probability,
+    which tells most. The random state is as before. None where there is nothing to compare."""
     committed = explainable(adapter, trajectory)
     if not bool(committed.any()):
-        return False
+        return None
     doubt = (trajectory.confidence.cpu() - 0.5).abs().where(committed, torch.inf)
     step = int(trajectory.commit_step.cpu().flatten()[doubt.argmin()])
     batch = torch.arange(request.batch)
@@ -67,10 +75,7 @@ def check_replay(adapter: Adapter, request: Request, trajectory: Trajectory) -> 
     with torch.no_grad(), _undisturbed(adapter.device):
         memory = adapter.prefill(adapter.embed(request.pixels, *request.extras))
         logits = adapter.denoise(memory, *state)
-    found = difference(adapter, trajectory, step, logits)
-    if found is not None and found.far:
-        raise ReplayError(_message(adapter, trajectory, step, found))
-    return True
+    return difference(adapter, trajectory, step, logits)
 
 
 def explainable(adapter: Adapter, trajectory: Trajectory) -> Tensor:
@@ -132,8 +137,9 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _message(adapter: Adapter, trajectory: Trajectory, step: int, found: Difference) -> str:
+def _message(adapter: Adapter, trajectory: Trajectory, found: Difference) -> str:
     token = int(trajectory.tokens[found.example, found.position])
+    step = int(trajectory.commit_step[found.example, found.position])
     (text,) = adapter.token_texts([token])
     return (
         f"step {step} of the generation, computed again, is another: {text.strip()!r} at position "

@@ -196,17 +196,51 @@ def _states(tokens: Tensor, shares: Tensor, center: bool) -> Tensor:
     return torch.where(none, torch.zeros_like(chosen), chosen)
 
 
+def relatives(features: Tensor, *, power: float = 6.0, center: bool = True) -> Tensor:
+    r"""To how many of the others every token is related, as a share of them: the mean of K_ij.
+
+    Near 0 a map stays as it came in; near 1 it spreads over the whole picture.
+
+    Args:
+        features (Tensor): (D, H, W).
+        power, center: as in :func:`affinity_propagation`.
+
+    Returns:
+        Tensor: (H, W), from 0 to 1.
+
+    Examples::
+
+        >>> halves = torch.tensor([1.0, 1.0, -1.0, -1.0]).expand(1, 2, 4)
+        >>> relatives(halves)[0]
+        tensor([0.4286, 0.4286, 0.4286, 0.4286])
+    """
+    check_features(features, "relatives")
+    tokens = to_working(features).flatten(1).mT
+    count = len(tokens)
+    states = _states(tokens, tokens.new_ones(count), center)
+    squares = states.square().sum(1)
+    rows = [
+        _kernel(states, squares, start, _ROWS, power).sum(1) for start in range(0, count, _ROWS)
+    ]
+    return ((torch.cat(rows) - 1) / max(1, count - 1)).view(features.shape[1:])
+
+
+def _kernel(states: Tensor, squares: Tensor, start: int, rows: int, power: float) -> Tensor:
+    r"""K of some rows with all (rows, N), of states (N, D) and their squared lengths."""
+    at = slice(start, start + rows)
+    similar = _product(states[at], states.T).mul_(2)
+    least = torch.finfo(states.dtype).tiny
+    similar.div_((squares[at, None] + squares).clamp_(min=least)).clamp_(0, 1)
+    similar.diagonal(start).fill_(1)
+    return similar.pow_(power)
+
+
 def _propagated(seeds: Tensor, states: Tensor, shares: Tensor, power: float) -> Tensor:
     r"""a (..., N) of seeds (..., N); the similarities of at most one block of rows are alive."""
     count, squares = len(states), states.square().sum(1)
-    least = torch.finfo(states.dtype).tiny
 
     def kernel(start: int, rows: int) -> Tensor:
-        at = slice(start, start + rows)
-        similar = _product(states[at], states.T).mul_(2)
-        similar.div_((squares[at, None] + squares).clamp_(min=least)).clamp_(0, 1)
-        similar.diagonal(start).fill_(1)
-        return similar.pow_(power)
+        return _kernel(states, squares, start, rows, power)
 
     size = max(1, _KERNEL_VALUES // count)
     whole = states.new_empty(count, count) if count <= size else None

@@ -66,7 +66,7 @@ def _compare(forward: DenoisingForward, target: Target, row: TargetGradients) ->
         for f in row.features
     ]
     ends = [
-        _score(forward, target, lambda m, i, size=size: m + size * directions[i])
+        edited_logit(forward, target, lambda m, i, size=size: m + size * directions[i])
         for size in (STEP, -STEP)
     ]
     difference = (ends[0] - ends[1]) / (2 * STEP)
@@ -83,8 +83,8 @@ def _compare(forward: DenoisingForward, target: Target, row: TargetGradients) ->
     )
 
 
-def _score(forward: DenoisingForward, target: Target, edit: Callable[..., Tensor]) -> float:
-    """A token's logit with edited image states."""
+def edited_logit(forward: DenoisingForward, target: Target, edit: Callable[..., Tensor]) -> float:
+    """The logit of a target's first token with edited image states."""
     position, token = target.positions[0], target.token_ids[0]
     step = torch.tensor([forward.trajectory.step_of(0, position, forward.score)])
     with torch.no_grad(), forward.edited(edit):  # the tower's work is not done again
@@ -103,7 +103,7 @@ def _check_refused(first: DenoisingForward, block: int) -> None:
     forward = first.again(adapter.deepest_block)
     forward.layer = block  # past the refusal
     target = target_at(forward, explained(forward)[-1])
-    ends = [_score(forward, target, lambda m, _i, size=size: m * size) for size in (1.0, 3.0)]
+    ends = [edited_logit(forward, target, lambda m, _i, size=size: m * size) for size in (1.0, 3.0)]
     expect(
         ends[0] == ends[1],
         f"block {block} is refused, but its image states move the logits ({ends[0]:.6g} and "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from math import ceil, floor
 from typing import Any
 
@@ -31,6 +30,8 @@ FILLS = ((255, 255, 255), (0, 0, 0), (255, 0, 128))
 NEAR = 1.3
 #: a patch: a rectangle (x0, y0, x1, y1) in pixels
 Box = tuple[int, int, int, int]
+#: of a request: (B, N, …), what its image tokens look like before the first block
+Look = Callable[[Adapter, Request], Tensor]
 
 
 def _patched(size: tuple[int, int], box: Box, fill: tuple[int, int, int]) -> Image.Image:
@@ -49,9 +50,9 @@ def check_layout(case: AdapterCase) -> str:
     Raises:
         ConformanceError: size, patch and tokens.
     """
-    adapter = case.make(torch.float32)
+    adapter, look = case.make(torch.float32), _look_of(case)
     for size in case.sizes:
-        _check_size(case, adapter, size)
+        check_size(adapter, size, case.prompt, look)
     if adapter.several_images:
         _check_second(case, adapter, [Image.new("RGB", case.picture_size, GREY)] * 2, 1)
     if adapter.takes_video:
@@ -60,9 +61,23 @@ def check_layout(case: AdapterCase) -> str:
     return f"{len(case.sizes)} sizes"
 
 
-def _check_size(case: AdapterCase, adapter: Adapter, size: tuple[int, int]) -> None:
+def _look_of(case: AdapterCase) -> Look:
+    def entered(adapter: Adapter, request: Request) -> Tensor:
+        settings = {**case.settings, **case.one_token}
+        hidden = entering(adapter, request, settings, case.generator())
+        return hidden[:, token_positions(request.layout).to(hidden.device)]
+
+    return case.image_states or entered
+
+
+def check_size(adapter: Adapter, size: tuple[int, int], prompt: str, look: Look) -> None:
+    r"""What :func:`check_layout` checks, for one image size (width, height).
+
+    Raises:
+        ConformanceError: size, patch and tokens.
+    """
     plain = Image.new("RGB", size, GREY)
-    grids = adapter.prepare([[plain]], [case.prompt]).layout.grids
+    grids = adapter.prepare([[plain]], [prompt]).layout.grids
     for grid in grids:
         expect(
             grid.image_size == size[::-1],
@@ -71,7 +86,7 @@ def _check_size(case: AdapterCase, adapter: Adapter, size: tuple[int, int]) -> N
     patches = list(dict.fromkeys(p for grid in grids for p in _patches(grid)))
     expect(bool(patches), f"image {size}: no token's box lies in the image")
     images = [plain, *(_patched(size, box, fill) for box in patches for fill in FILLS)]
-    states, pixels = _seen(case, adapter, [[image] for image in images])
+    states, pixels = _seen(adapter, [[image] for image in images], prompt, look)
     for patch, *changes in zip(patches, *_changes(states), *_changes(pixels), strict=True):
         for what, values in zip(("states", "pixels"), changes, strict=False):
             for grid, part in zip(grids, _split(values, grids), strict=True):
@@ -101,18 +116,17 @@ def _within(start: float, end: float, size: int) -> tuple[int, int]:
 
 
 def _seen(
-    case: AdapterCase, adapter: Adapter, images: Sequence[Sequence[Any]]
+    adapter: Adapter, images: Sequence[Sequence[Any]], prompt: str, look: Look
 ) -> tuple[list[Tensor], list[Tensor]]:
     """For every example (N, D) states of image tokens, and (N,) sums of their pixels' changes
     against the first example (none where pixels have no tokens)."""
     size = len(images) if adapter.batches else 1
-    look = case.image_states or partial(entering, case)
     states: list[Tensor] = []
     pixels: list[Tensor] = []
     owned: _Owned | None = None
     for start in range(0, len(images), size):
         part = images[start : start + size]
-        request = adapter.prepare(part, [case.prompt] * len(part))
+        request = adapter.prepare(part, [prompt] * len(part))
         owned = _Owned(adapter, request) if owned is None else owned
         with torch.no_grad():
             states += look(adapter, request).flatten(2).float().cpu()
@@ -120,9 +134,13 @@ def _seen(
     return states, pixels
 
 
-def entering(case: AdapterCase, adapter: Adapter, request: Request) -> Tensor:
-    """(B, N, D): image tokens as they enter the first block, when an answer of one token is
-    generated."""
+def entering(
+    adapter: Adapter,
+    request: Request,
+    settings: Mapping[str, Any],
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(B, L, D): what enters the first block when an answer is generated, which ends there."""
     found: list[Tensor] = []
     layout = request.layout
 
@@ -133,12 +151,11 @@ def entering(case: AdapterCase, adapter: Adapter, request: Request) -> Tensor:
             found.append(hidden[: request.batch].clone())
             raise _Seen
 
-    settings = {**case.settings, **case.one_token}
     hook = adapter.blocks[0].register_forward_pre_hook(look, with_kwargs=True)
     with hook, suppress(_Seen):
-        adapter.generate(request, generator=case.generator(), **settings)
+        adapter.generate(request, generator=generator, **settings)
     expect(bool(found), "the first block never saw the whole image span while generating")
-    return found[0][:, token_positions(layout).to(found[0].device)]
+    return found[0]
 
 
 class _Owned:
@@ -233,7 +250,7 @@ def _check_second(case: AdapterCase, adapter: Adapter, plain: Sequence[Any], num
             {g.image for g in grids} == set(range(len(plain))),
             f"{len(plain)} images, but grids of images {sorted({g.image for g in grids})}",
         )
-    states, pixels = _seen(case, adapter, [list(plain), *changed])
+    states, pixels = _seen(adapter, [list(plain), *changed], case.prompt, _look_of(case))
     for values in (*_changes(states), *_changes(pixels)):
         peaks = [float(p.max()) for p in _split(values[0], grids)]
         best = grids[peaks.index(max(peaks))].image

@@ -67,6 +67,20 @@ def test_the_kernel_is_scikit_learns_cosine_times_how_far_lengths_agree():
 # -- several grids ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("power", "center"), [(6.0, True), (2.0, False)])
+def test_relatives_are_the_mean_of_the_kernel(monkeypatch, power, center):
+    monkeypatch.setattr(affinity, "_ROWS", 5)  # rows in several blocks
+    states = normal(3, 6, 3, 4) + 1
+    tokens = states.flatten(1).mT.numpy()
+    own = tokens - tokens.mean(0) if center else tokens
+    lengths = (own**2).sum(1)
+    kernel = np.clip(2 * own @ own.T / (lengths[:, None] + lengths), 0, 1) ** power
+    np.fill_diagonal(kernel, 0)
+    found = affinity.relatives(states, power=power, center=center)
+    assert found.shape == (3, 4)
+    assert found.flatten().numpy() == pytest.approx(kernel.sum(1) / 11)
+
+
 def refined(layout, maps, states, stage=None):
     contexts = [
         R.RefineContext(features=f, shares=share, picture=grid.image)
