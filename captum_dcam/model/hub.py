@@ -30,7 +30,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.files import read_json, reading
 from captum_dcam.model import buffers
-from captum_dcam.model.adapter import Adapter, FamilyFacts
+from captum_dcam.model.adapter import Adapter, FamilyFacts, device_of
 from captum_dcam.model.families import (
     ADAPTERS,
     GROUP,
@@ -40,6 +40,7 @@ from captum_dcam.model.families import (
     said,
 )
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
+from captum_dcam.model.wrappers import unwrapped
 from captum_dcam.packages import importable, needed
 
 
@@ -117,7 +118,8 @@ def wrap(
     r"""Adapter of a loaded model, whatever version of whatever package it is of.
 
     Args:
-        model (nn.Module): as its authors load it.
+        model (nn.Module): as its authors load it, perhaps spread by accelerate, or inside
+            ``torch.compile``, ``DataParallel`` or PEFT's model, whose layers stay active.
         processor (object): the family's processor.
         family (str, optional): Default: the family that recognises the model
         verify (bool, optional): check the model before it is explained. Rotary tables and
@@ -129,12 +131,16 @@ def wrap(
         TypeError: ``model`` is no module; a processor of another kind.
         UnknownNameError: no family recognises it, or several do.
         ImportError: transformers is of a version that the family does not run with.
-        ValueError: a processor that does not fit the model.
-        WeightsError: a wrong buffer that cannot be computed; names it.
+        ValueError: a processor that does not fit the model, or a wrapper that cannot be taken off,
+            see :func:`~captum_dcam.model.wrappers.unwrapped`.
+        WeightsError: a wrong buffer that cannot be computed, named; weights that are on meta.
     """
     verify = checks.flag("verify", verify)
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
     cls = _family_of(model, family)
     check_transformers(cls)
+    device_of(model)  # refuses weights that are not there
     adapter = cls(model, processor, **options)
     adapter.unverified = verify
     if verify:
