@@ -375,7 +375,7 @@ def _cache_gradients(
     """Gradient (R, …) of every read's logits with respect to each cached tensor."""
     if not links:
         return ()
-    examples = torch.tensor([r.example for r in reads], device=links[0].device)
+    examples = torch.tensor([r.example for r in reads])  # on the CPU: layers may lie on several
     steps = torch.tensor([r.step for r in reads])
     one = len(examples.unique()) == 1  # its rows are one row in memory
     rows = (
