@@ -67,8 +67,10 @@ def load(
         source (str or path, optional): ``"mini"`` for the embedded model, a folder that
             ``save_pretrained`` wrote, or a name on the Hugging Face hub. Default: ``"mini"``
         family (str, optional): family name. Default: found from the checkpoint's ``config.json``
-        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
-        dtype (dtype, optional): Default: the family's own
+        device (device, optional): where the model goes. Default: the GPU where torch sees one by
+            CUDA, else the CPU; or ``device_map``
+        dtype (dtype, optional): Default: the family's own: bfloat16 or what the checkpoint has;
+            float32 for ``mini``
         device_map (str or dict, optional): spreads the model over devices, through accelerate.
         revision (str, optional): branch, tag or commit on the hub. Default: the newest
         trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
@@ -98,6 +100,8 @@ def load(
     _check_environment(cls, str(source), trust_remote_code)
     if name is not None and Path(name).is_dir():
         check_files(Path(name))
+    if device is None and device_map is None and torch.cuda.is_available():
+        device = check_device(None)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
     with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
@@ -291,8 +295,11 @@ def _check_options(source: str | Path, device: torch.device | str | None, device
         check_device(device)
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device; ValueError where this machine does not have it."""
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device; ValueError where this machine does not have it. None: the best that is here, a
+    GPU by CUDA or the CPU (an Apple GPU has no float64, and has to be asked for)."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
