@@ -245,8 +245,30 @@ def test_settings_of_loading_and_decoding_reach_the_family(tmp_path, monkeypatch
     decode = ["--gen-length", 2, "--generation", "remasking=random"]
     run = call("explain", *load, *decode, "-o", tmp_path / "o")
     assert run.exit_code == 0, run.stderr
-    assert asked.pop("dtype") is torch.float32 and asked.pop("cache") is None
+    assert asked.pop("cache") is None  # and no type: the family's own
     assert asked == {"revision": "main", "device_map": "auto", "family": "mini"}
+
+
+def test_python_and_the_command_line_load_alike(tmp_path, monkeypatch):
+    from captum_dcam.model import hub
+
+    asked = []
+    real = hub.load
+
+    def loaded(source, **options):
+        asked.append(options)
+        return real(source, **options)
+
+    monkeypatch.setattr(hub, "load", loaded)
+    few = ("explain", "--gen-length", 2, "-w", "all")
+    for more in ((), ("--dtype", "bfloat16", "--device", "cpu")):
+        assert call(*few, *more, "-o", tmp_path / str(len(more))).exit_code == 0
+    cpu = torch.device("cpu")
+    assert asked == [
+        {"device": cpu, "cache": None},
+        {"device": cpu, "cache": None, "dtype": torch.bfloat16},
+    ]
+    assert hub.load("mini").dtype == real("mini", **asked[0]).dtype == torch.float32
 
 
 def test_output_that_is_not_ours_is_refused_before_any_work(tmp_path):

@@ -22,6 +22,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from captum_dcam.errors import MissingPackageError
+from captum_dcam.model.adapter import device_of
 from captum_dcam.model.buffers import plain_frequencies
 
 
@@ -163,6 +164,18 @@ def empty_tower() -> AbstractContextManager[None]:
         return cls(cls.config_class.from_pretrained(name))
 
     return shadowed(cls, from_pretrained=empty)
+
+
+def reachable(tower: Any) -> None:
+    """LLaVA-type towers move images to where their weights are, which is meta once accelerate has
+    offloaded these: their class then says where it computes (any version)."""
+    weights = next(tower.parameters(), None)
+    if (
+        weights is not None
+        and weights.is_meta
+        and isinstance(getattr(type(tower), "device", None), property)
+    ):
+        type(tower).device = property(device_of)
 
 
 # -- positions -----------------------------------------------------------------------------------

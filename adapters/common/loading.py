@@ -226,10 +226,21 @@ def fill_tower(tower: Any, missing: Iterable[str]) -> list[str]:
     if len(left) == len(missing):
         return left
     held = siglip().SigLipVisionModel.from_pretrained(tower.vision_tower_name).state_dict()
-    own = tower.vision_tower.state_dict()
-    short = [n.rpartition("vision_tower.")[2] for n in missing if n not in left]
-    tower.vision_tower.load_state_dict({**own, **{n: held[n] for n in short}})
+    for name in (n.rpartition("vision_tower.")[2] for n in missing if n not in left):
+        _fill(tower.vision_tower, name, held[name])
     return left
+
+
+def _fill(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set a parameter; where it is offloaded, what accelerate fetches in its place."""
+    place, _, last = name.rpartition(".")
+    owner = model.get_submodule(place)
+    own = getattr(owner, last)
+    if not own.is_meta:
+        own.data.copy_(value)
+        return
+    kept = vars(owner)["_hf_hook"].weights_map  # a view of all that is offloaded
+    kept.dataset.state_dict[f"{kept.prefix}{last}"] = value.to("cpu", own.dtype)
 
 
 def folder_of(source: str, revision: str | None) -> str:

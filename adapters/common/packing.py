@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captum_dcam.adapters.common import anyres
 from captum_dcam.adapters.common.anyres import Size, Tiling
+from captum_dcam.adapters.common.compat import reachable
 from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.fitting import check_vocabulary
 from captum_dcam.adapters.common.loading import FamilyAdapter
@@ -30,7 +31,7 @@ from captum_dcam.adapters.common.text import (
     special_texts,
 )
 from captum_dcam.adapters.common.visuals import Visual, counted_on, visuals_of
-from captum_dcam.errors import InputError, ProcessorError
+from captum_dcam.errors import InputError, ProcessorError, WeightsError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
@@ -258,6 +259,17 @@ def parts_of(processor: Any) -> tuple[Any, Any]:
     return tokenizer, image_processor
 
 
+def check_newline(model: Any) -> None:
+    """WeightsError where accelerate has offloaded the newline of images: no module of its own calls
+    it, so nothing would fetch it."""
+    if getattr(getattr(model.model, "image_newline", None), "is_meta", False):
+        raise WeightsError(
+            "model.image_newline is offloaded, and the family's code reads it outside of any "
+            "module that would fetch it: give it a device of its own, device_map={…, "
+            "'model.image_newline': 'cpu'}"
+        )
+
+
 def check_length(family: str, length: int, config: Any, sizes: Sequence[tuple[int, int]]) -> None:
     """ValueError where the family would cut the packed prefix off without a word."""
     names = ("tokenizer_model_max_length", "max_position_embeddings", "max_sequence_length")
@@ -293,6 +305,8 @@ class PackedAdapter(FamilyAdapter):
         packing: Callable[..., Packing],
     ) -> None:
         super().__init__(model, processor, cache)
+        reachable(self.model.get_vision_tower())
+        check_newline(self.model)
         self.tokenizer, image_processor = parts_of(processor)
         check_vocabulary(self.tokenizer, self.vocabulary, {"mask": int(self.mask_id or 0)})
         self._packing = packing(model, image_processor)

@@ -32,7 +32,7 @@ from captum_dcam.adapters.diffusion_gemma.facts import DiffusionGemmaFamily
 from captum_dcam.adapters.diffusion_gemma.loading import MODEL_TYPE, loaded
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
 from captum_dcam.errors import InputError
-from captum_dcam.model.adapter import Request, register
+from captum_dcam.model.adapter import Request, device_of, register
 from captum_dcam.model.trajectory import Trajectory
 
 
@@ -224,10 +224,10 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
         if bool(read.all()):
             return decoding.denoised(self.model, memory, before, canvas, signal)
         shape, kind = (*canvas.shape, self.vocabulary), decoding.wider(signal.dtype)
-        logits = self.model.lm_head.weight.new_zeros(shape, dtype=kind)
+        logits = torch.zeros(shape, dtype=kind, device=device_of(self.model.lm_head))
         if not bool(read.any()):
             return logits
-        at = read.nonzero()[:, 0]
+        at = read.nonzero()[:, 0].cpu()  # indexes tensors of several devices
         own = decoding.denoised(self.model, memory.select(at), before[at], canvas[at], signal[at])
         return logits.index_copy(0, at.to(own.device), own)
 

@@ -361,7 +361,7 @@ class Recorder(BaseStreamer):
     def put(self, value: Tensor) -> None:
         """The prompt, then every finished canvas."""
         if self._begun:
-            self.final.append(value.to(self.model.device))
+            self.final.append(value.to(self.canvases[-1][-1].device))
         self._begun = True
 
     def put_draft(self, value: Tensor) -> None:

@@ -139,11 +139,12 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             the model saw there. ``confidence`` counts the ids that the decoder rules out as such.
 
         Raises:
-            MethodError: dLLM-Cache is registered.
+            MethodError: dLLM-Cache is registered, or Fast-dLLM where accelerate empties its cache.
             TypeError, ValueError: settings that cannot work.
         """
         decoding.refuse_feature_cache(self.blocks)
-        fast = self.fast
+        if fast := self.fast:
+            decoding.refuse_copied_cache(self.blocks)
         options = decoding.checked(settings, generator, fast)
         model, tokenizer, text = self.model, self.tokenizer, options["generation_suffix"]
         suffix = tokenizer.encode(text, add_special_tokens=False) if text else []

@@ -200,6 +200,19 @@ def refuse_feature_cache(blocks: Sequence[nn.Module]) -> None:
         )
 
 
+def refuse_copied_cache(blocks: Sequence[nn.Module]) -> None:
+    """MethodError when Fast-dLLM fills its cache behind accelerate's hooks, which hand a copy of it
+    to every block."""
+    hook: Any = vars(blocks[0]).get("_hf_hook")
+    moves = getattr(hook, "execution_device", None) is not None
+    if moves and "fast_dllm_cache" not in (hook.skip_keys or ()):
+        raise MethodError(
+            "Fast-dLLM is registered on a model that accelerate has spread: its hooks hand every "
+            "block a copy of the cache, so that the cache stays empty. Spread it by "
+            "dispatch_model(…, skip_keys='fast_dllm_cache'), or unregister Fast-dLLM"
+        )
+
+
 def states_of(
     steps: Sequence[Step], guidance: float, fast: bool, final: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -239,7 +252,7 @@ def step_logits(model: Any, prefix: Tensor, mask_id: int, *state: Tensor) -> Ten
         embeds = _joined(model, prefix, state[0])
         if len(state) == 1:
             return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1])
-        mask = torch.tensor([mask_id], device=model.lm_head.weight.device)
+        mask = torch.tensor([mask_id], device=prefix.device)
         masked = model.model.embed_tokens(mask)
         blind = _joined(model, masked.expand_as(prefix), state[0])
         hidden = model.model(inputs_embeds=torch.cat((embeds, blind)))[0]

@@ -76,7 +76,7 @@ class Options(Data):
         shown="none",
     )
     seed: int = option(0, DECODE, "Of sampling, cross-validation and intervals.")
-    device: str = device_option()
+    device: str | None = device_option()
     output: Path = output_option("preset.json", "The preset file.")
 
 
@@ -286,7 +286,7 @@ def _record(
         "regime": STORED_CACHES[adapter.cache],
         "layer": found.layer,
         "blocks": [[layer, objective] for layer, objective in found.blocks.items()],
-        "dtype": options.dtype,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
         "device": adapter.device.type,
         "data": data.describe(),
         "images": list(ids),

@@ -252,8 +252,10 @@ def output_option(value: str, text: str) -> Path:
     return option(Path(value), OUT, text, "--output", "-o")
 
 
-def device_option() -> str:
-    return option("cpu", DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.")
+def device_option() -> str | None:
+    return option(
+        None, DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.", shown="cuda if it is here, or cpu"
+    )
 
 
 # -- options of several commands -------------------------------------------------------------------
@@ -313,7 +315,14 @@ class Model(Base):
         DECODE, "A decoding setting of the family, such as steps=32"
     )
     seed: int = option(0, DECODE, "Of sampling.")
-    dtype: str = option("float32", DECODE, "{dtypes}.", names="dtypes", strict=True)
+    dtype: str | None = option(
+        None,
+        DECODE,
+        "Type of the weights: {dtypes}.",
+        names="dtypes",
+        strict=True,
+        shown="the family's; mini: float32",
+    )
     json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
 
 
@@ -333,7 +342,7 @@ class Written(Model):
         None, DECODE, "Tokens per semi-autoregressive block.", shown="the family's"
     )
     temperature: float | None = option(None, DECODE, "Of sampling.", shown="greedy", min=0)
-    device: str = device_option()
+    device: str | None = device_option()
 
 
 class Answer(Written):

@@ -262,11 +262,12 @@ def written(
 
     say("Loading the model")
     adapter = load_chosen(options, device)
+    how = f" in {str(adapter.dtype).removeprefix('torch.')} on {adapter.device}"
     size = options.internal_batch_size
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([[image]], [options.prompt])
-    say("Writing the answer" if options.answer is None else "Reading the answer")
+    say(("Writing the answer" if options.answer is None else "Reading the answer") + how)
     drawn = generator(options.seed)
     bind_answer(forward, request, options.answer, drawn, decoding(options))
     return forward
@@ -296,7 +297,7 @@ def load_model(
     *,
     cache: str | None,
     device: torch.device | None,
-    dtype: str,
+    dtype: str | None,
 ) -> Adapter:
     r"""Load ``--model``.
 
@@ -319,7 +320,9 @@ def load_model(
 
     for name in OWN & settings.keys():
         raise UsageError(f"--load {name}={settings[name]}: give it as --{name}")
-    given = {"device": device, "dtype": getattr(torch, dtype), "cache": cache, **settings}
+    given = {"device": device, "cache": cache, **settings}
+    if dtype is not None:
+        given["dtype"] = getattr(torch, dtype)
     if settings.get("device_map") is not None:
         del given["device"]
     try:

@@ -11,12 +11,12 @@ from torch import Tensor
 from captum_dcam import maps
 from captum_dcam.doctor.report import LOOK, OK, UNJUDGED, Line
 from captum_dcam.doctor.subject import HALF, RANDOM, Subject, Unjudged
-from captum_dcam.explaining import sign_check
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import image_features, mapped_gradients
 from captum_dcam.model.words import Target
 from captum_dcam.presets import preset
 from captum_dcam.refine.affinity import relatives
+from captum_dcam.truth.signs import sign_check
 
 #: correlation of maps in two types, from which they tell the same
 ALIKE = 0.95

@@ -322,7 +322,7 @@ def _load(plan: Plan, device: str | torch.device | None, trusted: bool = False) 
         where = launched_device()  # "cuda" is the process's own GPU, not the first one for all
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    dtype = getattr(torch, plan.dtype)
+    dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
     given = {"cache": plan.cache, "device": where, "dtype": dtype, **plan.load}
     return load(plan.model, trust_remote_code=trusted, **given)
 

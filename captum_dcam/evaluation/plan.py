@@ -213,7 +213,7 @@ class Plan:
             Default: ``{"name": "scenes"}``
         model (str, optional): a family or a folder. Default: ``"mini"``
         cache (str, optional): ``prefix`` or ``none``. Default: the family's
-        dtype (str, optional): one of :data:`DTYPES`. Default: ``"float32"``
+        dtype (str, optional): one of :data:`DTYPES`. Default: the family's, float32 for ``mini``
         prompt (str, optional): asked of every image. Default: the data set's own
         answer (dict, optional): ``generated``, or ``{"name": "caption", "wording": …}``, a text of
             the data set that is forced; a name becomes a record. Default: ``generated``
@@ -240,7 +240,7 @@ class Plan:
     dataset: Record = field(default_factory=lambda: {"name": "scenes"})
     model: str = "mini"
     cache: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     prompt: str | None = None
     answer: Record = field(default_factory=lambda: {"name": "generated"})
     metrics: tuple[Record, ...] = field(default_factory=lambda: (metric_record("localization"),))
@@ -288,7 +288,10 @@ class Plan:
             raise InputError("the plan's model is '': expected a name or a folder")
         if self.cache is not None:
             check_known("unknown cache", self.cache, CACHES)
-        check_known("unknown dtype", self.dtype, DTYPES)
+        if self.dtype is None and self.model == "mini":  # stores of before say it, and go on
+            write(self, "dtype", "float32")
+        if self.dtype is not None:
+            check_known("unknown dtype", self.dtype, DTYPES)
         for name, low in (("start", 0), ("threads", 0), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
             found = _whole(value, low)

@@ -91,7 +91,7 @@ class Setting:
     start: int = 0
     limit: int | None = None
     cache: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     prompt: str | None = None
     seed: int = 0
     generation: Record = field(default_factory=dict)

@@ -128,6 +128,14 @@ class MiniVisionTower(nn.Module):
 # -- the transformer -------------------------------------------------------------------------------
 
 
+class TiedEmbedding(nn.Embedding):
+    """Embeds ids, and gives the logits of hidden states: both by a call, so that the weights are
+    there where accelerate fetches them for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) if x.is_floating_point() else super().forward(x)
+
+
 class MiniRMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32 or wider."""
 
@@ -235,7 +243,7 @@ class MiniForMaskedDiffusion(PreTrainedModel):
         d = config.hidden_size
         self.vision_tower = MiniVisionTower(config)
         self.projector = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))
-        self.embed_tokens = nn.Embedding(config.vocab_size, d)
+        self.embed_tokens = TiedEmbedding(config.vocab_size, d)
         self.layers = nn.ModuleList(MiniBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = MiniRMSNorm(d, config.rms_norm_eps)
         self.post_init()
@@ -287,7 +295,8 @@ class MiniForMaskedDiffusion(PreTrainedModel):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Final norm and tied output embedding: (…, D) → (…, V)."""
-        return F.linear(self.norm(hidden), self.embed_tokens.weight)
+        logits: Tensor = self.embed_tokens(self.norm(hidden))
+        return logits
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine (B, 1, L, d/2) of positions (B, L), which may be fractional."""

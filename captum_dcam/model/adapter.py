@@ -27,6 +27,7 @@ from captum_dcam.errors import (
     MethodError,
     RegistrationError,
     UnknownNameError,
+    WeightsError,
 )
 from captum_dcam.model.facts import (
     Checkpoint,
@@ -98,12 +99,22 @@ class Request:
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of a model's first parameter; where that is offloaded, the device on which accelerate
-    computes it."""
+    computes it. WeightsError for a model that was never filled: all of it is on meta."""
     first = next(model.parameters()).device
-    hooks = (vars(module).get("_hf_hook") for module in model.modules())
+    if first.type != "meta":
+        return first
+    hooks = [vars(module).get("_hf_hook") for module in model.modules()]
+    hooks += [inner for hook in hooks for inner in getattr(hook, "hooks", ())]  # in a sequence
     found = (getattr(hook, "execution_device", None) for hook in hooks)
-    places = (torch.device(place) for place in found if place is not None)
-    return first if first.type != "meta" else next((p for p in places if p.type != "meta"), first)
+    places = [torch.device(place) for place in found if place is not None]
+    computing = next((place for place in places if place.type != "meta"), None)
+    if computing is None:
+        raise WeightsError(
+            f"the weights of this {type(model).__name__} are on the device meta, which holds no "
+            "numbers: fill them first, as from_pretrained, load_state_dict(…, assign=True) and "
+            "accelerate.load_checkpoint_and_dispatch do"
+        )
+    return computing
 
 
 #: settings that say the same in two ways: one of them overrides the other of a named decoding
@@ -222,8 +233,9 @@ class Adapter(ModelFamily, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type of the first parameter."""
-        return next(self.model.parameters()).dtype
+        """Type of the first floating-point parameter: quantised ones are integers."""
+        every = self.model.parameters()
+        return next(p.dtype for p in every if p.is_floating_point())
 
     # -- what a family computes ---------------------------------------------------------------
 

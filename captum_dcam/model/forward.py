@@ -362,7 +362,7 @@ class DenoisingForward(nn.Module):
         tap is computed again. A single row equals the generation bit for bit; several rows equal
         it within rounding.
         """
-        rows = examples.to(self.request.pixels.device)
+        rows = examples.cpu()  # indexes tensors of any device, and layers may lie on several
         with self.held():
             if self.trajectory.cache == "none":
                 memory = self.adapter.select(self._embedded(), rows)

@@ -428,7 +428,7 @@ def _cache_gradients(
     activation (R, T) of the answer's tokens, (R, 0) where it was not asked for."""
     if not links:
         return (), torch.zeros(len(reads), 0)
-    examples = torch.tensor([r.example for r in reads], device=links[0].device)
+    examples = torch.tensor([r.example for r in reads])  # on the CPU: layers may lie on several
     steps = torch.tensor([r.step for r in reads])
     one = len(examples.unique()) == 1  # its rows are one row in memory
     rows = (

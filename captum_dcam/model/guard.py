@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.model.versions import autocast_type
+from captum_dcam.model.wrappers import compiled
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: number of 64-bit words that a fingerprint samples per tensor, besides the sum of all
@@ -42,8 +43,9 @@ class Guard:
 
     @contextmanager
     def held(self, model: nn.Module) -> Iterator[None]:
-        """The model is this thread's alone, in evaluation mode, its parameters frozen, and what it
-        makes can be in a graph; all is as before when the outermost context ends."""
+        """The model is this thread's alone, in evaluation mode, its parameters frozen, what it
+        compiles runs as it is written, so that hooks are seen, and what it makes can be in a graph;
+        all is as before when the outermost context ends."""
         with self.lock, out_of_inference_mode():
             self._depth += 1
             try:
@@ -51,7 +53,7 @@ class Guard:
                     yield
                 else:
                     self._hooks = hooks_of(model)  # the user's: ours come inside
-                    with _still(model):
+                    with _still(model), eager() if compiled(model) else nullcontext():
                         yield
             finally:
                 self._depth -= 1

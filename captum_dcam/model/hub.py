@@ -30,7 +30,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.files import read_json, reading
 from captum_dcam.model import buffers
-from captum_dcam.model.adapter import Adapter, FamilyFacts
+from captum_dcam.model.adapter import Adapter, FamilyFacts, device_of
 from captum_dcam.model.families import (
     ADAPTERS,
     GROUP,
@@ -40,6 +40,7 @@ from captum_dcam.model.families import (
     said,
 )
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
+from captum_dcam.model.wrappers import unwrapped
 from captum_dcam.packages import importable, needed
 
 
@@ -66,8 +67,10 @@ def load(
         source (str or path, optional): ``"mini"`` for the embedded model, a folder that
             ``save_pretrained`` wrote, or a name on the Hugging Face hub. Default: ``"mini"``
         family (str, optional): family name. Default: found from the checkpoint's ``config.json``
-        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
-        dtype (dtype, optional): Default: the family's own
+        device (device, optional): where the model goes. Default: the GPU where torch sees one by
+            CUDA, else the CPU; or ``device_map``
+        dtype (dtype, optional): Default: the family's own: bfloat16 or what the checkpoint has;
+            float32 for ``mini``
         device_map (str or dict, optional): spreads the model over devices, through accelerate.
         revision (str, optional): branch, tag or commit on the hub. Default: the newest
         trust_remote_code (bool, optional): let Python code inside the checkpoint run on this
@@ -97,6 +100,8 @@ def load(
     _check_environment(cls, str(source), trust_remote_code)
     if name is not None and Path(name).is_dir():
         check_files(Path(name))
+    if device is None and device_map is None and torch.cuda.is_available():
+        device = check_device(None)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
     with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
@@ -117,7 +122,8 @@ def wrap(
     r"""Adapter of a loaded model, whatever version of whatever package it is of.
 
     Args:
-        model (nn.Module): as its authors load it.
+        model (nn.Module): as its authors load it, perhaps spread by accelerate, or inside
+            ``torch.compile``, ``DataParallel`` or PEFT's model, whose layers stay active.
         processor (object): the family's processor.
         family (str, optional): Default: the family that recognises the model
         verify (bool, optional): check the model before it is explained. Rotary tables and
@@ -129,12 +135,16 @@ def wrap(
         TypeError: ``model`` is no module; a processor of another kind.
         UnknownNameError: no family recognises it, or several do.
         ImportError: transformers is of a version that the family does not run with.
-        ValueError: a processor that does not fit the model.
-        WeightsError: a wrong buffer that cannot be computed; names it.
+        ValueError: a processor that does not fit the model, or a wrapper that cannot be taken off,
+            see :func:`~captum_dcam.model.wrappers.unwrapped`.
+        WeightsError: a wrong buffer that cannot be computed, named; weights that are on meta.
     """
     verify = checks.flag("verify", verify)
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
     cls = _family_of(model, family)
     check_transformers(cls)
+    device_of(model)  # refuses weights that are not there
     adapter = cls(model, processor, **options)
     adapter.unverified = verify
     if verify:
@@ -285,8 +295,11 @@ def _check_options(source: str | Path, device: torch.device | str | None, device
         check_device(device)
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device; ValueError where this machine does not have it."""
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device; ValueError where this machine does not have it. None: the best that is here, a
+    GPU by CUDA or the CPU (an Apple GPU has no float64, and has to be asked for)."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:

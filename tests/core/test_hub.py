@@ -119,6 +119,21 @@ def test_only_what_is_given_reaches_the_family(registry, tmp_path):
     assert cls.seen == (None, wanted)
 
 
+def test_the_best_device_is_the_default(registry, tmp_path, monkeypatch):
+    cls = probe()
+    source = described(tmp_path, model_type="probe_type")
+    assert hub.check_device(None) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert hub.check_device(None) == torch.device("cuda")
+    captum_dcam.load(source)
+    assert cls.seen == (str(source), {"device": torch.device("cuda")})
+    captum_dcam.load(source, device="cpu")
+    assert cls.seen == (str(source), {"device": "cpu"})
+    pytest.importorskip("accelerate")
+    captum_dcam.load(source, device_map="auto")
+    assert cls.seen == (str(source), {"device_map": "auto"})
+
+
 def test_a_hub_name_is_asked_for_its_config(registry, tmp_path, monkeypatch):
     cls = probe()
     asked = []
