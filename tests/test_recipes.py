@@ -11,7 +11,15 @@ import pytest
 import tiny
 import torch
 import transformers
-from doubles import diffusion_vl, dream_vl, lavida, lavida_o_package, llada_v, mmada
+from doubles import (
+    diffusion_vl,
+    dream_vl,
+    lavida,
+    lavida_o_package,
+    llada_v,
+    mineru_diffusion,
+    mmada,
+)
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters"))  # importlib mode does not
 
@@ -76,6 +84,9 @@ def stand_in(monkeypatch, family):
     elif family == "diffusion_vl":
         made, parts = diffusion_vl.model(), diffusion_vl.processor()
         given(monkeypatch, AutoModelForCausalLM=made, AutoProcessor=parts)
+    elif family == "mineru_diffusion":
+        made, parts = mineru_diffusion.model(scale=4.0), mineru_diffusion.processor()
+        given(monkeypatch, AutoModel=made, AutoProcessor=parts)
     else:
         made, kind = (made_ar, ("llava",)) if family == "autoregressive" else (None, ())
         made = made or made_diffusion_gemma

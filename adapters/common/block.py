@@ -34,7 +34,7 @@ from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
-from captum_dcam.adapters.common.settings import Settings, need_generator
+from captum_dcam.adapters.common.settings import Settings, count, need_generator
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.common.visuals import Family
 from captum_dcam.errors import InfeasibleStepError, InputError
@@ -438,6 +438,12 @@ class BlockAdapter(ConversationAdapter):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return wide(self.head(self.decoder.norm(hidden)))
+
+
+def length_of(given: Any) -> int:
+    """The length of a block, as the constructor of an adapter takes it."""
+    count("block_length", given)
+    return int(given)
 
 
 def _pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:

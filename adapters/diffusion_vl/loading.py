@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from captum_dcam.adapters.common.compat import around_loading, without_arguments
+from captum_dcam.adapters.common.compat import around_loading, tied_to_words, without_arguments
 from captum_dcam.adapters.common.remote import remote_model
 from captum_dcam.adapters.diffusion_vl.facts import CHECKPOINT
-from captum_dcam.model.versions import transformers_major
 
 MODEL_TYPE = "diffusionvl_qwenvl"
 #: the model's class in the checkpoints' code, and in the authors' repository
@@ -27,9 +26,8 @@ def repaired() -> Iterator[None]:
     """
 
     def around(cls: Any, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if transformers_major() >= 5 and any(c.__name__ in CLASSES for c in cls.__mro__):
-            if not isinstance(cls._tied_weights_keys, dict):
-                cls._tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+        if any(c.__name__ in CLASSES for c in cls.__mro__):
+            tied_to_words(cls)
             without_arguments(cls)
         return load(*args, **options)
 

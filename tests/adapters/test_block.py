@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl
+from doubles import diffusion_vl, mineru_diffusion
 
 import captum_dcam
 from captum_dcam.adapters.common.block import BlockLog, Blocks
@@ -215,3 +215,41 @@ def test_a_model_of_another_class():
 
     with pytest.raises(InputError, match="is a Linear: expected DiffusionVL_Qwen2_5_VL_For"):
         DiffusionVLAdapter(torch.nn.Linear(2, 2), diffusion_vl.processor())
+
+
+# -- a prompt that is prefilled whole --------------------------------------------------------------
+
+
+def whole(length=mineru_diffusion.LENGTH, **settings):
+    """MinerU-Diffusion's double with a generation."""
+    model = mineru_diffusion.model(scale=4.0)
+    made = captum_dcam.wrap(model, mineru_diffusion.processor(), block_length=length)
+    return bound(made, generator=torch.Generator().manual_seed(0), **settings)
+
+
+def test_a_block_may_be_longer_than_a_prompt_that_is_prefilled_whole():
+    found = whole(40, gen_length=3, dynamic_threshold=0.1).trajectory
+    assert found.tokens.shape == (1, 40)
+    assert found.lengths == (32, *[40] * found.steps) and found.feasible == (0,)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    (
+        (dict(temperature=0), "temperature is 0: .*above 0, .*no greedy mode"),
+        (dict(block_length=8), "block_length is 8: .*blocks of 4; give it to load or wrap"),
+        (dict(remasking_strategy="sequential"), "upstream has low_confidence_dynamic alone"),
+        (dict(generator=None), "sampling needs a generator"),
+    ),
+)
+def test_sampled_settings_that_cannot_work(given, said):
+    made = whole().adapter
+    draws = torch.Generator().manual_seed(0)
+    with pytest.raises((InputError, SettingError), match=said):
+        made.generate(prepared(made), **{"gen_length": 8, "generator": draws, **given})
+
+
+@pytest.mark.parametrize("length", (0, 2.5, "4"))
+def test_a_block_length_that_is_none(length):
+    with pytest.raises((InputError, TypeError), match=r"block_length is"):
+        whole(length)

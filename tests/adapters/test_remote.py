@@ -5,13 +5,13 @@ import json
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl
+from doubles import diffusion_vl, mineru_diffusion
 
 import captum_dcam
 from captum_dcam.adapters.common.remote import remote_model
 from captum_dcam.errors import RemoteCodeError, WeightsError
 
-#: what lies in a checkpoint; its model is one that transformers 5 cannot load as it is
+#: what lies in a checkpoint; its models are such as transformers 5 cannot load as they are
 CODE = """
 from doubles import {double} as double
 
@@ -19,10 +19,11 @@ from doubles import {double} as double
 
 
 class {model}(double.{model}):
-    _tied_weights_keys = ["lm_head.weight"]
+{body}
 
-    def tie_weights(self):
-        pass
+
+class SDARForCausalLM:
+    _tied_weights_keys = ["lm_head.weight"]
 
 
 class Processor:
@@ -34,7 +35,13 @@ class Processor:
     def from_pretrained(*_, **__):
         return double.processor()
 """
-FAMILIES = {"diffusion_vl": diffusion_vl}
+TYING = """
+    _tied_weights_keys = ["lm_head.weight"]
+
+    def tie_weights(self):
+        pass
+"""
+FAMILIES = {"diffusion_vl": diffusion_vl, "mineru_diffusion": mineru_diffusion}
 PICTURE = tiny.picture(size=(84, 56))
 
 
@@ -48,7 +55,8 @@ def checkpoint(request, tmp_path, monkeypatch):
     model = double.model()
     model.save_pretrained(folder)
     names = {"config": type(model.config).__name__, "model": type(model).__name__}
-    code = CODE.format(double=request.param, **names)
+    body = TYING if request.param == "diffusion_vl" else "    pass"
+    code = CODE.format(double=request.param, body=body, **names)
     (folder / "double_code.py").write_text(code)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {
@@ -70,7 +78,8 @@ def test_a_checkpoint_with_its_code(checkpoint):
     assert made.family == family
     own = dict(model.named_parameters())
     assert all(torch.equal(p, own[name]) for name, p in made.model.named_parameters())
-    explained = captum_dcam.explain(made, PICTURE, "what is this red circle", gen_length=4)
+    draws = torch.Generator().manual_seed(0)
+    explained = captum_dcam.explain(made, PICTURE, "what is this", gen_length=4, generator=draws)
     assert explained.words and all(bool(m.any()) for m in explained.maps)
 
 

@@ -40,12 +40,15 @@ def steps_seen(adapter):
 
 def reference(generate):
     """``AdapterCase.reference`` of a family whose own generation is ``generate(adapter, request,
-    settings)`` → its ids (1, ≥ T): canvases from where masks stood, NaN where no block ran."""
+    settings)`` → its ids (1, …): canvases from where masks stood, NaN where no block ran. Or ids
+    and a map of commit steps from 1 on, where it may write over tokens, and so no canvas is sure.
+    """
 
     def made(adapter, request, settings):
         prompt = request.layout.prefix_length
         with steps_seen(adapter) as (masked, logits, at):
             tokens = generate(adapter, request, dict(settings))
+        tokens, commits = tokens if isinstance(tokens, tuple) else (tokens, None)
         end = min(at[-1] - prompt, tokens.shape[1])  # the answer is cut to the length asked for
         tokens = tokens[:, :end]
         canvases, rows = [], []
@@ -59,7 +62,9 @@ def reference(generate):
             full = torch.full((1, max(end, last), own.shape[-1]), torch.nan, dtype=own.dtype)
             full[:, first:last] = own[:, first - last :]
             rows.append(full[:, :end])
-        return Reference(tokens, rows, torch.stack(canvases))
+        if commits is None:
+            return Reference(tokens, rows, torch.stack(canvases))
+        return Reference(tokens, rows, commit_step=commits[:, :end] - 1)
 
     return made
 
@@ -88,3 +93,44 @@ def diffusion_vl(make, source, **changes):
 
     sure = dict(remasking_strategy="low_confidence_dynamic", confidence_threshold=0.05)
     return [case("static"), case("dynamic", **sure)]
+
+
+def mineru_diffusion(make, source, **changes):
+    """MinerU-Diffusion's cases: a token a step, and fewer steps than tokens, with tokens written
+    over, where ``step_map`` tells when."""
+
+    def generate(adapter, request, settings):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(drawn(SEED))
+            own = adapter.options(adapter.checked(settings, torch.Generator()))
+            # nothing ends the answer early, so that all of it is returned
+            whole = {**own, "stopping_criteria": None, "gen_length": settings["gen_length"]}
+            given = adapter.inputs(request.pixels, request.extras)
+            return adapter.model.generate(**given, **whole)[:2]
+
+    def case(name, **settings):
+        return AdapterCase(
+            f"mineru_diffusion, {name}",
+            make,
+            reference(generate),
+            settings=dict(gen_length=8, **settings),
+            one_token=dict(gen_length=4),
+            shortest=4,
+            seed=SEED,
+            prompt="what is this red circle",
+            tolerance=NEAR,
+            feasible=(0,),
+            source=source,
+            **changes,
+        )
+
+    return [case("a token a step"), case("dynamic", denoising_steps=2, dynamic_threshold=0.3)]
+
+
+#: of sampled decoding
+SEED = 0
+
+
+def drawn(seed):
+    """What an adapter seeds torch with, from a generator of that seed."""
+    return int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed)))
