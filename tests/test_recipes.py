@@ -11,7 +11,15 @@ import pytest
 import tiny
 import torch
 import transformers
-from doubles import dream_vl, lavida, lavida_o_package, llada_v, mmada
+from doubles import (
+    diffusion_vl,
+    dream_vl,
+    lavida,
+    lavida_o_package,
+    llada_v,
+    mineru_diffusion,
+    mmada,
+)
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters"))  # importlib mode does not
 
@@ -73,6 +81,12 @@ def stand_in(monkeypatch, family):
         given(monkeypatch, AutoTokenizer=mmada.tokenizer())
     elif family == "dream_vl":
         given(monkeypatch, AutoModel=dream_vl.model(), AutoProcessor=dream_vl.processor())
+    elif family == "diffusion_vl":
+        made, parts = diffusion_vl.model(), diffusion_vl.processor()
+        given(monkeypatch, AutoModelForCausalLM=made, AutoProcessor=parts)
+    elif family == "mineru_diffusion":
+        made, parts = mineru_diffusion.model(scale=4.0), mineru_diffusion.processor()
+        given(monkeypatch, AutoModel=made, AutoProcessor=parts)
     else:
         made, kind = (made_ar, ("llava",)) if family == "autoregressive" else (None, ())
         made = made or made_diffusion_gemma

@@ -24,6 +24,7 @@ from torch import Tensor
 from captum_dcam.errors import MissingPackageError
 from captum_dcam.model.adapter import device_of
 from captum_dcam.model.buffers import plain_frequencies
+from captum_dcam.model.versions import transformers_major
 
 
 @contextmanager
@@ -70,6 +71,14 @@ def tied_by_map(*classes: Any) -> None:
     for cls in classes:
         if not isinstance(cls._tied_weights_keys, dict):
             cls._tied_weights_keys = {}
+
+
+def tied_to_words(*classes: Any) -> None:
+    """``_tied_weights_keys`` must map since transformers 5; these classes tie their head to the
+    word embedding, where their configuration says so."""
+    for cls in classes:
+        if transformers_major() >= 5 and not isinstance(cls._tied_weights_keys, dict):
+            cls._tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
 def without_arguments(cls: Any) -> None:

@@ -7,7 +7,6 @@ tokens for each ``temporal_patch_size`` frames.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from captum_dcam.adapters.common.fitting import misfit
 from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, region
+from captum_dcam.errors import InputError
 
 
 class Qwen(Family):
@@ -60,9 +60,9 @@ class Qwen(Family):
         out = self.image_processor(images=[visual.frames[0]], return_tensors="pt")
         return self._seen(visual, out["pixel_values"], out["image_grid_thw"], "image_grid_thw")
 
-    @abstractmethod
     def video(self, visual: Visual, frames: Sequence[Image.Image]) -> Seen:
         """A video as tensors, by the frames of whole groups."""
+        raise InputError(f"{self.model_types[0]} takes no video")
 
     def _seen(self, visual: Visual, pixels: Tensor, grid: Tensor, name: str) -> Seen:
         merge = self.config.vision_config.spatial_merge_size
@@ -102,3 +102,18 @@ class Qwen(Family):
                 out[value] = pixels[:, first : first + count].flatten(0, 1)
                 first += count
         return out
+
+
+class Stills(Qwen):
+    """Images alone, without videos, at text positions."""
+
+    extra_names: ClassVar[tuple[str, ...]] = ("image_grid_thw",)
+    video_token: ClassVar[str | None] = None
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        return (self.image_id,)
+
+    def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
+        grid = extras["image_grid_thw"].flatten(0, 1)
+        return {"pixel_values": pixels.flatten(0, 1), "image_grid_thw": grid}

@@ -47,8 +47,9 @@ def guided(logits: Tensor, scale: Any) -> Tensor:
 class CanvasLog:
     r"""Canvases, commit steps and probabilities of a decoder that works on token ids.
 
-    Such a decoder fills in masks, and what is filled stays. Every step calls :meth:`see` with what
-    the model is given and :meth:`read` with its logits; :meth:`finish` takes the answer.
+    Such a decoder fills in masks; a token counts as committed when it changed for the last time.
+    Every step calls :meth:`see` with what the model is given and :meth:`read` with its logits;
+    :meth:`finish` takes the answer.
 
     Args:
         mask_id (int): of the mask token.
@@ -63,6 +64,7 @@ class CanvasLog:
     tokens: Tensor = field(init=False, repr=False)
     _confidence: Tensor | None = None
     _logits: Tensor | None = None
+    _from: int = 0
 
     @classmethod
     def joined(cls, logs: Sequence[CanvasLog]) -> CanvasLog:
@@ -78,14 +80,21 @@ class CanvasLog:
         self._note(canvas)
         self.canvases.append(canvas.clone())
 
-    def read(self, logits: Tensor) -> None:
-        """The step's logits (B, T, V), row t predicting position t."""
-        self._logits = logits.detach()
+    def read(self, logits: Tensor, first: int = 0) -> None:
+        """The step's logits (B, n, V), row t predicting position ``first`` + t; a step writes no
+        others."""
+        self._logits, self._from = logits.detach(), first
 
     def finish(self, tokens: Tensor) -> None:
         """The answer (B, T)."""
         self._note(tokens)
         self.tokens = tokens
+
+    def cut(self, length: int) -> None:
+        """Forget the positions from ``length`` on, before :meth:`finish`."""
+        self.canvases = [canvas[:, :length] for canvas in self.canvases]
+        if self._confidence is not None:
+            self._confidence = self._confidence[:, :length]
 
     def _note(self, canvas: Tensor) -> None:
         """Probabilities of what the step before has committed; ``canvas`` is its outcome."""
@@ -93,8 +102,9 @@ class CanvasLog:
             self._confidence = torch.zeros(canvas.shape)
         if self._logits is None:
             return
-        new = (self.canvases[-1] == self.mask_id) & (canvas != self.mask_id)
-        rows = self._logits[new].double().softmax(-1)
+        new = (self.canvases[-1] != canvas) & (canvas != self.mask_id)
+        own = new[:, self._from : self._from + self._logits.shape[1]]
+        rows = self._logits[own].double().softmax(-1)
         sure = rows.gather(-1, canvas[new][:, None])[:, 0]
         self._confidence[new.cpu()] = sure.float().cpu()
         self._logits = None
@@ -106,9 +116,13 @@ class CanvasLog:
 
     @property
     def commit_step(self) -> Tensor:
-        """(B, T) int64: the last step in which a position was masked. Positions that the decoder
-        left masked to the end count for the last step, those that it was given for the first."""
-        return ((self.states == self.mask_id).sum(0) - 1).clamp_min(0)
+        """(B, T) int64: the last step that changed a position. Positions that the decoder left
+        masked to the end count for the last step, those that it was given for the first."""
+        states = self.states
+        changed = torch.cat((states[1:], self.tokens[None])) != states
+        number = torch.arange(len(states), device=states.device)[:, None, None]
+        last = torch.where(changed, number, 0).amax(0)
+        return last.masked_fill(self.tokens == self.mask_id, len(states) - 1)
 
     @property
     def confidence(self) -> Tensor:

@@ -183,10 +183,10 @@ class Family(ABC):
         self.special = special_texts(tokenizer)
         self.image_processor, self.video_processor = image_processor, video_processor
         found = tokenizer.convert_tokens_to_ids(self.image_token)
-        if found != config.image_token_id:
+        if found != self.image_id:
             raise misfit(
                 f"the tokenizer's id of {self.image_token} is {found}",
-                f"the model's is {config.image_token_id}",
+                f"the model's is {self.image_id}",
             )
         check_vocabulary(tokenizer, config.get_text_config().vocab_size, self.needed)
         self.check()
@@ -213,9 +213,14 @@ class Family(ABC):
         """A whole conversation in it, up to where the answer begins; ``system``: it has one."""
 
     @property
+    def image_id(self) -> int:
+        """The id of an image's tokens."""
+        return int(self.config.image_token_id)
+
+    @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of the tokens whose embeddings images replace."""
-        return (self.config.image_token_id,)
+        return (self.image_id,)
 
     def spare(self) -> dict[str, tuple[int, ...]]:
         """Shapes (0, …) of extras for an example without any, by name."""

@@ -1,0 +1,75 @@
+r"""Loading of checkpoints that bring the code of their model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from captum_dcam.adapters.common.loading import given, named, placed, reading
+from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.model.versions import in_type
+
+#: the classes by which ``auto_map`` may name a model, the first that it has
+AUTO = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
+
+
+def remote_model(
+    family: str,
+    source: str | None,
+    example: str,
+    kinds: Collection[str] = (),
+    repaired: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> tuple[Any, Any]:
+    r"""Model and processor of a checkpoint, by the code inside it.
+
+    Args:
+        family (str): its name.
+        source (str): folder or hub name.
+        example (str): a checkpoint of the family, for the message where none is named.
+        kinds (collection of str, optional): ``model_type`` values that are expected. Default: all
+        repaired (callable, optional): context in which the code loads. Default: none
+        device (device, optional): where the model goes. Default: the CPU, or ``device_map``
+        dtype (dtype, optional): Default: the checkpoint's
+        device_map, revision, attn_implementation: as ``from_pretrained`` has them.
+        trust_remote_code (bool, optional): the code in the checkpoint runs on this machine: it must
+            be allowed. Default: False
+
+    Raises:
+        RemoteCodeError: remote code is not allowed.
+        WeightsError: files are missing, damaged, or of another family.
+    """
+    source = named(family, source, example)
+    if not trust_remote_code:
+        raise RemoteCodeError(
+            f"{source} brings its own code ({family} is in no version of transformers): read it, "
+            "fix its revision, and pass trust_remote_code=True to let it run; or load the model "
+            "yourself and wrap(model, processor)"
+        )
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    hub = given(revision=revision)
+    options = given(device_map=device_map, attn_implementation=attn_implementation)
+    with reading(source), repaired():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
+        places = getattr(config, "auto_map", {})
+        place = next((places[name] for name in AUTO if name in places), None)
+        if (kinds and config.model_type not in kinds) or place is None:
+            raise WeightsError(
+                f"{source} holds a {config.model_type}: expected "
+                f"{' or '.join(kinds) or family}, with its code"
+            )
+        cls = get_class_from_dynamic_module(place, source, **hub)
+        model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+    return placed(model, device, device_map), processor

@@ -1,0 +1,255 @@
+"""Block diffusion on a causal prefix: where blocks lie, what is recorded, and what is refused."""
+
+import pytest
+import tiny
+import torch
+from doubles import diffusion_vl, mineru_diffusion
+
+import captum_dcam
+from captum_dcam.adapters.common.block import BlockLog, Blocks
+from captum_dcam.errors import InfeasibleStepError, InputError, SettingError, TargetError
+from captum_dcam.methods import AttributionTask, method
+from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.words import Target
+
+MASK = 9
+PROMPT = "what is this red circle"  # with its image 30 tokens: two more than whole blocks of 4
+
+
+def adapter(**changes):
+    return captum_dcam.wrap(diffusion_vl.model(**changes), diffusion_vl.processor())
+
+
+def prepared(made, prompt=PROMPT):
+    return made.prepare([[tiny.picture(size=(84, 56))]], [prompt])
+
+
+def bound(made=None, **settings):
+    forward = DenoisingForward(adapter() if made is None else made, 1)
+    forward.generate(prepared(forward.adapter), **{"gen_length": 8, **settings})
+    return forward
+
+
+# -- where blocks lie -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", range(1, 14))
+@pytest.mark.parametrize("length", (1, 3, 4, 8))
+def test_blocks_counted_from_the_start(prompt, length):
+    blocks = Blocks(length, prompt, 0)
+    assert blocks.stored == prompt // length * length
+    total = blocks.whole(5)
+    assert total >= 5 and (prompt + total) % length == 0 and total - 5 < length
+    places = [p for n in range(20) for p in range(*blocks.span(n))]
+    assert places == list(range(len(places)))
+    whole = torch.ones(9, 9).tril().repeat_interleave(length, 0).repeat_interleave(length, 1)
+    stop = blocks.stored + 2 * length
+    if stop <= len(whole):
+        assert torch.equal(blocks.seen(blocks.stored, stop), whole[blocks.stored : stop, :stop] > 0)
+
+
+@pytest.mark.parametrize("prompt", (1, 5, 8, 11))
+def test_blocks_behind_a_prompt_that_is_prefilled_whole(prompt):
+    """Its own blocks are counted back from its end, the first perhaps not whole."""
+    blocks = Blocks(4, prompt, prompt)
+    assert (blocks.stored, blocks.tail, blocks.whole(5)) == (prompt, 0, 8)
+    seen = blocks.seen(0, prompt + 8)
+    for query in range(prompt + 8):
+        end = prompt + ((query - prompt) // 4 + 1) * 4
+        assert seen[query].tolist() == [key < end for key in range(prompt + 8)]
+
+
+# -- what is recorded -----------------------------------------------------------------------------
+
+
+def logits(rows, token):
+    """(1, rows, 10) with 2.0 at a token."""
+    out = torch.zeros(1, rows, 10)
+    out[..., token] = 2.0
+    return out
+
+
+def test_a_token_commits_at_its_last_change_and_a_storing_pass_is_no_step():
+    """An editing decoder writes over what it has written; the second block is left with a mask."""
+    log = BlockLog(MASK, blocks=Blocks(4, 6, 0), total=6)
+    for number, own, token in (
+        (0, [[MASK, MASK]], 3),
+        (0, [[3, MASK]], 4),
+        (0, [[5, 4]], 6),  # the visible token was changed, and is once more
+    ):
+        log.step(number, torch.tensor(own))
+        log.scored(logits(4, token))  # of the prompt's tail, too
+    log.stored(torch.tensor([[6, 4]]))
+    log.step(1, torch.tensor([[MASK] * 4]))
+    log.scored(logits(4, 7))
+    log.close(torch.tensor([[6, 4, 7, MASK, 7, 7]]))
+    assert log.tokens.tolist() == [[6, 4, 7, MASK, 7, 7]]
+    assert log.spans == [(0, 2), (0, 2), (0, 2), (2, 6)]
+    assert log.commit_step.tolist() == [[2, 1, 3, 3, 3, 3]]
+    assert log.read_at[:, 0].sum(1).tolist() == [2, 2, 2, 4]
+    sure = float(logits(1, 7)[0, 0].softmax(-1)[7])
+    assert log.confidence[0].tolist() == pytest.approx([sure, sure, sure, 0, sure, sure])
+
+
+def test_blocks_that_were_not_begun_are_cut():
+    log = BlockLog(MASK, blocks=Blocks(2, 4, 0), total=8)
+    log.step(0, torch.tensor([[MASK, MASK]]))
+    log.scored(logits(2, 1))
+    log.stored(torch.tensor([[1, 1]]))
+    log.close(torch.tensor([[1, 1, MASK]]))
+    assert log.states.shape == (1, 1, 2) and log.confidence.shape == (1, 2)
+
+
+def test_the_answer_ends_with_the_block_that_ends_it():
+    made = adapter()
+    end = made.model.config.end_token_id
+    made.model.lm_head.weight.data[end] = (
+        made.model.lm_head.weight[10] * 1.5
+    )  # token 10 comes third
+    found = bound(made, gen_length=40).trajectory
+    assert end in found.tokens[0, -4:].tolist() and found.tokens.shape[1] < 40
+    assert (found.tokens.shape[1] + 30) % 4 == 0 and end in made.stop_ids
+
+
+def test_calls_are_the_prefill_and_the_steps():
+    forward = bound(steps=2)
+    found = forward.trajectory
+    assert found.lengths == (28, *[4] * found.steps) and found.own_calls
+    assert found.feasible == (0,)
+    (row,) = target_gradients(forward, [Target("x", (2,), (5,))])
+    assert row.gradients[0].any()
+    for step in range(found.steps):
+        with pytest.raises(InfeasibleStepError, match="4 tokens from position 28"):
+            found.check_call(step + 1)
+
+
+def test_a_step_inside_a_stored_block_is_not_read():
+    forward = bound()
+    last = forward.trajectory.steps - 1
+    with pytest.raises(InfeasibleStepError, match=rf"step {last} computes no logits of token 0"):
+        forward.arguments((0, 5), score=last)
+    assert forward.trajectory.step_of(0, 0, "final") == 1
+
+
+def test_a_given_answer_may_end_inside_a_block():
+    """What ends an answer fills the block, and is no token of it."""
+    made = adapter()
+    request = prepared(made)
+    found = force(DenoisingForward(made, 1), "this is red", request)
+    assert found.tokens.shape == (1, 3) and found.confidence.all()
+    end = made.processor.tokenizer.pad_token_id
+    filled = torch.tensor([[*found.tokens[0].tolist(), end, end, end]])
+    with torch.no_grad():
+        memory = made.prefill(made.embed(request.pixels, *request.extras))
+        short, whole = (made.denoise(memory, ids) for ids in (found.tokens, filled))
+    assert torch.equal(short, whole[:, :3])
+
+
+@pytest.mark.parametrize("name", ("logit_lens", "attention", "tam", "saliency", "cp_lrp"))
+def test_methods_run(name):
+    forward = bound()
+    token = int(forward.trajectory.tokens[0, 5])
+    maps = method(name).attribute(AttributionTask(forward, (Target("x", (5,), (token,)),))).maps[0]
+    assert maps.shape[-2:] == (2, 3) and maps.isfinite().all() and maps.any()
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    (
+        (64, "prefill holds 0 of the prompt's 30 tokens, whole blocks of 64: the other 30"),
+        (16, "prefill holds 16 of the prompt's 30 .*put 4 tokens or more of text behind it"),
+    ),
+)
+def test_an_image_that_no_call_holds(length, said):
+    with pytest.raises(InfeasibleStepError, match=rf"image span ends at 20 but the {said}"):
+        prepared(adapter(bd3lm_block_size=length))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    (
+        (dict(block_length=8), "block_length is 8: .*blocks of 4; it is the model's own"),
+        (dict(gen_length=300), "302 are asked for .*whole blocks of 4.*context is 256"),
+        (dict(temperature=1.0), "sampling needs a generator"),
+        (dict(cfg_scale=1.0), "unknown setting 'cfg_scale' of DiffusionVL: upstream's generate"),
+        (dict(steps=0), "steps is 0"),
+        (dict(top_k=0), "top_k is 0"),
+        (dict(remasking_strategy="sequential"), "remasking_strategy is 'sequential'"),
+    ),
+)
+def test_settings_that_cannot_work(given, said):
+    made = adapter()
+    request = prepared(made)
+    ran = []
+    made.model.register_forward_hook(lambda *_: ran.append(1))
+    made.decoder.register_forward_hook(lambda *_: ran.append(1))
+    with pytest.raises((InputError, SettingError), match=said):
+        made.generate(request, **{"gen_length": 8, **given})
+    assert not ran
+
+
+@pytest.fixture
+def unsettled():
+    """A model that writes the mask everywhere, so that no token ever settles."""
+    made = adapter()
+    at = torch.tensor([made.mask_id])
+    made.head.register_forward_hook(lambda _m, _a, out: out.index_fill(-1, at, 99.0))
+    return made
+
+
+def test_tokens_that_never_settle_are_not_explained(unsettled):
+    found = bound(unsettled, gen_length=2).trajectory
+    assert found.tokens.tolist() == [[unsettled.mask_id] * 2] and not found.confidence.any()
+    with pytest.raises(TargetError, match="no word to explain"):
+        captum_dcam.explain(unsettled, tiny.picture(size=(84, 56)), PROMPT, gen_length=2)
+    with pytest.raises(InputError, match=r"left with masks when its steps ran out.*more steps"):
+        bound(unsettled, gen_length=8)
+
+
+def test_a_model_of_another_class():
+    from captum_dcam.adapters.diffusion_vl import DiffusionVLAdapter
+
+    with pytest.raises(InputError, match="is a Linear: expected DiffusionVL_Qwen2_5_VL_For"):
+        DiffusionVLAdapter(torch.nn.Linear(2, 2), diffusion_vl.processor())
+
+
+# -- a prompt that is prefilled whole --------------------------------------------------------------
+
+
+def whole(length=mineru_diffusion.LENGTH, **settings):
+    """MinerU-Diffusion's double with a generation."""
+    model = mineru_diffusion.model(scale=4.0)
+    made = captum_dcam.wrap(model, mineru_diffusion.processor(), block_length=length)
+    return bound(made, generator=torch.Generator().manual_seed(0), **settings)
+
+
+def test_a_block_may_be_longer_than_a_prompt_that_is_prefilled_whole():
+    found = whole(40, gen_length=3, dynamic_threshold=0.1).trajectory
+    assert found.tokens.shape == (1, 40)
+    assert found.lengths == (32, *[40] * found.steps) and found.feasible == (0,)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    (
+        (dict(temperature=0), "temperature is 0: .*above 0, .*no greedy mode"),
+        (dict(block_length=8), "block_length is 8: .*blocks of 4; give it to load or wrap"),
+        (dict(remasking_strategy="sequential"), "upstream has low_confidence_dynamic alone"),
+        (dict(generator=None), "sampling needs a generator"),
+    ),
+)
+def test_sampled_settings_that_cannot_work(given, said):
+    made = whole().adapter
+    draws = torch.Generator().manual_seed(0)
+    with pytest.raises((InputError, SettingError), match=said):
+        made.generate(prepared(made), **{"gen_length": 8, "generator": draws, **given})
+
+
+@pytest.mark.parametrize("length", (0, 2.5, "4"))
+def test_a_block_length_that_is_none(length):
+    with pytest.raises((InputError, TypeError), match=r"block_length is"):
+        whole(length)
