@@ -99,9 +99,8 @@ def test_every_table_is_made_and_written_in_three_formats(made, name):
 
 def test_means_and_differences_are_those_of_the_words(folder, results):
     found = table("comparison", results)
-    f3 = {
-        name: column(folder, "objects", name, "f3") for name in ("ours/affinity", "paper/full", "tam")
-    }
+    names = ("ours/affinity", "paper/full", "tam")
+    f3 = {name: column(folder, "objects", name, "f3") for name in names}
     own = found.cell("TAM", "F3 %")
     assert own.value == pytest.approx(100 * mean(f3["tam"].values()))
     assert own.low < own.value < own.high
