@@ -1,6 +1,6 @@
-r"""Put the tables of stored results into docs/RESULTS.md, each between its marks.
+r"""Put the tables of stored results into docs/PAPERS.md, each between its marks.
 
-    captum-dcam evaluate --suite all --data count=1100 --start 60 --limit 500 -o runs/papers
+    captum-dcam evaluate --suite papers --data count=2400 --start 2300 --limit 20 -o runs/papers
     python benchmarks/results.py --results runs/papers
 
 A line ``<!-- table: NAME -->`` begins a table, ``<!-- end -->`` ends it; what stands between is
@@ -17,7 +17,7 @@ import typer
 
 from captum_dcam.evaluation.tables import Results, table
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "RESULTS.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "PAPERS.md"
 BLOCK = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -64,14 +64,15 @@ def features(signed: Sequence[Tensor], contexts: Sequence[RefineContext]) -> Ten
         return torch.zeros(0, len(FEATURES), dtype=torch.float64)
     spread = [m.double().cpu() for m in refine_words(seeds, Affinity(), contexts)]
     seeds = [m.double().cpu() for m in seeds]
-    tops = torch.stack([m.amax((-2, -1)) for m in seeds])
-    rows = []
-    for n, grid in enumerate(tops.argmax(0).tolist()):
-        seed, own = seeds[grid][n], spread[grid][n]
-        mass, peak = seed.sum(), own.max()
-        agreement = (seed * own).sum() / (mass * peak) if mass * peak > 0 else mass * 0
-        rows.append(torch.cat((map_features(seed), agreement[None])))
-    return torch.stack(rows)
+    best = torch.stack([m.amax((-2, -1)) for m in seeds]).argmax(0)
+    out = torch.zeros(len(best), len(FEATURES), dtype=torch.float64)
+    for grid in best.unique().tolist():
+        at = best == grid
+        seed, own = seeds[grid][at], spread[grid][at]
+        whole = seed.sum((-2, -1)) * own.amax((-2, -1))
+        agreement = (seed * own).sum((-2, -1)) / whole.masked_fill(whole == 0, 1)
+        out[at] = torch.cat((map_features(seed), agreement[:, None]), dim=1)
+    return out
 
 
 def localises(found: Tensor, fit: Reliability | None) -> Tensor:
