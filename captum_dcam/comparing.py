@@ -104,8 +104,8 @@ def compare(
         backward (str, optional): how every method's gradients pass through norms, ``exact`` or
             ``constant_norms``, see :mod:`captum_dcam.model.norms`; methods whose rules or preset
             say it themselves keep their own. Default: ``"exact"``
-        refinements (Refinement or sequence, optional): transforms of every method's positive maps.
-            Default: none
+        refinements (Refinement or sequence, optional): transforms of every method's positive maps;
+            presets that bring their own keep those. Default: none
         masks (optional): where the words' objects are in the first image, (H, W) bool: by word,
             one per target, or a function of the target. Default: none, no scores
         budget (Budget or dict, optional): where an expensive method stops; one for all, or by
@@ -357,7 +357,7 @@ class _Shared:
         count, complete = len(self.targets), run.complete
         own = maps.mean_of(run.found.maps, self.asked, self.repeated, complete)
         raw = tuple(m[:count] for m in run.found.maps)
-        stages = self.refine if run.status != "failed" else Compose([])
+        stages = Compose([]) if run.status == "failed" or method_.refines else self.refine
         refined = maps.refine_words(raw, stages, maps.contexts_of(self.forward, own, stages))
         return ComparisonRow(
             name=name,

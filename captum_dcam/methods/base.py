@@ -223,6 +223,11 @@ class Method(ABC):
             if name in vars(cls):
                 setattr(cls, name, _holding_task(vars(cls)[name]))
 
+    @property
+    def refines(self) -> bool:
+        """Whether its maps come refined, as a preset's do: no refinement is put upon them."""
+        return False
+
     @abstractmethod
     def attribute(self, task: AttributionTask) -> Attribution:
         """Maps of all targets of a task."""

@@ -51,6 +51,10 @@ class _Preset(Method):
         if self.at is not None and not 0 <= self.at <= 1:
             raise InputError(f"at is {self.at}: expected a fraction of the steps, 0 to 1")
 
+    @property
+    def refines(self) -> bool:
+        return self.refined and len(preset(self.preset).refinements()) > 0
+
     def attribute(self, task: AttributionTask) -> Attribution:
         chosen, forward = preset(self.preset), task.forward
         reading = chosen.reading(

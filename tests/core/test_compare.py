@@ -11,6 +11,7 @@ import torch
 from core.test_comparison_files import same
 from methods import made
 
+from captum_dcam import explain_generation
 from captum_dcam.comparing import QUICK, compare, compare_generation, generator_of, run_method
 from captum_dcam.errors import InputError, MethodError, TargetError, UnknownNameError
 from captum_dcam.methods import (
@@ -26,7 +27,7 @@ from captum_dcam.methods import (
 )
 from captum_dcam.metrics import localization
 from captum_dcam.model.forward import DenoisingForward
-from captum_dcam.refine import AKD, SICD, MinMax, RankGaussian, RefineContext, min_max
+from captum_dcam.refine import AKD, SICD, Affinity, MinMax, RankGaussian, RefineContext, min_max
 
 OURS = ("diffusion_cam", "diffusion_cam_base")
 #: two with a score of their own, three that read the comparison's, one that draws, one with text
@@ -490,6 +491,18 @@ def test_a_repeated_word_that_no_pass_was_left_for_does_not_count():
         for stage in CHAIN:
             expected = stage(expected, RefineContext(12, grid.image_size, subtracted))
         assert torch.allclose(row.maps[i], expected, atol=1e-5)
+
+
+def test_a_preset_that_refines_is_not_refined_twice(cache):
+    """So that one --refine makes the columns of a comparison equal."""
+    forward = tiny.bound(cache)
+    methods = ["diffusion_cam", method("diffusion_cam", refined=False), "diffusion_cam_base"]
+    found = compare_generation(forward, [1, 2], methods, refinements=[Affinity()])
+    shown = explain_generation(forward, [1, 2])
+    for row in found.rows[:2]:
+        assert tiny.relative(row.maps[0], shown.maps[0]) < 1e-5
+    base = explain_generation(forward, [1, 2], preset="base", refinements=[Affinity()])
+    assert tiny.relative(found.rows[2].maps[0], base.maps[0]) < 1e-5
 
 
 def test_a_failed_row_is_not_refined():
