@@ -374,13 +374,22 @@ def _paint(rng: np.random.Generator, color: str, like: np.ndarray) -> np.ndarray
     return np.array(rgb, dtype=np.float32) * shade[..., None]
 
 
+def _count(rng: np.random.Generator, most: int) -> int:
+    """How many objects a scene gets. Up to four the draw is the same for all ``most``, so that
+    scenes stay what they were before there could be more."""
+    if most <= 4:
+        return min(most, 1 + int(rng.choice(4, p=(0.15, 0.3, 0.3, 0.25))))
+    odds = np.array((0.1, 0.15, 0.2, 0.2, 0.2, 0.15))[:most]
+    return 1 + int(rng.choice(most, p=odds / odds.sum()))
+
+
 def _place(rng: np.random.Generator, size: int, max_objects: int) -> list[tuple]:
     """Kinds, centres and widths of 1..max_objects objects that do not touch one another.
 
     Centres differ by at least 12 px in x, so that "from left to right" is always clear.
     """
     kinds: list[tuple[str, str]] = []
-    for _ in range(min(max_objects, 1 + int(rng.choice(4, p=(0.15, 0.3, 0.3, 0.25))))):
+    for _ in range(_count(rng, max_objects)):
         if kinds and rng.random() < 0.22 and kinds.count(kinds[0]) < 3:
             kinds.append(kinds[0])  # a repeated object
         else:
@@ -410,7 +419,8 @@ def make_scene(seed: int, index: int, *, size: int = IMAGE_SIZE, max_objects: in
         seed (int): which stream of scenes; splits use different seeds.
         index (int): position in the stream.
         size (int, optional): side of the square image in pixels. Default: 192
-        max_objects (int, optional): largest number of objects, 1 to 6. Default: 4
+        max_objects (int, optional): largest number of objects, 1 to 6; where there is no room for
+            one, it is left out. Default: 4
 
     Returns:
         Scene: pixels (size, size, 3) uint8, objects with masks (size, size) bool.

@@ -204,6 +204,9 @@ def test_questions_have_the_right_answers():
 def test_sizes_and_numbers_of_objects():
     assert make_scene(1, 1, size=256).pixels.shape == (256, 256, 3)
     assert all(len(make_scene(1, i, max_objects=1).objects) == 1 for i in range(5))
+    for most in (5, 6):
+        counts = [len(make_scene(1, i, max_objects=most).objects) for i in range(40)]
+        assert max(counts) == most and min(counts) == 1 and counts.count(most) >= 4
     for bad in ({"max_objects": 0}, {"max_objects": 7}, {"size": 100}):
         with pytest.raises(ValueError, match=r"expected|needed"):
             make_scene(1, 1, **bad)
