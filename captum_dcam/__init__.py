@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captum_dcam.model.prompts import Video
     from captum_dcam.results.comparison import Comparison
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.truth.scores import word_scores
     from captum_dcam.truth.signs import sign_check
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "repair",
     "sign_check",
+    "word_scores",
     "wrap",
 ]
 
@@ -53,6 +55,7 @@ _public = lazily(
         "model.prompts": ("Video",),
         "results.comparison": ("Comparison",),
         "results.explanation": ("Explanation",),
+        "truth.scores": ("word_scores",),
         "truth.signs": ("sign_check",),
     },
 )

@@ -148,10 +148,33 @@ def word_probabilities(
         Tensor: (S, N) float32, of a word's least sure token; NaN where a step does not compute all
         tokens of it, and everywhere of a given answer, which has no steps.
     """
+    out = torch.full((forward.trajectory.steps, len(targets)), torch.nan)
+
+    def add(step: int, numbers: Sequence[int], logits: Tensor) -> None:
+        for n in numbers:
+            out[step, n] = maps.odds_of(forward, targets[n], example, step, logits)
+
+    if not forward.trajectory.forced:
+        by_step(forward, targets, add, example)
+    return out
+
+
+def by_step(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    add: Callable[[int, Sequence[int], Tensor], None],
+    example: int = 0,
+) -> None:
+    r"""Replay every denoising step that computes one of the words, in chunks, without gradients.
+
+    Args:
+        forward (DenoisingForward): with a bound generation.
+        targets (sequence of Target): N words.
+        add (callable): told of a step, the numbers of the words that it computes, and its logits
+            (T, V).
+        example (int, optional): of the batch. Default: 0
+    """
     trajectory = forward.trajectory
-    out = torch.full((trajectory.steps, len(targets)), torch.nan)
-    if trajectory.forced:
-        return out
     read = maps.words_read(forward, targets, example)
     wanted = [s for s in range(trajectory.steps) if read[s]]
     size, prefix = CHUNKS[trajectory.cache], trajectory.cache == "prefix"
@@ -166,6 +189,4 @@ def word_probabilities(
             else:
                 logits = forward.replay(rows, at)
             for step, row in zip(steps, logits, strict=True):
-                for n in read[step]:
-                    out[step, n] = maps.odds_of(forward, targets[n], example, step, row)
-    return out
+                add(step, read[step], row)
