@@ -177,7 +177,7 @@ def _words_table(result: Result) -> Table:
     right = ("#", "Step", "Sure", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
     table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
-        rival = f"{row.instead[0][0]} {row.instead[0][1]:.0%}" if row.instead else ""
+        rival = "".join(f"{text} {p:.0%}" for text, p in row.instead[:1] if p >= 0.01)
         cells = [str(row.number), row.word, ", ".join(map(str, row.steps))]
         cells += [f"{row.confidence:.0%}", rival, f"{row.localises:.0%}"]
         cells.append("nothing" if row.doubtful else row.region)
@@ -194,7 +194,7 @@ def _words_table(result: Result) -> Table:
 def _captions(result: Result) -> list[str]:
     """What the columns mean."""
     lines = [
-        "Or: the likeliest other token in the word's place. Localises: how well the word's map, "
+        "Or: the likeliest other token in the word's place, from 1%. Localises: how well the word's map, "
         "before refinements, singles out a region, as an object word's does and a function word's "
         f"does not; not whether the word is true ({result.trust.source})."
     ]

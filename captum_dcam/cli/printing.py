@@ -118,7 +118,9 @@ def table_of(*columns: str, right: Sequence[str] = (), whole: bool = False) -> T
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name == "Word")
+        table.add_column(
+            name, justify="right" if name in right else "left", no_wrap=name in ("Word", "Or")
+        )
     table.columns[0].no_wrap |= whole
     return table
 

@@ -93,7 +93,7 @@ def word_scores(
         >>> tokens = forward.generate(request, gen_length=8).tokens[0].tolist()
         >>> found = word_scores(forward, words_of(adapter, tokens))
         >>> found.words[:3], bool((found.probability[:3] > 0.5).all())
-        (('a', 'blue', 'ring'), True)
+        (('a', 'purple', 'ring'), True)
     """
     one = single(forward, example)
     if one.trajectory.forced:
