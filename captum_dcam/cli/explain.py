@@ -194,9 +194,9 @@ def _words_table(result: Result) -> Table:
 def _captions(result: Result) -> list[str]:
     """What the columns mean."""
     lines = [
-        "Or: the likeliest other token in the word's place, from 1%. Localises: how well the word's map, "
-        "before refinements, singles out a region, as an object word's does and a function word's "
-        f"does not; not whether the word is true ({result.trust.source})."
+        "Or: the likeliest other token in the word's place, from 1%. Localises: how well the "
+        "word's map, before refinements, singles out a region, as an object word's does and a "
+        f"function word's does not; not whether the word is true ({result.trust.source})."
     ]
     if result.trusted:
         lines.append(
