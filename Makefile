@@ -2,7 +2,7 @@
 # start.py, which README, CI and the targets below call; everything runs in its .venv-test.
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint format type test table methods results maps bench train notebooks explain clean
+.PHONY: help install check lint format type test table maps bench train notebooks explain clean
 
 START := python3 start.py
 BIN := .venv-test/bin
@@ -32,10 +32,6 @@ test: ## The tests
 table: install ## Measure what docs/SCORES.md reports, and print it (half an hour)
 	$(BIN)/python benchmarks/scores.py measure --start 60 --scenes 200 --signs 8
 	$(BIN)/python benchmarks/scores.py table --start 60 --scenes 200
-
-results: install ## Measure and print the tables of docs/PAPERS.md (ten minutes)
-	for i in 0 1; do $(BIN)/captum-dcam evaluate --suite papers --data count=2400 --start 2300 --limit 20 --shard $$i/2 -o runs/papers & done; wait
-	$(BIN)/python benchmarks/results.py --results runs/papers
 
 maps: install ## Measure what docs/RESULTS.md reports, and print it (hours)
 	$(BIN)/python benchmarks/maps.py measure

@@ -35,7 +35,7 @@ class Options(Base):
         "-o",
         shown="none",
     )
-    markdown: bool = option(False, None, "Print Markdown, as in docs/PAPERS.md.", "--markdown")
+    markdown: bool = option(False, None, "Print Markdown.", "--markdown")
     list_: bool = option(False, None, "List the tables and stop.", "--list")
 
 
