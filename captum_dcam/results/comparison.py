@@ -25,6 +25,7 @@ from captum_dcam.results.explanation import (
     read_images,
     read_targets,
     save_images,
+    shortened,
     target_records,
 )
 from captum_dcam.results.manifests import (
@@ -85,7 +86,7 @@ class ComparisonRow:
         return sum(found) / len(found) if found else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     r"""Maps of N words by several methods, with what each cost.
 
@@ -116,6 +117,14 @@ class Comparison:
     images: tuple[Image.Image, ...] = field(repr=False)
     masks: tuple[Tensor | None, ...] | None = field(default=None, repr=False)
     note: str = ""
+
+    def __repr__(self) -> str:
+        s, names = self.settings, ", ".join(r.name for r in self.rows)
+        return (
+            f"Comparison({shortened(self.answer)!r}, words={shortened(', '.join(self.words))!r}, "
+            f"methods={shortened(names)!r}, family={s.get('family')!r}, layer={s.get('layer')}, "
+            f"score={s.get('score')!r})"
+        )
 
     @property
     def words(self) -> tuple[str, ...]:

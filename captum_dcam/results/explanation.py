@@ -36,7 +36,7 @@ TENSORS = "tensors.safetensors"
 AS_IS = ("prompt", "answer", "settings", "versions")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     r"""Maps of N targets of one answer.
 
@@ -72,6 +72,14 @@ class Explanation:
     note: str = ""
     steps: StepMaps | None = None
     trust: Trust | None = None
+
+    def __repr__(self) -> str:
+        s, grids = self.settings, ", ".join("×".join(map(str, m.shape[1:])) for m in self.maps)
+        return (
+            f"Explanation({shortened(self.answer)!r}, words={shortened(', '.join(self.words))!r}, "
+            f"maps={len(self.targets)} on {grids}, family={s.get('family')!r}, "
+            f"layer={s.get('layer')}, preset={s.get('preset')!r}, score={s.get('score')!r})"
+        )
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -255,6 +263,11 @@ def read_images(folder: str | Path, count: int) -> tuple[Image.Image, ...]:
     """What :func:`save_images` wrote."""
     paths = (Path(folder) / f"image-{i}.png" for i in range(count))
     return tuple(Image.open(path).convert("RGB") for path in paths)
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text, or its beginning and an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def region(x: float, y: float) -> str:

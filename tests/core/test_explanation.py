@@ -204,3 +204,15 @@ def test_index_focus_and_commit_steps(explanation):
 )
 def test_regions(point, name):
     assert region(*point) == name
+
+
+def test_its_repr_is_a_line_to_read(cache):
+    """Not thousands of characters of tensors."""
+    found = captum_dcam.explain(tiny.adapter(cache), tiny.picture(), tiny.PROMPT, gen_length=8)
+    shown = repr(found)
+    assert shown.startswith("Explanation('") and "\n" not in shown and len(shown) < 300
+    assert found.words[0] in shown and "8×8" in shown and "'mini'" in shown
+    other = captum_dcam.compare(
+        tiny.adapter(cache), tiny.picture(), tiny.PROMPT, [0], ["attention"], gen_length=8
+    )
+    assert repr(other).startswith("Comparison('") and "attention" in repr(other)
