@@ -35,7 +35,8 @@ class TextRelevance:
     Args:
         tokens (TextTokens): the K tokens, the prompt's first.
         values (Tensor): (N, K) float32, signed; NaN: the word itself, what the chat template says,
-            or (``activation``) a token that is no context.
+            (``activation``) a token that is no context, or (``gradient``) answer tokens of a
+            decoder that caches parts of its own answer.
         maps (tuple of Tensor): (N, h, w) float32, one per grid: the same quantity at image tokens.
     """
 
@@ -133,6 +134,10 @@ class GradientText:
         """What all rows together give."""
         tokens = text_tokens(self._task.forward)
         values = _without_itself(self._rows[:, tokens.positions], tokens, self._task)
+        if self._task.forward.trajectory.own_calls:
+            # a step runs a part of the answer and takes the rest from a cache of an earlier pass,
+            # so that no pass has the states of all answer tokens that count
+            values[:, tokens.prompt :] = float("nan")
         return TextRelevance(tokens, values, self._maps)
 
 
