@@ -134,10 +134,6 @@ class GradientText:
         """What all rows together give."""
         tokens = text_tokens(self._task.forward)
         values = _without_itself(self._rows[:, tokens.positions], tokens, self._task)
-        if self._task.forward.trajectory.own_calls:
-            # a step runs a part of the answer and takes the rest from a cache of an earlier pass,
-            # so that no pass has the states of all answer tokens that count
-            values[:, tokens.prompt :] = float("nan")
         return TextRelevance(tokens, values, self._maps)
 
 

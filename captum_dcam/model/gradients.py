@@ -37,8 +37,8 @@ class TargetGradients:
     r"""Features and gradients (D, h, w), one pair per grid, of target number ``target``.
 
     ``tokens``: gradient × activation at the tapped block's output, summed over channels, at every
-    token of the sequence that is no image token, (L,) float32 on the CPU; 0 at image tokens. None
-    where it was not asked for.
+    token of the sequence that is no image token, (L,) float32 on the CPU; 0 at image tokens, NaN
+    at answer tokens of which no one pass has all states. None where it was not asked for.
     """
 
     target: int
@@ -453,9 +453,11 @@ def _full_rows(
     steps = torch.tensor([r.step for r in reads])
     logits, maps = watched(forward, lambda: forward.replay(examples, steps))
     _tell(logits, reads, seen)
-    every = _leaves(forward)
+    every, apart = _leaves(forward), forward.tap.parts
     grads = gradients_of(_total(logits, reads), (*maps, *every))
     products = _products(every, grads[len(maps) :], len(reads))
+    if apart:  # a step ran a part of the answer, and took the rest from a cache
+        products[:, forward.request.layout.prefix_length :] = torch.nan
     return [
         TargetGradients(
             r.target,

@@ -23,17 +23,20 @@ Edit = Callable[[Tensor, int], Tensor]
 
 class SpatialTap(nn.Module):
     """Identity on feature maps; ``edit`` may replace them (ablations). While ``leaves`` is a list,
-    the states of all tokens of the block become leaves of the graph, and are put there."""
+    the states of all tokens of the block become leaves of the graph, and are put there; ``parts``
+    counts the calls meanwhile that ran a part of the answer alone, behind an earlier call's cache.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.edit: Edit | None = None
         self.leaves: list[Tensor] | None = None
+        self.parts = 0
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Leaves are collected while the context is open."""
-        self.leaves = []
+        self.leaves, self.parts = [], 0
         try:
             yield
         finally:
@@ -137,6 +140,7 @@ def tapped(
     def open_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = hidden_of(output)
         if hidden.shape[1] < layout.image_end:
+            tap.parts += 1
             return None
         grids = gather(hidden[:rows], layout)
         for grid in grids:
