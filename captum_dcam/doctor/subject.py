@@ -26,6 +26,8 @@ T = TypeVar("T")
 HALF = (torch.bfloat16, torch.float16)
 #: what a line says that trained weights alone could decide
 RANDOM = "random weights"
+#: memory for a copy of weights, over its own: activations need some, too
+MARGIN = 1.25
 #: words that are looked at where each costs passes
 WORDS = 8
 
@@ -181,7 +183,3 @@ class Subject:
             finally:
                 for tensor, dtype in held.items():
                     tensor.data = tensor.data.to(dtype)  # exact: it came from this type
-
-
-#: activations need memory too
-MARGIN = 1.25
