@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import CHATML_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "hustvl/DiffusionVL-Qwen2.5VL-3B"
 
@@ -22,6 +22,8 @@ class DiffusionVLFamily(ModelFamily):
             Checkpoint("hustvl/DiffusionVL-Qwen2.5VL-7B", blocks=28),
         ),
         transformers=">=4.52",
+        turns=(CHATML_TURN,),
+        rotary=(1_000_000.0,),
         remote_code=True,
         # docs/INFERENCE.md
         decodings={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from captum_dcam.model.facts import Checkpoint, FamilyFacts, ModelFamily, declare
+from captum_dcam.model.facts import CHATML_TURN, Checkpoint, FamilyFacts, ModelFamily, declare
 
 CHECKPOINT = "opendatalab/MinerU-Diffusion-V1-0320-2.5B"
 
@@ -19,6 +19,8 @@ class MinerUDiffusionFamily(ModelFamily):
     facts: ClassVar[FamilyFacts | None] = FamilyFacts(
         checkpoints=(Checkpoint(CHECKPOINT, blocks=28),),
         transformers=">=4.52,!=4.54.*,!=4.55.*,!=4.56.*",
+        turns=(CHATML_TURN,),
+        rotary=(1_000_000.0,),
         remote_code=True,
         # engines/hf/runner.py
         decodings={

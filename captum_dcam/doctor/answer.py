@@ -98,7 +98,7 @@ def rotary(subject: Subject) -> Line:
     text = f"base {', '.join(f'{b:g}' for b in bases) or 'unknown'}"
     checked = f"{len(tables)} cached tables in order" if tables else "no wrong table"
     if not known or not bases:
-        found = f"{checked}; {text}, nothing published to compare"
+        found = f"{checked}; {text}, nothing to compare it with"
         return Line(UNJUDGED, found, values=values)
     if not set(bases) & set(known):
         expected = " or ".join(f"{b:g}" for b in known)

@@ -74,12 +74,12 @@ def clustering(subject: Subject) -> Line:
 def sign(subject: Subject) -> Line:
     """Whether removing what a map highlights lowers its word more than removing random tokens."""
     explanation, *_ = subject.explained
-    targets = explanation.targets
-    falls = sign_check(
-        subject.forward, targets, explanation.maps, subject.generator, score="commit"
-    )
+    targets = subject.targets
+    at = [explanation.targets.index(target) for target in targets]
+    own = [m[at] for m in explanation.maps]
+    falls = sign_check(subject.forward, targets, own, subject.generator, score="commit")
     right = int((falls[:, 0] > falls[:, 1]).sum())
-    wrong = [t.text for t, (own, _) in zip(targets, falls.tolist(), strict=True) if own < 0]
+    wrong = [t.text for t, (fall, _) in zip(targets, falls.tolist(), strict=True) if fall < 0]
     mean, random = falls.mean(0).tolist()
     text = (
         f"{right} of {len(targets)} maps: log-probability falls by {mean:.2f}, random {random:.2f}"
@@ -96,15 +96,15 @@ def sign(subject: Subject) -> Line:
 
 
 def cost(subject: Subject) -> Line:
-    """Seconds and peak memory of one word and of all that were explained."""
+    """Seconds and peak memory of one word and of all."""
     explanation, one, every = subject.explained
-    values: dict[str, Any] = {"words": len(explanation.targets)}
+    count = len(explanation.targets)
+    values: dict[str, Any] = {"words": count}
     texts = []
-    for name, spent in (("one word", one), (f"{len(explanation.targets)} words", every)):
-        peak = spent.peak_bytes
-        memory = "memory unknown" if peak is None else _bytes(peak)
+    for key, name, spent in (("one", "one word", one), ("all", f"all {count}", every)):
+        memory = "memory unknown" if spent.peak_bytes is None else _bytes(spent.peak_bytes)
         texts.append(f"{name}: {spent.seconds:.2f} s, {memory}")
-        values |= {f"{name} seconds": spent.seconds, f"{name} peak_bytes": peak}
+        values |= {f"{key}_seconds": spent.seconds, f"{key}_peak_bytes": spent.peak_bytes}
     return Line(OK, f"{'; '.join(texts)} above what was in use", values=values)
 
 

@@ -26,6 +26,8 @@ T = TypeVar("T")
 HALF = (torch.bfloat16, torch.float16)
 #: what a line says that trained weights alone could decide
 RANDOM = "random weights"
+#: memory for a copy of weights, over its own: activations need some, too
+MARGIN = 1.25
 #: words that are looked at where each costs passes
 WORDS = 8
 
@@ -105,16 +107,20 @@ class Subject:
         return [p for p, token in enumerate(tokens) if token not in stop]
 
     @cached_property
-    def targets(self) -> tuple[Target, ...]:
-        """What is explained: the first nouns, else the first words, else the first tokens."""
-        tokens = self.forward.trajectory.tokens[0].tolist()
-        words = words_of(self.adapter, tokens)
-        tags = tag([w.text for w in words], DEFAULT_TAGGER)
-        named = [w for w, t in zip(words, tags, strict=True) if t in NOUN_TAGS]
-        found = named or words or [target_at(self.forward, p) for p in self.positions]
+    def words(self) -> tuple[Target, ...]:
+        """The answer's words; of an answer without any its tokens."""
+        found = words_of(self.adapter, self.forward.trajectory.tokens[0].tolist())
+        found = found or tuple(target_at(self.forward, p) for p in self.positions)
         if not found:
             raise Unjudged("the answer has no token to explain")
-        return tuple(found[:WORDS])
+        return found
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The words that are looked at closely: the first nouns, else the first of all."""
+        tags = tag([w.text for w in self.words], DEFAULT_TAGGER)
+        named = [w for w, t in zip(self.words, tags, strict=True) if t in NOUN_TAGS]
+        return tuple((named or self.words)[:WORDS])
 
     @property
     def token(self) -> Target:
@@ -124,12 +130,12 @@ class Subject:
 
     @property
     def explained(self) -> tuple[Explanation, Cost, Cost]:
-        """The words' explanation by the default preset, and what one word and all of them cost."""
+        """All words' explanation by the default preset, and what one word and all of them cost."""
         return self.once("explanation", self._explained)
 
     def _explained(self) -> tuple[Explanation, Cost, Cost]:
         _, one = self._metered(self.targets[:1])
-        found, every = self._metered(self.targets)
+        found, every = self._metered(self.words)
         return found, one, every
 
     def _metered(self, words: tuple[Target, ...]) -> tuple[Explanation, Cost]:
@@ -181,7 +187,3 @@ class Subject:
             finally:
                 for tensor, dtype in held.items():
                     tensor.data = tensor.data.to(dtype)  # exact: it came from this type
-
-
-#: activations need memory too
-MARGIN = 1.25

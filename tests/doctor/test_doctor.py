@@ -330,7 +330,13 @@ def test_the_largest_batch_is_the_last_that_fits(monkeypatch):
         assert max(tried) <= maps.MOST_WORDS
 
 
-# -- the report ------------------------------------------------------------------------------------
+# -- the report, and its page ----------------------------------------------------------------------
+
+
+def test_the_page_tells_of_every_line():
+    page = Path(__file__).parents[2] / "docs" / "FIRST_HOUR.md"
+    rows = [line.split(" | ")[0] for line in page.read_text(encoding="utf-8").splitlines()]
+    assert [row[2:] for row in rows if row.startswith("| ")][1:] == [name for name, _ in CHECKS]
 
 
 def test_a_report_is_saved_and_replaces_nothing_else(tmp_path):
