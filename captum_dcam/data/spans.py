@@ -91,11 +91,14 @@ class SpanSample(Sample):
 
 
 class SpansDataset(ListedDataset[SpanSample]):
-    r"""Texts with labelled spans, in the order of their ids, several per image where there are.
+    r"""Texts with labelled spans, in the order of their ids.
+
+    An image may have several texts, each a sample of its own. What resamples or splits by id does
+    not keep these together; their ``path`` does.
 
     Args:
         entries (iterable): (where it stands, what it holds) for each entry of the source.
-        records (callable): one entry → its lines, as the module says; ValueError for a fault.
+        records (callable): one entry → its lines, as the module says; InputError for a fault.
         source (path): what the entries were read from, for messages.
         images_dir (path): the folder that ``image`` counts from.
         ids, limit, missing: as :class:`~captum_dcam.data.coco.CocoDataset`; the id of a line
@@ -141,8 +144,7 @@ class SpansDataset(ListedDataset[SpanSample]):
         super().__init__(rows, report, settings, ids=ids, limit=limit, prompt=prompt)
 
     def line(self, image_id: ImageId) -> Record:
-        r"""A sample as a line of the format that the module describes."""
-        self.sample(image_id)
+        r"""What the data set says of a sample, as a line of the format above."""
         return {**self._rows[image_id], "id": image_id}
 
     def _sample(self, image_id: ImageId) -> SpanSample:
@@ -174,18 +176,20 @@ class SpansDataset(ListedDataset[SpanSample]):
 
 
 def write_spans(path: str | Path, data: SpansDataset) -> None:
-    r"""Write what a reader found as ``spans.jsonl``, all of it or nothing.
+    r"""Write the lines of a data set, all of them or nothing; what ``missing="skip"`` leaves out is
+    left out here as well.
 
     Args:
-        path (path): of the file.
+        path (path): of the file, ``spans.jsonl``.
         data (SpansDataset): its images stay where they are: open the file with ``images=`` their
             folder, ``data.images_dir``.
 
     Raises:
-        ValueError: an entry with a fault.
-        OSError: an image is missing, or the file cannot be written.
+        ValueError: a sample with a fault.
+        OSError: a missing image whose size is not known, or the file cannot be written.
     """
-    write_text(Path(path), "".join(canonical(data.line(one)) + "\n" for one in data.ids))
+    lines = [canonical(data.line(sample.image_id)) for sample in data]
+    write_text(Path(path), "".join(line + "\n" for line in lines))
 
 
 def spoken(phrase: str) -> tuple[str, ...]:

@@ -69,7 +69,8 @@ def test_refcoco(tmp_path):
     data = dataset("refcoco", tmp_path)
     assert data.ids == (9, 10) and data.kind == "phrase"
     mask = engine.decode(engine.merge(engine.frPyObjects(OUTLINE, *SIZE))).astype(bool)
-    for sample, text in zip(data, ("lady with back to us", refs()[0]["sentences"][0]["sent"])):
+    texts = "lady with back to us", "the lady with the blue shirt"
+    for sample, text in zip(data, texts, strict=True):
         sample.check()
         assert sample.captions == [text] and sample.path.name == NAME
         (span,) = sample.spans
@@ -252,7 +253,7 @@ def halloc_entry(number: int, image_id: object, **annotations: list) -> dict:
         "prompt": "<image> Describe the image briefly.",
         "hallucinated_text": ANSWER,
         "tokenized_text": ANSWER.split(),
-        "annotations": {**dict.fromkeys(("object", "attribute", "other"), []), **annotations},
+        "annotations": {"object": [], "attribute": [], "other": [], **annotations},
     }
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from data.faults import replaced
 from PIL import Image
 
 from captum_dcam.data import SpansDataset, dataset, write_spans
 from captum_dcam.data.common import MISSING
 from captum_dcam.data.scenes import make_scene
+from captum_dcam.evaluation import Plan, evaluate
 
 TEXT = "A red dog and a Red dog ."
 SPANS = [
@@ -84,6 +86,9 @@ def test_what_is_written_is_read_again(root, tmp_path):
     for one, other in zip(data, again, strict=True):
         assert (one.path, one.text, one.prompt) == (other.path, other.text, other.prompt)
         assert one.masks().keys() == other.masks().keys()
+    (root / "images" / "b.png").unlink()
+    write_spans(tmp_path / "copy" / "mine.jsonl", dataset("spans", root, missing="skip"))
+    assert dataset("spans", tmp_path / "copy", file="mine.jsonl", images=root).ids == (7,)
     write(root, {**lines()[0], "text": TEXT.replace("dog", "cat")})
     assert dataset("spans", root).settings != data.settings
 
@@ -158,25 +163,22 @@ def test_any_odd_value_is_refused_or_skipped(root):
 
 
 def test_words_are_measured_on_spans(root, tmp_path):
-    from captum_dcam import load
-    from captum_dcam.evaluation import Plan, Variant, evaluate
-
     scene = make_scene(7, 0)
     scene.image.save(root / "images" / "a.png")
-    text = scene.captions["original"]
-    group = scene.groups[0]
-    start = text.index(group.phrase)
-    edges = {"start": start, "stop": start + len(group.phrase), "boxes": [[10, 20, 60, 80]]}
-    write(root, {"id": 1, "image": "images/a.png", "text": text, "spans": [edges]})
+    text, phrase = scene.captions["original"], scene.groups[0].phrase
+    start = text.index(phrase)
+    place = {"start": start, "stop": start + len(phrase), "boxes": [[8, 16, 64, 80]]}
+    write(root, {"image": "images/a.png", "text": text, "spans": [place]})
     plan = Plan(
+        ("oracle",),
         dataset="spans",
-        variants=(Variant("oracle", "oracle"),),
         metrics=("localization",),
         words=("object", "modifier"),
         answer="caption",
         prompt="describe the image .",
     )
-    (found,) = evaluate(plan, load("mini"), output=tmp_path / "out", root=root).records()
-    words = [word["text"] for word in found["words"] if word["objects"]]
-    assert words == group.phrase.split()
-    assert {name for word in found["words"] for name in word["objects"]} == {group.phrase}
+    evaluate(plan, tmp_path / "out", root=root, adapter=tiny.adapter("prefix"))
+    (record,) = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert [word["text"] for word in record["words"]] == phrase.split()
+    assert all(word["objects"] == [phrase] for word in record["words"])
+    assert record["id"] == "line 1" and record["variants"]["oracle"]
