@@ -140,6 +140,26 @@ def read_json(source: Path, what: str) -> tuple[Any, str]:
         raise InputError(f"{source} is damaged or no JSON ({error}): fetch it again") from error
 
 
+def read_lines(source: Path) -> list[tuple[str, Any]]:
+    r"""A file with JSON on every line: ("line 3", what it holds), without the empty lines."""
+    try:
+        with reading(source):
+            text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is damaged or no text in UTF-8 ({error})") from error
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines cuts inside of texts
+        try:
+            if line.strip():
+                found.append((f"line {number}", json.loads(line)))
+        except ValueError as error:
+            raise InputError(
+                f"{source}, line {number} is damaged or no JSON ({error}): expected one object per "
+                f"line"
+            ) from error
+    return found
+
+
 def read_table(
     source: Path,
     *lists: str,

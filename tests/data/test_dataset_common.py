@@ -54,7 +54,8 @@ def official(tmp_path: Path) -> Path:
 
 
 def test_registry():
-    assert dataset_names() == ("coco", "folder", "grandf", "openpsg", "scenes", "tam")
+    own = ("coco", "flickr30k", "folder", "grandf", "halloc", "openpsg", "refcoco", "repope")
+    assert dataset_names() == (*own, "scenes", "spans", "tam")
     with pytest.raises(UnknownNameError, match="did you mean 'grandf'"):
         dataset("grandff", "x")
     with pytest.raises(
@@ -74,9 +75,14 @@ def test_registry():
 def test_a_root_without_the_files_says_what_is_expected_where(name, tmp_path):
     says = {
         "coco": r"instances_val2014\.json \(missing\).*val2014 or .*images/val2014.*\(missing\)",
+        "flickr30k": r"test\.txt \(missing\).*Sentences.*Annotations.*flickr30k-images or",
         "folder": r"images in .*images \(missing\); masks in .*masks or .*masks\.csv \(missing\)",
         "grandf": r"annotations/train/GranDf_HA_GCG_train\.json.*GranDf_HA_images/train",
+        "halloc": r"test\.json or .*data/test\.json.*VG_100K or .*VG_100K_2 \(missing\)",
         "openpsg": r"psg/psg\.json.*train2017.*panoptic_train2017 or .*panoptic_val2017.*missing",
+        "refcoco": r"refcoco/refs\(unc\)\.p.*refcoco/instances\.json.*train2014.*missing",
+        "repope": r"annotations/coco_repope_random\.json.*val2014 or .*coco/val2014",
+        "spans": r"spans\.jsonl \(missing\)",
         "tam": r"anno\.json \(missing\).*instances_minival2014\.json \(missing\).*seg_label",
     }
     with pytest.raises(FileNotFoundError, match=says[name]) as caught:
