@@ -134,3 +134,34 @@ SEED = 0
 def drawn(seed):
     """What an adapter seeds torch with, from a generator of that seed."""
     return int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed)))
+
+
+def sdar_vl(make, script, source, **changes):
+    """SDAR-VL's cases; ``script(model, inputs=…, mask_id=…, …)`` is the authors' loop, or ours."""
+
+    def generate(adapter, request, settings):
+        given = adapter.inputs(request.pixels, request.extras)
+        steps = {"denoising_steps": adapter.block_length, "block_length": adapter.block_length}
+        ids = script(adapter.model, inputs=given, mask_id=adapter.mask_id, **{**steps, **settings})
+        return ids[:, request.layout.prefix_length :]
+
+    def case(name, **settings):
+        return AdapterCase(
+            f"sdar_vl, {name}",
+            make,
+            reference(generate),
+            settings=dict(gen_length=9, **settings),
+            one_token=dict(gen_length=1),
+            shortest=3,  # the prompt's tail has one token, and a block four
+            prompt="what is this red circle",
+            tolerance=NEAR,
+            feasible=(0,),
+            source=source,
+            **changes,
+        )
+
+    return [
+        case("dynamic", confidence_threshold=0.3),
+        case("static", remasking_strategy="low_confidence_static"),
+        case("sequential", remasking_strategy="sequential", denoising_steps=3),
+    ]
