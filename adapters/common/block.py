@@ -82,7 +82,7 @@ class Blocks:
         return -(-(self.tail + tokens) // self.length) * self.length - self.tail
 
     def span(self, number: int) -> tuple[int, int]:
-        """First and last but one position, counted in the answer, of its block ``number``."""
+        """Of block ``number`` the first position and one past the last, counted in the answer."""
         start = number * self.length - self.tail
         return max(0, start), start + self.length
 
@@ -104,7 +104,7 @@ class BlockLog(CanvasLog):
         total (int): T, in whole blocks.
 
     Attributes:
-        spans (list): of every step the positions (first, last but one) of its block.
+        spans (list): of every step its block's (first, one past the last) position.
     """
 
     blocks: Blocks = field(kw_only=True)

@@ -311,3 +311,11 @@ def test_tiles_of_another_size():
     parts.image_processor.size = {"height": 56, "width": 56}
     with pytest.raises(InputError, match="tiles of 56 px, the vision tower takes 28"):
         captum_dcam.wrap(sdar_vl.model(), parts)
+
+
+@pytest.mark.parametrize("make", (adapter, lambda: whole().adapter, scripted))
+def test_demos_are_settings_of_their_family(make):
+    made = make()
+    demo = made.facts.decodings["demo"]
+    read = made.checked(made.decoding("demo", {}), torch.Generator())
+    assert {name: read[name] for name in demo} == demo
