@@ -69,6 +69,12 @@ def reference(generate):
     return made
 
 
+def entering(adapter, request):
+    """(B, N, D): image tokens as the first block gets them."""
+    embeds = adapter.embed(request.pixels, *request.extras).embeds
+    return embeds[:, torch.cat([g.positions.flatten() for g in request.layout.grids])]
+
+
 def diffusion_vl(make, source, **changes):
     """DiffusionVL's cases: a fixed number of tokens per step, and all that are sure."""
 
@@ -87,6 +93,7 @@ def diffusion_vl(make, source, **changes):
             prompt="what is this red circle",
             tolerance=NEAR,
             feasible=(0,),
+            image_states=entering,
             source=source,
             **changes,
         )
@@ -120,6 +127,7 @@ def mineru_diffusion(make, source, **changes):
             prompt="what is this red circle",
             tolerance=NEAR,
             feasible=(0,),
+            image_states=entering,
             source=source,
             **changes,
         )
@@ -156,12 +164,12 @@ def sdar_vl(make, script, source, **changes):
             prompt="what is this red circle",
             tolerance=NEAR,
             feasible=(0,),
+            image_states=entering,
             source=source,
             **changes,
         )
 
     return [
         case("dynamic", confidence_threshold=0.3),
-        case("static", remasking_strategy="low_confidence_static"),
         case("sequential", remasking_strategy="sequential", denoising_steps=3),
     ]

@@ -1,4 +1,4 @@
-"""SDAR-VL's double: all that are sure, a fixed number per step, and left to right."""
+"""SDAR-VL's double: all that are sure, and left to right."""
 
 import torch
 from doubles import block_checks as checks
