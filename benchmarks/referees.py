@@ -117,6 +117,9 @@ REFEREES = (
     ),
     upstream("mmada", "Gen-Verse/MMaDA"),
     upstream("dream_vl", "DreamLM/Dream-VLX"),
+    upstream("diffusion_vl", "hustvl/DiffusionVL"),
+    upstream("mineru_diffusion", "opendatalab/MinerU-Diffusion"),
+    upstream("sdar_vl", "JetAstra/SDAR-VL"),
 )
 
 #: part of a test's reason for being skipped → why that is no fault of this run

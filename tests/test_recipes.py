@@ -19,6 +19,7 @@ from doubles import (
     llada_v,
     mineru_diffusion,
     mmada,
+    sdar_vl,
 )
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters"))  # importlib mode does not
@@ -87,6 +88,9 @@ def stand_in(monkeypatch, family):
     elif family == "mineru_diffusion":
         made, parts = mineru_diffusion.model(scale=4.0), mineru_diffusion.processor()
         given(monkeypatch, AutoModel=made, AutoProcessor=parts)
+    elif family == "sdar_vl":
+        made, parts = sdar_vl.model(), sdar_vl.processor()
+        given(monkeypatch, AutoModelForImageTextToText=made, AutoProcessor=parts)
     else:
         made, kind = (made_ar, ("llava",)) if family == "autoregressive" else (None, ())
         made = made or made_diffusion_gemma

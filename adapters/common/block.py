@@ -82,7 +82,7 @@ class Blocks:
         return -(-(self.tail + tokens) // self.length) * self.length - self.tail
 
     def span(self, number: int) -> tuple[int, int]:
-        """First and last but one position, counted in the answer, of its block ``number``."""
+        """Of block ``number`` the first position and one past the last, counted in the answer."""
         start = number * self.length - self.tail
         return max(0, start), start + self.length
 
@@ -104,7 +104,7 @@ class BlockLog(CanvasLog):
         total (int): T, in whole blocks.
 
     Attributes:
-        spans (list): of every step the positions (first, last but one) of its block.
+        spans (list): of every step its block's (first, one past the last) position.
     """
 
     blocks: Blocks = field(kw_only=True)
@@ -146,15 +146,6 @@ class BlockLog(CanvasLog):
         self.cut(last)
         self.finish(self.canvas[:, :last])
 
-    def _check(self, found: int, last: int) -> None:
-        """Raise where a decoder goes on to a block and has not stored the one before."""
-        if found != last:
-            raise InputError(
-                f"the block that ends at position {last} of the answer was left with masks when "
-                "its steps ran out: the family's decoder stores no such block, and cannot go on "
-                "behind it; give more steps, or another seed"
-            )
-
     @property
     def read_at(self) -> Tensor:
         """(S, 1, T) bool, the block of every step."""
@@ -187,7 +178,8 @@ class BlockLog(CanvasLog):
             nonlocal number, before, own
             if number >= 0:
                 first, last = self.blocks.span(number)
-                self._check(int(kwargs["position_ids"].max()) + 1 - self.blocks.prompt, last)
+                if int(kwargs["position_ids"].max()) + 1 - self.blocks.prompt != last:
+                    raise left(last)
                 now = kwargs["inputs_embeds"][:, first - last :]
                 if before is None:
                     own = ids.new_full((1, last - first), self.mask_id)
@@ -210,6 +202,15 @@ class BlockLog(CanvasLog):
             head.register_forward_hook(headed),
         ):
             yield
+
+
+def left(last: int) -> InputError:
+    """The error about a block with masks in it, behind which a decoder cannot go on."""
+    return InputError(
+        f"the block that ends at position {last} of the answer was left with masks when its steps "
+        "ran out: the family's decoder stores no such block, and cannot go on behind it; give more "
+        "steps, or another seed"
+    )
 
 
 # -- the adapter's part ---------------------------------------------------------------------------
@@ -243,12 +244,15 @@ class BlockAdapter(ConversationAdapter):
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         if not self.owns(model):
             raise InputError(
-                f"the model is a {type(model).__name__}: expected {' or '.join(self.classes)}, as "
-                "its authors load it"
+                f"the model is a {type(model).__name__}: expected "
+                f"{' or '.join(self.classes) or self.family}, as its authors load it"
             )
-        found: list[Any] = [model.get_submodule(path) for path in self.parts]
-        self.decoder, self.head, self._looper = found
+        self.decoder, self.head, self._looper = self._found(model)
         super().__init__(model, processor, cache)
+
+    def _found(self, model: nn.Module) -> Sequence[Any]:
+        """The modules at :attr:`parts`."""
+        return [model.get_submodule(path) for path in self.parts]
 
     def _family_of(self, parts: Parts) -> Family:
         return self.pictures(self.model.config, parts.tokenizer, parts.image_processor)
@@ -430,9 +434,7 @@ class BlockAdapter(ConversationAdapter):
         missing = blocks.whole(canvas.shape[1]) - canvas.shape[1]
         words = self.decoder.embed_tokens(pad(canvas, (0, missing), value=self._filler))
         tail = memory.embeds[:, blocks.stored :].to(words.dtype)
-        cache = DynamicCache()
-        for layer, pair in enumerate(memory.cache or ()):
-            cache.update(*pair, layer)
+        cache = stored(memory)
         hidden = self.run(torch.cat((tail, words), 1), blocks, cache, blocks.stored, store=False)
         return wide(self.head(hidden[:, blocks.tail : blocks.tail + canvas.shape[1]]))
 
@@ -444,6 +446,14 @@ def length_of(given: Any) -> int:
     """The length of a block, as the constructor of an adapter takes it."""
     count("block_length", given)
     return int(given)
+
+
+def stored(memory: Prefix) -> DynamicCache:
+    """A cache of a prefix's keys and values; what is put into it leaves the prefix as it is."""
+    cache = DynamicCache()
+    for layer, pair in enumerate(memory.cache or ()):
+        cache.update(*pair, layer)
+    return cache
 
 
 def _pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:

@@ -252,14 +252,14 @@ def _sequence(
 def _grids(example: Example, at: Tensor) -> tuple[Grid, ...]:
     """Regions at the places of the image tokens, one after the other."""
     regions = [r for s in example.seen for r in s.regions]
-    sizes = [r.skip + r.shape[0] * r.shape[1] for r in regions]
+    sizes = [r.tokens for r in regions]
     if sum(sizes) != len(at):
         raise InputError(
             f"the prompt has {len(at)} image tokens for images of {sum(sizes)}: the tokenizer "
             "does not know the family's image token; load processor and model from one checkpoint"
         )
     parts = at.split(sizes)
-    return tuple(r.place(p[r.skip :]) for r, p in zip(regions, parts, strict=True))
+    return tuple(r.place(p) for r, p in zip(regions, parts, strict=True))
 
 
 def _place(grid: Grid) -> tuple[Any, ...]:

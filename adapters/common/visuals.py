@@ -79,6 +79,7 @@ class Region:
         image_size (tuple): (H, W) of the image.
         image (int): index of the image or frame in the request.
         skip (int): tokens in the sequence before the rectangle that belong to no place (CLS).
+        newline (int): such tokens behind every row.
     """
 
     x_edges: Tensor
@@ -86,16 +87,23 @@ class Region:
     image_size: tuple[int, int]
     image: int
     skip: int = 0
+    newline: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.y_edges), len(self.x_edges)
 
+    @property
+    def tokens(self) -> int:
+        """All of them in the sequence."""
+        high, wide = self.shape
+        return self.skip + high * (wide + self.newline)
+
     def place(self, positions: Tensor) -> Grid:
-        """The grid whose tokens lie at ``positions`` (h · w,) of the sequence, row by row."""
-        return Grid(
-            positions.view(self.shape), self.x_edges, self.y_edges, self.image_size, self.image
-        )
+        """The grid whose :attr:`tokens` lie at ``positions`` (n,) of the sequence, row by row."""
+        high, wide = self.shape
+        own = positions[self.skip :].view(high, wide + self.newline)[:, :wide]
+        return Grid(own, self.x_edges, self.y_edges, self.image_size, self.image)
 
 
 def edges(start: float, stop: float, count: int) -> Tensor:

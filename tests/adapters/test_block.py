@@ -3,10 +3,11 @@
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl, mineru_diffusion
+from doubles import diffusion_vl, mineru_diffusion, sdar_vl
 
 import captum_dcam
 from captum_dcam.adapters.common.block import BlockLog, Blocks
+from captum_dcam.adapters.sdar_vl.decoding import REPEATS, repeated
 from captum_dcam.errors import InfeasibleStepError, InputError, SettingError, TargetError
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, force
@@ -253,3 +254,68 @@ def test_sampled_settings_that_cannot_work(given, said):
 def test_a_block_length_that_is_none(length):
     with pytest.raises((InputError, TypeError), match=r"block_length is"):
         whole(length)
+
+
+# -- a loop that is a script's ---------------------------------------------------------------------
+
+
+def scripted(length=sdar_vl.LENGTH):
+    model = sdar_vl.model(scale=3.0)
+    return captum_dcam.wrap(model, sdar_vl.processor(), block_length=length)
+
+
+def test_fewer_steps_than_tokens_where_they_could_write_over_the_prompt():
+    made = scripted()
+    request = prepared(made)
+    assert request.layout.prefix_length % 4 == 1
+    with pytest.raises(InputError, match=r"denoising_steps is 2 .*last 1 stand in the first.*=4"):
+        made.generate(request, gen_length=4, denoising_steps=2)
+    found = made.generate(request, gen_length=4, steps=2, remasking_strategy="sequential")
+    assert found.commit_step.tolist() == [[0, 0, 1, 2, 2, 3, 3]]
+    other = made.prepare([[tiny.picture(size=(84, 56))]], [f"{PROMPT} this is a"])
+    assert other.layout.prefix_length % 4 == 0
+    assert made.generate(other, gen_length=4, steps=1).steps == 1
+
+
+def test_a_block_left_with_masks():
+    made = scripted()
+    at = torch.tensor([made.mask_id])
+    made.head.register_forward_hook(lambda _m, _a, out: out.index_fill(-1, at, 99.0))
+    with pytest.raises(InputError, match="ends at position 3 of the answer was left with masks"):
+        made.generate(prepared(made), gen_length=4)
+
+
+def test_what_ends_in_copies():
+    assert repeated([1, 2] * REPEATS) and repeated([3, *[7] * REPEATS])
+    assert not repeated([1, 2] * (REPEATS - 1)) and not repeated([7] * (REPEATS - 1))
+    assert not repeated([*[7] * REPEATS, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    (
+        (dict(vision_aspect_ratio="square"), "vision_aspect_ratio is 'square': expected anyres"),
+        (dict(image_token_index=3), "the tokenizer's id of <image> is .*the model's is 3"),
+    ),
+)
+def test_another_processor_or_configuration(change, said):
+    model = sdar_vl.model()
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with pytest.raises(InputError, match=said):
+        prepared(captum_dcam.wrap(model, sdar_vl.processor(), block_length=4))
+
+
+def test_tiles_of_another_size():
+    parts = sdar_vl.processor()
+    parts.image_processor.size = {"height": 56, "width": 56}
+    with pytest.raises(InputError, match="tiles of 56 px, the vision tower takes 28"):
+        captum_dcam.wrap(sdar_vl.model(), parts)
+
+
+@pytest.mark.parametrize("make", (adapter, lambda: whole().adapter, scripted))
+def test_demos_are_settings_of_their_family(make):
+    made = make()
+    demo = made.facts.decodings["demo"]
+    read = made.checked(made.decoding("demo", {}), torch.Generator())
+    assert {name: read[name] for name in demo} == demo

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl, mineru_diffusion
+from doubles import diffusion_vl, mineru_diffusion, sdar_vl
 
 import captum_dcam
 from captum_dcam.adapters.common.remote import remote_model
@@ -41,7 +41,11 @@ TYING = """
     def tie_weights(self):
         pass
 """
-FAMILIES = {"diffusion_vl": diffusion_vl, "mineru_diffusion": mineru_diffusion}
+FAMILIES = {
+    "diffusion_vl": diffusion_vl,
+    "mineru_diffusion": mineru_diffusion,
+    "sdar_vl": sdar_vl,
+}
 PICTURE = tiny.picture(size=(84, 56))
 
 

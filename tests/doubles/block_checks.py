@@ -69,6 +69,12 @@ def reference(generate):
     return made
 
 
+def entering(adapter, request):
+    """(B, N, D): image tokens as the first block gets them."""
+    embeds = adapter.embed(request.pixels, *request.extras).embeds
+    return embeds[:, torch.cat([g.positions.flatten() for g in request.layout.grids])]
+
+
 def diffusion_vl(make, source, **changes):
     """DiffusionVL's cases: a fixed number of tokens per step, and all that are sure."""
 
@@ -87,6 +93,7 @@ def diffusion_vl(make, source, **changes):
             prompt="what is this red circle",
             tolerance=NEAR,
             feasible=(0,),
+            image_states=entering,
             source=source,
             **changes,
         )
@@ -120,6 +127,7 @@ def mineru_diffusion(make, source, **changes):
             prompt="what is this red circle",
             tolerance=NEAR,
             feasible=(0,),
+            image_states=entering,
             source=source,
             **changes,
         )
@@ -134,3 +142,34 @@ SEED = 0
 def drawn(seed):
     """What an adapter seeds torch with, from a generator of that seed."""
     return int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed)))
+
+
+def sdar_vl(make, script, source, **changes):
+    """SDAR-VL's cases; ``script(model, inputs=…, mask_id=…, …)`` is the authors' loop, or ours."""
+
+    def generate(adapter, request, settings):
+        given = adapter.inputs(request.pixels, request.extras)
+        steps = {"denoising_steps": adapter.block_length, "block_length": adapter.block_length}
+        ids = script(adapter.model, inputs=given, mask_id=adapter.mask_id, **{**steps, **settings})
+        return ids[:, request.layout.prefix_length :]
+
+    def case(name, **settings):
+        return AdapterCase(
+            f"sdar_vl, {name}",
+            make,
+            reference(generate),
+            settings=dict(gen_length=9, **settings),
+            one_token=dict(gen_length=1),
+            shortest=3,  # the prompt's tail has one token, and a block four
+            prompt="what is this red circle",
+            tolerance=NEAR,
+            feasible=(0,),
+            image_states=entering,
+            source=source,
+            **changes,
+        )
+
+    return [
+        case("dynamic", confidence_threshold=0.3),
+        case("sequential", remasking_strategy="sequential", denoising_steps=3),
+    ]

@@ -33,15 +33,14 @@ def package(tmp_path_factory):
         (folder / name).write_text(source)
     (name, module), *others = re.findall(r"^(\w+) = \"([\w.]+)\"$", GUIDE, re.MULTILINE)
     assert not others
-    before = ADAPTERS.names()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setattr(families, "_seen", {})
         point = EntryPoint(name, module, GROUP)
         patch.setattr(families, "_installed", lambda _path: {name: point})
         yield folder
-    for added in set(ADAPTERS).difference(before):
-        ADAPTERS.remove(added)
+    for family in [n for n, cls in ADAPTERS.items() if cls.__module__.startswith("toy_vl.")]:
+        ADAPTERS.remove(family)  # others that were imported meanwhile would not come back
     for name in [n for n in sys.modules if n.split(".")[0] == "toy_vl"]:
         del sys.modules[name]
 
