@@ -3,7 +3,7 @@ r"""The tables of benchmarks/maps.py, as Markdown, from the scenes that it store
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,15 +156,17 @@ def table_of(
     records: Sequence[dict[str, Any]],
     kind: str,
     columns: Sequence[Column],
-    by: Callable[[Column], bool],
+    by: str,
 ) -> str:
-    """Title, how many words, and a line per row, highest first by the first column that ``by``
-    names; empty where nothing was measured."""
+    """Title, how many words, and a line per row, highest first by the score ``by`` with affinity;
+    empty where nothing was measured."""
     found = rows_of(records, kind, columns)
     if found is None:
         return ""
     cells = [found.cells(c) for c in columns]
-    first = next(i for i, c in enumerate(columns) if by(c))
+    first = columns.index(
+        next(c for c in columns if (c.score, c.refined, c.versus) == (by, "affinity", None))
+    )
     order = sorted(range(len(found.names)), key=lambda r: -cells[first][r][0])
     lines = [[found.names[r], *(column[r][1] for column in cells)] for r in order]
     scenes = len(found.scenes.unique())
@@ -240,13 +242,13 @@ def table(
         heads += [f"F3 %, {k}, {r}" for k in ("shape", "colour") for r in ("bare", "affinity")]
         typer.echo(markdown(heads, method_lines(records)))
         return
-    for title, columns, kinds in (
-        ("", LOCALISATION, tuple(KINDS)),
-        ("Deletion and insertion", CURVES, ("shape", "color")),
-        ("Placebo", PLACEBO, ("shape", "color")),
-        ("Sanity", SANITY, ("shape", "color")),
+    for title, columns, by, kinds in (
+        ("", LOCALISATION, "f3", tuple(KINDS)),
+        ("Deletion and insertion", CURVES, "insertion", ("shape", "color")),
+        ("Placebo", PLACEBO, "f3", ("shape", "color")),
+        ("Sanity", SANITY, "last block", ("shape", "color")),
     ):
-        made_of = [table_of(records, k, columns, lambda c: c.refined == "affinity") for k in kinds]
+        made_of = [table_of(records, kind, columns, by) for kind in kinds]
         if any(made_of):
             typer.echo(f"## {title}\n" if title else "")
             typer.echo("\n".join(t for t in made_of if t))
