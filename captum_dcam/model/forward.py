@@ -56,7 +56,8 @@ class DenoisingForward(nn.Module):
             ``commit``, ``final``, ``teacher``, or the number of a denoising step.
             Default: ``"commit"``
         internal_batch_size (int, optional): number of words per backward pass; fewer need less
-            memory. Default: 16 with a prefix cache, whose steps are short, 4 without
+            memory. Default: what fits into a GPU's free memory, 16 at most with a prefix cache,
+            whose steps are short, 4 without
 
     Attributes:
         tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
