@@ -224,8 +224,8 @@ def _reason(forward: DenoisingForward) -> str:
     if whole:
         return (
             f"layers of the kind {', '.join(sorted(whole))} hold quantised weights, and their "
-            "kernels have no backward pass; load the model unquantised or with bitsandbytes on a GPU, "
-            "or choose a method that needs no gradients, such as logit_lens or attention"
+            "kernels have no backward pass; load the model unquantised or with bitsandbytes on a "
+            "GPU, or choose a method that needs no gradients, such as logit_lens or attention"
         )
     return (
         f"choose another step or a shallower block (the deepest usable one is "
