@@ -61,7 +61,7 @@ def explain(
             of every word, or of single words ({"red": "blue"}). A word's map is then of the
             difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
         answer (str or sequence of int, optional): explain this text, or these token ids, as if the
-            model had written it, see :func:`captum_dcam.model.forward.force`; then nothing is
+            model had written it, see :func:`captum_dcam.model.answers.force`; then nothing is
             decoded, and settings of decoding are refused. Default: what the model writes
         every_step (bool, optional): also give the map and the probability of every word at every
             denoising step, see :func:`explain_steps`. Default: False

@@ -30,6 +30,29 @@ def test_the_large_models_benchmark_on_its_smallest_size(monkeypatch, tmp_path):
     assert 7e9 < shape.blocks * each + 2 * shape.vocabulary * shape.width < 8.5e9
 
 
+def test_memory_is_counted_without_values(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory = pytest.importorskip("memory")
+    with memory.Live() as live:
+        first = torch.empty(300, device="meta")
+        view, other = first[:10], first * 2
+        assert live.bytes == live.peak == 2 * 1536  # 1200 bytes each, in units of 512
+        del first, other
+        assert live.bytes == 1536 and view.numel() == 10
+        del view
+        assert (live.bytes, live.peak) == (0, 3072)
+    asked = dict.fromkeys(("width", "blocks", "heads", "mlp", "vocabulary"), 0)
+    few = {"prefix": [90], "answer": [8], "words": [1, 3], "card": 1.0, "dtype": "float32"}
+    for cache in ("prefix", "none"):
+        path = tmp_path / f"{cache}.json"
+        memory.main("tiny", **asked, cache=cache, rows=[1, 0], **few, output=path)
+        one, fitting = json.loads(path.read_text())
+        assert one["generation alone"] <= one["generation, recorded"]
+        assert one["1 word"] <= one["3 words"] < fitting["3 words"]
+        weights = memory.adapter_of(memory.SHAPES["tiny"], torch.float32, cache).model.parameters()
+        assert one["generation alone"] * memory.GIB > sum(w.nbytes for w in weights)
+
+
 def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     """The default's stored F3 is that of what explain shows; what is measured is not done again."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

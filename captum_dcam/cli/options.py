@@ -377,7 +377,7 @@ class Answer(Written):
         None,
         HOW,
         "Number of words per backward pass: fewer need less memory.",
-        shown="16, or 4 without a cache",
+        shown="what fits, 16 at most, or 4 without a cache",
         min=1,
     )
     score: str | None = score_option("the preset's")

@@ -11,7 +11,8 @@ import torch
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record, plain
 from captum_dcam.model.adapter import Request
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.registry import Registry
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def generated(forward: DenoisingForward, asked: Asked) -> None:
 @ANSWERS.register("caption")
 def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> None:
     r"""A text of the data set in place of the model's answer: see
-    :func:`captum_dcam.model.forward.force`.
+    :func:`captum_dcam.model.answers.force`.
 
     Args:
         forward (DenoisingForward): what the answer is bound to.

@@ -42,8 +42,6 @@ from captum_dcam.model.trajectory import Score, Trajectory, check_score
 from captum_dcam.model.verification import check_replay
 
 T = TypeVar("T")
-#: number of logits that :func:`force` holds at once: 2 ** 28 float32 are 1 GiB
-LOGITS_AT_ONCE = 2**28
 
 
 class DenoisingForward(nn.Module):
@@ -57,7 +55,8 @@ class DenoisingForward(nn.Module):
             ``commit``, ``final``, ``teacher``, or the number of a denoising step.
             Default: ``"commit"``
         internal_batch_size (int, optional): number of words per backward pass; fewer need less
-            memory. Default: 16 with a prefix cache, whose steps are short, 4 without
+            memory. Default: what fits into a GPU's free memory, 16 at most with a prefix cache,
+            whose steps are short, 4 without
 
     Attributes:
         tap (SpatialTap): the layer to give to Captum (``layer=forward.tap``) or pytorch-grad-cam.
@@ -534,72 +533,3 @@ def single(forward: DenoisingForward, example: int = 0) -> DenoisingForward:
     narrowed.tap.edit = forward.tap.edit
     narrowed.bind(request.single(example), trajectory.single(example))
     return narrowed
-
-
-# -- an answer that is given, not generated: why would the model write *this*? ---------------------
-
-
-@holding
-def force(
-    forward: DenoisingForward, answer: str | list[int], request: Request | None = None
-) -> Trajectory:
-    r"""Bind a given answer to the forward's request, as if it had been generated.
-
-    In step ``t`` the whole answer is visible but for token ``t``, which this step commits. So the
-    ``commit`` score reads every token with all others known (autoregressive families: with all
-    before it known). Where a family has no mask token but starts from random ones
-    (DiffusionGemma), a random token hides it. The ``teacher`` score reads the visible answer, as
-    the paper's controlled comparison of wordings does (Table 12).
-
-    Args:
-        forward (DenoisingForward): with a bound request of one example (``forward.bind`` or
-            ``forward.generate``), whose generation is replaced; or any, with ``request``.
-        answer (str or list of int): the text, or its T token ids.
-        request (Request, optional): of one example, so that nothing has to be generated first.
-            Default: the bound one
-
-    Returns:
-        Trajectory: T states of T tokens; confidence is each token's probability in its state.
-
-    Raises:
-        MethodError: the family has no mask token, and is not causal.
-        TargetError: the answer is empty.
-    """
-    adapter, kept, cache = forward.adapter, {}, forward.adapter.cache
-    if request is None and forward.bound:
-        request = forward.request
-        kept, cache = forward.trajectory.kept, forward.trajectory.cache
-    if request is None or request.batch != 1:
-        raise InputError(
-            "force needs a request of one example: forward.generate(request) first, or "
-            "force(forward, answer, request)"
-        )
-    ids = adapter.encode(answer) if isinstance(answer, str) else list(answer)
-    if not ids:
-        raise TargetError(f"the answer {answer!r} has no token: give at least one word")
-    ids = adapter.whole_answer(ids)
-    tokens = torch.tensor([ids], device=adapter.device)
-    count = len(ids)
-    states = adapter.forced_states(tokens)
-    prefix = request.layout.prefix_length
-    lengths = (prefix, *[count] * count) if cache == "prefix" else (prefix + count,) * count
-    made = Trajectory(
-        tokens=tokens,
-        states=states,
-        final_state=adapter.visible_state(tokens),
-        commit_step=torch.arange(count, device=tokens.device)[None],
-        confidence=torch.zeros(1, count),
-        cache=cache,
-        lengths=lengths,
-        image_end=request.layout.image_end,
-        settings={"forced": True},
-        kept={k: v for k, v in kept.items() if k in ("embedded", "stamp")},
-    )
-    forward.bind(request, made)
-    rows = max(1, LOGITS_AT_ONCE // (count * adapter.vocabulary))
-    with torch.no_grad():
-        for at in torch.arange(count).split(rows):
-            logits = forward.replay(torch.zeros_like(at), at)[range(len(at)), at]
-            odds = logits.double().softmax(-1).gather(1, tokens[0, at, None].to(logits.device))
-            made.confidence[0, at] = odds[:, 0].float().cpu()
-    return made

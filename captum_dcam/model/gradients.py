@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import DcamError, InfeasibleStepError
+from captum_dcam.model.budget import rows_at_once
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.norms import passing
 from captum_dcam.model.tap import finite, gather, hidden_of, hooked, wide
@@ -28,8 +29,6 @@ from captum_dcam.model.words import Target
 T = TypeVar("T")
 #: told of a read: the target's number, the step, and its logits (T, V), without a graph
 Seen = Callable[[int, int, Tensor], None]
-#: number of targets per batch of steps
-CHUNKS = {"prefix": 16, "none": 4}
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ def target_gradients(
         call (int, optional): index of the call whose image states are explained. Without a cache
             the logits are then that call's too. Default: the call that the score needs
         chunk (int, optional): number of targets per batch of steps (bounds memory). Default: the
-            forward's ``internal_batch_size``; where it has none, 16 with a prefix cache, whose
-            steps are short, and 4 without a cache
+            forward's ``internal_batch_size``; where it has none, what fits into free memory, see
+            :func:`captum_dcam.model.budget.rows_at_once`
         backward (str, optional): how gradients pass through norms, see
             :mod:`captum_dcam.model.norms`. Default: ``"exact"``
 
@@ -160,7 +159,7 @@ def mapped_gradients(
     if call is not None:
         trajectory.check_call(call)
     reads = _reads(forward, targets, examples, scores, call)
-    size = chunk or forward.internal_batch_size or CHUNKS[trajectory.cache]
+    size = chunk or forward.internal_batch_size
 
     def checked(row: TargetGradients) -> T:
         if not any(bool(g.any()) for g in row.gradients):
@@ -173,6 +172,7 @@ def mapped_gradients(
         with torch.enable_grad(), diagnosed(forward), passing(backward), everything:
             if trajectory.cache == "prefix":
                 return list(map(checked, _prefix_rows(forward, reads, len(targets), size, seen)))
+            size = size or rows_at_once(forward)
             return [
                 checked(row)
                 for start in range(0, len(reads), size)
@@ -180,8 +180,9 @@ def mapped_gradients(
             ]
     except torch.cuda.OutOfMemoryError as error:
         raise torch.cuda.OutOfMemoryError(
-            f"{min(size, len(reads))} words at once do not fit into memory at block "
-            f"{forward.layer}: fewer (internal_batch_size=1) or a deeper block need less ({error})"
+            f"{min(size, len(reads)) if size else 'the'} words at once do not fit into memory at "
+            f"block {forward.layer}: fewer (internal_batch_size=1) or a deeper block need less "
+            f"({error})"
         ) from error
 
 
@@ -222,24 +223,39 @@ def _reason(forward: DenoisingForward) -> str:
             "or choose a method that needs no gradients, such as logit_lens or attention"
         )
     whole = {
-        f"{type(m).__name__} ({str(t.dtype).removeprefix('torch.')})"
+        f"{type(m).__name__} ({kind})"
         for m in model.modules()
         for n, t in itertools.chain(
             m.named_parameters(recurse=False), m.named_buffers(recurse=False)
         )
-        if "weight" in n and not t.is_floating_point()
+        if "weight" in n and (kind := _quantised(t)) is not None
     }
+    whole |= {f"{type(m).__name__} (packed)" for m in model.modules() if _packs(m)}
     if whole:
         return (
             f"layers of the kind {', '.join(sorted(whole))} hold quantised weights, and their "
-            "kernels have no backward pass; load the model unquantised or with bitsandbytes, or "
-            "choose a method that needs no gradients, such as logit_lens or attention"
+            "kernels have no backward pass; load the model unquantised or with bitsandbytes on a "
+            "GPU, or choose a method that needs no gradients, such as logit_lens or attention"
         )
     return (
         f"choose another step or a shallower block (the deepest usable one is "
         f"{forward.adapter.deepest_block}); if no block has one, a layer above it computes without "
         "a graph (torch.no_grad, a kernel without a backward pass)"
     )
+
+
+def _quantised(weight: Tensor) -> str | None:
+    """How a weight is quantised: its type of integers, or the class of tensor that others pack them
+    into; None for one that is not."""
+    if not weight.is_floating_point():
+        return str(weight.dtype).removeprefix("torch.")
+    kind = type(weight)
+    return None if kind in (Tensor, torch.nn.Parameter) else kind.__name__
+
+
+def _packs(module: torch.nn.Module) -> bool:
+    """Whether a module is one of torch's own quantised layers, which have no parameters."""
+    return hasattr(module, "_packed_params") and hasattr(module, "in_features")
 
 
 @contextmanager
@@ -329,7 +345,7 @@ def _tell(logits: Tensor, reads: Sequence[_Read], seen: Seen | None) -> None:
 
 
 def _prefix_rows(
-    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int, seen: Seen | None
+    forward: DenoisingForward, reads: list[_Read], count: int, chunk: int | None, seen: Seen | None
 ) -> Iterator[TargetGradients]:
     """All targets from one prefill graph; tokens of one target add up whatever their steps.
 
@@ -340,6 +356,9 @@ def _prefix_rows(
     memory, maps = watched(forward, forward.prefill)
     prefix = _leaves(forward)
     links = [t for t in forward.adapter.memory_tensors(memory) if t.requires_grad]
+    if chunk is None:  # what is left beside the prefill's graph
+        cached = sum(t[0].numel() * t.element_size() for t in links)
+        chunk = rows_at_once(forward, cached)
     example_of = {r.target: r.example for r in reads}
     left = count
     for start in range(0, count, chunk):
@@ -348,20 +367,22 @@ def _prefix_rows(
         into_cache, answers = _in_turn(forward, memory, links, part, seen)
         for together in _rounds(numbers, example_of):
             left -= len(together)
-            cotangents = [torch.zeros_like(link) for link in links]
-            mine = {n: [i for i, r in enumerate(part) if r.target == n] for n in together}
-            for number in together:
-                for whole, gradient in zip(cotangents, into_cache, strict=True):
-                    whole[example_of[number]] = gradient[mine[number]].sum(0)
+            rows = {
+                example_of[n]: [i for i, r in enumerate(part) if r.target == n] for n in together
+            }
             grads = torch.autograd.grad(
-                links, (*maps, *prefix), cotangents, retain_graph=left > 0, materialize_grads=True
+                links,
+                (*maps, *prefix),
+                [_cotangent(*pair, rows) for pair in zip(links, into_cache, strict=True)],
+                retain_graph=left > 0,
+                materialize_grads=True,
             )
             products = _products(prefix, grads[len(maps) :], forward.request.batch)
             for number in together:
                 b = example_of[number]
                 features = tuple(m[b].detach() for m in maps)
                 own = tuple(g[b].detach() for g in grads[: len(maps)])
-                tokens = torch.cat((products[b], answers[mine[number]].sum(0)))
+                tokens = torch.cat((products[b], answers[rows[b]].sum(0)))
                 yield TargetGradients(number, features, own, tokens if prefix else None)
         del into_cache  # not beside the next chunk's
 
@@ -385,6 +406,16 @@ def _products(states: Sequence[Tensor], gradients: Sequence[Tensor], rows: int) 
         for s, g in zip(states, gradients, strict=True)
     ]
     return torch.cat(parts, dim=1) if parts else torch.zeros(rows, 0)
+
+
+def _cotangent(link: Tensor, gradient: Tensor, rows: Mapping[int, Sequence[int]]) -> Tensor:
+    """What a cached tensor (B, …) gets from its gradient (R, …): the sum of each example's rows."""
+    if len(link) == 1 and len(rows[0]) == 1:  # no copy: it is as large as the cache
+        return gradient[rows[0][0] :][:1]
+    whole = torch.zeros_like(link)
+    for example, own in rows.items():
+        whole[example] = gradient[own].sum(0)
+    return whole
 
 
 def _rounds(numbers: Iterable[int], example_of: Mapping[int, int]) -> list[list[int]]:

@@ -229,9 +229,9 @@ class Trajectory:
     def state_at(self, examples: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
         """States (R, …) of examples (R,) at steps (R,); step ``steps`` is the visible answer."""
         found = []
+        at, rows = steps.cpu(), examples.cpu()  # they index tensors of any device
+        visible = at == self.steps
         for state, final in zip(self.states, self.final_state, strict=True):
-            at, rows = steps.to(state.device), examples.to(state.device)
-            visible = at == self.steps
             one = state[at.masked_fill(visible, 0), rows]
             one[visible] = final[rows[visible]]
             found.append(one)

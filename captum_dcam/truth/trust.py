@@ -11,8 +11,9 @@ from torch import Tensor
 from captum_dcam import maps
 from captum_dcam.methods import AttributionTask
 from captum_dcam.methods.text_relevance import GradientText
+from captum_dcam.model.budget import rows_at_once
 from captum_dcam.model.forward import DenoisingForward, holding, single
-from captum_dcam.model.gradients import CHUNKS, TargetGradients
+from captum_dcam.model.gradients import TargetGradients
 from captum_dcam.model.words import Target, answer_token_texts
 from captum_dcam.presets import Preset
 from captum_dcam.results.trust import Candidate, Trust
@@ -177,7 +178,7 @@ def by_step(
     trajectory = forward.trajectory
     read = maps.words_read(forward, targets, example)
     wanted = [s for s in range(trajectory.steps) if read[s]]
-    size, prefix = CHUNKS[trajectory.cache], trajectory.cache == "prefix"
+    size, prefix = rows_at_once(forward), trajectory.cache == "prefix"
     with torch.no_grad():
         memory = forward.prefill() if prefix and wanted else None  # one for all steps
         for start in range(0, len(wanted), size):

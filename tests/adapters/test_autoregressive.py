@@ -15,7 +15,8 @@ import tiny
 from captum_dcam.errors import InfeasibleStepError, LayerError
 from captum_dcam.explaining import explain_generation, explain_steps
 from captum_dcam.model import gradients as vjp
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 
 every = pytest.mark.parametrize("kind", made_ar.KINDS)

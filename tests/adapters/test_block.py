@@ -10,7 +10,8 @@ from captum_dcam.adapters.common.block import BlockLog, Blocks
 from captum_dcam.adapters.sdar_vl.decoding import REPEATS, repeated
 from captum_dcam.errors import InfeasibleStepError, InputError, SettingError, TargetError
 from captum_dcam.methods import AttributionTask, method
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 

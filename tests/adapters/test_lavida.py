@@ -289,7 +289,7 @@ def test_methods_that_read_more_than_the_tap(variant, name):
 
 @variants
 def test_a_given_answer(cache, variant):
-    from captum_dcam.model.forward import force
+    from captum_dcam.model.answers import force
 
     forward = made.bound(variant, cache)
     t = force(forward, " the dog")

@@ -13,7 +13,8 @@ import captum_dcam
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.comparing import compare_generation
 from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 
 PROMPT = "what is this ?"
 QUICK = dict(gen_length=8, block_length=4, steps=4)

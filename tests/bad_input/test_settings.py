@@ -23,7 +23,8 @@ from captum_dcam.maps import Reading
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.meter import Budget
 from captum_dcam.metrics.reference_maps import oracle_map
-from captum_dcam.model.forward import force, single
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import single
 from captum_dcam.model.words import Target
 
 SHORT = {"gen_length": 4, "block_length": 4, "steps": 2}

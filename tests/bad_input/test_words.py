@@ -11,7 +11,8 @@ from captum_dcam.errors import MissingPackageError, TargetError, UnknownNameErro
 from captum_dcam.evaluation.words import read_answer
 from captum_dcam.explaining import explain_generation
 from captum_dcam.maps import Reading, repeated_maps
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import resolve
 from captum_dcam.viewer import text_html, text_strip, write_comparison, write_folder
 

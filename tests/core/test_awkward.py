@@ -4,7 +4,8 @@ import awkward
 import pytest
 import torch
 
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import nouns, repeated_function_words, words_of
 
 

@@ -12,8 +12,8 @@ from captum_dcam import DiffusionCAM, Explanation, explain_generation, sign_chec
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.maps import Reading, word_maps
 from captum_dcam.methods.text_relevance import text_relevance
+from captum_dcam.model.answers import force
 from captum_dcam.model.foils import with_foils
-from captum_dcam.model.forward import force
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target, resolve
 

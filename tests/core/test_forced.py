@@ -6,7 +6,8 @@ import torch
 
 from captum_dcam.errors import TargetError
 from captum_dcam.explaining import explain_generation
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 
 
 @pytest.mark.parametrize("cache", tiny.CACHES)

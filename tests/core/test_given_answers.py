@@ -7,7 +7,7 @@ import torch
 import captum_dcam
 from captum_dcam import DenoisingForward, Explanation, explain_generation
 from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, TargetError
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 
 ANSWER = "a red circle"
 

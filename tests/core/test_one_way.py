@@ -16,7 +16,7 @@ from captum_dcam.data import dataset
 from captum_dcam.evaluation import Variant, evaluate
 from captum_dcam.maps import Reading
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import (
     SICD,

@@ -18,7 +18,7 @@ from captum_dcam.faithfulness import deletion, infidelity
 from captum_dcam.maps import Reading, word_maps
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.text_relevance import text_relevance
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 from captum_dcam.model.gradients import target_gradients
 from captum_dcam.model.words import Target
 from captum_dcam.presets import preset

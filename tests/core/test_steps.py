@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import captum_dcam
 from captum_dcam import Explanation, explain_generation, explain_steps
 from captum_dcam.errors import ExplanationError, InfeasibleStepError, InputError, WrongTypeError
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 from captum_dcam.model.words import Target
 from captum_dcam.refine import Compose, Gaussian
 from captum_dcam.results.schema import check_explanation

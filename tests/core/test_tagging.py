@@ -16,7 +16,7 @@ from captum_dcam.data.scenes import COLORS, SHAPE_OF, SHAPES, Group, captions, v
 from captum_dcam.errors import MissingPackageError, UnknownNameError
 from captum_dcam.explaining import explain_generation
 from captum_dcam.model import tagging
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 from captum_dcam.model.tagging import EMBEDDED, NOUN_TAGS, tag
 from captum_dcam.model.words import FUNCTION_TAGS
 from captum_dcam.presets import PRESETS, preset

@@ -17,7 +17,8 @@ from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.cli.app import app
 from captum_dcam.errors import InputError, MethodError, ReplayError
 from captum_dcam.mini.loading import MiniImageProcessor, MiniProcessor
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.verification import check_replay, difference
 
 #: family → model, processor, decoding

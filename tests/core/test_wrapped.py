@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import captum_dcam
-from captum_dcam.errors import InputError, WeightsError
+from captum_dcam.errors import InfeasibleStepError, InputError, WeightsError
 from captum_dcam.model.wrappers import compiled, unwrapped
 
 
@@ -127,6 +127,52 @@ def test_learned_prompts_are_refused():
     told = r"'default' is of type PROMPT_TUNING.*give wrap model\.get_base_model\(\)"
     with pytest.raises(InputError, match=told):
         wrapped(Prompted())
+
+
+# -- quantised weights -----------------------------------------------------------------------------
+
+
+def language(model):
+    """Names of the linear layers of the language model's blocks."""
+    layers = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return {n for n in layers if n.startswith("layers.")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_without_a_backward_are_named():
+    quantise = getattr(torch.ao.quantization, "quantize_dynamic", None)
+    if quantise is None or "none" in torch.backends.quantized.engine:
+        pytest.skip("this torch has no quantised layers of its own")
+    model = quantise(tiny.model(), language(tiny.model()))
+    with pytest.raises(
+        InfeasibleStepError, match=r"Linear \(packed\) hold quantised weights.*lens"
+    ):
+        explained(model)
+    settings = dict(methods=["logit_lens", "attention"], gen_length=4)
+    found = captum_dcam.compare(wrapped(model), tiny.picture(), tiny.PROMPT, **settings)
+    assert all(row.maps is not None and bool(row.maps[0].any()) for row in found.rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_with_a_backward_are_explained():
+    """By torchao: weights alone have one, with quantised inputs there is none."""
+    torchao = pytest.importorskip("torchao.quantization")
+    plain = explained(tiny.model())
+    model = tiny.model()
+    names = language(model)
+    torchao.quantize_(
+        model, torchao.Int8WeightOnlyConfig(), filter_fn=lambda _module, name: name in names
+    )
+    found = explained(model)
+    assert found.words == plain.words and not same(found, plain) and same(found, plain, 0.5)
+    model = tiny.model()
+    torchao.quantize_(
+        model,
+        torchao.Int8DynamicActivationInt8WeightConfig(),
+        filter_fn=lambda _module, name: name in names,
+    )
+    with pytest.raises(InfeasibleStepError, match=r"Linear \(.*Tensor\) hold quantised weights"):
+        explained(model)
 
 
 # -- accelerate, and weights that are elsewhere ----------------------------------------------------

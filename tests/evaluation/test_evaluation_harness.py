@@ -28,7 +28,8 @@ from captum_dcam.metrics import (
     oracle_map,
     random_map,
 )
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid, uniform_grid
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, min_max, refinement

@@ -32,7 +32,7 @@ from captum_dcam.metrics import (
     obj_iou,
     pointing_game,
 )
-from captum_dcam.model.forward import force
+from captum_dcam.model.answers import force
 
 TEXT = "a red circle and the star in the image ."
 

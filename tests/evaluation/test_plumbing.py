@@ -24,7 +24,8 @@ from captum_dcam.evaluation.tables import table
 from captum_dcam.faithfulness.reading import with_pixels
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.metrics import oracle_map
-from captum_dcam.model.forward import DenoisingForward, force
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.words import Target
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, refinement
 

@@ -13,7 +13,8 @@ from methods import made
 
 from captum_dcam.errors import BudgetExhaustedError, MethodError
 from captum_dcam.methods import METHODS, AttributionTask, Budget, metered, method, method_names
-from captum_dcam.model.forward import force, single
+from captum_dcam.model.answers import force
+from captum_dcam.model.forward import single
 from captum_dcam.model.words import resolve
 
 
