@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_dcam.model.adapter import Adapter, device_of
+from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 
 #: most words at once: with a cached prefix steps are short
@@ -55,7 +55,7 @@ def _widths(blocks: Iterable[nn.Module]) -> int:
 def free_bytes(adapter: Adapter) -> int | None:
     """Bytes that are free for tensors, on the GPU of the model's blocks that has least; None where
     none is on a GPU by CUDA."""
-    places = {device_of(block) for block in adapter.blocks if any(True for _ in block.parameters())}
+    places = {p.device for block in adapter.blocks for p in block.parameters()} | {adapter.device}
     found = [
         torch.cuda.mem_get_info(place)[0]
         + torch.cuda.memory_reserved(place)
