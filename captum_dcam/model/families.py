@@ -66,9 +66,17 @@ def load_plugin(point: EntryPoint) -> Exception | None:
     return _seen[key]
 
 
-def said(error: Exception) -> str:
-    """An error in one line, for messages about others."""
-    return f"{type(error).__name__}: {error}"
+def said(error: BaseException) -> str:
+    """An error in one line, for messages about others; what transformers hides is said beside it:
+    torch and torchvision of two builds, with which none of its models can be imported."""
+    text, inner = f"{type(error).__name__}: {error}", error
+    while (inner := inner.__cause__ or inner.__context__) is not None:  # type: ignore[assignment]
+        if "operator torchvision::" in str(inner):
+            return (
+                f"{text} ({inner}: torch and torchvision are of two builds; install both from one "
+                "place, or uninstall torchvision, which is not needed)"
+            )
+    return text
 
 
 # -- what captum-dcam models lists -----------------------------------------------------------------

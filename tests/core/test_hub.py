@@ -26,7 +26,7 @@ from captum_dcam.model import families as places
 from captum_dcam.model import hub
 from captum_dcam.model.adapter import Checkpoint, FamilyFacts
 from captum_dcam.model.facts import FAMILIES, ModelFamily
-from captum_dcam.model.families import ADAPTERS, list_models
+from captum_dcam.model.families import ADAPTERS, list_models, said
 
 
 @pytest.fixture
@@ -506,3 +506,16 @@ def test_every_family_can_be_listed(registry):
             assert one["recommended_block"] <= one["deepest_usable_block"] < one["blocks"]
         assert record["package"] is None or record["install"]
         hub.SpecifierSet(record["transformers"])
+
+
+def test_two_builds_of_torch_and_torchvision_are_named():
+    """Transformers hides them behind the name of a class that it could not import."""
+    try:
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from error
+    except ModuleNotFoundError as error:
+        shown = said(error)
+    assert "'PreTrainedModel'" in shown and "uninstall torchvision" in shown
+    assert said(ValueError("x")) == "ValueError: x"
