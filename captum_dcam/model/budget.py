@@ -55,7 +55,7 @@ def _widths(blocks: Iterable[nn.Module]) -> int:
 def free_bytes(adapter: Adapter) -> int | None:
     """Bytes that are free for tensors, on the GPU of the model's blocks that has least; None where
     none is on a GPU by CUDA."""
-    places = {p.device for block in adapter.blocks for p in block.parameters()} | {adapter.device}
+    places = places_of(adapter)
     found = [
         torch.cuda.mem_get_info(place)[0]
         + torch.cuda.memory_reserved(place)
@@ -64,3 +64,8 @@ def free_bytes(adapter: Adapter) -> int | None:
         if place.type == "cuda"
     ]
     return min(found, default=None)
+
+
+def places_of(adapter: Adapter) -> set[torch.device]:
+    """The devices that hold the model's blocks; where these are offloaded, that which computes."""
+    return {p.device for block in adapter.blocks for p in block.parameters()} | {adapter.device}

@@ -67,8 +67,9 @@ def test_a_word_of_a_batch_gets_its_own_gradient():
 
 def test_memory_of_a_gpu_is_what_it_has_and_what_torch_holds_unused(monkeypatch):
     adapter = tiny.adapter("prefix")
-    places = iter([torch.device("cuda", n) for n in (0, 1, 0, 1)])
-    monkeypatch.setattr(budget, "device_of", lambda _block: next(places))
+    assert budget.places_of(adapter) == {torch.device("cpu")}
+    places = {torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")}
+    monkeypatch.setattr(budget, "places_of", lambda _adapter: places)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: ([100, 300][place.index], 999))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda place: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda place: 20)
