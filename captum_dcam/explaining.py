@@ -155,7 +155,9 @@ def explain_generation(
     signed, refined = maps.explained(
         forward, targets, reading, refine, example, seen=read.seen, rows=read.rows
     )
-    found = read.found(signed, refined, chosen)
+    found = read.found(
+        signed, refined, chosen, refine, None if steps is None else steps.probabilities
+    )
     return Explanation(
         prompt=request.prompts[example],
         answer=answer_text(forward.adapter, tokens),

@@ -264,6 +264,7 @@ def document(result: Result) -> dict[str, Any]:
             image, prompt, answer = result.trust.shares[n].tolist()
             record["shares"] = {"image": image, "prompt": prompt, "answer": answer}
             record["text"] = without_nan(result.trust.text.values[n].tolist())
+        if "probabilities" in result.trust.parts:
             record["every_step"] = without_nan(result.trust.probabilities[:, n].tolist())
         words.append(record)
     return {

@@ -54,8 +54,6 @@ PAPER_LAYERS, PAPER_BLOCKS = (10, 20, 25, 29), 32
 WORDINGS = ("concise", "original", "verbose", "repeated")
 #: the two base maps that the modules are tried on: the paper's, and the default preset's
 BASES = {"paper": "diffusion_cam_base", "ours": "diffusion_cam"}
-#: methods that bring their refinements
-PRESETS = ("diffusion_cam", "diffusion_cam_paper")
 #: below this share of its maximum the paper's comparison sets LLaVA-CAM's map to 0
 LLAVA_CAM: Record = {"threshold": 0.4}
 
@@ -66,7 +64,7 @@ def with_twins(variants: Sequence[Variant]) -> list[Variant]:
     out = []
     for one in variants:
         out.append(one)
-        if one.name not in PRESETS and not (one.floor or one.refinements):
+        if not (one.floor or one.refinements or one.build().refines):
             name, at, block = one.name.partition("@")
             name = f"{name}{AFFINITY}{at}{block}"
             out.append(replace(one, name=name, refinements=_stages("affinity")))

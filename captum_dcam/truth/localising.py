@@ -45,7 +45,11 @@ def fitted(
     return shipped() if ours else None
 
 
-def features(signed: Sequence[Tensor], contexts: Sequence[RefineContext]) -> Tensor:
+def features(
+    signed: Sequence[Tensor],
+    contexts: Sequence[RefineContext],
+    spread: Sequence[Tensor] | None = None,
+) -> Tensor:
     r"""Features of each of N words' maps, of the grid with the word's highest peak.
 
     ``agreement``: the mean, weighted by the map, of the map after affinity propagation over its
@@ -55,6 +59,8 @@ def features(signed: Sequence[Tensor], contexts: Sequence[RefineContext]) -> Ten
     Args:
         signed (sequence of Tensor): maps before refinements, one (N, h, w) per grid.
         contexts (sequence of RefineContext): one per grid, with features of the image tokens.
+        spread (sequence of Tensor, optional): the maps after :class:`Affinity`, where they are
+            known. Default: computed
 
     Returns:
         Tensor: (N, 7) float64, in the order of :data:`FEATURES`.
@@ -62,7 +68,9 @@ def features(signed: Sequence[Tensor], contexts: Sequence[RefineContext]) -> Ten
     seeds = [m.relu() for m in signed]
     if not len(seeds[0]):
         return torch.zeros(0, len(FEATURES), dtype=torch.float64)
-    spread = [m.double().cpu() for m in refine_words(seeds, Affinity(), contexts)]
+    if spread is None:
+        spread = refine_words(seeds, Affinity(), contexts)
+    spread = [m.double().cpu() for m in spread]
     seeds = [m.double().cpu() for m in seeds]
     best = torch.stack([m.amax((-2, -1)) for m in seeds]).argmax(0)
     out = torch.zeros(len(best), len(FEATURES), dtype=torch.float64)

@@ -16,7 +16,8 @@ from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.gradients import TargetGradients
 from captum_dcam.model.words import Target, answer_token_texts
 from captum_dcam.presets import Preset
-from captum_dcam.results.trust import Candidate, Trust
+from captum_dcam.refine import Affinity, Compose
+from captum_dcam.results.trust import LATER, Candidate, Trust
 from captum_dcam.truth.localising import UNCALIBRATED, features, fitted, localises
 from captum_dcam.truth.signs import sign_check
 
@@ -70,8 +71,16 @@ class TrustReader:
         """Takes rows of gradients; None where the relevance of text is not wanted."""
         return None if self._text is None else self._text.add
 
-    def found(self, signed: Sequence[Tensor], refined: Sequence[Tensor], chosen: Preset) -> Trust:
-        """What all passes together showed of maps before and after refinements."""
+    def found(
+        self,
+        signed: Sequence[Tensor],
+        refined: Sequence[Tensor],
+        chosen: Preset,
+        refine: Compose,
+        steps: Tensor | None = None,
+    ) -> Trust:
+        """What all passes together showed of maps before and after ``refine``; ``steps``: the
+        probabilities of every step, where they are known."""
         forward = self.forward
         fit = fitted(
             forward.adapter.family,
@@ -80,15 +89,18 @@ class TrustReader:
             self.reading,
             chosen,
         )
-        parts = {} if self._text is None else {"text": self._text.found().normalised()}
+        parts: dict[str, Any] = {} if steps is None else {"probabilities": steps}
+        parts |= {} if self._text is None else {"text": self._text.found().normalised()}
         step = self.reading.step
         contexts = maps.contexts_of(forward, example=self.example, step=step)
+        spread = refined if tuple(refine) == (Affinity(),) else None
         return Trust(
-            localises(features(signed, contexts), fit),
+            localises(features(signed, contexts, spread), fit),
             fit is not None,
             UNCALIBRATED if fit is None else fit.fitted_on,
+            # a token that word and foil share is read nowhere
             tuple(
-                tuple(self._candidates[n, p] for p in t.positions)
+                tuple(self._candidates.get((n, p), ()) for p in t.positions)
                 for n, t in enumerate(self.targets)
             ),
             forward.adapter.warning(forward.request.images[self.example]),
@@ -127,7 +139,7 @@ class _Later:
 def completed(trust: Trust, forward: DenoisingForward, example: int = 0) -> Trust:
     """All parts, computed while what the generation kept is there."""
     one = single(forward, example)
-    for name in ("signs", "text", "probabilities"):
+    for name in LATER:
         if name not in trust.parts:
             assert isinstance(trust.later, _Later)
             trust.parts[name] = trust.later.of(one, name)

@@ -18,6 +18,7 @@ from captum_dcam.errors import ExplanationError, NotBoundError
 from captum_dcam.maps import odds_of
 from captum_dcam.methods.text_relevance import text_relevance
 from captum_dcam.metrics import MAP_FEATURES, Reliability, map_features
+from captum_dcam.model.words import Target
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import Affinity, Compose, RefineContext
 from captum_dcam.results.summary import summarise
@@ -247,3 +248,33 @@ def test_damage_is_named(tmp_path, name, value):
     (folder / "manifest.json").write_text(json.dumps(sealed(old)))
     with pytest.raises(ExplanationError, match=rf"trust\.{name}"):
         Explanation.load(folder)
+
+
+def test_maps_of_every_step_bring_the_probabilities():
+    """They are not computed twice, and are the same."""
+    forward = tiny.bound("prefix")
+    found = explain_generation(forward, every_step=True)
+    assert found.trust.parts["probabilities"] is found.steps.probabilities
+
+
+def test_a_token_that_word_and_foil_share_has_no_candidates():
+    """It is read nowhere, where no other token of the word is read at its step."""
+    forward = tiny.bound("prefix")
+    tokens, steps = forward.trajectory.tokens[0].tolist(), forward.trajectory.commit_step[0]
+    own = (tokens[1], tokens[4])
+    other = next(t for t in range(5, 20) if t not in own)
+    assert int(steps[1]) != int(steps[4])
+    word = Target("word", (1, 4), own, (other, own[1]))
+    found = explain_generation(forward, [word], trust=True)
+    assert [len(c) for c in found.trust.candidates[0]] == [3, 0]
+    assert summarise(found)[0].instead
+
+
+def test_known_propagated_maps_are_not_made_again():
+    """The default preset's own maps: the same features to the bit."""
+    drawn_from = torch.Generator().manual_seed(0)
+    seed, states = (torch.randn(*s, generator=drawn_from) for s in ((3, 6, 7), (5, 6, 7)))
+    context = RefineContext(features=states)
+    spread = Affinity()(seed.relu(), context)
+    made, given = features([seed], [context]), features([seed], [context], [spread])
+    assert torch.equal(made, given)
