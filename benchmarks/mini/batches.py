@@ -180,13 +180,18 @@ class PackedScenes(Dataset):
             columns["pair"].append(np.full(len(p) + len(c), number))
             columns["response"] += [np.zeros(len(p), bool), np.ones(len(c), bool)]
             columns["offset"].append(np.arange(len(p) + len(c)))
-        fill = {"ids": 0, "targets": -100, "pair": -1, "response": False, "offset": 0}
-        out = {}
-        for name, parts in columns.items():
-            joined = np.concatenate(parts)
-            pad = np.full(self.budget - len(joined), fill[name], dtype=joined.dtype)
-            out[name] = np.concatenate([joined, pad])
-        return out
+        return packed(columns, self.budget)
+
+
+def packed(columns: dict[str, list], budget: int) -> dict[str, np.ndarray]:
+    """The parts of every column in one row each, filled up to ``budget`` tokens."""
+    fill = {"ids": 0, "targets": -100, "pair": -1, "response": False, "offset": 0}
+    out = {}
+    for name, parts in columns.items():
+        joined = np.concatenate(parts)
+        pad = np.full(budget - len(joined), fill[name], dtype=joined.dtype)
+        out[name] = np.concatenate([joined, pad])
+    return out
 
 
 def packed_mask(pair: Tensor, response: Tensor, image_tokens: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -49,22 +50,29 @@ class Auxiliary(nn.Module):
 class Trainer:
     """Model, optimisers and losses; the state that a checkpoint holds."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    half: ClassVar[bool] = True  # compute in bfloat16 where that is safe
+
+    def __init__(
+        self, seed: int, device: torch.device, model: MiniForMaskedDiffusion | None = None
+    ) -> None:
         torch.manual_seed(seed)
         self.device = device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.tokenizer = build_tokenizer()
-        config = MiniConfig(vocab_size=len(self.tokenizer))
+        if model is None:
+            model = MiniForMaskedDiffusion(MiniConfig(vocab_size=len(self.tokenizer)))
+        config = model.config
         config._attn_implementation = "eager"
-        self.model = MiniForMaskedDiffusion(config).to(device)
+        self.model = model.to(device)
         self.aux = Auxiliary(config.hidden_size).to(device)
         words = self.tokenizer.convert_tokens_to_ids
         self.shape_words = torch.tensor([words(s) for s in SHAPES], device=device)
         self.color_words = torch.tensor([words(c) for c in COLORS], device=device)
         matrices: list[nn.Parameter] = []
         rest = list(self.aux.parameters())
-        for name, p in self.model.named_parameters():
+        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        for name, p in trained:
             (matrices if p.ndim == 2 and "embed" not in name else rest).append(p)
         self.parameters = [*matrices, *rest]
         # Muon's orthogonalisation is shared out: each process updates its share of the matrices.
@@ -191,7 +199,7 @@ class Trainer:
         lr *= min(1.0, (self.step + 1) / WARMUP)
         aux = stage.aux + (stage.aux_end - stage.aux) * done
         batch = {k: v.to(self.device) for k, v in batch.items()}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             total, text = self.loss(batch, stage, aux)
         total.backward()
         self._average_gradients()

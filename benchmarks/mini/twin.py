@@ -1,0 +1,151 @@
+r"""Training of the autoregressive twin: ``torchrun --nproc-per-node 2 -m benchmarks.mini.twin``.
+
+The twin sees through the embedded model's own eyes: vision tower and projector are frozen, and only
+the transformer is trained on, from the embedded model's weights, with a causal mask over image
+tokens and words and the next word as target. Stages as in :mod:`benchmarks.mini.training`: coarse
+image tokens first, then fine ones. Nothing is auxiliary, since what the auxiliary losses trained is
+frozen here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import typer
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from benchmarks.mini.batches import PackedScenes, Pair, packed
+from benchmarks.mini.trainer import EARLY, Stage, Trainer, grid_positions
+from benchmarks.mini.training import TEXT_BUDGET, train_stage
+from captum_dcam.mini.loading import MiniImageProcessor, load_mini
+
+TRAIN_SEED = 3_000_017  # the twin's own stream of training scenes; no other split uses it
+
+STAGES = (
+    Stage("coarse", 1000, 2, 16, 1.0e-3, 0.5e-3, 0.0, 0.0),
+    Stage("fine", 400, 1, 16, 0.5e-3, 0.0, 0.0, 0.0, 1.0, EARLY, 4),
+)
+
+
+class NextWords(PackedScenes):
+    """Packed pairs whose answers end in one ``<eos>``; every position's target is the next word."""
+
+    def _pack(self, pairs: list[Pair], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        columns: dict[str, list] = {k: [] for k in ("ids", "targets", "pair", "response", "offset")}
+        for number, pair in enumerate(pairs):
+            answer = [*(i for i in pair.canvas if i != self.maker.eos), self.maker.eos]
+            ids = np.array(pair.prompt + answer)
+            ahead = np.full(len(ids), -100)
+            first = len(pair.prompt) - 1
+            ahead[first:-1] = ids[first + 1 :]
+            columns["ids"].append(ids)
+            columns["targets"].append(ahead)
+            columns["pair"].append(np.full(len(ids), number))
+            columns["response"].append(np.arange(len(ids)) > first)
+            columns["offset"].append(np.arange(len(ids)))
+        return packed(columns, self.budget)
+
+
+def causal_packed_mask(pair: Tensor, image_tokens: int) -> Tensor:
+    """Attention of packed text (B, 1, T, N + T): the image, and what stands before in its pair."""
+    length = pair.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=pair.device).tril()
+    image = torch.ones(*pair.shape, image_tokens, dtype=torch.bool, device=pair.device)
+    return torch.cat((image, (pair[:, :, None] == pair[:, None, :]) & before), dim=2)[:, None]
+
+
+class TwinTrainer(Trainer):
+    """The embedded model's trainer with frozen eyes and next-word targets, in float32."""
+
+    half: ClassVar[bool] = False
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        model, _ = load_mini()
+        model = model.train().requires_grad_(True)
+        model.vision_tower.requires_grad_(False)
+        model.projector.requires_grad_(False)
+        super().__init__(seed, device, model)
+        model.config._attn_implementation = "sdpa"  # in float32 it is the faster one
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = trained
+        # every process takes the same step by the averaged gradients: there is nothing to share
+        self.shares = []
+        self.optimizers = (torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98)),)
+
+    def loss(self, batch: dict, stage: Stage, aux_weight: float) -> tuple[Tensor, Tensor]:
+        pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            image = self.model.get_image_features(pixels, stage.pool)
+        n = image.shape[1]
+        positions = grid_positions(self.model.config.grid, stage.pool, self.device)
+        embeds = torch.cat((image, self.model.embed_words(batch["ids"]).to(image.dtype)), dim=1)
+        text = 576 + batch["offset"]
+        causal = torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
+        out = self.model(
+            inputs_embeds=embeds,
+            segments=(n, text.shape[1]),
+            segment_masks=(causal, causal_packed_mask(batch["pair"], n)),
+            position_ids=torch.cat((positions.expand(len(text), -1), text), dim=1),
+            logits_from=n,
+        )
+        scale = torch.where(batch["pair"] >= stage.descriptions, stage.question_weight, 1.0)
+        text_loss = self.text_loss(out.logits, batch["targets"], scale)
+        return text_loss, text_loss.detach()
+
+
+def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) -> TwinTrainer:
+    """Train through all stages, resuming from ``out/checkpoint.pt`` when it is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    trainer = TwinTrainer(seed, device)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    first, scene = 0, 0
+    for stage in stages:
+        begin = max(trainer.step - first, 0)
+        if begin < stage.steps:
+            count = stage.steps * stage.batch
+            data = NextWords(
+                trainer.tokenizer,
+                TRAIN_SEED + seed,
+                scene + count,
+                TEXT_BUDGET,
+                stage.masking,
+                stage.descriptions,
+            )
+            first_row = scene + begin * stage.batch + trainer.rank
+            rows = Subset(data, range(first_row, scene + count, trainer.world))
+            loader = DataLoader(rows, stage.batch // trainer.world, num_workers=workers)
+            train_stage(trainer, stage, loader, begin, checkpoint, out / "log.csv")
+        first, scene = first + stage.steps, scene + stage.steps * stage.batch
+    return trainer
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")],
+    seed: Annotated[int, typer.Option(help="Seed of scenes.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that draw scenes; 0: none.")] = 0,
+) -> None:
+    """Train the twin and write its weights to OUT/weights (safetensors, float16)."""
+    trainer = run(out, seed, workers)
+    if trainer.rank > 0:
+        return
+    model = trainer.model.half()
+    model.config.training_settings = {"seed": seed, "stages": [asdict(s) for s in STAGES]}
+    model.save_pretrained(out / "weights")
+    trainer.tokenizer.save_pretrained(out / "weights")
+    MiniImageProcessor(model.config.image_size).save_pretrained(out / "weights")
+
+
+if __name__ == "__main__":
+    typer.run(main)
