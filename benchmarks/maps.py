@@ -38,10 +38,9 @@ from captum_dcam.comparing import generator_of, run_method
 from captum_dcam.data.scenes import COLORS, HELD_OUT, SHAPE_OF, Scene, make_scene, named_object
 from captum_dcam.evaluation import FLOORS, Word
 from captum_dcam.evaluation.measure import numbers
-from captum_dcam.faithfulness.sanity import rank_correlation
 from captum_dcam.files import write_json
 from captum_dcam.methods import AttributionTask, Method, method, method_names
-from captum_dcam.metrics import localization, pointing_game
+from captum_dcam.metrics import localization, pointing_game, rank_correlation
 from captum_dcam.model.words import Target, answer_token_texts, words_of
 from captum_dcam.refine import Affinity, Compose, paper_refinements
 

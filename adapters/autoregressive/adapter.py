@@ -27,6 +27,7 @@ from captum_dcam.adapters.autoregressive.decoding import (
 )
 from captum_dcam.adapters.autoregressive.facts import AutoregressiveFamily
 from captum_dcam.adapters.autoregressive.loading import FAMILIES, loaded
+from captum_dcam.adapters.common import causal
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.visuals import Family
@@ -86,7 +87,7 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         return self._family.any_size
 
     def query_position(self, layout: Layout, position: int) -> int:
-        return layout.prefix_length + position - 1
+        return causal.query_position(layout, position)
 
     def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
         """Keyword arguments of the family's forward and ``generate``."""
@@ -107,29 +108,12 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         cached = self.cache == "prefix"
         inputs = self._inputs(request.pixels, request.extras)
         tokens, confidence = decoded(self.model, inputs, options, generator, cached)
-        count = tokens.shape[1]
-        prefix = request.layout.prefix_length
-        # the cached run reads the first token from the prefill: step 0 has no run of its own
-        behind = (prefix, 0, *[1] * (count - 1))
-        return Trajectory(
-            tokens=tokens,
-            states=self.forced_states(tokens),
-            final_state=(tokens,),
-            commit_step=torch.arange(count, device=tokens.device).expand_as(tokens).clone(),
-            confidence=confidence,
-            cache=self.cache,
-            image_end=request.layout.image_end,
-            settings={k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()},
-            read_at=_seen(count, tokens.device, 0)[:, None].expand(-1, len(tokens), -1),
-            own_calls=True,  # token by token
-            lengths=behind if cached else tuple(prefix + t for t in range(count)),
-        )
+        plain = {k: v if isinstance(v, PLAIN) else repr(v) for k, v in settings.items()}
+        return causal.written(tokens, confidence, self.cache, request.layout, self._filler, plain)
 
     def forced_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Step t sees the tokens before t; padding stands for the rest."""
-        count = tokens.shape[1]
-        seen = _seen(count, tokens.device, -1)
-        return (tokens[None].where(seen[:, None], self._filler),)
+        return causal.states_of(tokens, self._filler)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:
         return embedded(self.model, self._inputs(pixels, extras))
@@ -142,8 +126,3 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.language_model.norm(hidden))
-
-
-def _seen(count: int, device: torch.device, diagonal: int) -> Tensor:
-    """(S, T) bool of T tokens in T steps: those before each step's own (-1), or it as well (0)."""
-    return torch.ones(count, count, dtype=torch.bool, device=device).tril(diagonal)

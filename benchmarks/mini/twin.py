@@ -29,8 +29,8 @@ from captum_dcam.mini.loading import MiniImageProcessor, load_mini
 TRAIN_SEED = 3_000_017  # the twin's own stream of training scenes; no other split uses it
 
 STAGES = (
-    Stage("coarse", 1000, 2, 16, 1.0e-3, 0.5e-3, 0.0, 0.0),
-    Stage("fine", 400, 1, 16, 0.5e-3, 0.0, 0.0, 0.0, 1.0, EARLY, 4),
+    Stage("coarse", 400, 2, 16, 1.0e-3, 0.8e-3, 0.0, 0.0),
+    Stage("fine", 300, 1, 16, 0.6e-3, 0.0, 0.0, 0.0, 1.0, EARLY, 4),
 )
 
 

@@ -25,7 +25,6 @@ from captum_dcam.faithfulness.sanity import (
     answer_shuffle,
     parameter_randomization,
     placebo,
-    rank_correlation,
     shuffled_answer,
     structural_similarity,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "insertion",
     "parameter_randomization",
     "placebo",
-    "rank_correlation",
     "sensitivity_max",
     "shuffled_answer",
     "structural_similarity",

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from captum_dcam.errors import InputError, MethodError
 from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example
-from captum_dcam.metrics import obj_iou
+from captum_dcam.metrics import obj_iou, rank_correlation
 from captum_dcam.metrics._checks import stretched
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, holding
@@ -214,32 +213,6 @@ def placebo(
         at = torch.randint(len(others), (), generator=generator, device=generator.device)
         drawn.append(int(others[int(at)]))
     return metric(maps, masks), metric(maps[drawn], masks)
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    r"""Spearman's correlation over the last axis; equal values share their mean rank.
-
-    Degenerate cases: 0 if one of the two is constant, 1 if both are: nothing has changed then, and
-    a sanity check must not take that for a difference.
-
-    Args:
-        first, second (Tensor): (..., N), finite, of one shape; signed values are fine.
-
-    Returns:
-        Tensor: (...) float64, in [-1, 1].
-    """
-    if first.shape != second.shape or first.ndim < 1 or first.shape[-1] == 0:
-        raise InputError(
-            f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
-            "(..., N) with N of at least 1"
-        )
-    ranks = (stats.rankdata(x.detach().cpu().double(), axis=-1) for x in (first, second))
-    one, two = (torch.from_numpy(x) for x in ranks)
-    one, two = (x - x.mean(-1, keepdim=True) for x in (one, two))
-    lengths = one.square().sum(-1), two.square().sum(-1)
-    flat = [length == 0 for length in lengths]
-    ratio = (one * two).sum(-1) / (lengths[0] * lengths[1]).sqrt().masked_fill(flat[0] | flat[1], 1)
-    return torch.where(flat[0] & flat[1], torch.ones_like(ratio), ratio).clamp(-1, 1)
 
 
 def structural_similarity(first: Tensor, second: Tensor, window: int = 7) -> Tensor:

@@ -12,12 +12,21 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
   :func:`expected_calibration_error`
 - floors and a ceiling to compare with: :func:`random_map`, :func:`center_blob_map`,
   :func:`oracle_map`
+- how far two maps agree: :func:`agreement`, :func:`rank_correlation`, :func:`top_overlap`,
+  :func:`peak_distance`
 - how sure is a mean: :func:`bootstrap_ci`, :func:`cluster_bootstrap` (words of images),
   :func:`paired_bootstrap`
 
 Maps are non-negative, finite floats (..., H, W); masks are booleans at the maps' resolution.
 """
 
+from captum_dcam.metrics.agreement import (
+    Agreement,
+    agreement,
+    peak_distance,
+    rank_correlation,
+    top_overlap,
+)
 from captum_dcam.metrics.bootstrap import (
     BootstrapInterval,
     bootstrap_ci,
@@ -62,10 +71,12 @@ __all__ = [
     "CONTRAST_CAP",
     "MAP_FEATURES",
     "OTSU_BINS",
+    "Agreement",
     "BootstrapInterval",
     "LocalizationScores",
     "PlausibilityScores",
     "Reliability",
+    "agreement",
     "auroc",
     "binarize_otsu",
     "bootstrap_ci",
@@ -90,8 +101,11 @@ __all__ = [
     "oracle_map",
     "otsu_threshold",
     "paired_bootstrap",
+    "peak_distance",
     "phrase_iou",
     "plausibility",
     "pointing_game",
     "random_map",
+    "rank_correlation",
+    "top_overlap",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokeni
 from transformers.image_processing_utils import ImageProcessingMixin
 
 from captum_dcam.errors import InputError, MissingFileError, WeightsError
-from captum_dcam.mini.configuration import MiniConfig
+from captum_dcam.mini.causal import MiniForCausalLM
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.images import as_image
 from captum_dcam.model.versions import in_type
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: where the packaged weights of a class of models lie
+PACKAGED = {MiniForMaskedDiffusion: WEIGHTS, MiniForCausalLM: WEIGHTS.with_name("weights_ar")}
+M = TypeVar("M", bound=MiniForMaskedDiffusion)
 #: how many times the shorter side the longer one may be
 MAX_ASPECT = 100.0
 
@@ -102,14 +105,17 @@ class MiniProcessor:
 def load_mini(
     folder: str | Path | None = None,
     *,
+    kind: type[M] = MiniForMaskedDiffusion,  # type: ignore[assignment]  # a default of a TypeVar
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     device_map: Any = None,
-) -> tuple[MiniForMaskedDiffusion, MiniProcessor]:
-    r"""Model (eval mode, parameters frozen) and processor of the embedded model.
+) -> tuple[M, MiniProcessor]:
+    r"""Model (eval mode, parameters frozen) and processor of the embedded model, or of its twin.
 
     Args:
         folder (path, optional): a folder written by ``save_pretrained``. Default: the packaged one
+        kind (type, optional): ``MiniForMaskedDiffusion``, or its autoregressive twin
+            ``MiniForCausalLM``. Default: the former
         device (torch.device, optional): Default: ``"cpu"``
         dtype (torch.dtype, optional): Default: ``torch.float32``
         device_map (optional): in place of ``device``, as ``from_pretrained`` has it.
@@ -118,7 +124,7 @@ def load_mini(
         FileNotFoundError: the folder lacks a file; the message lists what is expected.
         WeightsError: the folder's files are damaged or belong to another model.
     """
-    folder = WEIGHTS if folder is None else Path(folder)
+    folder = PACKAGED[kind] if folder is None else Path(folder)
     expected = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
     missing = [name for name in expected if not (folder / name).is_file()]
     if missing:
@@ -126,7 +132,7 @@ def load_mini(
             f"{folder} is not a folder of the embedded model: {', '.join(missing)} missing "
             f"(expected {', '.join(expected)})"
         )
-    model = _read_model(folder, dtype, device_map).eval().requires_grad_(False)
+    model = _read_model(folder, kind, dtype, device_map).eval().requires_grad_(False)
     if device_map is None:
         model = model.to(device)
     tokenizer = _read(folder / "tokenizer.json", tokenizer_of)
@@ -156,22 +162,23 @@ def _read(path: Path, function: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _read_model(folder: Path, dtype: torch.dtype, device_map: Any) -> MiniForMaskedDiffusion:
+def _read_model(folder: Path, kind: type[M], dtype: torch.dtype, device_map: Any) -> M:
     """The model of a folder, every weight of which came from its file."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder / 'config.json'} is damaged or not a model's configuration ({error})"
         ) from error
-    if kind != MiniConfig.model_type:
+    wanted = kind.config_class.model_type
+    if found != wanted:
         raise WeightsError(
-            f"{folder} holds a model of type {kind!r}: expected {MiniConfig.model_type!r}; load it "
-            "with its own family"
+            f"{folder} holds a model of type {found!r}: expected {wanted!r}; load it with its own "
+            "family"
         )
     path = folder / "model.safetensors"
     try:
-        model, info = MiniForMaskedDiffusion.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             device_map=device_map,
             local_files_only=True,

@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from skimage.metrics import structural_similarity as skimage_ssim
 
-from captum_dcam.faithfulness import rank_correlation, structural_similarity
+from captum_dcam.faithfulness import structural_similarity
+from captum_dcam.metrics import rank_correlation
 
 
 @pytest.mark.parametrize("seed", range(4))
