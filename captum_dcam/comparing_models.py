@@ -6,8 +6,9 @@ writes is read from its own generation, because a given answer has no steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -48,11 +49,14 @@ def compare_models(
     foil: FoilLike = None,
     layers: Sequence[int | None] | None = None,
     score: Score = "commit",
+    backward: str = "exact",
     refinements: Refinement | Sequence[Refinement] = (),
     masks: MasksLike = None,
     seed: int = 0,
     errors: str = "report",
     tagger: str = DEFAULT_TAGGER,
+    internal_batch_size: int | None = None,
+    progress: Callable[[str], None] | None = None,
     generation: Sequence[Mapping[str, Any]] | None = None,
 ) -> ModelComparison:
     r"""Force one answer into several models and explain its words in each.
@@ -69,12 +73,15 @@ def compare_models(
         methods (optional): as in :func:`captum_dcam.compare`; each runs on each model.
             Default: Diffusion-CAM alone
         answer (str, optional): the text. Default: what the first model writes
-        foil (optional), score (str, optional), refinements (optional), masks (optional), seed
-            (int, optional), errors (str, optional), tagger (str, optional): as in
-            :func:`captum_dcam.compare`; a given answer has no numbered steps.
+        foil (optional), score (str, optional), backward (str, optional), refinements (optional),
+            masks (optional), seed (int, optional), errors (str, optional), tagger (str, optional),
+            progress (callable, optional): as in :func:`captum_dcam.compare`; a given answer has no
+            numbered steps.
         layers (sequence of int or None, optional): block of each model. Default: recommended ones
         generation (sequence of dict, optional): decoding settings of each model for the answer
             that it writes itself. Default: the families' own
+        internal_batch_size (int, optional): as in
+            :class:`~captum_dcam.model.forward.DenoisingForward`. Default: what fits
 
     Raises:
         InputError: fewer than two models, or lists of another length than the models.
@@ -106,7 +113,7 @@ def compare_models(
     depths = _each("layers", layers, len(named), None)
     settings = _each("generation", generation, len(named), {})
     forwards = {
-        name: DenoisingForward(adapter, layer, checked)
+        name: DenoisingForward(adapter, layer, checked, internal_batch_size=internal_batch_size)
         for (name, adapter), layer in zip(named.items(), depths, strict=True)
     }
     requests = {name: f.adapter.prepare([images], [prompt]) for name, f in forwards.items()}
@@ -133,14 +140,20 @@ def compare_models(
                 chosen,
                 foil=foil,
                 score=checked,
+                backward=backward,
                 refinements=refinements,
                 masks=own_masks,
                 seed=seed,
                 errors=errors,
                 tagger=tagger,
+                progress=None if progress is None else partial(_say, progress, name),
             )
         _check_same_words(found)
     return _joined(found, requests, tuple(orders))
+
+
+def _say(progress: Callable[[str], None], model: str, method: str) -> None:
+    progress(f"{model}: {method}")
 
 
 # -- what is checked -------------------------------------------------------------------------------

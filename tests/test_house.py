@@ -17,7 +17,7 @@ FLOORS = (
     ("adapters",),
     ("faithfulness", "results"),
     ("comparing", "viewer", "truth"),
-    ("explaining", "attribution", "evaluation"),
+    ("explaining", "attribution", "comparing_models", "evaluation"),
     ("calibration", "testing"),
     ("doctor",),
     ("cli",),

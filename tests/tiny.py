@@ -9,6 +9,7 @@ from copying import copied
 from PIL import Image
 
 import captum_dcam
+from captum_dcam.mini.causal import MiniForCausalLM
 from captum_dcam.mini.configuration import MiniConfig
 from captum_dcam.mini.loading import WEIGHTS, MiniImageProcessor, MiniProcessor, tokenizer_of
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
@@ -41,11 +42,11 @@ def config(**changes):
 
 
 @copied
-def model(seed=0, dtype=torch.float32, **changes):
+def model(seed=0, dtype=torch.float32, kind=MiniForMaskedDiffusion, **changes):
     """Random weights; keys are enlarged so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = MiniForMaskedDiffusion(config(**changes))
+        made = kind(kind.config_class.from_dict(config(**changes).to_dict()))
     with torch.no_grad():
         for block in made.layers:
             block.attention.k_proj.weight.mul_(4)
@@ -58,6 +59,11 @@ def processor():
 
 def adapter(cache, seed=0, dtype=torch.float32):
     return captum_dcam.wrap(model(seed, dtype), processor(), cache=cache)
+
+
+def twin(cache, dtype=torch.float32, seed=0):
+    """The autoregressive twin of :func:`adapter`: the same weights."""
+    return captum_dcam.wrap(model(seed, dtype, MiniForCausalLM), processor(), cache=cache)
 
 
 def picture(seed=0, size=(80, 60), mode="RGB"):

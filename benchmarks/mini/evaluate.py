@@ -1,4 +1,4 @@
-r"""Held-out accuracy of the embedded model: ``python -m benchmarks.mini.evaluate``.
+r"""Held-out accuracy of the embedded model or its twin: ``python -m benchmarks.mini.evaluate``.
 
 Descriptions count an object as named when its colour and shape stand together in the answer (as
 many times as the scene has them, by the number word); an object is invented when the answer names
@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from captum_dcam.data.scenes import COLORS, HELD_OUT, NUMBERS, SHAPE_OF, Scene, make_scene
 from captum_dcam.files import write_json
-from captum_dcam.mini.loading import MiniProcessor, load_mini
-from captum_dcam.mini.modeling import MiniForMaskedDiffusion, generate
+from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.hub import load
+from captum_dcam.model.words import answer_text
 
 KINDS = ("exist", "color", "shape", "count", "relation")
 
@@ -37,18 +38,12 @@ def named_objects(answer: str) -> Counter:
 
 
 def answers(
-    model: MiniForMaskedDiffusion,
-    processor: MiniProcessor,
-    scenes: list[Scene],
-    prompts: list[str],
-    gen_length: int,
-    prefix_cache: bool,
+    adapter: Adapter, scenes: list[Scene], prompts: list[str], gen_length: int
 ) -> list[str]:
     """Greedy answers, one token per step."""
-    inputs = processor([[s.image] for s in scenes], prompts)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    out = generate(model, **inputs, gen_length=gen_length, prefix_cache=prefix_cache)
-    return processor.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
+    request = adapter.prepare([[s.image] for s in scenes], prompts)
+    out = adapter.generate(request, generator=None, gen_length=gen_length)
+    return [answer_text(adapter, row) for row in out.tokens.tolist()]
 
 
 @dataclass
@@ -67,10 +62,8 @@ class Tally:
 
 
 def evaluate(
-    model: MiniForMaskedDiffusion,
-    processor: MiniProcessor,
+    adapter: Adapter,
     scenes: int,
-    prefix_cache: bool,
     kinds: tuple[str, ...] = KINDS,
     batch: int = 25,
     progress: bool = True,
@@ -79,12 +72,10 @@ def evaluate(
     """Rates over held-out scenes from ``first`` on: objects, inventions, kinds of questions."""
     tally = Tally(Counter(), Counter())
     for start in tqdm(
-        range(first, first + scenes, batch), disable=not progress, desc=f"cache={prefix_cache}"
+        range(first, first + scenes, batch), disable=not progress, desc=f"cache {adapter.cache}"
     ):
         part = [make_scene(HELD_OUT, i) for i in range(start, min(start + batch, first + scenes))]
-        texts = answers(
-            model, processor, part, ["describe the image ."] * len(part), 32, prefix_cache
-        )
+        texts = answers(adapter, part, ["describe the image ."] * len(part), 32)
         for scene, text in zip(part, texts, strict=True):
             truth = Counter((o.color, o.shape) for o in scene.objects)
             named = named_objects(text)
@@ -94,9 +85,7 @@ def evaluate(
         asked = [(s, q) for i, s in enumerate(part) for q in _one_of_each(s, start + i, kinds)]
         for at in range(0, len(asked), batch):
             rows = asked[at : at + batch]
-            texts = answers(
-                model, processor, [s for s, _ in rows], [q[1] for _, q in rows], 8, prefix_cache
-            )
+            texts = answers(adapter, [s for s, _ in rows], [q[1] for _, q in rows], 8)
             for (_, (kind, _, answer)), text in zip(rows, texts, strict=True):
                 tally.add(f"question: {kind}", int(text == answer))
     return tally.rates()
@@ -113,24 +102,27 @@ def _one_of_each(scene: Scene, index: int, kinds: tuple[str, ...]) -> list[tuple
 
 
 def main(
-    weights: Annotated[Path | None, typer.Option(help="Default: the packaged weights.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="A folder of weights, or the packaged ones: mini, mini_ar.")
+    ] = "mini",
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
     first: Annotated[int, typer.Option(help="Number of the first scene.")] = 0,
     full_kinds: Annotated[str, typer.Option(help="Questions asked without cache.")] = "exist,color",
     full_dtype: Annotated[
-        str, typer.Option(help="Type without cache: bfloat16 is faster.")
+        str, typer.Option(help="Type without cache: bfloat16 may be faster.")
     ] = "float32",
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Print held-out accuracies in both decoding caches."""
-    model, processor = load_mini(weights)
-    table = {"prefix cache": evaluate(model, processor, scenes, True, first=first)}
-    model = model.to(getattr(torch, full_dtype))
-    table["full sequence"] = evaluate(
-        model, processor, scenes, False, tuple(full_kinds.split(",")), first=first
+    dtype = getattr(torch, full_dtype)
+    cached, whole = (
+        load(weights, cache=cache, dtype=kind)
+        for cache, kind in (("prefix", torch.float32), ("none", dtype))
     )
+    table = {"prefix cache": evaluate(cached, scenes, first=first)}
+    table["full sequence"] = evaluate(whole, scenes, tuple(full_kinds.split(",")), first=first)
     typer.echo(
-        f"{scenes} held-out scenes (stream {HELD_OUT}), greedy, blocks of 4; prefix cache in "
+        f"{scenes} held-out scenes (stream {HELD_OUT}), greedy; prefix cache in "
         f"float32, full sequence in {full_dtype}"
     )
     for kind in table["prefix cache"]:

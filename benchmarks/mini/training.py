@@ -18,7 +18,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.mini.batches import Masking, PackedScenes
 from benchmarks.mini.trainer import Stage, Trainer
 from captum_dcam.mini.loading import MiniImageProcessor
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 
 TRAIN_SEED = 1_000_003  # the stream of training scenes; no other split uses it
 BLOCKS = Masking(0.15, 0.55, (4, 8))  # nearer to how the model is decoded
@@ -45,13 +46,24 @@ STAGES = (
 TEXT_BUDGET = 200
 
 
-def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) -> Trainer:
+T = TypeVar("T", bound=Trainer)
+
+
+def run(
+    out: Path,
+    seed: int,
+    workers: int,
+    stages: tuple[Stage, ...] = STAGES,
+    kind: type[T] = Trainer,  # type: ignore[assignment]  # a default of a TypeVar
+    scenes: type[PackedScenes] = PackedScenes,
+    stream: int = TRAIN_SEED,
+) -> T:
     """Train through all stages, resuming from ``out/checkpoint.pt`` when it is there."""
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
-    trainer = Trainer(seed, device)
+    trainer = kind(seed, device)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -60,9 +72,9 @@ def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) 
         begin = max(trainer.step - first, 0)
         if begin < stage.steps:
             count = stage.steps * stage.batch
-            data = PackedScenes(
+            data = scenes(
                 trainer.tokenizer,
-                TRAIN_SEED + seed,
+                stream + seed,
                 scene + count,
                 TEXT_BUDGET,
                 stage.masking,
@@ -114,11 +126,20 @@ def main(
 ) -> None:
     """Train the embedded model and write its weights to OUT/weights (safetensors, float16)."""
     trainer = run(out, seed, workers)
-    if trainer.rank > 0:
-        return
-    model = trainer.model.half()
-    model.config.training_settings = {"seed": seed, "stages": [asdict(s) for s in STAGES]}
-    model.save_pretrained(out / "weights")
+    if trainer.rank == 0:
+        write(trainer, trainer.model, STAGES, seed, out)
+
+
+def write(
+    trainer: Trainer,
+    model: MiniForMaskedDiffusion,
+    stages: tuple[Stage, ...],
+    seed: int,
+    out: Path,
+) -> None:
+    """A trained model with its processor, in OUT/weights."""
+    model.config.training_settings = {"seed": seed, "stages": [asdict(s) for s in stages]}
+    model.half().save_pretrained(out / "weights")
     trainer.tokenizer.save_pretrained(out / "weights")
     MiniImageProcessor(model.config.image_size).save_pretrained(out / "weights")
 

@@ -9,22 +9,20 @@ frozen here.
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import typer
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from benchmarks.mini.batches import PackedScenes, Pair, packed
 from benchmarks.mini.trainer import EARLY, Stage, Trainer, grid_positions
-from benchmarks.mini.training import TEXT_BUDGET, train_stage
-from captum_dcam.mini.loading import MiniImageProcessor, load_mini
+from benchmarks.mini.training import run, write
+from captum_dcam.mini.causal import MiniCausalConfig, MiniForCausalLM
+from captum_dcam.mini.loading import load_mini
+from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 
 TRAIN_SEED = 3_000_017  # the twin's own stream of training scenes; no other split uses it
 
@@ -100,51 +98,24 @@ class TwinTrainer(Trainer):
         return text_loss, text_loss.detach()
 
 
-def run(out: Path, seed: int, workers: int, stages: tuple[Stage, ...] = STAGES) -> TwinTrainer:
-    """Train through all stages, resuming from ``out/checkpoint.pt`` when it is there."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
-    trainer = TwinTrainer(seed, device)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.load(checkpoint)
-    first, scene = 0, 0
-    for stage in stages:
-        begin = max(trainer.step - first, 0)
-        if begin < stage.steps:
-            count = stage.steps * stage.batch
-            data = NextWords(
-                trainer.tokenizer,
-                TRAIN_SEED + seed,
-                scene + count,
-                TEXT_BUDGET,
-                stage.masking,
-                stage.descriptions,
-            )
-            first_row = scene + begin * stage.batch + trainer.rank
-            rows = Subset(data, range(first_row, scene + count, trainer.world))
-            loader = DataLoader(rows, stage.batch // trainer.world, num_workers=workers)
-            train_stage(trainer, stage, loader, begin, checkpoint, out / "log.csv")
-        first, scene = first + stage.steps, scene + stage.steps * stage.batch
-    return trainer
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")],
     seed: Annotated[int, typer.Option(help="Seed of scenes.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes; 0: none.")] = 0,
 ) -> None:
     """Train the twin and write its weights to OUT/weights (safetensors, float16)."""
-    trainer = run(out, seed, workers)
-    if trainer.rank > 0:
-        return
-    model = trainer.model.half()
-    model.config.training_settings = {"seed": seed, "stages": [asdict(s) for s in STAGES]}
-    model.save_pretrained(out / "weights")
-    trainer.tokenizer.save_pretrained(out / "weights")
-    MiniImageProcessor(model.config.image_size).save_pretrained(out / "weights")
+    trainer = run(out, seed, workers, STAGES, TwinTrainer, NextWords, TRAIN_SEED)
+    if trainer.rank == 0:
+        write(trainer, causal(trainer.model), STAGES, seed, out)
+
+
+def causal(model: MiniForMaskedDiffusion) -> MiniForCausalLM:
+    """The trained weights in the class that masks by itself; the eyes as they are packaged."""
+    own = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
+    shapes = {k: v for k, v in model.config.to_dict().items() if k not in own}
+    twin = MiniForCausalLM(MiniCausalConfig(**shapes))
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 if __name__ == "__main__":

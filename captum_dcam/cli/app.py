@@ -27,7 +27,16 @@ from captum_dcam.errors import DcamError, EvaluationError
 from captum_dcam.shown import harmless
 
 #: the commands that the help shows first, in this order
-FIRST = ("explain", "compare", "models", "doctor", "evaluate", "table", "calibrate")
+FIRST = (
+    "explain",
+    "compare",
+    "compare_models",
+    "models",
+    "doctor",
+    "evaluate",
+    "table",
+    "calibrate",
+)
 
 
 class Program(TyperGroup):
@@ -93,7 +102,7 @@ def _common(
 for found in iter_modules(cli.__path__, f"{cli.__name__}."):
     import_module(found.name)  # a file of a command enters it
 for name in dict.fromkeys((*FIRST, *COMMANDS)):
-    app.command(name, cls=Command)(COMMANDS[name])
+    app.command(name.replace("_", "-"), cls=Command)(COMMANDS[name])
 
 
 def _end(number: int, _frame: Any) -> None:

@@ -4,7 +4,13 @@ Everything here draws with Pillow and numpy (text strips with matplotlib's figur
 global state, any thread.
 """
 
-from captum_dcam.viewer.folder import prepare_folder, write_comparison, write_folder
+from captum_dcam.viewer.folder import (
+    prepare_folder,
+    write_comparison,
+    write_folder,
+    write_models,
+)
+from captum_dcam.viewer.models_panel import models_panel
 from captum_dcam.viewer.overlay import overlay, word_map, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
@@ -13,6 +19,7 @@ from captum_dcam.viewer.text import text_html, text_strip
 __all__ = [
     "comparison_panel",
     "contact_sheet",
+    "models_panel",
     "overlay",
     "prepare_folder",
     "text_html",
@@ -21,4 +28,5 @@ __all__ = [
     "word_overlay",
     "write_comparison",
     "write_folder",
+    "write_models",
 ]

@@ -10,6 +10,8 @@ from captum_dcam.files import COMPRESSION
 from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.manifests import check_folder, new_folder
+from captum_dcam.results.model_comparison import ModelComparison
+from captum_dcam.viewer.models_panel import models_panel
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
@@ -120,3 +122,16 @@ def write_comparison(
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)
     return comparison.save(folder, {PANEL: panel})
+
+
+def write_models(found: ModelComparison, folder: str | Path) -> Path:
+    r"""Write a comparison of models and its panel into ``folder``, which appears complete or not
+    at all.
+
+    Files: ``panel.png``, and what :meth:`ModelComparison.save` writes.
+
+    Raises:
+        FileError: as :func:`prepare_folder`, or it cannot be written; nothing is left behind.
+    """
+    folder = prepare_folder(folder, "comparison")
+    return found.save(folder, {PANEL: models_panel(found)})
