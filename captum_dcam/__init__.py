@@ -11,8 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
-    from captum_dcam.comparing import compare, compare_generation
-    from captum_dcam.comparing_models import compare_models
+    from captum_dcam.comparing import compare, compare_generation, compare_models
     from captum_dcam.errors import DcamError
     from captum_dcam.explaining import explain, explain_generation, explain_steps
     from captum_dcam.model.forward import DenoisingForward
@@ -49,8 +48,7 @@ _public = lazily(
     __name__,
     {
         "attribution": ("DiffusionCAM",),
-        "comparing": ("compare", "compare_generation"),
-        "comparing_models": ("compare_models",),
+        "comparing": ("compare", "compare_generation", "compare_models"),
         "errors": ("DcamError",),
         "explaining": ("explain", "explain_generation", "explain_steps"),
         "model.forward": ("DenoisingForward",),

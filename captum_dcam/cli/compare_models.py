@@ -81,7 +81,7 @@ def compare_models(options: Options) -> None:
 
 def run(options: Options) -> Compared:
     """Compare and write; everything that can be checked is checked before any work."""
-    from captum_dcam.comparing_models import compare_models
+    from captum_dcam.comparing import compare_models
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.model.foils import check_foil
     from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
@@ -103,7 +103,7 @@ def run(options: Options) -> Compared:
         image, scene, source = parsing.image_of(options)
         forward = parsing.written(options, image, device, say)
         first = forward.adapter
-        text = answer_text(first, forward.trajectory.tokens[0].tolist())
+        text = options.answer or answer_text(first, forward.trajectory.tokens[0].tolist())
         models = {options.model: first}
         for name in others:
             say(f"Loading {name}")

@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from captum_dcam import checks
-from captum_dcam.comparing import MasksLike, MethodLike, chosen_methods, compare_generation
+from captum_dcam.comparing.methods import (
+    MasksLike,
+    MethodLike,
+    chosen_methods,
+    compare_generation,
+)
 from captum_dcam.errors import InputError, InputTypeError, TargetError
 from captum_dcam.metrics import agreement
 from captum_dcam.model.adapter import Adapter, Request
@@ -101,7 +106,8 @@ def compare_models(
     images = pictures_of(image)
     chosen = chosen_methods(methods)
     checked = check_score(score)
-    check_answer("…" if answer is None else answer, checked, None, {})
+    # whoever writes the answer, it is forced: a step's number is refused in either case
+    check_answer("it" if answer is None else answer, checked, None, {})
     if answer is not None and not isinstance(answer, str):
         raise InputTypeError(
             f"answer is {answer!r}: expected a text, since token ids differ between tokenizers"
@@ -116,6 +122,8 @@ def compare_models(
         name: DenoisingForward(adapter, layer, checked, internal_batch_size=internal_batch_size)
         for (name, adapter), layer in zip(named.items(), depths, strict=True)
     }
+    if answer is not None:
+        _check_spelled(forwards, answer)
     requests = {name: f.adapter.prepare([images], [prompt]) for name, f in forwards.items()}
     orders = []
     for (name, forward), own in zip(forwards.items(), settings, strict=True):
@@ -127,7 +135,8 @@ def compare_models(
     text = orders[0].answer if answer is None else answer
     if not text:
         raise TargetError(f"{orders[0].model} writes an empty answer: give answer=…")
-    _check_spelled(forwards, text)
+    if answer is None:
+        _check_spelled(forwards, text)
     found: dict[str, Comparison] = {}
     for name, forward in forwards.items():
         first = next(iter(found.values()), None)
