@@ -11,12 +11,22 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from captum_dcam.cli import app as program
-from captum_dcam.cli import calibrate, compare, doctor, evaluate, explain, models, options, table
+from captum_dcam.cli import (
+    calibrate,
+    compare,
+    compare_models,
+    doctor,
+    evaluate,
+    explain,
+    models,
+    options,
+    table,
+)
 from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command, flag, option
 from captum_dcam.errors import SettingError, UnknownNameError
 
 CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
-    explain, compare, models, doctor, evaluate, table, calibrate
+    explain, compare, compare_models, models, doctor, evaluate, table, calibrate,
 )}  # fmt: skip
 
 
@@ -61,7 +71,7 @@ def test_a_field_that_is_no_option_is_refused():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_typer_has_what_the_dataclass_says(name):
-    shown = get_command(program.app).commands[name]
+    shown = get_command(program.app).commands[name.replace("_", "-")]
     found = {p.name: p.default for p in shown.params}
     assert found.pop("debug") is False
     assert found == {f.name: f.default for f in fields(CLASSES[name])}
