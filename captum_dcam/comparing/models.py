@@ -219,7 +219,7 @@ def _check_spelled(forwards: Mapping[str, DenoisingForward], text: str) -> None:
 
 def _check_same_words(found: Mapping[str, Comparison]) -> None:
     """The last model's words are those of the first one."""
-    (first, *_), (name, *_) = found, reversed(found)
+    first, name = next(iter(found)), list(found)[-1]
     wanted, words = ([folded(w) for w in found[n].words] for n in (first, name))
     if wanted != words:
         pairs = zip([*wanted, None], [*words, None], strict=False)

@@ -105,7 +105,7 @@ class MiniProcessor:
 def load_mini(
     folder: str | Path | None = None,
     *,
-    kind: type[M] = MiniForMaskedDiffusion,  # type: ignore[assignment]  # a default of a TypeVar
+    kind: type[M] = MiniForMaskedDiffusion,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     device_map: Any = None,

@@ -12,6 +12,8 @@ from PIL import Image
 from captum_dcam.errors import ExplanationError
 from captum_dcam.results.comparison import Comparison
 
+#: fields of a word's order that hold one value per word
+IN_ORDER = ("words", "steps", "missing")
 #: where :attr:`Comparison.settings` keeps what a comparison of models has besides
 KEY = "models"
 
@@ -109,7 +111,7 @@ class ModelComparison:
         try:
             agreement = tuple(WordAgreement(**one) for one in own["agreement"])
             orders = tuple(
-                WritingOrder(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
+                WritingOrder(one["model"], one["answer"], *map(tuple, (one[k] for k in IN_ORDER)))
                 for one in own["orders"]
             )
         except (TypeError, KeyError, AttributeError) as error:
