@@ -41,17 +41,18 @@ from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.results.explanation import versions
 
-#: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
+#: what :func:`compare` runs when nothing is asked for: one or two methods of each kind that needs
+#: no extra, each of a few passes per word
 QUICK = (
     "diffusion_cam",
     "diffusion_cam_paper",
     "diffusion_cam_base",
-    "llava_cam",
+    "finer_cam",
     "logit_lens",
     "tam",
     "attention",
     "attn_lrp",
-    "layer_integrated_gradients",
+    "layer_gradient_x_activation",
     "saliency",
 )
 Mask = np.ndarray | Tensor
@@ -260,7 +261,7 @@ def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, 
             raise InputTypeError(f"method is a {type(one).__name__}: expected a name or a Method")
         out.append(method(one) if isinstance(one, str) else one)
     if not out:
-        raise InputError(f"no methods: give names of {', '.join(METHODS)}, or 'all'")
+        raise InputError(f"no methods: give names, which {METHODS.listed} lists, or 'all'")
     return tuple(out)
 
 

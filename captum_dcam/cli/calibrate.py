@@ -131,7 +131,7 @@ def run(options: Options) -> Calibrated:
     given = _layers(options)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with threads(options.threads), progress() as say:
+    with threads(options.threads), progress(options.quiet) as say:
         adapter = load_chosen(options, device)
         start = adapter.check_layer(options.layer if options.layer is not None else base.layer)
         others = range(adapter.deepest_block + 1) if given is None else given

@@ -61,7 +61,7 @@ def run(options: Options) -> Report:
     device, place = check_device(options.device), check_place(options.output)
     parsing.setting_pairs("--load", options.load)
     parsing.generator(options.seed)
-    with printing.progress() as say:
+    with printing.progress(options.quiet) as say:
         say("Loading the model")
         report = doctor(
             lambda: parsing.load_chosen(options, device),

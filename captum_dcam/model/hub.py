@@ -6,6 +6,7 @@ left out, and named in the error that somebody who looks for it gets.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -358,7 +359,7 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
     """
     folder = Path(source)
     path = folder / "config.json"
-    if not folder.exists() and source.count("/") == 1:
+    if not folder.exists() and source.count("/") == 1 and source[0] not in "./~":
         path = _from_hub(source, revision)
     elif not path.is_file():
         return None
@@ -409,11 +410,38 @@ def _from_hub(source: str, revision: str | None) -> Path:
     from transformers.utils import cached_file
 
     try:
+        _check_answers(source, revision)
         return Path(cached_file(source, "config.json", revision=revision))
     except (OSError, ValueError) as error:  # ValueError: a name that the hub cannot have
         raise WeightsError(
-            f"{source} is no folder here, and the hub gave no config.json of it: {error}"
+            f"{source} is no folder here{_beside(source)}, and the hub gave no config.json of it: "
+            f"{error}"
         ) from error
+
+
+def _check_answers(source: str, revision: str | None) -> None:
+    """Ask the hub once whether it answers, for what is not in its cache; OSError where it does not.
+    Without a network, transformers asks six times, which takes half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
+    except (HfHubHTTPError, ValueError):  # it answers; transformers says best what is wrong
+        return
+    except Exception as error:
+        raise OSError(f"it cannot be reached ({error})") from error
+
+
+def _beside(source: str) -> str:
+    """A hint at folders that are called nearly so; nothing where there are none."""
+    parent = Path(source).parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(Path(source).name, names, n=2)
+    listed = " or ".join(repr(str(parent / name)) for name in close)
+    return f" (did you mean {listed}?)" if listed else ""
 
 
 def family_of(
