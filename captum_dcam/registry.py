@@ -184,7 +184,7 @@ class Registry(Generic[T]):
         """The name under which something is entered, of it or of an alias; UnknownNameError with
         near names otherwise."""
         if (found := self._found(name)) is None:
-            hint = near(str(name), [*self, *self.aliases], self.listed)
+            hint = near(str(name), self, self.listed)
             raise UnknownNameError(f"unknown {self.kind} {name!r}{hint}")
         return found
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from captum_dcam.calibration import Calibration, Collection, Gain
     from captum_dcam.cli.printing import Say
     from captum_dcam.data import Dataset
-    from captum_dcam.evaluation.harness import Progress
     from captum_dcam.metrics import Reliability
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.progress import Progress
     from captum_dcam.presets import Preset
 
 #: columns of scores: what each is called, and its digits
@@ -191,7 +191,7 @@ def _collected(
 
 def _told(label: str, say: Say) -> Progress:
     """Tells of every image."""
-    from captum_dcam.evaluation.harness import Progress
+    from captum_dcam.model.progress import Progress
 
     class Told(Progress):
         def say(self, text: str) -> None:

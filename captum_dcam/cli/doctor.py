@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
             options.prompt,
             layer=options.layer,
             seed=options.seed,
-            say=lambda name: say(f"Judging: {name}"),
+            progress=lambda name: say(f"Judging: {name}"),
             **parsing.decoding(options),
         )
     report.save(place)

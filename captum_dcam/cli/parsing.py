@@ -6,8 +6,7 @@ Methods are written as ``quick``, ``tam``, ``tam:eci=false,filter=5``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -391,8 +390,7 @@ def load_model(
     if settings.get("device_map") is not None:
         del given["device"]
     try:
-        with quiet_transformers():
-            return load(source, **given)
+        return load(source, **given)
     except DcamError:
         raise
     except ImportError as error:
@@ -404,17 +402,3 @@ def load_model(
         if settings and unknown:  # others' code refuses it
             raise UsageError(f"--load {', '.join(settings)}: {error}") from error
         raise
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hide transformers' progress bars, and restore them afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

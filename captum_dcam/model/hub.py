@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     verify: bool = True,
+    progress: bool = False,
     **options: Any,
 ) -> Adapter:
     r"""Load a model and its adapter.
@@ -78,6 +79,7 @@ def load(
             machine. Default: False
         verify (bool, optional): replay one step of the first generation, and raise a
             :class:`~captum_dcam.errors.ReplayError` where it is another. Default: True
+        progress (bool, optional): show transformers' bars while it loads. Default: False
         **options: the family's own (``cache``, ``attn_implementation``, …).
 
     Raises:
@@ -105,7 +107,9 @@ def load(
         device = check_device(None)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
-    with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
+    bars = nullcontext() if checks.flag("progress", progress) else without_bars()
+    with LOADING, bars, out_of_inference_mode():
+        # under a lock, as families repair upstream's modules meanwhile
         made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
     if not verify:
         made.unverified = False
@@ -151,6 +155,20 @@ def wrap(
     if verify:
         _check_buffers(adapter)
     return adapter
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide transformers' progress bars, and restore them afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
