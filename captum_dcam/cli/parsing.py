@@ -271,15 +271,17 @@ def subjects(
         together (bool): one question about all of them.
     """
     from captum_dcam.data.scenes import HELD_OUT, make_scene
+    from captum_dcam.files import reading
     from captum_dcam.model.images import images_in
 
     if scene is not None and (images or videos):
         raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     if not images and not videos:
         return [Subject(scene=make_scene(HELD_OUT, SHOWN if scene is None else scene))]
-    paths = [
-        file for path in images or () for file in (images_in(path) if path.is_dir() else [path])
-    ]
+    paths: list[Path] = []
+    for path in images or ():
+        with reading(path):
+            paths += images_in(path) if path.is_dir() else [path]
     if together:
         return [Subject(tuple(paths), tuple(videos or ()), frames=frames)]
     alone = [Subject((path,)) for path in paths]

@@ -1,7 +1,5 @@
 """Progress: a bar where it is asked for, names for a function, and nothing else."""
 
-import io
-
 import pytest
 import tiny
 
@@ -10,24 +8,19 @@ from captum_dcam.errors import InputTypeError
 from captum_dcam.model.progress import Live, Silent, as_progress, watched
 
 
-@pytest.fixture
-def screen(monkeypatch):
-    """Standard error, which is no terminal here, as in a notebook."""
-    made = io.StringIO()
-    monkeypatch.setattr("sys.stderr", made)
-    return made
-
-
-def test_true_shows_a_bar_and_false_nothing(screen):
+def test_true_shows_a_bar_and_false_nothing(capsys):
+    """Standard error is no terminal here, as in a notebook."""
     call = {"words": [0], "gen_length": 4}
     captum_dcam.explain(tiny.adapter("prefix"), tiny.picture(), "", progress=False, **call)
-    assert screen.getvalue() == ""
+    assert capsys.readouterr() == ("", "")
     captum_dcam.explain(tiny.adapter("prefix"), tiny.picture(), "", progress=True, **call)
-    assert "explain: " in screen.getvalue() and "pass" in screen.getvalue()
+    shown = capsys.readouterr().err
+    assert "explain: " in shown and "pass" in shown
     captum_dcam.compare(
         tiny.adapter("prefix"), tiny.picture(), "", methods=["dcam"], progress=True, **call
     )
-    assert "1/1" in screen.getvalue() and "diffusion_cam" in screen.getvalue()
+    shown = capsys.readouterr().err
+    assert "1/1" in shown and "diffusion_cam" in shown
 
 
 def test_a_function_is_told_the_parts():
@@ -38,7 +31,7 @@ def test_a_function_is_told_the_parts():
     assert told == ["the answer", "its words"]
 
 
-def test_nothing_is_left_hooked_after_an_error(screen):
+def test_nothing_is_left_hooked_after_an_error():
     adapter = tiny.adapter("prefix")
     with pytest.raises(ZeroDivisionError), watched(adapter, True, "divide"):
         1 / 0  # noqa: B018
