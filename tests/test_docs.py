@@ -78,7 +78,7 @@ def test_every_page_is_on_the_site_and_in_the_list():
 # -- examples --------------------------------------------------------------------------------------
 
 #: pages whose Python other tests run, or that define a model of their own
-ELSEWHERE = ("families", "ADAPTERS.md", "CONTRIBUTING.md")
+ELSEWHERE = ("families", "ADAPTERS.md", "FIRST_HOUR.md", "CONTRIBUTING.md")
 #: what stands in for what a reader has: a photograph, a checkpoint
 SMALLER = (
     ('captum_dcam.load("mini")', "adapter"),
@@ -151,7 +151,7 @@ def test_commands_of_the_pages_have_options_that_there_are():
             except Exception as error:
                 raise AssertionError(f"{page.name}: captum-dcam {name} {options}") from error
             count += 1
-    assert count > 30
+    assert count > 20
 
 
 # -- what is written from the code -----------------------------------------------------------------
