@@ -2,7 +2,7 @@
 # start.py, which README, CI and the targets below call; everything runs in its .venv-test.
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint format type test table maps bench train notebooks explain clean
+.PHONY: help install check lint format type test docs table maps bench train notebooks explain clean
 
 START := python3 start.py
 BIN := .venv-test/bin
@@ -28,6 +28,9 @@ type: ## Types
 
 test: ## The tests
 	@$(START) test --only pytest
+
+docs: ## Build the documentation site into build/site
+	@$(START) docs
 
 table: install ## Measure what docs/SCORES.md reports, and print it (half an hour)
 	$(BIN)/python benchmarks/scores.py measure --start 60 --scenes 200 --signs 8

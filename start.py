@@ -1,10 +1,11 @@
-"""Two commands for a machine that has only Python and git, and two for who changes the library.
+"""Two commands for a machine that has only Python and git, and three for who changes the library.
 
 python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests, a smoke
                             test of the newest transformers; --matrix NAME: the tests in another
                             environment, of tests/environments (several GB each)
 python3 start.py referees   run the tests whose judge is other people's code (several GB)
+python3 start.py docs       build the documentation site into build/site
 python3 start.py attacks    run every case of bad input, 50 rounds of threads, 10,000 damages to
                             saved things; `test` runs a part of them (ten minutes)
 
@@ -42,6 +43,7 @@ REQUIREMENTS = {  # of each environment, as pip takes them
     "explain": ["-c", "constraints.txt", "-e", "."],
     "test": ["-c", "constraints.txt", "-e", ".[test,dev]"],
     "referees": ["-r", "tests/referees.txt", "-e", ".[test]"],
+    "docs": ["-c", "constraints.txt", "-e", ".[docs,eval]"],
 }
 #: installed without what they require: what lxt's rules import is torch alone
 ALONE = {"test": ["lxt==2.1"]}
@@ -51,6 +53,7 @@ CHECKS = {  # the only list of the checks: the Makefile and CI come here
     "type": ["mypy"],
     "pytest": ["pytest", "-q", "-n", "2", "--dist", "worksteal"],
 }
+COMMANDS = ["explain", "test", "docs", "referees", "attacks", "install"]
 #: the last check, which is no module that Python runs
 NEWEST = "newest"
 
@@ -231,6 +234,17 @@ def test(programs: Path, arguments: list[str], only: list[str] | None) -> int:
     return next(iter(failed.values()), 0)
 
 
+def docs(programs: Path, arguments: list[str]) -> int:
+    """The site, from nothing; a warning is an error."""
+    site = ROOT / "build" / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    sphinx = [str(programs / "python"), "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    code = run([*sphinx, "-d", str(ROOT / "build" / "doctrees"), *arguments, "docs", str(site)])
+    if not code:
+        say(f"Look at {site / 'index.html'}")
+    return code
+
+
 def attacks(programs: Path, arguments: list[str]) -> int:
     quiet_threads()
     os.environ["CAPTUM_DCAM_EVERY_CASE"] = "1"
@@ -246,7 +260,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", choices=["explain", "test", "referees", "attacks", "install"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
     parser.add_argument(
         "--only", action="append", choices=[*CHECKS, NEWEST], help="test: run just this check"
@@ -264,6 +278,8 @@ def main() -> int:
     require_venv()
     if options.command == "explain":
         return explain(environment("explain", options.fresh), arguments)
+    if options.command == "docs":
+        return docs(environment("docs", options.fresh), arguments)
     if options.command == "referees":
         quiet_threads()
         python = environment("referees", options.fresh) / "python"

@@ -8,6 +8,7 @@ mistake, it is a second base: ``except ValueError`` catches an :class:`InputErro
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -147,10 +148,30 @@ class ConformanceError(DcamError, AssertionError):
     """An adapter does not keep the protocol; says where, and what was expected."""
 
 
-def near(name: object, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'? Known: …"`` for an unknown name."""
-    names, text = sorted(known), str(name).lower()
-    folded = {each.lower(): each for each in names}
-    close = [folded[one] for one in difflib.get_close_matches(text, folded, n=2)]
+#: of more names than these only the near ones are shown
+FEW = 16
+
+
+def folded(name: object) -> str:
+    """A name without what people write differently: case, underscores, hyphens and blanks."""
+    return re.sub(r"[\s_-]", "", str(name).lower())
+
+
+def near(name: object, known: Iterable[str], listed: str = "") -> str:
+    r"""``"; did you mean 'x'? Known: …"`` for an unknown name; of many known names the near ones.
+
+    Args:
+        name (object): what was given.
+        known (iterable of str): the names that are taken.
+        listed (str, optional): where many are listed, such as a command. Default: nowhere
+    """
+    names = sorted(known)
+    by_key = {folded(each): each for each in names}
+    keys = difflib.get_close_matches(folded(name), by_key, n=2)
+    if len(names) > FEW:
+        keys += [key for key in by_key if len(folded(name)) > 2 and folded(name) in key]
+    close = [by_key[key] for key in dict.fromkeys(keys)][:4]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return f"{hint} Known: {', '.join(names)}"
+    if len(names) <= FEW:
+        return f"{hint} Known: {', '.join(names)}"
+    return f"{hint} Known are {len(names)} names{f', which {listed} lists' if listed else ''}"

@@ -13,6 +13,7 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
+from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
@@ -45,6 +46,7 @@ def explain(
     trust: bool = False,
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
+    progress: ProgressLike = None,
     **generation: Any,
 ) -> Explanation:
     r"""Generate an answer and explain its words.
@@ -78,6 +80,8 @@ def explain(
         generator (torch.Generator, optional): for sampled decoding.
         internal_batch_size (int, optional): number of words per backward pass, see
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: the forward's
+        progress (bool or callable, optional): True shows what is done and counts the model's
+            passes, see :mod:`captum_dcam.model.progress`. Default: nothing
         **generation: the family's decoding settings (``gen_length``, ``steps``, …), or
             ``decoding="demo"``, as :meth:`DenoisingForward.generate` takes them.
 
@@ -92,13 +96,16 @@ def explain(
     check_foil(foil)
     checks.draws("generator", generator)
     check_answer(answer, reading.score, generator, generation)
+    told = as_progress(progress, "explain")
     if checks.flag("every_step", every_step):
         check_steps(answer is not None, step)
     block = chosen.layer if layer is None else layer
     forward = DenoisingForward(adapter, block, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
-    with forward.held():
+    with forward.held(), watched(adapter, told, "explain"):
+        told.say("the answer")
         bind_answer(forward, request, answer, generator, generation)
+        told.say("its words")
         return explain_generation(
             forward,
             words,

@@ -33,6 +33,7 @@ from captum_dcam.errors import (
     RegistrationError,
     SettingError,
     UnknownNameError,
+    folded,
     near,
 )
 
@@ -49,10 +50,21 @@ class Registry(Generic[T]):
             its caller gives them, as for metrics. Default: 0
         named (bool, optional): an entered class gets its name as attribute ``name``.
             Default: False
+        aliases (mapping, optional): other names → the names that are entered. Where there are
+            any, a name is also found however its parts are joined: ``LayerGradCam``. Default: none
+        listed (str, optional): the command that lists the names, for messages. Default: none
     """
 
-    def __init__(self, kind: str, given: int = 0, named: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        given: int = 0,
+        named: bool = False,
+        aliases: Mapping[str, str] | None = None,
+        listed: str = "",
+    ) -> None:
         self.kind, self.given, self.named = kind, given, named
+        self.aliases, self.listed = dict(aliases or {}), listed
         self._entries: dict[str, T] = {}
         self._checks: dict[str, Callable[..., None] | None] = {}
 
@@ -150,7 +162,7 @@ class Registry(Generic[T]):
                 '{"name": …}'
             )
         settings = {"name": value} if isinstance(value, str) else dict(value)
-        name = settings.pop("name", "")
+        name = self.own(settings.pop("name", ""))
         self.check(name, settings)
         known = [p for p in self.settings(name).values() if p.kind is not p.VAR_KEYWORD]
         own = {p.name: p.default for p in known} | settings
@@ -168,14 +180,27 @@ class Registry(Generic[T]):
                 ) from error
         return {"name": name, **own}
 
+    def own(self, name: str) -> str:
+        """The name under which something is entered, of it or of an alias; UnknownNameError with
+        near names otherwise."""
+        if (found := self._found(name)) is None:
+            hint = near(str(name), self, self.listed)
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{hint}")
+        return found
+
+    def _found(self, name: object) -> str | None:
+        if not isinstance(name, str) or name in self._entries or not self.aliases:
+            return name if isinstance(name, str) and name in self._entries else None
+        key = folded(name)
+        named = self.aliases.get(key)
+        return named or next((one for one in self._entries if folded(one) == key), None)
+
     def __getitem__(self, name: str) -> T:
         """The entry itself; UnknownNameError with near names otherwise."""
-        if name not in self:
-            raise UnknownNameError(f"unknown {self.kind} {name!r}{near(str(name), self)}")
-        return self._entries[name]
+        return self._entries[self.own(name)]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._entries
+        return self._found(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

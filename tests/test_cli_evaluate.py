@@ -102,7 +102,12 @@ def test_all_tables_that_the_results_allow(tmp_path, monkeypatch):
     made_results.results(tmp_path, "objects")
     done = call("table", "all", "-r", tmp_path)
     assert done.exit_code == 0 and "Comparison of methods" in done.stdout
-    assert "left out economy" in done.stderr and "--suite economy" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "others need parts that" in line
+    one = call("table", "economy", "-r", tmp_path)
+    assert one.exit_code == 2 and "--suite economy" in one.stderr
+    nowhere = call("table", "-r", tmp_path / "nowhere")
+    assert nowhere.exit_code == 2 and "nowhere is not a folder" in nowhere.stderr
 
 
 def test_lists():

@@ -25,13 +25,13 @@ from torch import Tensor
 from captum_dcam import checks
 from captum_dcam.calibration.maps import Batch, Collection, base_maps, gathered
 from captum_dcam.errors import InputError, TargetError
-from captum_dcam.evaluation.harness import Progress
 from captum_dcam.evaluation.trial import derived_seed
 from captum_dcam.faithfulness import insertion
 from captum_dcam.methods.meter import metered
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.images import as_image
+from captum_dcam.model.progress import ProgressLike
 from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.model.words import Target, resolve
 from captum_dcam.presets import Preset
@@ -86,7 +86,7 @@ def collect_answers(
     prompt: str | None = None,
     generation: dict[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Collection:
     r"""Base maps of the words of the model's own answers, for a fit without masks.
 

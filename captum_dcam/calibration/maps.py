@@ -24,7 +24,6 @@ from torch import Tensor
 from captum_dcam import maps as word_maps
 from captum_dcam.calibration.parameters import Stages
 from captum_dcam.errors import CalibrationError, DcamError
-from captum_dcam.evaluation.harness import Progress, Silent
 from captum_dcam.evaluation.measure import LOCALIZATION_SCORES, map_statistics
 from captum_dcam.evaluation.plan import Plan, Variant, refinement_records
 from captum_dcam.evaluation.trial import Trial, branches_of
@@ -34,6 +33,7 @@ from captum_dcam.metrics import localization
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid
+from captum_dcam.model.progress import ProgressLike, as_progress
 from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.model.words import Target
 from captum_dcam.presets import Preset
@@ -185,7 +185,7 @@ def collect(
     prompt: str | None = None,
     generation: dict[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Collection:
     r"""Base maps and masks of the words, in the model's own answers, that name a masked object.
 
@@ -201,7 +201,8 @@ def collect(
         generation (dict, optional): the family's decoding settings.
         seed (int, optional): of sampled decoding, at least 0; draws as an evaluation with this
             seed. Default: 0
-        progress (Progress, optional): is told of every image.
+        progress (bool, callable or Progress, optional): is told of every image, see
+            :mod:`captum_dcam.model.progress`.
 
     Returns:
         Collection: of :class:`Masked`; the first grid of every image is scored.
@@ -231,7 +232,7 @@ def gathered(
     read: Callable[[int, Any], B | None],
     listed: Sequence[Any],
     wanted: str,
-    progress: Progress | None,
+    progress: ProgressLike,
 ) -> list[B]:
     r"""What is read of each image that has a word.
 
@@ -239,17 +240,18 @@ def gathered(
         read (callable): of an image's number and id: its words, or None without any.
         listed (sequence): ids.
         wanted (str): what a word does that is wanted, for the error.
-        progress (Progress, optional): is told of every image.
+        progress (bool, callable or Progress, optional): is told of every image, see
+            :mod:`captum_dcam.model.progress`.
 
     Raises:
         CalibrationError: as :func:`collect`.
     """
     found: list[B] = []
-    size, progress = 0, progress or Silent()
-    progress.begin(len(listed), 0, 0)
+    size, told = 0, as_progress(progress, "calibrate")
+    told.begin(len(listed))
     try:
         for number, image_id in enumerate(listed):
-            progress.say(f"{image_id}")
+            told.say(f"{image_id}")
             with listed_errors(image_id):
                 batch = read(number, image_id)
             if batch is not None:
@@ -260,9 +262,9 @@ def gathered(
                     f"the maps of {number + 1} images take {size / 2**30:.1f} GiB, more than "
                     f"the {MOST_BYTES / 2**30:g} that a calibration keeps: give a smaller --limit"
                 )
-            progress.image(False)
+            told.image()
     finally:
-        progress.end()
+        told.end()
     if not found:
         raise CalibrationError(
             f"{len(listed)} images and no word that {wanted} in the model's answers: look at one "

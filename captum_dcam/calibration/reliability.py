@@ -9,11 +9,11 @@ import torch
 
 from captum_dcam import maps
 from captum_dcam.calibration.maps import listed_errors
-from captum_dcam.evaluation.harness import Progress, Silent
 from captum_dcam.evaluation.plan import Plan, Variant
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.metrics import Reliability
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.progress import ProgressLike, as_progress
 from captum_dcam.model.tagging import DEFAULT_TAGGER
 from captum_dcam.presets import Preset
 from captum_dcam.truth.localising import FEATURES, features
@@ -32,7 +32,7 @@ def fit_reliability(
     prompt: str | None = None,
     generation: dict[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Reliability | None:
     r"""Tell words for masked objects from function words by their maps before refinements.
 
@@ -52,11 +52,11 @@ def fit_reliability(
     plan = Plan((variant,), prompt=prompt, words=kinds, seed=seed, generation=generation or {})
     trial, reading = Trial(plan, adapter), preset.reading(tagger=DEFAULT_TAGGER)
     rows, labels, every = [], list[bool](), tuple(ids)
-    progress = progress or Silent()
-    progress.begin(len(every), 0, 0)
+    bar = as_progress(progress, "reliability")
+    bar.begin(len(every))
     try:
         for image_id in every:
-            progress.say(f"{image_id}")
+            bar.say(f"{image_id}")
             with listed_errors(image_id):
                 bound, _ = trial.answer(image_id, data.sample(image_id))
                 targets = [w.target for w in bound.words]
@@ -64,9 +64,9 @@ def fit_reliability(
                     signed = maps.word_maps(bound.forward, targets, [0] * len(targets), reading)
                     rows.append(features(signed, maps.contexts_of(bound.forward)))
                     labels += [w.kind == "object" for w in bound.words]
-            progress.image(False)
+            bar.image()
     finally:
-        progress.end()
+        bar.end()
     objects = sum(labels)
     if min(objects, len(labels) - objects) < LEAST:
         return None

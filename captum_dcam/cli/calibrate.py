@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from captum_dcam.calibration import Calibration, Collection, Gain
     from captum_dcam.cli.printing import Say
     from captum_dcam.data import Dataset
-    from captum_dcam.evaluation.harness import Progress
     from captum_dcam.metrics import Reliability
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.progress import Progress
     from captum_dcam.presets import Preset
 
 #: columns of scores: what each is called, and its digits
@@ -131,7 +131,7 @@ def run(options: Options) -> Calibrated:
     given = _layers(options)
     data = _opened(options)
     ids, check_ids = _chosen(data.ids, options)
-    with threads(options.threads), progress() as say:
+    with threads(options.threads), progress(options.quiet) as say:
         adapter = load_chosen(options, device)
         start = adapter.check_layer(options.layer if options.layer is not None else base.layer)
         others = range(adapter.deepest_block + 1) if given is None else given
@@ -191,7 +191,7 @@ def _collected(
 
 def _told(label: str, say: Say) -> Progress:
     """Tells of every image."""
-    from captum_dcam.evaluation.harness import Progress
+    from captum_dcam.model.progress import Progress
 
     class Told(Progress):
         def say(self, text: str) -> None:

@@ -13,9 +13,11 @@ from rich.text import Text
 from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
+    DRAWN,
     HOW,
     OUT,
     Answer,
+    argument,
     backward_option,
     command,
     option,
@@ -43,6 +45,7 @@ Compared = tuple["Comparison", Path, str]
 class Options(Answer):
     """The options of ``captum-dcam compare``."""
 
+    image: Path | None = argument("IMAGE", f"An image file. {DRAWN}", show_default=False)
     words: list[str] | None = words_option("nouns")
     methods: list[str] | None = option(
         None,
@@ -119,11 +122,13 @@ def run(options: Options) -> Compared:
     check_foil(foil)
     check_tagger(options.tagger or DEFAULT_TAGGER)
     budget = Budget(options.budget_passes, options.budget_seconds)
+    (subject,) = parsing.subjects([] if options.image is None else [options.image], options.scene)
     device = parsing.check_answer(options, score)
     folder = prepare_folder(options.output, "comparison")
-    with printing.progress() as say:
-        image, scene, source = parsing.image_of(options)
-        forward = parsing.written(options, image, device, say)
+    with printing.progress(options.quiet) as say:
+        pictures, scene = subject.read(), subject.scene
+        adapter = parsing.loaded(options, device, say)
+        forward = parsing.written(options, adapter, pictures, say)
         token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
         count = iter(range(1, len(methods) + 1))
 
@@ -149,7 +154,7 @@ def run(options: Options) -> Compared:
             raise InputError(f"no method gave a map. {reasons}")  # and nothing is written
         say("Drawing panel.png")
         write_comparison(comparison, folder, scale=options.scale)
-    return comparison, folder, source
+    return comparison, folder, subject.source
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def run(options: Options) -> Report:
     device, place = check_device(options.device), check_place(options.output)
     parsing.setting_pairs("--load", options.load)
     parsing.generator(options.seed)
-    with printing.progress() as say:
+    with printing.progress(options.quiet) as say:
         say("Loading the model")
         report = doctor(
             lambda: parsing.load_chosen(options, device),
@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
             options.prompt,
             layer=options.layer,
             seed=options.seed,
-            say=lambda name: say(f"Judging: {name}"),
+            progress=lambda name: say(f"Judging: {name}"),
             **parsing.decoding(options),
         )
     report.save(place)

@@ -163,6 +163,7 @@ def run(options: Options) -> Evaluated:
     """
     from captum_dcam.evaluation import (
         Live,
+        Silent,
         Store,
         evaluate,
         launched_shard,
@@ -179,7 +180,7 @@ def run(options: Options) -> Evaluated:
     done = []
     with stop_on_signals() as stop:
         for part, folder in parts:
-            if part.name:
+            if part.name and not options.quiet:
                 printing.say_on_stderr(f"{part.name} …")
             label = part.name or "evaluate"
             label += "" if shard[1] == 1 else f" {shard[0]}/{shard[1]}"
@@ -190,7 +191,7 @@ def run(options: Options) -> Evaluated:
                 shard=shard,
                 on_error="skip" if part.skips else options.errors,
                 retry=options.retry,
-                progress=Live(label, position=shard[0]),
+                progress=Silent() if options.quiet else Live(label, position=shard[0]),
                 stop=stop,
                 adapter=adapters.of(part.plan.cache),
             )

@@ -2,6 +2,8 @@ r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,17 +16,25 @@ from rich.text import Text
 from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
+    DRAWN,
     HOW,
+    OUT,
+    WHAT,
     Answer,
+    argument,
     command,
     layer_option,
     option,
-    output_option,
     preset_option,
 )
+from captum_dcam.errors import DcamError, EvaluationError, OccupiedError
 
 if TYPE_CHECKING:
+    import torch
+
     from captum_dcam.metrics import LocalizationScores
+    from captum_dcam.model.adapter import Adapter
+    from captum_dcam.presets import Preset
     from captum_dcam.results.explanation import Explanation
     from captum_dcam.results.trust import Trust
 
@@ -34,6 +44,22 @@ METRICS = ("obj_iou", "contrast", "concentration", "f3")
 class Options(Answer):
     """The options of ``captum-dcam explain``."""
 
+    images: list[Path] | None = argument(
+        "IMAGES",
+        f"Image files, or folders of them; each is explained by itself, unless --together. {DRAWN}",
+        show_default=False,
+    )
+    video: list[Path] | None = option(
+        None,
+        WHAT,
+        "A video: an animated GIF or WebP, or a folder of frames; repeatable.",
+        metavar="PATH",
+        shown="none",
+    )
+    frames: int = option(8, WHAT, "Number of frames of a video, evenly spaced.", min=1)
+    together: bool = option(
+        False, WHAT, "Ask one question about all images and videos, in this order.", "--together"
+    )
     preset: str = preset_option("A preset")
     layer: int | None = layer_option("the preset file's, or recommended")
     product: str | None = option(
@@ -65,10 +91,14 @@ class Options(Answer):
         "--trust/--no-trust",
     )
     seed: int = option(0, DECODE, "Of sampling.")
-    output: Path = output_option(
-        "explanation",
-        "Folder for one picture per word, sheet.png and the data; an earlier output is replaced, "
-        "nothing else is.",
+    output: Path | None = option(
+        None,
+        OUT,
+        "Folder for one picture per word, sheet.png and the data, of several images in a folder "
+        "each, with summary.json; an earlier output is replaced, nothing else is.",
+        "--output",
+        "-o",
+        shown="explanation, or explanations",
     )
 
 
@@ -77,7 +107,7 @@ def explain(options: Options) -> None:
     """Explain the words of an answer about an image: one map per word.
 
     Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
-    captum-dcam explain --scene 3 --preset paper --json
+    captum-dcam explain photos/ -w nouns -o maps; captum-dcam explain --scene 3 --json
     """
     printing.run_and_print(options, run, document, print_report)
 
@@ -110,13 +140,58 @@ class Result:
         return "signs" in self.trust.parts
 
 
-def run(options: Options) -> Result:
+@dataclass(frozen=True)
+class Several:
+    r"""What was explained of several images, each in a folder of its own.
+
+    Args:
+        folder (Path): that of all.
+        documents (tuple of dict): one per image, as :func:`document` makes them.
+    """
+
+    folder: Path
+    documents: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    r"""The options of a call, checked before any work.
+
+    Args:
+        preset (Preset): of ``--preset``.
+        own (dict): arguments of :func:`captum_dcam.explaining.explain_generation`.
+        device (torch.device): where the model goes.
+        places (dict): output folder → what is explained there.
+    """
+
+    preset: Preset
+    own: dict[str, Any]
+    device: torch.device
+    places: dict[Path, parsing.Subject]
+
+
+#: what lies beside the folders of several explanations
+SUMMARY, KIND = "summary.json", "explanations"
+
+
+def run(options: Options) -> Result | Several:
     """Explain and write; everything that can be checked is checked before any work."""
+    asked = _asked(options)
+    with printing.progress(options.quiet) as say:
+        several = len(asked.places) > 1
+        pictures = None if several else next(iter(asked.places.values())).read()
+        adapter = parsing.loaded(options, asked.device, say)
+        if pictures is None:
+            return _explain_several(options, asked, adapter, say)
+        ((folder, subject),) = asked.places.items()
+        return _explain_one(options, asked, adapter, folder, subject, pictures, say)
+
+
+def _asked(options: Options) -> Asked:
+    """What can be checked without a model."""
     from captum_dcam.explaining import check_steps, explain_generation
     from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
-    from captum_dcam.results.summary import scene_scores
-    from captum_dcam.viewer import prepare_folder, write_folder
 
     words = parsing.chosen_words(options.words)
     refinements = parsing.chosen_refinements(options.refine)
@@ -124,32 +199,126 @@ def run(options: Options) -> Result:
     score, foil = parsing.chosen_score(options.score), parsing.chosen_foil(options.foil)
     check_foil(foil)
     reading = chosen.reading(score=score, tagger=options.tagger)
+    found = parsing.subjects(
+        options.images, options.scene, options.video, options.frames, options.together
+    )
     device = parsing.check_answer(options, reading.score)
     if options.every_step:
         check_steps(options.answer is not None, None)
-    folder = prepare_folder(options.output)
-    with printing.progress() as say:
-        image, scene, source = parsing.image_of(options)
-        forward = parsing.written(options, image, device, say, chosen.layer)
-        say("Explaining its words")
-        own = options.shared(
-            explain_generation,
-            words=words,
-            refinements=refinements,
-            preset=chosen,
-            score=score,
-            foil=foil,
+    own = options.shared(
+        explain_generation,
+        words=words,
+        refinements=refinements,
+        preset=chosen,
+        score=score,
+        foil=foil,
+    )
+    return Asked(chosen, own, device, _places(options.output, found))
+
+
+def _places(output: Path | None, found: list[parsing.Subject]) -> dict[Path, parsing.Subject]:
+    """A checked output folder for each; images of several are read, so that a bad one is refused
+    before any work."""
+    from captum_dcam.results.manifests import FILES, check_listed
+    from captum_dcam.viewer import prepare_folder
+
+    if len(found) == 1:
+        return {prepare_folder(output or Path("explanation")): found[0]}
+    folder = (output or Path("explanations")).resolve()
+    if (folder / "explanation" / FILES["explanation"]).is_file():
+        raise OccupiedError(
+            f"{folder} holds the explanation of one image: choose another folder for {len(found)}"
         )
-        explanation = explain_generation(forward, **own)
-        scores = None if scene is None else scene_scores(explanation, scene)
-        write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
-    return Result(explanation, folder, source, scores)
+    check_listed(folder, KIND)
+    places: dict[Path, parsing.Subject] = {}
+    for subject in found:
+        subject.read()
+        stem = re.sub(r"[^\w.-]+", "-", (*subject.paths, *subject.videos)[0].stem).strip("-.")
+        names = (stem or "image", *(f"{stem or 'image'}-{n}" for n in range(2, len(found) + 1)))
+        place = next(folder / name for name in names if folder / name not in places)
+        places[prepare_folder(place)] = subject
+    return places
+
+
+def _explain_one(
+    options: Options,
+    asked: Asked,
+    adapter: Adapter,
+    folder: Path,
+    subject: parsing.Subject,
+    pictures: Sequence[Any],
+    say: printing.Say,
+) -> Result:
+    """One question, explained and written."""
+    from captum_dcam.explaining import explain_generation
+    from captum_dcam.results.summary import scene_scores
+    from captum_dcam.viewer import write_folder
+
+    forward = parsing.written(options, adapter, pictures, say, asked.preset.layer)
+    say("Explaining its words")
+    explanation = explain_generation(forward, **asked.own)
+    scores = None if subject.scene is None else scene_scores(explanation, subject.scene)
+    write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
+    return Result(explanation, folder, subject.source, scores)
+
+
+def _explain_several(
+    options: Options, asked: Asked, adapter: Adapter, say: printing.Say
+) -> Several:
+    """One question after the other. What comes before one that fails stays, and is summarised."""
+    home, count = next(iter(asked.places)).parent, len(asked.places)
+    documents: list[dict[str, Any]] = []
+    for number, (folder, subject) in enumerate(asked.places.items(), 1):
+
+        def told(text: str, head: str = f"{number} of {count}, {subject.source}") -> None:
+            say(f"{head}: {text}")
+
+        try:
+            given = (options, asked, adapter, folder, subject, subject.read(), told)
+            documents.append(document(_explain_one(*given)))
+        except DcamError as error:
+            if documents:
+                _write_summary(home, documents)
+            kept = f"; {len(documents)} of {count} are explained in {home}" if documents else ""
+            raise EvaluationError(f"{subject.source}: {error}{kept}") from error
+    _write_summary(home, documents)
+    return Several(home, tuple(documents))
+
+
+def _write_summary(folder: Path, documents: Sequence[dict[str, Any]]) -> None:
+    """The documents of all, beside their folders."""
+    from captum_dcam.results.manifests import write_listed
+
+    text = json.dumps({KIND: documents}, indent=1, ensure_ascii=False)
+    write_listed(folder, {SUMMARY: text + "\n"}, KIND)
 
 
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def print_report(result: Result) -> None:
+def print_report(result: Result | Several) -> None:
+    """Print what was explained, and where the files are."""
+    if isinstance(result, Several):
+        print_several(result)
+    else:
+        print_one(result)
+
+
+def print_several(result: Several) -> None:
+    """Print one line per image: its answer, and how many of its words localise."""
+    console = printing.output_console()
+    table = printing.table_of("Image", "Answer", "Words", "Localise", right=("Words", "Localise"))
+    for one in result.documents:
+        words = one["words"]
+        sure = sum(not word["doubtful"] for word in words)
+        table.add_row(*map(Text, (one["picture"], one["answer"], str(len(words)), str(sure))))
+    console.print(table)
+    console.print("Localise: words whose maps single out a region, as far as known.", style="dim")
+    places = {"Summary": str(result.folder / SUMMARY), "Folder": f"{result.folder} (one per image)"}
+    printing.print_facts(console, places)
+
+
+def print_one(result: Result) -> None:
     """Print image, prompt and answer, one line per word, and where the files are."""
     from captum_dcam.viewer.folder import SHEET
 
@@ -237,8 +406,10 @@ def _print_scores(
     console.print(table)
 
 
-def document(result: Result) -> dict[str, Any]:
+def document(result: Result | Several) -> dict[str, Any]:
     """The result as plain data."""
+    if isinstance(result, Several):
+        return {KIND: list(result.documents), "output": str(result.folder), "summary": SUMMARY}
     from captum_dcam.files import without_nan
     from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.summary import summarise

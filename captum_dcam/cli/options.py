@@ -87,8 +87,10 @@ class Names:
             UnknownNameError: with near names.
         """
         for name in [value] if isinstance(value, str) else value or ():
-            if name not in self.all():
-                raise UnknownNameError(f"unknown {self.kind} {name!r}{near(name, self.all())}")
+            if name not in self.all() and (self.closed or name not in self.kept()):
+                listed = getattr(self.kept(), "listed", "")
+                hint = near(name, self.all(), listed)
+                raise UnknownNameError(f"unknown {self.kind} {name!r}{hint}")
 
 
 class Files(Names):
@@ -324,6 +326,9 @@ class Model(Base):
         shown="the family's; mini: float32",
     )
     json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
+    quiet: bool = option(
+        False, OUT, "Print nothing but errors (and the document of --json).", "--quiet", "-q"
+    )
 
 
 class Written(Model):
@@ -345,15 +350,16 @@ class Written(Model):
     device: str | None = device_option()
 
 
-class Answer(Written):
-    """One image and the answer that is explained."""
+#: what happens where no image is given
+DRAWN = (
+    "Without one, a held-out scene of the embedded data is drawn, and the maps are scored against "
+    "its masks."
+)
 
-    image: Path | None = argument(
-        "IMAGE",
-        "An image file. Without one, a held-out scene of the embedded data is drawn, and the maps "
-        "are scored against its masks.",
-        show_default=False,
-    )
+
+class Answer(Written):
+    """The answer that is explained."""
+
     prompt: str = option("describe the image .", WHAT, "The question.", "--prompt", "-p")
     words: list[str] | None = words_option("all")
     answer: str | None = option(

@@ -6,8 +6,9 @@ Methods are written as ``quick``, ``tam``, ``tam:eci=false,filter=5``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from captum_dcam.model.adapter import Adapter
     from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
+    from captum_dcam.model.prompts import Video
     from captum_dcam.model.trajectory import Score
     from captum_dcam.model.words import WordsLike
     from captum_dcam.refine import Refinement
@@ -61,7 +63,7 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
             later, alone.
     """
     from captum_dcam.comparing import QUICK
-    from captum_dcam.methods import method_names
+    from captum_dcam.methods import METHODS, method_names
 
     several = {"all": method_names(), "quick": QUICK}
     found: list[tuple[str, dict[str, str]]] = []
@@ -73,6 +75,7 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
         name = name.strip()
         if name:
             NAMES["methods"].check(name)
+            name = METHODS.own(name) if name in METHODS else name
             found += [(one, {}) for one in several.get(name, (name,))]
             named |= {name} - several.keys()
         elif not found or not setting:
@@ -210,18 +213,79 @@ def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
     return [] if _alone("--refine", names, ("none",)) else [refinement(name) for name in names]
 
 
-def image_of(options: Answer) -> tuple[Image.Image, Scene | None, str]:
-    """The image, the scene that it was drawn from (None for a file), and its path or number."""
-    if options.image is not None:
+@dataclass(frozen=True)
+class Subject:
+    r"""What one question is about.
+
+    Args:
+        paths (tuple of Path): images.
+        videos (tuple of Path): files or folders of frames, shown after the images.
+        scene (Scene or None): the scene that is drawn in place of files.
+        frames (int or None): number of frames of a video; None: all.
+    """
+
+    paths: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    scene: Scene | None = None
+    frames: int | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for people."""
+        if self.scene is not None:
+            return f"held-out scene {self.scene.index}"
+        return ", ".join(map(str, (*self.paths, *self.videos)))
+
+    def read(self) -> list[Image.Image | Video]:
+        """The images and videos themselves."""
         from captum_dcam.files import reading
         from captum_dcam.model.images import as_image
+        from captum_dcam.model.prompts import Video
 
-        with reading(options.image):
-            return as_image(options.image), None, str(options.image)
+        if self.scene is not None:
+            return [self.scene.image]
+        found: list[Image.Image | Video] = []
+        for path in self.paths:
+            with reading(path):
+                found.append(as_image(path))
+        for path in self.videos:
+            with reading(path):
+                found.append(Video.read(path, self.frames))
+        return found
+
+
+def subjects(
+    images: Sequence[Path] | None,
+    scene: int | None,
+    videos: Sequence[Path] | None = None,
+    frames: int | None = None,
+    together: bool = False,
+) -> list[Subject]:
+    r"""What is explained: every image and video by itself, or all in one question.
+
+    Args:
+        images (sequence of Path or None): files, and folders of files.
+        scene (int or None): ``--scene``.
+        videos (sequence of Path or None): ``--video``.
+        frames (int or None): ``--frames``.
+        together (bool): one question about all of them.
+    """
     from captum_dcam.data.scenes import HELD_OUT, make_scene
+    from captum_dcam.files import reading
+    from captum_dcam.model.images import images_in
 
-    scene = make_scene(HELD_OUT, SHOWN if options.scene is None else options.scene)
-    return scene.image, scene, f"held-out scene {scene.index}"
+    if scene is not None and (images or videos):
+        raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
+    if not images and not videos:
+        return [Subject(scene=make_scene(HELD_OUT, SHOWN if scene is None else scene))]
+    paths: list[Path] = []
+    for path in images or ():
+        with reading(path):
+            paths += images_in(path) if path.is_dir() else [path]
+    if together:
+        return [Subject(tuple(paths), tuple(videos or ()), frames=frames)]
+    alone = [Subject((path,)) for path in paths]
+    return alone + [Subject(videos=(path,), frames=frames) for path in videos or ()]
 
 
 # -- the model and its answer ----------------------------------------------------------------------
@@ -232,8 +296,6 @@ def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     from captum_dcam.model.answers import check_answer
     from captum_dcam.model.hub import check_device
 
-    if options.image is not None and options.scene is not None:
-        raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
     check_answer(options.answer, score, None, decoding(options))
     return check_device(options.device)
@@ -249,10 +311,16 @@ def decoding(options: Written) -> dict[str, Any]:
     return given | others
 
 
+def loaded(options: Answer, device: torch.device, say: Say) -> Adapter:
+    """The model that the options ask for."""
+    say("Loading the model")
+    return load_chosen(options, device)
+
+
 def written(
     options: Answer,
-    image: Image.Image,
-    device: torch.device,
+    adapter: Adapter,
+    pictures: Sequence[Image.Image | Video],
     say: Say,
     layer: int | None = None,
 ) -> DenoisingForward:
@@ -260,13 +328,11 @@ def written(
     from captum_dcam.model.answers import bind_answer
     from captum_dcam.model.forward import DenoisingForward
 
-    say("Loading the model")
-    adapter = load_chosen(options, device)
     how = f" in {str(adapter.dtype).removeprefix('torch.')} on {adapter.device}"
     size = options.internal_batch_size
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
-    request = adapter.prepare([[image]], [options.prompt])
+    request = adapter.prepare([list(pictures)], [options.prompt])
     say(("Writing the answer" if options.answer is None else "Reading the answer") + how)
     drawn = generator(options.seed)
     bind_answer(forward, request, options.answer, drawn, decoding(options))
@@ -326,8 +392,7 @@ def load_model(
     if settings.get("device_map") is not None:
         del given["device"]
     try:
-        with quiet_transformers():
-            return load(source, **given)
+        return load(source, **given)
     except DcamError:
         raise
     except ImportError as error:
@@ -339,17 +404,3 @@ def load_model(
         if settings and unknown:  # others' code refuses it
             raise UsageError(f"--load {', '.join(settings)}: {error}") from error
         raise
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hide transformers' progress bars, and restore them afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

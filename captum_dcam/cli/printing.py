@@ -68,7 +68,8 @@ def run_and_print(
     r"""Do a command's work, print what it gave, and return it.
 
     Args:
-        options (Options): of the command; ``options.json`` asks for JSON.
+        options (Options): of the command; ``options.json`` asks for JSON, ``options.quiet`` for
+            nothing.
         run (callable): the work. What a model's code prints while it runs goes to stderr.
         document (callable): its result as plain data, printed with ``--json``.
         show (callable): prints its result for people.
@@ -78,15 +79,16 @@ def run_and_print(
         done = run(options)
     if options.json:
         print_json(document(done), **how)
-    else:
+    elif not options.quiet:
         show(done)
     return done
 
 
 @contextmanager
-def progress() -> Iterator[Say]:
-    """A line on stderr that says what is being done; nothing where stderr is no terminal."""
-    with Console(stderr=True).status("Starting") as status:
+def progress(quiet: bool = False) -> Iterator[Say]:
+    """A line on stderr that says what is being done; nothing where stderr is no terminal, or with
+    ``quiet``."""
+    with Console(stderr=True, quiet=quiet).status("Starting") as status:
         yield lambda text: status.update(Text(harmless(f"{text} …")))
 
 

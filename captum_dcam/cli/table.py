@@ -52,6 +52,7 @@ def table(options: Options) -> None:
     if options.list_ or not (options.names or asked):
         print_list()
         return
+    check_results(options.results)
     if not options.names:
         raise InputError("which tables? Give their names, or 'all'; captum-dcam table lists them")
     if options.output is not None or options.markdown:
@@ -71,26 +72,36 @@ def table(options: Options) -> None:
 def run(names: Sequence[str], folder: Path) -> list[Table]:
     """Make tables.
 
-    ``all`` makes every table whose parts were measured, and says which were not; a table that was
-    asked for by name and lacks its part is an error.
+    ``all`` makes every table whose parts were measured; a table that was asked for by name and
+    lacks its part is an error.
     """
     from captum_dcam.evaluation.tables import TABLES, Results, table
+
+    results, found, without = Results(folder), [], 0
+    for name in dict.fromkeys(n for one in names for n in (TABLES if one == "all" else (one,))):
+        try:
+            found.append(table(name, results))
+        except StoreError:
+            if "all" not in names or name in names:
+                raise
+            without += 1
+    if without and found:
+        say_on_stderr(
+            f"{len(found)} tables; {without} others need parts that {folder} does not hold (asked "
+            "for by its name, a table says which)"
+        )
+    if not found:
+        raise InputError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
+    return found
+
+
+def check_results(folder: Path) -> None:
+    """Raise where there is no folder of results."""
     from captum_dcam.files import reading
 
     with reading(folder):
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: give --results what evaluate wrote to")
-    results, found = Results(folder), []
-    for name in dict.fromkeys(n for one in names for n in (TABLES if one == "all" else (one,))):
-        try:
-            found.append(table(name, results))
-        except StoreError as error:
-            if "all" not in names or name in names:
-                raise
-            say_on_stderr(f"left out {name}: {error}")
-    if not found:
-        raise InputError(f"{folder} holds no part of any table: run captum-dcam evaluate first")
-    return found
 
 
 def print_list() -> None:

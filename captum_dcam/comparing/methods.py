@@ -32,6 +32,7 @@ from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.norms import BACKWARDS
+from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
@@ -41,17 +42,18 @@ from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.results.explanation import versions
 
-#: what :func:`compare` runs when nothing is asked for: one method of each kind, all quick
+#: what :func:`compare` runs when nothing is asked for: one or two methods of each kind that needs
+#: no extra, each of a few passes per word
 QUICK = (
     "diffusion_cam",
     "diffusion_cam_paper",
     "diffusion_cam_base",
-    "llava_cam",
+    "finer_cam",
     "logit_lens",
     "tam",
     "attention",
     "attn_lrp",
-    "layer_integrated_gradients",
+    "layer_gradient_x_activation",
     "saliency",
 )
 Mask = np.ndarray | Tensor
@@ -79,7 +81,7 @@ def compare(
     seed: int = 0,
     errors: str = "report",
     tagger: str = DEFAULT_TAGGER,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
     **generation: Any,
 ) -> Comparison:
     r"""Generate an answer and explain its words by several methods.
@@ -116,7 +118,8 @@ def compare(
             on) or ``raise``. Default: ``"report"``
         tagger (str, optional): who tells nouns and function words, see
             :func:`captum_dcam.model.tagging.tag`. Default: ``"phrases"``
-        progress (callable, optional): receives every method's name before it runs.
+        progress (bool or callable, optional): True shows a bar; a function receives every method's
+            name before it runs, see :mod:`captum_dcam.model.progress`. Default: nothing
         **generation: the family's decoding settings.
     """
     images = pictures_of(image)
@@ -128,11 +131,12 @@ def compare(
     forward = DenoisingForward(adapter, layer, score)
     _check_packages(chosen, errors)
     request = adapter.prepare([images], [prompt])
-    if progress is not None:
-        progress("generation")
+    told = as_progress(progress, "compare", "method")
     generator = torch.Generator().manual_seed(seed)
     with forward.held():
-        bind_answer(forward, request, answer, generator, generation)
+        with watched(adapter, told, "compare"):
+            told.say("generation")
+            bind_answer(forward, request, answer, generator, generation)
         return compare_generation(
             forward,
             words,
@@ -146,7 +150,7 @@ def compare(
             seed=seed,
             errors=errors,
             tagger=tagger,
-            progress=progress,
+            progress=told,
         )
 
 
@@ -166,7 +170,7 @@ def compare_generation(
     seed: int = 0,
     errors: str = "report",
     tagger: str = DEFAULT_TAGGER,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Comparison:
     r"""Compare methods on one example of a generation that is bound to ``forward`` already.
 
@@ -190,13 +194,13 @@ def compare_generation(
     repeated = maps.repeated_words(one, 0, tagger, score) if wanted else ()
     shared = _Shared(one, targets, repeated, refine, own_masks)
     rows = []
-    for name, method_ in _named(chosen):
-        if progress is not None:
-            progress(name)
-        task = AttributionTask(one, shared.asked, score, generator_of(seed, name), backward)
-        own = budget.get(name, budget.get(method_.name)) if isinstance(budget, Mapping) else budget
-        run = run_method(method_, task, own, errors)
-        rows.append(shared.row(name, method_, run))
+    with watched(one.adapter, progress, "compare", len(chosen), "method") as told:
+        for name, method_ in _named(chosen):
+            told.say(name)
+            task = AttributionTask(one, shared.asked, score, generator_of(seed, name), backward)
+            run = run_method(method_, task, _budget_of(budget, name, method_), errors)
+            rows.append(shared.row(name, method_, run))
+            told.image()
     steps = trajectory.commit_step[0].tolist()
     return Comparison(
         prompt=request.prompts[0],
@@ -236,9 +240,17 @@ def _check(backward: Any, budget: Any, seed: Any, errors: Any, progress: Any) ->
                 f"budget is {one!r}, a {type(one).__name__}: expected Budget(passes=…), or by "
                 "method's name"
             )
-    if progress is not None and not callable(progress):
-        raise InputTypeError(f"progress is {progress!r}: expected a function of a method's name")
+    as_progress(progress, "compare")
     return checks.whole("seed", seed, least=0)
+
+
+def _budget_of(
+    budget: Budget | Mapping[str, Budget] | None, name: str, method_: Method
+) -> Budget | None:
+    """A row's own budget, its method's, or that of all."""
+    if isinstance(budget, Mapping):
+        return budget.get(name, budget.get(method_.name))
+    return budget
 
 
 def _check_packages(methods: Sequence[Method], errors: str) -> None:
@@ -260,7 +272,7 @@ def chosen_methods(methods: str | Sequence[MethodLike] | None) -> tuple[Method, 
             raise InputTypeError(f"method is a {type(one).__name__}: expected a name or a Method")
         out.append(method(one) if isinstance(one, str) else one)
     if not out:
-        raise InputError(f"no methods: give names of {', '.join(METHODS)}, or 'all'")
+        raise InputError(f"no methods: give names, which {METHODS.listed} lists, or 'all'")
     return tuple(out)
 
 

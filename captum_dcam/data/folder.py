@@ -37,13 +37,9 @@ from captum_dcam.data.common import (
     register_dataset,
 )
 from captum_dcam.data.files import expect, grey_labels, inside, read_image, stored_size
-from captum_dcam.errors import InputError, MissingFileError
+from captum_dcam.errors import InputError
 from captum_dcam.files import digest, reading
-
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
-    *(".heic", ".heif"),  # by a plug-in of Pillow
-)
+from captum_dcam.model.images import hidden, images_in
 
 
 class Part(NamedTuple):
@@ -60,23 +56,6 @@ class FolderSample(Sample):
     def image(self) -> Image.Image:
         assert self.path is not None
         return read_image(self.path, self.image_id, upright=True)
-
-
-def hidden(path: Path) -> bool:
-    r"""Whether a file is none of the user's: macOS puts ``._dog.jpg`` beside ``dog.jpg``."""
-    return path.name.startswith(".")
-
-
-def images_in(folder: Path) -> list[Path]:
-    r"""The images of a folder, sorted; MissingFileError without any."""
-    with reading(folder):
-        if not folder.is_dir():
-            raise MissingFileError(f"{folder} is no folder: expected one with images in it")
-        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
-        found = [p for p in found if not hidden(p) and p.is_file()]
-    if not found:
-        raise MissingFileError(f"{folder} has no images: expected {', '.join(SUFFIXES)}")
-    return found
 
 
 def read_parts(paths: tuple[Path, ...], image_id: ImageId, size: tuple[int, int]) -> Mask:

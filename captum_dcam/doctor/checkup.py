@@ -21,6 +21,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.families import said
+from captum_dcam.model.progress import ProgressLike, as_progress
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of, summary
 
 #: the lines in their order; each is judged from what the ones before have found
@@ -66,7 +67,7 @@ def doctor(
     *,
     layer: int | None = None,
     seed: int = 0,
-    say: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
     **generation: Any,
 ) -> Report:
     r"""Look at a model before its maps are believed: what is fine, and what is not.
@@ -83,7 +84,8 @@ def doctor(
         prompt (str or sequence of dict, optional): Default: ``"describe the image ."``
         layer (int, optional): block to explain. Default: the recommended one
         seed (int, optional): of everything that is drawn. Default: 0
-        say (callable, optional): told the name of every check before it. Default: nothing
+        progress (bool or callable, optional): True shows a bar; a function receives the name of
+            every check before it, see :mod:`captum_dcam.model.progress`. Default: nothing
         **generation: the family's decoding settings, or ``decoding="demo"``.
 
     Returns:
@@ -93,6 +95,7 @@ def doctor(
         DcamError: image, prompt or arguments that cannot be; a model that nobody knows.
     """
     seed = checks.whole("seed", seed, least=None)
+    told = as_progress(progress, "doctor", "check")
     shown = make_scene(HELD_OUT, SCENE).image if image is None else image
     images = pictures_of(shown)
     if not isinstance(model, Adapter):
@@ -103,10 +106,12 @@ def doctor(
     asked = PROMPT if prompt is None else prompt
     subject = Subject(model, images, asked, layer, seed, generation)
     lines: dict[str, Line] = {}
+    told.begin(len(CHECKS))
     for name, check in CHECKS:
-        if say is not None:
-            say(name)
+        told.say(name)
         lines[name] = _judged(check, subject)
+        told.image()
+    told.end()
     name = f"{model.family}: {type(model.model).__name__}"
     written = str(lines["answer"].values.get("answer", ""))
     return Report(name, summary(asked), written, lines)

@@ -16,12 +16,13 @@ stored.
 from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import probes  # noqa: F401  enters its metrics
 from captum_dcam.evaluation.frame import rows
-from captum_dcam.evaluation.harness import Live, Progress, Silent, Summary, evaluate
+from captum_dcam.evaluation.harness import Summary, evaluate
 from captum_dcam.evaluation.launch import launched_shard, parse_shard, stop_on_signals
 from captum_dcam.evaluation.measure import METRICS, Scores, VariantMaps, register_metric
 from captum_dcam.evaluation.plan import FLOORS, Plan, Variant
 from captum_dcam.evaluation.store import Store
 from captum_dcam.evaluation.words import KINDS, Word
+from captum_dcam.model.progress import Live, Progress, Silent
 
 __all__ = [
     "FLOORS",

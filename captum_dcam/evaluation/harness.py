@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from captum_dcam.errors import EvaluationError, InputError
 from captum_dcam.evaluation.launch import launched_device, launched_shard
@@ -20,9 +19,9 @@ from captum_dcam.evaluation.store import Shard, Store
 from captum_dcam.evaluation.trial import Trial
 from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
+from captum_dcam.model.progress import Progress, ProgressLike, as_progress
 from captum_dcam.model.trajectory import STORED_CACHES
 from captum_dcam.results.explanation import versions
-from captum_dcam.shown import harmless
 
 if TYPE_CHECKING:
     from captum_dcam.data import Dataset
@@ -30,67 +29,6 @@ if TYPE_CHECKING:
 POLICIES = ("raise", "skip")
 #: this number of failures at the start, with no image measured, is a mistake in the settings
 HOPELESS = 5
-
-
-class Progress:
-    """What the harness tells about its work; this one does nothing with it."""
-
-    def begin(self, total: int, done: int, failed: int) -> None:
-        """``total`` images in this shard, ``done`` stored already, ``failed`` of these failed."""
-
-    def say(self, text: str) -> None:
-        """What is being done."""
-
-    def image(self, failed: bool) -> None:
-        """One more image is stored."""
-
-    def end(self) -> None:
-        """Nothing more comes."""
-
-
-class Silent(Progress):
-    """Tells nobody."""
-
-
-class Live(Progress):
-    r"""A bar on stderr; nothing where stderr is no terminal.
-
-    Args:
-        label (str, optional): what stands before it, such as the shard.
-        position (int, optional): line of the bar, where several processes share a terminal.
-    """
-
-    def __init__(self, label: str = "evaluate", position: int = 0) -> None:
-        self.label, self.position, self.failed = harmless(label), position, 0
-        self._bar: tqdm | None = None
-
-    def begin(self, total: int, done: int, failed: int) -> None:
-        self.failed = failed
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=self.label,
-            unit="image",
-            disable=None,
-            dynamic_ncols=True,
-            position=self.position,
-            smoothing=0.1,
-        )
-
-    def say(self, text: str) -> None:
-        if self._bar is not None:
-            failures = f"{self.failed} failed, " if self.failed else ""
-            self._bar.set_postfix_str(f"{failures}{harmless(text)}")
-
-    def image(self, failed: bool) -> None:
-        self.failed += failed
-        if self._bar is not None:
-            self._bar.update()
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +65,7 @@ def evaluate(
     device: str | torch.device | None = None,
     on_error: str = "raise",
     retry: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
     stop: Callable[[], bool] | None = None,
     adapter: Adapter | None = None,
     data: Dataset[Any] | None = None,
@@ -145,7 +83,8 @@ def evaluate(
         on_error (str, optional): ``raise``, or ``skip``: an image that cannot be measured is stored
             with the reason, and so is a variant that fails on an image. Default: ``"raise"``
         retry (bool, optional): measure images again that were stored as failed. Default: False
-        progress (Progress, optional): is told what is done. Default: nobody
+        progress (bool, callable or Progress, optional): True shows a bar, see
+            :mod:`captum_dcam.model.progress`. Default: nothing
         stop (callable, optional): asked before every image whether to end here.
         adapter (Adapter, optional): a loaded model in place of the plan's. Default: it is loaded
         data (Dataset, optional): an open data set in place of the plan's. Default: it is opened
@@ -163,7 +102,7 @@ def evaluate(
     """
     if on_error not in POLICIES:
         raise InputError(f"on_error is {on_error!r}: expected one of {', '.join(POLICIES)}")
-    folder, progress = Path(folder), progress or Silent()
+    folder, progress = Path(folder), as_progress(progress, "evaluate")
     number, count = launched_shard() if shard is None else shard
     if not 0 <= number < count:
         raise InputError(f"shard is {(number, count)}: expected (i, n) with i from 0 to n - 1")

@@ -24,7 +24,7 @@ from captum_dcam.evaluation.floors import FLOORS
 from captum_dcam.evaluation.measure import metric_record
 from captum_dcam.evaluation.words import KINDS
 from captum_dcam.files import Record, canonical, digest, plain
-from captum_dcam.methods import Method, method
+from captum_dcam.methods import METHODS, Method, method
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.trajectory import (
     CACHES,
@@ -165,7 +165,7 @@ class Variant:
         stages = str | Mapping | Refinement | list | tuple
         shapes = ("settings", Mapping, _RECORD), ("refinements", stages, "a list of names")
         _check_shapes(f"variant {self.name!r}: ", self, shapes)
-        found = self.method or self.name
+        found = _own_name(self.method or self.name)
         write(self, "layer", layer)
         write(self, "passes", passes)
         write(self, "method", found)
@@ -355,7 +355,7 @@ def as_variant(value: Variant | Method | Mapping[str, Any] | str) -> Variant:
         name = settings.pop("name")
         return Variant(_named(name, settings), name, settings)
     if isinstance(value, str):
-        return Variant(value)
+        return Variant(_own_name(value))
     if not isinstance(value, Mapping):
         raise _misfit("a variant", value, "a method's name, a method, or a record of one")
     known = [f.name for f in fields(Variant)]
@@ -404,6 +404,11 @@ def _method(name: str, settings: Mapping[str, Any]) -> Method:
     """Lists, as JSON gives them back, become the tuples that frozen settings hold."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return method(name, **given)
+
+
+def _own_name(name: str) -> str:
+    """The name that a method is registered under, for an alias too; of something else the same."""
+    return METHODS.own(name) if name in METHODS else name
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> Record:

@@ -29,6 +29,7 @@ from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
 from captum_dcam.metrics._checks import working_dtype
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.progress import ProgressLike, watched
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
@@ -44,6 +45,7 @@ def infidelity(
     samples: int = 32,
     generator: torch.Generator | None = None,
     chunk: int = 8,
+    progress: ProgressLike = None,
 ) -> Tensor:
     r"""How badly the map predicts the fall of the word's logit when squares are removed.
 
@@ -65,6 +67,8 @@ def infidelity(
         samples (int, optional): squares, the same for all words. Default: 32
         generator (torch.Generator, optional): draws them. Default: one with seed 0
         chunk (int, optional): images per forward pass. Default: 8
+        progress (bool, callable or Progress, optional): True shows a bar of the model's passes, see
+            :mod:`captum_dcam.model.progress`. Default: nothing
 
     Returns:
         Tensor: (N,) float64, at least 0, in squared logits; lower is better.
@@ -90,32 +94,33 @@ def infidelity(
     # wide, because a map may be spread over 100,000 elements
     inputs = request.pixels.detach().to(working_dtype(request.pixels.device))
     found = []
-    for row, target in zip(shared, targets, strict=True):
-        drawn = iter(removed)
+    with watched(forward.adapter, progress, "infidelity"):
+        for row, target in zip(shared, targets, strict=True):
+            drawn = iter(removed)
 
-        def value(pixels: Tensor, target: Target = target) -> Tensor:
-            wanted = [(r, target) for r in range(len(pixels))]
-            copies = with_pixels(forward, pixels)
-            return read(copies, wanted, score=score, value="logit", chunk=chunk).to(pixels)
+            def value(pixels: Tensor, target: Target = target) -> Tensor:
+                wanted = [(r, target) for r in range(len(pixels))]
+                copies = with_pixels(forward, pixels)
+                return read(copies, wanted, score=score, value="logit", chunk=chunk).to(pixels)
 
-        def perturb(repeated: Tensor, drawn: Iterator[Tensor] = drawn) -> tuple[Tensor, Tensor]:
-            part = torch.stack(list(islice(drawn, len(repeated))))
-            mask = torch.nn.functional.pad(part.to(owners.device), (0, 1))[:, owners]
-            # 1 where something was removed, because maps are attributions and not gradients
-            return mask.to(repeated), fill(part).to(repeated)
+            def perturb(repeated: Tensor, drawn: Iterator[Tensor] = drawn) -> tuple[Tensor, Tensor]:
+                part = torch.stack(list(islice(drawn, len(repeated))))
+                mask = torch.nn.functional.pad(part.to(owners.device), (0, 1))[:, owners]
+                # 1 where something was removed, because maps are attributions and not gradients
+                return mask.to(repeated), fill(part).to(repeated)
 
-        attributions = row.to(inputs)[owners][None]
-        found.append(
-            metrics.infidelity(
-                value,
-                perturb,
-                inputs,
-                attributions,
-                n_perturb_samples=samples,
-                max_examples_per_batch=min(chunk, samples),
-                normalize=True,
+            attributions = row.to(inputs)[owners][None]
+            found.append(
+                metrics.infidelity(
+                    value,
+                    perturb,
+                    inputs,
+                    attributions,
+                    n_perturb_samples=samples,
+                    max_examples_per_batch=min(chunk, samples),
+                    normalize=True,
+                )
             )
-        )
     return torch.cat(found).cpu().double() if found else torch.zeros(0, dtype=torch.float64)
 
 
@@ -128,6 +133,7 @@ def sensitivity_max(
     radius: float = 0.02,
     samples: int = 10,
     generator: torch.Generator | None = None,
+    progress: ProgressLike = None,
 ) -> Tensor:
     r"""The largest relative change of the map under small noise on the image.
 
@@ -144,6 +150,8 @@ def sensitivity_max(
         radius (float, optional): ρ, as a share of the range of the pixels' values. Default: 0.02
         samples (int, optional): noisy images. Default: 10
         generator (torch.Generator, optional): draws the noise. Default: one with seed 0
+        progress (bool, callable or Progress, optional): True shows a bar of the model's passes, see
+            :mod:`captum_dcam.model.progress`. Default: nothing
 
     Returns:
         Tensor: (N,) float64, at least 0; lower is better. A map of zeros counts with a norm of 1,
@@ -174,14 +182,15 @@ def sensitivity_max(
         return (flat_maps(forward, maps, words, "sensitivity_max").contiguous(),)
 
     repeated = wide.expand(len(words), *pixels.shape[1:])
-    found = metrics.sensitivity_max(
-        explained,
-        repeated,
-        perturb_func=noisy,
-        perturb_radius=radius,
-        n_perturb_samples=samples,
-        max_examples_per_batch=len(words),
-    )
+    with watched(forward.adapter, progress, "sensitivity_max"):
+        found = metrics.sensitivity_max(
+            explained,
+            repeated,
+            perturb_func=noisy,
+            perturb_radius=radius,
+            n_perturb_samples=samples,
+            max_examples_per_batch=len(words),
+        )
     return found.cpu().double()
 
 

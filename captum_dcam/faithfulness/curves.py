@@ -22,6 +22,7 @@ from captum_dcam.faithfulness.reading import (
 )
 from captum_dcam.methods.captum_common import groups_of
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.progress import ProgressLike, watched
 from captum_dcam.model.trajectory import Score
 from captum_dcam.model.words import Target
 
@@ -107,6 +108,7 @@ def deletion(
     controls: int = 1,
     generator: torch.Generator | None = None,
     chunk: int = 8,
+    progress: ProgressLike = None,
 ) -> Curves:
     r"""Remove image patches, those with the highest map first, and read the word again.
 
@@ -132,6 +134,8 @@ def deletion(
         generator (torch.Generator, optional): draws them, and the order of equal values. Default:
             one with seed 0
         chunk (int, optional): edited images per forward pass. Default: 8
+        progress (bool, callable or Progress, optional): True shows a bar of the model's passes, see
+            :mod:`captum_dcam.model.progress`. Default: nothing
 
     Returns:
         Curves: of kind ``deletion``.
@@ -144,7 +148,7 @@ def deletion(
         Petsiuk et al., RISE, 2018, section 4.1.
     """
     return _curves("deletion", forward, targets, maps, baseline, where, patch, fractions, score,
-                   controls, generator, chunk)  # fmt: skip
+                   controls, generator, chunk, progress)  # fmt: skip
 
 
 @holding
@@ -161,13 +165,14 @@ def insertion(
     controls: int = 1,
     generator: torch.Generator | None = None,
     chunk: int = 8,
+    progress: ProgressLike = None,
 ) -> Curves:
     r"""Reveal image patches of an empty image, those with the highest map first.
 
     Args, returns and raises as :func:`deletion`; the kind is ``insertion``.
     """
     return _curves("insertion", forward, targets, maps, baseline, where, patch, fractions, score,
-                   controls, generator, chunk)  # fmt: skip
+                   controls, generator, chunk, progress)  # fmt: skip
 
 
 def check_settings(
@@ -196,6 +201,7 @@ def _curves(
     controls: int,
     generator: torch.Generator | None,
     chunk: int,
+    progress: ProgressLike,
 ) -> Curves:
     check_settings(baseline, where, patch, fractions, controls, chunk)
     forward.trajectory.check_score(score)
@@ -218,7 +224,8 @@ def _curves(
         for order in (n, *range(number, number + controls))
         for s in range(steps)
     ]
-    found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
+    with watched(forward.adapter, progress, kind):
+        found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
     found = found.view(number, 1 + controls, steps)
     control = found[:, 1:]
     return Curves(

@@ -16,6 +16,7 @@ from captum_dcam.metrics._checks import stretched
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.guard import Guard
+from captum_dcam.model.progress import ProgressLike, watched
 from captum_dcam.model.words import Target
 from captum_dcam.refine.checks import check_odd
 
@@ -43,6 +44,7 @@ def parameter_randomization(
     generator: torch.Generator,
     *,
     stages: int | Sequence[int] | None = None,
+    progress: ProgressLike = None,
 ) -> Randomization:
     r"""Replace weights from the output side down, and compare each stage's maps with the model's.
 
@@ -59,6 +61,8 @@ def parameter_randomization(
         generator (torch.Generator): draws the weights.
         stages (int or sequence of int, optional): how many of the blocks + 1 stages; or after which
             of them maps are compared, counted from 1, -1 for the last. Default: all
+        progress (bool, callable or Progress, optional): True shows a bar of the model's passes, see
+            :mod:`captum_dcam.model.progress`. Default: nothing
 
     Returns:
         Randomization: of these stages.
@@ -73,8 +77,8 @@ def parameter_randomization(
     wanted = _wanted(stages, len(cascade))
     words = tuple(targets)
     before = _explained(forward, words, explain)
-    found = []
-    with _restored(forward.adapter.guard) as replace_values:
+    found, watch = [], watched(forward.adapter, progress, "randomization")
+    with watch, _restored(forward.adapter.guard) as replace_values:
         for number, (_, parameters) in enumerate(cascade[: wanted[-1]], 1):
             for parameter in parameters:
                 replace_values(parameter, _drawn(parameter, generator))

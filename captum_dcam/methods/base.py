@@ -369,7 +369,28 @@ def check_choices(method: Method, **known: Collection[str]) -> None:
 
 
 #: method name → class; ``@register_method("name")`` stands above ``@dataclass(frozen=True)``
-METHODS: Registry[type[Method]] = Registry("method", named=True)
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    named=True,
+    aliases={  # written as `folded` writes them
+        "dcam": "diffusion_cam",
+        "gradcam": "layer_grad_cam",
+        "gradcam++": "pgc_gradcam_plus_plus",
+        "eigencam": "pgc_eigencam",
+        "layercam": "pgc_layercam",
+        "hirescam": "pgc_hirescam",
+        "xgradcam": "pgc_xgradcam",
+        "ablationcam": "pgc_ablationcam",
+        "ig": "integrated_gradients",
+        "layerig": "layer_integrated_gradients",
+        "gradxinput": "input_x_gradient",
+        "smoothgrad": "noise_tunnel",
+        "shapley": "shapley_value_sampling",
+        "rollout": "attention_rollout",
+        "lens": "logit_lens",
+    },
+    listed="captum-dcam compare --list-methods",
+)
 register_method = METHODS.register
 #: ``method("tam", eci=False)``: a method by its name, with fields of its class as settings
 method: Callable[..., Method] = METHODS.get

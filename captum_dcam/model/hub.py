@@ -6,9 +6,10 @@ left out, and named in the error that somebody who looks for it gets.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     verify: bool = True,
+    progress: bool = False,
     **options: Any,
 ) -> Adapter:
     r"""Load a model and its adapter.
@@ -77,6 +79,7 @@ def load(
             machine. Default: False
         verify (bool, optional): replay one step of the first generation, and raise a
             :class:`~captum_dcam.errors.ReplayError` where it is another. Default: True
+        progress (bool, optional): show transformers' bars while it loads. Default: False
         **options: the family's own (``cache``, ``attn_implementation``, …).
 
     Raises:
@@ -104,7 +107,9 @@ def load(
         device = check_device(None)
     given = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     given["trust_remote_code"] = trust_remote_code or None
-    with LOADING, out_of_inference_mode():  # families repair upstream's modules while they load
+    bars = nullcontext() if checks.flag("progress", progress) else without_bars()
+    with LOADING, bars, out_of_inference_mode():
+        # under a lock, as families repair upstream's modules meanwhile
         made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
     if not verify:
         made.unverified = False
@@ -150,6 +155,20 @@ def wrap(
     if verify:
         _check_buffers(adapter)
     return adapter
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide transformers' progress bars, and restore them afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -358,7 +377,7 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
     """
     folder = Path(source)
     path = folder / "config.json"
-    if not folder.exists() and source.count("/") == 1:
+    if not folder.exists() and source.count("/") == 1 and source[0] not in "./~":
         path = _from_hub(source, revision)
     elif not path.is_file():
         return None
@@ -409,11 +428,38 @@ def _from_hub(source: str, revision: str | None) -> Path:
     from transformers.utils import cached_file
 
     try:
+        _check_answers(source, revision)
         return Path(cached_file(source, "config.json", revision=revision))
     except (OSError, ValueError) as error:  # ValueError: a name that the hub cannot have
         raise WeightsError(
-            f"{source} is no folder here, and the hub gave no config.json of it: {error}"
+            f"{source} is no folder here{_beside(source)}, and the hub gave no config.json of it: "
+            f"{error}"
         ) from error
+
+
+def _check_answers(source: str, revision: str | None) -> None:
+    """Ask the hub once whether it answers, for what is not in its cache; OSError where it does not.
+    Without a network, transformers asks six times, which takes half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
+    except (HfHubHTTPError, ValueError):  # it answers; transformers says best what is wrong
+        return
+    except Exception as error:
+        raise OSError(f"it cannot be reached ({error})") from error
+
+
+def _beside(source: str) -> str:
+    """A hint at folders that are called nearly so; nothing where there are none."""
+    parent = Path(source).parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(Path(source).name, names, n=2)
+    listed = " or ".join(repr(str(parent / name)) for name in close)
+    return f" (did you mean {listed}?)" if listed else ""
 
 
 def family_of(

@@ -20,9 +20,10 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from captum_dcam.errors import InputTypeError, MissingFileError, PictureError
+from captum_dcam.files import reading
+
+T = TypeVar("T")
 
 #: which of these Pillow raises at a damaged file depends on its format
 DAMAGED = (
@@ -44,6 +48,11 @@ DAMAGED = (
 ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Tensor
 KINDS = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
 EXPECTED = "a path, bytes of a file, a PIL image, an array (H, W, 3) or a tensor (3, H, W)"
+#: how the names of images end
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".heic", ".heif"),  # by a plug-in of Pillow
+)
 #: formats whose first frame is the whole image; the others are previews or layers
 FIRST_IS_WHOLE = ("MPO", "PSD")
 #: the brands of HEIF files, which Pillow reads with a plug-in
@@ -119,6 +128,62 @@ def _file(path: str | Path) -> Path:
     raise PictureError(f"{shown} is {kind}: expected an image file")
 
 
+def hidden(path: Path) -> bool:
+    r"""Whether a file is none of the user's: macOS puts ``._dog.jpg`` beside ``dog.jpg``."""
+    return path.name.startswith(".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    r"""The images of a folder, sorted; MissingFileError without any."""
+    with reading(folder):
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder} is no folder: expected one with images in it")
+        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+        found = [p for p in found if not hidden(p) and p.is_file()]
+    if not found:
+        raise MissingFileError(f"{folder} has no images: expected {', '.join(SUFFIXES)}")
+    return found
+
+
+def evenly(items: Sequence[T], most: int | None) -> list[T]:
+    """The first of ``most`` equal parts' items; all where there are no more."""
+    count = len(items) if most is None else min(most, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
+
+
+def frames_of(path: Path, most: int | None = None) -> list[Image.Image]:
+    r"""The frames of an animated image, at most ``most`` of them, evenly spaced.
+
+    Raises:
+        MissingFileError, PictureError: as :func:`as_image`; a video file, which Pillow cannot read.
+    """
+    try:
+        with opened(_file(path), str(path)) as file:
+            every = range(getattr(file, "n_frames", 1))
+            return [_frame(file, n, str(path)) for n in evenly(every, most)]
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path} is too large to be opened safely: {error}") from error
+    except PermissionError as error:
+        raise PictureError(f"{path} may not be read: {error.strerror}") from error
+    except PictureError as error:
+        if "is not an image" not in str(error):
+            raise
+        raise PictureError(
+            f"{path} is no animated image (GIF, WebP, PNG): of a video file save the frames into a "
+            f"folder, as ffmpeg -i {path.name} -vf fps=1 frames/%04d.png does, and give the folder"
+        ) from error
+
+
+def _frame(file: Image.Image, number: int, where: str) -> Image.Image:
+    try:
+        file.seek(number)
+        return to_rgb(file.copy(), where)
+    except Image.DecompressionBombError:
+        raise
+    except DAMAGED as error:
+        raise PictureError(f"{where} is damaged or truncated at frame {number}: {error}") from error
+
+
 def opened(source: Path | io.BytesIO, where: str) -> Image.Image:
     """Pillow's image of a file, not decoded yet; HEIF by its plug-in.
 
@@ -177,7 +242,7 @@ def _decoded(image: Image.Image, where: str, upright: bool) -> Image.Image:
     if frames != 1:
         raise PictureError(
             f"{where} holds {frames} frames: choose one (image.seek(number), then image.copy()), "
-            "or give them as a captum_dcam.model.prompts.Video"
+            "or give all as a captum_dcam.Video (Video.read(path); --video PATH)"
         )
     return to_rgb(_turned(image, where) if upright else _as_stored(image), where)
 

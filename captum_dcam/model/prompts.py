@@ -9,12 +9,22 @@ stand in front of the first user message.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from captum_dcam import checks
 from captum_dcam.errors import InputError, InputTypeError
-from captum_dcam.model.images import EXPECTED, KINDS, ImageLike, as_image
+from captum_dcam.model.images import (
+    EXPECTED,
+    KINDS,
+    ImageLike,
+    as_image,
+    evenly,
+    frames_of,
+    images_in,
+)
 
 ROLES = ("system", "user", "assistant")
 #: messages whose content is a list of parts, as chat templates want them
@@ -48,6 +58,24 @@ class Video(tuple[Image.Image, ...]):
             found = f"frames of sizes {sizes} (width × height)" if sizes else "no frame"
             raise InputError(f"a video has {found}: give one or more frames of one size")
         return made
+
+    @classmethod
+    def read(cls, path: str | Path, frames: int | None = None) -> Video:
+        r"""A video of an animated GIF, WebP or PNG, or of a folder of images, sorted by name.
+
+        Args:
+            path (path): the file or folder.
+            frames (int, optional): number of frames, evenly spaced, the first one among them; all
+                where there are no more. Default: all
+
+        Raises:
+            MissingFileError: no such file or folder, or a folder without images.
+            PictureError: a file of another format, or a damaged one.
+            ValueError: frames of different sizes.
+        """
+        most = None if frames is None else checks.whole("frames", frames, least=1)
+        path = Path(path)
+        return cls(evenly(images_in(path), most) if path.is_dir() else frames_of(path, most))
 
 
 #: one image or video, or several of them

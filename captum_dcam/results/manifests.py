@@ -46,6 +46,7 @@ FILES = {
     "explanation": "manifest.json",
     "comparison": "comparison.json",
     "tables": "tables.json",
+    "explanations": "explanations.json",
 }
 
 
@@ -174,8 +175,8 @@ def write_listed(folder: Path, texts: Mapping[str, str], kind: str) -> None:
             file = folder / name
             if os.path.lexists(file) and not _as_written(file, known.get(name)):
                 raise OccupiedError(
-                    f"{file} is not an earlier table, or was changed since it was written, and is "
-                    "yours: choose another folder, or move it away"
+                    f"{file} is none of the earlier {kind}, or was changed since it was written, "
+                    "and is yours: choose another folder, or move it away"
                 )
     own = {name: digest(text) for name, text in texts.items()}
     kept = {n: h for n, h in known.items() if os.path.lexists(folder / n)}

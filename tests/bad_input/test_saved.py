@@ -440,7 +440,9 @@ def test_tables_replace_tables_alone(tmp_path):
     (tmp_path / "b.md").write_text("4, edited")
     for name in ("notes.md", "b.md"):
         before = lying(tmp_path)
-        with pytest.raises(OccupiedError, match=rf"{name} is not an earlier table, or was changed"):
+        with pytest.raises(
+            OccupiedError, match=rf"{name} is none of the earlier tables, or was changed"
+        ):
             write_listed(tmp_path, {"a.md": "5", name: "5"}, "tables")
         assert lying(tmp_path) == before
     (tmp_path / "tables.json").write_text("{}")

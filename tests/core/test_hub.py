@@ -134,6 +134,13 @@ def test_the_best_device_is_the_default(registry, tmp_path, monkeypatch):
     assert cls.seen == (str(source), {"device_map": "auto"})
 
 
+@pytest.fixture
+def answering(monkeypatch):
+    """A hub that answers whatever is asked."""
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("answering")
 def test_a_hub_name_is_asked_for_its_config(registry, tmp_path, monkeypatch):
     cls = probe()
     asked = []
@@ -148,6 +155,7 @@ def test_a_hub_name_is_asked_for_its_config(registry, tmp_path, monkeypatch):
     assert cls.seen == ("org/checkpoint", {"revision": "abc"})
 
 
+@pytest.mark.usefixtures("answering")
 def test_a_hub_that_gives_nothing(monkeypatch):
     def cached(*_args, **_options):
         raise OSError("org/nothing is not a valid model identifier")
@@ -155,6 +163,29 @@ def test_a_hub_that_gives_nothing(monkeypatch):
     monkeypatch.setattr("transformers.utils.cached_file", cached)
     with pytest.raises(WeightsError, match=r"org/nothing is no folder here.*not a valid"):
         captum_dcam.load("org/nothing")
+
+
+def test_a_mistyped_folder_is_asked_for_once(monkeypatch, tmp_path):
+    asked = []
+
+    def unreachable(address, timeout):
+        asked.append(address)
+        raise ConnectionError("no name service")
+
+    def never(*_args, **_options):
+        raise AssertionError("transformers asks six times")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("transformers.utils.cached_file", never)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "lavida-8b").mkdir(parents=True)
+    beside = r"did you mean 'checkpoints/lavida-8b'\?.*cannot be reached \(no name service\)"
+    with pytest.raises(WeightsError, match=f"checkpoints/lavid-8b is no folder here.*{beside}"):
+        captum_dcam.load("checkpoints/lavid-8b")
+    for local in ("./lavida", "~/lavida", "/lavida", "a/b/c"):  # no name that the hub could have
+        with pytest.raises(UnknownNameError, match="give a folder"):
+            captum_dcam.load(local)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,11 @@ import tiny
 import torch
 from methods import made
 
-from captum_dcam.errors import BudgetExhaustedError, UnknownNameError
+from captum_dcam.cli.parsing import parse_methods
+from captum_dcam.comparing import QUICK
+from captum_dcam.errors import BudgetExhaustedError, UnknownNameError, folded
+from captum_dcam.evaluation.plan import as_variant
+from captum_dcam.evaluation.suites import is_long
 from captum_dcam.methods import (
     METHODS,
     AttributionTask,
@@ -29,6 +33,36 @@ from captum_dcam.model.words import Target
 def test_unknown_method_suggests_near_names():
     with pytest.raises(UnknownNameError, match="did you mean 'diffusion_cam"):
         method("difusion_cam")
+
+
+def test_of_many_unknown_names_only_the_near_ones_are_shown():
+    with pytest.raises(UnknownNameError) as caught:
+        method("shap")
+    assert str(caught.value) == (
+        "unknown method 'shap'; did you mean 'gradient_shap' or 'kernel_shap' or "
+        "'layer_gradient_shap' or 'shapley_value_sampling'? "
+        f"Known are {len(METHODS)} names, which captum-dcam compare "
+        "--list-methods lists"
+    )
+
+
+def test_aliases_are_other_names_of_the_same():
+    for alias, name in METHODS.aliases.items():
+        assert method(alias) == method(name) and METHODS.own(alias) == name
+        assert METHODS.record(alias) == METHODS.record(name) and folded(alias) == alias
+    assert not METHODS.aliases.keys() & {folded(name) for name in METHODS}
+    for spelled in ("LayerGradCam", "Grad-CAM", "layer grad cam"):
+        assert method(spelled).name == "layer_grad_cam"
+    assert as_variant("IG") == as_variant("integrated_gradients")
+    assert [m.name for m in parse_methods(["gradcam,ig:steps=3"])] == [
+        "layer_grad_cam", "integrated_gradients"
+    ]  # fmt: skip
+
+
+def test_quick_methods_are_quick():
+    """None makes many passes per word: one that did took half of the time of all."""
+    assert not [name for name in QUICK if is_long(name)]
+    assert {METHODS[name].facts.group for name in QUICK} == set(GROUPS) - {"pytorch-grad-cam"}
 
 
 def test_unknown_setting_lists_those_there_are():

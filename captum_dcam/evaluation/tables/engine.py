@@ -267,7 +267,9 @@ def source_note(spec: TableSpec, frames: list[Frame], rows: list[TableRow]) -> l
 # -- tables by name --------------------------------------------------------------------------------
 
 #: name → the function that makes it from results
-TABLES: Registry[Callable[[Results], Table]] = Registry("table", given=1)
+TABLES: Registry[Callable[[Results], Table]] = Registry(
+    "table", given=1, listed="captum-dcam table"
+)
 register_table = TABLES.register
 
 

@@ -1,0 +1,92 @@
+"""Settings of the documentation site: ``python3 start.py docs`` builds it into build/site.
+
+Pages are the Markdown of this folder. What is generated (the program's help, the API) and what lies
+outside (tutorials, changelog) is written into ``docs/made`` first, by ``pages.py`` beside it.
+"""
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import pages  # noqa: E402
+
+project = "captum-dcam"
+author = "captum-dcam contributors"
+release = version = pages.stated("__version__", "captum_dcam/__init__.py")
+REPOSITORY = pages.stated("Repository", "pyproject.toml")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["README.md"]  # the list of pages for those who read the repository
+html_theme = "furo"
+html_title = f"captum-dcam {release}"
+html_static_path = ["_static"]
+html_js_files = ["sort.js"]
+html_css_files = ["site.css"]
+html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main"}
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = "off"  # tutorials are kept as they were run
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say types, with shapes and units
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Source", "params_style")]
+suppress_warnings = ["misc.highlighting_failure"]  # shell sessions with … in them
+
+pages.write(HERE / "made", REPOSITORY)
+
+
+def lead_out(app: Any, docname: str, source: list[str]) -> None:
+    """Links to files outside of this folder lead to the repository."""
+    place = (HERE / docname).parent
+
+    def led(found: "re.Match[str]") -> str:
+        target = (place / found[2]).resolve()
+        if target.is_relative_to(HERE) or not target.exists():
+            return found[0]
+        return f"]({REPOSITORY}/blob/main/{target.relative_to(HERE.parent)}{found[3]})"
+
+    source[0] = re.sub(r"(\]\()(\.\./[^)\s#]*)(#[^)\s]*)?\)", lambda f: led(_whole(f)), source[0])
+
+
+def _whole(found: "re.Match[str]") -> Any:
+    """The match with an empty text for no anchor."""
+    return {0: found[0], 2: found[2], 3: found[3] or ""}
+
+
+def canonical(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """A name by which a package offers something leads to where it is described."""
+    target = node.get("reftarget", "")
+    module, _, name = target.rpartition(".")
+    if node.get("refdomain") != "py" or not module.startswith("captum_dcam"):
+        return None
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return None
+    own = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if own in (target, "."):
+        return None
+    domain = env.get_domain("py")
+    return domain.resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], own, node, contnode
+    )
+
+
+def all_there(app: Any, error: Exception | None) -> None:
+    """Every public name is described somewhere, or the build fails."""
+    if error is None:
+        described = {name for name, *_ in app.env.get_domain("py").get_objects()}
+        if missing := sorted(pages.public_names() - described):
+            raise RuntimeError(f"no page describes {', '.join(missing)}")
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", lead_out)
+    app.connect("missing-reference", canonical)
+    app.connect("build-finished", all_there)
