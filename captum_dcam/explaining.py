@@ -16,7 +16,14 @@ from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
-from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, resolve
+from captum_dcam.model.words import (
+    Target,
+    WordsLike,
+    answer_text,
+    answer_token_texts,
+    resolve,
+    settled,
+)
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
@@ -253,6 +260,7 @@ def _targets(
     """The words that were asked for, with their foils."""
     tokens = forward.trajectory.tokens[example].tolist()
     targets = resolve(forward.adapter, tokens, words, reading.tagger)
+    targets = settled(forward.trajectory, example, targets, words, reading.score)
     return with_foils(forward.adapter, tokens, targets, foil)
 
 

@@ -71,7 +71,7 @@ def stand_in(monkeypatch, family):
     if family == "lavida":
         builder(monkeypatch, lavida.model("llada"), lavida.processor())
     elif family == "llada_v":
-        builder(monkeypatch, llada_v.model(), llada_v.processor())
+        builder(monkeypatch, llada_v.model(edits=True), llada_v.processor())
         monkeypatch.setattr(find(family), "ids", llada_v.IDS)
     elif family == "mmada":
         package, model = ModuleType("models"), mmada.model(max_sequence_length=2048)
@@ -118,7 +118,9 @@ def test_what_a_page_says_runs(family, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tiny.picture(size=(84, 56)).save("photo.jpg")
     text = (PAGES / f"{family}.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    code = "\n".join(blocks)
     for name, value in re.findall(r"(\w+)=(\w+)", "".join(re.findall(r"export (.*)", text))):
         monkeypatch.setenv(name, value)
     if family in SMALLER:

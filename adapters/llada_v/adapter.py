@@ -6,12 +6,16 @@ One example at a time; every call is feasible. What surprises in upstream's defa
 ``stopping_criteria`` says so, EOS cannot be generated, and on CUDA decoding runs in float16
 whatever the weights' type. Of its caches Fast-dLLM can stay registered (its part-length steps are
 infeasible, as the table of calls shows, and are explained through its cache); dLLM-Cache cannot.
+
+``jiyt17/ReDiff`` is this package and this architecture with other weights (``jiyatai/ReDiff``) and
+a decoder that edits, ``revise=True``.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -113,6 +117,11 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         return decoding.is_fast(self.blocks)
 
     @property
+    def revises(self) -> bool:
+        """Whether the model's ``generate`` is ReDiff's."""
+        return "revise" in inspect.signature(self.model.generate).parameters
+
+    @property
     def _markers(self) -> frozenset[int]:
         return super()._markers | self.stop_ids
 
@@ -132,6 +141,11 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
                 ``["<|eot_id|>"]``, as in the authors' demo; upstream's function has none
             generation_suffix (str, optional): text at the canvas's end, seen at every step.
             prefix_refresh_interval (int, optional): of Fast-dLLM. Default: upstream's 32
+            revise (bool, optional): ReDiff's decoding, which also writes the tokens of a block anew
+                that stand already; only where the model is of ReDiff's package. Default: False
+            revise_start (float, optional): share of a block's steps that do, its last ones.
+                Default: upstream's 1, all
+            revise_topk (float, optional): share of these tokens, the surest. Default: all
 
         Returns:
             Trajectory: over the whole canvas. Positions behind the stop, and the suffix, which
@@ -145,7 +159,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         decoding.refuse_feature_cache(self.blocks)
         if fast := self.fast:
             decoding.refuse_copied_cache(self.blocks)
-        options = decoding.checked(settings, generator, fast)
+        options = decoding.checked(settings, generator, fast, self.revises)
         model, tokenizer, text = self.model, self.tokenizer, options["generation_suffix"]
         suffix = tokenizer.encode(text, add_special_tokens=False) if text else []
         length = options["gen_length"] + len(suffix)
@@ -160,7 +174,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         steps = recorder.steps
         states, final = decoding.states_of(steps, scale, fast, recorder.canvas)
         own_calls = fast or scale > 0  # the part behind a cache, or twice the rows
-        return self.recorded(
+        found = self.recorded(
             request,
             settings,
             recorder,
@@ -169,10 +183,14 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             lengths=[s.length for s in steps] if own_calls else (),
             read_at=decoding.runs(steps) if fast else None,
         )
+        if not options.get("revise"):
+            return found
+        late = decoding.unsettled(steps, found.commit_step, self.ids.mask, options)
+        return replace(found, unsettled=late)
 
     def confidence_of(self, logits: Tensor, tokens: Tensor, *state: Tensor) -> Tensor:
         """Without the ids that the decoder rules out."""
-        rows = decoding.ruled_out(logits.float(), state[0], self.ids)
+        rows = decoding.ruled_out(logits.float(), self.ids)
         return super().confidence_of(rows, tokens, *state)
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:

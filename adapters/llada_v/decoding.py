@@ -5,6 +5,9 @@ steps and the part from the current block on at the others, with keys and values
 the last whole call: a step's state is then the canvas, the canvas of that run, and where the part
 begins. dLLM-Cache mixes outputs of several earlier steps at every block: a step is no function of
 its own canvas, and is refused.
+
+ReDiff's decoder fills masks as LLaDA-V's does, and writes the tokens of the block anew that are no
+longer masked, at every step. A token commits at the step that changed it last.
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import guided
-from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length, read_guided
+from captum_dcam.adapters.common.settings import (
+    GUIDED,
+    Setting,
+    Settings,
+    length,
+    one_of,
+    read_guided,
+    share,
+)
 from captum_dcam.adapters.common.text import SpecialIds
 from captum_dcam.errors import InputError, InputTypeError, MethodError
 
@@ -35,12 +46,20 @@ SETTINGS = Settings(
         "stopping_criteria": Setting(("<|eot_id|>",)),
         "generation_suffix": Setting(),
         "prefix_refresh_interval": Setting(),
+        "revise": Setting(False, one_of(False, True)),
+        "revise_start": Setting(None, share),
+        "revise_topk": Setting(None, share),
     },
-    refused={"max_new_tokens": "LLaDA-V ignores it: use gen_length"},
+    refused={
+        "max_new_tokens": "LLaDA-V ignores it: use gen_length",
+        "fake_ans": "a draft would be an answer that no step has committed",
+    },
 )
 
 
-def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool) -> dict[str, Any]:
+def checked(
+    given: dict[str, Any], generator: torch.Generator | None, fast: bool, revises: bool
+) -> dict[str, Any]:
     """Arguments for the family's ``generate``; raises before any work on what cannot work."""
     out = read_guided(SETTINGS, given, generator, "gen_length")
     if isinstance(out["stopping_criteria"], str):
@@ -59,15 +78,30 @@ def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool
             "register its hook first"
         )
     out["stopping_criteria"] = list(out["stopping_criteria"]) or None
-    return out
+    return _revising(out, revises)
 
 
-def ruled_out(logits: Tensor, canvas: Tensor, ids: SpecialIds) -> Tensor:
-    """A copy of logits (B, T, V) in which the ids that the decoder rules out at masked positions
-    have none."""
-    logits, masked = logits.clone(), canvas == ids.mask
-    for token in (ids.eos, ids.bos, ids.header, ids.header_end):
-        logits[:, :, token].masked_fill_(masked.to(logits.device), -torch.inf)
+def _revising(out: dict[str, Any], revises: bool) -> dict[str, Any]:
+    """The settings of ReDiff's decoder are passed on to it alone: others swallow them."""
+    own = {name: out.pop(name) for name in ("revise", "revise_start", "revise_topk")}
+    if not own["revise"]:
+        for name, value in own.items():
+            if name != "revise" and value is not None:
+                raise InputError(f"{name} is {value}: it is a setting of revise=True")
+        return out
+    if not revises:
+        raise InputError(
+            "revise is True, but this model's generate knows no such argument and would ignore it: "
+            "load the model by ReDiff's package (jiyt17/ReDiff, its folder train on PYTHONPATH in "
+            "place of LLaDA-V's)"
+        )
+    return {**out, **{name: value for name, value in own.items() if value is not None}}
+
+
+def ruled_out(logits: Tensor, ids: SpecialIds) -> Tensor:
+    """A copy of logits (B, T, V) in which the ids that the decoder never writes have none."""
+    logits = logits.clone()
+    logits[:, :, [ids.eos, ids.bos, ids.header, ids.header_end]] = -torch.inf
     return logits
 
 
@@ -110,6 +144,7 @@ class CanvasRecorder:
         self.confidence = torch.zeros(self.canvas.shape, device=self.canvas.device)
         self._embeds: Tensor | None = None
         self._logits: Tensor | None = None
+        self._prompt: Tensor | None = None
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
@@ -126,6 +161,8 @@ class CanvasRecorder:
         width, length = self.canvas.shape[1], embeds.shape[1]
         start = self.prefix + width - length
         seen = min(width, length)
+        if start == 0:
+            self._check_prompt(embeds[:, : self.prefix])
         now = embeds[:, -seen:].clone()  # changed in place afterwards
         if self._embeds is not None:
             moved = (now != self._embeds[:, -seen:]).any(-1)
@@ -134,13 +171,27 @@ class CanvasRecorder:
         self._embeds = now
         self.steps.append(Step(self.canvas.clone(), start, length))
 
+    def _check_prompt(self, prompt: Tensor) -> None:
+        """MethodError where the decoder has written into its own prompt: ReDiff's takes as many
+        tokens as it wants, also where fewer may be written."""
+        if self._prompt is None:
+            self._prompt = prompt.clone()
+        elif not torch.equal(prompt, self._prompt):
+            where = (prompt != self._prompt).any(-1)[0].nonzero()[:, 0].tolist()
+            raise MethodError(
+                f"step {len(self.steps) - 1} wrote over the prompt's embeddings at {where}, so "
+                "that later steps saw another prompt and cannot be replayed: ReDiff's decoder does "
+                "so where a stop has been found and revise_topk asks for more tokens than stand "
+                "before it; leave out revise_topk, or give stopping_criteria=[]"
+            )
+
     def _after(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
         seen = min(self.canvas.shape[1], output.shape[1])
         rows = output[:, -seen:].float()
         if self.guidance > 0:
             rows = guided(rows, self.guidance)
         # a copy: the decoder writes into its logits
-        self._logits = ruled_out(rows[:1], self.canvas[:, -seen:], self.ids)
+        self._logits = ruled_out(rows[:1], self.ids)
 
     def _embedded(self, _module: nn.Module, args: tuple[Any, ...], _output: Tensor) -> None:
         if self._logits is None:
@@ -233,6 +284,26 @@ def states_of(
     begins = torch.tensor([[s.start - prefix if s.start else -1] for s in steps])
     begins = begins.to(canvases.device)
     return (canvases, canvases[behind], begins), (final, final, torch.full_like(begins[0], -1))
+
+
+def unsettled(
+    steps: Sequence[Step], commit_step: Tensor, mask_id: int, settings: dict[str, Any]
+) -> Tensor:
+    """(1, W) bool: tokens that the last step of their block wrote over another token. A block gets
+    its share of the steps, or is left before, as soon as none of its tokens is masked."""
+    total, block = settings["gen_length"], settings["block_length"]
+    each = settings["steps"] * block // total
+    canvases = torch.cat([s.canvas for s in steps])
+    masked = (canvases == mask_id).cpu()
+    last, step = torch.full(commit_step.shape, -1), 0
+    for begin in range(0, total, block):
+        own = slice(begin, begin + block)
+        end = min(step + each, len(steps))
+        while step < end and bool(masked[step, own].any()):
+            step += 1
+        last[:, own] = step - 1
+    when = commit_step.cpu()
+    return (when == last) & ~masked.gather(0, when)
 
 
 def runs(steps: Sequence[Step]) -> Tensor:

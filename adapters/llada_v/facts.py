@@ -12,6 +12,8 @@ INSTALL = (
     "folder LLaDA-V/train on PYTHONPATH (the package is called llava)"
 )
 
+WHOLE = {"gen_length": 128, "steps": 128, "block_length": 128}
+
 
 @declare
 class LladaVFamily(ModelFamily):
@@ -21,13 +23,14 @@ class LladaVFamily(ModelFamily):
     caches: ClassVar[tuple[str, ...]] = ("none",)
     batches: ClassVar[bool] = False
     facts: ClassVar[FamilyFacts] = FamilyFacts(
-        checkpoints=(Checkpoint(CHECKPOINT, blocks=32),),
+        checkpoints=(Checkpoint(CHECKPOINT, blocks=32), Checkpoint("jiyatai/ReDiff", blocks=32)),
         package="llava",
         install=INSTALL,
         turns=(LLADA_TURN,),
         rotary=(500_000.0,),
-        # generate_demo.py, but for its dLLM-Cache
-        decodings={"demo": {"gen_length": 128, "steps": 128, "block_length": 128}},
+        # generate_demo.py, but for its dLLM-Cache; ReDiff's (and its eval/inference.sh, which also
+        # has steps=32)
+        decodings={"demo": WHOLE, "rediff": {**WHOLE, "revise": True}},
         notes=(
             "max_new_tokens is ignored: gen_length counts",
             "upstream's function stops at nothing unless stopping_criteria says so; here the "
@@ -35,5 +38,8 @@ class LladaVFamily(ModelFamily):
             "EOS, BOS and header ids cannot be generated",
             "on CUDA decoding runs under autocast in float16, whatever the weights' type",
             "dLLM-Cache cannot be explained: switch it off; Fast-dLLM can stay",
+            "ReDiff is these classes with other weights and a decoder that edits: install "
+            'jiyt17/ReDiff in place of LLaDA-V and give decoding="rediff"; a token that its last '
+            "step still edited has no commit: score='final' reads it",
         ),
     )

@@ -1,4 +1,4 @@
-r"""MMaDA: the image is 1024 VQ codes in the sequence, all of which runs at every step.
+r"""MMaDA and Lumina-DiMOO: the image is VQ codes in the sequence, all of which runs at every step.
 
 Upstream: ``Gen-Verse/MMaDA`` (packages ``models`` and ``training``), checkpoints
 ``Gen-Verse/MMaDA-8B-Base`` and ``-MixCoT``; codes from ``showlab/magvitv2``. One image per
@@ -13,6 +13,10 @@ What surprises upstream: nothing ends an answer (``eot_token`` is ignored); 128 
 ``max_new_tokens``; a file *name* that holds ai2d, clevr, docvqa, geo or llava decides that a
 image is squashed and not cropped (here: ``fit="squash"``); an ``attention_mask`` with a zero in
 the model's forward silently makes attention causal (never passed here).
+
+``Alpha-VLLM/Lumina-DiMOO`` is the same language model with other packing, codes of diffusers'
+``VQModel``, and a decoding loop that is a script's, see :mod:`captum_dcam.adapters.mmada.packing`
+and :mod:`captum_dcam.adapters.mmada.decoding`; which it is, the model's class says.
 """
 
 from __future__ import annotations
@@ -36,46 +40,59 @@ from captum_dcam.adapters.common.text import (
     special_ids,
     special_texts,
 )
-from captum_dcam.adapters.common.visuals import Visual, one_size, pixel_cells, visuals_of
+from captum_dcam.adapters.common.visuals import Visual, one_size, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
 from captum_dcam.adapters.mmada.compat import callable_model, repaired
 from captum_dcam.adapters.mmada.facts import MmadaFamily
 from captum_dcam.adapters.mmada.loading import loaded
 from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request, register
-from captum_dcam.model.layout import Layout
+from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
 from captum_dcam.model.trajectory import Trajectory
 
+#: Lumina-DiMOO's model, and its system prompt
+LUMINA = "LLaDAForMultiModalGeneration"
+LUMINA_SYSTEM = (
+    "You are a multimodal model that can process both text and images. Answer the following "
+    "question based on the provided images. Analyze each image and combine relevant details to "
+    "answer."
+)
 #: an image longer than this is cropped to less than a hundredth of itself
 LONGEST = 100
 
 
 @register
 class MmadaAdapter(MmadaFamily, FamilyAdapter):
-    r"""Adapter of ``MMadaModelLM``.
+    r"""Adapter of ``MMadaModelLM``, and of Lumina-DiMOO's ``LLaDAForMultiModalGeneration``.
 
     Args:
-        model (nn.Module): from upstream's ``MMadaModelLM.from_pretrained``.
+        model (nn.Module): from upstream's ``from_pretrained``.
         processor (tuple): ``(tokenizer, vq_model)``: the checkpoint's tokenizer, as
-            ``AutoTokenizer`` gives it, and upstream's ``MAGVITv2``.
+            ``AutoTokenizer`` gives it, and upstream's ``MAGVITv2``; Lumina-DiMOO: diffusers'
+            ``VQModel``.
         cache (str, optional): ``none``, the family's only one.
         resolution (int, optional): side of the square image in pixels, a multiple of 16: 512
-            gives 32 × 32 tokens, 256 gives 16 × 16. Default: 512
-        fit (str, optional): ``crop`` (the middle square; what is cropped away is in no box) or
-            ``squash``. Default: ``"crop"``
+            gives 32 × 32 tokens, 256 gives 16 × 16. Lumina-DiMOO: of a square of as many pixels as
+            the image is given, a multiple of 32. Default: 512; 1024
+        fit (str, optional): ``crop`` (the middle; what is cropped away is in no box) or
+            ``squash``, which Lumina-DiMOO does not. Default: ``"crop"``
 
     Raises:
         TypeError, ValueError: a processor that does not fit, a resolution that cannot be.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
-    classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
+    #: LLaDA's configuration, which Lumina-DiMOO has, is also that of a language model
+    architectures: ClassVar[tuple[str, ...]] = ("MMadaModelLM", LUMINA)
+    classes: ClassVar[tuple[str, ...]] = architectures
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
     #: upstream's decoder has them by number, whatever the tokenizer says
     ids: SpecialIds = LLADA
-    marks: tuple[int, int, int] = packing.MARKS
+    marks: tuple[int, ...] = packing.MARKS
+    row_marks: tuple[int, ...] = packing.ROW_MARKS
+    first_code: int = packing.FIRST_CODE
 
     def __init__(
         self,
@@ -83,28 +100,34 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         processor: Any,
         cache: str | None = None,
         *,
-        resolution: int = 512,
+        resolution: int | None = None,
         fit: str = "crop",
     ) -> None:
         super().__init__(model, processor, cache)
+        self.rows = any(c.__name__ == LUMINA for c in type(model).__mro__)
+        kind = packing.Rows if self.rows else packing.Square
+        stride, usual = (packing.Rows.step, 1024) if self.rows else (packing.STRIDE, 512)
+        resolution = usual if resolution is None else resolution
         whole = isinstance(processor, tuple) and len(processor) == 2
         pair: tuple[Any, Any] = processor if whole else (None, None)
         self._tokenizer, self._vq = pair
-        if not callable(self._tokenizer) or not hasattr(self._vq, "get_code"):
+        if not callable(self._tokenizer) or not hasattr(self._vq, kind.encoder[1]):
             raise ProcessorError(
                 f"the processor is a {type(processor).__name__}: expected (tokenizer, vq_model), "
-                "the checkpoint's AutoTokenizer and upstream's MAGVITv2"
+                f"the checkpoint's AutoTokenizer and upstream's {kind.encoder[0]}"
             )
-        if resolution < packing.STRIDE or resolution % packing.STRIDE:
+        if resolution < stride or resolution % stride:
             raise InputError(
-                f"resolution is {resolution}: expected a positive multiple of {packing.STRIDE} "
-                "pixels, 512 or 256 for the published checkpoints"
+                f"resolution is {resolution}: expected a positive multiple of {stride} "
+                f"pixels, {'1024' if self.rows else '512 or 256'} for the published checkpoints"
             )
-        if fit not in packing.FITS:
-            raise InputError(f"fit is {fit!r}: expected one of {packing.FITS}")
+        if fit not in packing.FITS[: 1 if self.rows else None]:
+            raise InputError(
+                f"fit is {fit!r}: expected one of {packing.FITS}; Lumina-DiMOO has crop alone"
+            )
         self.resolution, self.fit = resolution, fit
-        self._offset = len(self._tokenizer)
-        codes = getattr(model.config, "codebook_size", 8192)
+        self._offset = self.first_code if self.rows else len(self._tokenizer)
+        codes = kind.count(model.config, self._vq)
         if self._offset + codes > self.vocabulary:
             raise ProcessorError(
                 f"the tokenizer has {self._offset} ids and the codebook {codes}, but the model "
@@ -123,7 +146,8 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        return special_ids(self._tokenizer) | set(self.ids)
+        marks = self.row_marks if self.rows else ()
+        return special_ids(self._tokenizer) | {*self.ids, *marks}
 
     @property
     def mask_id(self) -> int:
@@ -158,9 +182,13 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
                 f"prompts of {[len(r) for r in rows]} tokens in one batch: MMaDA takes no "
                 "positions, so that padding would move the answer; explain them one by one"
             )
-        seen = [packing.fitted(v.frames[0], self.resolution, self.fit) for v in visuals]
-        grid = seen[0][1]
-        length = packing.BEFORE + grid.positions.numel() + 1 + len(rows[0])
+        own = self._packing
+        seen = [own.prepared(v.frames[0]) for v in visuals]
+        _, shape, boxes = seen[0]
+        positions, words, length = own.placed(shape, len(rows[0]))
+        grid = Grid(positions, *boxes, visuals[0].size)
+        told = torch.zeros(len(said), length, dtype=torch.bool)
+        told[:, words] = torch.tensor(said)
         context = getattr(self.model.config, "max_sequence_length", None)
         if context is not None and length >= context:
             raise InputError(
@@ -170,13 +198,20 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
             )
         dtype = next(self._vq.parameters()).dtype
         return Request(
-            torch.stack([pixels for pixels, _ in seen]).to(self.device, dtype),
+            torch.stack([pixels for pixels, *_ in seen]).to(self.device, dtype),
             (torch.tensor(rows, device=self.device),),
             Layout((grid,), length),
             tuple(summary(p) for p in prompts),
             tuple(v.frames for v in visuals),
-            torch.tensor([[*[False] * (length - len(own)), *own] for own in said]),
+            told,
         )
+
+    @property
+    def _packing(self) -> packing.Packing:
+        """How prompts are put together."""
+        kind = packing.Rows if self.rows else packing.Square
+        marks = self.row_marks if self.rows else self.marks
+        return kind(self._vq, self.resolution, self.fit, self._offset, marks)
 
     def _text(self, prompt: Any, visual: Visual) -> tuple[list[int], list[bool]]:
         """Ids behind the image, and which are of the dialogue."""
@@ -185,11 +220,13 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         return told_apart(messages, self._ids)
 
     def _ids(self, asked: Messages) -> list[int]:
-        """The conversation in the chat template."""
+        """The conversation in the chat template; Lumina-DiMOO's has none."""
         messages = []
         for m in asked:
             text = "".join(p["text"] for p in m["content"] if p["type"] == "text")
             messages.append({"role": m["role"], "content": text})
+        if self.rows:
+            return list(self._tokenizer(_tagged(messages))["input_ids"])
         if getattr(self._tokenizer, "chat_template", None):
             text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
@@ -199,18 +236,23 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pixel_tokens(self, request: Request) -> Tensor:
-        side = self.resolution // packing.STRIDE
-        return pixel_cells(1, side, packing.STRIDE)[:, 0].expand(1, 3, -1, -1)
+        high, wide = request.layout.shapes[0]
+        cells = torch.arange(high * wide).view(1, 1, high, wide)
+        for axis in (2, 3):
+            cells = cells.repeat_interleave(packing.STRIDE, axis)
+        return cells.expand(1, 3, -1, -1)
 
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         ids = request.extras[0][example].cpu()
         text = (~torch.isin(ids, torch.tensor(sorted(self.stop_ids)))).nonzero()[:, 0]
-        return text + request.layout.image_end + 1, ids[text]
+        _, words, _ = self._packing.placed(request.layout.shapes[0], len(ids))
+        return words[text], ids[text]
 
     def generate(
         self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
     ) -> Trajectory:
-        r"""Decode with the family's own ``mmu_generate`` and record it.
+        r"""Decode with the family's own ``mmu_generate`` and record it; Lumina-DiMOO's loop, which
+        is its script's, is in :func:`~captum_dcam.adapters.mmada.decoding.written`.
 
         Args:
             request (Request): from :meth:`prepare`.
@@ -226,7 +268,9 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
 
         Returns:
             Trajectory: over the whole canvas; a position that the model filled with the mask token
-            itself keeps it, and is never explained.
+            itself keeps it, and is never explained. Lumina-DiMOO: one more token, the last, closes
+            the answer in every state; blocks behind the one in which all answers have their end
+            are not written, and hold EOS in ``tokens``.
 
         Raises:
             TypeError, ValueError: settings that cannot work.
@@ -234,15 +278,17 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         options = read_guided(decoding.SETTINGS, settings, generator, "max_new_tokens")
         scale = float(options["cfg_scale"])
         prefix = request.layout.prefix_length
-        codes = packing.codes_of(self._vq, request.pixels)
-        ids = packing.prefix_ids(codes, request.extras[0], self._offset, self.marks)
+        ids = self._packing.ids(request.pixels, request.extras[0])
         with (
             callable_model(self.model),
             decoding.logged(self.model, prefix, self.ids.mask, scale) as log,
             torch.no_grad(),
             seeded(generator, bits=31),
         ):
-            result = self.model.mmu_generate(ids, mask_id=self.ids.mask, **options)
+            if self.rows:
+                result = decoding.written(self.model, ids, self._packing.tail, self.ids, options)
+            else:
+                result = self.model.mmu_generate(ids, mask_id=self.ids.mask, **options)
         tokens = result[:, prefix:]
         log.finish(tokens)
         states, final = [log.states], [tokens]
@@ -255,13 +301,17 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
         """Embeddings (B, P, D) of the prompt; see above for the pixels' gradient."""
-        codes = packing.codes_of(self._vq, pixels)
-        ids = packing.prefix_ids(codes, extras[0], self._offset, self.marks)
+        ids = self._packing.ids(pixels, extras[0])
         return Prefix(packing.without_gradient(pixels, self.model.get_input_embeddings()(ids)))
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         with callable_model(self.model):
-            return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)
+            given = self.model, memory.embeds, self.ids.mask, len(self._packing.tail)
+            return decoding.step_logits(*given, *state)
+
+    def whole_answer(self, ids: Sequence[int]) -> list[int]:
+        """With the token that closes it, where the canvas has one."""
+        return [*ids, *self._packing.tail]
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(self.model.model.transformer.ln_f(hidden))
@@ -277,6 +327,15 @@ def _one_picture(given: Sequence[Any]) -> Visual:
             "it; cut it into pieces"
         )
     return visual
+
+
+def _tagged(messages: Sequence[dict[str, str]]) -> str:
+    """Lumina-DiMOO's format; its authors have one turn, and tags that close an answer."""
+    asked = [m for m in messages if m["role"] != "system"]
+    system = [m["content"] for m in messages if m["role"] == "system"] or [LUMINA_SYSTEM]
+    names = {"assistant": "answer"}
+    turns = [(names.get(m["role"], m["role"]), m["content"]) for m in asked]
+    return "".join(f"<{n}>{text}</{n}>" for n, text in [("system", system[0]), *turns])
 
 
 def _published_format(messages: Sequence[dict[str, str]], start: str) -> str:

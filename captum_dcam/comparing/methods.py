@@ -37,7 +37,7 @@ from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
 from captum_dcam.model.trajectory import STORED_CACHES, Score, check_score
-from captum_dcam.model.words import Target, WordsLike, answer_text, resolve
+from captum_dcam.model.words import Target, WordsLike, answer_text, resolve, settled
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.results.explanation import versions
@@ -184,7 +184,9 @@ def compare_generation(
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
-    targets = with_foils(one.adapter, tokens, resolve(one.adapter, tokens, words, tagger), foil)
+    found = resolve(one.adapter, tokens, words, tagger)
+    found = settled(trajectory, 0, found, words, score)
+    targets = with_foils(one.adapter, tokens, found, foil)
     if errors == "raise":
         for method_ in chosen:
             method_.check_foils(targets)

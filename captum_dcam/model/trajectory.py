@@ -109,6 +109,8 @@ class Trajectory:
         kept (dict): outputs of blocks kept for replay, by call; never saved.
         read_at (Tensor, optional): (S, B, T) bool, the tokens whose logits a step computes.
             Default: every step those of all tokens
+        unsettled (Tensor, optional): (B, T) bool, tokens that a decoder which edits still changed
+            at the last step that could: none kept them, so ``commit`` is refused. Default: none
     """
 
     tokens: Tensor
@@ -123,6 +125,7 @@ class Trajectory:
     own_calls: bool = False
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     read_at: Tensor | None = None
+    unsettled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -195,7 +198,10 @@ class Trajectory:
         return found
 
     def reads(self, example: int, positions: Sequence[int], score: Score) -> bool:
-        """Whether the state of a score has the logits of all these tokens: a step may not."""
+        """Whether the state of a score has the logits of all these tokens: a step may not, and
+        tokens that never settled have no commit."""
+        if score == "commit" and self.unsettled is not None:
+            return not bool(self.unsettled[example, list(positions)].any())
         if not isinstance(score, int) or self.read_at is None:
             return True
         return bool(self.read_at[score, example, list(positions)].all())
@@ -203,15 +209,25 @@ class Trajectory:
     def step_of(self, example: int, position: int, score: Score) -> int:
         r"""The step whose logits are read for a token; ``steps`` stands for the visible answer.
 
-        ``commit``: the step that committed the token, which was masked until then. ``final``: the
+        ``commit``: the step that changed the token last; where none is edited, it was masked until
+        then. ``final``: the
         last step (Eq. 2 read literally), or the last of the token's own canvas. ``teacher``: the
         whole answer is visible, as in the reference code. A number: that step.
 
         Raises:
             InfeasibleStepError: a step that does not compute the token's logits (of another canvas;
-                of a causal model, before the token's turn).
+                of a causal model, before the token's turn); ``commit`` of a token that never
+                settled.
         """
         if score == "commit":
+            if not self.reads(example, [position], score):
+                last = int(self.commit_step[example, position])
+                raise InfeasibleStepError(
+                    f"token {position} of the answer never settled: step {last}, the last that "
+                    "edited it, changed it once more, so that no step has committed it; expected "
+                    f"score={last} (that step), 'final' or 'teacher', a word that settled, or a "
+                    "generation of more steps"
+                )
             return int(self.commit_step[example, position])
         if score == "final":
             return int(self.final_step[example, position])
@@ -253,6 +269,7 @@ class Trajectory:
             confidence=pick(self.confidence),
             kept={},
             read_at=None if self.read_at is None else pick(self.read_at, 1),
+            unsettled=None if self.unsettled is None else pick(self.unsettled),
         )
 
     def single(self, example: int) -> Trajectory:
@@ -267,6 +284,7 @@ class Trajectory:
             confidence=self.confidence[one],
             kept={},
             read_at=None if self.read_at is None else self.read_at[:, one],
+            unsettled=None if self.unsettled is None else self.unsettled[one],
         )
 
 

@@ -5,6 +5,7 @@ Flexible at the boundary, one strict form inside: a tuple of :class:`Target`.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from captum_dcam.model.tagging import (
     NOUN_TAGS,
     tag,
 )
+from captum_dcam.model.trajectory import Score, Trajectory
 
 #: tags of the function words whose repetition SICD removes
 FUNCTION_TAGS = frozenset(("DT", "IN", "CC", "TO", "EX", "PRP", "PRP$", "MD", "WDT", "WP", "RP"))
@@ -29,6 +31,8 @@ FUNCTION_WORD_TAGS = frozenset(
     ("CC", "DT", "EX", "MD", "POS", "PRP", "PRP$", "UH", "WDT", "WP", "WP$", "WRB")
 )
 
+#: strings that ask for words without naming one
+GROUPS = ("all", "nouns")
 #: what callers may pass as ``words``
 WordsLike = str | int | tuple[int, int] | Sequence["str | int | tuple[int, int] | Target"] | None
 
@@ -202,6 +206,34 @@ def resolve(
                 "(position, token_id)"
             )
     return tuple(out)
+
+
+def settled(
+    trajectory: Trajectory,
+    example: int,
+    targets: tuple[Target, ...],
+    asked: WordsLike,
+    score: Score,
+) -> tuple[Target, ...]:
+    r"""The targets of an answer that a decoder has edited, less the words that never settled.
+
+    They are left out, with a warning that names them, where ``asked`` named no single word; the
+    ``commit`` of one that was named is refused where it is read, see
+    :meth:`~captum_dcam.model.trajectory.Trajectory.step_of`.
+
+    Raises:
+        TargetError: no word settled.
+    """
+    if score != "commit" or not (asked is None or (isinstance(asked, str) and asked in GROUPS)):
+        return targets
+    kept = tuple(t for t in targets if trajectory.reads(example, t.positions, score))
+    if len(kept) < len(targets):
+        others = _listed([t for t in targets if t not in kept])
+        what = f"words that the last step still edited have no commit: {others}; score='final'"
+        if not kept:
+            raise TargetError(f"there is no word to explain: {what} reads them all the same")
+        warnings.warn(f"left out, as {what} explains them too", stacklevel=3)
+    return kept
 
 
 def _check_position(position: int, tokens: Sequence[int]) -> None:

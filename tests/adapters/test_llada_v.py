@@ -12,7 +12,13 @@ from doubles import llada_v_caches as caches
 import captum_dcam
 from captum_dcam.adapters.llada_v import LladaVAdapter
 from captum_dcam.comparing import compare_generation
-from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError
+from captum_dcam.errors import (
+    InfeasibleStepError,
+    InputError,
+    LayerError,
+    MethodError,
+    SettingError,
+)
 from captum_dcam.model.answers import force
 from captum_dcam.model.forward import DenoisingForward
 
@@ -21,8 +27,8 @@ QUICK = dict(gen_length=8, block_length=4, steps=4)
 SIZE = (90, 70)
 
 
-def adapter(seed=0, dtype=torch.float32, fast=False, **config):
-    model = double.model(seed, dtype, **config)
+def adapter(seed=0, dtype=torch.float32, fast=False, edits=False, **config):
+    model = double.model(seed, dtype, edits=edits, **config)
     if fast:
         caches.register_fast_dllm_hook(model)
     parts = double.processor(config.get("tile", double.TILE))
@@ -591,3 +597,81 @@ def test_a_saved_trajectory_replays(monkeypatch):
     at = torch.tensor([0]), torch.tensor([2])
     with torch.no_grad():
         assert torch.equal(other.replay(*at), forward.replay(*at))
+
+
+# -- ReDiff: a decoder that edits -----------------------------------------------------------------
+
+EDITING = dict(revise=True, stopping_criteria=[])
+
+
+@pytest.fixture(scope="module")
+def edited():
+    return bound(made=adapter(edits=True), **EDITING)
+
+
+def last_of_blocks(t, length=4):
+    """(T,) the last step before which the token's block held a mask: none is filled in another."""
+    masked = (t.states[0][:, 0] == double.MASK).unflatten(1, (-1, length)).any(-1)
+    steps = torch.arange(t.steps)[:, None].where(masked, -1).amax(0)
+    return steps.repeat_interleave(length)
+
+
+def test_a_commit_is_the_last_change(edited):
+    t = edited.trajectory
+    after = torch.cat((t.states[0][1:, 0], t.tokens))
+    moved = after != t.states[0][:, 0]
+    steps = torch.arange(t.steps)[:, None].where(moved, -1).amax(0)
+    assert torch.equal(t.commit_step[0], steps)
+    at = t.states[0][steps, 0, torch.arange(8)]
+    wrote_over = at != double.MASK
+    assert wrote_over.any() and torch.equal(
+        t.unsettled[0], wrote_over & (steps == last_of_blocks(t))
+    )
+    for p, step in enumerate(steps.tolist()):
+        with torch.no_grad():
+            logits = edited.replay(torch.tensor([0]), torch.tensor([step]))[0, p].double()
+        logits[[double.EOS, double.BOS, double.HEADER, double.HEADER_END]] = -torch.inf
+        assert int(logits.argmax()) == int(t.tokens[0, p])
+        assert float(logits.softmax(-1).max()) == pytest.approx(float(t.confidence[0, p]), rel=1e-5)
+
+
+def test_tokens_that_never_settled(edited):
+    t = edited.trajectory
+    late = int(t.unsettled[0].nonzero()[0, 0])
+    step = int(t.commit_step[0, late])
+    said = rf"token {late} of the answer never settled: step {step}.*score={step} .*'final'"
+    with pytest.raises(InfeasibleStepError, match=said):
+        captum_dcam.explain_generation(edited, late)
+    with pytest.raises(InfeasibleStepError, match=said):
+        captum_dcam.compare_generation(edited, late, "diffusion_cam", errors="raise")
+    with pytest.warns(UserWarning, match="left out, as words that the last step still edited"):
+        found = captum_dcam.explain_generation(edited)
+    kept = {p for word in found.targets for p in word.positions}
+    assert kept and not t.unsettled[0, sorted(kept)].any()
+    everything = captum_dcam.explain_generation(edited, score="final")
+    assert {p for w in everything.targets for p in w.positions} == set(range(8))
+    own = captum_dcam.explain_generation(edited, late, score=step)
+    assert own.maps[0].any()
+
+
+def test_a_decoder_that_writes_over_its_prompt_is_refused():
+    forward = bound(made=adapter(edits=True), **EDITING)
+    whole = dict(gen_length=16, block_length=16, steps=16, revise=True, revise_topk=1.0)
+    with pytest.raises(MethodError, match=r"step \d+ wrote over the prompt's embeddings at \[\d+"):
+        for stop in range(100, 120):
+            forward.generate(forward.request, **whole, stopping_criteria=[f"tok{stop}"])
+
+
+@pytest.mark.parametrize(
+    ("edits", "given", "said"),
+    (
+        (False, dict(revise=True), "generate knows no such argument and would ignore it"),
+        (True, dict(revise_topk=0.5), "revise_topk is 0.5: it is a setting of revise=True"),
+        (True, dict(revise=True, revise_start=0), "revise_start is 0: expected a share"),
+        (True, dict(revise="yes"), "revise is 'yes': expected one of"),
+        (True, dict(revise=True, fake_ans=[1]), "unknown setting 'fake_ans' .*a draft would be"),
+    ),
+)
+def test_settings_of_an_editing_decoder_that_cannot_work(edits, given, said):
+    with pytest.raises((InputError, SettingError), match=said):
+        bound(made=adapter(edits=edits), **given)

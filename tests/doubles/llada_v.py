@@ -288,20 +288,34 @@ class LlavaLLaDAModelLM(nn.Module):
     def generate_with_embeds(
         self, inputs_embeds, steps=128, gen_length=128, block_length=128, temperature=0.0,
         cfg_scale=0.0, remasking="low_confidence", mask_id=MASK, tokenizer=None,
-        stopping_criteria=None, generation_suffix=None, **ignored,
+        stopping_criteria=None, generation_suffix=None, revised=None, **ignored,
     ):  # fmt: skip
         return decode(
             self, inputs_embeds, lambda x, start, begin: self.model(inputs_embeds=x)[0], steps,
             gen_length, block_length, temperature, cfg_scale, remasking, mask_id, tokenizer,
-            stopping_criteria, generation_suffix,
+            stopping_criteria, generation_suffix, revised=revised,
         )  # fmt: skip
+
+
+class ReDiffModelLM(LlavaLLaDAModelLM):
+    """The same with ReDiff's decoder (whose class has LLaDA-V's name), which edits."""
+
+    @torch.no_grad()
+    def generate(
+        self, inputs, images=None, image_sizes=None, modalities=("image",), revise=False,
+        revise_topk=None, revise_start=1.0, fake_ans=None, **kwargs,
+    ):  # fmt: skip
+        assert fake_ans is None
+        edits = (revise_start, revise_topk) if revise else None
+        return super().generate(inputs, images, image_sizes, modalities, revised=edits, **kwargs)
 
 
 def decode(
     model, embeds, run, steps, gen_length, block_length, temperature, cfg_scale, remasking, mask_id,
-    tokenizer, stops, suffix, refresh=None,
+    tokenizer, stops, suffix, refresh=None, revised=None,
 ):  # fmt: skip
-    """The schedule; ``run(x, start, begin)``: hidden states of x, which starts at ``start``."""
+    """The schedule; ``run(x, start, begin)``: hidden states of x, which starts at ``start``;
+    ``revised``: from which share of a block's steps on ReDiff edits, and what share of tokens."""
     words = model.model.embed_tokens
     tail = [] if suffix is None else tokenizer.encode(suffix, add_special_tokens=False)
     front, total = embeds.shape[1], embeds.shape[1] + gen_length + len(tail)
@@ -338,7 +352,8 @@ def decode(
                 part = x if start == 0 else x[:, start:]
                 logits = model.lm_head(run(part, start, begin))[:, low - start :].float()
             for one in (EOS, BOS, HEADER, HEADER_END):
-                logits[:, :, one] = logits[:, :, one].masked_fill(open_[:, low:], -math.inf)
+                ruled = open_[:, low:] if revised is None else torch.ones_like(open_[:, low:])
+                logits[:, :, one] = logits[:, :, one].masked_fill(ruled, -math.inf)
             noisy = logits
             if temperature > 0:
                 noise = torch.rand_like(logits, dtype=torch.float64)
@@ -349,7 +364,7 @@ def decode(
             else:
                 sure = logits.double().softmax(-1).gather(-1, chosen[..., None])[..., 0]
             sure[:, (end if stop is None else stop) - low :] = -math.inf
-            sure = sure.masked_fill(~open_[:, low:], -math.inf)
+            odds, sure = sure, sure.masked_fill(~open_[:, low:], -math.inf)
             k = count // per_block + (step < count % per_block)
             take = torch.zeros_like(ids, dtype=torch.bool)
             take[0, low + sure[0].topk(k).indices] = True
@@ -359,6 +374,18 @@ def decode(
             ids = torch.where(take, found, ids)
             # what stands is untouched; the sequence is changed in place, as the family does it
             x[take] = words(found)[take]
+            if revised is not None and step >= per_block - math.ceil(per_block * revised[0]):
+                edit = ~open_
+                edit[:, :begin] = edit[:, end:] = False
+                if revised[1]:
+                    every = torch.full(ids.shape, -math.inf, dtype=odds.dtype)
+                    every[:, low:] = odds
+                    every = every.masked_fill(~edit, -math.inf)
+                    surest = every[0].topk(int(edit.sum() * revised[1])).indices
+                    edit = torch.zeros_like(edit)
+                    edit[0, surest] = True
+                ids = torch.where(edit, found, ids)
+                x[edit] = words(found)[edit]
             stop = first_stop(ids[0, front : front + gen_length], wanted, front, stop)
     last = front + gen_length if stop is None else stop
     return torch.cat((ids[:, front:last], ids[:, total - len(tail) :]), 1)
@@ -398,11 +425,11 @@ def config(layers=4, width=16, tile=TILE, patch=PATCH, **changes):
 
 
 @copied
-def model(seed=0, dtype=torch.float32, **changes):
+def model(seed=0, dtype=torch.float32, edits=False, **changes):
     """Random weights, large enough that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = LlavaLLaDAModelLM(config(**changes))
+        made = (ReDiffModelLM if edits else LlavaLLaDAModelLM)(config(**changes))
         with torch.no_grad():
             for layer in made.model.layers:
                 for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):

@@ -39,19 +39,28 @@ TEMPLATE = (
 )
 
 
+#: Lumina-DiMOO's, in the order of ``packing.ROW_MARKS``
+ROW_MARKS = (126349, 126084, 126350, 126354, 126355) if REAL else (182, 184, 183, 186, 187)
+FIRST_CODE = 126356 if REAL else TEXT
+TAGS = ("<system>", "</system>", "<user>", "</user>")
+
+
 @functools.cache
-def tokenizer(size=TEXT, template=TEMPLATE):
+def tokenizer(size=TEXT, template=TEMPLATE, tags=()):
     """Words with and without a leading blank; every other id is some piece of text."""
     words = [*WORDS.split(), "user", "assistant", "system", "\n", "."]
     table = {form: i for i, form in enumerate(f for w in words for f in (w, f" {w}"))}
     table["<unk>"] = len(table)
     names = {i: name for name, i in MARKERS.items()}
+    names |= {size - 50 + i: tag for i, tag in enumerate(tags)}
+    names |= dict(zip(ROW_MARKS[-2:], ("<answer>", "</answer>"), strict=True)) if tags else {}
     for i in range(len(table), size):
         table[names.get(i, f" w{i}")] = i
     made = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?[^\s]+"), "isolated")
     made.decoder = decoders.Fuse()
-    made.add_special_tokens([AddedToken(n, special=True) for n in MARKERS])
+    tags = (*tags, "<answer>", "</answer>") if tags else ()
+    made.add_special_tokens([AddedToken(n, special=True) for n in (*MARKERS, *tags)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         bos_token="<|startoftext|>",
@@ -246,6 +255,35 @@ class MMadaModelLM(PreTrainedModel):
         return unseeing + (cfg_scale + 1) * (seeing - unseeing)
 
 
+class LLaDAModelLM(MMadaModelLM):
+    """What Lumina-DiMOO calls the language model."""
+
+
+class LLaDAForMultiModalGeneration(LLaDAModelLM):
+    """Lumina-DiMOO's: takes lists of ids, and gives attention a bias of ones."""
+
+    def forward(self, input_ids=None, labels=None, infer=False, **_ignored):
+        ids = torch.tensor(input_ids.tolist() if infer else input_ids)
+        bias = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+        return LLaDAModelLM.forward(self, input_ids=ids, attention_bias=bias)
+
+
+class VQModel(nn.Module):
+    """Of Lumina-DiMOO: what diffusers' returns of pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, BITS, 16, stride=16)
+        self.config = SimpleNamespace(num_vq_embeddings=CODES, block_out_channels=[8] * 5)
+
+    def encode(self, x):
+        return SimpleNamespace(latents=self.encoder(x - 0.5))
+
+    def quantize(self, latents):
+        bits = (latents > 0) * 2 ** torch.arange(BITS, device=latents.device)[:, None, None]
+        return latents, None, (None, None, bits.sum(1).flatten())
+
+
 class MAGVITv2(nn.Module):
     """Bits of a code: signs of random projections of a 16 × 16 patch."""
 
@@ -259,10 +297,10 @@ class MAGVITv2(nn.Module):
 
 
 @copied
-def model(seed=0, dtype=torch.float32, **changes):
+def model(seed=0, dtype=torch.float32, rows=False, **changes):
     """Random weights; keys are enlarged so that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
-        made = MMadaModelLM(MMadaConfig(**changes))
+        made = (LLaDAForMultiModalGeneration if rows else MMadaModelLM)(MMadaConfig(**changes))
         torch.manual_seed(seed)  # how much was drawn before depends on transformers
         for name, p in made.named_parameters():
             if p.ndim > 1:
@@ -273,8 +311,32 @@ def model(seed=0, dtype=torch.float32, **changes):
 
 
 @copied
-def vq(seed=0, dtype=torch.float32):
+def vq(seed=0, dtype=torch.float32, rows=False):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = MAGVITv2()
+        made = VQModel() if rows else MAGVITv2()
     return made.to(dtype).eval()
+
+
+def understood(
+    model, ids, code_start, gen_length=8, steps=4, block_length=4, temperature=0.0, cfg_scale=0.0,
+    mask_id=MASK, **_options,
+):  # fmt: skip
+    """Lumina-DiMOO's loop, on the sequence with its canvas; nothing stops it."""
+    x, given = ids.clone(), ids != mask_id
+    each = steps * block_length // gen_length
+    for end in range(code_start + block_length, code_start + gen_length + 1, block_length):
+        todo = int((x[0, end - block_length : end] == mask_id).sum())
+        for step in range(each):
+            if cfg_scale > 0:
+                seeing, blind = model(torch.cat((x, x.masked_fill(given, mask_id))), infer=True).logits.chunk(2)
+                logits = blind + (cfg_scale + 1) * (seeing - blind)
+            else:
+                logits = model(x, infer=True).logits
+            best = logits.argmax(-1)[0]
+            sure = logits[0].double().softmax(-1)
+            open_ = [p for p in range(end) if x[0, p] == mask_id]
+            open_.sort(key=lambda p, s=sure, b=best: -float(s[p, b[p]]))
+            for p in open_[: todo // each + (step < todo % each)]:
+                x[0, p] = best[p]
+    return x

@@ -2,7 +2,8 @@
 
 ``CAPTUM_DCAM_UPSTREAM_LLADA_V=/folder/LLaDA-V pytest tests/upstream/test_llada_v.py``; skipped
 without the variable. The package is under ``train/`` and needs requests and einops. Fast-dLLM is
-tested where the checkout has its hook (``vukrosic/LLaDA-V``).
+tested where the checkout has its hook (``vukrosic/LLaDA-V``), decoding that edits where it has
+that (``jiyt17/ReDiff``).
 """
 
 import json
@@ -270,6 +271,65 @@ def check_fast(forward, **settings):
         with torch.no_grad():
             got = forward.replay(torch.tensor([0]), torch.tensor([step]))
         assert torch.equal(got[:, -ran:], seen[:, -ran:].float())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    (
+        {},
+        {"block_length": 8, "steps": 8},
+        {"revise_start": 0.5},
+        {"revise_topk": 0.5},
+        {"cfg_scale": 1.0},
+        {"generation_suffix": "the dog"},
+    ),
+)
+def test_rediffs_decoder_is_recorded_as_it_edits(upstream, settings):
+    made = adapter(upstream)
+    if not made.revises:
+        pytest.skip("the checkout has no ReDiff")
+    settings = {**QUICK, "revise": True, "stopping_criteria": [], **settings}
+    forward = bound(made, **settings)
+    t, request = forward.trajectory, forward.request
+    ids, width, original = [], t.tokens.shape[1], torch.topk
+
+    def spied(values, *args, **options):
+        """Upstream's ids are a local of the frame that ranks what is masked, once per step."""
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "generate_with_embeds":
+            own = frame.f_locals
+            ids.append((own["num_block"], own["i"], own["x"].clone()))
+        return original(values, *args, **options)
+
+    views = made._packing.arguments(request.pixels, request.extras[1])
+    with pytest.MonkeyPatch.context() as patch, checks.heard(made.model.lm_head) as logits:
+        patch.setattr(torch, "topk", spied)
+        answer = made.model.generate(
+            request.extras[0], tokenizer=made.tokenizer, **views, **settings
+        )
+    own = {(block, step): x[:, -width:] for block, step, x in reversed(ids)}  # the first of a step
+    canvases = torch.stack([own[key] for key in sorted(own)])
+    length = settings["gen_length"]
+    assert torch.equal(t.tokens[:, :length], answer[:, :length])
+    assert torch.equal(t.states[0], canvases) and len(logits) == t.steps
+    after = torch.cat((canvases[1:, :, :length], answer[None, :, :length]))
+    moved = after != canvases[:, :, :length]
+    steps = torch.arange(t.steps)[:, None, None]
+    assert torch.equal(t.commit_step[:, :length], torch.where(moved, steps, -1).amax(0))
+    rewritten = moved & (canvases[:, :, :length] != double.MASK)
+    assert rewritten.any(), "nothing was edited"
+    for step, seen in enumerate(logits):
+        seen = seen.float()
+        if len(seen) == 2:
+            seen = seen[1:] + (settings["cfg_scale"] + 1) * (seen[:1] - seen[1:])
+        with torch.no_grad():
+            got = forward.replay(torch.tensor([0]), torch.tensor([step]))
+        assert torch.equal(got, seen[:, -width:])
+        odds = seen[0, -width:].double()
+        odds[:, [double.EOS, double.BOS, double.HEADER, double.HEADER_END]] = -torch.inf
+        for p in (t.commit_step[0, :length] == step).nonzero()[:, 0].tolist():
+            wanted = float(odds[p].softmax(-1)[answer[0, p]])
+            assert float(t.confidence[0, p]) == pytest.approx(wanted, rel=1e-5)
 
 
 # -- packing --------------------------------------------------------------------------------------

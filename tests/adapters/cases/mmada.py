@@ -1,4 +1,4 @@
-"""MMaDA's double, plain and guided."""
+"""Doubles of MMaDA and of Lumina-DiMOO, plain and guided."""
 
 import torch
 from doubles import mmada as double
@@ -14,4 +14,10 @@ def make(dtype=torch.float32):
     return made
 
 
-CASES = checks.cases(make, "double")
+def make_rows(dtype=torch.float32):
+    processor = (double.tokenizer(tags=double.TAGS), double.vq(dtype=dtype, rows=True))
+    model = double.model(dtype=dtype, rows=True)
+    return checks.RowsAdapter(model, processor, resolution=checks.SIDE)
+
+
+CASES = checks.cases(make, "double") + checks.rows_cases(make_rows, double.understood, "double")

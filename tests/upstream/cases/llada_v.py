@@ -1,4 +1,5 @@
-"""LLaDA-V's upstream code; Fast-dLLM where the checkout has it. See ``test_llada_v.py``."""
+"""LLaDA-V's upstream code; Fast-dLLM, or ReDiff's decoder, where the checkout has it. See
+``test_llada_v.py``."""
 
 import importlib.util
 import os
@@ -54,11 +55,11 @@ def cases():
         finally:
             norm.forward = before
 
-    def case(name, maker, feasible, **changes):
+    def case(name, maker, feasible, reference=ours.reference, **changes):
         return AdapterCase(
             f"llada_v, {name}",
             maker,
-            ours.reference,
+            reference,
             settings={**ours.SETTINGS, **changes},
             one_token={**dict(gen_length=1, block_length=1, steps=1), **changes},
             feasible=feasible,
@@ -68,6 +69,11 @@ def cases():
 
     if tests.HOOK.is_file():
         return [case("Fast-dLLM", make_fast, (0, 2))]
+    if make().revises:
+        return [
+            case("ReDiff, revising", make, range(4), ours.edited, revise=True),
+            case("ReDiff, half revised", make, range(4), ours.edited, revise=True, revise_topk=0.5),
+        ]
     return [case("full", make, range(4)), case("full, guided", make, range(4), cfg_scale=1.0)]
 
 
