@@ -31,7 +31,7 @@ from captum_dcam.model.adapter import Adapter, Request, register
 from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Layout, uniform_grid
 from captum_dcam.model.prompts import Messages, messages_of, summary
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 SETTINGS = Settings(
     "mini",
@@ -64,6 +64,7 @@ class MiniAdapter(MiniFamily, Adapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
+    unfillable: ClassVar[str] = ""
     model: MiniForMaskedDiffusion
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
@@ -158,7 +159,12 @@ class MiniAdapter(MiniFamily, Adapter):
         return torch.tensor([*[False] * (length - 1 - len(said)), *said, False])
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         cached = self.cache == "prefix"
         decoded = modeling.generate(
@@ -167,6 +173,7 @@ class MiniAdapter(MiniFamily, Adapter):
             *request.extras,
             prefix_cache=cached,
             generator=generator,
+            start=None if given is None else given.canvas(self.mask_id),
             **SETTINGS.read(settings),
         )
         return Trajectory(

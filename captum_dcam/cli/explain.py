@@ -178,7 +178,7 @@ def _words_table(result: Result) -> Table:
     table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
         rival = "".join(f"{text} {p:.0%}" for text, p in row.instead[:1] if p >= 0.01)
-        cells = [str(row.number), row.word, ", ".join(map(str, row.steps))]
+        cells = [str(row.number), row.word, row.when]
         cells += [f"{row.confidence:.0%}", rival, f"{row.localises:.0%}"]
         cells.append("nothing" if row.doubtful else row.region)
         if result.scores is not None:

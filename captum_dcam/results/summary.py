@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from captum_dcam.data.scenes import Scene, scene_mask
 from captum_dcam.metrics import LocalizationScores, localization
+from captum_dcam.model.trajectory import NO_STEP
 from captum_dcam.model.words import Target, least_sure
 from captum_dcam.results.explanation import Explanation, region
 from captum_dcam.results.trust import Candidate
@@ -19,7 +20,7 @@ class WordSummary:
         number (int): from 1, in the order of the explanation.
         word (str): its text.
         positions (tuple of int): of its tokens in the answer.
-        steps (tuple of int): the steps that committed them, each once.
+        steps (tuple of int): the steps that committed them, each once; -1: it was given.
         confidence (float): probability at that step, of the least sure token.
         image (int): the image that the word looks at most, from 0.
         region (str): where its highest token lies, in words.
@@ -43,6 +44,11 @@ class WordSummary:
     localises: float | None
     doubtful: bool
     instead: tuple[tuple[str, float], ...]
+
+    @property
+    def when(self) -> str:
+        """The steps as text; "given" for a token that the answer brought with it."""
+        return ", ".join("given" if step == NO_STEP else str(step) for step in self.steps)
 
 
 def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
