@@ -22,6 +22,7 @@ from captum_dcam.adapters.common.recording import guided
 from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length, read_guided
 from captum_dcam.adapters.common.text import SpecialIds
 from captum_dcam.errors import InputError, InputTypeError, MethodError
+from captum_dcam.model.trajectory import Given
 
 #: products of fewer rows take another kernel, and differ in their last bits
 SAME_KERNEL = 8
@@ -60,6 +61,31 @@ def checked(given: dict[str, Any], generator: torch.Generator | None, fast: bool
         )
     out["stopping_criteria"] = list(out["stopping_criteria"]) or None
     return out
+
+
+def check_given(
+    given: Given | None, options: dict[str, Any], asked: dict[str, Any], fast: bool
+) -> None:
+    """Raise for what excludes given tokens; where some are, nothing stops the answer."""
+    if given is None:
+        return
+    if fast:
+        raise MethodError(
+            "Fast-dLLM makes a canvas of its own, in which no given token can stand: "
+            "call unregister_fast_dllm_hook(hook) to fill the holes of an answer"
+        )
+    if options["generation_suffix"]:
+        raise InputError(
+            f"generation_suffix is {options['generation_suffix']!r}, beside an answer with holes: "
+            "write it at the answer's end"
+        )
+    if bool(given.at.any()):
+        if asked.get("stopping_criteria"):
+            raise InputError(
+                f"stopping_criteria is {asked['stopping_criteria']!r}, beside an answer with "
+                "holes: a stop would cut the given words behind it; leave it out"
+            )
+        options["stopping_criteria"] = None
 
 
 def ruled_out(logits: Tensor, canvas: Tensor, ids: SpecialIds) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.dialogue import told_apart
+from captum_dcam.adapters.common.holes import started
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
@@ -45,7 +46,7 @@ from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 #: an image longer than this is cropped to less than a hundredth of itself
 LONGEST = 100
@@ -70,6 +71,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
+    unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = ("MMadaModelLM",)
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
@@ -208,13 +210,19 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         return text + request.layout.image_end + 1, ids[text]
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``mmu_generate`` and record it.
 
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start.
             max_new_tokens (int, optional): tokens of the canvas; ``gen_length`` means the same.
                 Default: 128
             block_length (int, optional), steps (int, optional): Default: ``max_new_tokens`` both;
@@ -239,6 +247,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         with (
             callable_model(self.model),
             decoding.logged(self.model, prefix, self.ids.mask, scale) as log,
+            started(given, prefix, self.ids.mask, self.model.get_input_embeddings()),
             torch.no_grad(),
             seeded(generator, bits=31),
         ):

@@ -203,7 +203,9 @@ class DenoisingForward(nn.Module):
                 raise not_finite(what, dtype) from raised
             raise
         finite(made.confidence, what, dtype)
-        return made if given is None else marked(made, given, self.adapter.family)
+        if given is None:
+            return made
+        return marked(made, given, self.adapter.family, self.adapter.stop_ids)
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
         """Bind a generation made elsewhere (another layer's forward, a saved one)."""

@@ -135,6 +135,8 @@ def given_by(adapter: Adapter, answer: str, settings: Mapping[str, Any] | None =
                 f"{at.count(False)} of them to fill: leave {name} out, and write [MASK:n] where "
                 "the model may write more"
             )
+    ids = adapter.whole_answer(ids)  # what fills the last canvas up is given, too
+    at += [True] * (len(ids) - len(at))
     device = adapter.device
     return Given(torch.tensor([ids], device=device), torch.tensor([at], device=device))
 

@@ -2,7 +2,7 @@ r"""The record of a generation: what a denoising model saw and committed, step b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -320,23 +320,26 @@ class Trajectory:
         )
 
 
-def marked(made: Trajectory, given: Given, family: str) -> Trajectory:
-    r"""A generation with its given tokens marked; what the family wrote behind them stays its own.
+def marked(made: Trajectory, given: Given, family: str, stops: Set[int]) -> Trajectory:
+    r"""A generation with its given tokens marked, and what the family has put behind them.
 
     Raises:
         InputError: the answer ended before all given tokens.
         MethodError: a decoder that has written over a given token.
     """
     length, asked = made.tokens.shape[1], given.tokens.shape[1]
-    if bool(given.at[:, length:].any()):
-        raise InputError(
-            f"the model ended the answer at token {length} of {asked}, in front of given ones: "
-            f"{family} writes nothing behind the block that holds an end; leave fewer masks in "
-            "front of them, or try another seed"
-        )
     own = Given(given.tokens[:, :length], given.at[:, :length]).longer(length, 0)
     at, short = own.at, min(length, asked)
-    if bool((made.tokens[:, :short] != own.tokens[:, :short])[at[:, :short]].any()):
+    lost = at[:, :short] & (made.tokens[:, :short] != own.tokens[:, :short])
+    over = made.tokens[:, :short][lost].tolist()
+    if bool(given.at[:, length:].any()) or (over and set(over) <= stops):
+        first = length if not over else int(lost.any(0).nonzero()[0])
+        raise InputError(
+            f"the model ended the answer in front of token {first} of {asked}, which is given: "
+            f"{family} writes nothing behind an end; leave fewer masks in front of it, or try "
+            "another seed"
+        )
+    if over:
         raise MethodError(
             f"the decoder of {family} has written over given tokens: its code is not the one that "
             "its adapter knows; give a whole answer instead"

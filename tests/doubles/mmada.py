@@ -209,7 +209,8 @@ class MMadaModelLM(PreTrainedModel):
         attention_mask=None,
     ):
         batch, prompt = idx.shape
-        x = torch.cat((idx, idx.new_full((batch, max_new_tokens), mask_id)), dim=1)
+        x = torch.full((batch, prompt + max_new_tokens), mask_id, device=idx.device)
+        x[:, :prompt] = idx
         assert max_new_tokens % block_length == 0
         blocks = max_new_tokens // block_length
         assert steps % blocks == 0
