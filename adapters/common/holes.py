@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from captum_dcam.errors import InputError
 from captum_dcam.model.trajectory import Given
 
-
 #: what makes a canvas: of ids, or of the mask's embedding, alone or behind the prompt's
 MAKING = (torch.full, Tensor.repeat, torch.cat)
 
@@ -48,7 +47,11 @@ class _Canvases(TorchFunctionMode):
         if not ids:
             mask, tokens = self._words(mask), self._words(tokens)
         end = out[:, out.shape[1] - length :]
-        if end.shape[2:] == mask.shape[1:] and end.dtype == mask.dtype and bool((end == mask).all()):
+        if (
+            end.shape[2:] == mask.shape[1:]
+            and end.dtype == mask.dtype
+            and bool((end == mask).all())
+        ):
             end[:, at] = tokens[:, at]
         return out
 

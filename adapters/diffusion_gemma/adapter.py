@@ -121,9 +121,9 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): of all randomness; there is no greedy mode.
             seed (int, optional): in place of a generator.
-            given (Given, optional): tokens of whole canvases that stay. The family has no mask: its sampler starts from random tokens and draws those again
-                that it does not accept, so given ones are made certain to it, see
-                :func:`.decoding.certain`.
+            given (Given, optional): tokens of whole canvases that stay. The family has no mask, its
+                sampler starts from random tokens and draws those again that it does not accept; so
+                given ones are made certain to it, see :func:`.decoding.certain`.
             **settings: ``max_new_tokens`` (or ``gen_length``; rounded up to whole canvases),
                 ``max_denoising_steps`` (or ``steps``; at most this number per canvas), ``t_min``,
                 ``t_max``, ``entropy_bound``, ``stability_threshold``, ``confidence_threshold``.

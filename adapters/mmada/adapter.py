@@ -241,6 +241,11 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         """
         options = read_guided(decoding.SETTINGS, settings, generator, "max_new_tokens")
         scale = float(options["cfg_scale"])
+        if scale > 0 and given is not None and bool(given.at.any()):
+            raise InputError(
+                f"cfg_scale is {scale:g}, beside an answer with holes: upstream takes given words "
+                "for the prompt, and hides them in the rows that it guides by; leave it at 0"
+            )
         prefix = request.layout.prefix_length
         codes = packing.codes_of(self._vq, request.pixels)
         ids = packing.prefix_ids(codes, request.extras[0], self._offset, self.marks)

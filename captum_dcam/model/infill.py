@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from captum_dcam.errors import InputError, MethodError, TargetError
 from captum_dcam.model.adapter import Adapter
@@ -195,4 +194,3 @@ def template_of(token_texts: Sequence[str], given: Sequence[bool]) -> str:
             holes = 0
         out += text
     return out.strip()
-

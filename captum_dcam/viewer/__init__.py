@@ -4,6 +4,7 @@ Everything here draws with Pillow and numpy (text strips with matplotlib's figur
 global state, any thread.
 """
 
+from captum_dcam.viewer.edit_sheet import edit_sheet
 from captum_dcam.viewer.folder import prepare_folder, write_comparison, write_folder
 from captum_dcam.viewer.overlay import overlay, word_map, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
@@ -13,6 +14,7 @@ from captum_dcam.viewer.text import text_html, text_strip
 __all__ = [
     "comparison_panel",
     "contact_sheet",
+    "edit_sheet",
     "overlay",
     "prepare_folder",
     "text_html",

@@ -78,14 +78,13 @@ def test_a_canvas_is_filled_by_the_familys_own_decoding(name):
         ("lavida_o, use_fast_dlm", {}, InputError, "use_fast_dlm takes no draft"),
         ("llada_v, full", {"stopping_criteria": ["x"]}, InputError, "would cut the given words"),
         ("llada_v, full", {"generation_suffix": "red"}, InputError, "write it at the answer's end"),
+        ("mmada, full, guided", {}, InputError, "cfg_scale is 1.5 .* leave it at 0"),
         ("lavida-dream, prefix", {"schedule": "shift"}, InputError, "4 steps .* for 2 holes"),
         ("sdar_vl, sequential", {}, InputError, "denoising_steps is 3 .* give denoising_steps=4"),
         ("mineru_diffusion, dynamic", {}, InputError, "denoising_steps is 2 for blocks of 4"),
     ],
 )
-def test_what_a_decoding_cannot_do_beside_given_tokens_is_refused(
-    name, changes, error, message
-):
+def test_what_a_decoding_cannot_do_beside_given_tokens_is_refused(name, changes, error, message):
     adapter = CASES[name].make(torch.float32)
     at = torch.ones(1, 8, dtype=torch.bool)
     at[:, 4:6] = False
