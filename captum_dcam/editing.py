@@ -124,9 +124,7 @@ def _place(adapter: Adapter, ids: Sequence[int], word: str) -> Target:
     places = found[0].positions
     text = "".join(adapter.token_texts(ids)[places[0] : places[-1] + 1]).strip()
     if text.casefold().split() != word.casefold().split():
-        raise TargetError(
-            f"the tokens of {word!r} read {text!r}: exchange all of that"
-        )
+        raise TargetError(f"the tokens of {word!r} read {text!r}: exchange all of that")
     return found[0]
 
 

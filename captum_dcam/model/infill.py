@@ -120,9 +120,10 @@ def given_by(adapter: Adapter, answer: str, settings: Mapping[str, Any] | None =
     for part in parts_of(answer):
         own = [0] * part if isinstance(part, int) else adapter.encode(part)
         if isinstance(part, str) and (not own or adapter.mask_id in own):
-            what = "no token" if not own else "its mask token, which stands for nothing given"
+            what = "its mask token" if own else "no token"
             raise TargetError(
-                f"{adapter.family} makes {what} of {part!r} in the answer {answer!r}: give words"
+                f"{adapter.family} makes {what} of {part!r} in the answer {answer!r}, which gives "
+                "nothing: write words"
             )
         ids += own
         at += [isinstance(part, str)] * len(own)

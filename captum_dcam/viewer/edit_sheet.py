@@ -56,12 +56,13 @@ def edit_sheet(edit: Edit, *, image: int = 0, width: int = 1600, cmap: str = CMA
     half = (room - ink.px(4)) // 2
     size = fitted(one.images[image].size, half, half * 1.2)
     page, y = legend(ink)
-    x = page.bar((0, y), "heat: low … the word's highest", cmap, (40, 255))
-    s = one.settings
-    settings_line(page, y, s, "before, after", page.image.width - x - ink.px(24))
+    x = page.bar(
+        (0, y), "left: before, right: after; heat: low … the word's highest", cmap, (40, 255)
+    )
+    settings_line(page, y, one.settings, "", page.image.width - x - ink.px(24))
     parts = [header(ink, one.images, one.prompt, said, "ANSWER BEFORE AND AFTER"), page.image]
     for start in range(0, len(one.words), columns):
-        line = ink.page(ink.px(INNER), size[1] + ink.px(50))
+        line = ink.page(ink.px(INNER), size[1] + ink.px(66))
         for column, n in enumerate(range(start, min(start + columns, len(one.words)))):
             left = column * (room + gap)
             for number, explanation in enumerate((one, edit.after)):
@@ -70,17 +71,15 @@ def edit_sheet(edit: Edit, *, image: int = 0, width: int = 1600, cmap: str = CMA
             words = one.words[n], edit.after.words[n]
             name = words[0] if words[0] == words[1] else " → ".join(words)
             line.chip((left, size[1] + ink.px(18)), Run(ink.clipped(name, 15, room), colors[n]), 15)
-            text = ink.clipped(_moved(edit, n), SMALL, room)
-            line.write((left, size[1] + ink.px(40)), text, SMALL, MUTED)
+            for below, text in zip((39, 56), _moved(edit, n), strict=True):
+                line.write((left, size[1] + ink.px(below)), text, SMALL, MUTED)
         parts.append(line.image)
     return stacked(parts, ink)
 
 
-def _moved(edit: Edit, n: int) -> str:
-    """How far a word's map moved, in a line."""
+def _moved(edit: Edit, n: int) -> tuple[str, str]:
+    """How far a word's map moved, in two lines."""
     distance = float(edit.distance[n])
     apart = "no common peak" if math.isnan(distance) else f"peaks {distance:.0%} apart"
-    return (
-        f"rank correlation {float(edit.correlation[n]):.2f} · {apart} · "
-        f"overlap {float(edit.overlap[n]):.0%}"
-    )
+    ranks = f"rank correlation {float(edit.correlation[n]):.2f}"
+    return ranks, f"{apart} · overlap {float(edit.overlap[n]):.0%}"
