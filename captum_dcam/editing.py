@@ -97,12 +97,13 @@ def exchange_word(
         after = [*before[:first], *new, *before[end:]]
         targets = resolve(adapter, before, words, reading.tagger)
         moved = [_moved(t, after, first, end, len(new), (word, other)) for t in targets]
-        results = []
-        for ids, own in ((before, targets), (after, moved)):
+        found = []
+        for ids, own in ((before, list(targets)), (after, moved)):
             force(forward, ids, request)
-            results.append(explain_generation(forward, list(own), **how))
+            found.append(explain_generation(forward, own, **how))
+    one, two = found
     exchanged = tuple(any(first <= p < end for p in t.positions) for t in targets)
-    return Edit(*results, exchanged, *_distances(*results))
+    return Edit(one, two, exchanged, *_distances(one, two))
 
 
 def _said(forward: DenoisingForward) -> list[int]:

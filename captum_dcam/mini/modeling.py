@@ -573,7 +573,7 @@ def generate(
         canvas[:] = start
     commit_step = torch.zeros_like(canvas)
     confidence = torch.zeros(b, gen_length, device=device)
-    canvases = []
+    canvases: list[Tensor] = []
     each = steps // (gen_length // block_length)
     for end in range(block_length, gen_length + 1, block_length):
         todo = int((canvas[0, end - block_length : end] == mask).sum())
