@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_generation, compare_models
+    from captum_dcam.editing import exchange_word
     from captum_dcam.errors import DcamError
     from captum_dcam.explaining import explain, explain_generation, explain_steps
     from captum_dcam.model.forward import DenoisingForward
@@ -32,6 +33,7 @@ __all__ = [
     "compare",
     "compare_generation",
     "compare_models",
+    "exchange_word",
     "explain",
     "explain_generation",
     "explain_steps",
@@ -49,6 +51,7 @@ _public = lazily(
     {
         "attribution": ("DiffusionCAM",),
         "comparing": ("compare", "compare_generation", "compare_models"),
+        "editing": ("exchange_word",),
         "errors": ("DcamError",),
         "explaining": ("explain", "explain_generation", "explain_steps"),
         "model.forward": ("DenoisingForward",),

@@ -13,17 +13,11 @@ from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
+from captum_dcam.model.infill import has_holes
 from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
-from captum_dcam.model.words import (
-    Target,
-    WordsLike,
-    answer_text,
-    answer_token_texts,
-    resolve,
-    settled,
-)
+from captum_dcam.model.words import Target, WordsLike, answer_text, answer_token_texts, asked
 from captum_dcam.presets import Preset
 from captum_dcam.presets import preset as find_preset
 from captum_dcam.refine import Compose, Refinement
@@ -71,7 +65,9 @@ def explain(
             difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
         answer (str or sequence of int, optional): explain this text, or these token ids, as if the
             model had written it, see :func:`captum_dcam.model.answers.force`; then nothing is
-            decoded, and settings of decoding are refused. Default: what the model writes
+            decoded, and settings of decoding are refused. In ``"a [MASK] circle"`` the model
+            fills the hole, see :mod:`captum_dcam.model.infill`, and words are those that it
+            wrote. Default: what the model writes
         every_step (bool, optional): also give the map and the probability of every word at every
             denoising step, see :func:`explain_steps`. Default: False
         layer (int, optional): block to tap. Default: the preset's where its file names one, or the
@@ -102,10 +98,10 @@ def explain(
     )
     check_foil(foil)
     checks.draws("generator", generator)
-    check_answer(answer, reading.score, generator, generation)
+    check_answer(answer, reading.score, generator, generation, adapter)
     told = as_progress(progress, "explain")
     if checks.flag("every_step", every_step):
-        check_steps(answer is not None, step)
+        check_steps(answer is not None and not has_holes(answer), step)
     block = chosen.layer if layer is None else layer
     forward = DenoisingForward(adapter, block, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])
@@ -258,9 +254,9 @@ def _targets(
     forward: DenoisingForward, example: int, words: WordsLike, reading: maps.Reading, foil: FoilLike
 ) -> tuple[Target, ...]:
     """The words that were asked for, with their foils."""
-    tokens = forward.trajectory.tokens[example].tolist()
-    targets = resolve(forward.adapter, tokens, words, reading.tagger)
-    targets = settled(forward.trajectory, example, targets, words, reading.score)
+    trajectory, tagger = forward.trajectory, reading.tagger
+    tokens = trajectory.tokens[example].tolist()
+    targets = asked(forward.adapter, trajectory, example, words, tagger, reading.score)
     return with_foils(forward.adapter, tokens, targets, foil)
 
 

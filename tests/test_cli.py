@@ -146,6 +146,21 @@ def test_an_answer_may_be_given(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_holes_of_an_answer_are_filled(tmp_path):
+    asked = ["explain", "--scene", 1, "--steps", 4, "--answer"]
+    run = call(*asked, "a [MASK] circle .", "--json", "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    document = json.loads(run.stdout)
+    assert document["given"] == "a [MASK] circle ." and not document["forced"]
+    (word,) = document["words"]
+    assert word["positions"] == [1] and {g["word"] for g in word["given"]} == {"a", "circle", "."}
+    refused = {"a [mask] circle": "expected [MASK]", "a <mask> [MASK]": "its mask token"}
+    for answer, message in refused.items():
+        no = call(*asked, answer, "-o", tmp_path / "no")
+        assert no.exit_code == 2 and message in " ".join(no.stderr.split())
+    assert not (tmp_path / "no").exists()
+
+
 def test_every_step_is_kept_where_it_is_asked_for(tmp_path):
     asked = ["explain", "--scene", 1, *SHORT, "--every-step", "--json"]
     run = call(*asked, "-w", "nouns", "-o", tmp_path / "out")

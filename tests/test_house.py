@@ -18,7 +18,7 @@ FLOORS = (
     ("faithfulness", "results"),
     ("comparing", "viewer", "truth"),
     ("explaining", "attribution", "evaluation"),
-    ("calibration", "testing"),
+    ("calibration", "editing", "testing"),
     ("doctor",),
     ("cli",),
 )

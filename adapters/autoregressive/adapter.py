@@ -55,6 +55,10 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
+    unfillable: ClassVar[str] = (
+        "its models write from left to right, and what fills a hole would see nothing of the words "
+        "behind it"
+    )
     loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:

@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from captum_dcam.adapters.common.compat import shadowed
 from captum_dcam.adapters.common.conversations import ConversationAdapter
+from captum_dcam.adapters.common.holes import started
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
@@ -40,7 +41,7 @@ from captum_dcam.adapters.common.visuals import Family
 from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.tap import wide
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class BlockLog(CanvasLog):
     Args:
         blocks (Blocks): where they lie.
         total (int): T, in whole blocks.
+        given (Given, optional): (1, T) tokens that stand in the canvas from the start.
 
     Attributes:
         spans (list): of every step its block's (first, one past the last) position.
@@ -109,17 +111,25 @@ class BlockLog(CanvasLog):
 
     blocks: Blocks = field(kw_only=True)
     total: int = field(kw_only=True)
+    given: Given | None = field(kw_only=True, default=None)
     spans: list[tuple[int, int]] = field(default_factory=list)
     _open: bool = False
+    _last: int = 0
 
     def __post_init__(self) -> None:
-        self.canvas = torch.full((1, self.total), self.mask_id)
+        empty = torch.full((1, self.total), self.mask_id)
+        self.canvas = empty if self.given is None else self.given.canvas(self.mask_id)
+
+    def begun(self, number: int) -> Tensor:
+        """What stands in block ``number`` (1, n) before its first step."""
+        first, last = self.blocks.span(number)
+        return self.canvas[:, first:last].clone()
 
     def step(self, number: int, own: Tensor) -> None:
         """What stands in block ``number`` (1, n) before a step."""
         self.spans.append(self.blocks.span(number))
         self._open = True
-        self._fill(own)
+        self._fill(number, own)
         self.see(self.canvas)
 
     def scored(self, logits: Tensor) -> None:
@@ -127,13 +137,13 @@ class BlockLog(CanvasLog):
         first, last = self.spans[-1]
         self.read(logits[:, first - last :], first)
 
-    def stored(self, own: Tensor) -> None:
-        """What stands in the block (1, n) in the end."""
-        self._open = False
-        self._fill(own)
+    def stored(self, number: int, own: Tensor) -> None:
+        """What stands in block ``number`` (1, n) in the end."""
+        self._open, self._last = False, number
+        self._fill(number, own)
 
-    def _fill(self, own: Tensor) -> None:
-        first, last = self.spans[-1]
+    def _fill(self, number: int, own: Tensor) -> None:
+        first, last = self.blocks.span(number)
         self.canvas = self.canvas.to(own.device)
         self.canvas[:, first:last] = own
 
@@ -142,7 +152,10 @@ class BlockLog(CanvasLog):
         in it; blocks that were not begun are cut."""
         first, last = self.spans[-1]
         if self._open:
-            self.stored(answer[:, first:last])
+            self._open = False
+            self.canvas[:, first:last] = answer[:, first:last]
+        else:
+            last = self.blocks.span(self._last)[1]  # a block that is all given takes no step
         self.cut(last)
         self.finish(self.canvas[:, :last])
 
@@ -182,14 +195,14 @@ class BlockLog(CanvasLog):
                     raise left(last)
                 now = kwargs["inputs_embeds"][:, first - last :]
                 if before is None:
-                    own = ids.new_full((1, last - first), self.mask_id)
+                    own = self.begun(number).to(ids.device)
                 else:
                     own = torch.where((now != before).any(-1), ids[:, first - last :], own)
                 if not kwargs["store_kv"]:
                     before = now.clone()  # decoders change theirs in place
                     self.step(number, own)
                     return
-                self.stored(own)
+                self.stored(number, own)
             number, before = number + 1, None
 
         def headed(_module: nn.Module, _args: Any, output: Tensor) -> None:
@@ -229,6 +242,7 @@ class BlockAdapter(ConversationAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
+    unfillable: ClassVar[str] = ""
     #: paths in the model: of the transformer (``layers``, ``embed_tokens``, ``norm``), of the head,
     #: and of what has the decoding loop (empty: the model itself)
     parts: ClassVar[tuple[str, str, str]]
@@ -284,6 +298,9 @@ class BlockAdapter(ConversationAdapter):
     def drawn(self, made: Mapping[str, Any]) -> bool:
         """Whether a generation with these settings draws random numbers."""
         return bool(made["temperature"] > 0)
+
+    def check_given(self, given: Given, made: Mapping[str, Any]) -> None:
+        """Raise for checked settings with which given tokens would not stay. Default: none"""
 
     # what follows from it
 
@@ -353,13 +370,20 @@ class BlockAdapter(ConversationAdapter):
         return total
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode as the family does, and record it.
 
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start; what fills its
+                last block up is given, too.
             **settings: the family's, see its class. ``gen_length`` is rounded up to whole blocks.
 
         Returns:
@@ -371,7 +395,10 @@ class BlockAdapter(ConversationAdapter):
         made = self.checked(settings, generator)
         blocks = self._blocks(request.layout.prefix_length)
         made["gen_length"] = self._whole(made, blocks)
-        log = BlockLog(self.mask_id, blocks=blocks, total=made["gen_length"])
+        if given is not None:
+            given = given.longer(made["gen_length"], self._filler)
+            self.check_given(given, made)
+        log = BlockLog(self.mask_id, blocks=blocks, total=made["gen_length"], given=given)
         with torch.no_grad(), seeded(generator, bits=31):
             log.close(self.decode(request, made, log))
         return self.recorded(
@@ -387,7 +414,11 @@ class BlockAdapter(ConversationAdapter):
     def decode(self, request: Request, made: dict[str, Any], log: BlockLog) -> Tensor:
         """Decode with the family's own ``generate``; returns its answer (1, …)."""
         inputs = self.inputs(request.pixels, request.extras)
-        with log.listening(self.decoder, self.decoder.embed_tokens, self.head):
+        words = self.decoder.embed_tokens
+        with (
+            log.listening(self.decoder, words, self.head),
+            started(log.given, log.blocks.prompt, self.mask_id, words),
+        ):
             found = self.model.generate(**inputs, **self.options(made))
         answer: Tensor = found[0] if isinstance(found, tuple) else found
         return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.guard import eager
 from captum_dcam.model.layout import Layout
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 # -- settings -------------------------------------------------------------------------------------
 
@@ -184,6 +184,13 @@ class Llada:
             out["step_per_block"] = made["steps"] * made["block_length"] // made["gen_length"]
         return out
 
+    def start(
+        self, given: Given, made: dict[str, Any], prefix: int, mask_id: int
+    ) -> dict[str, Any]:
+        """Keyword arguments by which the family's ``generate`` starts with given tokens, behind
+        ``prefix`` others in its canvas; raises for settings with which it fails."""
+        return {"draft_tokens": given.canvas(mask_id)}
+
     def prefilled(self, prefix: Prefix) -> Prefix:
         """Run the blocks over the prefix and keep what steps need of it."""
         out = self.model.model(None, input_embeddings=prefix.embeds, use_cache=True)
@@ -237,13 +244,16 @@ class Llada:
 
 
 class LladaAdapter(PackedAdapter):
-    r"""What the adapters of LaViDa and LaViDa-O share.
+    r"""What the adapters of LaViDa and LaViDa-O share. Their own ``draft_tokens``, or Dream's hook
+    on tokens, put given tokens into the canvas.
 
     Args:
         model, processor, cache, system, packing: as in
             :class:`~captum_dcam.adapters.common.packing.PackedAdapter`.
         language (type, optional): of the language model. Default: :class:`Llada`
     """
+
+    unfillable: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -279,13 +289,22 @@ class LladaAdapter(PackedAdapter):
         return layout.prefix_length + position - self._language.shift
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
-        """Decode with the family's own ``generate`` and record it."""
+        """Decode with the family's own ``generate`` and record it; ``given`` (Given, optional):
+        tokens that stand in the canvas from the start."""
         language, cached = self._language, self.cache == "prefix"
         made = language.checked(settings, cached, generator)
         log = language.recorder(self.mask_id, length=made["gen_length"])
         options = language.arguments(made, cached, self.mask_id)
+        if given is not None:
+            prefix = 0 if cached else request.layout.prefix_length
+            options |= language.start(given, made, prefix, self.mask_id)
         views = self._packing.arguments(request.pixels, request.extras[1])
         with (
             seeded(generator, self.device),

@@ -33,7 +33,7 @@ from captum_dcam.adapters.diffusion_gemma.loading import MODEL_TYPE, loaded
 from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, device_of, register
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 
 @register
@@ -51,6 +51,7 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = (MODEL_TYPE,)
+    unfillable: ClassVar[str] = ""
     any_size: ClassVar[bool] = True
     loader = staticmethod(loaded)
 
@@ -111,6 +112,7 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
         *,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        given: Given | None = None,
         **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``generate``.
@@ -119,6 +121,9 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): of all randomness; there is no greedy mode.
             seed (int, optional): in place of a generator.
+            given (Given, optional): tokens of whole canvases that stay. The family has no mask, its
+                sampler starts from random tokens and draws those again that it does not accept; so
+                given ones are made certain to it, see :func:`.decoding.certain`.
             **settings: ``max_new_tokens`` (or ``gen_length``; rounded up to whole canvases),
                 ``max_denoising_steps`` (or ``steps``; at most this number per canvas), ``t_min``,
                 ``t_max``, ``entropy_bound``, ``stability_threshold``, ``confidence_threshold``.
@@ -139,7 +144,7 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
         prefix = request.layout.prefix_length
         check_context(self.model.config, prefix, options)
         inputs = self._inputs(request.pixels, request.extras)
-        with seeded(generator, bits=31):
+        with seeded(generator, bits=31), decoding.certain(self.model, given, self.canvas):
             recorder = decoding.sampled(self.model, request.extras[0], inputs, options)
         states = recorder.states(self._filler)
         return self.recorded(

@@ -26,6 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from captum_dcam.adapters.common.prefix import KeyValue, Prefix
 from captum_dcam.adapters.common.settings import Setting, Settings, count
 from captum_dcam.errors import InputError
+from captum_dcam.model.trajectory import Given
 
 #: without values: the checkpoint's
 SETTINGS = Settings(
@@ -333,6 +334,50 @@ def sampled(
         )
     recorder.finish()
     return recorder
+
+
+@contextmanager
+def certain(model: Any, given: Given | None, size: int) -> Iterator[None]:
+    r"""Inside the context the decoder sees given tokens in every canvas, and is sure of them.
+
+    A canvas starts as random tokens and is drawn again where the sampler does not accept, so that
+    a token stays only by its own certainty. Here given tokens stand in what the decoder is given,
+    and its head gives them all of the probability that the soft cap leaves: the sampler accepts
+    them at once, they cost nothing of its bound on entropy, and self-conditioning expects them.
+
+    Args:
+        model (nn.Module): the whole model.
+        given (Given or None): (1, T) of whole canvases; None: nothing changes.
+        size (int): C, tokens of a canvas.
+    """
+    if given is None:
+        yield
+        return
+    parts = list(zip(given.tokens.split(size, 1), given.at.split(size, 1), strict=True))
+    now = -1
+
+    def started(_module: Any, _args: Any) -> None:
+        nonlocal now
+        now += 1
+
+    def shown(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        tokens, at = parts[min(now, len(parts) - 1)]
+        canvas = kwargs["decoder_input_ids"]
+        return args, {**kwargs, "decoder_input_ids": tokens.where(at, canvas)}
+
+    def sure(_module: Any, _args: Any, logits: Tensor) -> Tensor:
+        tokens, at = parts[min(now, len(parts) - 1)]
+        most = torch.finfo(logits.dtype).max
+        own = torch.full_like(logits, -most).scatter(-1, tokens[..., None], most)
+        return torch.where(at[..., None], own, logits)
+
+    inner = model.model
+    with (
+        inner.encoder.register_forward_pre_hook(started),
+        inner.decoder.register_forward_pre_hook(shown, with_kwargs=True),
+        model.lm_head.register_forward_hook(sure),
+    ):
+        yield
 
 
 @dataclass

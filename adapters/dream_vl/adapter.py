@@ -30,7 +30,7 @@ from captum_dcam.adapters.dream_vl.loading import loaded
 from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 
 @register
@@ -48,6 +48,7 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
+    unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
@@ -79,13 +80,19 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
         return own[0], own[1], named, self._family.inputs(pixels[one], own[0], named)
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``diffusion_generate``, example by example, and record it.
 
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start.
             max_new_tokens (int, optional): tokens of the canvas; ``gen_length`` means the same.
                 Default: 128
             steps (int, optional): Default: ``max_new_tokens``; upstream's own: 512
@@ -108,7 +115,7 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
             for b in range(request.batch):
                 ids, mask, _, parts = self._example(request.pixels, request.extras, b)
                 inputs = {**parts, "attention_mask": mask}
-                logs.append(decoding.generated(self.model, ids, config, inputs))
+                logs.append(decoding.generated(self.model, ids, config, inputs, given))
         log = CanvasLog.joined(logs)
         length = request.layout.prefix_length + log.tokens.shape[1]
         lengths = (length,) * options["steps"] if request.batch > 1 else ()

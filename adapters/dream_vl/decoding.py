@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.compat import unchecked
+from captum_dcam.adapters.common.holes import placing
 from captum_dcam.adapters.common.recording import CanvasLog
 from captum_dcam.adapters.common.settings import (
     TEMPERATURE,
@@ -26,6 +27,7 @@ from captum_dcam.adapters.common.settings import (
 from captum_dcam.adapters.dream_vl.compat import callable_generate, generation_module
 from captum_dcam.adapters.dream_vl.packing import Prompt
 from captum_dcam.errors import InputError
+from captum_dcam.model.trajectory import Given
 
 SETTINGS = Settings(
     "Dream-VL",
@@ -123,9 +125,11 @@ def expanded_mask(model: Any) -> Iterator[None]:
         yield
 
 
-def generated(model: Any, ids: Tensor, config: Any, inputs: dict[str, Any]) -> CanvasLog:
+def generated(
+    model: Any, ids: Tensor, config: Any, inputs: dict[str, Any], given: Given | None = None
+) -> CanvasLog:
     """Run upstream's ``diffusion_generate`` on one example (1, P), and record it by its own hooks:
-    canvas and shifted logits before every choice."""
+    canvas and shifted logits before every choice. Another of them puts given tokens in."""
     prefix = ids.shape[1]
     log = CanvasLog(config.mask_token_id)
 
@@ -136,7 +140,11 @@ def generated(model: Any, ids: Tensor, config: Any, inputs: dict[str, Any]) -> C
 
     with callable_generate(model), expanded_mask(model):
         result = model.diffusion_generate(
-            ids, generation_config=config, generation_logits_hook_func=note, **inputs
+            ids,
+            generation_config=config,
+            generation_logits_hook_func=note,
+            generation_tokens_hook_func=placing(given, prefix),
+            **inputs,
         )
     log.finish(result.sequences[:, prefix:])
     return log

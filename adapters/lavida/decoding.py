@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_dcam.adapters.common.holes import placing
 from captum_dcam.adapters.common.llada import (
     GEN_LENGTH,
     STEPS,
@@ -35,6 +36,7 @@ from captum_dcam.adapters.common.settings import (
 )
 from captum_dcam.errors import InputError
 from captum_dcam.model.guard import eager
+from captum_dcam.model.trajectory import Given
 
 SETTINGS = Settings(
     "LaViDa-Dream",
@@ -120,6 +122,19 @@ class Dream(Llada):
         if made["step_ratio"] is not None:
             out |= {"steps": made["gen_length"], "step_ratio": made["step_ratio"]}
         return out
+
+    def start(
+        self, given: Given, made: dict[str, Any], prefix: int, mask_id: int
+    ) -> dict[str, Any]:
+        """A first position that is to be filled is the prefill's, which sees no given word."""
+        left = int((~given.at).sum()) - (not prefix and not bool(given.at[0, 0]))
+        if made["schedule"] is not None and steps_of(made) > left:
+            raise InputError(
+                f"{steps_of(made)} steps with schedule {made['schedule']!r} for {left} holes: "
+                "LaViDa-Dream fails when there are more steps than masks; give fewer steps, or no "
+                "schedule"
+            )
+        return {"generation_tokens_hook_func": placing(given, prefix)}
 
     def prefilled(self, prefix: Prefix) -> Prefix:
         out = self.model.forward_dream(

@@ -42,7 +42,7 @@ from captum_dcam.adapters.lavida_o.facts import LavidaOFamily
 from captum_dcam.adapters.lavida_o.loading import loaded, repaired
 from captum_dcam.errors import InputError, InputTypeError
 from captum_dcam.model.adapter import Request, register
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,19 @@ class LavidaOAdapter(LavidaOFamily, LladaAdapter):
         return super().owns(model) and hasattr(model.config, "dual_tower")
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``generate`` and record it.
 
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start.
             gen_length, block_length, steps, step_ratio, temperature, schedule, shift, remasking: as
                 LaViDa-LLaDA's.
             use_fast_dlm (bool, optional): decode with a cache per block (``cache="none"`` only).
@@ -147,7 +153,12 @@ class LavidaOAdapter(LavidaOFamily, LladaAdapter):
         rest = dict(settings)
         fast = fast_settings(rest, self.cache)
         if fast is None:
-            return super().generate(request, generator=generator, **rest)
+            return super().generate(request, generator=generator, given=given, **rest)
+        if given is not None:
+            raise InputError(
+                "use_fast_dlm takes no draft of an answer, says its own code: leave it out to fill "
+                "the holes of an answer"
+            )
         language = self._language
         made = language.checked(rest, False, generator)
         prefix = request.layout.prefix_length

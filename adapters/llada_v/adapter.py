@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.anyres import Tiling
+from captum_dcam.adapters.common.holes import started
 from captum_dcam.adapters.common.packing import (
     SYSTEM,
     PackedAdapter,
@@ -37,7 +38,7 @@ from captum_dcam.adapters.llada_v.facts import LladaVFamily
 from captum_dcam.adapters.llada_v.loading import loaded, repaired
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Request, register
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
     # LaViDa's configuration has the same model_type: only the class tells them apart
     architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
+    unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = architectures
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
@@ -126,13 +128,20 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         return super()._markers | self.stop_ids
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``generate`` and record it.
 
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start; where some do,
+                nothing stops the answer.
             gen_length (int, optional): tokens of the canvas. Default: 128
             block_length (int, optional), steps (int, optional): Default: ``gen_length`` both
             temperature (float, optional), cfg_scale (float, optional): Default: 0 both
@@ -160,15 +169,24 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         if fast := self.fast:
             decoding.refuse_copied_cache(self.blocks)
         options = decoding.checked(settings, generator, fast, self.revises)
+        decoding.check_given(given, options, settings, fast)
         model, tokenizer, text = self.model, self.tokenizer, options["generation_suffix"]
         suffix = tokenizer.encode(text, add_special_tokens=False) if text else []
         length = options["gen_length"] + len(suffix)
         canvas = torch.full((1, length), self.ids.mask, device=self.device)
         canvas[0, options["gen_length"] :] = torch.tensor(suffix, device=self.device)
+        if given is not None:
+            canvas = given.canvas(self.ids.mask)
         scale = options["cfg_scale"]
-        recorder = decoding.CanvasRecorder(request.layout.prefix_length, canvas, scale, self.ids)
+        prefix = request.layout.prefix_length
+        recorder = decoding.CanvasRecorder(prefix, canvas, scale, self.ids)
         views = self._packing.arguments(request.pixels, request.extras[1])
-        with seeded(generator, self.device), recorder.watching(model):
+        words = model.model.embed_tokens
+        with (
+            seeded(generator, self.device),
+            recorder.watching(model),
+            started(given, prefix, self.ids.mask, words),
+        ):
             result = model.generate(request.extras[0], tokenizer=tokenizer, **views, **options)
         recorder.finish(result[:, : result.shape[1] - len(suffix)])
         steps = recorder.steps

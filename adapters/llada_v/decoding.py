@@ -33,6 +33,7 @@ from captum_dcam.adapters.common.settings import (
 )
 from captum_dcam.adapters.common.text import SpecialIds
 from captum_dcam.errors import InputError, InputTypeError, MethodError
+from captum_dcam.model.trajectory import Given
 
 #: products of fewer rows take another kernel, and differ in their last bits
 SAME_KERNEL = 8
@@ -98,10 +99,42 @@ def _revising(out: dict[str, Any], revises: bool) -> dict[str, Any]:
     return {**out, **{name: value for name, value in own.items() if value is not None}}
 
 
-def ruled_out(logits: Tensor, ids: SpecialIds) -> Tensor:
-    """A copy of logits (B, T, V) in which the ids that the decoder never writes have none."""
-    logits = logits.clone()
-    logits[:, :, [ids.eos, ids.bos, ids.header, ids.header_end]] = -torch.inf
+def check_given(
+    given: Given | None, options: dict[str, Any], asked: dict[str, Any], fast: bool
+) -> None:
+    """Raise for what excludes given tokens; where some are, nothing stops the answer."""
+    if given is None:
+        return
+    if fast:
+        raise MethodError(
+            "Fast-dLLM makes a canvas of its own, in which no given token can stand: "
+            "call unregister_fast_dllm_hook(hook) to fill the holes of an answer"
+        )
+    if options.get("revise"):
+        raise InputError(
+            "revise is True, beside an answer with holes: ReDiff's decoder rewrites tokens, the "
+            "given ones too; leave it out"
+        )
+    if options["generation_suffix"]:
+        raise InputError(
+            f"generation_suffix is {options['generation_suffix']!r}, beside an answer with holes: "
+            "write it at the answer's end"
+        )
+    if bool(given.at.any()):
+        if asked.get("stopping_criteria"):
+            raise InputError(
+                f"stopping_criteria is {asked['stopping_criteria']!r}, beside an answer with "
+                "holes: a stop would cut the given words behind it; leave it out"
+            )
+        options["stopping_criteria"] = None
+
+
+def ruled_out(logits: Tensor, canvas: Tensor, ids: SpecialIds) -> Tensor:
+    """A copy of logits (B, T, V) in which the ids that the decoder rules out at masked positions
+    have none."""
+    logits, masked = logits.clone(), canvas == ids.mask
+    for token in (ids.eos, ids.bos, ids.header, ids.header_end):
+        logits[:, :, token].masked_fill_(masked.to(logits.device), -torch.inf)
     return logits
 
 

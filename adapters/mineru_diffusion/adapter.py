@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.block import BlockAdapter, length_of
+from captum_dcam.adapters.common.holes import check_over
 from captum_dcam.adapters.common.qwen import Stills
 from captum_dcam.adapters.common.settings import (
     Setting,
@@ -27,6 +28,7 @@ from captum_dcam.adapters.common.settings import (
 from captum_dcam.adapters.mineru_diffusion.facts import MinerUDiffusionFamily
 from captum_dcam.adapters.mineru_diffusion.loading import CLASSES, MODEL_TYPE, loaded, repaired
 from captum_dcam.model.adapter import register
+from captum_dcam.model.trajectory import Given
 
 ABOVE = real(
     lambda value: 0 < value < 2**63,
@@ -120,6 +122,10 @@ class MinerUDiffusionAdapter(MinerUDiffusionFamily, BlockAdapter):
             "tokenizer": self._tokenizer,
             "stopping_criteria": list(STOPS),
         }
+
+    def check_given(self, given: Given, made: Mapping[str, Any]) -> None:
+        steps = made["denoising_steps"] or self.block_length
+        check_over(given, steps, self.block_length, "denoising_steps", "MinerU-Diffusion")
 
     def inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
         own = self._family.inputs(pixels, extras[0], self._named(extras))

@@ -23,7 +23,7 @@ from captum_dcam.mini import modeling
 from captum_dcam.mini.causal import MiniForCausalLM
 from captum_dcam.mini.modeling import MiniForMaskedDiffusion
 from captum_dcam.model.adapter import Request, register
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 SETTINGS = Settings(
     "mini",
@@ -42,6 +42,7 @@ class MiniAdapter(MiniFamily, DrawnScenesAdapter):
     """Adapter of :class:`captum_dcam.mini.modeling.MiniForMaskedDiffusion`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("captum_dcam_mini",)
+    unfillable: ClassVar[str] = ""
     kind = MiniForMaskedDiffusion
 
     @staticmethod
@@ -54,7 +55,12 @@ class MiniAdapter(MiniFamily, DrawnScenesAdapter):
         return self.model.config.mask_token_id
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         cached = self.cache == "prefix"
         decoded = modeling.generate(
@@ -63,6 +69,7 @@ class MiniAdapter(MiniFamily, DrawnScenesAdapter):
             *request.extras,
             prefix_cache=cached,
             generator=generator,
+            start=None if given is None else given.canvas(self.mask_id),
             **SETTINGS.read(settings),
         )
         return Trajectory(

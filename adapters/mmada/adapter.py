@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.dialogue import told_apart
+from captum_dcam.adapters.common.holes import started
 from captum_dcam.adapters.common.loading import FamilyAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
@@ -49,7 +50,7 @@ from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
-from captum_dcam.model.trajectory import Trajectory
+from captum_dcam.model.trajectory import Given, Trajectory
 
 #: Lumina-DiMOO's model, and its system prompt
 LUMINA = "LLaDAForMultiModalGeneration"
@@ -83,6 +84,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mmada",)
+    unfillable: ClassVar[str] = ""
     #: LLaDA's configuration, which Lumina-DiMOO has, is also that of a language model
     architectures: ClassVar[tuple[str, ...]] = ("MMadaModelLM", LUMINA)
     classes: ClassVar[tuple[str, ...]] = architectures
@@ -249,7 +251,12 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         return words[text], ids[text]
 
     def generate(
-        self, request: Request, *, generator: torch.Generator | None = None, **settings: Any
+        self,
+        request: Request,
+        *,
+        generator: torch.Generator | None = None,
+        given: Given | None = None,
+        **settings: Any,
     ) -> Trajectory:
         r"""Decode with the family's own ``mmu_generate`` and record it; Lumina-DiMOO's loop, which
         is its script's, is in :func:`~captum_dcam.adapters.mmada.decoding.written`.
@@ -257,6 +264,7 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
+            given (Given, optional): tokens that stand in the canvas from the start.
             max_new_tokens (int, optional): tokens of the canvas; ``gen_length`` means the same.
                 Default: 128
             block_length (int, optional), steps (int, optional): Default: ``max_new_tokens`` both;
@@ -277,11 +285,17 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
         """
         options = read_guided(decoding.SETTINGS, settings, generator, "max_new_tokens")
         scale = float(options["cfg_scale"])
+        if scale > 0 and given is not None and bool(given.at.any()):
+            raise InputError(
+                f"cfg_scale is {scale:g}, beside an answer with holes: upstream takes given words "
+                "for the prompt, and hides them in the rows that it guides by; leave it at 0"
+            )
         prefix = request.layout.prefix_length
         ids = self._packing.ids(request.pixels, request.extras[0])
         with (
             callable_model(self.model),
             decoding.logged(self.model, prefix, self.ids.mask, scale) as log,
+            started(given, prefix, self.ids.mask, self.model.get_input_embeddings()),
             torch.no_grad(),
             seeded(generator, bits=31),
         ):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.recording import CanvasLog, guided
-from captum_dcam.adapters.common.text import SpecialIds
 from captum_dcam.adapters.common.settings import GUIDED, Setting, Settings, length
+from captum_dcam.adapters.common.text import SpecialIds
 
 SETTINGS = Settings(
     "MMaDA",

@@ -7,13 +7,14 @@ prompt's tail is decoded inside the first. The decoding loop is the script's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.block import BlockAdapter, BlockLog, length_of, stored
+from captum_dcam.adapters.common.holes import check_over
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.sdar_vl.decoding import SEQUENTIAL, SETTINGS, written
 from captum_dcam.adapters.sdar_vl.facts import SDARVLFamily
@@ -21,6 +22,7 @@ from captum_dcam.adapters.sdar_vl.loading import loaded
 from captum_dcam.adapters.sdar_vl.packing import MASK, OneVision
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, register
+from captum_dcam.model.trajectory import Given
 
 
 class _Embedded(Exception):
@@ -107,6 +109,10 @@ class SDARVLAdapter(SDARVLFamily, BlockAdapter):
             except _Embedded:
                 return Prefix(caught[0])
         raise InputError(f"the {type(self.model).__name__} did not run its language model")
+
+    def check_given(self, given: Given, made: Mapping[str, Any]) -> None:
+        steps = made["denoising_steps"] or self.block_length
+        check_over(given, steps, self.block_length, "denoising_steps", "SDAR-VL")
 
     def decode(self, request: Request, made: dict[str, Any], log: BlockLog) -> Tensor:
         """The script's loop; raises where a step could write over the prompt's tail."""

@@ -56,7 +56,7 @@ def written(log: BlockLog, run: Run, made: Mapping[str, Any], stops: frozenset[i
     least = [size // steps + (step < size % steps) for step in range(steps)]
     while log.blocks.span(number)[0] < log.total:
         first, last = log.blocks.span(number)
-        own = torch.full((1, last - first), log.mask_id, device=log.canvas.device)
+        own = log.begun(number)
         for at_least in least:
             masked = own == log.mask_id
             if not bool(masked.any()):
@@ -69,7 +69,7 @@ def written(log: BlockLog, run: Run, made: Mapping[str, Any], stops: frozenset[i
         if bool((own == log.mask_id).any()):
             raise left(last)
         run(number, own, True)
-        log.stored(own)
+        log.stored(number, own)
         said = log.canvas[0, :last].tolist()
         if repeated(said) or not stops.isdisjoint(said):
             break

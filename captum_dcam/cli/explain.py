@@ -191,6 +191,7 @@ def _asked(options: Options) -> Asked:
     """What can be checked without a model."""
     from captum_dcam.explaining import check_steps, explain_generation
     from captum_dcam.model.foils import check_foil
+    from captum_dcam.model.infill import has_holes
     from captum_dcam.presets import preset
 
     words = parsing.chosen_words(options.words)
@@ -204,7 +205,7 @@ def _asked(options: Options) -> Asked:
     )
     device = parsing.check_answer(options, reading.score)
     if options.every_step:
-        check_steps(options.answer is not None, None)
+        check_steps(options.answer is not None and not has_holes(options.answer), None)
     own = options.shared(
         explain_generation,
         words=words,
@@ -325,7 +326,9 @@ def print_one(result: Result) -> None:
     console, explanation = printing.output_console(), result.explanation
     answer = "Given answer" if explanation.trajectory.forced else "Answer"
     facts = {"Beware": result.trust.warning} if result.trust.warning else {}
-    facts |= {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
+    facts |= {"Image": result.source, "Prompt": explanation.prompt}
+    facts |= {"Given": explanation.template} if explanation.template else {}
+    facts |= {answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
     for line in _captions(result):
@@ -338,16 +341,19 @@ def print_one(result: Result) -> None:
 
 
 def _words_table(result: Result) -> Table:
-    from captum_dcam.results.summary import summarise
+    from captum_dcam.results.summary import given_words, summarise
 
     names = ["#", "Word", "Step", "Sure", "Or", "Localises", "Looks at"]
     names += ["F3"] if result.scores is not None else []
     names += ["Fall", "Random", "Image", "Prompt", "Answer"] if result.trusted else []
+    filled = bool(result.trusted and result.explanation.template)
+    names += ["Given words"] if filled else []
+    given = given_words(result.explanation) if filled else ()
     right = ("#", "Step", "Sure", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
     table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
         rival = "".join(f"{text} {p:.0%}" for text, p in row.instead[:1] if p >= 0.01)
-        cells = [str(row.number), row.word, ", ".join(map(str, row.steps))]
+        cells = [str(row.number), row.word, row.when]
         cells += [f"{row.confidence:.0%}", rival, f"{row.localises:.0%}"]
         cells.append("nothing" if row.doubtful else row.region)
         if result.scores is not None:
@@ -356,6 +362,8 @@ def _words_table(result: Result) -> Table:
         if result.trusted:
             cells += [f"{value:+.2f}" for value in result.trust.signs[n].tolist()]
             cells += [f"{value:.0%}" for value in result.trust.shares[n].tolist()]
+        if filled:
+            cells.append(", ".join(f"{text} {v:+.2f}" for text, v in given[n][:2]))
         table.add_row(*map(Text, cells), style="dim" if row.doubtful else None)
     return table
 
@@ -372,6 +380,11 @@ def _captions(result: Result) -> list[str]:
             "Fall: how much the word's log-probability falls when the tenth of the image tokens "
             "that its map highlights is removed; Random: when as many random ones are. Image, "
             "Prompt, Answer: where what speaks for the word lies."
+        )
+    if result.trusted and result.explanation.template:
+        lines.append(
+            "Given words: which of them speak most for the filled word (+) or against it (-), on "
+            "the scale of its map."
         )
     return lines
 
@@ -412,7 +425,7 @@ def document(result: Result | Several) -> dict[str, Any]:
         return {KIND: list(result.documents), "output": str(result.folder), "summary": SUMMARY}
     from captum_dcam.files import without_nan
     from captum_dcam.model.trajectory import STORED_CACHES
-    from captum_dcam.results.summary import summarise
+    from captum_dcam.results.summary import given_words, summarise
     from captum_dcam.viewer.folder import SHEET, word_files
 
     explanation, trajectory = result.explanation, result.explanation.trajectory
@@ -420,6 +433,8 @@ def document(result: Result | Several) -> dict[str, Any]:
     for number, _, name in word_files(explanation):
         files.setdefault(number, []).append(name)
     words = []
+    filled = bool(result.trusted and explanation.template)
+    given = given_words(explanation) if filled else ()
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
         if result.scores is not None:
@@ -434,6 +449,8 @@ def document(result: Result | Several) -> dict[str, Any]:
             record["sign_check"] = {"highlighted": highlighted, "random": random}
             image, prompt, answer = result.trust.shares[n].tolist()
             record["shares"] = {"image": image, "prompt": prompt, "answer": answer}
+            if explanation.template:
+                record["given"] = [{"word": w, "relevance": v} for w, v in given[n]]
             record["text"] = without_nan(result.trust.text.values[n].tolist())
         if "probabilities" in result.trust.parts:
             record["every_step"] = without_nan(result.trust.probabilities[:, n].tolist())
@@ -444,6 +461,7 @@ def document(result: Result | Several) -> dict[str, Any]:
         "prompt": explanation.prompt,
         "answer": explanation.answer,
         "forced": trajectory.forced,
+        "given": explanation.template or None,
         "words": words,
         "tokens": list(result.trust.text.tokens.token_texts) if result.trusted else None,
         "localises": {"calibrated": result.trust.calibrated, "source": result.trust.source},

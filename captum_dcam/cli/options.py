@@ -365,7 +365,8 @@ class Answer(Written):
     answer: str | None = option(
         None,
         WHAT,
-        "Explain this text as if the model had answered it; nothing is decoded.",
+        "Explain this text as if the model had answered it; nothing is decoded. In 'a [MASK] "
+        "circle' the model fills a token, in '[MASK:3]' three; '\\[MASK]' is the text itself.",
         shown="what the model writes",
     )
     foil: list[str] | None = option(

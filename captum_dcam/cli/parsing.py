@@ -325,15 +325,18 @@ def written(
     layer: int | None = None,
 ) -> DenoisingForward:
     """The model with the answer that it wrote, at ``layer`` where ``--layer`` is not given."""
-    from captum_dcam.model.answers import bind_answer
+    from captum_dcam.model.answers import bind_answer, check_answer
     from captum_dcam.model.forward import DenoisingForward
+    from captum_dcam.model.infill import has_holes
 
     how = f" in {str(adapter.dtype).removeprefix('torch.')} on {adapter.device}"
+    check_answer(options.answer, "commit", None, decoding(options), adapter)
     size = options.internal_batch_size
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([list(pictures)], [options.prompt])
-    say(("Writing the answer" if options.answer is None else "Reading the answer") + how)
+    whole = options.answer is not None and not has_holes(options.answer)
+    say(("Reading the answer" if whole else "Writing the answer") + how)
     drawn = generator(options.seed)
     bind_answer(forward, request, options.answer, drawn, decoding(options))
     return forward

@@ -37,7 +37,7 @@ from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
 from captum_dcam.model.trajectory import STORED_CACHES, Score, check_score
-from captum_dcam.model.words import Target, WordsLike, answer_text, resolve, settled
+from captum_dcam.model.words import Target, WordsLike, answer_text, asked
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
 from captum_dcam.results.explanation import versions
@@ -124,7 +124,7 @@ def compare(
     """
     images = pictures_of(image)
     chosen = chosen_methods(methods)  # names are checked before any work
-    check_answer(answer, check_score(score), None, generation)
+    check_answer(answer, check_score(score), None, generation, adapter)
     check_foil(foil)
     seed = _check(backward, budget, seed, errors, progress)
     check_tagger(tagger)
@@ -184,9 +184,8 @@ def compare_generation(
     one = single(forward, example)
     request, trajectory = one.request, one.trajectory
     tokens = trajectory.tokens[0].tolist()
-    found = resolve(one.adapter, tokens, words, tagger)
-    found = settled(trajectory, 0, found, words, score)
-    targets = with_foils(one.adapter, tokens, found, foil)
+    targets = asked(one.adapter, trajectory, 0, words, tagger, score)
+    targets = with_foils(one.adapter, tokens, targets, foil)
     if errors == "raise":
         for method_ in chosen:
             method_.check_foils(targets)
@@ -203,7 +202,6 @@ def compare_generation(
             run = run_method(method_, task, _budget_of(budget, name, method_), errors)
             rows.append(shared.row(name, method_, run))
             told.image()
-    steps = trajectory.commit_step[0].tolist()
     return Comparison(
         prompt=request.prompts[0],
         answer=answer_text(one.adapter, tokens),
@@ -211,7 +209,7 @@ def compare_generation(
         rows=tuple(rows),
         layout=request.layout,
         tokens=text_tokens(one),
-        commit_steps=tuple(tuple(steps[p] for p in t.positions) for t in targets),
+        commit_steps=tuple(trajectory.commits(0, t.positions) for t in targets),
         settings={
             "family": one.adapter.family,
             "regime": STORED_CACHES[trajectory.cache],

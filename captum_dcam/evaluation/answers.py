@@ -55,7 +55,8 @@ def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> 
     if wording not in known:
         listed = ", ".join(map(repr, known)) or "none"
         raise InputError(f"the sample has no caption {wording!r}; it has {listed}")
-    force(forward, str(known[wording]), asked.request)
+    # as ids: what looks like a mark in a data set's text is text
+    force(forward, forward.adapter.encode(str(known[wording])), asked.request)
 
 
 def answer_record(value: str | Mapping[str, Any]) -> Record:

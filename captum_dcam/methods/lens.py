@@ -187,9 +187,13 @@ def own_steps(task: AttributionTask) -> list[int]:
     r"""The step at which each of the K text tokens' own map is read.
 
     Answer tokens: the task's score. Prompt tokens are there from the start: the first step, or
-    the score's one step where it reads all tokens at the same.
+    the score's one step where it reads all tokens at the same. Given tokens of an answer with
+    holes, which no step committed, are not read at ``commit``: 0 stands there.
     """
-    answer = [task.step(p) for p in range(task.forward.trajectory.tokens.shape[1])]
+    trajectory = task.forward.trajectory
+    positions = range(trajectory.tokens.shape[1])
+    skipped = {p for p in positions if task.score == "commit" and trajectory.gave(0, p)}
+    answer = [0 if p in skipped else task.step(p) for p in positions]
     prompt = len(prompt_dialogue(task.forward))
     return [0 if task.score == "commit" else answer[0]] * prompt + answer
 
@@ -203,7 +207,8 @@ def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
     image and the end of the turn. In a conversation their marks span everything from the first
     image to the end of the last turn; here it is what users and assistants said in all turns,
     without roles, marks and later images, wherever images lie. Stop tokens never are context: in
-    an autoregressive answer nothing follows them.
+    an autoregressive answer nothing follows them. Nor are given tokens of an answer with holes,
+    which have no step of their own to be read at.
 
     Returns:
         Tensor: (C,) int64, indices into :func:`captum_dcam.model.sequence.text_tokens`.
@@ -214,6 +219,8 @@ def context_of(task: AttributionTask, position: int, order: str) -> Tensor:
         rank = torch.arange(len(rank))
     stops = torch.tensor(sorted(task.forward.adapter.stop_ids), dtype=torch.long)
     answer = (rank < rank[position]) & ~torch.isin(trajectory.tokens[0].cpu(), stops)
+    if trajectory.given is not None:
+        answer &= ~trajectory.given[0].cpu()
     return torch.cat((prompt_dialogue(task.forward), answer)).nonzero()[:, 0]
 
 

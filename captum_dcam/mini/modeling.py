@@ -526,6 +526,7 @@ def generate(
     schedule: str = "linear",
     prefix_cache: bool = True,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Decoded:
     r"""Decode an answer and record every step.
 
@@ -544,6 +545,8 @@ def generate(
         schedule (str, optional): ``linear``, ``cosine`` or ``shift``. Default: ``"linear"``
         prefix_cache (bool, optional): compute image and prompt once. Default: True
         generator (torch.Generator, optional): needed by ``temperature`` > 0 and ``random``.
+        start (Tensor, optional): (1, T) canvas of the first step: tokens that stay, and masks to
+            fill. A block's steps share its masks, and end with them. Default: masks alone
 
     Returns:
         Decoded: tokens (B, T), canvases (S, B, T), commit_step and confidence (B, T).
@@ -564,26 +567,31 @@ def generate(
     if prefix_cache:
         prefix = cache_prefix(model, prefix)
     b, device = input_ids.shape[0], input_ids.device
-    canvas = torch.full((b, gen_length), model.config.mask_token_id, device=device)
+    mask = model.config.mask_token_id
+    canvas = torch.full((b, gen_length), mask, device=device)
+    if start is not None:
+        canvas[:] = start
     commit_step = torch.zeros_like(canvas)
     confidence = torch.zeros(b, gen_length, device=device)
-    canvases = []
-    blocks = gen_length // block_length
-    plan = commits_per_step(block_length, steps // blocks, schedule)
-    for step in range(steps):
-        canvases.append(canvas.clone())
-        logits = denoise(model, prefix, canvas)
-        chosen, probs = _choose(logits, model.config.mask_token_id, temperature, generator)
-        sure = confidence_of(probs, chosen, remasking, generator)
-        block = step // len(plan)
-        open_ = canvas == model.config.mask_token_id
-        open_[:, (block + 1) * block_length :] = False
-        ranked = sure.masked_fill(~open_, -math.inf)
-        where = ranked.topk(plan[step % len(plan)], dim=1).indices
-        canvas.scatter_(1, where, chosen.gather(1, where))
-        commit_step.scatter_(1, where, step)
-        picked = confidence_of(probs, chosen, "low_confidence").float()
-        confidence.scatter_(1, where, picked.gather(1, where))
+    canvases: list[Tensor] = []
+    each = steps // (gen_length // block_length)
+    for end in range(block_length, gen_length + 1, block_length):
+        todo = int((canvas[0, end - block_length : end] == mask).sum())
+        for count in commits_per_step(todo, each, schedule):
+            open_ = canvas == mask
+            open_[:, end:] = False
+            if todo < block_length and not bool(open_.any()):
+                break
+            step = len(canvases)
+            canvases.append(canvas.clone())
+            logits = denoise(model, prefix, canvas)
+            chosen, probs = _choose(logits, mask, temperature, generator)
+            sure = confidence_of(probs, chosen, remasking, generator)
+            where = sure.masked_fill(~open_, -math.inf).topk(count, dim=1).indices
+            canvas.scatter_(1, where, chosen.gather(1, where))
+            commit_step.scatter_(1, where, step)
+            picked = confidence_of(probs, chosen, "low_confidence").float()
+            confidence.scatter_(1, where, picked.gather(1, where))
     return Decoded(canvas, torch.stack(canvases), commit_step, confidence)
 
 

@@ -146,6 +146,8 @@ class Adapter(ModelFamily, ABC):
     #: a context in which the authors' code can be imported and loads its checkpoints, with repairs
     #: for versions of its packages that it was not written for
     repaired: ClassVar[Callable[[], AbstractContextManager[Any]]] = nullcontext
+    #: why holes of an answer cannot be filled; empty: :meth:`generate` takes ``given``
+    unfillable: ClassVar[str] = "its adapter's generate takes no given tokens"
     #: the next generation's replay is checked, see :mod:`captum_dcam.model.verification`; then not
     unverified: bool = True
 
@@ -282,7 +284,11 @@ class Adapter(ModelFamily, ABC):
     ) -> Trajectory:
         """Decode without gradients. The caller fills the trajectory's ``lengths`` and ``kept``,
         unless it has ``own_calls``: then a replay calls the blocks in another way, the adapter
-        gives the lengths, and nothing is kept."""
+        gives the lengths, and nothing is kept.
+
+        Where :attr:`unfillable` is empty it also takes ``given``
+        (:class:`~captum_dcam.model.trajectory.Given`, or None): tokens that stand in the canvas
+        from the start, and stay."""
 
     @abstractmethod
     def embed(self, pixels: Tensor, *extras: Tensor) -> Any:

@@ -38,7 +38,7 @@ from captum_dcam.model.tap import (
     skipped,
     tapped,
 )
-from captum_dcam.model.trajectory import Score, Trajectory, check_score
+from captum_dcam.model.trajectory import Given, Score, Trajectory, check_score, marked
 from captum_dcam.model.verification import check_replay
 
 T = TypeVar("T")
@@ -140,6 +140,7 @@ class DenoisingForward(nn.Module):
         keep: bool = True,
         generator: torch.Generator | None = None,
         decoding: str | None = None,
+        given: Given | None = None,
         **settings: Any,
     ) -> Trajectory:
         r"""Generate an answer, record it, and bind it to this forward.
@@ -151,6 +152,8 @@ class DenoisingForward(nn.Module):
             generator (torch.Generator, optional): for sampled decoding.
             decoding (str, optional): settings by a name that the family knows: ``demo`` (of its
                 authors' demo), ``paper`` (of their evaluation). Default: the family's defaults
+            given (Given, optional): tokens that stand in the canvas from the start and stay, see
+                :mod:`captum_dcam.model.infill`. Default: none
             **settings: the family's own (``gen_length``, ``steps``, ``temperature``, …), which
                 override those of ``decoding``.
 
@@ -164,7 +167,7 @@ class DenoisingForward(nn.Module):
             settings = self.adapter.decoding(decoding, settings)
         with self.held():
             with recorded(self._below(), keep) as (lengths, outputs):
-                trajectory = self._generated(request, generator, settings)
+                trajectory = self._generated(request, generator, given, settings)
                 stamp = self._stamp(request)
             if bool(trajectory.lengths) != trajectory.own_calls:
                 raise InputError(
@@ -182,19 +185,27 @@ class DenoisingForward(nn.Module):
         return trajectory
 
     def _generated(
-        self, request: Request, generator: torch.Generator | None, settings: dict[str, Any]
+        self,
+        request: Request,
+        generator: torch.Generator | None,
+        given: Given | None,
+        settings: dict[str, Any],
     ) -> Trajectory:
         """The adapter's generation; NotFiniteError where its probabilities are none."""
         what, dtype = "the logits of the generation", self.adapter.dtype
         try:
             plain = {name: checks.plain(value) for name, value in settings.items()}
+            if given is not None:
+                plain["given"] = given
             made = self.adapter.generate(request, generator=generator, **plain)
         except RuntimeError as raised:
             if "probability tensor contains" in str(raised):  # torch.multinomial
                 raise not_finite(what, dtype) from raised
             raise
         finite(made.confidence, what, dtype)
-        return made
+        if given is None:
+            return made
+        return marked(made, given, self.adapter.family, self.adapter.stop_ids)
 
     def bind(self, request: Request, trajectory: Trajectory) -> None:
         """Bind a generation made elsewhere (another layer's forward, a saved one)."""

@@ -2,17 +2,19 @@ r"""The record of a generation: what a denoising model saw and committed, step b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from captum_dcam import checks
 from captum_dcam.errors import (
     InfeasibleStepError,
     InputError,
+    MethodError,
     UnknownNameError,
     WrongTypeError,
     near,
@@ -22,6 +24,8 @@ from captum_dcam.errors import (
 SCORES = ("commit", "final", "teacher")
 #: one of these names, or the number of a denoising step
 Score = str | int
+#: in place of a commit step of a token that was given
+NO_STEP = -1
 #: what the calls of a generation reuse: the prefix's keys and values, or nothing
 CACHES = ("prefix", "none")
 #: the same as files spell it, under the key "regime"
@@ -88,6 +92,28 @@ class Call:
         return self.start == 0 and self.length >= self.image_end
 
 
+@dataclass(frozen=True)
+class Given:
+    r"""Tokens of an answer that are given, and stay; the model fills the others.
+
+    Args:
+        tokens (Tensor): (B, T) int64; what stands elsewhere does not count.
+        at (Tensor): (B, T) bool, where they stand.
+    """
+
+    tokens: Tensor
+    at: Tensor
+
+    def canvas(self, mask_id: int) -> Tensor:
+        """(B, T): the mask where nothing is given."""
+        return self.tokens.where(self.at, mask_id)
+
+    def longer(self, length: int, filler: int) -> Given:
+        """The same with a given filler behind it, up to a length."""
+        more = length - self.tokens.shape[1]
+        return Given(pad(self.tokens, (0, more), value=filler), pad(self.at, (0, more), value=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
     r"""A recorded generation.
@@ -111,6 +137,9 @@ class Trajectory:
             Default: every step those of all tokens
         unsettled (Tensor, optional): (B, T) bool, tokens that a decoder which edits still changed
             at the last step that could: none kept them, so ``commit`` is refused. Default: none
+        given (Tensor, optional): (B, T) bool, the tokens of an answer with holes that were given:
+            no step committed them, so their ``commit_step`` and ``confidence`` are 0 and mean
+            nothing. Default: none was
     """
 
     tokens: Tensor
@@ -126,6 +155,7 @@ class Trajectory:
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     read_at: Tensor | None = None
     unsettled: Tensor | None = None
+    given: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
@@ -197,11 +227,23 @@ class Trajectory:
             )
         return found
 
+    def gave(self, example: int, position: int) -> bool:
+        """Whether a token of an answer with holes was given."""
+        return self.given is not None and bool(self.given[example, position])
+
+    def commits(self, example: int, positions: Sequence[int]) -> tuple[int, ...]:
+        """The step that committed each token; :data:`NO_STEP` where it was given."""
+        steps = self.commit_step[example].tolist()
+        return tuple(NO_STEP if self.gave(example, p) else steps[p] for p in positions)
+
     def reads(self, example: int, positions: Sequence[int], score: Score) -> bool:
-        """Whether the state of a score has the logits of all these tokens: a step may not, and
-        tokens that never settled have no commit."""
-        if score == "commit" and self.unsettled is not None:
-            return not bool(self.unsettled[example, list(positions)].any())
+        """Whether the state of a score has the logits of all these tokens: a step may not; what
+        was given, and what never settled, have no commit."""
+        if score == "commit":
+            lost = self.unsettled is not None and bool(
+                self.unsettled[example, list(positions)].any()
+            )
+            return not lost and not any(self.gave(example, p) for p in positions)
         if not isinstance(score, int) or self.read_at is None:
             return True
         return bool(self.read_at[score, example, list(positions)].all())
@@ -216,10 +258,16 @@ class Trajectory:
 
         Raises:
             InfeasibleStepError: a step that does not compute the token's logits (of another canvas;
-                of a causal model, before the token's turn); ``commit`` of a token that never
-                settled.
+                of a causal model, before the token's turn); ``commit`` of a token that was given,
+                or that never settled.
         """
         if score == "commit":
+            if self.gave(example, position):
+                raise InfeasibleStepError(
+                    f"token {position} of the answer was given, so no step committed it: choose a "
+                    "state that it is read at, score='final', 'teacher' or a step's number; or "
+                    "explain the filled text as a given answer, each word with all others visible"
+                )
             if not self.reads(example, [position], score):
                 last = int(self.commit_step[example, position])
                 raise InfeasibleStepError(
@@ -270,6 +318,7 @@ class Trajectory:
             kept={},
             read_at=None if self.read_at is None else pick(self.read_at, 1),
             unsettled=None if self.unsettled is None else pick(self.unsettled),
+            given=None if self.given is None else pick(self.given),
         )
 
     def single(self, example: int) -> Trajectory:
@@ -285,7 +334,40 @@ class Trajectory:
             kept={},
             read_at=None if self.read_at is None else self.read_at[:, one],
             unsettled=None if self.unsettled is None else self.unsettled[one],
+            given=None if self.given is None else self.given[one],
         )
+
+
+def marked(made: Trajectory, given: Given, family: str, stops: Set[int]) -> Trajectory:
+    r"""A generation with its given tokens marked, and what the family has put behind them.
+
+    Raises:
+        InputError: the answer ended before all given tokens.
+        MethodError: a decoder that has written over a given token.
+    """
+    length, asked = made.tokens.shape[1], given.tokens.shape[1]
+    own = Given(given.tokens[:, :length], given.at[:, :length]).longer(length, 0)
+    at, short = own.at, min(length, asked)
+    lost = at[:, :short] & (made.tokens[:, :short] != own.tokens[:, :short])
+    over = made.tokens[:, :short][lost].tolist()
+    if bool(given.at[:, length:].any()) or (over and set(over) <= stops):
+        first = length if not over else int(lost.any(0).nonzero()[0])
+        raise InputError(
+            f"the model ended the answer in front of token {first} of {asked}, which is given: "
+            f"{family} writes nothing behind an end; leave fewer masks in front of it, or try "
+            "another seed"
+        )
+    if over:
+        raise MethodError(
+            f"the decoder of {family} has written over given tokens: its code is not the one that "
+            "its adapter knows; give a whole answer instead"
+        )
+    return replace(
+        made,
+        given=at,
+        commit_step=made.commit_step.masked_fill(at.to(made.commit_step.device), 0),
+        confidence=made.confidence.masked_fill(at.to(made.confidence.device), 0),
+    )
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from captum_dcam.checks import as_whole
-from captum_dcam.errors import InputError, TargetError
+from captum_dcam.errors import InfeasibleStepError, InputError, TargetError
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.segmentation import Span, Spelled, folded, spelled
 from captum_dcam.model.tagging import (
@@ -146,6 +146,53 @@ def _target(tokens: Sequence[int], answer: Spelled, span: Span, text: str | None
     positions = answer.tokens(span)
     ids = tuple(int(tokens[p]) for p in positions)
     return Target(answer.text[slice(*span)] if text is None else text, positions, ids)
+
+
+def asked(
+    adapter: Adapter,
+    trajectory: Trajectory,
+    example: int,
+    words: WordsLike,
+    tagger: str = DEFAULT_TAGGER,
+    score: Score = "commit",
+) -> tuple[Target, ...]:
+    r"""What a caller wants explained of one example of a generation, see :func:`resolve`. Of an
+    answer with holes every word, or every noun, is every one that the model filled.
+
+    Raises:
+        TargetError: as :func:`resolve`; nothing that was filled is a word.
+        InfeasibleStepError: a given word at its commit: it has none.
+    """
+    tokens = trajectory.tokens[example].tolist()
+    found = resolve(adapter, tokens, words, tagger)
+    found = settled(trajectory, example, found, words, score)
+    if trajectory.given is None:
+        return found
+    free = {p for p, own in enumerate(trajectory.given[example].tolist()) if not own}
+    if words is None or words in ("all", "nouns"):
+        own = [_only(target, free) for target in found if free.intersection(target.positions)]
+        if not own:
+            raise TargetError(
+                f"none of the {'nouns' if words == 'nouns' else 'words'} of "
+                f"{answer_text(adapter, tokens)!r} was filled by the model: name what to explain"
+            )
+        return tuple(own)
+    for target in found:
+        if score == "commit" and not free.issuperset(target.positions):
+            raise InfeasibleStepError(
+                f"{target.text!r} was given, so no step committed it: explain words that were "
+                "filled, or choose a state that it is read at, score='final', 'teacher' or a "
+                f"step's number; or explain answer={answer_text(adapter, tokens)!r}, in which each "
+                "word is read with all others visible"
+            )
+    return found
+
+
+def _only(target: Target, places: Collection[int]) -> Target:
+    """A word without its tokens elsewhere."""
+    pairs = zip(target.positions, target.token_ids, strict=True)
+    positions, ids = zip(*((p, i) for p, i in pairs if p in places), strict=True)
+    return Target(target.text, positions, ids)
 
 
 def resolve(

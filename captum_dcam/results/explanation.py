@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_dcam.errors import TargetError
 from captum_dcam.files import write_tensors
 from captum_dcam.model.images import to_rgb
+from captum_dcam.model.infill import template_of
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
@@ -102,9 +103,14 @@ class Explanation:
         return self.layout.grids[grid].to_pixels(self.maps[grid], mode)
 
     def commit_steps(self) -> tuple[tuple[int, ...], ...]:
-        """For every target, the step that committed each of its tokens."""
-        steps = self.trajectory.commit_step[0].tolist()
-        return tuple(tuple(steps[p] for p in t.positions) for t in self.targets)
+        """For every target, the step that committed each of its tokens; -1 where it was given."""
+        return tuple(self.trajectory.commits(0, t.positions) for t in self.targets)
+
+    @property
+    def template(self) -> str:
+        """What was given of an answer with holes, as ``"a [MASK] circle"``; empty for others."""
+        given = self.trajectory.given
+        return "" if given is None else template_of(self.token_texts, given[0].tolist())
 
     def focus(self, word: str | int, grid: int = 0) -> dict[str, Any]:
         r"""Where a word looks: the box of its peak in pixels, the centre of its mass, its area.
@@ -186,8 +192,7 @@ class Explanation:
         out = {"tokens": t.tokens, "commit_step": t.commit_step, "confidence": t.confidence}
         for i, (state, final) in enumerate(zip(t.states, t.final_state, strict=True)):
             out[f"state.{i}"], out[f"final_state.{i}"] = state, final
-        if t.read_at is not None:
-            out["read_at"] = t.read_at
+        out |= {n: v for n in ("read_at", "given") if (v := getattr(t, n)) is not None}
         for i, (maps, peaks) in enumerate(zip(self.maps, self.peaks, strict=True)):
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
         out |= {} if self.steps is None else self.steps.tensors()
@@ -216,6 +221,7 @@ class Explanation:
                 image_end=stored["image_end"],
                 settings=stored["settings"],
                 read_at=_read_at(tensors),
+                given=tensors.get("given"),
             )
             targets = read_targets(manifest["targets"])
             return cls(

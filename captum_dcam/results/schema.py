@@ -215,6 +215,8 @@ def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length
         _tensor(tensors, "final_step", _WHOLE, 1, length)
     if "read_at" in tensors:
         _tensor(tensors, "read_at", _TRUTH, steps, 1, length)
+    if "given" in tensors:
+        _tensor(tensors, "given", _TRUTH, 1, length)
     calls = steps + (cache == "prefix")
     _list("lengths", stored["lengths"], int, calls)
     if length and not 0 <= int(commit.min()) <= int(commit.max()) < steps:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from captum_dcam.data.scenes import Scene, scene_mask
 from captum_dcam.metrics import LocalizationScores, localization
+from captum_dcam.model.trajectory import NO_STEP
 from captum_dcam.model.words import Target, least_sure
 from captum_dcam.results.explanation import Explanation, region
 from captum_dcam.results.trust import Candidate
@@ -19,7 +20,7 @@ class WordSummary:
         number (int): from 1, in the order of the explanation.
         word (str): its text.
         positions (tuple of int): of its tokens in the answer.
-        steps (tuple of int): the steps that committed them, each once.
+        steps (tuple of int): the steps that committed them, each once; -1: it was given.
         confidence (float): probability at that step, of the least sure token.
         image (int): the image that the word looks at most, from 0.
         region (str): where its highest token lies, in words.
@@ -43,6 +44,11 @@ class WordSummary:
     localises: float | None
     doubtful: bool
     instead: tuple[tuple[str, float], ...]
+
+    @property
+    def when(self) -> str:
+        """The steps as text; "given" for a token that the answer brought with it."""
+        return ", ".join("given" if step == NO_STEP else str(step) for step in self.steps)
 
 
 def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
@@ -73,6 +79,34 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
             )
         )
     return tuple(rows)
+
+
+def given_words(explanation: Explanation) -> tuple[tuple[tuple[str, float], ...], ...]:
+    r"""What the given words of an answer with holes say for every explained word.
+
+    Returns:
+        tuple: per target (text, relevance), the strongest first: gradient × activation, the sum of
+        a given word's tokens, on the scale of the word's map (:attr:`Trust.text`). Empty where
+        nothing was given, or the family's decoder does not show its own answer to gradients.
+    """
+    given, trust = explanation.trajectory.given, explanation.trust
+    if given is None or trust is None:
+        return ((),) * len(explanation.targets)
+    groups: list[list[int]] = []
+    for p, (text, own) in enumerate(zip(explanation.token_texts, given[0].tolist(), strict=True)):
+        if own and text:
+            glued = groups and groups[-1][-1] == p - 1 and not text[:1].isspace()
+            groups = [*groups[:-1], [*groups[-1], p]] if glued else [*groups, [p]]
+    names = ["".join(explanation.token_texts[p] for p in one).strip() for one in groups]
+    values = trust.text.values[:, trust.text.tokens.prompt :].double()
+    found = []
+    for n, target in enumerate(explanation.targets):
+        row = [
+            float(values[n, [p for p in one if p not in target.positions]].sum()) for one in groups
+        ]
+        known = [(name, v) for name, v in zip(names, row, strict=True) if v == v]
+        found.append(tuple(sorted(known, key=lambda pair: -abs(pair[1]))))
+    return tuple(found)
 
 
 def _instead(

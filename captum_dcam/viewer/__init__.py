@@ -4,6 +4,7 @@ Everything here draws with Pillow and numpy (text strips with matplotlib's figur
 global state, any thread.
 """
 
+from captum_dcam.viewer.edit_sheet import edit_sheet
 from captum_dcam.viewer.folder import (
     prepare_folder,
     write_comparison,
@@ -19,6 +20,7 @@ from captum_dcam.viewer.text import text_html, text_strip
 __all__ = [
     "comparison_panel",
     "contact_sheet",
+    "edit_sheet",
     "models_panel",
     "overlay",
     "prepare_folder",

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from captum_dcam.model.words import Target
+from captum_dcam.results.comparison import Comparison
+from captum_dcam.results.explanation import Explanation
 from captum_dcam.viewer import fonts
 from captum_dcam.viewer.overlay import fitted, palette, scaled
 
@@ -27,7 +29,7 @@ BODY, SMALL = 17.0, 12.5
 
 def step_color(step: int, steps: int) -> Color:
     """Colour of a commit step: early dark, late light."""
-    r, g, b = palette(STEP_CMAP)[round(12 + 230 * step / max(steps - 1, 1))].tolist()
+    r, g, b = palette(STEP_CMAP)[round(12 + 230 * max(step, 0) / max(steps - 1, 1))].tolist()
     return r, g, b
 
 
@@ -186,11 +188,19 @@ class Page(Ink):
 # -- parts that sheets and panels share ------------------------------------------------------------
 
 
+def titled(result: Explanation | Comparison) -> str:
+    """What stands over its answer: who wrote it."""
+    if isinstance(result, Explanation) and result.trajectory.given is not None:
+        return "FILLED ANSWER"
+    forced = result.forced if isinstance(result, Comparison) else result.trajectory.forced
+    return "GIVEN ANSWER" if forced else "ANSWER"
+
+
 def header(
-    ink: Ink, images: Sequence[Image.Image], prompt: str, answer: Sequence[Run], forced: bool
+    ink: Ink, images: Sequence[Image.Image], prompt: str, answer: Sequence[Run], title: str
 ) -> Image.Image:
-    """The image or a mosaic of the images on the left; prompt and answer, which may be ``forced``
-    (given, not generated), on the right."""
+    """The image or a mosaic of the images on the left; prompt and answer, under its ``title``, on
+    the right."""
     if len(images) == 1:
         size = fitted(images[0].size, ink.px(330), ink.px(270))
         shown = ink.rounded(scaled(images[0], size))
@@ -205,9 +215,8 @@ def header(
     page = ink.page(ink.px(INNER), max(shown.height, need))
     page.image.paste(shown, (0, 0))
     y = 0.0
-    written = "GIVEN ANSWER" if forced else "ANSWER"
-    for title, lines, leading in (("PROMPT", asked, 27), (written, said, 34)):
-        page.write((left, y + ink.px(9)), title, 11.5, MUTED, bold=True)
+    for head, lines, leading in (("PROMPT", asked, 27), (title, said, 34)):
+        page.write((left, y + ink.px(9)), head, 11.5, MUTED, bold=True)
         y = page.flow((left, y + ink.px(24)), lines, BODY, leading) + ink.px(16)
     return page.image
 

@@ -28,6 +28,7 @@ from captum_dcam.viewer.ink import (
     running,
     settings_line,
     stacked,
+    titled,
 )
 from captum_dcam.viewer.overlay import CMAP, MUTE, fitted, muted, overlay, scaled
 
@@ -265,7 +266,7 @@ def comparison_panel(
     panel, ink = _Panel(comparison, width, scale, cmap, mode), Ink(width)
     answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
     parts = [
-        header(ink, comparison.images, comparison.prompt, answer, comparison.forced),
+        header(ink, comparison.images, comparison.prompt, answer, titled(comparison)),
         _legend(ink, comparison, scale, cmap),
         *map(panel.section, panel.plan.sections(len(comparison.targets))),
     ]

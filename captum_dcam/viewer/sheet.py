@@ -26,6 +26,7 @@ from captum_dcam.viewer.ink import (
     settings_line,
     stacked,
     step_color,
+    titled,
 )
 from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
 
@@ -61,7 +62,7 @@ def contact_sheet(
     answer = running(explanation.token_texts, explanation.targets, colors)
     parts = [
         *warning(ink, explanation),
-        header(ink, images, explanation.prompt, answer, explanation.trajectory.forced),
+        header(ink, images, explanation.prompt, answer, titled(explanation)),
         _legend(ink, explanation, cmap),
     ]
     columns, gap = _columns(len(rows), len(images)), ink.px(18)
@@ -126,7 +127,7 @@ def _panel(
     page.write((width, y), number, SMALL, MUTED, anchor="rm")
     room = width - ink.length(number, SMALL) - ink.px(24)
     page.chip((0, y), Run(ink.clipped(row.word or EMPTY, 16, room), color), 16)
-    steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
+    steps = f"step{'' if len(row.steps) == 1 else 's'} {row.when}".replace("step given", "given")
     focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
     where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"
     if row.localises is not None and where != FLAT:

@@ -17,6 +17,7 @@ from captum_dcam.viewer.ink import (
     running,
     stacked,
     step_color,
+    titled,
 )
 from captum_dcam.viewer.overlay import CMAP, MUTE, fitted, overlay, scaled
 
@@ -60,7 +61,7 @@ def step_sheet(
     cell = (ink.px(INNER) - label) // len(shown) - gap
     size = fitted(explanation.images[image].size, cell, cell * 1.2)
     picture = scaled(explanation.images[image], size)
-    parts = [header(ink, explanation.images, explanation.prompt, answer, trajectory.forced)]
+    parts = [header(ink, explanation.images, explanation.prompt, answer, titled(explanation))]
     heads = ink.page(ink.px(INNER), ink.px(24))
     for column, step in enumerate(shown):
         heads.write((label + column * (cell + gap), ink.px(12)), f"step {step}", SMALL, MUTED)

@@ -82,7 +82,7 @@ def test_a_token_commits_at_its_last_change_and_a_storing_pass_is_no_step():
     ):
         log.step(number, torch.tensor(own))
         log.scored(logits(4, token))  # of the prompt's tail, too
-    log.stored(torch.tensor([[6, 4]]))
+    log.stored(0, torch.tensor([[6, 4]]))
     log.step(1, torch.tensor([[MASK] * 4]))
     log.scored(logits(4, 7))
     log.close(torch.tensor([[6, 4, 7, MASK, 7, 7]]))
@@ -98,7 +98,7 @@ def test_blocks_that_were_not_begun_are_cut():
     log = BlockLog(MASK, blocks=Blocks(2, 4, 0), total=8)
     log.step(0, torch.tensor([[MASK, MASK]]))
     log.scored(logits(2, 1))
-    log.stored(torch.tensor([[1, 1]]))
+    log.stored(0, torch.tensor([[1, 1]]))
     log.close(torch.tensor([[1, 1, MASK]]))
     assert log.states.shape == (1, 1, 2) and log.confidence.shape == (1, 2)
 

@@ -296,7 +296,7 @@ class DreamVLGenerationMixin:
         if c.use_cache:
             raise RuntimeError("the prompt cache does not work")
         extra = inputs.new_full((len(inputs), c.max_new_tokens), c.mask_token_id)
-        x = torch.cat((inputs, extra), 1)
+        x = generation_tokens_hook_func(None, torch.cat((inputs, extra), 1), None)
         mask = torch.cat((attention_mask, torch.ones_like(extra)), 1)
         times = torch.linspace(1, c.eps, c.steps + 1)
         grids = [pictures.get(n) for n in ("image_grid_thw", "video_grid_thw")]

@@ -306,6 +306,7 @@ class LlavaLladaForMaskedDiffusion(nn.Module, Joint):
         step_ratio=None,
         schedule=None,
         schedule_kwargs=None,
+        draft_tokens=None,
         **_ignored,  # steps and do_sample among them
     ):
         front = self.prepare_inputs_labels_for_multimodal(
@@ -317,6 +318,8 @@ class LlavaLladaForMaskedDiffusion(nn.Module, Joint):
         start = 0 if prefix_lm else front.shape[1]
         x = torch.full((1, start + max_new_tokens), mask_id, device=self.device)
         x[:, :start] = 0
+        if draft_tokens is not None:
+            x[:, start : start + draft_tokens.shape[1]] = draft_tokens
         assert max_new_tokens % block_length == 0
         steps = min(step_per_block, block_length) if step_per_block else block_length
         steps = int(steps * step_ratio) if step_ratio else steps
@@ -490,6 +493,7 @@ class LlavaDreamForMaskedDiffusion(nn.Module, Joint):
         schedule_kwargs=None,
         step_ratio=None,
         generation_logits_hook_func=None,
+        generation_tokens_hook_func=None,
     ):
         front = self.prepare_inputs_labels_for_multimodal(
             inputs, None, None, None, None, images, modalities, image_sizes
@@ -501,6 +505,8 @@ class LlavaDreamForMaskedDiffusion(nn.Module, Joint):
             run = self.forward_dream(None, None, None, inputs_embeds=front, use_cache=True)
             past, x = run.past_key_values, x[:, start:]
             x[:, 0] = run.logits[:, -1].argmax(-1)
+        if generation_tokens_hook_func is not None:
+            x = generation_tokens_hook_func(None, x, None)
         steps = min(steps, max_new_tokens)
         times = torch.linspace(1, 1e-3, steps + 1)
         if step_ratio is not None:

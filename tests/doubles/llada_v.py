@@ -322,7 +322,9 @@ def decode(
     ids = torch.full((1, total), mask_id, device=embeds.device)
     if tail:
         ids[0, -len(tail) :] = torch.tensor(tail)
-    x = words(ids)
+    x = words(torch.tensor([mask_id], device=embeds.device)).repeat(1, total, 1)
+    if tail:
+        x[0, -len(tail) :] = words(ids[0, -len(tail) :])
     x[:, :front] = embeds
     assert gen_length % block_length == 0 and steps % (gen_length // block_length) == 0
     per_block = steps // (gen_length // block_length)

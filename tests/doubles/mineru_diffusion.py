@@ -66,7 +66,7 @@ class SDARForCausalLM(nn.Module):
         prompt, cache = inputs_embeds.shape[1], DynamicCache()
         embed = self.model.embed_tokens
         masked = embed(torch.tensor([mask_token_id]))
-        x = torch.cat((inputs_embeds, masked[None].repeat(1, gen_length, 1)), 1)
+        x = torch.cat((inputs_embeds, masked[None].expand(1, gen_length, -1)), 1)
         ids = torch.full((1, prompt + gen_length), mask_token_id)
         step_map = torch.zeros_like(ids)
         before = -(-prompt // block_length)

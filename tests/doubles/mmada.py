@@ -218,7 +218,8 @@ class MMadaModelLM(PreTrainedModel):
         attention_mask=None,
     ):
         batch, prompt = idx.shape
-        x = torch.cat((idx, idx.new_full((batch, max_new_tokens), mask_id)), dim=1)
+        x = torch.full((batch, prompt + max_new_tokens), mask_id, device=idx.device)
+        x[:, :prompt] = idx
         assert max_new_tokens % block_length == 0
         blocks = max_new_tokens // block_length
         assert steps % blocks == 0
@@ -329,7 +330,9 @@ def understood(
         todo = int((x[0, end - block_length : end] == mask_id).sum())
         for step in range(each):
             if cfg_scale > 0:
-                seeing, blind = model(torch.cat((x, x.masked_fill(given, mask_id))), infer=True).logits.chunk(2)
+                seeing, blind = model(
+                    torch.cat((x, x.masked_fill(given, mask_id))), infer=True
+                ).logits.chunk(2)
                 logits = blind + (cfg_scale + 1) * (seeing - blind)
             else:
                 logits = model(x, infer=True).logits
