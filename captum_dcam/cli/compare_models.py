@@ -11,8 +11,10 @@ from rich.text import Text
 from captum_dcam.cli import parsing, printing
 from captum_dcam.cli.options import (
     DECODE,
+    DRAWN,
     HOW,
     Answer,
+    argument,
     backward_option,
     command,
     layer_option,
@@ -36,6 +38,7 @@ class Options(Answer):
     """The options of ``captum-dcam compare-models``; those of loading and decoding, and the block,
     are the first model's."""
 
+    image: Path | None = argument("IMAGE", f"An image file. {DRAWN}", show_default=False)
     others: list[str] | None = option(
         None,
         HOW,
@@ -96,13 +99,14 @@ def run(options: Options) -> Compared:
     foil = parsing.chosen_foil(options.foil)
     check_foil(foil)
     check_tagger(options.tagger or DEFAULT_TAGGER)
+    (subject,) = parsing.subjects([] if options.image is None else [options.image], options.scene)
     device = parsing.check_answer(options, score)
     folder = prepare_folder(options.output, "comparison")
     others = options.others or ["mini_ar"]
-    with printing.progress() as say:
-        image, scene, source = parsing.image_of(options)
-        forward = parsing.written(options, image, device, say)
-        first = forward.adapter
+    with printing.progress(options.quiet) as say:
+        pictures, scene = subject.read(), subject.scene
+        first = parsing.loaded(options, device, say)
+        forward = parsing.written(options, first, pictures, say)
         text = options.answer or answer_text(first, forward.trajectory.tokens[0].tolist())
         models = {options.model: first}
         for name in others:
@@ -118,7 +122,7 @@ def run(options: Options) -> Compared:
 
         found = compare_models(
             models,
-            image,
+            pictures,
             options.prompt,
             words,
             methods,
@@ -132,7 +136,7 @@ def run(options: Options) -> Compared:
             seed=options.seed,
             tagger=options.tagger or DEFAULT_TAGGER,
             internal_batch_size=options.internal_batch_size,
-            progress=say,
+            progress=lambda name: say(f"Explaining its words in {name}"),
             generation=[
                 {} if options.answer is not None else parsing.decoding(options),
                 *[{}] * len(others),
@@ -140,7 +144,7 @@ def run(options: Options) -> Compared:
         )
         say("Drawing panel.png")
         write_models(found, folder)
-    return found, folder, source
+    return found, folder, subject.source
 
 
 def print_comparison(compared: Compared) -> None:

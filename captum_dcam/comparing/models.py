@@ -6,9 +6,8 @@ writes is read from its own generation, because a given answer has no steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -29,7 +28,9 @@ from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.answers import check_answer, force
 from captum_dcam.model.foils import FoilLike, check_foil
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.infill import has_holes, plain
 from captum_dcam.model.layout import Layout, uniform_grid
+from captum_dcam.model.progress import Progress, ProgressLike, as_progress
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.segmentation import folded
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
@@ -61,7 +62,7 @@ def compare_models(
     errors: str = "report",
     tagger: str = DEFAULT_TAGGER,
     internal_batch_size: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
     generation: Sequence[Mapping[str, Any]] | None = None,
 ) -> ModelComparison:
     r"""Force one answer into several models and explain its words in each.
@@ -112,8 +113,14 @@ def compare_models(
         raise InputTypeError(
             f"answer is {answer!r}: expected a text, since token ids differ between tokenizers"
         )
+    if has_holes(answer):
+        raise InputError(
+            f"the answer {answer!r} has holes: each model would fill them with words of its own; "
+            "give a whole answer"
+        )
     check_foil(foil)
     check_tagger(tagger)
+    told = as_progress(progress, "compare models", "model")
     _check_words(words)
     seed = checks.whole("seed", seed, least=0)
     depths = _each("layers", layers, len(named), None)
@@ -137,32 +144,44 @@ def compare_models(
         raise TargetError(f"{orders[0].model} writes an empty answer: give answer=…")
     if answer is None:
         _check_spelled(forwards, text)
-    found: dict[str, Comparison] = {}
-    for name, forward in forwards.items():
-        first = next(iter(found.values()), None)
-        own_masks = masks if first is None or masks is None else first.masks
-        with forward.held():
-            force(forward, text, requests[name])
-            found[name] = compare_generation(
-                forward,
-                words,
-                chosen,
-                foil=foil,
-                score=checked,
-                backward=backward,
-                refinements=refinements,
-                masks=own_masks,
-                seed=seed,
-                errors=errors,
-                tagger=tagger,
-                progress=None if progress is None else partial(_say, progress, name),
-            )
-        _check_same_words(found)
+    how = {
+        "words": words,
+        "methods": chosen,
+        "foil": foil,
+        "score": checked,
+        "backward": backward,
+        "refinements": refinements,
+        "seed": seed,
+        "errors": errors,
+        "tagger": tagger,
+    }
+    told.begin(len(forwards))
+    try:
+        found = _forced(forwards, requests, text, masks, told, how)
+    finally:
+        told.end()
     return _joined(found, requests, tuple(orders))
 
 
-def _say(progress: Callable[[str], None], model: str, method: str) -> None:
-    progress(f"{model}: {method}")
+def _forced(
+    forwards: Mapping[str, DenoisingForward],
+    requests: Mapping[str, Request],
+    text: str,
+    masks: MasksLike,
+    told: Progress,
+    how: Mapping[str, Any],
+) -> dict[str, Comparison]:
+    """Every model's comparison of methods on the answer; masks: of the first one's words."""
+    found: dict[str, Comparison] = {}
+    for name, forward in forwards.items():
+        told.say(name)
+        own = masks if masks is None or not found else next(iter(found.values())).masks
+        with forward.held():
+            force(forward, text, requests[name])
+            found[name] = compare_generation(forward, masks=own, **how)
+        _check_same_words(found)
+        told.image()
+    return found
 
 
 # -- what is checked -------------------------------------------------------------------------------
@@ -209,8 +228,8 @@ def _check_words(words: WordsLike) -> None:
 def _check_spelled(forwards: Mapping[str, DenoisingForward], text: str) -> None:
     """Every tokenizer can spell the answer."""
     for name, forward in forwards.items():
-        read = answer_text(forward.adapter, forward.adapter.encode(text))
-        if folded(" ".join(read.split())) != folded(" ".join(text.split())):
+        read = answer_text(forward.adapter, forward.adapter.encode(plain(text)))
+        if folded(" ".join(read.split())) != folded(" ".join(plain(text).split())):
             raise TargetError(
                 f"{name} cannot spell the answer {text!r}: its tokenizer reads {read!r}; give an "
                 "answer=… in words that all models know"
