@@ -23,6 +23,7 @@ from captum_dcam.adapters.autoregressive.decoding import (
     decoded,
     denoised,
     embedded,
+    head,
     prefilled,
 )
 from captum_dcam.adapters.autoregressive.facts import AutoregressiveFamily
@@ -80,6 +81,13 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         return list(self.model.model.language_model.layers)
 
     @property
+    def deepest_block(self) -> int:
+        """The last but one of those with keys and values of their own: blocks behind read those of
+        earlier ones (Gemma 4)."""
+        text = self.model.config.get_text_config()
+        return super().deepest_block - (getattr(text, "num_kv_shared_layers", None) or 0)
+
+    @property
     def recommended_block(self) -> int:
         """As for other families, but behind the blocks that visual features are added to."""
         vision = self.model.config.vision_config
@@ -129,4 +137,4 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         return denoised(self.model, memory, state[0])
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        return self.model.lm_head(self.model.model.language_model.norm(hidden))
+        return head(self.model, self.model.model.language_model.norm(hidden))

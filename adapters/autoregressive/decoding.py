@@ -3,22 +3,26 @@ r"""Generation by the family's own ``generate``, and calls of the language model
 The family's own forward prepares embeddings, positions and deep visual features; it is stopped in
 front of the language model and what it would have passed on is kept. So merging, M-RoPE and
 deepstack stay the family's.
+
+Layers of linear attention (Qwen3.5) cache the convolution's last inputs and a recurrent state in
+the place of keys and values; both are as differentiable, as long as no call writes over them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from captum_dcam.adapters.common.prefix import Prefix
+from captum_dcam.adapters.common.prefix import KeyValue, Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import Setting, Settings, length, need_generator, number
 from captum_dcam.errors import DcamError, InputError, SettingError, near
@@ -105,17 +109,21 @@ class Prompt(Prefix):
 
     Args:
         embeds, cache, last: as in :class:`~captum_dcam.adapters.common.prefix.Prefix`; ``last`` is
-            normed (B, D).
+            normed (B, D), and layers of linear attention have their two states in ``cache``.
         positions (Tensor): (B, k, P) int64, k = 3 for M-RoPE, else 1.
         mask (Tensor): (B, P) int64, 0 at padding.
         deep_at (Tensor, optional): (B, P) bool, where deep visual features are added.
         deep (tuple of Tensor): for each of the first blocks, (B, n, D) added to its output there.
+        types (Tensor, optional): (B, P) int64, where images are; given where the family masks by it.
+        layered (Tensor, optional): (B, P, L, d) embeddings of the words for every block (Gemma 4).
     """
 
     positions: Tensor
     mask: Tensor
     deep_at: Tensor | None = None
     deep: tuple[Tensor, ...] = ()
+    types: Tensor | None = None
+    layered: Tensor | None = None
 
 
 @contextmanager
@@ -174,14 +182,22 @@ def decoded(
     return tokens, torch.stack(sure, 1).float()
 
 
+class Stopped(BaseModelOutputWithPast):
+    """What a language model that was not run gives back: no more than the states it was given."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def embedded(model: Any, inputs: dict[str, Any]) -> Prompt:
     """Run the family's forward up to the language model."""
     core = model.model
     caught: list[dict[str, Any]] = []
 
-    def stop(**kwargs: Any) -> BaseModelOutputWithPast:
+    def stop(**kwargs: Any) -> Stopped:
         caught.append(kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=kwargs["inputs_embeds"])
+        return Stopped(last_hidden_state=kwargs["inputs_embeds"])
 
     language = core.language_model
     before = vars(language).get("forward")  # accelerate puts one there
@@ -196,32 +212,36 @@ def embedded(model: Any, inputs: dict[str, Any]) -> Prompt:
     passed = caught[0]
     embeds, mask = passed["inputs_embeds"], inputs["attention_mask"]
     positions = passed.get("position_ids")
-    if positions is None:
+    if positions is None or positions.ndim == 2:  # of text: as generate counts them
         positions = (mask.cumsum(1) - 1).clamp_min(0)[None]
     deep_at, deep = passed.get("visual_pos_masks"), passed.get("deepstack_visual_embeds") or ()
+    own_masks = isinstance(passed["attention_mask"], dict)
     return Prompt(
         embeds,
         positions=positions.transpose(0, 1),
         mask=mask,
         deep_at=deep_at,
         deep=tuple(d.view(len(embeds), -1, d.shape[-1]) for d in deep),
+        types=inputs["mm_token_type_ids"] if own_masks else None,
+        layered=passed.get("per_layer_inputs"),
     )
 
 
-def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: DynamicCache | None) -> Tensor:
+def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: Cache | None) -> Tensor:
     r"""Normed states of the prefix, of ``tokens`` (B, T) behind the cached prefix, or of both.
 
     Args:
         model (nn.Module): the whole model.
         prefix (Prompt): whose own keys and values are in ``cache`` if it has any.
         tokens (Tensor, optional): (B, T) of the answer.
-        cache (DynamicCache, optional): is filled, or continued. None: prefix and tokens together
+        cache (Cache, optional): is filled, or continued. None: prefix and tokens together
     """
     language = model.model.language_model
     embeds, positions, mask = prefix.embeds, prefix.positions.transpose(0, 1), prefix.mask
-    deep: dict[str, Any] = {}
+    layered = prefix.layered
     if tokens is not None:
         words = language.get_input_embeddings()(tokens).to(embeds.dtype)
+        own = None if layered is None else language.get_per_layer_inputs(tokens, None)
         valid = positions.masked_fill(mask[None] == 0, -1)
         start = valid.amax((0, 2))[:, None] + 1
         behind = start + torch.arange(tokens.shape[1], device=tokens.device)
@@ -229,37 +249,122 @@ def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: DynamicCache |
         mask = torch.cat((mask, torch.ones_like(tokens)), 1)
         if prefix.cache is None:
             words, behind = torch.cat((embeds, words), 1), torch.cat((positions, behind), 2)
-        embeds, positions = words, behind
-    if prefix.deep and prefix.deep_at is not None and prefix.cache is None:
-        longer = embeds.shape[1] - prefix.deep_at.shape[1]
-        deep = {
-            "visual_pos_masks": nn.functional.pad(prefix.deep_at, (0, longer)),
-            "deepstack_visual_embeds": [d.flatten(0, 1) for d in prefix.deep],
-        }
+            own = None if layered is None else torch.cat((layered, own), 1)
+        embeds, positions, layered = words, behind, own
+    given = {"inputs_embeds": embeds, "past_key_values": cache}
+    given["position_ids"] = positions if len(positions) > 1 else positions[0]
+    if layered is not None:
+        given["per_layer_inputs"] = layered
     return language(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        position_ids=positions if len(positions) > 1 else positions[0],
-        past_key_values=cache,
+        **given,
+        attention_mask=_mask(model, prefix, mask, given),
         use_cache=cache is not None,
-        **deep,
+        **_deep(prefix, embeds.shape[1]),
     ).last_hidden_state
+
+
+def _mask(model: Any, prefix: Prompt, mask: Tensor, given: dict[str, Any]) -> Any:
+    """What the language model makes its masks of; where images are masked in ways of their own, the
+    family's masks. Behind a cached prefix there are no images."""
+    if prefix.types is None or prefix.cache is not None:
+        return mask
+    names = ("inputs_embeds", "past_key_values", "position_ids")
+    longer = mask.shape[1] - prefix.types.shape[1]
+    return model.create_masks_for_generate(
+        config=model.config,
+        attention_mask=mask,
+        mm_token_type_ids=nn.functional.pad(prefix.types, (0, longer)),
+        **{name: given[name] for name in names},
+    )
+
+
+def _deep(prefix: Prompt, length: int) -> dict[str, Any]:
+    """Deep visual features of a run over ``length`` places that holds the images."""
+    if not prefix.deep or prefix.deep_at is None or prefix.cache is not None:
+        return {}
+    return {
+        "visual_pos_masks": nn.functional.pad(
+            prefix.deep_at, (0, length - prefix.deep_at.shape[1])
+        ),
+        "deepstack_visual_embeds": [d.flatten(0, 1) for d in prefix.deep],
+    }
 
 
 def prefilled(model: Any, prefix: Prompt) -> Prompt:
     """The prefix with its keys, values and last state."""
-    cache = DynamicCache()
+    cache = _cache(model)
     last = run(model, prefix, None, cache)[:, -1]
-    return prefix.filled(((layer.keys, layer.values) for layer in cache.layers), last)
+    return prefix.filled(map(_states, cache.layers), last)
 
 
 def denoised(model: Any, prefix: Prompt, tokens: Tensor) -> Tensor:
     """Logits (B, T, V) that predict each of ``tokens`` from those before it."""
     if prefix.cache is None or prefix.last is None:
         states = run(model, prefix, tokens, None)[:, prefix.embeds.shape[1] - 1 : -1]
-        return model.lm_head(states)
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(prefix.cache):
-        cache.update(keys, values, layer)  # copies: the prefix's stay as they are
-    states = run(model, prefix, tokens, cache)
-    return model.lm_head(torch.cat((prefix.last[:, None], states[:, :-1]), 1))
+        return head(model, states)
+    states = run(model, prefix, tokens, _cache(model, prefix.cache))
+    return head(model, torch.cat((prefix.last[:, None], states[:, :-1]), 1))
+
+
+def head(model: Any, normed: Tensor) -> Tensor:
+    """The output head, with the soft cap of families that have one: (…, D) to (…, V)."""
+    logits = model.lm_head(normed)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+class Recurrent(LinearAttentionLayer):
+    r"""What a layer of linear attention caches, assigned anew by every call.
+
+    transformers' own layer copies into its states, which a gradient through an earlier call needs
+    as they were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_past = True  # else a single token is written into the convolution's state
+
+    def update_conv_state(
+        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
+    ) -> Tensor:
+        before = self.conv_states[state_idx]
+        whole = conv_states if before is None else torch.cat((before, conv_states), -1)
+        size = conv_kernel_size or whole.shape[-1]
+        missing = max(size - whole.shape[-1], 0)
+        self.conv_states[state_idx] = nn.functional.pad(whole, (missing, 0))[..., -size:]
+        self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        return whole
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, state_idx: int = 0, **_: Any
+    ) -> Tensor:
+        self.recurrent_states[state_idx] = recurrent_states
+        self.is_recurrent_states_initialized[state_idx] = True
+        return recurrent_states
+
+
+def _cache(model: Any, filled: Iterable[KeyValue] = ()) -> Cache:
+    """An empty cache, or one of what a prefix holds. Layers with a sliding window keep all: the mask
+    hides what is too far away."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if "linear_attention" in kinds:
+        cache = Cache([Recurrent() if k == "linear_attention" else DynamicLayer() for k in kinds])
+    else:
+        cache = DynamicCache()
+    for number, (one, two) in enumerate(filled):
+        if number < len(cache.layers) and isinstance(cache.layers[number], Recurrent):
+            cache.layers[number].update_conv_state(one)
+            cache.layers[number].update_recurrent_state(two)
+        else:
+            cache.update(one, two, number)  # copies: the prefix's stay as they are
+    return cache
+
+
+def _states(layer: Any) -> KeyValue:
+    """What a layer of a cache holds."""
+    if isinstance(layer, Recurrent):
+        return layer.conv_states[0], layer.recurrent_states[0]
+    return layer.keys, layer.values

@@ -7,15 +7,19 @@ from typing import Any
 from torch import nn
 
 from captum_dcam.adapters.autoregressive.facts import CHECKPOINT
+from captum_dcam.adapters.autoregressive.gemma import Gemma4
 from captum_dcam.adapters.autoregressive.internvl import InternVL
 from captum_dcam.adapters.autoregressive.llava import Llava
-from captum_dcam.adapters.autoregressive.qwen import Qwen2, Qwen3, Qwen25
+from captum_dcam.adapters.autoregressive.llava_onevision import LlavaOnevision
+from captum_dcam.adapters.autoregressive.qwen import Qwen2, Qwen3, Qwen25, Qwen35
 from captum_dcam.adapters.common.loading import image_text_model, named
 from captum_dcam.adapters.common.visuals import Family
 
 #: ``model_type`` → what prepares its images
 FAMILIES: dict[str, type[Family]] = {
-    kind: cls for cls in (Qwen2, Qwen25, Qwen3, Llava, InternVL) for kind in cls.model_types
+    kind: cls
+    for cls in (Qwen2, Qwen25, Qwen3, Qwen35, Llava, LlavaOnevision, InternVL, Gemma4)
+    for kind in cls.model_types
 }
 
 

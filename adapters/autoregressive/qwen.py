@@ -1,4 +1,4 @@
-r"""Images and videos of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+r"""Images and videos of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5.
 
 Images are as :mod:`captum_dcam.adapters.common.qwen` has them; the frames of a video are resized
 together, and used as they are given.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -100,6 +100,18 @@ class Qwen3(Qwen2):
                 "<|vision_end|>"
             )
         return "".join(spans)
+
+
+class Qwen35(Qwen3):
+    """Qwen3.5: most blocks have linear attention, with a state in place of keys and values. It is
+    asked to answer without thinking, as its chat template can do it."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    one_length: ClassVar[str | None] = "linear attention reads padding, too"
+    template_options: ClassVar[dict[str, Any]] = {"enable_thinking": False}
+
+    def frame(self, turns: Sequence[str], system: bool) -> str:
+        return f"{super().frame(turns, system)}<think>\n\n</think>\n\n"
 
 
 def fitted(

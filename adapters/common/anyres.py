@@ -42,6 +42,8 @@ class Tiling:
         fill (tuple, optional): RGB around a padded base view. Default: black
         most (int, optional): ``anyres_max_N``: mosaics of more than ``1.21 N side²`` tokens are
             reduced to about ``N side²``. Default: never reduced
+        digits (int, optional): the padding in tokens is counted from products that are rounded to
+            this number of digits first, as transformers does. Default: not rounded
     """
 
     tile: int
@@ -51,6 +53,7 @@ class Tiling:
     base: str = "stretch"
     fill: tuple[int, int, int] = (0, 0, 0)
     most: int | None = None
+    digits: int | None = None
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
@@ -62,6 +65,10 @@ class Tiling:
         odd = [p for p in self.pinpoints if p[0] % self.tile or p[1] % self.tile]
         if odd:
             raise InputError(f"pinpoints {odd} are no multiples of the tile's {self.tile} px")
+
+    def whole(self, tokens: float) -> int:
+        """Whole tokens of a product."""
+        return int(tokens if self.digits is None else round(tokens, self.digits))
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,9 @@ def mosaic(size: Size, tiling: Tiling) -> Mosaic:
     row = column = 0
     # families compute the padding in tokens anew, so an edge row can still hold some of it
     if width / height > w / h:
-        row = (h - int(height * (w / width))) // 2
+        row = (h - tiling.whole(height * (w / width))) // 2
     else:
-        column = (w - int(width * (h / height))) // 2
+        column = (w - tiling.whole(width * (h / height))) // 2
     shape = kept = h - 2 * row, w - 2 * column
     if tiling.most is not None:
         times = math.sqrt(kept[0] * kept[1] / (tiling.most * tiling.side**2))
@@ -244,7 +251,7 @@ def _seen(tokens: Tensor, place: Mosaic, axis: int) -> Tensor:
     """Rows (axis 0) or columns (axis 1) that the model sees, of the canvas's."""
     at = tokens - place.offset[axis]
     kept, shape = place.kept[axis], place.shape[axis]
-    out = (at * shape).div(kept, rounding_mode="floor")
+    out = ((2 * at + 1) * shape).div(2 * kept, rounding_mode="floor")  # of the middle
     return torch.where((tokens >= 0) & (at >= 0) & (at < kept), out, -1)
 
 

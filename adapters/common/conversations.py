@@ -129,7 +129,7 @@ class ConversationAdapter(FamilyAdapter):
     @property
     def _markers(self) -> set[int]:
         """Ids in a prompt that are no text."""
-        return {*special_ids(self._tokenizer), *self._family.image_ids}
+        return {*special_ids(self._tokenizer), *self._family.marker_ids}
 
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         ids, mask = (e[example].cpu() for e in request.extras[:2])
@@ -180,6 +180,7 @@ class Example:
 
 def _example(family: Family, template: str | None, given: Sequence[Any], prompt: Any) -> Example:
     visuals = visuals_of(given, None if family.video_token else family.model_types[0])
+    family.check_shown(visuals)
     messages = messages_of(prompt, visuals)
     check_prompt(messages, family.special, (*_signs(family), *SIGNS))
     seen = [_seen(family, v) for v in visuals]
@@ -246,6 +247,12 @@ def _sequence(
                 f"{other[0].image_size}): one layout serves a batch; explain them one by one, or "
                 "give images of one size and the same text in front of them"
             )
+    lengths = sorted({len(e.ids) for e in examples})
+    if family.one_length is not None and len(lengths) > 1:
+        raise InputError(
+            f"the prompts have {lengths} tokens: {family.one_length}, so a batch needs prompts of "
+            "one length; explain them one by one"
+        )
     return torch.tensor(rows), torch.tensor(masks), torch.tensor(said), first
 
 
@@ -289,7 +296,11 @@ def rendered(family: Family, messages: Messages, template: str | None) -> str:
     r"""The conversation as text: by the chat template, or by the family's published format."""
     if template is not None:
         return family.tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **family.template_options,
         )
     signs = dict(zip(("image", "video"), family.placeholders, strict=True))
     turns = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,11 +28,13 @@ class Visual:
         frames (tuple of Image): RGB; an image is one frame.
         video (bool): whether the family sees them as a video.
         first (int): index of the first frame among all images and frames of the request.
+        alone (bool, optional): whether it is the only image of its example. Default: True
     """
 
     frames: tuple[Image.Image, ...]
     video: bool
     first: int
+    alone: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,7 +68,8 @@ def visuals_of(given: Sequence[Any], without_video: str | None = None) -> tuple[
         count += len(frames)
     if not found:
         raise InputError("no image was given: every example needs at least one")
-    return tuple(found)
+    alone = sum(not v.video for v in found) == 1
+    return tuple(replace(v, alone=alone and not v.video) for v in found)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Region:
         image (int): index of the image or frame in the request.
         skip (int): tokens in the sequence before the rectangle that belong to no place (CLS).
         newline (int): such tokens behind every row.
+        behind (int): such tokens behind the rectangle.
     """
 
     x_edges: Tensor
@@ -88,6 +92,7 @@ class Region:
     image: int
     skip: int = 0
     newline: int = 0
+    behind: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,12 +102,13 @@ class Region:
     def tokens(self) -> int:
         """All of them in the sequence."""
         high, wide = self.shape
-        return self.skip + high * (wide + self.newline)
+        return self.skip + high * (wide + self.newline) + self.behind
 
     def place(self, positions: Tensor) -> Grid:
         """The grid whose :attr:`tokens` lie at ``positions`` (n,) of the sequence, row by row."""
         high, wide = self.shape
-        own = positions[self.skip :].view(high, wide + self.newline)[:, :wide]
+        rows = positions[self.skip : len(positions) - self.behind]
+        own = rows.view(high, wide + self.newline)[:, :wide]
         return Grid(own, self.x_edges, self.y_edges, self.image_size, self.image)
 
 
@@ -183,6 +189,10 @@ class Family(ABC):
     image_token: ClassVar[str]
     #: what stands for a video in the chat template; None for families without
     video_token: ClassVar[str | None] = None
+    #: why prompts of one batch must be equally long; None: padding changes nothing
+    one_length: ClassVar[str | None] = None
+    #: what the chat template is told
+    template_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
@@ -208,6 +218,9 @@ class Family(ABC):
     def check(self) -> None:
         """Raise ValueError where the image processor does not fit the model."""
 
+    def check_shown(self, visuals: Sequence[Visual]) -> None:
+        """Raise InputError where one example shows what the model cannot take together."""
+
     @abstractmethod
     def see(self, visual: Visual) -> Seen:
         """One image or video as tensors."""
@@ -229,6 +242,11 @@ class Family(ABC):
     def image_ids(self) -> tuple[int, ...]:
         """Ids of the tokens whose embeddings images replace."""
         return (self.image_id,)
+
+    @property
+    def marker_ids(self) -> tuple[int, ...]:
+        """Ids in a prompt that are no text, besides the tokenizer's special ones."""
+        return self.image_ids
 
     def spare(self) -> dict[str, tuple[int, ...]]:
         """Shapes (0, …) of extras for an example without any, by name."""

@@ -30,7 +30,7 @@ from captum_dcam.adapters.diffusion_gemma import decoding
 from captum_dcam.adapters.diffusion_gemma.decoding import EVERY, Prompt, check_context, checked
 from captum_dcam.adapters.diffusion_gemma.facts import DiffusionGemmaFamily
 from captum_dcam.adapters.diffusion_gemma.loading import MODEL_TYPE, loaded
-from captum_dcam.adapters.diffusion_gemma.packing import Gemma4
+from captum_dcam.adapters.diffusion_gemma.packing import DiffusionGemma
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, device_of, register
 from captum_dcam.model.trajectory import Given, Trajectory
@@ -63,8 +63,8 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
             )
         super().__init__(model, processor, cache)
 
-    def _family_of(self, parts: Parts) -> Gemma4:
-        return Gemma4(self.model.config, parts.tokenizer, parts.image_processor)
+    def _family_of(self, parts: Parts) -> DiffusionGemma:
+        return DiffusionGemma(self.model.config, parts.tokenizer, parts.image_processor)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -79,28 +79,6 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
     def canvas(self) -> int:
         """C, tokens of a canvas."""
         return int(self.model.config.canvas_length)
-
-    def prepare(self, images: Sequence[Sequence[Any]], prompts: Sequence[Any]) -> Request:
-        r"""Images and prompts to a request.
-
-        In a batch all prompts must have as many tokens: the family counts positions without regard
-        to padding. Else as
-        :meth:`~captum_dcam.adapters.common.conversations.ConversationAdapter.prepare`.
-        """
-        request = super().prepare(images, prompts)
-        mask = request.extras[1]
-        if not bool(mask.all()):
-            raise InputError(
-                f"the prompts have {sorted(set(mask.sum(1).tolist()))} tokens: the family counts "
-                "positions without regard to padding, so a batch needs prompts of one length; "
-                "explain them one by one"
-            )
-        return request
-
-    @property
-    def _markers(self) -> set[int]:
-        config = self.model.config
-        return {*super()._markers, config.boi_token_id, config.eoi_token_id}
 
     def _inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Tensor]:
         """The family's tensors besides the ids."""

@@ -19,7 +19,7 @@ from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.sdar_vl.decoding import SEQUENTIAL, SETTINGS, written
 from captum_dcam.adapters.sdar_vl.facts import SDARVLFamily
 from captum_dcam.adapters.sdar_vl.loading import loaded
-from captum_dcam.adapters.sdar_vl.packing import MASK, OneVision
+from captum_dcam.adapters.sdar_vl.packing import MASK, Pictures
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Given
@@ -49,9 +49,9 @@ class SDARVLAdapter(SDARVLFamily, BlockAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = OneVision.model_types
+    model_types: ClassVar[tuple[str, ...]] = Pictures.model_types
     loader = staticmethod(loaded)
-    pictures = OneVision
+    pictures = Pictures
     settings = SETTINGS
 
     def __init__(

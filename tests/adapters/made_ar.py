@@ -19,6 +19,9 @@ with contextlib.suppress(ImportError):  # `needs` says so where one is made
     from transformers import (
         AddedToken,
         CLIPVisionConfig,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4TextConfig,
         InternVLConfig,
         InternVLForConditionalGeneration,
         InternVLVisionConfig,
@@ -26,6 +29,8 @@ with contextlib.suppress(ImportError):  # `needs` says so where one is made
         LlamaTokenizer,
         LlavaConfig,
         LlavaForConditionalGeneration,
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2Config,
@@ -33,14 +38,24 @@ with contextlib.suppress(ImportError):  # `needs` says so where one is made
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
         Qwen3VLConfig,
+        Qwen3_5Config,
+        Qwen3_5ForConditionalGeneration,
         Qwen3VLForConditionalGeneration,
+        SiglipVisionConfig,
     )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 QWEN = KINDS[:3]
+#: with their own generation alone compared, and with what is theirs alone: `gemma4_e` is small, with
+#: embeddings for every layer and layers without keys and values, `gemma4` has images that see
+#: themselves
+LATER = ("qwen3_5", "llava_onevision", "gemma4", "gemma4_e")
 PROMPT = "what is red ?"
 WORDS = ("a", "red", "blue", "circle", "square", "is", "what", "the", "image")
 LAYERS = 4
@@ -142,8 +157,20 @@ def internvl_tokenizer():
     return byte_level(("<|im_start|>", "<|im_end|>"), named)
 
 
+def onevision_tokenizer():
+    return byte_level(("<|im_start|>", "<|im_end|>", "<image>", "<video>"))
+
+
+def gemma_tokenizer():
+    import made_diffusion_gemma
+
+    return made_diffusion_gemma.tokenizer()
+
+
 TOKENIZERS = {
-    **dict.fromkeys(QWEN, qwen_tokenizer),
+    **dict.fromkeys((*QWEN, "qwen3_5"), qwen_tokenizer),
+    **dict.fromkeys(("gemma4", "gemma4_e"), gemma_tokenizer),
+    "llava_onevision": onevision_tokenizer,
     "llava": sentencepiece,
     "internvl": internvl_tokenizer,
 }
@@ -161,13 +188,25 @@ QWEN_PIXELS = dict(
 
 def image_processor(kind):
     needs()
-    if kind in QWEN:
+    if kind in (*QWEN, "qwen3_5"):
         return Qwen2VLImageProcessorPil(**QWEN_PIXELS)
+    if kind.startswith("gemma4"):
+        import made_diffusion_gemma
+
+        return made_diffusion_gemma.image_processor()
+    if kind == "llava_onevision":
+        tile = {"height": TILE, "width": TILE}
+        return LlavaOnevisionImageProcessorPil(size=tile, image_grid_pinpoints=PINPOINTS)
     if kind == "llava":
         return CLIPImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
     return GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4)
+
+
+#: LLaVA-OneVision's views, of which patches of 4 px see 32, and (H, W) of its canvases
+TILE = 34
+PINPOINTS = [[TILE * h, TILE * w] for h, w in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))]
 
 
 class VideoSize:
@@ -178,7 +217,7 @@ class VideoSize:
 
 
 def parts(kind):
-    video = VideoSize() if kind in QWEN else None
+    video = VideoSize() if kind in (*QWEN, "qwen3_5") else None
     return Parts(TOKENIZERS[kind](), image_processor(kind), video)
 
 
@@ -258,6 +297,8 @@ def _model(kind):
             ),
         )
         return Qwen3VLForConditionalGeneration(config)
+    if kind in LATER:
+        return {"qwen3_5": _qwen3_5, "llava_onevision": _onevision}.get(kind, _gemma4)(kind)
     if kind == "llava":
         config = LlavaConfig(
             text_config=LlamaConfig(**TEXT, vocab_size=count, rope_parameters=ROPE),
@@ -288,6 +329,102 @@ def _model(kind):
     return InternVLForConditionalGeneration(config)
 
 
+def _qwen3_5(kind):
+    """Three blocks of linear attention to one of attention, as the published models have."""
+    tokenizer = qwen_tokenizer()
+    text = {**TEXT, "head_dim": 8, "vocab_size": len(tokenizer)}
+    del text["attention_dropout"]
+    config = Qwen3_5Config(
+        text_config=dict(
+            **text,
+            rope_parameters={**MROPE, "partial_rotary_factor": 1.0, "mrope_interleaved": True},
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+        ),
+        vision_config=dict(
+            depth=2,
+            num_heads=2,
+            in_channels=3,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            hidden_size=16,
+            out_hidden_size=32,
+            intermediate_size=24,
+            num_position_embeddings=64,
+        ),
+        **_ids(
+            tokenizer,
+            image_token_id="<|image_pad|>",
+            video_token_id="<|video_pad|>",
+            vision_start_token_id="<|vision_start|>",
+            vision_end_token_id="<|vision_end|>",
+        ),
+    )
+    return Qwen3_5ForConditionalGeneration(config)
+
+
+def _onevision(kind):
+    tokenizer = onevision_tokenizer()
+    config = LlavaOnevisionConfig(
+        text_config=Qwen2Config(**TEXT, vocab_size=len(tokenizer), rope_parameters=ROPE),
+        vision_config=SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=TILE,
+            patch_size=4,
+            vision_use_head=False,
+        ),
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+        **_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+def _gemma4(kind):
+    import made_diffusion_gemma
+
+    tokenizer, small = gemma_tokenizer(), kind == "gemma4_e"
+    own = made_diffusion_gemma.config()
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6 if small else LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=48,
+        layer_types=["sliding_attention", "full_attention"] * (3 if small else 2),
+        max_position_embeddings=512,
+        final_logit_softcapping=30.0,
+        tie_word_embeddings=True,
+        hidden_size_per_layer_input=8 if small else 0,
+        vocab_size_per_layer_input=len(tokenizer),
+    )
+    if small:
+        text.update(num_kv_shared_layers=2, use_double_wide_mlp=True)
+    else:
+        text.update(use_bidirectional_attention="vision", attention_k_eq_v=True)
+    config = Gemma4Config(
+        text_config=Gemma4TextConfig(**text),
+        vision_config=own.vision_config,
+        audio_config=None,
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        image_token_id=own.image_token_id,
+        boi_token_id=own.boi_token_id,
+        eoi_token_id=own.eoi_token_id,
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|audio|>"),
+    )
+    return Gemma4ForConditionalGeneration(config)
+
+
 @copied
 def model(kind, seed=0, dtype=torch.float32):
     """Random weights, enlarged so that attention and answers are far from uniform; a copy of its
@@ -298,14 +435,19 @@ def model(kind, seed=0, dtype=torch.float32):
         with torch.no_grad():
             for name, p in made.named_parameters():
                 if p.ndim > 1 and "visual" not in name and "vision_tower" not in name:
-                    p.normal_(0, 1.5 * p.shape[1] ** -0.5)
+                    # linear attention bends: at the others' scale more than a finite difference sees
+                    scale = 0.5 if "linear_attn" in name else 1.5
+                    p.normal_(0, scale * p.shape[1] ** -0.5)
+                elif kind == "llava_onevision" and "self_attn.out_proj" in name:
+                    p.mul_(0.1)  # SigLIP's first weights blur
+                elif "A_log" in name:
+                    p.fill_(-2.0)  # what was read is remembered for a dozen tokens
             tokenizer = TOKENIZERS[kind]()
             spoken = [tokenizer(f"a {w}", add_special_tokens=False)["input_ids"][-1] for w in WORDS]
             made.lm_head.weight[spoken] *= 3  # so that answers are made of words
     made.generation_config.pad_token_id = tokenizer.pad_token_id
-    made.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
-        "</s>" if kind == "llava" else "<|im_end|>"
-    )
+    end = {"llava": "</s>", "gemma4": "<turn|>", "gemma4_e": "<turn|>"}.get(kind, "<|im_end|>")
+    made.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(end)
     made.generation_config.bos_token_id = None
     return made.eval().to(dtype)
 
@@ -361,28 +503,33 @@ def shared(kind, cache="prefix"):
     return _shared(kind, cache).again()
 
 
+class Doubled:
+    """torch, where float32 is float64."""
+
+    def __getattr__(self, name):
+        return torch.float64 if name == "float32" else getattr(torch, name)
+
+
 def exact(monkeypatch):
-    """Norms in the type of their input: the families' compute in float32 whatever they get."""
+    """What families compute in float32 whatever they get (norms, linear attention) in float64."""
     needs()
+    from transformers.models.gemma4 import modeling_gemma4
     from transformers.models.llama import modeling_llama
     from transformers.models.qwen2 import modeling_qwen2
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
     from transformers.models.qwen2_vl import modeling_qwen2_vl
+    from transformers.models.qwen3_5 import modeling_qwen3_5
     from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-    def forward(self, x):
-        return (
-            self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        )
-
     modules = (
+        modeling_gemma4,
         modeling_llama,
         modeling_qwen2,
         modeling_qwen2_5_vl,
         modeling_qwen2_vl,
+        modeling_qwen3_5,
         modeling_qwen3_vl,
     )
     for module in modules:
-        for name in vars(module):
-            if name.endswith("RMSNorm"):
-                monkeypatch.setattr(getattr(module, name), "forward", forward)
+        monkeypatch.setattr(module, "torch", Doubled())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
