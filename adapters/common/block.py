@@ -33,6 +33,7 @@ from captum_dcam.adapters.common.compat import shadowed
 from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import Prefix
+from captum_dcam.adapters.common.qwen import unchanged
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import Settings, count, need_generator
 from captum_dcam.adapters.common.text import special_ids
@@ -117,7 +118,11 @@ class BlockLog(CanvasLog):
 
     def step(self, number: int, own: Tensor) -> None:
         """What stands in block ``number`` (1, n) before a step."""
-        self.spans.append(self.blocks.span(number))
+        self._step(self.blocks.span(number), own)
+
+    def _step(self, span: tuple[int, int], own: Tensor) -> None:
+        """What stands in a span (1, n), the only one that the step reads."""
+        self.spans.append(span)
         self._open = True
         self._fill(own)
         self.see(self.canvas)
@@ -205,15 +210,19 @@ class BlockLog(CanvasLog):
 
 
 def left(last: int) -> InputError:
-    """The error about a block with masks in it, behind which a decoder cannot go on."""
+    """The error about a block with masks in it, behind which no other is decoded."""
     return InputError(
         f"the block that ends at position {last} of the answer was left with masks when its steps "
-        "ran out: the family's decoder stores no such block, and cannot go on behind it; give more "
-        "steps, or another seed"
+        "ran out: nothing is recorded behind such a block, which most decoders do not store; give "
+        "more steps, or another seed"
     )
 
 
 # -- the adapter's part ---------------------------------------------------------------------------
+
+
+class _Handed(Exception):
+    """Ends a forward in front of the transformer: what comes behind it is not wanted."""
 
 
 class BlockAdapter(ConversationAdapter):
@@ -232,14 +241,17 @@ class BlockAdapter(ConversationAdapter):
     #: paths in the model: of the transformer (``layers``, ``embed_tokens``, ``norm``), of the head,
     #: and of what has the decoding loop (empty: the model itself)
     parts: ClassVar[tuple[str, str, str]]
-    #: the loop's name there; it is called with the prompt's ``inputs_embeds``
-    loop: ClassVar[str]
+    #: the loop's name there; it is called with the prompt's ``inputs_embeds``. Empty: the model has
+    #: none, and its own forward hands them to the transformer
+    loop: ClassVar[str] = ""
     #: blocks begin behind the prompt, which is prefilled whole
     whole_prompt: ClassVar[bool] = False
     #: of a generation; ``gen_length`` is one of them
     settings: ClassVar[Settings]
     #: what prepares the images
     pictures: ClassVar[type[Family]]
+    #: what notes a generation
+    record: ClassVar[type[BlockLog]] = BlockLog
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         if not self.owns(model):
@@ -371,7 +383,7 @@ class BlockAdapter(ConversationAdapter):
         made = self.checked(settings, generator)
         blocks = self._blocks(request.layout.prefix_length)
         made["gen_length"] = self._whole(made, blocks)
-        log = BlockLog(self.mask_id, blocks=blocks, total=made["gen_length"])
+        log = self.record(self.mask_id, blocks=blocks, total=made["gen_length"])
         with torch.no_grad(), seeded(generator, bits=31):
             log.close(self.decode(request, made, log))
         return self.recorded(
@@ -379,7 +391,7 @@ class BlockAdapter(ConversationAdapter):
             settings,
             log,
             [log.states],
-            [log.tokens],
+            self.visible_state(log.tokens),
             lengths=(blocks.stored, *[blocks.length] * len(log.spans)),
             read_at=log.read_at,
         )
@@ -393,36 +405,60 @@ class BlockAdapter(ConversationAdapter):
         return answer
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
-        """The family's own ``generate`` up to its decoding loop."""
-        caught: list[Tensor] = []
+        return Prefix(self.handed(pixels, extras)["inputs_embeds"])
 
-        def stop(inputs_embeds: Tensor, **_options: Any) -> Tensor:
-            caught.append(inputs_embeds)
-            return inputs_embeds
+    def handed(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
+        """What the family's own code hands to its decoding loop, or where the model has none, to
+        its transformer: ``inputs_embeds`` (B, P, D) and more."""
+        caught: list[dict[str, Any]] = []
+        inputs = self.inputs(pixels, extras)
 
-        with shadowed(self._looper, **{self.loop: stop}):
-            unwrap(type(self.model).generate)(self.model, **self.inputs(pixels, extras))
-        return Prefix(caught[0])
+        def stop(*_args: Any, **kwargs: Any) -> Tensor:
+            caught.append(kwargs)
+            embeds: Tensor = kwargs["inputs_embeds"]
+            return embeds
+
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            stop(*args, **kwargs)
+            raise _Handed
+
+        if self.loop:
+            with shadowed(self._looper, **{self.loop: stop}):
+                unwrap(type(self.model).generate)(self.model, **inputs)
+            return caught[0]
+        with unchanged(self.model), self.decoder.register_forward_pre_hook(hook, with_kwargs=True):
+            try:
+                self.model(**inputs, use_cache=False)
+            except _Handed:
+                return caught[0]
+        raise InputError(f"the {type(self.model).__name__} did not run its language model")
 
     def prefill(self, embedded: Prefix) -> Prefix:
         blocks, cache = self._blocks(embedded.embeds.shape[1]), DynamicCache()
         self.run(embedded.embeds[:, : blocks.stored], blocks, cache, 0, store=True)
-        return embedded.filled(_pairs(cache))
+        return embedded.filled(pairs(cache))
 
     def run(
         self, embeds: Tensor, blocks: Blocks, cache: DynamicCache, start: int, *, store: bool
     ) -> Tensor:
         """Normed states (B, n, D) of embeddings (B, n, D) at ``start`` behind what the cache
         holds; ``store``: it then holds these, too."""
-        stop = start + embeds.shape[1]
-        seen = blocks.seen(start, stop).to(embeds.device)
+        places = torch.arange(start, start + embeds.shape[1], device=embeds.device)
+        seen = blocks.seen(start, start + embeds.shape[1]).to(embeds.device)
+        return self.call(embeds, seen, places[None], cache, store_kv=store)
+
+    def call(
+        self, embeds: Tensor, seen: Tensor, places: Tensor, cache: DynamicCache, **options: Any
+    ) -> Tensor:
+        """Normed states (B, n, D) of embeddings at ``places`` (…, n) that see (n, m) bool of what
+        the cache holds and of themselves."""
         states: Tensor = self.decoder(
             inputs_embeds=embeds,
             attention_mask=self.masked(seen, embeds.dtype),
-            position_ids=torch.arange(start, stop, device=embeds.device)[None],
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
-            store_kv=store,
+            **options,
         )[0]
         return states
 
@@ -456,7 +492,7 @@ def stored(memory: Prefix) -> DynamicCache:
     return cache
 
 
-def _pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer, in transformers 4 and 5."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]

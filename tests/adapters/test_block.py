@@ -7,7 +7,7 @@ from doubles import diffusion_vl, mineru_diffusion, sdar_vl
 
 import captum_dcam
 from captum_dcam.adapters.common.block import BlockLog, Blocks
-from captum_dcam.adapters.sdar_vl.decoding import REPEATS, repeated
+from captum_dcam.adapters.common.block_loop import REPEATS, repeated
 from captum_dcam.errors import InfeasibleStepError, InputError, SettingError, TargetError
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.answers import force
@@ -145,7 +145,7 @@ def test_a_given_answer_may_end_inside_a_block():
     with torch.no_grad():
         memory = made.prefill(made.embed(request.pixels, *request.extras))
         short, whole = (made.denoise(memory, ids) for ids in (found.tokens, filled))
-    assert torch.equal(short, whole[:, :3])
+    assert torch.allclose(short, whole[:, :3], atol=1e-5)  # kernels depend on the rows' number
 
 
 @pytest.mark.parametrize("name", ("logit_lens", "attention", "tam", "saliency", "cp_lrp"))

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl, mineru_diffusion, sdar_vl
+from doubles import diffusion_vl, fast_dvlm, mineru_diffusion, nemotron_diffusion_vlm, sdar_vl
 
 import captum_dcam
 from captum_dcam.adapters.common.remote import remote_model
@@ -43,7 +43,9 @@ TYING = """
 """
 FAMILIES = {
     "diffusion_vl": diffusion_vl,
+    "fast_dvlm": fast_dvlm,
     "mineru_diffusion": mineru_diffusion,
+    "nemotron_diffusion_vlm": nemotron_diffusion_vlm,
     "sdar_vl": sdar_vl,
 }
 PICTURE = tiny.picture(size=(84, 56))
@@ -58,6 +60,8 @@ def checkpoint(request, tmp_path, monkeypatch):
     double, folder = FAMILIES[request.param], tmp_path / "checkpoint"
     model = double.model()
     model.save_pretrained(folder)
+    if double is nemotron_diffusion_vlm:  # it has no processor
+        double.tokenizer().save_pretrained(folder)
     names = {"config": type(model.config).__name__, "model": type(model).__name__}
     body = TYING if request.param == "diffusion_vl" else "    pass"
     code = CODE.format(double=request.param, body=body, **names)
