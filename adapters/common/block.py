@@ -154,10 +154,7 @@ class BlockLog(CanvasLog):
     @property
     def read_at(self) -> Tensor:
         """(S, 1, T) bool, the block of every step."""
-        found = torch.zeros_like(self.states, dtype=torch.bool)
-        for step, (first, last) in enumerate(self.spans):
-            found[step, :, first:last] = True
-        return found
+        return reads(self.spans, self.states)
 
     @contextmanager
     def listening(self, decoder: nn.Module, words: nn.Module, head: nn.Module) -> Iterator[None]:
@@ -207,6 +204,14 @@ class BlockLog(CanvasLog):
             head.register_forward_hook(headed),
         ):
             yield
+
+
+def reads(spans: Sequence[tuple[int, int]], states: Tensor) -> Tensor:
+    """(S, 1, T) bool, the span of every step, like the canvases."""
+    found = torch.zeros_like(states, dtype=torch.bool)
+    for step, (first, last) in enumerate(spans):
+        found[step, :, first:last] = True
+    return found
 
 
 def left(last: int) -> InputError:
@@ -395,6 +400,45 @@ class BlockAdapter(ConversationAdapter):
             lengths=(blocks.stored, *[blocks.length] * len(log.spans)),
             read_at=log.read_at,
         )
+
+    def retraced(self, request: Request, tokens: Tensor, steps: Tensor) -> dict[str, Any]:
+        """As the base has it, where every step writes in one block, and blocks follow each other.
+        A decoder that writes over tokens leaves steps that revealed none of what is there."""
+        blocks, count = self._blocks(request.layout.prefix_length), tokens.shape[1]
+        whole = blocks.whole(count)
+        if whole != count:
+            raise InputError(
+                f"the answer has {count} tokens, its last block ends at {whole}: the steps of a "
+                f"block of {blocks.length} see all of it; give its other tokens, too, with steps"
+            )
+        made = super().retraced(request, tokens, steps)
+        spans, before = [], -1
+        kept, commits = (tokens != self.mask_id)[0], made["commit_step"][0]
+        for step in range(len(made["states"][0])):
+            at = (kept & (commits == step)).nonzero()[:, 0].tolist()
+            if not at:
+                raise InputError(
+                    f"step {step} reveals no token of the answer: expected steps from 0, with none "
+                    "left out; a decoder that writes over tokens (with fewer steps than a block "
+                    "has tokens) is not told by ids and steps"
+                )
+            numbers = sorted({(t + blocks.tail) // blocks.length for t in at})
+            if numbers[-1] > numbers[0] or not before <= numbers[0] <= before + 1:
+                raise InputError(
+                    f"step {step} reveals tokens {at}, of block {', '.join(map(str, numbers))} "
+                    f"behind block {max(before, 0)}: expected one block per step, of "
+                    f"{blocks.length} positions, one block after the other"
+                )
+            begun, before = numbers[0] == before, numbers[0]
+            spans.append(self._span_of(blocks.span(before), at, begun))
+        lengths = (blocks.stored, *[blocks.length] * len(spans))
+        read_at = reads(spans, made["states"][0])
+        return {**made, "lengths": lengths, "own_calls": True, "read_at": read_at}
+
+    def _span_of(self, block: tuple[int, int], at: Sequence[int], begun: bool) -> tuple[int, int]:
+        """What a step reads of the block in which it reveals tokens ``at``; ``begun``: it is not
+        the block's first. Default: all of it"""
+        return block
 
     def decode(self, request: Request, made: dict[str, Any], log: BlockLog) -> Tensor:
         """Decode with the family's own ``generate``; returns its answer (1, …)."""

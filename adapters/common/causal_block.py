@@ -14,7 +14,7 @@ masked, every block is open to itself: no generation computes that.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -146,6 +146,17 @@ class CausalBlockAdapter(BlockAdapter):
             found = self.model.generate(**inputs, **self.options(made))
         ids: Tensor = found[0]  # of a list, of a batch, or beside the number of calls
         return ids.view(1, -1)[:, request.layout.prefix_length :]
+
+    def _span_of(self, block: tuple[int, int], at: Sequence[int], begun: bool) -> tuple[int, int]:
+        """The first token, alone, and then the others."""
+        first, last = block
+        if begun == (first in at) or (first in at and len(at) > 1):
+            raise InputError(
+                f"a step reveals tokens {list(at)}: expected token {first}, the first of its "
+                "block, in a step of its own before the others: the call in front of the block "
+                "predicts it"
+            )
+        return (first + 1, last) if begun else (first, first + 1)
 
     def query_position(self, layout: Layout, position: int) -> int:
         first = position % self.block_length == 0

@@ -362,6 +362,14 @@ class Answer(Written):
         "Explain this text as if the model had answered it; nothing is decoded.",
         shown="what the model writes",
     )
+    reveals: Path | None = option(
+        None,
+        WHAT,
+        "Explain an answer that was written elsewhere: a JSON file of its token ids, the step that "
+        "revealed each of them, and perhaps their log-probabilities; nothing is decoded.",
+        metavar="FILE",
+        shown="none",
+    )
     foil: list[str] | None = option(
         None,
         WHAT,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.answers import AnswerLike
     from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.trajectory import Score
@@ -235,8 +236,19 @@ def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     if options.image is not None and options.scene is not None:
         raise InputError("--scene draws an image of its own: leave out --scene, or the IMAGE")
     setting_pairs("--load", options.load)
-    check_answer(options.answer, score, None, decoding(options))
+    check_answer(answer_of(options), score, None, decoding(options))
     return check_device(options.device)
+
+
+def answer_of(options: Answer) -> AnswerLike:
+    """The answer that is given, by itself or with its steps."""
+    from captum_dcam.model.reveals import Reveals
+
+    if options.reveals is None:
+        return options.answer
+    if options.answer is not None:
+        raise InputError("--reveals and --answer both give the answer: leave out one of them")
+    return Reveals.load(options.reveals)
 
 
 def decoding(options: Written) -> dict[str, Any]:
@@ -267,9 +279,10 @@ def written(
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([[image]], [options.prompt])
-    say(("Writing the answer" if options.answer is None else "Reading the answer") + how)
+    answer = answer_of(options)
+    say(("Writing the answer" if answer is None else "Reading the answer") + how)
     drawn = generator(options.seed)
-    bind_answer(forward, request, options.answer, drawn, decoding(options))
+    bind_answer(forward, request, answer, drawn, decoding(options))
     return forward
 
 

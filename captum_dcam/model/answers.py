@@ -11,10 +11,11 @@ from captum_dcam import checks
 from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, TargetError
 from captum_dcam.model.adapter import Request
 from captum_dcam.model.forward import DenoisingForward, holding
+from captum_dcam.model.reveals import Reveals, retrace
 from captum_dcam.model.trajectory import SCORES, Score, Trajectory
 
-#: a text, or its token ids; None: what the model writes
-AnswerLike = str | Sequence[int] | None
+#: a text, its token ids, or these and the steps that revealed them; None: what the model writes
+AnswerLike = str | Sequence[int] | Reveals | None
 #: number of logits that :func:`force` holds at once: 2 ** 28 float32 are 1 GiB
 LOGITS_AT_ONCE = 2**28
 
@@ -91,8 +92,9 @@ def check_answer(
     r"""Raise for a given answer that cannot be explained, or for what excludes one.
 
     Args:
-        answer (str or sequence of int): the text, or its ids. None: nothing is checked
-        score (str or int): a step's number is refused, because a given answer has no steps.
+        answer (str, sequence of int or Reveals): the text, or its ids. None: nothing is checked
+        score (str or int): a step's number is refused, because a given answer has no steps, unless
+            it comes with them.
         generator (torch.Generator), generation (mapping): of decoding; refused as well.
 
     Raises:
@@ -101,8 +103,11 @@ def check_answer(
     if answer is None:
         return
     ids = isinstance(answer, Sequence) and all(checks.as_whole(one) is not None for one in answer)
-    if not isinstance(answer, str) and not ids:
-        raise InputTypeError(f"answer is {answer!r}: expected a text, or its token ids")
+    told = isinstance(answer, Reveals)
+    if not isinstance(answer, str) and not ids and not told:
+        raise InputTypeError(
+            f"answer is {answer!r}: expected a text, its token ids, or Reveals of them"
+        )
     if not answer or (isinstance(answer, str) and not answer.strip()):
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
     given = [*(["generator"] if generator is not None else []), *generation]
@@ -111,7 +116,7 @@ def check_answer(
             f"{', '.join(given)} beside an answer that is given: nothing is decoded, so leave out "
             f"{'it' if len(given) == 1 else 'them'}, or the answer"
         )
-    if isinstance(score, int):
+    if isinstance(score, int) and not told:
         raise InfeasibleStepError(
             f"score is {score}: the answer is given, not generated, so it has no denoising steps; "
             f"expected one of {SCORES}"
@@ -128,5 +133,7 @@ def bind_answer(
     """Bind what the model answers to a request of one example, or the answer that is given."""
     if answer is None:
         forward.generate(request, generator=generator, **generation)
+    elif isinstance(answer, Reveals):
+        retrace(forward, answer, request)
     else:
         force(forward, answer if isinstance(answer, str) else list(answer), request)
