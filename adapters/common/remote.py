@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from captum_dcam import checks
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.errors import RemoteCodeError, WeightsError
 from captum_dcam.model.versions import in_type
@@ -54,7 +55,7 @@ def remote_model(
         WeightsError: files are missing, damaged, or of another family.
     """
     source = named(family, source, example)
-    if not trust_remote_code:
+    if not checks.flag("trust_remote_code", trust_remote_code):
         raise RemoteCodeError(
             f"{source} brings its own code ({family} is in no version of transformers): read it, "
             "fix its revision, and pass trust_remote_code=True to let it run; or load the model "

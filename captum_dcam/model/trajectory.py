@@ -13,6 +13,7 @@ from captum_dcam import checks
 from captum_dcam.errors import (
     InfeasibleStepError,
     InputError,
+    TargetError,
     UnknownNameError,
     WrongTypeError,
     near,
@@ -210,8 +211,15 @@ class Trajectory:
         Raises:
             InfeasibleStepError: a step that does not compute the token's logits (of another canvas;
                 of a causal model, before the token's turn).
+            TargetError: the commit of a token that no step has committed.
         """
         if score == "commit":
+            if not self.forced and not bool(self.confidence[example, position]):
+                raise TargetError(
+                    f"token {position} of the answer never settled: no step has committed it, so "
+                    "it has no commit to be read at; give the generation more steps, or choose "
+                    "another word, a step that computes it, or one of ('final', 'teacher')"
+                )
             return int(self.commit_step[example, position])
         if score == "final":
             return int(self.final_step[example, position])

@@ -9,7 +9,7 @@ from doubles import diffusion_vl, fast_dvlm, mineru_diffusion, nemotron_diffusio
 
 import captum_dcam
 from captum_dcam.adapters.common.remote import remote_model
-from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.errors import InputTypeError, RemoteCodeError, WeightsError
 
 #: what lies in a checkpoint; its models are such as transformers 5 cannot load as they are
 CODE = """
@@ -82,6 +82,9 @@ def test_a_checkpoint_with_its_code(checkpoint):
         captum_dcam.load(folder)
     with pytest.raises(RemoteCodeError, match=f"{family} is in no version of transformers"):
         remote_model(family, str(folder), "a/b")
+    for no_flag in ("false", "True", 1, None):
+        with pytest.raises(InputTypeError, match=r"trust_remote_code is .*expected True or False"):
+            remote_model(family, str(folder), "a/b", trust_remote_code=no_flag)
     made = captum_dcam.load(folder, trust_remote_code=True)
     assert made.family == family
     own = dict(model.named_parameters())
