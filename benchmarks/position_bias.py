@@ -116,7 +116,9 @@ def intervals(rows: Tensor, seed: int) -> Tensor:
     draws = torch.Generator().manual_seed(seed)
     count = len(rows)
     picked = torch.randint(count, (RESAMPLES, count), generator=draws)
-    drawn = torch.stack([statistics_of(rows[one].mean(0)) for one in picked])
+    weights = torch.zeros(RESAMPLES, count, dtype=rows.dtype)
+    weights.scatter_add_(1, picked, torch.full_like(weights, 1 / count))
+    drawn = statistics_of(torch.tensordot(weights, rows, 1))
     ends = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
     return torch.stack((statistics_of(rows.mean(0)), *ends), -1)
 

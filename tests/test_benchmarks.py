@@ -70,7 +70,7 @@ def test_position_bias_is_told_from_what_images_show(monkeypatch):
     plain, biased = (bias.intervals(rows(f), 0)[0] for f in (torch.ones_like(place), place))
     for (value, least, most), none in zip(plain.tolist(), (0, 0, 0.5), strict=True):
         assert least - 1e-12 <= none <= most + 1e-12 and abs(value - none) < 1e-9
-    assert biased[0, 1] > 0.5 and biased[2, 1] > 0.55
+    assert biased[0, 1] > 0.3 and biased[2, 1] > 0.53
     order = torch.arange(30, dtype=torch.float64)
     assert bias.correlation(3 * order + 1, order) == pytest.approx(1)
     assert bias.correlation(torch.ones(30, dtype=torch.float64), order) == 0
