@@ -10,10 +10,9 @@ import torch
 from captum_dcam import checks, maps
 from captum_dcam.errors import InfeasibleStepError, InputError
 from captum_dcam.model.adapter import Adapter
-from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer
+from captum_dcam.model.answers import AnswerLike, bind_answer, check_answer, without_steps
 from captum_dcam.model.foils import FoilLike, check_foil, with_foils
 from captum_dcam.model.forward import DenoisingForward, check_example, holding
-from captum_dcam.model.infill import has_holes
 from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
@@ -63,11 +62,13 @@ def explain(
         foil (str or dict, optional): why this word and not that one: what might stand in the place
             of every word, or of single words ({"red": "blue"}). A word's map is then of the
             difference of logits, see :func:`captum_dcam.model.foils.with_foils`. Default: none
-        answer (str or sequence of int, optional): explain this text, or these token ids, as if the
-            model had written it, see :func:`captum_dcam.model.answers.force`; then nothing is
-            decoded, and settings of decoding are refused. In ``"a [MASK] circle"`` the model
-            fills the hole, see :mod:`captum_dcam.model.infill`, and words are those that it
-            wrote. Default: what the model writes
+        answer (str, sequence of int or Reveals, optional): explain this text, or these token ids,
+            as if the model had written it, see :func:`captum_dcam.model.answers.force`; or what it
+            wrote elsewhere, with the step of every token, see
+            :mod:`captum_dcam.model.reveals`. Then nothing is decoded, and settings of decoding are
+            refused. In ``"a [MASK] circle"`` the model fills the hole, see
+            :mod:`captum_dcam.model.infill`, and words are those that it wrote. Default: what the
+            model writes
         every_step (bool, optional): also give the map and the probability of every word at every
             denoising step, see :func:`explain_steps`. Default: False
         layer (int, optional): block to tap. Default: the preset's where its file names one, or the
@@ -101,7 +102,7 @@ def explain(
     check_answer(answer, reading.score, generator, generation, adapter)
     told = as_progress(progress, "explain")
     if checks.flag("every_step", every_step):
-        check_steps(answer is not None and not has_holes(answer), step)
+        check_steps(without_steps(answer), step)
     block = chosen.layer if layer is None else layer
     forward = DenoisingForward(adapter, block, internal_batch_size=internal_batch_size)
     request = adapter.prepare([images], [prompt])

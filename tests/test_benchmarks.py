@@ -53,6 +53,29 @@ def test_memory_is_counted_without_values(monkeypatch, tmp_path):
         assert one["generation alone"] * memory.GIB > sum(w.nbytes for w in weights)
 
 
+def test_position_bias_is_told_from_what_images_show(monkeypatch):
+    """Maps of objects that lie low, with and without a factor that grows with the token's place."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bias = pytest.importorskip("position_bias")
+    draws = torch.Generator().manual_seed(0)
+    low = torch.linspace(0, 1, 6, dtype=torch.float64)[:, None] ** 2
+    shown = torch.rand(80, 6, 5, generator=draws, dtype=torch.float64) * low
+    turned = shown.flip((1, 2))
+    place = torch.linspace(0.5, 1.5, 30, dtype=torch.float64).view(6, 5)
+
+    def rows(factor):
+        both = [m * factor / (m * factor).sum((1, 2), keepdim=True) for m in (shown, turned)]
+        return torch.stack(both).mean(0)[:, None]
+
+    plain, biased = (bias.intervals(rows(f), 0)[0] for f in (torch.ones_like(place), place))
+    for (value, least, most), none in zip(plain.tolist(), (0, 0, 0.5), strict=True):
+        assert least - 1e-12 <= none <= most + 1e-12 and abs(value - none) < 1e-9
+    assert biased[0, 1] > 0.3 and biased[2, 1] > 0.53
+    order = torch.arange(30, dtype=torch.float64)
+    assert bias.correlation(3 * order + 1, order) == pytest.approx(1)
+    assert bias.correlation(torch.ones(30, dtype=torch.float64), order) == 0
+
+
 def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     """The default's stored F3 is that of what explain shows; what is measured is not done again."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

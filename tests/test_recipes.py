@@ -14,11 +14,13 @@ import transformers
 from doubles import (
     diffusion_vl,
     dream_vl,
+    fast_dvlm,
     lavida,
     lavida_o_package,
     llada_v,
     mineru_diffusion,
     mmada,
+    nemotron_diffusion_vlm,
     sdar_vl,
 )
 
@@ -88,6 +90,12 @@ def stand_in(monkeypatch, family):
     elif family == "mineru_diffusion":
         made, parts = mineru_diffusion.model(scale=4.0), mineru_diffusion.processor()
         given(monkeypatch, AutoModel=made, AutoProcessor=parts)
+    elif family == "nemotron_diffusion_vlm":
+        made = nemotron_diffusion_vlm.model()
+        given(monkeypatch, AutoModel=made, AutoTokenizer=nemotron_diffusion_vlm.tokenizer())
+    elif family == "fast_dvlm":
+        made, parts = fast_dvlm.model(), fast_dvlm.processor()
+        given(monkeypatch, AutoModelForCausalLM=made, AutoProcessor=parts)
     elif family == "sdar_vl":
         made, parts = sdar_vl.model(), sdar_vl.processor()
         given(monkeypatch, AutoModelForImageTextToText=made, AutoProcessor=parts)

@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from captum_dcam.adapters.common.prefix import KeyValue, Prefix
+from captum_dcam.adapters.common.qwen import unchanged
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.settings import Setting, Settings, length, need_generator, number
 from captum_dcam.errors import DcamError, InputError, SettingError, near
@@ -124,17 +125,6 @@ class Prompt(Prefix):
     deep: tuple[Tensor, ...] = ()
     types: Tensor | None = None
     layered: Tensor | None = None
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """What the family keeps on the model between calls (M-RoPE deltas) is as before afterwards."""
-    holders = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
-    try:
-        yield
-    finally:
-        for module, value in holders:
-            module.rope_deltas = value
 
 
 @contextmanager

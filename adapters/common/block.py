@@ -34,6 +34,7 @@ from captum_dcam.adapters.common.conversations import ConversationAdapter
 from captum_dcam.adapters.common.holes import started
 from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.prefix import Prefix
+from captum_dcam.adapters.common.qwen import unchanged
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.settings import Settings, count, need_generator
 from captum_dcam.adapters.common.text import special_ids
@@ -127,9 +128,13 @@ class BlockLog(CanvasLog):
 
     def step(self, number: int, own: Tensor) -> None:
         """What stands in block ``number`` (1, n) before a step."""
-        self.spans.append(self.blocks.span(number))
+        self._step(self.blocks.span(number), own)
+
+    def _step(self, span: tuple[int, int], own: Tensor) -> None:
+        """What stands in a span (1, n), the only one that the step reads."""
+        self.spans.append(span)
         self._open = True
-        self._fill(number, own)
+        self._fill(span, own)
         self.see(self.canvas)
 
     def scored(self, logits: Tensor) -> None:
@@ -140,10 +145,10 @@ class BlockLog(CanvasLog):
     def stored(self, number: int, own: Tensor) -> None:
         """What stands in block ``number`` (1, n) in the end."""
         self._open, self._last = False, number
-        self._fill(number, own)
+        self._fill(self.blocks.span(number), own)
 
-    def _fill(self, number: int, own: Tensor) -> None:
-        first, last = self.blocks.span(number)
+    def _fill(self, span: tuple[int, int], own: Tensor) -> None:
+        first, last = span
         self.canvas = self.canvas.to(own.device)
         self.canvas[:, first:last] = own
 
@@ -162,10 +167,7 @@ class BlockLog(CanvasLog):
     @property
     def read_at(self) -> Tensor:
         """(S, 1, T) bool, the block of every step."""
-        found = torch.zeros_like(self.states, dtype=torch.bool)
-        for step, (first, last) in enumerate(self.spans):
-            found[step, :, first:last] = True
-        return found
+        return reads(self.spans, self.states)
 
     @contextmanager
     def listening(self, decoder: nn.Module, words: nn.Module, head: nn.Module) -> Iterator[None]:
@@ -217,16 +219,28 @@ class BlockLog(CanvasLog):
             yield
 
 
+def reads(spans: Sequence[tuple[int, int]], states: Tensor) -> Tensor:
+    """(S, 1, T) bool, the span of every step, like the canvases."""
+    found = torch.zeros_like(states, dtype=torch.bool)
+    for step, (first, last) in enumerate(spans):
+        found[step, :, first:last] = True
+    return found
+
+
 def left(last: int) -> InputError:
-    """The error about a block with masks in it, behind which a decoder cannot go on."""
+    """The error about a block with masks in it, behind which no other is decoded."""
     return InputError(
         f"the block that ends at position {last} of the answer was left with masks when its steps "
-        "ran out: the family's decoder stores no such block, and cannot go on behind it; give more "
-        "steps, or another seed"
+        "ran out: nothing is recorded behind such a block, which most decoders do not store; give "
+        "more steps, or another seed"
     )
 
 
 # -- the adapter's part ---------------------------------------------------------------------------
+
+
+class _Handed(Exception):
+    """Ends a forward in front of the transformer: what comes behind it is not wanted."""
 
 
 class BlockAdapter(ConversationAdapter):
@@ -246,14 +260,17 @@ class BlockAdapter(ConversationAdapter):
     #: paths in the model: of the transformer (``layers``, ``embed_tokens``, ``norm``), of the head,
     #: and of what has the decoding loop (empty: the model itself)
     parts: ClassVar[tuple[str, str, str]]
-    #: the loop's name there; it is called with the prompt's ``inputs_embeds``
-    loop: ClassVar[str]
+    #: the loop's name there; it is called with the prompt's ``inputs_embeds``. Empty: the model has
+    #: none, and its own forward hands them to the transformer
+    loop: ClassVar[str] = ""
     #: blocks begin behind the prompt, which is prefilled whole
     whole_prompt: ClassVar[bool] = False
     #: of a generation; ``gen_length`` is one of them
     settings: ClassVar[Settings]
     #: what prepares the images
     pictures: ClassVar[type[Family]]
+    #: what notes a generation
+    record: ClassVar[type[BlockLog]] = BlockLog
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         if not self.owns(model):
@@ -298,6 +315,14 @@ class BlockAdapter(ConversationAdapter):
     def drawn(self, made: Mapping[str, Any]) -> bool:
         """Whether a generation with these settings draws random numbers."""
         return bool(made["temperature"] > 0)
+
+    def _given(self, given: Given | None, made: Mapping[str, Any]) -> Given | None:
+        """Given tokens up to the end of the last block."""
+        if given is None:
+            return None
+        longer = given.longer(made["gen_length"], self._filler)
+        self.check_given(longer, made)
+        return longer
 
     def check_given(self, given: Given, made: Mapping[str, Any]) -> None:
         """Raise for checked settings with which given tokens would not stay. Default: none"""
@@ -395,10 +420,9 @@ class BlockAdapter(ConversationAdapter):
         made = self.checked(settings, generator)
         blocks = self._blocks(request.layout.prefix_length)
         made["gen_length"] = self._whole(made, blocks)
-        if given is not None:
-            given = given.longer(made["gen_length"], self._filler)
-            self.check_given(given, made)
-        log = BlockLog(self.mask_id, blocks=blocks, total=made["gen_length"], given=given)
+        log = self.record(
+            self.mask_id, blocks=blocks, total=made["gen_length"], given=self._given(given, made)
+        )
         with torch.no_grad(), seeded(generator, bits=31):
             log.close(self.decode(request, made, log))
         return self.recorded(
@@ -406,10 +430,49 @@ class BlockAdapter(ConversationAdapter):
             settings,
             log,
             [log.states],
-            [log.tokens],
+            self.visible_state(log.tokens),
             lengths=(blocks.stored, *[blocks.length] * len(log.spans)),
             read_at=log.read_at,
         )
+
+    def retraced(self, request: Request, tokens: Tensor, steps: Tensor) -> dict[str, Any]:
+        """As the base has it, where every step writes in one block, and blocks follow each other.
+        A decoder that writes over tokens leaves steps that revealed none of what is there."""
+        blocks, count = self._blocks(request.layout.prefix_length), tokens.shape[1]
+        whole = blocks.whole(count)
+        if whole != count:
+            raise InputError(
+                f"the answer has {count} tokens, its last block ends at {whole}: the steps of a "
+                f"block of {blocks.length} see all of it; give its other tokens, too, with steps"
+            )
+        made = super().retraced(request, tokens, steps)
+        spans, before = [], -1
+        kept, commits = (tokens != self.mask_id)[0], made["commit_step"][0]
+        for step in range(len(made["states"][0])):
+            at = (kept & (commits == step)).nonzero()[:, 0].tolist()
+            if not at:
+                raise InputError(
+                    f"step {step} reveals no token of the answer: expected steps from 0, with none "
+                    "left out; a decoder that writes over tokens (with fewer steps than a block "
+                    "has tokens) is not told by ids and steps"
+                )
+            numbers = sorted({(t + blocks.tail) // blocks.length for t in at})
+            if numbers[-1] > numbers[0] or not before <= numbers[0] <= before + 1:
+                raise InputError(
+                    f"step {step} reveals tokens {at}, of block {', '.join(map(str, numbers))} "
+                    f"behind block {max(before, 0)}: expected one block per step, of "
+                    f"{blocks.length} positions, one block after the other"
+                )
+            begun, before = numbers[0] == before, numbers[0]
+            spans.append(self._span_of(blocks.span(before), at, begun))
+        lengths = (blocks.stored, *[blocks.length] * len(spans))
+        read_at = reads(spans, made["states"][0])
+        return {**made, "lengths": lengths, "own_calls": True, "read_at": read_at}
+
+    def _span_of(self, block: tuple[int, int], at: Sequence[int], begun: bool) -> tuple[int, int]:
+        """What a step reads of the block in which it reveals tokens ``at``; ``begun``: it is not
+        the block's first. Default: all of it"""
+        return block
 
     def decode(self, request: Request, made: dict[str, Any], log: BlockLog) -> Tensor:
         """Decode with the family's own ``generate``; returns its answer (1, …)."""
@@ -424,36 +487,60 @@ class BlockAdapter(ConversationAdapter):
         return answer
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
-        """The family's own ``generate`` up to its decoding loop."""
-        caught: list[Tensor] = []
+        return Prefix(self.handed(pixels, extras)["inputs_embeds"])
 
-        def stop(inputs_embeds: Tensor, **_options: Any) -> Tensor:
-            caught.append(inputs_embeds)
-            return inputs_embeds
+    def handed(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
+        """What the family's own code hands to its decoding loop, or where the model has none, to
+        its transformer: ``inputs_embeds`` (B, P, D) and more."""
+        caught: list[dict[str, Any]] = []
+        inputs = self.inputs(pixels, extras)
 
-        with shadowed(self._looper, **{self.loop: stop}):
-            unwrap(type(self.model).generate)(self.model, **self.inputs(pixels, extras))
-        return Prefix(caught[0])
+        def stop(*_args: Any, **kwargs: Any) -> Tensor:
+            caught.append(kwargs)
+            embeds: Tensor = kwargs["inputs_embeds"]
+            return embeds
+
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            stop(*args, **kwargs)
+            raise _Handed
+
+        if self.loop:
+            with shadowed(self._looper, **{self.loop: stop}):
+                unwrap(type(self.model).generate)(self.model, **inputs)
+            return caught[0]
+        with unchanged(self.model), self.decoder.register_forward_pre_hook(hook, with_kwargs=True):
+            try:
+                self.model(**inputs, use_cache=False)
+            except _Handed:
+                return caught[0]
+        raise InputError(f"the {type(self.model).__name__} did not run its language model")
 
     def prefill(self, embedded: Prefix) -> Prefix:
         blocks, cache = self._blocks(embedded.embeds.shape[1]), DynamicCache()
         self.run(embedded.embeds[:, : blocks.stored], blocks, cache, 0, store=True)
-        return embedded.filled(_pairs(cache))
+        return embedded.filled(pairs(cache))
 
     def run(
         self, embeds: Tensor, blocks: Blocks, cache: DynamicCache, start: int, *, store: bool
     ) -> Tensor:
         """Normed states (B, n, D) of embeddings (B, n, D) at ``start`` behind what the cache
         holds; ``store``: it then holds these, too."""
-        stop = start + embeds.shape[1]
-        seen = blocks.seen(start, stop).to(embeds.device)
+        places = torch.arange(start, start + embeds.shape[1], device=embeds.device)
+        seen = blocks.seen(start, start + embeds.shape[1]).to(embeds.device)
+        return self.call(embeds, seen, places[None], cache, store_kv=store)
+
+    def call(
+        self, embeds: Tensor, seen: Tensor, places: Tensor, cache: DynamicCache, **options: Any
+    ) -> Tensor:
+        """Normed states (B, n, D) of embeddings at ``places`` (…, n) that see (n, m) bool of what
+        the cache holds and of themselves."""
         states: Tensor = self.decoder(
             inputs_embeds=embeds,
             attention_mask=self.masked(seen, embeds.dtype),
-            position_ids=torch.arange(start, stop, device=embeds.device)[None],
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
-            store_kv=store,
+            **options,
         )[0]
         return states
 
@@ -487,7 +574,7 @@ def stored(memory: Prefix) -> DynamicCache:
     return cache
 
 
-def _pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def pairs(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer, in transformers 4 and 5."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]

@@ -39,6 +39,19 @@ def shadowed(owner: Any, **values: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
+@contextmanager
+def swapped(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes in place of those that ``owner`` itself has, while the context is open."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
 def lent(owner: Any, **values: Any) -> AbstractContextManager[None]:
     """Attributes that ``owner`` lacks, while the context is open."""
     return shadowed(owner, **{n: v for n, v in values.items() if not hasattr(owner, n)})

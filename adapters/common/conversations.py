@@ -312,7 +312,10 @@ def rendered(family: Family, messages: Messages, template: str | None) -> str:
 
 def _signs(family: Family) -> list[str]:
     """What stands for an image in a chat template's text, and for a video."""
-    return [family.image_token, *([family.video_token] if family.video_token else [])]
+    return [
+        family.sign or family.image_token,
+        *([family.video_token] if family.video_token else []),
+    ]
 
 
 def expanded(family: Family, text: str, visuals: Sequence[Visual], seen: Sequence[Seen]) -> str:

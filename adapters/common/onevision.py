@@ -1,4 +1,4 @@
-r"""Images of LLaVA-OneVision and of what is built on it: a base view, then a mosaic of tiles.
+r"""Images of LLaVA-OneVision, and of what is built on it: a base view, then a mosaic of tiles.
 
 Every row of the mosaic is followed by a newline token.
 """
@@ -19,8 +19,10 @@ from captum_dcam.errors import InputError
 
 
 class OneVision(Family):
-    """Shared by all; without a chat template the prompt is Qwen's."""
+    """How such models prepare images; without a chat template the prompt is Qwen's."""
 
+    #: text of the mask token; None for models without
+    mask: ClassVar[str | None] = None
     extra_names: ClassVar[tuple[str, ...]] = ("image_sizes",)
     image_token: ClassVar[str] = "<image>"
     placeholders: ClassVar[tuple[str, str]] = ("<image>\n", "")
@@ -32,6 +34,9 @@ class OneVision(Family):
         return int(next(v for n in names if (v := getattr(self.config, n, None)) is not None))
 
     def check(self) -> None:
+        found = self.mask and self.tokenizer.convert_tokens_to_ids(self.mask)
+        if self.mask and found in (None, self.tokenizer.unk_token_id):
+            raise misfit(f"the tokenizer has no {self.mask}", "the model fills such tokens")
         size = self.image_processor.size
         side = size["height"] if isinstance(size, dict) else size.height
         if side != self.config.vision_config.image_size:

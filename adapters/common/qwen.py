@@ -7,13 +7,14 @@ tokens for each ``temporal_patch_size`` frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_dcam.adapters.common.fitting import misfit
 from captum_dcam.adapters.common.visuals import Family, Region, Seen, Visual, region
@@ -117,3 +118,14 @@ class Stills(Qwen):
     def inputs(self, pixels: Tensor, input_ids: Tensor, extras: dict[str, Tensor]) -> dict:
         grid = extras["image_grid_thw"].flatten(0, 1)
         return {"pixel_values": pixels.flatten(0, 1), "image_grid_thw": grid}
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """What the family keeps on the model between calls (M-RoPE deltas) is as before afterwards."""
+    holders = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
+    try:
+        yield
+    finally:
+        for module, value in holders:
+            module.rope_deltas = value

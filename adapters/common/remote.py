@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+import transformers
 
+from captum_dcam import checks
 from captum_dcam.adapters.common.loading import given, named, placed, reading
 from captum_dcam.errors import RemoteCodeError, WeightsError
 from captum_dcam.model.versions import in_type
@@ -29,6 +32,7 @@ def remote_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    processing: str = "AutoProcessor",
 ) -> tuple[Any, Any]:
     r"""Model and processor of a checkpoint, by the code inside it.
 
@@ -43,25 +47,26 @@ def remote_model(
         device_map, revision, attn_implementation: as ``from_pretrained`` has them.
         trust_remote_code (bool, optional): the code in the checkpoint runs on this machine: it must
             be allowed. Default: False
+        processing (str, optional): transformers' class for what goes with the model: a family may
+            have a tokenizer alone. Default: ``"AutoProcessor"``
 
     Raises:
         RemoteCodeError: remote code is not allowed.
         WeightsError: files are missing, damaged, or of another family.
     """
     source = named(family, source, example)
-    if not trust_remote_code:
+    if not checks.flag("trust_remote_code", trust_remote_code):
         raise RemoteCodeError(
             f"{source} brings its own code ({family} is in no version of transformers): read it, "
             "fix its revision, and pass trust_remote_code=True to let it run; or load the model "
             "yourself and wrap(model, processor)"
         )
-    from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     hub = given(revision=revision)
     options = given(device_map=device_map, attn_implementation=attn_implementation)
     with reading(source), repaired():
-        config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
         places = getattr(config, "auto_map", {})
         place = next((places[name] for name in AUTO if name in places), None)
         if (kinds and config.model_type not in kinds) or place is None:
@@ -71,5 +76,25 @@ def remote_model(
             )
         cls = get_class_from_dynamic_module(place, source, **hub)
         model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+        kind = getattr(transformers, processing)
+        processor = kind.from_pretrained(source, trust_remote_code=True, **hub)
     return placed(model, device, device_map), processor
+
+
+def remote(
+    family: str, example: str, *kinds: str, **options: Any
+) -> Callable[..., tuple[Any, Any]]:
+    """``loaded(source, **options)`` of a family with such checkpoints alone; arguments as
+    :func:`remote_model` has them."""
+    return partial(_of_source, family, example, kinds, options)
+
+
+def _of_source(
+    family: str,
+    example: str,
+    kinds: Collection[str],
+    own: dict[str, Any],
+    source: str | None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    return remote_model(family, source, example, kinds, **own, **options)

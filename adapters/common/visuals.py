@@ -187,6 +187,8 @@ class Family(ABC):
     #: the placeholder tokens of the chat template: an image's and a video's
     placeholders: ClassVar[tuple[str, str]]
     image_token: ClassVar[str]
+    #: what stands for an image in the chat template. Default: one image token
+    sign: ClassVar[str | None] = None
     #: what stands for a video in the chat template; None for families without
     video_token: ClassVar[str | None] = None
     #: why prompts of one batch must be equally long; None: padding changes nothing

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from captum_dcam.adapters.common.compat import around_loading, tied_to_words, without_arguments
-from captum_dcam.adapters.common.remote import remote_model
+from captum_dcam.adapters.common.remote import remote
 from captum_dcam.adapters.diffusion_vl.facts import CHECKPOINT
 
 MODEL_TYPE = "diffusionvl_qwenvl"
@@ -35,15 +35,4 @@ def repaired() -> Iterator[None]:
         yield
 
 
-def loaded(source: str | None, **options: Any) -> tuple[Any, Any]:
-    r"""Model and processor of a checkpoint.
-
-    Args:
-        source (str): folder or hub name.
-        **options: those of :func:`~captum_dcam.adapters.common.remote.remote_model`.
-
-    Raises:
-        RemoteCodeError: remote code is not allowed.
-        WeightsError: files are missing, damaged, or of another family.
-    """
-    return remote_model("diffusion_vl", source, CHECKPOINT, (MODEL_TYPE,), repaired, **options)
+loaded = remote("diffusion_vl", CHECKPOINT, MODEL_TYPE, repaired=repaired)

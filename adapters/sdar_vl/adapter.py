@@ -14,19 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common.block import BlockAdapter, BlockLog, length_of, stored
+from captum_dcam.adapters.common.block_loop import LOOP, SEQUENTIAL, written
 from captum_dcam.adapters.common.holes import check_over
-from captum_dcam.adapters.common.prefix import Prefix
-from captum_dcam.adapters.sdar_vl.decoding import SEQUENTIAL, SETTINGS, written
-from captum_dcam.adapters.sdar_vl.facts import SDARVLFamily
-from captum_dcam.adapters.sdar_vl.loading import loaded
-from captum_dcam.adapters.sdar_vl.packing import MASK, Pictures
+from captum_dcam.adapters.common.onevision import OneVision
+from captum_dcam.adapters.common.remote import remote
+from captum_dcam.adapters.common.settings import Settings
+from captum_dcam.adapters.sdar_vl.facts import CHECKPOINT, SDARVLFamily
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.trajectory import Given
 
 
-class _Embedded(Exception):
-    """Ends a forward in front of the language model: what comes behind it is not wanted."""
+class SDARVLPictures(OneVision):
+    """LLaVA-OneVision's images."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("sdar_vl",)
+    mask: ClassVar[str | None] = "<|MASK|>"
 
 
 @register
@@ -49,10 +52,10 @@ class SDARVLAdapter(SDARVLFamily, BlockAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = Pictures.model_types
-    loader = staticmethod(loaded)
-    pictures = Pictures
-    settings = SETTINGS
+    model_types: ClassVar[tuple[str, ...]] = SDARVLPictures.model_types
+    loader = staticmethod(remote("sdar_vl", CHECKPOINT))
+    pictures = SDARVLPictures
+    settings = Settings("SDAR-VL", LOOP)
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class SDARVLAdapter(SDARVLFamily, BlockAdapter):
 
     @property
     def mask_id(self) -> int:
-        return int(self._tokenizer.convert_tokens_to_ids(MASK))
+        return int(self._tokenizer.convert_tokens_to_ids(self.pictures.mask))
 
     def masked(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
         return seen[None].float()
@@ -94,21 +97,6 @@ class SDARVLAdapter(SDARVLFamily, BlockAdapter):
     def inputs(self, pixels: Tensor, extras: Sequence[Tensor]) -> dict[str, Any]:
         own = self._family.inputs(pixels, extras[0], self._named(extras))
         return {"input_ids": extras[0], **own}
-
-    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
-        """The model's own forward up to its language model."""
-        caught: list[Tensor] = []
-
-        def stop(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            caught.append(kwargs["inputs_embeds"])
-            raise _Embedded
-
-        with self.decoder.register_forward_pre_hook(stop, with_kwargs=True):
-            try:
-                self.model(**self.inputs(pixels, extras), use_cache=False)
-            except _Embedded:
-                return Prefix(caught[0])
-        raise InputError(f"the {type(self.model).__name__} did not run its language model")
 
     def check_given(self, given: Given, made: Mapping[str, Any]) -> None:
         steps = made["denoising_steps"] or self.block_length

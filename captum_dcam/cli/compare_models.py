@@ -138,7 +138,7 @@ def run(options: Options) -> Compared:
             internal_batch_size=options.internal_batch_size,
             progress=lambda name: say(f"Explaining its words in {name}"),
             generation=[
-                {} if options.answer is not None else parsing.decoding(options),
+                {} if parsing.answer_of(options) is not None else parsing.decoding(options),
                 *[{}] * len(others),
             ],
         )

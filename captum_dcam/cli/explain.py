@@ -190,8 +190,8 @@ def run(options: Options) -> Result | Several:
 def _asked(options: Options) -> Asked:
     """What can be checked without a model."""
     from captum_dcam.explaining import check_steps, explain_generation
+    from captum_dcam.model.answers import without_steps
     from captum_dcam.model.foils import check_foil
-    from captum_dcam.model.infill import has_holes
     from captum_dcam.presets import preset
 
     words = parsing.chosen_words(options.words)
@@ -205,7 +205,7 @@ def _asked(options: Options) -> Asked:
     )
     device = parsing.check_answer(options, reading.score)
     if options.every_step:
-        check_steps(options.answer is not None and not has_holes(options.answer), None)
+        check_steps(without_steps(parsing.answer_of(options)), None)
     own = options.shared(
         explain_generation,
         words=words,

@@ -369,6 +369,14 @@ class Answer(Written):
         "circle' the model fills a token, in '[MASK:3]' three; '\\[MASK]' is the text itself.",
         shown="what the model writes",
     )
+    reveals: Path | None = option(
+        None,
+        WHAT,
+        "Explain an answer that was written elsewhere: a JSON file of its token ids, the step that "
+        "revealed each of them, and perhaps their log-probabilities; nothing is decoded.",
+        metavar="FILE",
+        shown="none",
+    )
     foil: list[str] | None = option(
         None,
         WHAT,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
+    from captum_dcam.model.answers import AnswerLike
     from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.prompts import Video
@@ -297,8 +298,19 @@ def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     from captum_dcam.model.hub import check_device
 
     setting_pairs("--load", options.load)
-    check_answer(options.answer, score, None, decoding(options))
+    check_answer(answer_of(options), score, None, decoding(options))
     return check_device(options.device)
+
+
+def answer_of(options: Answer) -> AnswerLike:
+    """The answer that is given, by itself or with its steps."""
+    from captum_dcam.model.reveals import Reveals
+
+    if options.reveals is None:
+        return options.answer
+    if options.answer is not None:
+        raise InputError("--reveals and --answer both give the answer: leave out one of them")
+    return Reveals.load(options.reveals)
 
 
 def decoding(options: Written) -> dict[str, Any]:
@@ -325,9 +337,8 @@ def written(
     layer: int | None = None,
 ) -> DenoisingForward:
     """The model with the answer that it wrote, at ``layer`` where ``--layer`` is not given."""
-    from captum_dcam.model.answers import bind_answer, check_answer
+    from captum_dcam.model.answers import bind_answer, check_answer, without_steps
     from captum_dcam.model.forward import DenoisingForward
-    from captum_dcam.model.infill import has_holes
 
     how = f" in {str(adapter.dtype).removeprefix('torch.')} on {adapter.device}"
     check_answer(options.answer, "commit", None, decoding(options), adapter)
@@ -335,10 +346,10 @@ def written(
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([list(pictures)], [options.prompt])
-    whole = options.answer is not None and not has_holes(options.answer)
-    say(("Reading the answer" if whole else "Writing the answer") + how)
+    answer = answer_of(options)
+    say(("Reading the answer" if without_steps(answer) else "Writing the answer") + how)
     drawn = generator(options.seed)
-    bind_answer(forward, request, options.answer, drawn, decoding(options))
+    bind_answer(forward, request, answer, drawn, decoding(options))
     return forward
 
 

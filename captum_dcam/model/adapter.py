@@ -374,6 +374,41 @@ class Adapter(ModelFamily, ABC):
         lengths of their own."""
         return list(ids)
 
+    def retraced(self, request: Request, tokens: Tensor, steps: Tensor) -> dict[str, Any]:
+        r"""What a trajectory holds of an answer (1, T) whose tokens were revealed at ``steps`` (1,
+        T): states, final_state, commit_step, lengths, own_calls, read_at. Default: a decoder that
+        fills in masks, and computes the whole canvas at every step.
+
+        Raises:
+            MethodError: ids and steps do not tell this family's canvases.
+            InputError: steps that its decoder cannot take.
+        """
+        if self.mask_id is None:
+            raise MethodError(
+                f"{self.family} has no mask token: when a token was written does not tell what "
+                "stood on the canvas before; give the answer alone, as a text or as ids"
+            )
+        kept, count = tokens != self.mask_id, tokens.shape[1]
+        early = (kept & (steps < 0)).nonzero()
+        if len(early):
+            at = int(early[0, 1])
+            raise InputError(
+                f"token {at} of the answer has step {int(steps[0, at])}: expected the step that "
+                "revealed it, from 0; a token that no step has revealed is the mask, "
+                f"{self.mask_id}"
+            )
+        total = int(torch.where(kept, steps, 0).max()) + 1
+        commits = torch.where(kept, steps, total - 1)
+        number = torch.arange(total, device=tokens.device)[:, None, None]
+        prefix = request.layout.prefix_length
+        whole = (prefix + count,) * total
+        return {
+            "states": (tokens.masked_fill(commits >= number, self.mask_id),),
+            "final_state": self.visible_state(tokens),
+            "commit_step": commits,
+            "lengths": (prefix, *[count] * total) if self.cache == "prefix" else whole,
+        }
+
     #: images of any size keep their size; False: they are resized to the model's
     any_size: ClassVar[bool] = False
 

@@ -12,10 +12,12 @@ from captum_dcam.errors import InfeasibleStepError, InputError, InputTypeError, 
 from captum_dcam.model.adapter import Adapter, Request
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.infill import fill, given_by, has_holes, plain
+from captum_dcam.model.reveals import Reveals, retrace
 from captum_dcam.model.trajectory import SCORES, Score, Trajectory
 
-#: a text, which may have holes, or its token ids; None: what the model writes
-AnswerLike = str | Sequence[int] | None
+#: a text, which may have holes, its token ids, or these and the steps that revealed them; None:
+#: what the model writes
+AnswerLike = str | Sequence[int] | Reveals | None
 #: number of logits that :func:`force` holds at once: 2 ** 28 float32 are 1 GiB
 LOGITS_AT_ONCE = 2**28
 
@@ -111,8 +113,8 @@ def check_answer(
     r"""Raise for a given answer that cannot be explained, or for what excludes one.
 
     Args:
-        answer (str or sequence of int): the text, or its ids. None: nothing is checked
-        score (str or int): a step's number is refused where all is given: there are no steps.
+        answer (str, sequence of int or Reveals): the text, or its ids. None: nothing is checked
+        score (str or int): a step's number is refused where all is given and no steps come with it.
         generator (torch.Generator), generation (mapping): of decoding; refused there as well.
         adapter (Adapter, optional): of the family that is to fill holes. Default: not asked yet
 
@@ -122,8 +124,11 @@ def check_answer(
     if answer is None:
         return
     ids = isinstance(answer, Sequence) and all(checks.as_whole(one) is not None for one in answer)
-    if not isinstance(answer, str) and not ids:
-        raise InputTypeError(f"answer is {answer!r}: expected a text, or its token ids")
+    told = isinstance(answer, Reveals)
+    if not isinstance(answer, str) and not ids and not told:
+        raise InputTypeError(
+            f"answer is {answer!r}: expected a text, its token ids, or Reveals of them"
+        )
     if not answer or (isinstance(answer, str) and not answer.strip()):
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
     if has_holes(answer):
@@ -131,11 +136,16 @@ def check_answer(
             given_by(adapter, answer, generation)
         return
     _undecoded(generator, generation)
-    if isinstance(score, int):
+    if isinstance(score, int) and not told:
         raise InfeasibleStepError(
             f"score is {score}: the answer is given, not generated, so it has no denoising steps; "
             f"expected one of {SCORES}"
         )
+
+
+def without_steps(answer: AnswerLike) -> bool:
+    """Whether an answer is given whole, and without the steps that revealed it."""
+    return answer is not None and not isinstance(answer, Reveals) and not has_holes(answer)
 
 
 def _undecoded(generator: torch.Generator | None, generation: Mapping[str, Any]) -> None:
@@ -160,6 +170,8 @@ def bind_answer(
     generator draws only where something is decoded."""
     if answer is None:
         forward.generate(request, generator=generator, **generation)
+    elif isinstance(answer, Reveals):
+        retrace(forward, answer, request)
     elif has_holes(answer):
         fill(forward, str(answer), request, generator, **generation)
     else:

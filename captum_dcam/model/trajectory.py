@@ -15,6 +15,7 @@ from captum_dcam.errors import (
     InfeasibleStepError,
     InputError,
     MethodError,
+    TargetError,
     UnknownNameError,
     WrongTypeError,
     near,
@@ -260,6 +261,7 @@ class Trajectory:
             InfeasibleStepError: a step that does not compute the token's logits (of another canvas;
                 of a causal model, before the token's turn); ``commit`` of a token that was given,
                 or that never settled.
+            TargetError: the commit of a token that no step has committed.
         """
         if score == "commit":
             if self.gave(example, position):
@@ -275,6 +277,12 @@ class Trajectory:
                     "edited it, changed it once more, so that no step has committed it; expected "
                     f"score={last} (that step), 'final' or 'teacher', a word that settled, or a "
                     "generation of more steps"
+                )
+            if not self.forced and not bool(self.confidence[example, position]):
+                raise TargetError(
+                    f"token {position} of the answer never settled: no step has committed it, so "
+                    "it has no commit to be read at; give the generation more steps, or choose "
+                    "another word, a step that computes it, or one of ('final', 'teacher')"
                 )
             return int(self.commit_step[example, position])
         if score == "final":

@@ -37,9 +37,9 @@ with contextlib.suppress(ImportError):  # `needs` says so where one is made
         Qwen2Tokenizer,
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
-        Qwen3VLConfig,
         Qwen3_5Config,
         Qwen3_5ForConditionalGeneration,
+        Qwen3VLConfig,
         Qwen3VLForConditionalGeneration,
         SiglipVisionConfig,
     )

@@ -5,11 +5,11 @@ import json
 import pytest
 import tiny
 import torch
-from doubles import diffusion_vl, mineru_diffusion, sdar_vl
+from doubles import diffusion_vl, fast_dvlm, mineru_diffusion, nemotron_diffusion_vlm, sdar_vl
 
 import captum_dcam
 from captum_dcam.adapters.common.remote import remote_model
-from captum_dcam.errors import RemoteCodeError, WeightsError
+from captum_dcam.errors import InputTypeError, RemoteCodeError, WeightsError
 
 #: what lies in a checkpoint; its models are such as transformers 5 cannot load as they are
 CODE = """
@@ -43,7 +43,9 @@ TYING = """
 """
 FAMILIES = {
     "diffusion_vl": diffusion_vl,
+    "fast_dvlm": fast_dvlm,
     "mineru_diffusion": mineru_diffusion,
+    "nemotron_diffusion_vlm": nemotron_diffusion_vlm,
     "sdar_vl": sdar_vl,
 }
 PICTURE = tiny.picture(size=(84, 56))
@@ -58,6 +60,8 @@ def checkpoint(request, tmp_path, monkeypatch):
     double, folder = FAMILIES[request.param], tmp_path / "checkpoint"
     model = double.model()
     model.save_pretrained(folder)
+    if double is nemotron_diffusion_vlm:  # it has no processor
+        double.tokenizer().save_pretrained(folder)
     names = {"config": type(model.config).__name__, "model": type(model).__name__}
     body = TYING if request.param == "diffusion_vl" else "    pass"
     code = CODE.format(double=request.param, body=body, **names)
@@ -78,6 +82,9 @@ def test_a_checkpoint_with_its_code(checkpoint):
         captum_dcam.load(folder)
     with pytest.raises(RemoteCodeError, match=f"{family} is in no version of transformers"):
         remote_model(family, str(folder), "a/b")
+    for no_flag in ("false", "True", 1, None):
+        with pytest.raises(InputTypeError, match=r"trust_remote_code is .*expected True or False"):
+            remote_model(family, str(folder), "a/b", trust_remote_code=no_flag)
     made = captum_dcam.load(folder, trust_remote_code=True)
     assert made.family == family
     own = dict(model.named_parameters())

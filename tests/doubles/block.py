@@ -35,6 +35,8 @@ def held(cache, layer):
 class Attention(nn.Module):
     """Sees what its mask says; keys and values of a call are stored, or only put behind others."""
 
+    scale = 1.0  # of the queries
+
     def __init__(self, config, layer):
         super().__init__()
         d, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
@@ -49,7 +51,7 @@ class Attention(nn.Module):
             p(x).unflatten(-1, (self.groups, -1)).transpose(1, 2)
             for p in (self.k_proj, self.v_proj)
         )
-        q, k = (one * turns[0] + turned(one) * turns[1] for one in (q, k))
+        q, k = (one * turns[0] + turned(one) * turns[1] for one in (q * self.scale, k))
         if store:
             k, v = cache.update(k, v, self.layer)
         else:

@@ -173,3 +173,106 @@ def sdar_vl(make, script, source, **changes):
         case("dynamic", confidence_threshold=0.3),
         case("sequential", remasking_strategy="sequential", denoising_steps=3),
     ]
+
+
+# -- on a causal context --------------------------------------------------------------------------
+
+
+@contextmanager
+def calls_seen(adapter):
+    """Ids and logits of every call of a family's own generation."""
+    ids, logits = [], []
+
+    def embedded(_module, args):
+        ids.append(args[0].clone())
+
+    def headed(_module, _args, out):
+        logits.append(out.detach().clone())
+
+    with (
+        adapter.decoder.embed_tokens.register_forward_pre_hook(embedded),
+        adapter.head.register_forward_hook(headed),
+    ):
+        yield ids, logits
+
+
+def causal(generate, shift):
+    """``AdapterCase.reference`` where blocks are denoised behind a causal context: the call without
+    masks is what stores a block, and its last row is the next one's first token."""
+
+    def made(adapter, request, settings):
+        with calls_seen(adapter) as (ids, logits):
+            tokens = generate(adapter, request, dict(settings))
+        size, vocabulary = ids[1].shape[1], logits[0].shape[-1]
+        total = -(-tokens.shape[1] // size) * size
+        assert total == tokens.shape[1]  # nothing ended the answer
+        canvases, rows, done, first = [], [], 0, logits[0][:, -1]
+
+        def step(own, at, scores):
+            canvas = torch.full((1, total), adapter.mask_id)
+            canvas[:, :done] = tokens[:, :done]
+            canvas[:, done : done + size] = own
+            canvases.append(canvas)
+            full = torch.full((1, total, vocabulary), torch.nan, dtype=scores.dtype)
+            full[:, at] = scores
+            rows.append(full)
+
+        for own, scores in zip(ids[1:], logits[1:], strict=True):
+            if first is not None:
+                step(adapter.mask_id, [done], first[:, None])
+                first = None
+            if (own == adapter.mask_id).any():
+                at = list(range(done + 1, done + size))
+                step(own, at, scores[:, :-1] if shift else scores[:, 1:])
+            else:
+                done, first = done + size, scores[:, -1]
+        return Reference(tokens, rows, torch.stack(canvases))
+
+    return made
+
+
+def _causal_case(name, make, generate, shift, **settings):
+    return AdapterCase(
+        name,
+        make,
+        causal(generate, shift),
+        settings=dict(gen_length=8, **settings),
+        one_token=dict(gen_length=1),
+        shortest=4,
+        prompt="what is this red circle",
+        tolerance=NEAR,
+        feasible=(0,),
+        image_states=entering,
+    )
+
+
+def nemotron_diffusion_vlm(make):
+    """Nemotron's cases: a fixed number of tokens per step, and all that are sure."""
+
+    def generate(adapter, request, settings):
+        own = adapter.inputs(request.pixels, request.extras)
+        ids, length = own.pop("input_ids"), adapter.block_length
+        settings["max_new_tokens"] = -(-settings.pop("gen_length") // length) * length
+        settings.setdefault("steps", settings["max_new_tokens"])
+        found = adapter.model.generate(ids, **own, block_length=length, **settings)
+        return found[0][:, ids.shape[1] :]
+
+    name = "nemotron_diffusion_vlm"
+    return [
+        _causal_case(f"{name}, by number", make, generate, False),
+        _causal_case(f"{name}, threshold", make, generate, False, threshold=0.3),
+    ]
+
+
+def fast_dvlm(make):
+    """Fast-dVLM's case."""
+
+    def generate(adapter, request, settings):
+        own, length = adapter.inputs(request.pixels, request.extras), adapter.block_length
+        total = -(-settings.pop("gen_length") // length) * length
+        tokens = adapter.processor.tokenizer
+        given = dict(block_size=length, max_tokens=total, mask_id=adapter.mask_id)
+        ids = adapter.model.generate(**own, tokenizer=tokens, **given, **settings)
+        return ids[:, request.layout.prefix_length :]
+
+    return [_causal_case("fast_dvlm, threshold", make, generate, True, threshold=0.3)]

@@ -1,4 +1,8 @@
-r"""The loop of SDAR-VL's ``generate.py``, which is a script and no part of the model."""
+r"""Decoding of block diffusion where it is a script of the authors and no part of the model.
+
+SDAR's ``generate.py``, which several families have: a step commits tokens by their probability, or
+from left to right.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from captum_dcam.adapters.common.block import BlockLog, left
 from captum_dcam.adapters.common.settings import (
     TEMPERATURE,
     Setting,
-    Settings,
     count,
     length,
     one_of,
@@ -20,18 +23,16 @@ from captum_dcam.adapters.common.settings import (
 )
 
 STATIC, DYNAMIC, SEQUENTIAL = "low_confidence_static", "low_confidence_dynamic", "sequential"
-SETTINGS = Settings(
-    "SDAR-VL",
-    {
-        "gen_length": Setting(128, length, also="max_new_tokens"),
-        "denoising_steps": Setting(None, count, also="steps"),
-        **TEMPERATURE,
-        "top_k": Setting(None, count),
-        "top_p": Setting(1.0, share),
-        "remasking_strategy": Setting(DYNAMIC, one_of(STATIC, DYNAMIC, SEQUENTIAL)),
-        "confidence_threshold": Setting(0.9, share),
-    },
-)
+#: settings of the loop
+LOOP = {
+    "gen_length": Setting(128, length, also="max_new_tokens"),
+    "denoising_steps": Setting(None, count, also="steps"),
+    **TEMPERATURE,
+    "top_k": Setting(None, count),
+    "top_p": Setting(1.0, share),
+    "remasking_strategy": Setting(DYNAMIC, one_of(STATIC, DYNAMIC, SEQUENTIAL)),
+    "confidence_threshold": Setting(0.9, share),
+}
 #: copies of what an answer ends with, at which the script stops
 REPEATS = 20
 
