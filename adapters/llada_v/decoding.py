@@ -129,12 +129,10 @@ def check_given(
         options["stopping_criteria"] = None
 
 
-def ruled_out(logits: Tensor, canvas: Tensor, ids: SpecialIds) -> Tensor:
-    """A copy of logits (B, T, V) in which the ids that the decoder rules out at masked positions
-    have none."""
-    logits, masked = logits.clone(), canvas == ids.mask
-    for token in (ids.eos, ids.bos, ids.header, ids.header_end):
-        logits[:, :, token].masked_fill_(masked.to(logits.device), -torch.inf)
+def ruled_out(logits: Tensor, ids: SpecialIds) -> Tensor:
+    """A copy of logits (B, T, V) in which the ids that the decoder never writes have none."""
+    logits = logits.clone()
+    logits[:, :, [ids.eos, ids.bos, ids.header, ids.header_end]] = -torch.inf
     return logits
 
 
