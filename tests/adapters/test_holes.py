@@ -78,7 +78,7 @@ def test_a_canvas_is_filled_by_the_familys_own_decoding(name):
         ("lavida_o, use_fast_dlm", {}, InputError, "use_fast_dlm takes no draft"),
         ("llada_v, full", {"stopping_criteria": ["x"]}, InputError, "would cut the given words"),
         ("llada_v, full", {"generation_suffix": "red"}, InputError, "write it at the answer's end"),
-        ("mmada, full, guided", {}, InputError, "cfg_scale is 1.5 .* leave it at 0"),
+        ("mmada, full, guided", {}, InputError, "cfg_scale is 1.5, .* leave it at 0"),
         ("lavida-dream, prefix", {"schedule": "shift"}, InputError, "4 steps .* for 2 holes"),
         ("sdar_vl, sequential", {}, InputError, "denoising_steps is 3 .* give denoising_steps=4"),
         ("mineru_diffusion, dynamic", {}, InputError, "denoising_steps is 2 for blocks of 4"),
