@@ -19,7 +19,7 @@ All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one exa
 
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
 from captum_dcam.faithfulness.curves import FRACTIONS, Curves, deletion, insertion
-from captum_dcam.faithfulness.reading import BASELINES, Explain
+from captum_dcam.faithfulness.reading import Explain
 from captum_dcam.faithfulness.sanity import (
     Randomization,
     answer_shuffle,
@@ -29,6 +29,7 @@ from captum_dcam.faithfulness.sanity import (
     shuffled_answer,
     structural_similarity,
 )
+from captum_dcam.methods.edited import BASELINES
 
 __all__ = [
     "BASELINES",
