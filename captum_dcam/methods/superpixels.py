@@ -72,15 +72,14 @@ def token_regions(request: Request, regions: Sequence[Tensor]) -> Tensor:
 
 def _largest(grid: Grid, regions: Tensor, count: int) -> Tensor:
     """The region (h, w) with most pixels in every token's box; -1 where there is none."""
-    rows, columns = (
-        torch.stack([_inside(edge, size) for edge in edges])
-        for edges, size in zip((grid.y_edges, grid.x_edges), regions.shape, strict=True)
-    )
+    rows, columns = map(overlaps, (grid.y_edges, grid.x_edges), regions.shape)
     shares = torch.stack([rows @ (regions == n).double() @ columns.T for n in range(count)])
     return torch.where(shares.sum(0) > 0, shares.argmax(0), -1)
 
 
-def _inside(edge: Tensor, size: int) -> Tensor:
-    """How much (size,) of every pixel of an axis lies between two edges."""
+def overlaps(edges: Tensor, size: int) -> Tensor:
+    """How much of every pixel of an axis, (n, size) float64, lies between each of n pairs of
+    edges."""
     at = torch.arange(size, dtype=torch.float64)
-    return (torch.minimum(edge[1], at + 1) - torch.maximum(edge[0], at)).clamp_min(0)
+    low, high = edges[:, :1], edges[:, 1:]
+    return (torch.minimum(high, at + 1) - torch.maximum(low, at)).clamp_min(0)

@@ -38,22 +38,28 @@ OTHERS = {
     "gamma": 0.1,
     "k": 2,
     "kind": "smoothgrad_sq",
+    "l1": 9.0,
     "msea": False,
     "order": "position",
     "p": 0.2,
     "patch": 2,
     "permutations": 2,
+    "points": 1,
     "product": "plus_plus",
     "refined": False,
+    "regions": 6,
     "relevance": "mean",
     "samples": 3,
     "scales": (0.5, 1.0),
     "score": "teacher",
+    "search": "full",
+    "size": 3,
     "start": 3,
     "std": 0.3,
     "steps": 3,
     "stride": 2,
     "threshold": 0.5,
+    "tv": 9.0,
     "weights": "probability",
     ("arc", "msea"): True,
     ("attn_lrp", "block"): 2,
@@ -61,6 +67,8 @@ OTHERS = {
     ("diffusion_cam", "backward"): "exact",
     ("diffusion_cam", "center"): False,
     ("diffusion_cam_base", "refined"): False,
+    ("eagle", "baseline"): "blur",
+    ("igos_pp", "baseline"): "blur",
     ("kernel_shap", "samples"): 16,
     ("lime", "samples"): 16,
     ("msea", "arc"): True,
@@ -72,11 +80,14 @@ OTHERS = {
 } | {
     (name, "baseline"): "zero"
     for name, cls in METHODS.items()
-    if getattr(cls, "baseline", None) == "mean"
+    if cls.facts.group.startswith("Captum") and getattr(cls, "baseline", None) == "mean"
 }
 #: what one is beside, so that all of it takes few passes
 BESIDE = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "patch": 4}
 MORE = {
+    "eagle": {"regions": 9, "batch_size": 32},
+    "igos_pp": {"size": 5, "points": 2},
+    "llm_attribution": {"regions": 4},
     "kernel_shap": {"samples": 12},
     "lime": {"samples": 12, "alpha": 0.001},
     "pgc_sess": {"scales": 1},
