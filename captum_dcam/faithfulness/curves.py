@@ -192,15 +192,12 @@ def _curves(
     if not targets:
         raise InputError("no target is given: expected at least one word")
     generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
-    values = flat_maps(forward, maps, targets, "deletion, insertion")
-    groups = groups_of(one_example(forward).layout.shapes, patch)
-    count = int(groups.max()) + 1
-    sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
-    places = [_places(row / groups.bincount(), generator) for row in sums]
+    groups, places = ranked(forward, targets, maps, patch, generator, "deletion, insertion")
+    count = places.shape[1]
     random = [_places(torch.zeros(count), generator) for _ in range(controls)]
     counts = sorted({round(share * count) for share in fractions})
     number, steps = len(targets), len(counts)
-    edited = torch.stack([p < c for p in places + random for c in counts])
+    edited = torch.stack([p < c for p in [*places, *random] for c in counts])
     removed = edited if kind == "deletion" else ~edited
     wanted = [
         (order * steps + s, target)
@@ -217,6 +214,24 @@ def _curves(
         found[:, 0],
         control.mean(1) if controls else control.new_zeros(number, 0),
     )
+
+
+def ranked(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Iterable[Tensor],
+    patch: int,
+    generator: torch.Generator,
+    caller: str,
+) -> tuple[Tensor, Tensor]:
+    """Patch (T,) of every image token, and the places (N, G) of patches in the order of every map,
+    0 for the highest; equal values in random order."""
+    values = flat_maps(forward, maps, targets, caller)
+    groups = groups_of(one_example(forward).layout.shapes, patch)
+    count = int(groups.max()) + 1
+    sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
+    places = [_places(row / groups.bincount(), generator) for row in sums]
+    return groups, torch.stack(places) if places else groups.new_zeros(0, count)
 
 
 def _places(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -86,7 +86,7 @@ OTHERS = {
 BESIDE = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "patch": 4}
 MORE = {
     "eagle": {"regions": 9, "batch_size": 32},
-    "igos_pp": {"size": 5, "points": 2},
+    "igos_pp": {"size": 5, "points": 2, "l1": 0.0},
     "llm_attribution": {"regions": 4},
     "kernel_shap": {"samples": 12},
     "lime": {"samples": 12, "alpha": 0.001},
