@@ -77,8 +77,9 @@ METHODS: dict[str, tuple[Method, str]] = {
 } | MORE
 #: maps that look at no model: the masks on the token grid, a blob in the middle, noise
 LIMITS = ("oracle", "center_blob", "random")
-#: methods of so many passes a word, without those that explain all words together
-LONG = 8
+#: methods of so many passes a word, without those that explain all words together; of so many that
+#: they are only measured by their names
+LONG, TOO_MANY = 8, 100
 STAGES = {
     "bare": Compose([]),
     "four modules": paper_refinements(),
@@ -98,19 +99,23 @@ Scores = list[float | None]
 
 def is_long(name: str) -> bool:
     """Whether a row takes many passes a word."""
-    if name in LIMITS:
-        return False
-    facts = METHODS[name][0].facts
-    return facts.expensive or int(facts.passes.split()[0]) >= LONG
+    return name not in LIMITS and (METHODS[name][0].facts.expensive or passes_of(name) >= LONG)
+
+
+def passes_of(name: str) -> int:
+    """Passes of a row per word, as its method's facts have them."""
+    return 0 if name in LIMITS else int(METHODS[name][0].facts.passes.split()[0])
 
 
 def rows_of(asked: Sequence[str] | None) -> list[str]:
-    """Names of rows: ``quick`` and ``long`` stand for all of a kind, with the default and limits
-    beside them; the default always comes first, so that all is paired with it."""
+    """Names of rows: ``quick`` and ``long`` stand for all of a kind that do not take too many
+    passes, with the default and limits beside them; the default always comes first, so that all is
+    paired with it."""
     names: list[str] = ["diffusion_cam"]
     for one in asked or ("quick", "long"):
         if one in ("quick", "long"):
-            names += [n for n in (*METHODS, *LIMITS) if is_long(n) == (one == "long")]
+            few = (n for n in (*METHODS, *LIMITS) if passes_of(n) < TOO_MANY)
+            names += [n for n in few if is_long(n) == (one == "long")]
         elif one in METHODS or one in LIMITS:
             names.append(one)
         else:
