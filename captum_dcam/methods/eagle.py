@@ -24,7 +24,7 @@ from captum_dcam.methods.base import (
     check_counts,
     entered,
 )
-from captum_dcam.methods.edited import BASELINES, read_removed
+from captum_dcam.methods.edited import read_removed
 from captum_dcam.methods.superpixels import regions_of
 from captum_dcam.model.sequence import split_grids
 
@@ -157,29 +157,26 @@ class Eagle(Method):
     by round. A region's value falls along the order by the change of F
     (:meth:`Ranking.heights`), as in the authors' pictures, but not stretched to [0, 1].
 
-    Image tokens are removed whole, each with the superpixel that covers most of it; the authors
-    mask pixels, with black. A word of several tokens is searched for once. A budget that ends
-    inside leaves the regions that were ranked so far; the searches of all words end together.
+    Image tokens are removed whole, each with the superpixel that covers most of it, and have the
+    image's mean colour then, as in deletion and insertion; the authors mask pixels, with black. A
+    word of several tokens is searched for once. A budget that ends inside leaves the regions that
+    were ranked so far; the searches of all words end together.
 
     Args:
         regions (int): superpixels per image, about as many. The authors' number. Default: 64
         search (str): ``full`` tries every region that is left in every round, n (n + 1) passes;
             ``efficient`` (the authors' EfficientMLLMSubModularExplanationVision with its defaults)
             works from both ends with few candidates. Default: ``"efficient"``
-        baseline (str): what stands where regions were removed: ``mean``, ``blur`` or ``inpaint``,
-            see :func:`captum_dcam.methods.edited.pixel_fill`. Default: ``"mean"``, as in deletion
-            and insertion
         batch_size (int): number of masked images per pass. Default: 8
     """
 
     regions: int = 64
     search: str = "efficient"
-    baseline: str = "mean"
     batch_size: int = 8
 
     def __post_init__(self) -> None:
         check_counts(self, "regions", "batch_size")
-        check_choices(self, search=SEARCHES, baseline=BASELINES)
+        check_choices(self, search=SEARCHES)
 
     def attribute(self, task: AttributionTask) -> Attribution:
         regions = regions_of(task.forward.request, self.regions, f"method {self.name!r}")
@@ -217,6 +214,7 @@ class Eagle(Method):
         self, task: AttributionTask, regions: Tensor, asked: Mapping[int, Tensor]
     ) -> dict[int, Tensor]:
         """F (K,) of every word's sets (K, n) of regions that are kept."""
+        # first a set's images alone, then those without it
         removed = torch.cat([part for kept in asked.values() for part in (~kept, kept)])
         owners = [w for w, kept in asked.items() for _ in range(2 * len(kept))]
         found = read_removed(
@@ -224,13 +222,14 @@ class Eagle(Method):
             removed,
             regions,
             [(row, task.targets[word]) for row, word in enumerate(owners)],
-            baseline=self.baseline,
+            baseline="mean",
             where="pixels",
             score=task.score,
             chunk=self.batch_size,
             value="probability",
         )
-        own = zip(asked, found.split([2 * len(kept) for kept in asked.values()]), strict=True)
-        return {
-            word: with_ + 1 - without for word, both in own for with_, without in [both.chunk(2)]
-        }
+        out, parts = {}, found.split([2 * len(kept) for kept in asked.values()])
+        for word, both in zip(asked, parts, strict=True):
+            alone, without = both.chunk(2)
+            out[word] = alone + 1 - without
+        return out

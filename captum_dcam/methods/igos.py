@@ -16,13 +16,11 @@ from captum_dcam.methods.base import (
     AttributionTask,
     PerWord,
     WordMaps,
-    check_choices,
     check_counts,
     entered,
     pairs_of,
 )
-from captum_dcam.methods.captum_common import CaptumArguments
-from captum_dcam.methods.edited import pixel_fill
+from captum_dcam.methods.captum_common import CaptumArguments, baseline_of
 from captum_dcam.methods.score_cam import pixel_masks
 from captum_dcam.methods.superpixels import overlaps
 from captum_dcam.model.words import Target
@@ -31,8 +29,6 @@ from captum_dcam.model.words import Target
 ScoreOf = Callable[[Tensor], Tensor]
 #: how far the value that changes most goes in a step; the best of these is taken
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
-#: what stands where the mask is 0
-STILL = ("mean", "blur")
 
 
 class Objective:
@@ -126,7 +122,8 @@ class IgosPlusPlus(PerWord):
     integrated gradients. The map is 1 − M, the mean over every image token's box; ≥ 0.
 
     The first paper has two masks of which this is the product, and a TV that the image's edges
-    weaken; the optimiser's step length is ours.
+    weaken; both put a blurred image where the mask is 0, this its mean colour, as deletion and
+    insertion do. The optimiser's step length is ours.
 
     Args:
         size (int): cells of the mask per side. Default: 32
@@ -134,8 +131,6 @@ class IgosPlusPlus(PerWord):
         points (int): of the integrated gradient. Default: 10
         l1 (float): weight of the mean of 1 − M. Default: 1.0
         tv (float): weight of the mean squared difference of neighbouring cells. Default: 1.0
-        baseline (str): what stands where the mask is 0: ``mean`` or ``blur``, see
-            :func:`captum_dcam.methods.edited.pixel_fill`. Default: ``"mean"``; the papers': blur
         batch_size (int): number of masked images per pass. Default: 8
     """
 
@@ -144,12 +139,10 @@ class IgosPlusPlus(PerWord):
     points: int = 10
     l1: float = 1.0
     tv: float = 1.0
-    baseline: str = "mean"
     batch_size: int = 8
 
     def __post_init__(self) -> None:
         check_counts(self, "size", "steps", "points", "batch_size")
-        check_choices(self, baseline=STILL)
         for name in ("l1", "tv"):
             object.__setattr__(self, name, checks.real(name, getattr(self, name), low=0.0))
 
@@ -165,10 +158,9 @@ class IgosPlusPlus(PerWord):
         """f of masks, differentiable."""
         forward, hidden = task.forward, _hidden(task, self.size)
         owners = forward.adapter.pixel_tokens(forward.request)
-        everything = torch.ones(1, sum(h * w for h, w in task.shapes), dtype=torch.bool)
-        still = pixel_fill(forward, self.baseline)(everything)
         pairs = pairs_of(target)
         cases = [CaptumArguments(task, pair) for pair in pairs]
+        still = baseline_of(cases[0], "mean")
 
         def score(masks: Tensor) -> Tensor:
             shown = pixel_masks([1 - own for own in hidden(masks)], owners).to(still)

@@ -31,7 +31,7 @@ GRAD_CAM = have_grad_cam()
 QUICK = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "concepts": 3, "stride": 4}
 MORE = {
     "eagle": {"regions": 4, "batch_size": 32},
-    "igos_pp": {"size": 5, "points": 2, "l1": 0.0},
+    "igos_pp": {"size": 4, "points": 1, "steps": 1, "l1": 0.0},
     "kernel_shap": {"samples": 12},
     "lime": {"samples": 12},
     "llm_attribution": {"regions": 4},

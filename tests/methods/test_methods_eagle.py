@@ -269,7 +269,6 @@ def test_regions_of_tokens_cover_most_of_them():
     [
         ({"regions": 0}, "regions is 0"),
         ({"search": "fast"}, "search is 'fast'"),
-        ({"baseline": "black"}, "baseline is 'black'"),
         ({"batch_size": 1.5}, "batch_size is 1.5"),
     ],
 )

@@ -111,7 +111,7 @@ def test_passes_and_map(cache):
         ({"size": 0}, "size is 0"),
         ({"l1": -1.0}, "l1 is -1.0"),
         ({"tv": float("nan")}, "tv is nan"),
-        ({"baseline": "inpaint"}, "baseline is 'inpaint'"),
+        ({"points": 0}, "points is 0"),
     ],
 )
 def test_settings_are_checked(setting, message):

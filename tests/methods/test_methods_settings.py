@@ -67,8 +67,6 @@ OTHERS = {
     ("diffusion_cam", "backward"): "exact",
     ("diffusion_cam", "center"): False,
     ("diffusion_cam_base", "refined"): False,
-    ("eagle", "baseline"): "blur",
-    ("igos_pp", "baseline"): "blur",
     ("kernel_shap", "samples"): 16,
     ("lime", "samples"): 16,
     ("msea", "arc"): True,
@@ -80,12 +78,12 @@ OTHERS = {
 } | {
     (name, "baseline"): "zero"
     for name, cls in METHODS.items()
-    if cls.facts.group.startswith("Captum") and getattr(cls, "baseline", None) == "mean"
+    if getattr(cls, "baseline", None) == "mean"
 }
 #: what one is beside, so that all of it takes few passes
 BESIDE = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "patch": 4}
 MORE = {
-    "eagle": {"regions": 9, "batch_size": 32},
+    "eagle": {"regions": 14, "batch_size": 32},
     "igos_pp": {"size": 5, "points": 2, "l1": 0.0},
     "llm_attribution": {"regions": 4},
     "kernel_shap": {"samples": 12},
