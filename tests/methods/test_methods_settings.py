@@ -91,8 +91,8 @@ MORE = {
     "pgc_sess": {"scales": 1},
 }
 #: settings that by their meaning change nothing: how many images share a pass, what the half of
-#: MSEA + ARC that is turned off would do, refinements of a preset that has none; and EAGLE's quicker
-#: search, which finds the same order in a model of random weights
+#: MSEA + ARC that is turned off would do, refinements of a preset that has none; and EAGLE's
+#: quicker search, which finds the same order in a model of random weights
 SAME = {
     *((name, one) for name in METHODS for one in ("batch", "batch_size")),
     *(("arc", one) for one in ("scales", "aggregate")),
