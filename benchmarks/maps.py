@@ -7,7 +7,9 @@ r"""Every method's maps with every refinement: are they on what words name, are 
 folder. ``--modules`` says on how many scenes the paper's four modules are applied, for which every
 method explains the repeated words too. ``--curves`` adds deletion and insertion, ``--sanity`` how
 much of a map is left when the model or the answer around its word changes: minutes per scene, so
-``--words 1`` takes one word of each kind per scene.
+``--words 1`` takes one word of each kind per scene. ``--wrong`` asks questions about noisy images
+until one is answered wrongly, and measures how little must be removed by a map of the right answer
+until the model would give it (EAGLE's AMCR and CSR@10 %).
 
 Each raw map is computed once, and measured bare, with the paper's four modules (SICD subtracts the
 method's own maps of repeated words, as ``compare`` does), with affinity propagation, and with both:
@@ -20,15 +22,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see docs/COST.md
 
+import numpy as np
 import torch
 import typer
 from maps_tables import REFINED, app
+from PIL import Image
 from reports import commit, machine
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +45,7 @@ from captum_dcam.evaluation.measure import numbers
 from captum_dcam.files import write_json
 from captum_dcam.methods import AttributionTask, Method, method, method_names
 from captum_dcam.metrics import localization, pointing_game, rank_correlation
+from captum_dcam.model.foils import with_foils
 from captum_dcam.model.words import Target, answer_token_texts, words_of
 from captum_dcam.refine import Affinity, Compose, paper_refinements
 
@@ -48,6 +53,7 @@ FOLDER = Path("runs/maps")
 PROMPT = "describe the image ."
 #: presets without their refinements; the paper's is the base preset's
 BARE = {"diffusion_cam": method("diffusion_cam", refined=False)}
+EAGLE = "eagle, 16 regions"
 #: rows beside the methods as they are: another setting, or the last step's logits, at which these
 #: methods were better on scenes 60 to 159
 MORE: dict[str, tuple[Method, str]] = {
@@ -59,6 +65,8 @@ MORE: dict[str, tuple[Method, str]] = {
         f"{name}, last step": (method(name), "final")
         for name in ("finer_cam", "llava_cam", "pgc_dff", "pgc_gradcam_plus_plus", "pgc_xgradcam")
     },
+    # of its authors' 64 regions a quarter: 1412 passes a word are minutes on a CPU
+    EAGLE: (method("eagle", regions=16, search="full"), "commit"),
 }
 #: what a row is: a method, and the state it reads
 METHODS: dict[str, tuple[Method, str]] = {
@@ -68,8 +76,9 @@ METHODS: dict[str, tuple[Method, str]] = {
 } | MORE
 #: maps that look at no model: the masks on the token grid, a blob in the middle, noise
 LIMITS = ("oracle", "center_blob", "random")
-#: methods of so many passes a word, without those that explain all words together
-LONG = 8
+#: methods of so many passes a word, without those that explain all words together; of so many that
+#: they are only measured by their names
+LONG, TOO_MANY = 8, 100
 STAGES = {
     "bare": Compose([]),
     "four modules": paper_refinements(),
@@ -80,6 +89,8 @@ STAGES = {
 PAIR = ("bare", "affinity")
 #: of deletion and insertion; the first and the last are the same for all maps
 FRACTIONS = (0.0, 0.05, 0.2, 0.5, 1.0)
+#: standard deviation of the noise on images whose questions are to be answered wrongly
+NOISE = 0.4
 assert tuple(STAGES) == REFINED
 #: of N words; None where there is nothing to score against
 Scores = list[float | None]
@@ -87,19 +98,23 @@ Scores = list[float | None]
 
 def is_long(name: str) -> bool:
     """Whether a row takes many passes a word."""
-    if name in LIMITS:
-        return False
-    facts = METHODS[name][0].facts
-    return facts.expensive or int(facts.passes.split()[0]) >= LONG
+    return name not in LIMITS and (METHODS[name][0].facts.expensive or passes_of(name) >= LONG)
+
+
+def passes_of(name: str) -> int:
+    """Passes of a row per word, as its method's facts have them."""
+    return 0 if name in LIMITS else int(METHODS[name][0].facts.passes.split()[0])
 
 
 def rows_of(asked: Sequence[str] | None) -> list[str]:
-    """Names of rows: ``quick`` and ``long`` stand for all of a kind, with the default and limits
-    beside them; the default always comes first, so that all is paired with it."""
+    """Names of rows: ``quick`` and ``long`` stand for all of a kind that do not take too many
+    passes, with the default and limits beside them; the default always comes first, so that all is
+    paired with it."""
     names: list[str] = ["diffusion_cam"]
     for one in asked or ("quick", "long"):
         if one in ("quick", "long"):
-            names += [n for n in (*METHODS, *LIMITS) if is_long(n) == (one == "long")]
+            few = (n for n in (*METHODS, *LIMITS) if passes_of(n) < TOO_MANY)
+            names += [n for n in few if is_long(n) == (one == "long")]
         elif one in METHODS or one in LIMITS:
             names.append(one)
         else:
@@ -164,6 +179,27 @@ def answered(
     words = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
     right = [w for w in words if w.text == answer][:1]
     return [Named(w, f"what {kind}", answer, count > 1, mask) for w in right]
+
+
+def mistaken(adapter: Any, scene: Scene, index: int) -> tuple[DenoisingForward, Named, str] | None:
+    """The first question about a noisy image of a scene that is answered wrongly by one word: the
+    right answer's token in its place, and the question; None where all are answered otherwise."""
+    drawn = np.random.default_rng(index).normal(0, 255 * NOISE, (*scene.image.size[::-1], 3))
+    noisy = np.clip(np.asarray(scene.image) + drawn, 0, 255).astype(np.uint8)
+    for kind, prompt, answer in scene.questions:
+        if kind not in ("shape", "color"):
+            continue
+        forward = DenoisingForward(adapter)
+        forward.generate(adapter.prepare([[Image.fromarray(noisy)]], [prompt]))
+        words = words_of(adapter, forward.trajectory.tokens[0].tolist())
+        known = COLORS if kind == "color" else SHAPE_OF
+        said = [w for w in words if w.text in known]
+        if len(said) == 1 and said[0].text != answer and len(said[0].token_ids) == 1:
+            (right,) = with_foils(adapter, forward.trajectory.tokens[0].tolist(), said, answer)
+            assert right.foil_ids is not None
+            target = replace(right, text=answer, token_ids=right.foil_ids, foil_ids=None)
+            return forward, Named(target, "wrong", answer, False, torch.empty(0)), prompt
+    return None
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -279,6 +315,29 @@ def sanity(
     }
 
 
+def corrected(adapter: Any, index: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What a wrong answer about a noisy image of a scene needs to become right, row by row."""
+    found = mistaken(adapter, make_scene(HELD_OUT, index), index)
+    if found is None:
+        return []
+    forward, word, prompt = found
+    shown, costs = {}, {}
+    for name in names:
+        if name != "oracle":
+            raw, _, costs[name] = raw_maps(forward, [word], name, index)
+            for label in PAIR:
+                contexts = maps.contexts_of(forward, None, STAGES[label])
+                shown[name, label] = maps.refine_words(raw, STAGES[label], contexts)
+    together = [torch.cat([m[i] for m in shown.values()]) for i in range(len(raw))]
+    area = faithfulness.correction(forward, [word.target] * len(shown), together).area.tolist()
+    scores: dict[str, dict[str, dict[str, Scores]]] = {}
+    for (name, label), own in zip(shown, area, strict=True):
+        within = {"amcr": [own], "csr": [float(own <= 0.1)]}
+        scores.setdefault(name, {})[label] = within
+    words = [{"text": word.target.text, "kind": word.kind, "plural": False}]
+    return [{"prompt": prompt, "words": words, "scores": scores, "costs": costs}]
+
+
 def measure_scene(
     adapter: Any, index: int, names: Sequence[str], words: int, at: dict[str, bool]
 ) -> dict[str, Any]:
@@ -286,7 +345,7 @@ def measure_scene(
     scene = make_scene(HELD_OUT, index)
     asked = [q for q in scene.questions if q[0] in ("shape", "color")] if at["questions"] else []
     answers = []
-    for kind, prompt, answer in [("", PROMPT, ""), *asked]:
+    for kind, prompt, answer in [("", PROMPT, ""), *asked] if at["described"] else []:
         forward = DenoisingForward(adapter)
         forward.generate(adapter.prepare([[scene.image]], [prompt]))
         found = (
@@ -311,7 +370,9 @@ def measure_scene(
         own = [{"text": n.target.text, "kind": n.kind, "plural": n.plural} for n in named]
         answers.append({"prompt": prompt, "words": own, "scores": scores, "costs": costs})
     layer = DenoisingForward(adapter).layer
-    return {"scene": index, "block": layer, "asked": len(asked), "answers": answers}
+    wrong = corrected(adapter, index, names) if at["wrong"] else []
+    found = {"answers": answers, "corrected": wrong}
+    return {"scene": index, "block": layer, "asked": len(asked), **found}
 
 
 @app.command()
@@ -325,6 +386,8 @@ def measure(
     modules: Annotated[int, typer.Option(min=0, help="The four modules on so many.")] = 300,
     curves: Annotated[int, typer.Option(min=0, help="Deletion, insertion on so many.")] = 0,
     sanity: Annotated[int, typer.Option(min=0, help="Changed models on so many.")] = 0,
+    described: Annotated[int, typer.Option(min=0, help="Words of right answers on so many.")] = 300,
+    wrong: Annotated[int, typer.Option(min=0, help="A wrong answer of so many.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: every n-th scene, from the i-th.")] = "0/1",
     methods: Annotated[
         list[str] | None,
@@ -347,6 +410,8 @@ def measure(
                 "modules": modules,
                 "curves": curves,
                 "sanity": sanity,
+                "described": described,
+                "wrong": wrong,
             }
             at = {what: first < count for what, count in asked.items()}
             write_json(path, {**made, **measure_scene(adapter, index, names, words, at)})

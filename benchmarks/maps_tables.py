@@ -28,6 +28,7 @@ KINDS = {
     "plural": "Of both, words for several objects",
     "what shape": "Answers to “what shape …”",
     "what color": "Answers to “what color …”",
+    "wrong": "Wrong answers about noisy images, explained as the right ones",
 }
 
 
@@ -73,6 +74,11 @@ PLACEBO = tuple(
     for label in ("bare", "affinity")
     for head, score in (("F3 %", "f3"), ("another object's", "placebo"))
 )
+CORRECTIONS = tuple(
+    Column(f"{head}, {label}", score, label)
+    for head, score in (("AMCR % ↓", "amcr"), ("CSR@10 % ↑", "csr"))
+    for label in ("bare", "affinity")
+)
 SANITY = tuple(
     Column(f"{change}, {label}", change, label)
     for change in ("last block", "all weights", "other answer")
@@ -114,7 +120,7 @@ def rows_of(records: Sequence[dict[str, Any]], kind: str, columns: Sequence[Colu
     words = [
         (record["scene"], answer["scores"], n)
         for record in records
-        for answer in record["answers"]
+        for answer in [*record["answers"], *record.get("corrected", ())]
         for n, word in enumerate(answer["words"])
         if word["kind"] == kind or (kind == "plural" and word["plural"] and "what" not in kind)
         if kind != "plural" or not word["kind"].startswith("what")
@@ -157,9 +163,10 @@ def table_of(
     kind: str,
     columns: Sequence[Column],
     by: str,
+    costs: bool = False,
 ) -> str:
-    """Title, how many words, and a line per row, highest first by the score ``by`` with affinity;
-    empty where nothing was measured."""
+    """Title, how many words, and a line per row, highest first by the score ``by`` with affinity,
+    perhaps with what a word costs; empty where nothing was measured."""
     found = rows_of(records, kind, columns)
     if found is None:
         return ""
@@ -169,24 +176,32 @@ def table_of(
     )
     order = sorted(range(len(found.names)), key=lambda r: -cells[first][r][0])
     lines = [[found.names[r], *(column[r][1] for column in cells)] for r in order]
+    heads = ["map", *(c.head for c in columns)]
+    if costs:
+        heads += ["passes a word", "time", "seconds"]
+        lines = [[*line, *costs_of(records, line[0])] for line in lines]
     scenes = len(found.scenes.unique())
     title = f"### {KINDS[kind]}\n\n{len(found.scenes)} words of {scenes} scenes.\n\n"
-    return title + markdown(["map", *(c.head for c in columns)], lines) + "\n"
+    return title + markdown(heads, lines) + "\n"
 
 
-def costs_of(records: Sequence[dict[str, Any]], name: str) -> tuple[str, str]:
-    """Passes of a row per word, and its time over the default's on the same scenes."""
+def costs_of(records: Sequence[dict[str, Any]], name: str) -> tuple[str, str, str]:
+    """Passes of a row per word, its time over the default's on the same scenes, and the median of
+    its seconds; dashes for maps that look at no model."""
     found = [
         (answer["costs"][name], answer["costs"][DEFAULT])
         for record in records
-        for answer in record["answers"]
+        for answer in [*record["answers"], *record.get("corrected", ())]
         if answer["costs"].get(name)
     ]
+    if not found:
+        return "–", "–", "–"
     forwards, backwards = (
         statistics.mean(own[kind] for own, _ in found) for kind in ("forwards", "backwards")
     )
     time = statistics.median(own["seconds"] / other["seconds"] for own, other in found)
-    return f"{forwards:.3g}" + (f" + {backwards:.3g} back" if backwards else ""), f"{time:.2g}×"
+    passes = f"{forwards:.3g}" + (f" + {backwards:.3g} back" if backwards else "")
+    return passes, f"{time:.2g}×", f"{statistics.median(own['seconds'] for own, _ in found):.2g}"
 
 
 def method_lines(records: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -206,7 +221,7 @@ def method_lines(records: Sequence[dict[str, Any]]) -> list[list[str]]:
         gives = "image, text" if facts.text else "image"
         gives += "; one map for all words" if facts.target_blind else ""
         own = [facts.group, facts.label, f"`{name}` · {facts.source}", needs, gives]
-        lines.append([*own, *costs_of(records, name), *(column[name][1] for column in cells)])
+        lines.append([*own, *costs_of(records, name)[:2], *(column[name][1] for column in cells)])
     return lines
 
 
@@ -247,8 +262,10 @@ def table(
         ("Deletion and insertion", CURVES, "insertion", ("shape", "color")),
         ("Placebo", PLACEBO, "f3", ("shape", "color")),
         ("Sanity", SANITY, "last block", ("shape", "color")),
+        ("Correction", CORRECTIONS, "csr", ("wrong",)),
     ):
-        made_of = [table_of(records, kind, columns, by) for kind in kinds]
+        costs = title in ("Deletion and insertion", "Correction")
+        made_of = [table_of(records, kind, columns, by, costs) for kind in kinds]
         if any(made_of):
             typer.echo(f"## {title}\n" if title else "")
             typer.echo("\n".join(t for t in made_of if t))

@@ -21,6 +21,7 @@ EXTRAS = {
     "accelerate": "large",
     "pycocotools": "data",
     "pytorch_grad_cam": "grad-cam",
+    "skimage": "eval",
     "sklearn": "eval",
     "tabulate": "eval",
 }

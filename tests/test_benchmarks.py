@@ -82,6 +82,7 @@ def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     maps = pytest.importorskip("maps")
     kept, first = torch.get_num_threads(), maps.rows_of(None)[0]
     asked = {"words": 1, "questions": 0, "modules": 1, "curves": 0, "sanity": 1, "shard": "0/1"}
+    asked["wrong"] = 1
     times = []
     for _ in range(2):
         maps.measure(tmp_path, "prefix", 61, 1, methods=["attention", "oracle"], **asked)
@@ -101,6 +102,11 @@ def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     found = localization(pixels, torch.stack([n.mask for n in named])).f3
     assert answer["scores"][first]["affinity"]["f3"] == pytest.approx(found.tolist())
     assert {"last block", "all weights", "other answer"} < set(answer["scores"][first]["bare"])
+    (wrong,) = json.loads(path.read_text())["corrected"]
+    assert set(wrong["scores"]) == {first, "attention"}
+    for own in wrong["scores"][first].values():
+        (area,), (within,) = own["amcr"], own["csr"]
+        assert 0 < area <= 1 and within == (area <= 0.1)
     tables = pytest.importorskip("maps_tables")
     tables.table(tmp_path, "prefix", 61, 1, False)
     lines = capsys.readouterr().out.splitlines()

@@ -27,7 +27,11 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 #: module → distribution, where the names differ
-CALLED = {"pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn"}
+CALLED = {
+    "pytorch_grad_cam": "grad-cam",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
 
 
 def test_the_extras_are_those_of_the_distribution():

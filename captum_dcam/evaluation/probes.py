@@ -106,6 +106,38 @@ def faithfulness(
     return Scores(out)
 
 
+def _check_arcc(kinds: Sequence[str], baseline: str, chunk: int, state: Score) -> None:
+    _check_words(kinds, state)
+    check_settings(baseline, "pixels", 1, (0.0, 1.0), 0, chunk)
+
+
+@register_metric("arcc", _check_arcc)
+def arcc(
+    case: VariantMaps,
+    baseline: str = "inpaint",
+    chunk: int = 8,
+    kinds: Sequence[str] = OBJECTS,
+    state: Score = "commit",
+) -> Scores:
+    """pytorch-grad-cam's ARCC and its three parts, see :func:`captum_dcam.faithfulness.arcc`; the
+    coherency takes the variant's map again, refined as it was."""
+    at, targets = _asked(case, kinds)
+    if not at or case.explain is None:
+        return Scores({})
+    found = tests.arcc(
+        case.forward,
+        targets,
+        [m[at] for m in case.maps],
+        case.explain,
+        baseline=baseline,
+        score=state,
+        generator=case.generator(),
+        chunk=chunk,
+    )
+    parts = {f"arcc_{n}": getattr(found, n) for n in ("coherency", "complexity", "removal")}
+    return Scores(case.columns(at, arcc=found.value, **parts))
+
+
 @register_metric("infidelity", _check_samples)
 def infidelity(
     case: VariantMaps,

@@ -259,19 +259,27 @@ def plausibility(setting: Setting) -> list[Part]:
 # -- faithfulness and sanity of every method -------------------------------------------------------
 
 
+#: passes per word of methods that suites leave out, for they take longer than all others together:
+#: a plan names them itself
+TOO_MANY = 100
+
+
+def _passes(name: str) -> int:
+    return int(METHODS[name].facts.passes.split()[0])
+
+
 def is_long(name: str) -> bool:
     """Whether a method makes many passes per word: it is measured on fewer images."""
-    facts = METHODS[name].facts
-    return facts.expensive or int(facts.passes.split()[0]) >= 8
+    return METHODS[name].facts.expensive or _passes(name) >= 8
 
 
 def _every(long: bool) -> list[Variant]:
-    """All methods that make many passes, or all others; each in the state that suits it, bare and
-    with affinity. The bare map of the paper's preset is that of the base preset."""
+    """Methods that make many passes, or those that make few; each in the state that suits it, bare
+    and with affinity. The bare map of the paper's preset is that of the base preset."""
     found = [
         Variant(name, score="final" if name in FINAL_STATE else "commit")
         for name in method_names()
-        if is_long(name) == long and name != "tam_over"
+        if is_long(name) == long and name != "tam_over" and _passes(name) < TOO_MANY
     ]
     bare = [] if long else [Variant("diffusion_cam, bare", "diffusion_cam", {"refined": False})]
     return [*bare, *with_twins(found)]

@@ -5,6 +5,9 @@ denoising model can be asked about a given text: every token is read again in th
 was committed, whatever the image. So nothing vanishes and nothing shifts.
 
 - :func:`deletion`, :func:`insertion`: the word's probability as the image goes or comes
+- :func:`correction`: how little must go for a wrong word to give way to the right one (EAGLE's
+  AMCR and CSR)
+- :func:`arcc`: pytorch-grad-cam's mean of removal, coherency and complexity
 - :func:`infidelity`, :func:`sensitivity_max`: Captum's, for maps of image tokens
 - :func:`parameter_randomization`, :func:`answer_shuffle`, :func:`placebo`: sanity checks
 
@@ -17,9 +20,11 @@ All take a bound :class:`~captum_dcam.model.forward.DenoisingForward` of one exa
     ...     return method("tam").attribute(AttributionTask(forward, targets)).maps
 """
 
+from captum_dcam.faithfulness.arcc_metric import Arcc, arcc
 from captum_dcam.faithfulness.captum_metrics import infidelity, sensitivity_max
+from captum_dcam.faithfulness.corrections import REMOVED, Corrections, correction
 from captum_dcam.faithfulness.curves import FRACTIONS, Curves, deletion, insertion
-from captum_dcam.faithfulness.reading import BASELINES, Explain
+from captum_dcam.faithfulness.reading import Explain
 from captum_dcam.faithfulness.sanity import (
     Randomization,
     answer_shuffle,
@@ -28,14 +33,20 @@ from captum_dcam.faithfulness.sanity import (
     shuffled_answer,
     structural_similarity,
 )
+from captum_dcam.methods.edited import BASELINES
 
 __all__ = [
     "BASELINES",
     "FRACTIONS",
+    "REMOVED",
+    "Arcc",
+    "Corrections",
     "Curves",
     "Explain",
     "Randomization",
     "answer_shuffle",
+    "arcc",
+    "correction",
     "deletion",
     "infidelity",
     "insertion",

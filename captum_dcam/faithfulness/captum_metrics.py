@@ -16,17 +16,10 @@ from torch import Tensor
 
 from captum_dcam import checks
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.reading import (
-    Explain,
-    check_counts,
-    flat_maps,
-    one_example,
-    pixel_fill,
-    read,
-    with_pixels,
-)
+from captum_dcam.faithfulness.reading import Explain, check_counts, flat_maps
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
+from captum_dcam.methods.edited import one_example, pixel_fill, read, with_pixels
 from captum_dcam.metrics._checks import working_dtype
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.progress import ProgressLike, watched
@@ -60,7 +53,7 @@ def infidelity(
         forward (DenoisingForward): bound, one example.
         targets (sequence of Target): N words; a word's value is the sum of its tokens' logits.
         maps (iterable of Tensor): one (N, h, w) per grid, signed.
-        baseline (str, optional): see :func:`captum_dcam.faithfulness.reading.pixel_fill`.
+        baseline (str, optional): see :func:`captum_dcam.methods.edited.pixel_fill`.
             Default: ``"mean"``
         score (str or int, optional): state at which a token is read, or the step's number.
             Default: ``"commit"``

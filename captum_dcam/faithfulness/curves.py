@@ -2,8 +2,7 @@ r"""Deletion and insertion: the word's probability as the image goes, or comes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +10,9 @@ from torch import Tensor
 
 from captum_dcam import checks
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.reading import (
-    BASELINES,
-    check_counts,
-    flat_maps,
-    one_example,
-    pixel_fill,
-    read,
-    with_pixels,
-)
+from captum_dcam.faithfulness.reading import check_counts, flat_maps
 from captum_dcam.methods.captum_common import groups_of
+from captum_dcam.methods.edited import BASELINES, WHERE, one_example, read_removed
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.progress import ProgressLike, watched
 from captum_dcam.model.trajectory import Score
@@ -28,8 +20,6 @@ from captum_dcam.model.words import Target
 
 #: shares of the image removed or revealed
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-#: edits of the pixels, or of the image tokens at the tapped block
-WHERE = ("pixels", "tap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +110,7 @@ def deletion(
         targets (sequence of Target): N words.
         maps (iterable of Tensor): one (N, h, w) per grid; order counts, scale does not.
         baseline (str, optional): what replaces removed pixels: ``mean``, ``blur`` or ``inpaint``,
-            see :func:`captum_dcam.faithfulness.reading.pixel_fill`. Default: ``"mean"``
+            see :func:`captum_dcam.methods.edited.pixel_fill`. Default: ``"mean"``
         where (str, optional): ``pixels``, or ``tap``: removed image tokens become the mean image
             token of their grid at the tapped block, which needs no pixels and runs on every family
             (``baseline`` then means nothing). Blocks below have mixed the tokens, so few of them
@@ -208,15 +198,12 @@ def _curves(
     if not targets:
         raise InputError("no target is given: expected at least one word")
     generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
-    values = flat_maps(forward, maps, targets, "deletion, insertion")
-    groups = groups_of(one_example(forward).layout.shapes, patch)
-    count = int(groups.max()) + 1
-    sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
-    places = [_places(row / groups.bincount(), generator) for row in sums]
+    groups, places = ranked(forward, targets, maps, patch, generator, "deletion, insertion")
+    count = places.shape[1]
     random = [_places(torch.zeros(count), generator) for _ in range(controls)]
     counts = sorted({round(share * count) for share in fractions})
     number, steps = len(targets), len(counts)
-    edited = torch.stack([p < c for p in places + random for c in counts])
+    edited = torch.stack([p < c for p in [*places, *random] for c in counts])
     removed = edited if kind == "deletion" else ~edited
     wanted = [
         (order * steps + s, target)
@@ -225,8 +212,8 @@ def _curves(
         for s in range(steps)
     ]
     with watched(forward.adapter, progress, kind):
-        found = _read_edited(forward, removed, groups, wanted, baseline, where, score, chunk).exp()
-    found = found.view(number, 1 + controls, steps)
+        logs = read_removed(forward, removed, groups, wanted, baseline, where, score, chunk)
+    found = logs.exp().view(number, 1 + controls, steps)
     control = found[:, 1:]
     return Curves(
         kind,
@@ -234,6 +221,24 @@ def _curves(
         found[:, 0],
         control.mean(1) if controls else control.new_zeros(number, 0),
     )
+
+
+def ranked(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    maps: Iterable[Tensor],
+    patch: int,
+    generator: torch.Generator,
+    caller: str,
+) -> tuple[Tensor, Tensor]:
+    """Patch (T,) of every image token, and the places (N, G) of patches in the order of every map,
+    0 for the highest; equal values in random order."""
+    values = flat_maps(forward, maps, targets, caller)
+    groups = groups_of(one_example(forward).layout.shapes, patch)
+    count = int(groups.max()) + 1
+    sums = torch.zeros(len(values), count, dtype=torch.float64).index_add_(1, groups, values)
+    places = [_places(row / groups.bincount(), generator) for row in sums]
+    return groups, torch.stack(places) if places else groups.new_zeros(0, count)
 
 
 def _places(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -244,52 +249,3 @@ def _places(values: Tensor, generator: torch.Generator) -> Tensor:
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
     return places
-
-
-def _read_edited(
-    forward: DenoisingForward,
-    removed: Tensor,
-    groups: Tensor,
-    wanted: list[tuple[int, Target]],
-    baseline: str,
-    where: str,
-    score: Score,
-    chunk: int,
-) -> Tensor:
-    """Log-probabilities (W,) of targets on images with patches (R, G) removed."""
-    request = one_example(forward)
-    distinct, which = removed.unique(dim=0, return_inverse=True)
-    hidden = distinct[:, groups]
-    fill = pixel_fill(forward, baseline) if where == "pixels" else None
-    found = torch.zeros(len(wanted), dtype=torch.float64)
-    for start in range(0, len(hidden), chunk):
-        part = hidden[start : start + chunk]
-        own = [
-            (index, (int(which[row]) - start, target))
-            for index, (row, target) in enumerate(wanted)
-            if start <= int(which[row]) < start + len(part)
-        ]
-        same = request.pixels.detach().expand(len(part), *request.pixels.shape[1:])
-        copies = with_pixels(forward, same if fill is None else fill(part))
-        edit = None if fill is not None else _erasing(copies, part)
-        index, pairs = zip(*own, strict=True)
-        found[list(index)] = read(copies, pairs, score=score, chunk=chunk, edited=edit)
-    return found
-
-
-def _erasing(
-    copies: DenoisingForward, removed: Tensor
-) -> Callable[[Tensor], AbstractContextManager[None]]:
-    """Contexts in which removed image tokens (R, N) are the mean token of their grid."""
-    shapes = copies.request.layout.shapes
-
-    def during(rows: Tensor) -> AbstractContextManager[None]:
-        parts = removed[rows].split([h * w for h, w in shapes], dim=1)
-
-        def erase(features: Tensor, grid: int) -> Tensor:
-            mask = parts[grid].view(-1, 1, *shapes[grid]).to(features.device)
-            return torch.where(mask, features.mean((-2, -1), keepdim=True), features)
-
-        return copies.edited(erase)
-
-    return during

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_dcam.errors import InputError, MethodError
-from captum_dcam.faithfulness.reading import Explain, flat_maps, one_example
+from captum_dcam.faithfulness.reading import Explain, flat_maps
+from captum_dcam.methods.edited import one_example
 from captum_dcam.metrics import obj_iou, rank_correlation
 from captum_dcam.metrics._checks import stretched
 from captum_dcam.model.adapter import Adapter

@@ -45,12 +45,13 @@ NEEDS = {
     "attention": "attention weights",
     "pixel tokens": "which image token every pixel belongs to",
     "grad-cam": "the extra grad-cam",
+    "scikit-image": "the extra eval",
     "scikit-learn": "the extra eval",
     "rescaling": "the picture again at other sizes",
 }
 
 #: the needs that are packages, by the module that is imported
-PACKAGES = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
+PACKAGES = {"grad-cam": "pytorch_grad_cam", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 
 #: whose implementation or idea: the order of the table
 GROUPS = (
@@ -59,6 +60,7 @@ GROUPS = (
     "logit lens",
     "attention",
     "relevance",
+    "perturbation",
     "Captum, layer",
     "Captum, pixels",
     "pytorch-grad-cam",

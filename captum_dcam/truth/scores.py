@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_dcam.errors import InfeasibleStepError, MethodError
-from captum_dcam.faithfulness.reading import pixel_fill, read, with_pixels
+from captum_dcam.methods.edited import pixel_fill, read, with_pixels
 from captum_dcam.model.forward import DenoisingForward, holding, single
 from captum_dcam.model.words import Target, answer_token_texts, least_sure, words_of
 from captum_dcam.truth.trust import by_step

@@ -37,6 +37,9 @@ OTHERS = tuple(
     n for n in method_names() if n not in RIVALS and "grad-cam" not in METHODS[n].facts.needs
 )
 QUICK = {
+    "eagle": {"regions": 4, "batch_size": 32},
+    "igos_pp": {"size": 4, "points": 1, "steps": 1, "l1": 0.0},
+    "llm_attribution": {"regions": 4},
     "kernel_shap": {"samples": 12, "patch": 2},
     "lime": {"samples": 12, "patch": 2},
     "llava_cam": {"samples": 2},

@@ -18,7 +18,7 @@ from captum_dcam.calibration import (
 )
 from captum_dcam.errors import CalibrationError, InputError
 from captum_dcam.faithfulness import FRACTIONS
-from captum_dcam.faithfulness.reading import pixel_fill
+from captum_dcam.methods.edited import pixel_fill
 from captum_dcam.presets import preset
 from captum_dcam.refine import Affinity, MinMax, paper_refinements
 

@@ -51,6 +51,7 @@ USES = {
     "Captum's objects that refer to themselves": compared(
         "layer_integrated_gradients",
         "kernel_shap",
+        method("llm_attribution", regions=2),
         method("noise_tunnel", base="layer_integrated_gradients", samples=2),
     ),
     "methods that fail": broken,

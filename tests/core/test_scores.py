@@ -14,7 +14,7 @@ import captum_dcam
 from captum_dcam import DenoisingForward, DiffusionCAM, Explanation, explain_generation, sign_check
 from captum_dcam.errors import InfeasibleStepError, InputError, WrongTypeError
 from captum_dcam.evaluation import Plan, Variant
-from captum_dcam.faithfulness import deletion, infidelity
+from captum_dcam.faithfulness import arcc, correction, deletion, infidelity
 from captum_dcam.maps import Reading, word_maps
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.methods.text_relevance import text_relevance
@@ -57,6 +57,8 @@ TAKERS = {
     "task": lambda f, s: AttributionTask(f, (word(f),), s),
     "text_relevance": lambda f, s: text_relevance(f, [word(f)], score=s),
     "deletion": lambda f, s: deletion(f, [word(f)], flat(f), score=s),
+    "arcc": lambda f, s: arcc(f, [word(f)], flat(f), lambda *_: flat(f), score=s),
+    "correction": lambda f, s: correction(f, [word(f)], flat(f), score=s),
     "infidelity": lambda f, s: infidelity(f, [word(f)], flat(f), score=s),
 }
 

@@ -230,11 +230,15 @@ def test_probes_that_explain_again():
         {"name": "randomization", "stages": 2},
         {"name": "infidelity", "samples": 4},
         "answer_shuffle",
+        {"name": "arcc", "baseline": "mean"},
     ]
     found = measure(one, [metric_record(n) for n in names])
     assert all(len(column) == 2 for column in found.words.values())
     assert found.image["randomization_stages"] == ["block 3", "block 2"]
     assert [len(c) for c in found.words["randomization_spearman"]] == [2, 2]
+    targets = [w.target for w in one.words]
+    expected = faithfulness.arcc(one.forward, targets, one.maps, explain, baseline="mean")
+    assert values(found.words["arcc_removal"]).allclose(expected.removal.float())
     json.dumps(found, allow_nan=False)
     floor = measure(case(("object",)), [metric_record(n) for n in names])
     assert set(floor.words) == {"infidelity"}  # nothing to explain again

@@ -132,6 +132,7 @@ def test_differences_name_what_differs():
         {"name": "faithfulness", "fractions": (0.5, 0.1)},
         {"name": "faithfulness", "kinds": ("verb",)},
         {"name": "infidelity", "samples": 0},
+        {"name": "arcc", "baseline": "black"},
         {"name": "sensitivity", "radius": -1.0},
         {"name": "pointing", "tolerance": -1.0},
     ],

@@ -21,8 +21,8 @@ from captum_dcam import faithfulness
 from captum_dcam.evaluation import Plan, Store, Variant, evaluate, rows
 from captum_dcam.evaluation.frame import Frame
 from captum_dcam.evaluation.tables import table
-from captum_dcam.faithfulness.reading import with_pixels
 from captum_dcam.methods import AttributionTask, method
+from captum_dcam.methods.edited import with_pixels
 from captum_dcam.metrics import oracle_map
 from captum_dcam.model.answers import force
 from captum_dcam.model.forward import DenoisingForward

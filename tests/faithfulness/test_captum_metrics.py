@@ -6,9 +6,9 @@ import tiny
 import torch
 from faithfulness.cases import explain, maps, saliency, same, state, word, words
 
-from captum_dcam.faithfulness import captum_metrics, infidelity, reading, sensitivity_max
-from captum_dcam.faithfulness.reading import with_pixels
-from captum_dcam.methods import AttributionTask
+from captum_dcam.faithfulness import captum_metrics, infidelity, sensitivity_max
+from captum_dcam.methods import AttributionTask, edited
+from captum_dcam.methods.edited import with_pixels
 
 
 def logit(forward, pixels, target):
@@ -32,7 +32,7 @@ def test_infidelity_equals_its_formula(cache, images, chunk):
     targets, given = words(forward), maps(forward)
     got = infidelity(forward, targets, given, samples=7, chunk=chunk)
     squares = drawn_squares(forward, 7)
-    pictures = reading.pixel_fill(forward, "mean")(squares)
+    pictures = edited.pixel_fill(forward, "mean")(squares)
     rows = torch.cat([m.flatten(1) for m in given], 1).double()
     for n, target in enumerate(targets):
         whole = logit(forward, forward.request.pixels, target)
@@ -51,7 +51,7 @@ def test_the_map_that_fits_all_squares_has_none(cache):
     forward = tiny.bound(cache)
     target = word(forward, 0)
     squares = drawn_squares(forward, 12).unique(dim=0)
-    pictures = reading.pixel_fill(forward, "mean")(squares)
+    pictures = edited.pixel_fill(forward, "mean")(squares)
     whole = logit(forward, forward.request.pixels, target)
     falls = torch.tensor([whole - logit(forward, p[None], target) for p in pictures])
     best = torch.linalg.lstsq(squares.double(), falls.double()[:, None], driver="gelsd").solution

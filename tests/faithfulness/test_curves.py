@@ -11,9 +11,9 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from captum_dcam.errors import MethodError
-from captum_dcam.faithfulness import BASELINES, Curves, deletion, insertion, reading
-from captum_dcam.faithfulness.reading import read, with_pixels
-from captum_dcam.methods import AttributionTask
+from captum_dcam.faithfulness import BASELINES, Curves, deletion, insertion
+from captum_dcam.methods import AttributionTask, edited
+from captum_dcam.methods.edited import read, with_pixels
 from captum_dcam.model.forward import single
 
 KINDS = {"deletion": deletion, "insertion": insertion}
@@ -154,7 +154,7 @@ def test_inpainting_solves_laplace(known_share):
     y, x = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
     values = (torch.sin(x / 5) + y / 8)[None].double()
     known = torch.rand(1, 24, 20, generator=g) < known_share
-    got = reading.harmonic(values, known, torch.zeros(1, 1, 1).double())[0]
+    got = edited.harmonic(values, known, torch.zeros(1, 1, 1).double())[0]
     # exact: every unknown pixel is the mean of its neighbours
     index = torch.arange(480).view(24, 20)
     matrix, right = sparse.lil_matrix((480, 480)), np.zeros(480)
@@ -179,7 +179,7 @@ def test_inpainting_stays_between_what_is_known(height, width, share, seed):
     g = torch.Generator().manual_seed(seed)
     values = torch.rand(2, height, width, generator=g)
     known = torch.rand(2, height, width, generator=g) < share
-    got = reading.harmonic(values, known, torch.full((2, 1, 1), 7.0))
+    got = edited.harmonic(values, known, torch.full((2, 1, 1), 7.0))
     for one, mask, found in zip(values, known, got, strict=True):
         if not mask.any():
             assert (found == 7).all()
@@ -193,13 +193,13 @@ def test_fills_leave_the_rest_alone():
     pixels, removed = forward.request.pixels, torch.zeros(2, 128, dtype=torch.bool)
     removed[1, :8] = True  # the first row of tokens of the first picture
     for baseline in BASELINES:
-        got = reading.pixel_fill(forward, baseline)(removed)
+        got = edited.pixel_fill(forward, baseline)(removed)
         assert torch.equal(got[0], pixels[0])
         assert torch.equal(got[1, 1], pixels[0, 1])
         assert torch.equal(got[1, 0, :, 8:], pixels[0, 0, :, 8:])
         assert not torch.equal(got[1, 0, :, :8], pixels[0, 0, :, :8])
     mean = pixels[0, 0].mean((-2, -1), keepdim=True)
-    got = reading.pixel_fill(forward, "mean")(removed)[1, 0, :, :8]
+    got = edited.pixel_fill(forward, "mean")(removed)[1, 0, :, :8]
     torch.testing.assert_close(got, mean.expand(got.shape))
 
 

@@ -29,7 +29,14 @@ def have_grad_cam():
 GRAD_CAM = have_grad_cam()
 #: settings with few passes, so that all methods run on all states in seconds
 QUICK = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "concepts": 3, "stride": 4}
-MORE = {"kernel_shap": {"samples": 12}, "lime": {"samples": 12}, "pgc_sess": {"scales": 2}}
+MORE = {
+    "eagle": {"regions": 4, "batch_size": 32},
+    "igos_pp": {"size": 4, "points": 1, "steps": 1, "l1": 0.0},
+    "kernel_shap": {"samples": 12},
+    "lime": {"samples": 12},
+    "llm_attribution": {"regions": 4},
+    "pgc_sess": {"scales": 2},
+}
 every = pytest.mark.parametrize(
     "name",
     [
@@ -217,8 +224,12 @@ def test_its_record_builds_it_again(name):
     assert method(record.pop("name"), **record).describe() == chosen.describe()
 
 
-#: methods that stretch or filter a word's map after its tokens have been added up
-REFINED = ("diffusion_cam", "diffusion_cam_paper", "tam", "tam_over", "arc", "msea_arc")
+#: methods that stretch or filter a word's map after its tokens have been added up, or search for a
+#: word's tokens together
+REFINED = (
+    *("diffusion_cam", "diffusion_cam_paper", "tam", "tam_over", "arc", "msea_arc"),
+    *("eagle", "igos_pp"),
+)
 
 
 #: they cut one image per grid out of the pixels

@@ -28,6 +28,7 @@ SMALL = {  # settings that make a test quick
     "kernel_shap": {"patch": 4, "samples": 8},
     "lime": {"patch": 4, "samples": 8, "alpha": 1e-4},
     "noise_tunnel": {"samples": 2},
+    "llm_attribution": {"regions": 4},
 }
 NAMES = tuple(n for n, c in METHODS.items() if c.facts.group.startswith("Captum"))
 WITH_SKLEARN = ("kernel_shap", "lime")

@@ -38,22 +38,28 @@ OTHERS = {
     "gamma": 0.1,
     "k": 2,
     "kind": "smoothgrad_sq",
+    "l1": 9.0,
     "msea": False,
     "order": "position",
     "p": 0.2,
     "patch": 2,
     "permutations": 2,
+    "points": 1,
     "product": "plus_plus",
     "refined": False,
+    "regions": 6,
     "relevance": "mean",
     "samples": 3,
     "scales": (0.5, 1.0),
     "score": "teacher",
+    "search": "full",
+    "size": 3,
     "start": 3,
     "std": 0.3,
     "steps": 3,
     "stride": 2,
     "threshold": 0.5,
+    "tv": 9.0,
     "weights": "probability",
     ("arc", "msea"): True,
     ("attn_lrp", "block"): 2,
@@ -77,17 +83,22 @@ OTHERS = {
 #: what one is beside, so that all of it takes few passes
 BESIDE = {"steps": 2, "samples": 2, "permutations": 1, "channels": 3, "patch": 4}
 MORE = {
+    "eagle": {"regions": 9, "batch_size": 32},
+    "igos_pp": {"size": 5, "points": 2, "l1": 0.0},
+    "llm_attribution": {"regions": 4},
     "kernel_shap": {"samples": 12},
     "lime": {"samples": 12, "alpha": 0.001},
     "pgc_sess": {"scales": 1},
 }
 #: settings that by their meaning change nothing: how many images share a pass, what the half of
-#: MSEA + ARC that is turned off would do, refinements of a preset that has none
+#: MSEA + ARC that is turned off would do, refinements of a preset that has none; and EAGLE's
+#: quicker search, which finds the same order in a model of random weights
 SAME = {
     *((name, one) for name in METHODS for one in ("batch", "batch_size")),
     *(("arc", one) for one in ("scales", "aggregate")),
     *(("msea", one) for one in ("k", "p", "order", "filter")),
     ("diffusion_cam_base", "refined"),
+    ("eagle", "search"),
 }
 #: where each pass draws its own noise
 DRAWN = {("gradient_shap", "batch"), ("layer_gradient_shap", "batch"), ("noise_tunnel", "batch")}

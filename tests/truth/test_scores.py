@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from captum_dcam.errors import InfeasibleStepError
-from captum_dcam.faithfulness.reading import pixel_fill, with_pixels
+from captum_dcam.methods.edited import pixel_fill, with_pixels
 from captum_dcam.model.answers import bind_answer
 from captum_dcam.model.words import Target, words_of
 from captum_dcam.truth.scores import word_scores
