@@ -273,8 +273,8 @@ def _record(
 ) -> dict[str, Any]:
     """What the file says of the fit: enough to make it again."""
     from captum_dcam.calibration.fit import QUANTILES
-    from captum_dcam.evaluation.harness import fingerprint
     from captum_dcam.model.trajectory import STORED_CACHES
+    from captum_dcam.model.weights import fingerprint
     from captum_dcam.results.explanation import versions
 
     return {

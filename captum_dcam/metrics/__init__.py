@@ -8,8 +8,9 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
   :func:`function_iou`, :func:`f1_iou`, :func:`plausibility`, :func:`noun_threshold`,
   :func:`joint_min_max`
 - sparseness: :func:`gini_index`, :func:`normalized_entropy`, :func:`hoyer`
-- does a map localise anything: :func:`map_features`, :class:`Reliability`, :func:`auroc`,
-  :func:`expected_calibration_error`
+- does a map localise anything: :func:`map_features`, :class:`Reliability`
+- does a score tell true words from invented ones: :func:`ranking`, :func:`auroc`,
+  :func:`expected_calibration_error`, :class:`Calibrator`
 - floors and a ceiling to compare with: :func:`random_map`, :func:`center_blob_map`,
   :func:`oracle_map`
 - how sure is a mean: :func:`bootstrap_ci`, :func:`cluster_bootstrap` (words of images),
@@ -24,6 +25,7 @@ from captum_dcam.metrics.bootstrap import (
     cluster_bootstrap,
     paired_bootstrap,
 )
+from captum_dcam.metrics.calibrator import SCORE_FEATURES, Calibrator
 from captum_dcam.metrics.localization_scores import (
     CONTRAST_CAP,
     LocalizationScores,
@@ -46,12 +48,11 @@ from captum_dcam.metrics.plausibility import (
     phrase_iou,
     plausibility,
 )
+from captum_dcam.metrics.ranking import Ranking, auroc, expected_calibration_error, ranking
 from captum_dcam.metrics.reference_maps import center_blob_map, oracle_map, random_map
 from captum_dcam.metrics.reliability import (
     MAP_FEATURES,
     Reliability,
-    auroc,
-    expected_calibration_error,
     gini_index,
     hoyer,
     map_features,
@@ -62,9 +63,12 @@ __all__ = [
     "CONTRAST_CAP",
     "MAP_FEATURES",
     "OTSU_BINS",
+    "SCORE_FEATURES",
     "BootstrapInterval",
+    "Calibrator",
     "LocalizationScores",
     "PlausibilityScores",
+    "Ranking",
     "Reliability",
     "auroc",
     "binarize_otsu",
@@ -94,4 +98,5 @@ __all__ = [
     "plausibility",
     "pointing_game",
     "random_map",
+    "ranking",
 ]

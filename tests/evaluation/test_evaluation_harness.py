@@ -17,7 +17,7 @@ from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import Live, Plan, Store, Variant, evaluate, rows
 from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
-from captum_dcam.evaluation.harness import fingerprint
+from captum_dcam.model.weights import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
 from captum_dcam.methods import METHODS, Attribution, Method, MethodFacts, method, register_method
 from captum_dcam.metrics import (
