@@ -2,6 +2,7 @@ r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from captum_dcam.cli.options import (
 if TYPE_CHECKING:
     from captum_dcam.metrics import LocalizationScores
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.results.scores import WordScores
     from captum_dcam.results.trust import Trust
 
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
@@ -159,6 +161,8 @@ def print_report(result: Result) -> None:
     facts |= {"Image": result.source, "Prompt": explanation.prompt, answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
+    if result.trusted:
+        console.print(_scores_table(result))
     for line in _captions(result):
         console.print(line, style="dim")
     if result.scores is not None:
@@ -191,6 +195,43 @@ def _words_table(result: Result) -> Table:
     return table
 
 
+def _scores_table(result: Result) -> Table:
+    """What the steps say of every word, and which are probably not grounded."""
+    scores = result.trust.scores
+    columns = {
+        "Sure": scores.probability,
+        "Ahead": scores.margin,
+        "Entropy": scores.entropy,
+        "So far": scores.mean_entropy,
+        "Flips": scores.flips,
+        "Grey": scores.grey,
+        "Blurred": scores.blurred,
+        "Erased": scores.erased,
+        "Overlap": scores.overlap,
+        "Again": scores.repetition,
+    }
+    names = ["#", "Is it so?", *columns, *(["Grounded"] if scores.fitted else [])]
+    table = printing.table_of(*names, right=("#", *columns, "Grounded"))
+    for n, word in enumerate(scores.words):
+        cells = [str(n + 1), word, *(_number(name, float(v[n])) for name, v in columns.items())]
+        doubted = scores.doubted[n]
+        if scores.fitted:
+            cells.append(_number("Sure", float(scores.grounded[n])) + (" ?" if doubted else ""))
+        table.add_row(*map(Text, cells), style="yellow" if doubted else None)
+    return table
+
+
+def _number(name: str, value: float) -> str:
+    """A score as it is shown; nothing where it is not defined."""
+    if math.isnan(value):
+        return ""
+    if name in ("Sure", "Ahead", "Overlap"):
+        return f"{value:.0%}"
+    if name in ("Flips", "Again"):
+        return f"{value:.0f}"
+    return f"{value:.2f}" if name in ("Entropy", "So far") else f"{value:+.2f}"
+
+
 def _captions(result: Result) -> list[str]:
     """What the columns mean."""
     lines = [
@@ -204,7 +245,28 @@ def _captions(result: Result) -> list[str]:
             "that its map highlights is removed; Random: when as many random ones are. Image, "
             "Prompt, Answer: where what speaks for the word lies."
         )
+        lines.append(
+            "Is it so? When the word was committed: its probability (Sure), how far Ahead of the "
+            "next, the Entropy in nats then and on the way (So far), how often the likeliest word "
+            "changed (Flips); the fall with a Grey and a Blurred picture, and where what its map "
+            "highlights is Erased; Overlap of the maps in its phrase; how often it stood there "
+            f"before (Again). {_verdict(result.trust.scores)}"
+        )
     return lines
+
+
+def _verdict(scores: WordScores) -> str:
+    """Which words are probably not grounded, by whom; or why nobody says so."""
+    if not scores.fitted:
+        return f"No word is judged: {scores.calibrator}."
+    named = [w for w, doubted in zip(scores.words, scores.doubted, strict=True) if doubted]
+    said = f"Probably not grounded (?): {', '.join(named)}" if named else "No word is doubted"
+    return f"{said}; calibrator, which doubts below {scores.below:.0%}: {scores.calibrator}."
+
+
+def _calibrator(scores: WordScores) -> dict[str, Any]:
+    """Who judges words, or why nobody does."""
+    return {"fitted": scores.fitted, "source": scores.calibrator, "below": scores.below}
 
 
 def _print_scores(
@@ -249,6 +311,7 @@ def document(result: Result) -> dict[str, Any]:
     for number, _, name in word_files(explanation):
         files.setdefault(number, []).append(name)
     words = []
+    scores = result.trust.scores.records() if result.trusted else []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
         if result.scores is not None:
@@ -264,6 +327,7 @@ def document(result: Result) -> dict[str, Any]:
             image, prompt, answer = result.trust.shares[n].tolist()
             record["shares"] = {"image": image, "prompt": prompt, "answer": answer}
             record["text"] = without_nan(result.trust.text.values[n].tolist())
+            record["scores"] = scores[n]
         if "probabilities" in result.trust.parts:
             record["every_step"] = without_nan(result.trust.probabilities[:, n].tolist())
         words.append(record)
@@ -275,6 +339,7 @@ def document(result: Result) -> dict[str, Any]:
         "forced": trajectory.forced,
         "words": words,
         "tokens": list(result.trust.text.tokens.token_texts) if result.trusted else None,
+        "calibrator": _calibrator(result.trust.scores) if result.trusted else None,
         "localises": {"calibrated": result.trust.calibrated, "source": result.trust.source},
         "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,

@@ -141,8 +141,9 @@ class Logistic:
             raise InputError(
                 f"format is {kind!r}: expected {cls.format!r}; fit it again with this version"
             )
-        given = {f.name: record[f.name] for f in fields(cls)}
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+        given: dict[str, Any] = {f.name: record[f.name] for f in fields(cls)}
+        given |= {n: tuple(v) for n, v in given.items() if isinstance(v, list)}
+        return cls(**given)
 
     @classmethod
     def from_json(cls: type[L], text: str) -> L:

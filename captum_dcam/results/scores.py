@@ -89,9 +89,9 @@ class WordScores:
     @property
     def features(self) -> Tensor:
         """(N, 5) float64, what :class:`captum_dcam.metrics.Calibrator` reads, in its order."""
-        odds = self.probability.double().clamp(1e-9, 1 - 1e-9).logit()
-        rest = (self.margin, self.entropy, self.mean_entropy, self.flips.double().log1p())
-        return torch.stack((odds, *(column.double() for column in rest)), dim=1)
+        return score_features(
+            self.probability, self.margin, self.entropy, self.mean_entropy, self.flips
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per word, as JSON has it: None for what is not defined."""
@@ -118,6 +118,16 @@ class WordScores:
         return replace(self, grounded=grounded, calibrator=calibrator, below=below)
 
 
+def score_features(
+    probability: Tensor, margin: Tensor, entropy: Tensor, mean_entropy: Tensor, flips: Tensor
+) -> Tensor:
+    """Columns (N,) as a calibrator reads them, (N, 5) float64: log odds, margin, both entropies,
+    and log(1 + flips)."""
+    odds = probability.double().clamp(1e-9, 1 - 1e-9).logit()
+    rest = (margin, entropy, mean_entropy, flips.double().log1p())
+    return torch.stack((odds, *(column.double() for column in rest)), dim=1)
+
+
 #: names of the columns of numbers; of these, whole ones
 COLUMNS = tuple(f.name for f in fields(WordScores) if f.name not in (*TEXTS, *PLAIN))
 WHOLE = ("commit_step", "flips", "position", "repetition")
@@ -125,8 +135,7 @@ WHOLE = ("commit_step", "flips", "position", "repetition")
 
 def read_scores(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WordScores:
     """The scores of a saved explanation."""
-    return WordScores(
-        **{name: tuple(record[name]) for name in TEXTS},
-        **{name: record[name] for name in PLAIN},
-        **{name: tensors[f"trust.scores.{name}"] for name in COLUMNS},
-    )
+    found: dict[str, Any] = {name: tuple(record[name]) for name in TEXTS}
+    found |= {name: record[name] for name in PLAIN}
+    found |= {name: tensors[f"trust.scores.{name}"] for name in COLUMNS}
+    return WordScores(**found)

@@ -120,8 +120,8 @@ def scores_of(record: StepRecord) -> WordScores:
         runner_up=tuple(text.strip() for text in texts),
         flips=columns[6].long(),
         commit_step=columns[7].long(),
-        grey=_fall(record, "mean"),
-        blurred=_fall(record, "blur"),
+        grey=picture_falls(record, "mean"),
+        blurred=picture_falls(record, "blur"),
         erased=unknown,
         overlap=unknown,
         position=torch.tensor([t.positions[0] for t in targets], dtype=torch.int64),
@@ -193,7 +193,7 @@ def _last(odds: Tensor, commit: int, forced: bool) -> float:
     return float("nan") if forced or not len(known) else float(known[-1])
 
 
-def _fall(record: StepRecord, baseline: str) -> Tensor:
+def picture_falls(record: StepRecord, baseline: str) -> Tensor:
     """(N,) how far the words' log-probabilities fall where all of the picture is replaced; NaN in
     families whose pixels cannot be edited."""
     forward, targets = record.forward, record.targets
