@@ -5,7 +5,7 @@ r"""Is the word true? The embedded model's calibrator, what it marks on clean sc
     python benchmarks/truth.py clean --start 7000 --scenes 150
     python benchmarks/truth.py page --results runs/inventions
 
-``clean`` keeps one file per scene and goes on where it stopped.
+``clean`` keeps one file per ten scenes and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from captum_dcam.data import dataset
 from captum_dcam.errors import CalibrationError
 from captum_dcam.evaluation.tables import table
 from captum_dcam.files import read_json, write_json
+from captum_dcam.model.forward import single
 from captum_dcam.model.words import located_words
-from captum_dcam.presets import preset
-from captum_dcam.truth.grounding import judged, shipped
+from captum_dcam.truth.grounding import shipped
 from captum_dcam.truth.scores import scores_of
 from captum_dcam.truth.steps import StepRecord
 
 app = typer.Typer(add_completion=False)
 PAGE = Path(__file__).parents[1] / "docs" / "TRUTH.md"
 TABLES = ("inventions", "inventions-more", "inventions-calibrated")
-CACHE = "prefix"
+CACHE, BATCH, CLEAN = "prefix", 10, Path("runs/clean")
 Results = Annotated[Path, typer.Option(help="What evaluate --suite inventions wrote.")]
 
 
@@ -56,54 +56,52 @@ def fit(
 def clean(
     start: Annotated[int, typer.Option(min=0, help="First scene of the held-out stream.")] = 7000,
     scenes: Annotated[int, typer.Option(min=1)] = 150,
-    folder: Annotated[Path, typer.Option(help="One file per scene.")] = Path("runs/clean"),
+    folder: Annotated[Path, typer.Option(help="One file per batch of scenes.")] = CLEAN,
 ) -> None:
     """What the shipped calibrator marks on scenes of which nothing was changed."""
     torch.set_num_threads(1)
-    adapter, data = load("mini", cache=CACHE), dataset("degraded", damage="none", strength=0,
-                                                       start=start, count=scenes)  # fmt: skip
+    adapter = load("mini", cache=CACHE)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {index: folder / f"{CACHE}-{index:05d}.json" for index in data.ids}
-    for index, path in tqdm(files.items()):
+    found = []
+    for first in tqdm(range(start, start + scenes, BATCH)):
+        path = folder / f"{CACHE}-{first:05d}.json"
         if not path.exists():
-            write_json(path, _judged(adapter, data.sample(index)))
-    fit = shipped()
-    again = "remove the folder: the calibrator has changed since"
-    found = [read_json(path, CalibrationError, again) for path in files.values()]
-    if any(one["calibrator"] != fit.fitted_on for one in found):
-        raise CalibrationError(f"{folder}: {again}")
-    words = [word for one in found for word in one["words"]]
-    marked = [word for word in words if word["doubted"]]
-    wrong = [word for word in words if word["label"] == "invented"]
-    least = min(w["grounded"] for w in words if w["grounded"] is not None)
+            count = min(BATCH, start + scenes - first)
+            write_json(path, {"scenes": _words(adapter, first, count)})
+        found += read_json(path, CalibrationError, f"remove {path}")["scenes"]
+    fit, words = shipped(), [word for one in found for word in one["words"]]
+    features = torch.tensor([word["features"] for word in words], dtype=torch.float64)
+    grounded = fit.probability(features)
+    marked = [w["word"] for w, p in zip(words, grounded.tolist(), strict=True) if p < fit.below]
+    wrong = [word["word"] for word in words if word["label"] == "invented"]
     typer.echo(
-        f"{len(found)} scenes, {len(words)} colours and shapes, {len(wrong)} of them not in the "
-        f"scene; marked: {len(marked)} {[w['word'] for w in marked]}; least probable: {least:.3f}, "
-        f"marked below {fit.below:g}"
+        f"{len(found)} scenes, {len(words)} colours and shapes, {len(wrong)} of them in phrases "
+        f"that are not in the scene {wrong}; marked: {len(marked)} {marked}; least probable: "
+        f"{float(grounded.min()):.3f}, marked below {fit.below:g}"
     )
 
 
-def _judged(adapter: Any, sample: Any) -> dict[str, Any]:
-    """The labelled words of a scene's answer, and what the calibrator says of them."""
-    forward = DenoisingForward(adapter)
-    forward.generate(adapter.prepare([[sample.image()]], [sample.prompt]))
-    text, located = located_words(adapter, forward.trajectory.tokens[0].tolist())
-    found = []
-    for span in sample.judged(text):
-        inside = [w for (a, b), w in located if span.start < b and a < span.stop]
-        found += [(word, span.label) for word in inside]
-    targets = [word for word, _ in found]
-    scores = judged(scores_of(StepRecord(forward, targets)), forward, targets, preset("default"))
-    rows = zip(found, scores.records(), strict=True)
-    names = ("grounded", "doubted", "probability")
-    return {
-        "answer": text,
-        "calibrator": scores.calibrator,
-        "words": [
-            {"word": word.text, "label": label, **{name: row[name] for name in names}}
-            for (word, label), row in rows
-        ],
-    }
+def _words(adapter: Any, first: int, count: int) -> list[dict[str, Any]]:
+    """The labelled words of some scenes' answers, and what a calibrator reads of them."""
+    data = dataset("degraded", damage="none", strength=0, start=first, count=count)
+    samples, forward = list(data), DenoisingForward(adapter)
+    images = [[sample.image()] for sample in samples]
+    forward.generate(adapter.prepare(images, [str(sample.prompt) for sample in samples]))
+    out = []
+    for number, sample in enumerate(samples):
+        one = single(forward, number)
+        text, located = located_words(adapter, one.trajectory.tokens[0].tolist())
+        labelled = [
+            (word, span.label)
+            for span in sample.judged(text)
+            for (start, stop), word in located
+            if span.start < stop and start < span.stop
+        ]
+        scores = scores_of(StepRecord(one, [word for word, _ in labelled]), pictures=False)
+        rows = zip(labelled, scores.features.tolist(), strict=True)
+        words = [{"word": w.text, "label": label, "features": row} for (w, label), row in rows]
+        out.append({"scene": sample.image_id, "answer": text, "words": words})
+    return out
 
 
 @app.command()

@@ -314,6 +314,7 @@ def document(result: Result) -> dict[str, Any]:
     scores = result.trust.scores.records() if result.trusted else []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        del record["said"]  # scores say it in numbers
         if result.scores is not None:
             own = result.scores[n]
             named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}

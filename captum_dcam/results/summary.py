@@ -31,7 +31,7 @@ class WordSummary:
         doubtful (bool): its map is said to localise nothing.
         instead (tuple): (text, probability) of what else might have stood in the place of its
             most contested token, the likeliest first.
-        scores (str): what the steps say of whether the word is so, in a few words; empty where
+        said (str): what the steps say of whether the word is so, in a few words; empty where
             that was not computed.
         doubted (bool): a calibrator says that it is probably not grounded.
     """
@@ -48,7 +48,7 @@ class WordSummary:
     localises: float | None
     doubtful: bool
     instead: tuple[tuple[str, float], ...]
-    scores: str = ""
+    said: str = ""
     doubted: bool = False
 
 
@@ -78,14 +78,14 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
                 localises=None if trust is None else float(trust.localises[n]),
                 doubtful=trust is not None and trust.doubtful[n],
                 instead=() if trust is None else _instead(target, trust.candidates[n]),
-                scores="" if scores is None else _scores(scores, n),
+                said="" if scores is None else _said(scores, n),
                 doubted=scores is not None and scores.doubted[n],
             )
         )
     return tuple(rows)
 
 
-def _scores(scores: WordScores, n: int) -> str:
+def _said(scores: WordScores, n: int) -> str:
     """A word's scores in a few words, the verdict of a calibrator first."""
     parts = ["not grounded?"] if scores.doubted[n] else []
     if not math.isnan(grounded := float(scores.grounded[n])):

@@ -85,8 +85,9 @@ def _scores(
     return scores_of(StepRecord(one, targets))
 
 
-def scores_of(record: StepRecord) -> WordScores:
-    """The scores of a record's words, without what maps give."""
+def scores_of(record: StepRecord, pictures: bool = True) -> WordScores:
+    """The scores of a record's words, without what maps give; the falls with other pictures, which
+    cost two prefills, only with ``pictures``."""
     forward, targets = record.forward, record.targets
     trajectory = forward.trajectory
     rows: list[tuple[float, ...]] = []
@@ -120,8 +121,8 @@ def scores_of(record: StepRecord) -> WordScores:
         runner_up=tuple(text.strip() for text in texts),
         flips=columns[6].long(),
         commit_step=columns[7].long(),
-        grey=picture_falls(record, "mean"),
-        blurred=picture_falls(record, "blur"),
+        grey=picture_falls(record, "mean") if pictures else unknown,
+        blurred=picture_falls(record, "blur") if pictures else unknown,
         erased=unknown,
         overlap=unknown,
         position=torch.tensor([t.positions[0] for t in targets], dtype=torch.int64),

@@ -137,7 +137,7 @@ def _panel(
 ) -> Image.Image:
     """One word: its map over the image or images, and three lines of text."""
     shown = mosaic(ink, heat)
-    page = ink.page(width, shown.height + ink.px(74 + (17 if row.scores else 0)))
+    page = ink.page(width, shown.height + ink.px(74 + (17 if row.said else 0)))
     page.image.paste(shown, (0, 0))
     y = shown.height + ink.px(20)
     number = str(row.number)
@@ -151,8 +151,8 @@ def _panel(
         said = "localises nothing" if row.doubtful else f"{where} · localises"
         where = f"{said} ({row.localises:.0%})" if row.doubtful else f"{said} {row.localises:.0%}"
     lines = [(26, f"{steps} · probability {row.confidence:.0%}", MUTED), (43, where, MUTED)]
-    if row.scores:
-        lines.append((60, row.scores, DOUBT if row.doubted else MUTED))
+    if row.said:
+        lines.append((60, row.said, DOUBT if row.doubted else MUTED))
     for below, text, shade in lines:
         page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, shade)
     return page.image

@@ -86,7 +86,7 @@ def test_an_explanation_carries_its_scores(tmp_path):
     )
     rows = summarise(found)
     assert [row.doubted for row in rows] == list(scores.doubted)
-    assert all(("not grounded?" in row.scores) == row.doubted for row in rows)
+    assert all(("not grounded?" in row.said) == row.doubted for row in rows)
     assert contact_sheet(found, width=600).height > before.height
     again = Explanation.load(found.save(tmp_path / "saved")).trust.scores
     assert again.records() == scores.records() and again.calibrator == scores.calibrator
