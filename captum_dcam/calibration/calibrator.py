@@ -11,7 +11,7 @@ from captum_dcam.evaluation.tables.inventions import measured, parts_of
 from captum_dcam.metrics import Calibrator, Ranking, expected_calibration_error
 
 #: fewer phrases of a kind than these fit nothing
-LEAST = 20
+LEAST = 10
 
 
 def fit_calibrator(

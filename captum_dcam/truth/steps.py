@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_dcam import maps
 from captum_dcam.model.budget import rows_at_once
 from captum_dcam.model.forward import DenoisingForward, holding, single
-from captum_dcam.model.words import Target
+from captum_dcam.model.words import Target, least_sure
 
 #: how many candidates of every token are noted at every step
 CANDIDATES = 3
@@ -66,20 +66,32 @@ class StepRecord:
         self.odds = torch.zeros(*shape, count, dtype=torch.float64)
         self.logs = torch.full(shape, torch.nan, dtype=torch.float64)
         self.probabilities = torch.full((steps, len(self.targets)), torch.nan)
-        self._words = [[]] if forward.trajectory.forced else maps.words_read(forward, targets)
+        self._words = [] if forward.trajectory.forced else maps.words_read(forward, targets)
         by_step(forward, self.tokens, self._add)
 
     def _add(self, step: int, numbers: Sequence[int], logits: Tensor) -> None:
         """Take the logits (T, V) of a step, which computes the tokens of these numbers."""
-        for n in numbers:
-            (position,), (token,) = self.tokens[n].positions, self.tokens[n].token_ids
-            logs = logits[position].detach().cpu().double().log_softmax(-1)
-            odds = logs.exp()
-            self.entropy[step, n] = torch.special.entr(odds).sum()
-            self.odds[step, n], self.best[step, n] = odds.topk(self.best.shape[-1])
-            self.logs[step, n] = logs[token]
-        for n in () if self.forward.trajectory.forced else self._words[step]:
-            found = maps.odds_of(self.forward, self.targets[n], 0, step, logits)
+        at = torch.tensor(numbers)
+        positions = torch.tensor([self.tokens[n].positions[0] for n in numbers])
+        tokens = torch.tensor([self.tokens[n].token_ids[0] for n in numbers])
+        rows = logits.detach()[positions.to(logits.device)].cpu().double().log_softmax(-1)
+        odds = rows.exp()
+        self.entropy[step, at] = torch.special.entr(odds).sum(-1)
+        self.odds[step, at], self.best[step, at] = odds.topk(self.best.shape[-1])
+        self.logs[step, at] = rows.gather(1, tokens[:, None])[:, 0]
+        if self._words[step : step + 1]:
+            self._reckon(step, logits)
+
+    def _reckon(self, step: int, logits: Tensor) -> None:
+        """The words' probabilities at a step; words of the answer's own tokens together."""
+        trajectory, usual = self.forward.trajectory, None
+        for n in self._words[step]:
+            target = self.targets[n]
+            if trajectory.tokens[0, list(target.positions)].tolist() != list(target.token_ids):
+                found = maps.odds_of(self.forward, target, 0, step, logits)
+            else:
+                usual = maps.token_odds(self.forward, 0, step, logits) if usual is None else usual
+                found = least_sure(usual, target)
             self.probabilities[step, n] = found
 
     def commits(self, target: Target) -> list[tuple[int, int]]:

@@ -128,7 +128,7 @@ def test_tables_show_auroc_of_every_signal(results):
 
 
 def test_a_calibrator_is_fitted_on_one_half_and_tried_on_the_other(results, tmp_path, monkeypatch):
-    with pytest.raises(CalibrationError, match="expected at least 20 of each"):
+    with pytest.raises(CalibrationError, match="expected at least 10 of each"):
         fit_calibrator(results)
     monkeypatch.setattr("captum_dcam.calibration.calibrator.LEAST", 1)
     monkeypatch.setattr("captum_dcam.evaluation.tables.inventions.LEAST", 1)
