@@ -39,7 +39,7 @@ from captum_dcam.metrics import (
 from captum_dcam.model.words import words_of
 from captum_dcam.presets import preset
 from captum_dcam.truth.localising import FEATURES, features, shipped
-from captum_dcam.truth.trust import word_probabilities
+from captum_dcam.truth.steps import word_probabilities
 
 app = typer.Typer(add_completion=False)
 FOLDER = Path("runs/trust")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from captum_dcam.model.prompts import Video
     from captum_dcam.results.comparison import Comparison
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.truth.commit import commit_record
     from captum_dcam.truth.scores import word_scores
     from captum_dcam.truth.signs import sign_check
 
@@ -30,6 +31,7 @@ __all__ = [
     "DiffusionCAM",
     "Explanation",
     "Video",
+    "commit_record",
     "compare",
     "compare_generation",
     "compare_models",
@@ -59,6 +61,7 @@ _public = lazily(
         "model.prompts": ("Video",),
         "results.comparison": ("Comparison",),
         "results.explanation": ("Explanation",),
+        "truth.commit": ("commit_record",),
         "truth.scores": ("word_scores",),
         "truth.signs": ("sign_check",),
     },

@@ -38,8 +38,8 @@ from captum_dcam.errors import (
 #: of PNG files: half the time of Pillow's own (6), files a twentieth larger
 COMPRESSION = 4
 #: of manifests and headers of stores; since 3 a score may be a step's number, a word may have a
-#: foil, and an explanation may hold maps of every step
-VERSION = 4
+#: foil, and an explanation may hold maps of every step; since 5 it may hold scores of its words
+VERSION = 5
 #: the first version, which has no digest: what such a record says is believed, and marked so
 UNSEALED = 1
 WITHOUT = "without checksum"

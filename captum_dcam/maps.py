@@ -363,12 +363,26 @@ def odds_of(
 ) -> float:
     """Probability of a word's least sure token in a step's logits (T, V), as the family's decoder
     reckons it."""
-    trajectory, adapter = forward.trajectory, forward.adapter
-    ids = trajectory.tokens[example].clone()
+    ids = forward.trajectory.tokens[example].clone()
     ids[list(target.positions)] = torch.tensor(target.token_ids, device=ids.device)
+    return least_sure(token_odds(forward, example, step, logits, ids), target)
+
+
+def token_odds(
+    forward: DenoisingForward,
+    example: int,
+    step: int,
+    logits: Tensor,
+    ids: Tensor | None = None,
+) -> list[float]:
+    """Probability of each of T tokens, by default the answer's, in a step's logits (T, V), as the
+    family's decoder reckons it."""
+    trajectory = forward.trajectory
+    ids = trajectory.tokens[example] if ids is None else ids
     state = trajectory.state_at(torch.tensor([example]), torch.tensor([step]))
-    odds = adapter.confidence_of(logits[None], ids[None].to(logits.device), *state)[0]
-    return least_sure(odds.tolist(), target)
+    odds = forward.adapter.confidence_of(logits[None], ids[None].to(logits.device), *state)[0]
+    found: list[float] = odds.tolist()
+    return found
 
 
 def step_words(

@@ -3,14 +3,16 @@ r"""Named settings of Diffusion-CAM: the paper's, the reference code's, our own,
 ``captum-dcam calibrate`` fits a preset's refinements to a model and writes a file; wherever a
 preset's name is accepted, the file's path is too::
 
-    {"format": "captum-dcam preset", "version": 3, "base": "default",
+    {"format": "captum-dcam preset", "version": 4, "base": "default",
      "score": "commit", "product": "positionwise", "center": true, "backward": "constant_norms",
-     "layer": 3, "reliability": {…}, "refinements": [{"name": "affinity", "power": 6.0, …}, …],
+     "layer": 3, "reliability": {…}, "calibrator": {…},
+     "refinements": [{"name": "affinity", "power": 6.0, …}, …],
      "fitted": {"model": …, "weights": …, "data": …, "images": […], "seed": 0, …},
      "digest": "sha256 of all the rest"}
 
 ``layer`` is there where the fit was asked for a block; without it, it is the model's recommended
-one. ``reliability`` is there where masks told which words name objects.
+one. ``reliability`` is there where masks told which words name objects, ``calibrator`` where
+results of the suite ``inventions`` told which words are true.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from captum_dcam.files import (
     write_json,
 )
 from captum_dcam.maps import PRODUCTS, Reading
-from captum_dcam.metrics import Reliability
+from captum_dcam.metrics import Calibrator, Reliability
+from captum_dcam.metrics.logistic import L
 from captum_dcam.model.norms import BACKWARDS
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger, first_tagger
 from captum_dcam.model.trajectory import Score, check_score
@@ -68,6 +71,8 @@ class Preset:
             recommended one
         reliability (Reliability, optional): tells from a map before refinements how well it
             localises, fitted to the model. Default: none, but for the embedded model's own
+        calibrator (Calibrator, optional): tells from the scores of a word whether it is grounded,
+            fitted to the model. Default: none, but for the embedded model's own
     """
 
     score: Score
@@ -80,6 +85,7 @@ class Preset:
     backward: str = "exact"
     layer: int | None = None
     reliability: Reliability | None = None
+    calibrator: Calibrator | None = None
 
     def reading(
         self,
@@ -157,10 +163,10 @@ def preset(name: str | Path | Preset) -> Preset:
 
 # -- presets in files ------------------------------------------------------------------------------
 
-FORMAT, VERSION = "captum-dcam preset", 3
+FORMAT, VERSION = "captum-dcam preset", 4
 _FIELDS = ("base", "score", "product", "center", "backward", "refinements", "fitted")
 #: fields that may be there, by the version that they came with
-_OPTIONAL = {"layer": 2, "reliability": 3}
+_OPTIONAL = {"layer": 2, "reliability": 3, "calibrator": 4}
 AGAIN = "make it again with captum-dcam calibrate"
 
 
@@ -172,6 +178,7 @@ def write_preset(
     fitted: Mapping[str, Any],
     layer: int | None = None,
     reliability: Reliability | None = None,
+    calibrator: Calibrator | None = None,
 ) -> None:
     r"""Write a preset file, whole or not at all; the same content gives the same bytes.
 
@@ -183,6 +190,7 @@ def write_preset(
         fitted (dict): what they were fitted on and how, JSON-able.
         layer (int, optional): the block that was fitted. Default: none is named
         reliability (Reliability, optional): fitted to the model. Default: none
+        calibrator (Calibrator, optional): fitted to the model. Default: none
 
     Raises:
         PresetError: see :func:`check_writable`.
@@ -205,6 +213,8 @@ def write_preset(
         record["layer"] = layer
     if reliability is not None:
         record["reliability"] = reliability.record()
+    if calibrator is not None:
+        record["calibrator"] = calibrator.record()
     record["digest"] = _digest(record)
     write_json(file, record)
 
@@ -278,13 +288,14 @@ def read_preset(file: str | Path) -> Preset:
         str(file),
         backward=record["backward"],
         layer=record.get("layer"),
-        reliability=_reliability(record),
+        reliability=_fit(record, "reliability", Reliability),
+        calibrator=_fit(record, "calibrator", Calibrator),
     )
 
 
-def _reliability(record: Mapping[str, Any]) -> Reliability | None:
-    found = record.get("reliability")
-    return None if found is None else Reliability.from_record(found)
+def _fit(record: Mapping[str, Any], name: str, kind: type[L]) -> L | None:
+    found = record.get(name)
+    return None if found is None else kind.from_record(found)
 
 
 def _check(file: Path, record: Mapping[str, Any]) -> None:
@@ -308,7 +319,8 @@ def _check(file: Path, record: Mapping[str, Any]) -> None:
         )
     for name, made in (
         ("refinements", lambda: _built(record["refinements"])),
-        ("reliability", lambda: _reliability(record)),
+        ("reliability", lambda: _fit(record, "reliability", Reliability)),
+        ("calibrator", lambda: _fit(record, "calibrator", Calibrator)),
     ):
         try:
             made()

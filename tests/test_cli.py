@@ -49,6 +49,10 @@ def test_json_describes_what_was_written(scene_run):
         assert word["number"] == n + 1 and f"word-{n + 1:02d}-" in word["files"][0]
         assert tuple(word["steps"]) == tuple(sorted(set(loaded.commit_steps()[n])))
         assert set(word["sign_check"]) == {"highlighted", "random"}
+        assert word["scores"]["words"] == word["word"] and not word["scores"]["doubted"]
+        assert word["scores"]["erased"] == word["sign_check"]["highlighted"]
+    assert document["calibrator"]["fitted"] and "mini" in document["calibrator"]["source"]
+    assert any(word["scores"]["grounded"] is not None for word in document["words"])
 
 
 def test_the_scene_is_the_held_out_one_and_is_scored(scene_run):
@@ -78,7 +82,7 @@ def test_a_file_is_explained_for_people(tmp_path):
     ]
     run = call("explain", file, "-o", out, *options)
     assert run.exit_code == 0, run.output
-    for text in ("describe the image .", "Word", "Localises", "sheet.png", str(file)):
+    for text in ("describe the image .", "Word", "Localises", "Is it so?", "sheet.png", str(file)):
         assert text in run.stdout
     assert "F3" not in run.stdout  # no masks are known
     settings = Explanation.load(out / "explanation").settings

@@ -25,6 +25,7 @@ DATA = (
     "evaluation/*.toml",
     "evaluation/tables/*.toml",
     "mini/weights/*",
+    "mini/calibrator.json",
     "mini/reliability.json",
     "viewer/*.html",
     "viewer/*.css",

@@ -17,10 +17,12 @@ highest F3, and of :func:`collect_answers` those with the highest insertion;
   :data:`PARAMETERS`
 - on other images: :func:`compare`, :class:`Gain`
 - how well a map localises, told by masks: :func:`fit_reliability`
+- whether a word is grounded, told by results of the suite ``inventions``: :func:`fit_calibrator`
 
 :mod:`captum_dcam.presets` writes what was fitted into a file that every ``preset=`` accepts.
 """
 
+from captum_dcam.calibration.calibrator import fit_calibrator
 from captum_dcam.calibration.fit import (
     Calibration,
     Gain,
@@ -54,6 +56,7 @@ __all__ = [
     "coordinate_descent",
     "cut",
     "fit_blocks",
+    "fit_calibrator",
     "fit_reliability",
     "fit_stages",
     "values_of",

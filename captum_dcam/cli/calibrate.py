@@ -51,6 +51,14 @@ class Options(Data):
     images: Path | None = option(
         None, WHAT, "A folder of images without masks, instead of a data set."
     )
+    inventions: Path | None = option(
+        None,
+        WHAT,
+        "Results of evaluate --suite inventions: fit nothing but which words are probably not "
+        "grounded, on half of their images, and report on the others.",
+        "--inventions",
+        metavar="FOLDER",
+    )
     labels: bool = option(
         False,
         HOW,
@@ -86,8 +94,15 @@ def calibrate(options: Options) -> None:
 
     Examples: captum-dcam calibrate --labels --data count=1100 --limit 40 --check-start 1000
     --check-limit 100; captum-dcam calibrate --images photos -p "what is in the image ?" --layers
-    all; then captum-dcam explain photo.jpg --preset preset.json
+    all; then captum-dcam explain photo.jpg --preset preset.json. Which words are not grounded:
+    captum-dcam evaluate --suite inventions -o results; captum-dcam calibrate --inventions results
     """
+    if options.inventions is not None:
+        from captum_dcam.cli.grounding import document as plain
+        from captum_dcam.cli.grounding import fit, show
+
+        run_and_print(options, fit, plain, show)
+        return
     run_and_print(options, run, document, print_calibration)
 
 
@@ -162,7 +177,8 @@ def run(options: Options) -> Calibrated:
         record["check"] = {"images": list(check_ids), **scores}
     asked = options.layer is not None or len(layers) > 1 or base.layer is not None
     layer = found.layer if asked else None
-    write_preset(options.output, options.preset, base, found.fitted, record, layer, reliability)
+    kept = reliability, base.calibrator
+    write_preset(options.output, options.preset, base, found.fitted, record, layer, *kept)
     return Calibrated(options.output, found, checked, record, reliability)
 
 
@@ -273,8 +289,8 @@ def _record(
 ) -> dict[str, Any]:
     """What the file says of the fit: enough to make it again."""
     from captum_dcam.calibration.fit import QUANTILES
-    from captum_dcam.evaluation.harness import fingerprint
     from captum_dcam.model.trajectory import STORED_CACHES
+    from captum_dcam.model.weights import fingerprint
     from captum_dcam.results.explanation import versions
 
     return {

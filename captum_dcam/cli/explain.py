@@ -3,6 +3,7 @@ r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from captum_dcam.model.adapter import Adapter
     from captum_dcam.presets import Preset
     from captum_dcam.results.explanation import Explanation
+    from captum_dcam.results.scores import WordScores
     from captum_dcam.results.trust import Trust
 
 METRICS = ("obj_iou", "contrast", "concentration", "f3")
@@ -331,6 +333,8 @@ def print_one(result: Result) -> None:
     facts |= {answer: explanation.answer}
     printing.print_facts(console, facts)
     console.print(_words_table(result))
+    if result.trusted:
+        console.print(_scores_table(result))
     for line in _captions(result):
         console.print(line, style="dim")
     if result.scores is not None:
@@ -368,6 +372,43 @@ def _words_table(result: Result) -> Table:
     return table
 
 
+def _scores_table(result: Result) -> Table:
+    """What the steps say of every word, and which are probably not grounded."""
+    scores = result.trust.scores
+    columns = {
+        "Sure": scores.probability,
+        "Ahead": scores.margin,
+        "Entropy": scores.entropy,
+        "So far": scores.mean_entropy,
+        "Flips": scores.flips,
+        "Grey": scores.grey,
+        "Blurred": scores.blurred,
+        "Erased": scores.erased,
+        "Overlap": scores.overlap,
+        "Again": scores.repetition,
+    }
+    names = ["#", "Is it so?", *columns, *(["Grounded"] if scores.fitted else [])]
+    table = printing.table_of(*names, right=("#", *columns, "Grounded"))
+    for n, word in enumerate(scores.words):
+        cells = [str(n + 1), word, *(_number(name, float(v[n])) for name, v in columns.items())]
+        doubted = scores.doubted[n]
+        if scores.fitted:
+            cells.append(_number("Sure", float(scores.grounded[n])) + (" ?" if doubted else ""))
+        table.add_row(*map(Text, cells), style="yellow" if doubted else None)
+    return table
+
+
+def _number(name: str, value: float) -> str:
+    """A score as it is shown; nothing where it is not defined."""
+    if math.isnan(value):
+        return ""
+    if name in ("Sure", "Ahead", "Overlap"):
+        return f"{value:.0%}"
+    if name in ("Flips", "Again"):
+        return f"{value:.0f}"
+    return f"{value:.2f}" if name in ("Entropy", "So far") else f"{value:+.2f}"
+
+
 def _captions(result: Result) -> list[str]:
     """What the columns mean."""
     lines = [
@@ -381,12 +422,33 @@ def _captions(result: Result) -> list[str]:
             "that its map highlights is removed; Random: when as many random ones are. Image, "
             "Prompt, Answer: where what speaks for the word lies."
         )
+        lines.append(
+            "Is it so? When the word was committed: its probability (Sure), how far Ahead of the "
+            "next, the Entropy in nats then and on the way (So far), how often the likeliest word "
+            "changed (Flips); the fall with a Grey and a Blurred picture, and where what its map "
+            "highlights is Erased; Overlap of the maps in its phrase; how often it stood there "
+            f"before (Again). {_verdict(result.trust.scores)}"
+        )
     if result.trusted and result.explanation.template:
         lines.append(
             "Given words: which of them speak most for the filled word (+) or against it (-), on "
             "the scale of its map."
         )
     return lines
+
+
+def _verdict(scores: WordScores) -> str:
+    """Which words are probably not grounded, by whom; or why nobody says so."""
+    if not scores.fitted:
+        return f"No word is judged: {scores.calibrator}."
+    named = [w for w, doubted in zip(scores.words, scores.doubted, strict=True) if doubted]
+    said = f"Probably not grounded (?): {', '.join(named)}" if named else "No word is doubted"
+    return f"{said}; calibrator, which doubts below {scores.below:.0%}: {scores.calibrator}."
+
+
+def _calibrator(scores: WordScores) -> dict[str, Any]:
+    """Who judges words, or why nobody does."""
+    return {"fitted": scores.fitted, "source": scores.calibrator, "below": scores.below}
 
 
 def _print_scores(
@@ -435,8 +497,10 @@ def document(result: Result | Several) -> dict[str, Any]:
     words = []
     filled = bool(result.trusted and explanation.template)
     given = given_words(explanation) if filled else ()
+    scores = result.trust.scores.records() if result.trusted else []
     for n, row in enumerate(summarise(explanation)):
         record: dict[str, Any] = {**asdict(row), "files": files[n]}
+        del record["said"]  # scores say it in numbers
         if result.scores is not None:
             own = result.scores[n]
             named = None if own is None else {m: float(getattr(own, m)) for m in METRICS}
@@ -452,6 +516,7 @@ def document(result: Result | Several) -> dict[str, Any]:
             if explanation.template:
                 record["given"] = [{"word": w, "relevance": v} for w, v in given[n]]
             record["text"] = without_nan(result.trust.text.values[n].tolist())
+            record["scores"] = scores[n]
         if "probabilities" in result.trust.parts:
             record["every_step"] = without_nan(result.trust.probabilities[:, n].tolist())
         words.append(record)
@@ -464,6 +529,7 @@ def document(result: Result | Several) -> dict[str, Any]:
         "given": explanation.template or None,
         "words": words,
         "tokens": list(result.trust.text.tokens.token_texts) if result.trusted else None,
+        "calibrator": _calibrator(result.trust.scores) if result.trusted else None,
         "localises": {"calibrated": result.trust.calibrated, "source": result.trust.source},
         "regime": STORED_CACHES[trajectory.cache],
         "steps": trajectory.steps,

@@ -11,10 +11,12 @@ from captum_dcam.data.common import (
     Dataset,
     ObjectMask,
     Sample,
+    Span,
     dataset,
     dataset_names,
     register_dataset,
 )
+from captum_dcam.data.degraded import DegradedScenes
 from captum_dcam.data.flickr30k import Flickr30kDataset
 from captum_dcam.data.folder import FolderDataset, ImageFolder
 from captum_dcam.data.grandf import GrandfDataset
@@ -23,7 +25,7 @@ from captum_dcam.data.openpsg import OpenPsgDataset
 from captum_dcam.data.refcoco import RefcocoDataset
 from captum_dcam.data.repope import RepopeDataset
 from captum_dcam.data.scenes import SceneDataset
-from captum_dcam.data.spans import Span, SpanSample, SpansDataset, write_spans
+from captum_dcam.data.spans import SpanSample, SpansDataset, write_spans
 from captum_dcam.data.tam import TamDataset
 from captum_dcam.registry import import_modules
 
@@ -33,6 +35,7 @@ __all__ = [
     "CocoDataset",
     "DataProblem",
     "Dataset",
+    "DegradedScenes",
     "Flickr30kDataset",
     "FolderDataset",
     "GrandfDataset",

@@ -17,13 +17,16 @@ import numpy as np
 from PIL import Image
 
 from captum_dcam.data.coco_masks import mask_engine, need, union
+from captum_dcam.data.coco_words import categories_in, named_categories
 from captum_dcam.data.common import (
+    LABELS,
     ImageId,
     Ledger,
     ListedDataset,
     Mask,
     ObjectMask,
     Sample,
+    Span,
     register_dataset,
 )
 from captum_dcam.data.files import (
@@ -93,6 +96,15 @@ class CocoSample(Sample):
             (self.height, self.width),
             upright=self._upright,
             otherwise=f"open the data set with turned={other!r}",
+        )
+
+    def judged(self, answer: str) -> tuple[Span, ...]:
+        r"""The names of COCO's categories in an answer: true where the category is annotated, or
+        where a reference caption names it (CHAIR's protocol)."""
+        true = {*self.categories, *categories_in(self.captions)}
+        return tuple(
+            Span(start, stop, answer[start:stop], LABELS[category not in true], category)
+            for start, stop, category in named_categories(answer)
         )
 
     @property

@@ -27,6 +27,8 @@ from captum_dcam.registry import Registry
 Mask = NDArray[np.bool_]
 ImageId = int | str
 Setting = str | int | float | bool | None
+#: what a span's label says of what the image shows
+LABELS = ("true", "invented")
 #: what to do about something missing or damaged
 MISSING = ("raise", "skip")
 
@@ -55,6 +57,27 @@ class ObjectMask:
     def mask(self) -> Mask:
         r"""(H, W) bool; raises OSError or ValueError when it is missing or damaged."""
         return self.read()
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    r"""A part of a text.
+
+    Args:
+        start, stop (int): its characters, ``text[start:stop]``.
+        text (str): what they are.
+        label (str or None): ``"true"``, ``"invented"``, or None: the data set does not say.
+        kind (str or None): the data set's word for what it is, or for what is wrong with it.
+        read (callable or None): where it lies, (H, W) bool, decoded anew at every call; None: the
+            data set does not say.
+    """
+
+    start: int
+    stop: int
+    text: str
+    label: str | None = None
+    kind: str | None = None
+    read: Callable[[], Mask] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,6 +122,17 @@ class Sample:
             OSError, ValueError: one that is missing, damaged, or of another size.
         """
         return {item.name: item.mask() for item in self.objects}
+
+    def judged(self, answer: str) -> tuple[Span, ...]:
+        r"""The parts of an answer of which the data set knows whether they are so, labelled.
+
+        Raises:
+            InputError: the data set says nothing of it.
+        """
+        raise InputError(
+            f"image {self.image_id}: its data set does not say which words are true: use degraded, "
+            "coco, repope or halloc, or spans with labels"
+        )
 
     def check(self) -> None:
         r"""Decodes everything once and keeps nothing; raises as :meth:`image` and :meth:`masks`."""

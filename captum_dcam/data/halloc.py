@@ -14,15 +14,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from captum_dcam.data.common import register_dataset
+from captum_dcam.data.common import LABELS, ImageId, Span, register_dataset
 from captum_dcam.data.files import expect, read_json
-from captum_dcam.data.spans import SpansDataset, part
+from captum_dcam.data.spans import SpanSample, SpansDataset, part
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record, reading
+from captum_dcam.model.tagging import NOUN_TAGS, tag
 
 #: what is wrong with a span
 KINDS = ("object", "attribute", "relationship", "scene", "other")
 _FOLDERS = ("VG_100K", "VG_100K_2")
+#: of the words that no span holds, those that say something of the image
+_CONTENT = NOUN_TAGS | {"JJ", "VB", "VBG", "VBN", "VBZ", "CD"}
+
+
+class HallocSample(SpanSample):
+    r"""A text with its invented spans."""
+
+    def judged(self, answer: str) -> tuple[Span, ...]:
+        r"""As :class:`SpanSample`, and the nouns, adjectives, verbs and numbers that no span holds,
+        each true: they were not altered."""
+        invented = super().judged(answer)
+        words = list(re.finditer(r"[\w'-]+", answer))
+        tags = tag([word[0] for word in words])
+        true = [
+            Span(word.start(), word.end(), word[0], LABELS[0])
+            for word, own in zip(words, tags, strict=True)
+            if own in _CONTENT
+            and all(word.end() <= s.start or s.stop <= word.start() for s in invented)
+        ]
+        return (*invented, *true)
 
 
 @register_dataset("halloc")
@@ -86,6 +107,9 @@ class HallocDataset(SpansDataset):
         records = partial(_records, known, first.name)
         options: dict[str, Any] = {"ids": ids, "limit": limit, "missing": missing}
         super().__init__(entries, records, source, first.parent, prompt=prompt, **options)
+
+    def _sample(self, image_id: ImageId) -> HallocSample:
+        return HallocSample(**vars(super()._sample(image_id)))
 
 
 def _records(known: dict[str, str], folder: str, entry: Any) -> list[Record]:

@@ -18,8 +18,9 @@ readers of published data sets (:mod:`~captum_dcam.data.flickr30k`, :mod:`~captu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -28,6 +29,7 @@ import numpy as np
 
 from captum_dcam.data.coco_masks import union
 from captum_dcam.data.common import (
+    LABELS,
     ImageId,
     Ledger,
     ListedDataset,
@@ -35,14 +37,13 @@ from captum_dcam.data.common import (
     ObjectMask,
     Sample,
     Setting,
+    Span,
     register_dataset,
 )
 from captum_dcam.data.files import expect, inside, read_lines, size_fault, stored_size
 from captum_dcam.errors import InputError
 from captum_dcam.files import Record, canonical, digest, write_text
 
-#: what a span's label says of what the image shows
-LABELS = ("true", "invented")
 FILE = "spans.jsonl"
 _KEYS = ("id", "image", "height", "width", "prompt", "text", "spans")
 _SPAN_KEYS = ("start", "stop", "text", "label", "kind", "boxes", "mask")
@@ -52,27 +53,6 @@ _ARTICLES = ("a ", "an ", "the ")
 T = TypeVar("T")
 #: where an entry of a source stands, and what it holds
 Entry = tuple[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    r"""A part of a text.
-
-    Args:
-        start, stop (int): its characters, ``text[start:stop]``.
-        text (str): what they are.
-        label (str or None): ``"true"``, ``"invented"``, or None: the data set does not say.
-        kind (str or None): the data set's word for what it is, or for what is wrong with it.
-        read (callable or None): where it lies, (H, W) bool, decoded anew at every call; None: the
-            data set does not say.
-    """
-
-    start: int
-    stop: int
-    text: str
-    label: str | None = None
-    kind: str | None = None
-    read: Callable[[], Mask] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,6 +68,33 @@ class SpanSample(Sample):
 
     text: str
     spans: tuple[Span, ...]
+
+    def judged(self, answer: str) -> tuple[Span, ...]:
+        r"""The labelled spans of an answer that is the sample's own text, which the model was
+        given; or, where the spans count from the prompt, a question of yes or no, the answer's
+        first "yes" or "no": true if it is what the label of the asked span says."""
+        labelled = tuple(span for span in self.spans if span.label is not None)
+        if not labelled:
+            raise InputError(
+                f"image {self.image_id}: no span has a label, true or invented: nothing says "
+                "whether its words are so"
+            )
+        if self.captions:
+            start = answer.find(self.text)
+            if start < 0:
+                raise InputError(
+                    f"image {self.image_id}: its spans are of {self.text[:60]!r}, and the answer "
+                    f"is {answer[:60]!r}: force the sample's text (answer: caption 0)"
+                )
+            return tuple(
+                replace(span, start=span.start + start, stop=span.stop + start, read=None)
+                for span in labelled
+            )
+        said = re.search(r"\b(yes|no)\b", answer, re.IGNORECASE)
+        if said is None:
+            return ()
+        right = (said[0].lower() == "yes") == (labelled[0].label == LABELS[0])
+        return (Span(said.start(), said.end(), said[0], LABELS[not right], "answer"),)
 
 
 class SpansDataset(ListedDataset[SpanSample]):

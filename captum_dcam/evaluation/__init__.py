@@ -14,7 +14,7 @@ stored.
 """
 
 from captum_dcam.errors import EvaluationError, StoreError
-from captum_dcam.evaluation import probes  # noqa: F401  enters its metrics
+from captum_dcam.evaluation import grounding, probes  # noqa: F401  enter their metrics
 from captum_dcam.evaluation.frame import rows
 from captum_dcam.evaluation.harness import Summary, evaluate
 from captum_dcam.evaluation.launch import launched_shard, parse_shard, stop_on_signals

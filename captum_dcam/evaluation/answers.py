@@ -59,6 +59,16 @@ def caption(forward: DenoisingForward, asked: Asked, wording: str | int = 0) -> 
     force(forward, forward.adapter.encode(str(known[wording])), asked.request)
 
 
+@ANSWERS.register("own_text")
+def own_text(forward: DenoisingForward, asked: Asked) -> None:
+    """The text that a sample's labels are of, in place of the model's answer; where they are of the
+    question, the model's own answer."""
+    if asked.sample.captions:
+        caption(forward, asked)
+    else:
+        generated(forward, asked)
+
+
 def answer_record(value: str | Mapping[str, Any]) -> Record:
     """An answer's name and all its settings; errors name what is known."""
     return plain(ANSWERS.record(value))

@@ -2,14 +2,12 @@ r"""Evaluate a plan into a store: image after image, killed and resumed, alone o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from captum_dcam.errors import EvaluationError, InputError
@@ -21,6 +19,7 @@ from captum_dcam.files import Record, reading
 from captum_dcam.model.adapter import Adapter
 from captum_dcam.model.progress import Progress, ProgressLike, as_progress
 from captum_dcam.model.trajectory import STORED_CACHES
+from captum_dcam.model.weights import fingerprint
 from captum_dcam.results.explanation import versions
 
 if TYPE_CHECKING:
@@ -218,19 +217,6 @@ def facts_of(adapter: Adapter, data: Dataset[Any], trial: Trial) -> Record:
         "layers": trial.layers,
         "data": data.describe(),
     }
-
-
-def fingerprint(model: torch.nn.Module, samples: int = 16) -> str:
-    r"""A hash of a model's parameters: names, shapes, types, and a few values of each."""
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_meta or not parameter.numel():
-            continue  # offloaded by accelerate: its values are not here
-        flat = parameter.detach().flatten()
-        at = torch.linspace(0, len(flat) - 1, min(samples, len(flat))).long().to(flat.device)
-        found.update(np.ascontiguousarray(flat[at].cpu().double().numpy()).tobytes())
-    return found.hexdigest()[:16]
 
 
 def open_data(record: Record, root: str | Path | None) -> Dataset[Any]:

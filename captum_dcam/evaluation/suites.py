@@ -337,6 +337,48 @@ def sanity(setting: Setting) -> list[Part]:
     ]
 
 
+# -- is the word true? -----------------------------------------------------------------------------
+
+
+def damaged(setting: Setting) -> dict[str, Record]:
+    """Name of a part → its data: the scenes of the setting under every damage that is tried."""
+    own = {k: v for k, v in setting.dataset.items() if k in ("count", "start", "seed", "prompt")}
+    found = {}
+    for damage, strengths in DATA["inventions"]["damages"].items():
+        for strength in strengths:
+            name = f"{damage}-{strength:g}" if strength else damage
+            asked = {k: v for k, v in own.items() if damage != "premise" or k != "prompt"}
+            found[name] = {"name": "degraded", "damage": damage, "strength": strength, **asked}
+    return found
+
+
+@SUITES.register("inventions")
+def inventions(setting: Setting) -> list[Part]:
+    """Words of which it is known whether they are true: signals from the steps, rivals, maps.
+
+    Scenes are damaged so that the model invents; on other data sets (coco, repope, halloc, spans)
+    their own labels are read, and texts that are the data set's are given to the model.
+    """
+    own = DATA["inventions"]
+    every = damaged(setting) if setting.dataset["name"] == "scenes" else {"": setting.dataset}
+    given = setting.dataset["name"] in own["texts"]
+    answer = {"name": "own_text" if given else "generated"}
+    return [
+        Part(
+            f"inventions-{name}" if name else "inventions",
+            setting.plan(
+                [Variant(**record) for record in own["variants"]],
+                words=("labelled",),
+                metrics=tuple(own["metrics"]),
+                dataset=data,
+                answer=answer,
+            ),
+            skips=True,
+        )
+        for name, data in every.items()
+    ]
+
+
 @SUITES.register("papers")
 def papers(setting: Setting) -> list[Part]:
     """What the papers' tables show."""

@@ -135,7 +135,8 @@ class Trial:
         asked = Asked(request, sample, plan.generation, generator)
         ANSWERS[settings.pop("name")](forward, asked, **settings)
         trajectory = forward.trajectory
-        answer = read_answer(forward, sample.objects)
+        judge = sample.judged if "labelled" in plan.words else None
+        answer = read_answer(forward, sample.objects, judge)
         words = tuple(w for w in answer.words if w.kind in plan.words)
         masks = read_masks(words, sample.objects, request.layout.grids[0].image_size)
         repeated: tuple[Target, ...] = ()
@@ -322,7 +323,8 @@ def _word_record(word: Word, masks: dict[str, Tensor], trajectory: Any) -> Recor
     where = list(word.target.positions)
     own = [masks[name] for name in word.objects if name in masks]
     area = numbers(torch.stack(own).any(0).float().mean()[None])[0] if own else None
-    return {
+    labels = {} if word.label is None else {"label": word.label, "span": word.span}
+    return labels | {
         "text": word.target.text,
         "positions": where,
         "tokens": list(word.target.token_ids),

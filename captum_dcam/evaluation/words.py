@@ -2,7 +2,7 @@ r"""The words of an answer that are measured, and the masks of what they name.""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,22 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_dcam.data.common import LABELS, Span
 from captum_dcam.errors import InputError
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.tagging import DEFAULT_TAGGER, NOUN_TAGS, tag
 from captum_dcam.model.words import (
     FUNCTION_WORD_TAGS,
     Target,
+    located_words,
     match_words_to_masks,
-    words_of,
 )
 
 if TYPE_CHECKING:
     from captum_dcam.data import ObjectMask
 
 #: the last word of a masked object's name; the words before it ("traffic"); nouns without a mask;
-#: words that no pixel shows (TAM, Supp. E); the rest
-KINDS = ("object", "modifier", "noun", "function", "other")
+#: words that no pixel shows (TAM, Supp. E); the rest; and, where it is asked for, words of which
+#: the data set knows whether they are so, whatever else they are
+KINDS = ("object", "modifier", "noun", "function", "other", "labelled")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Word:
         name (str or None): what it names, or helps to name.
         objects (tuple of str): the data set's objects of that name.
         phrase (int or None): words of one name share a number.
+        label (str or None): of a labelled word: ``"true"`` or ``"invented"``.
+        span (int or None): labelled words of one span share a number.
     """
 
     target: Target
@@ -47,6 +51,8 @@ class Word:
     name: str | None = None
     objects: tuple[str, ...] = ()
     phrase: int | None = None
+    label: str | None = None
+    span: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,18 @@ class Answer:
     lemmatizer: str
 
 
-def read_answer(forward: DenoisingForward, objects: Sequence[ObjectMask]) -> Answer:
+def read_answer(
+    forward: DenoisingForward,
+    objects: Sequence[ObjectMask],
+    judge: Callable[[str], Sequence[Span]] | None = None,
+) -> Answer:
     r"""Tag the words of the bound answer (one example) and find what they name.
 
-    A word that ends a name of several words counts as a noun whatever its tag.
+    A word that ends a name of several words counts as a noun whatever its tag. ``judge`` says which
+    parts of the answer's text are true and which are invented.
     """
-    found = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
+    text, located = located_words(forward.adapter, forward.trajectory.tokens[0].tolist())
+    found = [word for _, word in located]
     texts = [w.text for w in found]
     tags = tag(texts)
     owners = [(name, item.name) for item in objects for name in dict.fromkeys(item.names)]
@@ -79,6 +91,14 @@ def read_answer(forward: DenoisingForward, objects: Sequence[ObjectMask]) -> Ans
         for i in match.words:
             kind = "object" if i == match.words[-1] else "modifier"
             words[i] = Word(found[i], tags[i], kind, match.name, own, number)
+    spans = () if judge is None else judge(text)
+    # where spans overlap, a word of an invented one is not true by another
+    order = sorted(range(len(spans)), key=lambda n: spans[n].label != LABELS[1])
+    for i, ((start, stop), word) in enumerate(located):
+        own_span = next((n for n in order if spans[n].start < stop and start < spans[n].stop), None)
+        if own_span is not None:
+            label = spans[own_span].label
+            words[i] = Word(word, tags[i], "labelled", label=label, span=own_span)
     return Answer(tuple(words), DEFAULT_TAGGER, matched.lemmatizer)
 
 

@@ -8,8 +8,9 @@ r"""How good is a map? Pure, batched functions on tensors: no model, no file, no
   :func:`function_iou`, :func:`f1_iou`, :func:`plausibility`, :func:`noun_threshold`,
   :func:`joint_min_max`
 - sparseness: :func:`gini_index`, :func:`normalized_entropy`, :func:`hoyer`
-- does a map localise anything: :func:`map_features`, :class:`Reliability`, :func:`auroc`,
-  :func:`expected_calibration_error`
+- does a map localise anything: :func:`map_features`, :class:`Reliability`
+- does a score tell true words from invented ones: :func:`ranking`, :func:`auroc`,
+  :func:`expected_calibration_error`, :class:`Calibrator`
 - floors and a ceiling to compare with: :func:`random_map`, :func:`center_blob_map`,
   :func:`oracle_map`
 - how far two maps agree: :func:`agreement`, :func:`rank_correlation`, :func:`top_overlap`,
@@ -33,6 +34,7 @@ from captum_dcam.metrics.bootstrap import (
     cluster_bootstrap,
     paired_bootstrap,
 )
+from captum_dcam.metrics.calibrator import SCORE_FEATURES, Calibrator
 from captum_dcam.metrics.localization_scores import (
     CONTRAST_CAP,
     LocalizationScores,
@@ -55,12 +57,11 @@ from captum_dcam.metrics.plausibility import (
     phrase_iou,
     plausibility,
 )
+from captum_dcam.metrics.ranking import Ranking, auroc, expected_calibration_error, ranking
 from captum_dcam.metrics.reference_maps import center_blob_map, oracle_map, random_map
 from captum_dcam.metrics.reliability import (
     MAP_FEATURES,
     Reliability,
-    auroc,
-    expected_calibration_error,
     gini_index,
     hoyer,
     map_features,
@@ -71,10 +72,13 @@ __all__ = [
     "CONTRAST_CAP",
     "MAP_FEATURES",
     "OTSU_BINS",
+    "SCORE_FEATURES",
     "Agreement",
     "BootstrapInterval",
+    "Calibrator",
     "LocalizationScores",
     "PlausibilityScores",
+    "Ranking",
     "Reliability",
     "agreement",
     "auroc",
@@ -107,5 +111,6 @@ __all__ = [
     "pointing_game",
     "random_map",
     "rank_correlation",
+    "ranking",
     "top_overlap",
 ]

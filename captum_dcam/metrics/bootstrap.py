@@ -2,7 +2,7 @@ r"""How sure is a mean? Percentile bootstrap, seeded, for many columns at once."
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -104,13 +104,7 @@ def cluster_bootstrap(
         Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
     """
     _check(values, n, level)
-    if images.dtype != torch.long or images.shape != values.shape[-1:]:
-        raise InputError(
-            f"images are {images.dtype} {tuple(images.shape)} and values {tuple(values.shape)}: "
-            "expected int64, one image's number for each of the N words"
-        )
-    _, own = images.to(values.device).unique(return_inverse=True)
-    count = int(own.max()) + 1
+    own, count = _owners(images.to(values.device), tuple(values.shape))
 
     def resampled(scores: Tensor) -> Tensor:
         # A ratio of means of resamples: sums over words, by the number of words.
@@ -120,6 +114,39 @@ def cluster_bootstrap(
         return (both[:-1] / both[-1]).reshape(*scores.shape[:-1], n)
 
     return _interval(values, level, resampled)
+
+
+def resampled_weights(
+    images: Tensor, words: int, generator: torch.Generator, n: int = 1000, level: float = 0.95
+) -> Tensor:
+    r"""How often each word is in each resample of images: for statistics that are no means.
+
+    Args:
+        images (Tensor): (words,) int64, the image of every word.
+        words (int): how many.
+        generator, n, level: as in :func:`cluster_bootstrap`.
+
+    Returns:
+        Tensor: (n, words) float64 on the CPU.
+
+    Raises:
+        ValueError: as in :func:`cluster_bootstrap`.
+    """
+    _check(torch.zeros(words, dtype=torch.float64), n, level)
+    own, count = _owners(images, (words,))
+    drawn = torch.cat([c.cpu() for c in _counts(count, generator, n)])
+    return drawn.double()[:, own.cpu()]
+
+
+def _owners(images: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    """The number of each word's image, from 0, and how many images there are."""
+    if images.dtype != torch.long or images.shape != shape[-1:]:
+        raise InputError(
+            f"images are {images.dtype} {tuple(images.shape)} and values {tuple(shape)}: "
+            "expected int64, one image's number for each of the N words"
+        )
+    _, own = images.unique(return_inverse=True)
+    return own, int(own.max()) + 1
 
 
 def _interval(
@@ -139,18 +166,20 @@ def _interval(
 def _resampled_means(scores: Tensor, generator: torch.Generator, n: int) -> Tensor:
     """Means (..., n) of n resamples of scores (..., N)."""
     images = scores.shape[-1]
-    # By the images alone, so that the draws do not depend on the leading shape.
+    counts = _counts(images, generator, n)
+    return torch.cat([scores @ c.to(scores).T / images for c in counts], -1)
+
+
+def _counts(images: int, generator: torch.Generator, n: int) -> Iterator[Tensor]:
+    """How often each of the images is drawn in each of n resamples, (rows, images) int64, some
+    rows at once; by the images alone, so that no draw depends on what is resampled."""
     at_once = max(1, _RESAMPLED_AT_ONCE // images)
-    means = []
     for start in range(0, n, at_once):
         rows = min(at_once, n - start)
-        drawn = torch.randint(
-            images, (rows, images), generator=generator, device=generator.device
-        ).to(scores.device)
-        row = images * torch.arange(rows, device=scores.device)[:, None]
+        drawn = torch.randint(images, (rows, images), generator=generator, device=generator.device)
+        row = images * torch.arange(rows, device=drawn.device)[:, None]
         counts = torch.bincount((drawn + row).flatten(), minlength=rows * images)
-        means.append(scores @ counts.reshape(rows, images).to(scores.dtype).T / images)
-    return torch.cat(means, -1)
+        yield counts.reshape(rows, images)
 
 
 def _check(values: Tensor, n: int, level: float) -> None:

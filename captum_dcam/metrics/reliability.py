@@ -10,11 +10,10 @@ nor the model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,13 +21,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from captum_dcam.errors import InputError
-from captum_dcam.metrics._checks import checked_maps, result_dtype, unit_peak, working_dtype
+from captum_dcam.metrics._checks import checked_maps, result_dtype, unit_peak
+from captum_dcam.metrics.logistic import Logistic
 from captum_dcam.metrics.otsu import levels_and_cut
-from captum_dcam.packages import needed
 
 #: the features, in the order of :func:`map_features`
 MAP_FEATURES = ("entropy", "gini", "peak", "autocorrelation", "separability", "connected")
-_FORMAT = "captum_dcam.reliability/1"
 
 
 def gini_index(maps: Tensor) -> Tensor:
@@ -139,171 +137,32 @@ def map_features(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    r"""Logistic regression on :func:`map_features`.
+class Reliability(Logistic):
+    r"""Logistic regression on :func:`map_features`: the probability that a map localises an object.
 
     Args:
-        weights (tuple of float): one per feature, for standardised features.
-        bias (float): of the regression.
-        mean, std (tuple of float): of the features it was fitted on.
-        fitted_on (str): what the maps were, for the reader. Default: empty
+        weights, bias, mean, std, fitted_on: as in
+            :class:`~captum_dcam.metrics.logistic.Logistic`.
         features (tuple of str): what the features are, those of :func:`map_features` first.
             Default: those alone
     """
 
-    weights: tuple[float, ...]
-    bias: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fitted_on: str = ""
     features: tuple[str, ...] = MAP_FEATURES
 
-    def __post_init__(self) -> None:
-        _check_features(self.features)
-        for name in ("weights", "mean", "std"):
-            row = getattr(self, name)
-            if len(row) != len(self.features) or not all(math.isfinite(v) for v in row):
-                raise InputError(
-                    f"{name} is {row}: expected {len(self.features)} finite numbers, for "
-                    f"{self.features}"
-                )
-        if not math.isfinite(self.bias) or min(self.std) <= 0:
-            raise InputError(f"bias is {self.bias}, std {self.std}: expected finite, and std > 0")
+    format: ClassVar[str] = "captum_dcam.reliability/1"
+    made_by: ClassVar[str] = "map_features(maps)"
 
     @classmethod
-    def fit(
-        cls,
-        features: Tensor,
-        labels: Tensor,
-        l2: float = 1.0,
-        fitted_on: str = "",
-        names: Sequence[str] = MAP_FEATURES,
-    ) -> Reliability:
-        r"""Fit by penalised maximum likelihood: convex, so the result depends on the data alone.
-
-        Minimises the summed log loss plus ``l2``/2 times the squared weights (not the bias).
-        Probabilities are calibrated for data with the same share of both labels.
-
-        Args:
-            features (Tensor): (M, F), F = 6 from :func:`map_features` and those that were added.
-            labels (Tensor): (M,) bool: True where the word has an object in the image.
-            l2 (float, optional): strength of the penalty, above 0. Default: 1
-            fitted_on (str, optional): what the maps were. Default: empty
-            names (sequence of str, optional): of the F features. Default: of map_features' six
-
-        Raises:
-            ValueError: other shapes, or labels of one kind only.
-        """
-        _check_features(names)
-        if features.ndim != 2 or features.shape[1] != len(names):
+    def check_features(cls, names: Sequence[str]) -> None:
+        if tuple(names[: len(MAP_FEATURES)]) != MAP_FEATURES:
             raise InputError(
-                f"features have shape {tuple(features.shape)}: expected (M, {len(names)}), "
-                f"{tuple(names)}; map_features(maps) gives the first six"
+                f"features are {tuple(names)}: expected {MAP_FEATURES} first; fit it again with "
+                "this version"
             )
-        linear = needed("sklearn.linear_model", "Reliability.fit")  # takes a second to import
-        truth = _both_kinds(labels, len(features))
-        if not 0 < l2 < math.inf:
-            raise InputError(f"l2 is {l2}: expected a finite number above 0")
-        rows = np.stack([_row(column) for column in features.T], axis=1)
-        mean, std = rows.mean(0), rows.std(0)
-        std = np.where(std > 1e-12, std, 1.0)
-        # Newton's method ends within 1e-8 of the optimum; lbfgs stops earlier
-        model = linear.LogisticRegression(
-            C=1 / l2, solver="newton-cholesky", tol=1e-10, max_iter=1000
-        )
-        model.fit((rows - mean) / std, truth)
-        return cls(
-            tuple(model.coef_[0].tolist()),
-            float(model.intercept_[0]),
-            tuple(mean.tolist()),
-            tuple(std.tolist()),
-            fitted_on,
-            tuple(names),
-        )
-
-    def probability(self, features: Tensor) -> Tensor:
-        """Probability (...) that maps of such features (..., F) localise an object."""
-        if features.shape[-1:] != (len(self.features),):
-            raise InputError(
-                f"features have shape {tuple(features.shape)}: expected (..., "
-                f"{len(self.features)}), {self.features}"
-            )
-        wide = features.detach().to(working_dtype(features.device))
-        rows = (wide - wide.new_tensor(self.mean)) / wide.new_tensor(self.std)
-        return (rows @ wide.new_tensor(self.weights) + self.bias).sigmoid().to(features.dtype)
 
     def score(self, maps: Tensor) -> Tensor:
         """Probability (...) that maps (..., H, W) localise an object; near 0: trust no region."""
         return self.probability(map_features(maps))
-
-    def record(self) -> dict[str, Any]:
-        """All of it as plain data."""
-        return {"format": _FORMAT, **asdict(self)}
-
-    def to_json(self) -> str:
-        """All of it as JSON text, for ``path.write_text``."""
-        return json.dumps(self.record(), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_record(cls, record: Any) -> Reliability:
-        """The inverse of :meth:`record`; ValueError when it is of another kind or version."""
-        kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-        if kind != _FORMAT:
-            raise InputError(
-                f"format is {kind!r}: expected {_FORMAT!r}; fit it again with this version"
-            )
-        rows = {name: tuple(record[name]) for name in ("weights", "mean", "std", "features")}
-        return cls(bias=record["bias"], fitted_on=record["fitted_on"], **rows)
-
-    @classmethod
-    def from_json(cls, text: str) -> Reliability:
-        """The inverse of :meth:`to_json`; ValueError when it is of another kind or version."""
-        return cls.from_record(json.loads(text))
-
-
-def auroc(scores: Tensor, labels: Tensor) -> float:
-    r"""Probability that a random True scores above a random False; ties count half.
-
-    Args:
-        scores (Tensor): (M,), finite.
-        labels (Tensor): (M,) bool, of both kinds.
-    """
-    sklearn = needed("sklearn.metrics", "auroc")
-    return float(sklearn.roc_auc_score(_both_kinds(labels, len(scores)), _row(scores)))
-
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> float:
-    r"""Mean distance of predicted probability and observed share, over equally wide bins.
-
-    Args:
-        probabilities (Tensor): (M,), in [0, 1]; M at least 1.
-        labels (Tensor): (M,) bool.
-        bins (int, optional): at least 1; empty ones count nothing. Default: 10
-
-    Source:
-        Naeini et al., 2015; Guo et al., 2017, Eq. 3.
-    """
-    predicted, truth = _row(probabilities), labels.detach().cpu().numpy()
-    if len(predicted) == 0 or truth.shape != predicted.shape or truth.dtype != bool or bins < 1:
-        raise InputError(
-            f"{len(predicted)} probabilities, labels {tuple(labels.shape)} {labels.dtype} and "
-            f"{bins} bins: expected as many labels of torch.bool, at least one of each"
-        )
-    if predicted.min() < 0 or predicted.max() > 1:
-        raise InputError(
-            f"probabilities reach from {predicted.min()} to {predicted.max()}: expected 0 to 1"
-        )
-    index = np.minimum((predicted * bins).astype(int), bins - 1)
-    gap = np.bincount(index, predicted - truth, minlength=bins)
-    return float(np.abs(gap).sum() / len(predicted))
-
-
-def _check_features(names: Sequence[str]) -> None:
-    if tuple(names[: len(MAP_FEATURES)]) != MAP_FEATURES:
-        raise InputError(
-            f"features are {tuple(names)}: expected {MAP_FEATURES} first; fit it again with this "
-            "version"
-        )
 
 
 def _autocorrelation(levels: Tensor) -> Tensor:
@@ -342,22 +201,3 @@ def _connected(values: Tensor, region: Tensor) -> Tensor:
     total = mass.sum((1, 2))
     share = torch.from_numpy(best / np.where(total == 0, 1, total)).reshape(leading)
     return share.to(values.device, values.dtype).clamp(0, 1)
-
-
-def _both_kinds(labels: Tensor, count: int) -> np.ndarray:
-    if labels.dtype != torch.bool or labels.shape != (count,):
-        raise InputError(
-            f"labels are {labels.dtype} {tuple(labels.shape)}: expected torch.bool ({count},)"
-        )
-    if not bool(labels.any()) or bool(labels.all()):
-        raise InputError(f"all {count} labels are the same: expected words of both kinds")
-    return labels.cpu().numpy()
-
-
-def _row(scores: Tensor | Sequence[float]) -> np.ndarray:
-    row = torch.as_tensor(scores).detach().double().cpu().numpy()
-    if row.ndim != 1 or not np.isfinite(row).all():
-        raise InputError(
-            f"scores have shape {row.shape}: expected one finite number per word, (M,)"
-        )
-    return row

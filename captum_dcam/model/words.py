@@ -125,6 +125,15 @@ def words_of(adapter: Adapter, tokens: Sequence[int]) -> tuple[Target, ...]:
     return _words(tokens, _spelled(adapter, tokens))
 
 
+def located_words(
+    adapter: Adapter, tokens: Sequence[int]
+) -> tuple[str, tuple[tuple[Span, Target], ...]]:
+    """The answer's text, and its words as :func:`words_of` gives them, each with the characters of
+    the text, (start, stop), that it is."""
+    answer = _spelled(adapter, tokens)
+    return answer.text, tuple(zip(answer.words, _words(tokens, answer), strict=True))
+
+
 def _spelled(adapter: Adapter, tokens: Sequence[int]) -> Spelled:
     """The answer's text, and the tokens behind every character."""
     stop = adapter.stop_ids

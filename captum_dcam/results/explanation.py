@@ -57,6 +57,8 @@ class Explanation:
             an earlier version saved it. Default: empty
         steps (StepMaps, optional): the words at every denoising step, where ``every_step`` asked
             for them. Default: None
+        trust (Trust, optional): what the explanation says of itself, and, in ``trust.scores``, of
+            whether its words are so; None where an earlier version saved it. Default: None
     """
 
     prompt: str

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_dcam.errors import ExplanationError
 from captum_dcam.model.trajectory import stored_cache
+from captum_dcam.results.scores import COLUMNS, TEXTS, WHOLE
 
 #: kinds of numbers that a tensor may hold, for messages and checks
 _FLOAT, _WHOLE, _TRUTH = "floating-point numbers", "int64", "bool"
@@ -193,6 +194,20 @@ def _trust(
             _tensor(tensors, f"trust.{name}", _WHOLE, known)
         for i, shape in enumerate(shapes):
             _tensor(tensors, f"trust.maps.{i}", _FLOAT, words, *shape)
+    if "scores" in record or any(name.startswith("trust.scores.") for name in tensors):
+        _scores(_record("scores", record["scores"]), tensors, words)
+
+
+def _scores(record: Mapping[str, Any], tensors: Mapping[str, Tensor], words: int) -> None:
+    """Check what an explanation says of whether its words are so."""
+    for name in TEXTS:
+        _list(f"{name} of the scores", record[name], str, words)
+    _text("calibrator", record["calibrator"])
+    below = _is("bound of the calibrator", record["below"], float, "a probability")
+    if not 0 <= below < 1:
+        raise _refuse("bound of the calibrator", below, "a probability")
+    for name in COLUMNS:
+        _tensor(tensors, f"trust.scores.{name}", _WHOLE if name in WHOLE else _FLOAT, words)
 
 
 def _trajectory(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], length: int) -> int:

@@ -2,6 +2,7 @@ r"""An explanation in a few words: one row per word, and its scores where masks 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from captum_dcam.data.scenes import Scene, scene_mask
@@ -9,6 +10,7 @@ from captum_dcam.metrics import LocalizationScores, localization
 from captum_dcam.model.trajectory import NO_STEP
 from captum_dcam.model.words import Target, least_sure
 from captum_dcam.results.explanation import Explanation, region
+from captum_dcam.results.scores import WordScores
 from captum_dcam.results.trust import Candidate
 
 
@@ -30,6 +32,9 @@ class WordSummary:
         doubtful (bool): its map is said to localise nothing.
         instead (tuple): (text, probability) of what else might have stood in the place of its
             most contested token, the likeliest first.
+        said (str): what the steps say of whether the word is so, in a few words; empty where
+            that was not computed.
+        doubted (bool): a calibrator says that it is probably not grounded.
     """
 
     number: int
@@ -44,6 +49,8 @@ class WordSummary:
     localises: float | None
     doubtful: bool
     instead: tuple[tuple[str, float], ...]
+    said: str = ""
+    doubted: bool = False
 
     @property
     def when(self) -> str:
@@ -55,6 +62,7 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
     """One row per explained word, in order."""
     confidence = explanation.trajectory.confidence[0].tolist()
     grids, trust = explanation.layout.grids, explanation.trust
+    scores = None if trust is None else trust.parts.get("scores")
     rows = []
     for n, (target, steps) in enumerate(
         zip(explanation.targets, explanation.commit_steps(), strict=True)
@@ -76,6 +84,8 @@ def summarise(explanation: Explanation) -> tuple[WordSummary, ...]:
                 localises=None if trust is None else float(trust.localises[n]),
                 doubtful=trust is not None and trust.doubtful[n],
                 instead=() if trust is None else _instead(target, trust.candidates[n]),
+                said="" if scores is None else _said(scores, n),
+                doubted=scores is not None and scores.doubted[n],
             )
         )
     return tuple(rows)
@@ -107,6 +117,17 @@ def given_words(explanation: Explanation) -> tuple[tuple[tuple[str, float], ...]
         known = [(name, v) for name, v in zip(names, row, strict=True) if v == v]
         found.append(tuple(sorted(known, key=lambda pair: -abs(pair[1]))))
     return tuple(found)
+
+
+def _said(scores: WordScores, n: int) -> str:
+    """A word's scores in a few words, the verdict of a calibrator first."""
+    parts = ["not grounded?"] if scores.doubted[n] else []
+    if not math.isnan(grounded := float(scores.grounded[n])):
+        parts.append(f"grounded {grounded:.0%}")
+    parts.append(f"entropy {float(scores.entropy[n]):.2f}")
+    if not math.isnan(fall := float(scores.grey[n])):
+        parts.append(f"without picture {-fall:+.1f}")
+    return " · ".join(parts)
 
 
 def _instead(

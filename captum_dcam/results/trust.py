@@ -1,6 +1,6 @@
 r"""Whether to believe a word's map: what an explanation says of itself, word by word.
 
-Nothing here says whether a word is true.
+Of all this only :attr:`Trust.scores` is about whether a word is true.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 from captum_dcam.errors import NotBoundError
 from captum_dcam.methods.text_relevance import TextRelevance
 from captum_dcam.model.sequence import TextTokens
+from captum_dcam.results.scores import WordScores, read_scores
 
 #: parts that cost passes of the model, and are computed when they are first asked for
-LATER = ("signs", "text", "probabilities")
+LATER = ("signs", "text", "probabilities", "scores")
 #: below it a map is said to localise nothing, where the probability is calibrated
 DOUBT = 0.5
 
@@ -35,8 +36,8 @@ class Candidate:
 class Trust:
     r"""What there is to say about N words' maps.
 
-    ``signs``, ``text`` and ``probabilities`` are computed when they are first read, on the model
-    that was explained; a saved explanation has those that were there.
+    ``signs``, ``text``, ``probabilities`` and ``scores`` are computed when they are first read, on
+    the model that was explained; a saved explanation has those that were there.
 
     Args:
         localises (Tensor): (N,) in [0, 1]: how well the word's map, before refinements, singles out
@@ -79,6 +80,13 @@ class Trust:
         """(S, N) float32: each word's probability at every denoising step, of its least sure token;
         NaN where a step does not compute it."""
         found: Tensor = self._part("probabilities")
+        return found
+
+    @property
+    def scores(self) -> WordScores:
+        """What the steps of the generation say of each word, and a calibrator's verdict where one
+        was fitted to the model; see :func:`captum_dcam.word_scores`."""
+        found: WordScores = self._part("scores")
         return found
 
     @property
@@ -134,6 +142,8 @@ class Trust:
         if (text := self.parts.get("text")) is not None:
             out["pieces"] = text.tokens.token_texts
             out["prompt"] = text.tokens.prompt
+        if (scores := self.parts.get("scores")) is not None:
+            out["scores"] = scores.record()
         return out
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,6 +154,8 @@ class Trust:
             out["trust.text"] = text.values
             out["trust.positions"], out["trust.ids"] = text.tokens.positions, text.tokens.ids
             out |= {f"trust.maps.{i}": m for i, m in enumerate(text.maps)}
+        if (scores := self.parts.get("scores")) is not None:
+            out |= scores.tensors()
         return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
@@ -165,6 +177,8 @@ def read_trust(
         )
         maps = tuple(tensors[f"trust.maps.{i}"] for i in range(grids))
         parts["text"] = TextRelevance(tokens, tensors["trust.text"], maps)
+    if "scores" in record:
+        parts["scores"] = read_scores(record["scores"], tensors)
     return Trust(
         tensors["trust.localises"],
         record["calibrated"],

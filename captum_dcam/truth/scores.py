@@ -1,197 +1,213 @@
-r"""Is the word true? What a generation knows of its own words: scores, no verdict.
+r"""Is the word true? Scores of words, read from the steps of their generation.
 
-A map shows where a word comes from, not whether it is so. On noisy pictures and false premises the
-probability at the commit step told true words from invented ones, and properties of maps did not;
-entropies of later steps are those of visible words, which nothing trained.
+A map shows where a word comes from, not whether it is so. On degraded pictures and false premises
+the probability at the commit step tells true words from invented ones, and properties of maps do
+not (docs/TRUTH.md); entropies of later steps are those of visible words, which nothing trained.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_dcam.errors import InfeasibleStepError, MethodError
+from captum_dcam.errors import InputError, MethodError
 from captum_dcam.methods.edited import pixel_fill, read, with_pixels
 from captum_dcam.model.forward import DenoisingForward, holding, single
+from captum_dcam.model.tagging import NOUN_TAGS, tag
 from captum_dcam.model.words import Target, answer_token_texts, least_sure, words_of
-from captum_dcam.truth.trust import by_step
+from captum_dcam.results.explanation import Explanation
+from captum_dcam.results.scores import WordScores
+from captum_dcam.truth.steps import StepRecord
+
+#: tags of what may stand before a noun in its phrase
+MODIFIERS = frozenset(("JJ", "JJR", "JJS", "VBN", "VBG"))
 
 
-@dataclass(frozen=True, eq=False)
-class WordScores:
-    r"""Scores of N words of one answer. High speaks for the word, but where it says otherwise.
-
-    Args:
-        words (tuple of str): their text.
-        probability (Tensor): (N,) at the step that committed it, of its least sure token.
-        margin (Tensor): (N,) by how much that token was more probable than the runner-up.
-        runner_up (tuple of str): text of that runner-up.
-        entropy (Tensor): (N,) in nats at the commit step, mean over its tokens; low speaks for it.
-        mean_entropy (Tensor): (N,) mean over the steps up to the commit; low speaks for it.
-        all_entropy (Tensor): (N,) mean over all steps: the published signal, for comparison.
-        commit_step (Tensor): (N,) int64, of its last token.
-        flips (Tensor): (N,) int64, how often the likeliest token of its places changed up to the
-            commit; few speak for it.
-        grey, blurred (Tensor): (N,) fall of its log-probability with a picture of one colour, and
-            with a blurred one: was the picture used? NaN in families whose pixels cannot be edited.
-        position (Tensor): (N,) int64, of its first token in the answer.
-        repetition (Tensor): (N,) int64, how often the word stands in the answer before.
-    """
-
-    words: tuple[str, ...]
-    probability: Tensor
-    margin: Tensor
-    runner_up: tuple[str, ...]
-    entropy: Tensor
-    mean_entropy: Tensor
-    all_entropy: Tensor
-    commit_step: Tensor
-    flips: Tensor
-    grey: Tensor
-    blurred: Tensor
-    position: Tensor
-    repetition: Tensor
-
-    def records(self) -> list[dict[str, Any]]:
-        """One flat record per word."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        rows = {n: v.tolist() if isinstance(v, Tensor) else list(v) for n, v in columns.items()}
-        return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-
-
-@holding
 def word_scores(
-    forward: DenoisingForward, targets: Sequence[Target], example: int = 0
+    source: Explanation | DenoisingForward,
+    targets: Sequence[Target] | None = None,
+    example: int = 0,
 ) -> WordScores:
-    r"""Score words of a bound generation by what its own steps say.
+    r"""Score words by what the steps of their generation say.
 
-    Costs one replay of the steps, and two passes with other pictures.
+    Costs one replay of the steps, and two prefills with other pictures.
 
     Args:
-        forward (DenoisingForward): with a bound generation; no given answer, which has no steps.
-        targets (sequence of Target): N words, see :func:`captum_dcam.model.words.resolve`.
-        example (int, optional): of the batch. Default: 0
+        source (Explanation or DenoisingForward): an explanation, whose scores include what its
+            maps give (``erased``, ``overlap``) and a calibrator's verdict, where one is fitted; or
+            a forward with a bound generation or a given answer.
+        targets (sequence of Target, optional): N words, see
+            :func:`captum_dcam.model.words.resolve`; of an explanation: its own.
+            Default: every word
+        example (int, optional): of the forward's batch. Default: 0
 
     Returns:
         WordScores: of the words, in order.
 
     Raises:
-        InfeasibleStepError: the answer was given.
+        InputError: targets beside an explanation.
+        NotBoundError: an explanation that was saved without them.
 
     Examples::
 
         >>> from captum_dcam.data.scenes import make_scene
-        >>> from captum_dcam.model.words import words_of
         >>> adapter = captum_dcam.load("mini")
         >>> forward = DenoisingForward(adapter)
         >>> request = adapter.prepare([[make_scene(0, 3).image]], ["describe the image ."])
-        >>> tokens = forward.generate(request, gen_length=8).tokens[0].tolist()
-        >>> found = word_scores(forward, words_of(adapter, tokens))
+        >>> trajectory = forward.generate(request, gen_length=8)
+        >>> found = word_scores(forward)
         >>> found.words[:3], bool((found.probability[:3] > 0.5).all())
         (('a', 'purple', 'ring'), True)
     """
+    if isinstance(source, Explanation):
+        if targets is not None or example:
+            raise InputError(
+                "targets beside an explanation, which has its own words: leave them out, or give "
+                "its forward"
+            )
+        if source.trust is None:
+            raise InputError("the explanation holds no trust: explain again with this version")
+        return source.trust.scores
+    return _scores(source, targets, example)
+
+
+@holding
+def _scores(
+    forward: DenoisingForward, targets: Sequence[Target] | None, example: int
+) -> WordScores:
     one = single(forward, example)
-    if one.trajectory.forced:
-        raise InfeasibleStepError(
-            "scores of an answer that was given, not generated: no step of it decided anything; "
-            "generate it, or ask explain(answer=…).trust"
+    if targets is None:
+        targets = words_of(one.adapter, one.trajectory.tokens[0].tolist())
+    return scores_of(StepRecord(one, targets))
+
+
+def scores_of(record: StepRecord, pictures: bool = True) -> WordScores:
+    """The scores of a record's words, without what maps give; the falls with other pictures, which
+    cost two prefills, only with ``pictures``."""
+    forward, targets = record.forward, record.targets
+    trajectory = forward.trajectory
+    rows: list[tuple[float, ...]] = []
+    rivals: list[int] = []
+    for target in targets:
+        own = record.commits(target)
+        n, step = record.least_sure(target)
+        rival, odds = record.rival(n, step)
+        rivals.append(rival)
+        until = [record.entropy[: s + 1, m].nanmean() for m, s in own]
+        rows.append(
+            (
+                _committed(record, target),
+                float(record.logs[step, n].exp()) - odds,
+                float(torch.stack([record.entropy[s, m] for m, s in own]).mean()),
+                float(torch.stack(until).mean()),
+                float(torch.stack([record.entropy[:, m].nanmean() for m, _ in own]).mean()),
+                min(_last(record.logs[:, m].exp(), s, trajectory.forced) for m, s in own),
+                float(sum(record.flips(m, s) for m, s in own)),
+                float(max(s for _, s in own)),
+            )
         )
-    record = _Record(one, targets)
-    by_step(one, record.tokens, record.add)
-    steps = [max(one.trajectory.step_of(0, p, "commit") for p in t.positions) for t in targets]
+    columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 8).T
+    names = ("probability", "margin", "entropy", "mean_entropy", "all_entropy", "final")
+    found: dict[str, Any] = dict(zip(names, columns, strict=False))
+    texts = answer_token_texts(forward.adapter, rivals)
+    unknown = torch.full((len(targets),), torch.nan, dtype=torch.float64)
     return WordScores(
         words=tuple(t.text for t in targets),
-        **record.scores(targets),
-        commit_step=torch.tensor(steps, dtype=torch.int64),
-        grey=_fall(one, targets, "mean"),
-        blurred=_fall(one, targets, "blur"),
+        **found,
+        runner_up=tuple(text.strip() for text in texts),
+        flips=columns[6].long(),
+        commit_step=columns[7].long(),
+        grey=picture_falls(record, "mean") if pictures else unknown,
+        blurred=picture_falls(record, "blur") if pictures else unknown,
+        erased=unknown,
+        overlap=unknown,
         position=torch.tensor([t.positions[0] for t in targets], dtype=torch.int64),
-        repetition=_repetitions(one, targets),
+        repetition=_repetitions(forward, targets),
+        grounded=unknown,
     )
 
 
-class _Record:
-    """What every step's logits say of the tokens of words, step by step."""
+def with_maps(
+    scores: WordScores, erased: Tensor, targets: Sequence[Target], maps: Sequence[Tensor]
+) -> WordScores:
+    r"""Scores with what the words' maps give.
 
-    def __init__(self, forward: DenoisingForward, targets: Sequence[Target]) -> None:
-        pairs = dict(p for t in targets for p in zip(t.positions, t.token_ids, strict=True))
-        self.tokens = [Target("", (p,), (token,)) for p, token in sorted(pairs.items())]
-        self._forward = forward
-        shape = forward.trajectory.steps, len(self.tokens)
-        self._entropy = torch.full(shape, torch.nan, dtype=torch.float64)
-        self._best = torch.full((*shape, 2), -1, dtype=torch.int64)
-        self._odds = torch.zeros(*shape, 2, dtype=torch.float64)
-        self._own = torch.zeros(shape, dtype=torch.float64)
-
-    def add(self, step: int, numbers: Sequence[int], logits: Tensor) -> None:
-        """Take the logits (T, V) of a step, which computes the tokens of these numbers."""
-        for n in numbers:
-            (position,), (token,) = self.tokens[n].positions, self.tokens[n].token_ids
-            odds = logits[position].detach().cpu().double().softmax(-1)
-            self._entropy[step, n] = torch.special.entr(odds).sum()
-            self._odds[step, n], self._best[step, n] = odds.topk(2)
-            self._own[step, n] = odds[token]
-
-    def scores(self, targets: Sequence[Target]) -> dict[str, Any]:
-        """Columns of :class:`WordScores` that logits give."""
-        trajectory = self._forward.trajectory
-        confidence = trajectory.confidence[0].tolist()
-        number = {t.positions[0]: n for n, t in enumerate(self.tokens)}
-        rows: list[tuple[float, ...]] = []
-        rivals = []
-        for target in targets:
-            own = [(number[p], trajectory.step_of(0, p, "commit")) for p in target.positions]
-            until = [self._entropy[: step + 1, n].nanmean() for n, step in own]
-            every = [self._entropy[:, n].nanmean() for n, _ in own]
-            n, step = min(own, key=lambda pair: float(self._own[pair[1], pair[0]]))
-            first, second = self._best[step, n].tolist()
-            rival = second if first == self.tokens[n].token_ids[0] else first
-            rivals.append(rival)
-            other = float(self._odds[step, n, 1 if rival == second else 0])
-            rows.append(
-                (
-                    least_sure(confidence, target),
-                    float(self._own[step, n]) - other,
-                    float(torch.stack([self._entropy[s, m] for m, s in own]).mean()),
-                    float(torch.stack(until).mean()),
-                    float(torch.stack(every).mean()),
-                    float(sum(self._flips(m, s) for m, s in own)),
-                )
-            )
-        columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6).T
-        names = ("probability", "margin", "entropy", "mean_entropy", "all_entropy")
-        found: dict[str, Any] = dict(zip(names, columns, strict=False))
-        texts = answer_token_texts(self._forward.adapter, rivals)
-        return found | {
-            "flips": columns[5].long(),
-            "runner_up": tuple(text.strip() for text in texts),
-        }
-
-    def _flips(self, number: int, commit: int) -> int:
-        """How often a token's likeliest candidate changed, up to the step that committed it."""
-        best = [b for b in self._best[: commit + 1, number, 0].tolist() if b >= 0]
-        return sum(a != b for a, b in itertools.pairwise(best))
+    Args:
+        scores (WordScores): of the words.
+        erased (Tensor): (N,) falls where what the maps highlight is removed.
+        targets (sequence of Target): N words, in any order.
+        maps (sequence of Tensor): non-negative, one (N, h, w) per grid.
+    """
+    return replace(scores, erased=erased.double(), overlap=overlaps(targets, maps))
 
 
-def _fall(forward: DenoisingForward, targets: Sequence[Target], baseline: str) -> Tensor:
+def overlaps(targets: Sequence[Target], maps: Sequence[Tensor]) -> Tensor:
+    """(N,) mean overlap of each word's map with those of the other words of its phrase."""
+    flat = torch.cat([m.detach().cpu().double().flatten(1) for m in maps], dim=1)
+    peak = flat.amax(1, keepdim=True)
+    flat = flat / peak.masked_fill(peak == 0, 1)
+    out = torch.full((len(targets),), torch.nan, dtype=torch.float64)
+    for phrase in phrases(targets):
+        for n in phrase:
+            others = flat[[m for m in phrase if m != n]]
+            if len(others):
+                both = torch.minimum(others, flat[n]).sum(1)
+                either = torch.maximum(others, flat[n]).sum(1)
+                out[n] = (both / either.masked_fill(either == 0, 1)).mean()
+    return out
+
+
+def phrases(targets: Sequence[Target]) -> list[list[int]]:
+    """Numbers of words that make a phrase: a noun, and what stands right before it and belongs to
+    it. English alone, as the tagger is."""
+    order = sorted(range(len(targets)), key=lambda n: targets[n].positions)
+    tags = tag([targets[n].text for n in order])
+    found: list[list[int]] = []
+    open_ = False
+    for place, (n, own) in enumerate(zip(order, tags, strict=True)):
+        before = targets[order[place - 1]].positions[-1] if place else -2
+        if not (open_ and targets[n].positions[0] == before + 1):
+            found.append([])
+        found[-1].append(n)
+        more = tags[place + 1] if place + 1 < len(tags) else ""
+        open_ = own in MODIFIERS or (own in NOUN_TAGS and more in NOUN_TAGS)
+    return [phrase for phrase in found if len(phrase) > 1]
+
+
+def _committed(record: StepRecord, target: Target) -> float:
+    """Probability of a word's least sure token when it was committed: as the decoder reckoned it;
+    of tokens that are not the answer's, as the logits have it."""
+    trajectory = record.forward.trajectory
+    at = list(target.positions)
+    if trajectory.tokens[0, at].tolist() == list(target.token_ids):
+        return least_sure(trajectory.confidence[0].tolist(), target)
+    return min(float(record.logs[s, n].exp()) for n, s in record.commits(target))
+
+
+def _last(odds: Tensor, commit: int, forced: bool) -> float:
+    """A token's probability at the last step that computes it; NaN of a given answer."""
+    known = odds[~odds.isnan()]
+    return float("nan") if forced or not len(known) else float(known[-1])
+
+
+def picture_falls(record: StepRecord, baseline: str) -> Tensor:
     """(N,) how far the words' log-probabilities fall where all of the picture is replaced; NaN in
     families whose pixels cannot be edited."""
-    wanted = [(0, target) for target in targets]
+    forward, targets = record.forward, record.targets
     try:
         fill = pixel_fill(forward, baseline)
     except MethodError:
         return torch.full((len(targets),), torch.nan, dtype=torch.float64)
     removed = torch.ones(1, sum(h * w for h, w in forward.request.layout.shapes)).bool()
-    before, after = (
-        read(with_pixels(forward, pixels), wanted)
-        for pixels in (forward.request.pixels.detach(), fill(removed))
-    )
-    return before - after
+    after = read(with_pixels(forward, fill(removed)), [(0, target) for target in targets])
+    before = [sum(record.logs[s, m] for m, s in record.commits(t)) for t in targets]
+    lengths = [len(t.positions) for t in targets]
+    own = [float(b) / n for b, n in zip(before, lengths, strict=True)]
+    return torch.tensor(own, dtype=torch.float64) - after
 
 
 def _repetitions(forward: DenoisingForward, targets: Sequence[Target]) -> Tensor:

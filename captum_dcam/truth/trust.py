@@ -11,18 +11,18 @@ from torch import Tensor
 from captum_dcam import maps
 from captum_dcam.methods import AttributionTask
 from captum_dcam.methods.text_relevance import GradientText
-from captum_dcam.model.budget import rows_at_once
-from captum_dcam.model.forward import DenoisingForward, holding, single
+from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import TargetGradients
 from captum_dcam.model.words import Target, answer_token_texts
 from captum_dcam.presets import Preset
 from captum_dcam.refine import Affinity, Compose
 from captum_dcam.results.trust import LATER, Candidate, Trust
+from captum_dcam.truth.grounding import judged
 from captum_dcam.truth.localising import UNCALIBRATED, features, fitted, localises
+from captum_dcam.truth.scores import scores_of, with_maps
 from captum_dcam.truth.signs import sign_check
+from captum_dcam.truth.steps import CANDIDATES, StepRecord
 
-#: how many candidates are kept of every token
-CANDIDATES = 3
 #: of the random image tokens that the sign check removes for comparison
 SEED = 0
 
@@ -105,25 +105,36 @@ class TrustReader:
             ),
             forward.adapter.warning(forward.request.images[self.example]),
             parts,
-            _Later(self, tuple(m.cpu() for m in refined)),
+            _Later(self, tuple(m.cpu() for m in refined), chosen),
         )
 
 
 class _Later:
     """Computes parts of a trust on the generation that was explained."""
 
-    def __init__(self, read: TrustReader, refined: tuple[Tensor, ...]) -> None:
+    def __init__(self, read: TrustReader, refined: tuple[Tensor, ...], chosen: Preset) -> None:
         one = single(read.forward, read.example)
         # what the generation kept for replay is large, and an explanation may live long
         self._forward = one.again(trajectory=one.trajectory.single(0))
-        self._targets, self._reading = read.targets, read.reading
+        self._targets, self._reading, self._chosen = read.targets, read.reading, chosen
         self._maps = refined
+        self._known: dict[str, Any] = {}
 
     def __call__(self, name: str) -> Any:
         return self.of(self._forward, name)
 
     def of(self, forward: DenoisingForward, name: str) -> Any:
-        """A part, computed on a forward that is bound to the example alone."""
+        """A part, computed once on a forward that is bound to the example alone."""
+        if name not in self._known:
+            with forward.held():
+                self._known[name] = self._computed(forward, name)
+        return self._known[name]
+
+    def forget(self) -> None:
+        """Keep no part: with them goes the forward that they were computed on."""
+        self._known.clear()
+
+    def _computed(self, forward: DenoisingForward, name: str) -> Any:
         reading, targets = self._reading, self._targets
         if name == "signs":
             drawn = torch.Generator().manual_seed(SEED)
@@ -133,73 +144,22 @@ class _Later:
             found = GradientText(task)
             maps.word_maps(forward, targets, [0] * len(targets), reading, rows=found.add)
             return found.found().normalised()
-        return word_probabilities(forward, targets)
+        if name == "steps":
+            return StepRecord(forward, targets)
+        steps: StepRecord = self.of(forward, "steps")
+        if name == "probabilities":
+            return steps.probabilities
+        signs = self.of(forward, "signs")
+        scores = with_maps(scores_of(steps), signs[:, 0], targets, self._maps)
+        return judged(scores, forward, targets, self._chosen)
 
 
 def completed(trust: Trust, forward: DenoisingForward, example: int = 0) -> Trust:
     """All parts, computed while what the generation kept is there."""
-    one = single(forward, example)
+    one, later = single(forward, example), trust.later
+    assert isinstance(later, _Later)
     for name in LATER:
         if name not in trust.parts:
-            assert isinstance(trust.later, _Later)
-            trust.parts[name] = trust.later.of(one, name)
+            trust.parts[name] = later.of(one, name)
+    later.forget()
     return trust
-
-
-@holding
-def word_probabilities(
-    forward: DenoisingForward, targets: Sequence[Target], example: int = 0
-) -> Tensor:
-    r"""Probability of words at every denoising step of a bound generation.
-
-    Args:
-        forward (DenoisingForward): with a bound generation.
-        targets (sequence of Target): N words.
-        example (int, optional): of the batch. Default: 0
-
-    Returns:
-        Tensor: (S, N) float32, of a word's least sure token; NaN where a step does not compute all
-        tokens of it, and everywhere of a given answer, which has no steps.
-    """
-    out = torch.full((forward.trajectory.steps, len(targets)), torch.nan)
-
-    def add(step: int, numbers: Sequence[int], logits: Tensor) -> None:
-        for n in numbers:
-            out[step, n] = maps.odds_of(forward, targets[n], example, step, logits)
-
-    if not forward.trajectory.forced:
-        by_step(forward, targets, add, example)
-    return out
-
-
-def by_step(
-    forward: DenoisingForward,
-    targets: Sequence[Target],
-    add: Callable[[int, Sequence[int], Tensor], None],
-    example: int = 0,
-) -> None:
-    r"""Replay every denoising step that computes one of the words, in chunks, without gradients.
-
-    Args:
-        forward (DenoisingForward): with a bound generation.
-        targets (sequence of Target): N words.
-        add (callable): told of a step, the numbers of the words that it computes, and its logits
-            (T, V).
-        example (int, optional): of the batch. Default: 0
-    """
-    trajectory = forward.trajectory
-    read = maps.words_read(forward, targets, example)
-    wanted = [s for s in range(trajectory.steps) if read[s]]
-    size, prefix = rows_at_once(forward), trajectory.cache == "prefix"
-    with torch.no_grad():
-        memory = forward.prefill() if prefix and wanted else None  # one for all steps
-        for start in range(0, len(wanted), size):
-            steps = wanted[start : start + size]
-            rows, at = torch.full((len(steps),), example), torch.tensor(steps)
-            if prefix:
-                here = rows.to(forward.request.pixels.device)
-                logits = forward.step(forward.adapter.select(memory, here), rows, at)
-            else:
-                logits = forward.replay(rows, at)
-            for step, row in zip(steps, logits, strict=True):
-                add(step, read[step], row)

@@ -30,6 +30,9 @@ from captum_dcam.viewer.ink import (
 )
 from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
 
+#: of a word that a calibrator doubts
+DOUBT: Color = (178, 60, 0)
+
 
 def contact_sheet(
     explanation: Explanation,
@@ -42,8 +45,9 @@ def contact_sheet(
 
     The image, the prompt, the answer with a chip for every explained word (coloured by the step
     that committed it), and for every word its map over the image, when it was committed, how sure
-    the model was, where it looks, and how well the map localises. Every word's map is scaled to its
-    own maximum; one that is said to localise nothing is faint.
+    the model was, where it looks, and how well the map localises; and, where they were computed,
+    what the steps say of whether it is so, and whether a calibrator doubts it. Every word's map is
+    scaled to its own maximum; one that is said to localise nothing is faint.
 
     Args:
         explanation (Explanation): the result; images of any size, one or several.
@@ -62,6 +66,7 @@ def contact_sheet(
     answer = running(explanation.token_texts, explanation.targets, colors)
     parts = [
         *warning(ink, explanation),
+        *judge(ink, explanation, rows),
         header(ink, images, explanation.prompt, answer, titled(explanation)),
         _legend(ink, explanation, cmap),
     ]
@@ -95,6 +100,19 @@ def warning(ink: Ink, explanation: Explanation) -> list[Image.Image]:
     return [page.image]
 
 
+def judge(ink: Ink, explanation: Explanation, rows: Sequence[WordSummary]) -> list[Image.Image]:
+    """Which calibrator doubts words, if one doubts any."""
+    if not any(row.doubted for row in rows):
+        return []
+    assert explanation.trust is not None
+    scores = explanation.trust.scores
+    said = f"Not grounded?: doubted below {scores.below:.0%} by the calibrator {scores.calibrator}"
+    lines = ink.lines([Run(w) for w in said.split()], 13, ink.px(INNER))
+    page = ink.page(ink.px(INNER), ink.px(21) * len(lines))
+    page.flow((0, 0), lines, 13, 21)
+    return [page.image]
+
+
 def _columns(words: int, images: int) -> int:
     """Panels side by side: fewer when there are few words or several images."""
     if images > 1:
@@ -120,7 +138,7 @@ def _panel(
 ) -> Image.Image:
     """One word: its map over the image or images, and three lines of text."""
     shown = mosaic(ink, heat)
-    page = ink.page(width, shown.height + ink.px(74))
+    page = ink.page(width, shown.height + ink.px(74 + (17 if row.said else 0)))
     page.image.paste(shown, (0, 0))
     y = shown.height + ink.px(20)
     number = str(row.number)
@@ -133,6 +151,9 @@ def _panel(
     if row.localises is not None and where != FLAT:
         said = "localises nothing" if row.doubtful else f"{where} · localises"
         where = f"{said} ({row.localises:.0%})" if row.doubtful else f"{said} {row.localises:.0%}"
-    for below, text in ((26, f"{steps} · probability {row.confidence:.0%}"), (43, where)):
-        page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, MUTED)
+    lines = [(26, f"{steps} · probability {row.confidence:.0%}", MUTED), (43, where, MUTED)]
+    if row.said:
+        lines.append((60, row.said, DOUBT if row.doubted else MUTED))
+    for below, text, shade in lines:
+        page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, shade)
     return page.image

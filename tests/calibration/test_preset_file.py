@@ -103,7 +103,7 @@ def damaged(file, change):
     ("change", "message"),
     [
         (lambda r: r.update(format="other"), "is no preset file"),
-        (lambda r: r.update(version=4), "format version 4, this package reads up to 3: update"),
+        (lambda r: r.update(version=5), "format version 5, this package reads up to 4: update"),
         (lambda r: r.pop("product"), "it has no product; make it again with captum-dcam calibrate"),
         (lambda r: r.update(score="final"), 'damaged or edited. .* take out its line "digest"'),
         (lambda r: (r.pop("digest"), r.update(score="last")), "score is 'last': expected one of"),

@@ -17,7 +17,6 @@ from captum_dcam.errors import EvaluationError, StoreError
 from captum_dcam.evaluation import Live, Plan, Store, Variant, evaluate, rows
 from captum_dcam.evaluation import harness as harness_module
 from captum_dcam.evaluation.floors import covered
-from captum_dcam.evaluation.harness import fingerprint
 from captum_dcam.evaluation.trial import Trial, derived_seed
 from captum_dcam.methods import METHODS, Attribution, Method, MethodFacts, method, register_method
 from captum_dcam.metrics import (
@@ -31,6 +30,7 @@ from captum_dcam.metrics import (
 from captum_dcam.model.answers import force
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid, uniform_grid
+from captum_dcam.model.weights import fingerprint
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, min_max, refinement
 

@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 
-from captum_dcam.errors import InfeasibleStepError
 from captum_dcam.methods.edited import pixel_fill, with_pixels
 from captum_dcam.model.answers import bind_answer
 from captum_dcam.model.words import Target, words_of
@@ -41,6 +40,8 @@ def test_scores_are_those_of_the_steps_one_by_one(cache):
         assert float(found.mean_entropy[n]) == pytest.approx(sum(until) / len(until), abs=1e-4)
         assert float(found.all_entropy[n]) == pytest.approx(sum(every) / len(every), abs=1e-4)
         assert float(found.probability[n]) == pytest.approx(min(own), abs=1e-5)
+        last = [float(odds[-1, p, token]) for p, _, token in pairs]
+        assert float(found.final[n]) == pytest.approx(min(last), abs=1e-5)
         p, s, token = pairs[own.index(min(own))]
         others = odds[s, p].clone()
         others[token] = 0
@@ -95,8 +96,15 @@ def test_records_are_flat_and_an_example_is_that_of_the_batch(cache):
     assert none.records() == [] and none.probability.shape == (0,)
 
 
-def test_a_given_answer_has_no_scores():
+def test_a_given_answer_is_read_where_each_token_is_hidden():
+    """Against the states of the given answer, by hand; nothing is said of later steps."""
     forward = tiny.bound("prefix")
     bind_answer(forward, forward.request, "a red ring", None, {})
-    with pytest.raises(InfeasibleStepError, match="given, not generated"):
-        word_scores(forward, [Target("a", (0,), (5,))])
+    found = word_scores(forward)
+    odds = torch.stack([logits_of(forward, s)[s].softmax(-1) for s in range(3)])
+    own = odds[range(3), forward.trajectory.tokens[0, :3]]
+    assert found.words == ("a", "red", "ring")
+    assert torch.allclose(found.probability, own, atol=1e-5)
+    for entropy in (found.entropy, found.mean_entropy, found.all_entropy):
+        assert torch.allclose(entropy, -(odds * odds.log()).sum(-1), atol=1e-4)
+    assert found.flips.tolist() == [0, 0, 0] and found.final.isnan().all()

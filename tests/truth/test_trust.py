@@ -21,6 +21,7 @@ from captum_dcam.metrics import MAP_FEATURES, Reliability, map_features
 from captum_dcam.model.words import Target
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.refine import Affinity, Compose, RefineContext
+from captum_dcam.results.scores import COLUMNS
 from captum_dcam.results.summary import summarise
 from captum_dcam.results.trust import LATER, Trust
 from captum_dcam.truth.localising import FEATURES, UNCALIBRATED, features, localises, shipped
@@ -41,6 +42,9 @@ def test_now_is_what_later_finds(forward):
     for one, two in ((later.trust.text, now.trust.text),):
         assert torch.allclose(one.values, two.values, atol=1e-4, equal_nan=True)
     assert torch.allclose(later.trust.shares, now.trust.shares, atol=1e-4)
+    for name in COLUMNS:
+        one, two = (getattr(e.trust.scores, name).double() for e in (later, now))
+        assert torch.allclose(one, two, atol=1e-3, equal_nan=True), name
     assert set(later.trust.parts) == set(LATER)
 
 
