@@ -263,7 +263,7 @@ def comparison_panel(
     if width < 600:
         raise InputError(f"width is {width} px: nothing can be read below 600")
     panel, ink = _Panel(comparison, width, scale, cmap, mode), Ink(width)
-    answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
+    answer = running(spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
     parts = [
         header(ink, comparison.images, comparison.prompt, answer, comparison.forced),
         _legend(ink, comparison, scale, cmap),
@@ -272,7 +272,7 @@ def comparison_panel(
     return stacked(parts, ink)
 
 
-def _spoken(comparison: Comparison) -> list[str]:
+def spoken(comparison: Comparison) -> list[str]:
     """Text of every token of the answer, empty for tokens that end it."""
     at, out = 0, []
     for token_text in comparison.tokens.token_texts[comparison.tokens.prompt :]:
