@@ -133,7 +133,9 @@ class Browser:
         press = {"button": "left", "clickCount": 1}
         self.send("Input.dispatchMouseEvent", type="mousePressed", **first, **press)
         if to:
-            self.send("Input.dispatchMouseEvent", type="mouseMoved", **last, button="left", buttons=1)
+            self.send(
+                "Input.dispatchMouseEvent", type="mouseMoved", **last, button="left", buttons=1
+            )
         self.send("Input.dispatchMouseEvent", type="mouseReleased", **last, **press)
 
     def hover(self, selector):
@@ -147,9 +149,7 @@ class Browser:
     def key(self, name, shift=False):
         """Press a key."""
         for kind in ("rawKeyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent", type=kind, key=name, code=name, modifiers=8 * shift
-            )
+            self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, modifiers=8 * shift)
 
     def faults(self):
         """Errors, warnings of the console, and requests but for the page itself and data in it."""

@@ -27,7 +27,7 @@ from captum_dcam.errors import DcamError, EvaluationError
 from captum_dcam.shown import harmless
 
 #: the commands that the help shows first, in this order
-FIRST = ("explain", "compare", "models", "doctor", "evaluate", "table", "calibrate")
+FIRST = ("explain", "compare", "view", "models", "doctor", "evaluate", "table", "calibrate")
 
 
 class Program(TyperGroup):

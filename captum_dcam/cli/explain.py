@@ -3,7 +3,7 @@ r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from captum_dcam.cli.options import (
     Answer,
     command,
     layer_option,
+    open_option,
     option,
     output_option,
     preset_option,
@@ -67,9 +68,10 @@ class Options(Answer):
     seed: int = option(0, DECODE, "Of sampling.")
     output: Path = output_option(
         "explanation",
-        "Folder for one picture per word, sheet.png and the data; an earlier output is replaced, "
-        "nothing else is.",
+        "Folder for index.html (the explorer), one picture per word, sheet.png and the data; an "
+        "earlier output is replaced, nothing else is.",
     )
+    open_: bool = open_option()
 
 
 @command
@@ -79,7 +81,9 @@ def explain(options: Options) -> None:
     Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
     captum-dcam explain --scene 3 --preset paper --json
     """
-    printing.run_and_print(options, run, document, print_report)
+    done = printing.run_and_print(options, run, document, print_report)
+    if options.open_:
+        printing.open_page(done.page)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,13 @@ class Result:
     scores: tuple[LocalizationScores | None, ...] | None
 
     @property
+    def page(self) -> Path:
+        """The explorer."""
+        from captum_dcam.viewer.explorer import PAGE
+
+        return self.folder / PAGE
+
+    @property
     def trust(self) -> Trust:
         """What the explanation says of itself."""
         assert self.explanation.trust is not None  # it was made just now
@@ -115,7 +126,7 @@ def run(options: Options) -> Result:
     from captum_dcam.explaining import check_steps, explain_generation
     from captum_dcam.model.foils import check_foil
     from captum_dcam.presets import preset
-    from captum_dcam.results.summary import scene_scores
+    from captum_dcam.results.summary import mask_scores, scene_masks
     from captum_dcam.viewer import prepare_folder, write_folder
 
     words = parsing.chosen_words(options.words)
@@ -141,7 +152,10 @@ def run(options: Options) -> Result:
             foil=foil,
         )
         explanation = explain_generation(forward, **own)
-        scores = None if scene is None else scene_scores(explanation, scene)
+        scores = None
+        if scene is not None:
+            masks = scene_masks(explanation, scene)
+            explanation, scores = replace(explanation, masks=masks), mask_scores(explanation, masks)
         write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
     return Result(explanation, folder, source, scores)
 
@@ -164,7 +178,11 @@ def print_report(result: Result) -> None:
     if result.scores is not None:
         _print_scores(console, explanation.words, result.scores)
     several = "one picture per word, and explanation/ to load again"
-    places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
+    places = {
+        "Page": str(result.page),
+        "Sheet": str(result.folder / SHEET),
+        "Folder": f"{result.folder} ({several})",
+    }
     printing.print_facts(console, places)
 
 
@@ -283,5 +301,6 @@ def document(result: Result) -> dict[str, Any]:
         "settings": explanation.settings,
         "versions": explanation.versions,
         "output": str(result.folder),
+        "page": result.page.name,
         "sheet": SHEET,
     }

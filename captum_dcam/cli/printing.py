@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -88,6 +90,12 @@ def progress() -> Iterator[Say]:
     """A line on stderr that says what is being done; nothing where stderr is no terminal."""
     with Console(stderr=True).status("Starting") as status:
         yield lambda text: status.update(Text(harmless(f"{text} …")))
+
+
+def open_page(page: Path) -> None:
+    """Show a page in the user's browser; where there is none, say so."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        say_on_stderr(f"no browser could be opened: open {page} yourself")
 
 
 def print_json(content: Any, **how: Any) -> None:

@@ -8,7 +8,7 @@ words, h, w) bytes, every word on its own scale.
   answer was given; ``count``: S, its denoising steps.
 - ``warnings``: what a reader must know first. ``facts``: [name, value] pairs.
 - ``palettes``: 256 colours each of ``heat`` and ``steps``, three bytes per colour in base64.
-- ``images``: ``source`` (a ``data:`` address), ``width``, ``height`` in the user's pixels, ``name``.
+- ``images``: ``source`` (a ``data:`` address), ``name``, ``width`` and ``height`` of the original.
 - ``grids``: ``image``, and the left and right (``x``), upper and lower (``y``) edges of tokens.
 - ``tokens``: of the answer: ``text``, ``commit`` (step), ``probability`` then.
 - ``words``: ``text``, ``positions``, ``commits``, ``probability``, ``image`` that it looks at most,
@@ -29,15 +29,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.words import Target
 from captum_dcam.results.comparison import METRICS, Comparison, ComparisonRow
 from captum_dcam.results.explanation import Explanation, shortened
-from captum_dcam.results.summary import WordSummary, summarise
+from captum_dcam.results.summary import WordSummary, mask_scores, summarise
 from captum_dcam.results.trust import Trust
 from captum_dcam.viewer.ink import STEP_CMAP
 from captum_dcam.viewer.overlay import CMAP, palette
-from captum_dcam.viewer.packed import image_source, packed_mask, packed_maps
+from captum_dcam.viewer.packed import image_source, packed_maps, packed_mask
 from captum_dcam.viewer.panel import spoken
 from captum_dcam.viewer.python_code import python_code
 
@@ -87,7 +88,10 @@ def _grids(layout: Layout) -> list[dict[str, Any]]:
     return [
         {
             "image": g.image,
-            **{n: [[round(v, 2) for v in e] for e in getattr(g, f"{n}_edges").tolist()] for n in "xy"},
+            **{
+                n: [[round(v, 2) for v in e] for e in getattr(g, f"{n}_edges").tolist()]
+                for n in "xy"
+            },
         }
         for g in layout.grids
     ]
@@ -126,6 +130,13 @@ def _rounded(values: Any, digits: int = 4) -> Any:
     return float(f"{values:.{digits}g}")
 
 
+def _localisation(scores: Sequence[LocalizationScores | None]) -> list[dict[str, float]]:
+    """Localisation scores of every word, by the names that a reader sees."""
+    return [
+        {} if own is None else {HEADS[m]: float(getattr(own, m)) for m in METRICS} for own in scores
+    ]
+
+
 # -- explanations ----------------------------------------------------------------------------------
 
 
@@ -135,17 +146,17 @@ def _explained(explanation: Explanation) -> dict[str, Any]:
     commits = trajectory.commit_step[0].tolist()
     text = None if trust is None else trust.parts.get("text")
     rows = summarise(explanation)
-    refined = packed_maps(explanation.maps)
+    masks = explanation.masks
     method = {
         "name": "diffusion_cam",
         "label": f"Diffusion-CAM ({explanation.settings.get('preset') or 'own settings'})",
         "status": "done",
         "note": "",
         "complete": [True] * len(rows),
-        "scores": None,
+        "scores": None if masks is None else _localisation(mask_scores(explanation, masks)),
         "seconds": None,
         "passes": None,
-        "refined": refined,
+        "refined": packed_maps(explanation.maps),
         "bare": None if text is None else packed_maps([m.relu() for m in text.maps]),
         "text": None if text is None else _rounded(text.values.tolist()),
     }
@@ -171,6 +182,7 @@ def _text(tokens: Sequence[str], prompt: int) -> dict[str, Any]:
 
 def _word(explanation: Explanation, row: WordSummary, n: int) -> dict[str, Any]:
     target, trust = explanation.targets[n], explanation.trust
+    mask = None if explanation.masks is None else explanation.masks[n]
     image = f"image {row.image + 1}, " if len(explanation.images) > 1 else ""
     said = f"highest: {image}{row.region} · half of it on {row.area:.0%} of the image's tokens"
     reason = f"its map localises nothing ({row.localises:.0%})" if row.doubtful else None
@@ -187,7 +199,7 @@ def _word(explanation: Explanation, row: WordSummary, n: int) -> dict[str, Any]:
         "foil": _foil(explanation.settings, target),
         "candidates": None if trust is None else _candidates(trust, n),
         "scores": _word_scores(explanation, n),
-        "mask": None,
+        "mask": None if mask is None else packed_mask(mask),
     }
 
 
@@ -207,7 +219,9 @@ def _word_scores(explanation: Explanation, n: int) -> dict[str, float | str]:
         found["fall of its log-probability without what the map highlights"] = highlighted
         found["… without as many random tokens"] = random
     if "text" in trust.parts:
-        for name, share in zip(("image", "prompt", "answer"), trust.shares[n].tolist(), strict=True):
+        for name, share in zip(
+            ("image", "prompt", "answer"), trust.shares[n].tolist(), strict=True
+        ):
             found[f"what speaks for it: {name}"] = f"{share:.0%}"
     return found
 
@@ -297,19 +311,13 @@ def _row(row: ComparisonRow) -> dict[str, Any]:
     cost, whole = row.cost, any(row.complete)
     refined = packed_maps(row.maps) if whole else None
     bare = packed_maps([m.relu() for m in row.raw]) if whole else None
-    scores = None
-    if row.scores is not None:
-        scores = [
-            {} if own is None else {HEADS[m]: float(getattr(own, m)) for m in METRICS}
-            for own in row.scores
-        ]
     return {
         "name": row.name,
         "label": row.label,
         "status": row.status,
         "note": row.note,
         "complete": list(row.complete),
-        "scores": scores,
+        "scores": None if row.scores is None else _localisation(row.scores),
         "seconds": None if row.status == "failed" else cost.seconds,
         "passes": None if row.status == "failed" else f"{cost.forwards} + {cost.backwards} passes",
         "refined": refined,

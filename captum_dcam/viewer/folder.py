@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from captum_dcam.files import COMPRESSION
+from captum_dcam.files import COMPRESSION, write_text
 from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.manifests import check_folder, new_folder
+from captum_dcam.viewer.explorer import PAGE, explorer_page
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
 from captum_dcam.viewer.sheet import contact_sheet
@@ -67,10 +68,10 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px), ``sheet.png``, ``steps.png`` where there are maps of every step, and
-    ``explanation/`` as :meth:`Explanation.save` writes it, with the hashes of the pictures. An
-    earlier output of the same name is replaced, unless it holds a file that its manifest does not
-    name, or that was changed since.
+    480 to 1600 px), ``sheet.png``, ``steps.png`` where there are maps of every step,
+    ``index.html`` (the explorer), and ``explanation/`` as :meth:`Explanation.save` writes it, with
+    the hashes of the files beside it. An earlier output of the same name is replaced, unless it
+    holds a file that its manifest does not name, or that was changed since.
 
     Args:
         explanation (Explanation): the result.
@@ -96,6 +97,8 @@ def write_folder(
         if explanation.steps is not None:
             say(STEPS)
             step_sheet(explanation).save(new / STEPS, compress_level=COMPRESSION)
+        say(PAGE)
+        write_text(new / PAGE, explorer_page(explanation))
         say(DATA)
         explanation.save(new / DATA, sorted(new.iterdir()))
     return folder
@@ -106,7 +109,7 @@ def write_comparison(
 ) -> Path:
     r"""Write a comparison and its panel into ``folder``, which appears complete or not at all.
 
-    Files: ``panel.png``, and what :meth:`Comparison.save` writes.
+    Files: ``panel.png``, ``index.html`` (the explorer), and what :meth:`Comparison.save` writes.
 
     Args:
         comparison (Comparison): the result.
@@ -119,4 +122,4 @@ def write_comparison(
     """
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)
-    return comparison.save(folder, {PANEL: panel})
+    return comparison.save(folder, {PANEL: panel}, {PAGE: explorer_page(comparison)})

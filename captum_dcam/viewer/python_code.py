@@ -12,44 +12,42 @@ from captum_dcam.results.explanation import Explanation
 
 #: settings of an explanation that explain() takes by the same names
 READING = ("score", "step", "product", "center", "backward", "tagger")
+#: and those of a comparison that compare() takes
+COMPARING = ("layer", "score", "backward", "tagger", "seed")
 
 
 def python_code(result: Explanation | Comparison) -> str:
     """A few lines that make the result again, with the images as the saved folder has them."""
-    comparison = isinstance(result, Comparison)
     s = result.settings
-    given: dict[str, Any] = {"words": list(dict.fromkeys(result.words))}
-    if comparison:
-        given |= {"methods": [row.name.partition("#")[0] for row in result.rows]}
-        given |= {k: s[k] for k in ("layer", "score", "backward", "tagger", "seed") if k in s}
-    else:
-        given |= dict(_read(s))
     stages = (s.get("refinements") or {}).get("stages") or []
-    usual = not stages if comparison else _own(s)
-    forced = comparison and result.forced or not comparison and result.trajectory.forced
-    settings = s.get("generation") if comparison else result.trajectory.settings
-    given |= {"foil": s["foil"]} if s.get("foil") else {}
-    if forced:
-        given["answer"] = result.answer
+    given: dict[str, Any] = {"words": list(dict.fromkeys(result.words))}
+    if isinstance(result, Comparison):
+        function, usual, forced = "compare", not stages, result.forced
+        generation = s.get("generation") or {}
+        given |= {"methods": [row.name.partition("#")[0] for row in result.rows]}
+        given |= {k: s[k] for k in COMPARING if k in s}
     else:
-        given |= {k: v for k, v in (settings or {}).items() if k.isidentifier()}
-    names = [f'"image-{i}.png"' for i in range(len(result.images))]
-    shown = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+        function, usual, forced = "explain", _own(s), result.trajectory.forced
+        generation = result.trajectory.settings
+        given |= dict(_read(s))
+        given |= {} if result.steps is None else {"every_step": True}
+    given |= {"foil": s["foil"]} if s.get("foil") else {}
+    given |= {"answer": result.answer} if forced else dict(generation)
     lines = [f"    {name}={value!r}," for name, value in given.items()]
-    function = "compare" if comparison else "explain"
+    lines += [] if usual else [f"    refinements={_refinements(stages)},"]
+    names = ", ".join(f'"image-{i}.png"' for i in range(len(result.images)))
+    images = names if len(result.images) == 1 else f"[{names}]"
     cache = {"full": "none"}.get(s.get("regime", ""), s.get("regime"))
-    load = f", cache={cache!r}" if cache else ""
+    load = repr(s.get("family")) + (f", cache={cache!r}" if cache else "")
     return "\n".join(
         [
             "import captum_dcam",
             *(["from captum_dcam.refine import refinement"] if stages and not usual else []),
             "",
-            f"adapter = captum_dcam.load({s.get('family')!r}{load})",
+            f"adapter = captum_dcam.load({load})",
             f"result = captum_dcam.{function}(",
-            f"    adapter, {shown}, {result.prompt!r},",
+            f"    adapter, {images}, {result.prompt!r},",
             *lines,
-            *([] if usual else [f"    refinements={_refinements(stages)},"]),
-            *(["    every_step=True,"] if not comparison and result.steps is not None else []),
             ")",
             "result.show()",
         ]

@@ -15,7 +15,7 @@ from captum_dcam import Explanation, explain_generation
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.errors import InputError, UnknownNameError
 from captum_dcam.metrics import localization
-from captum_dcam.results.summary import scene_scores, summarise
+from captum_dcam.results.summary import mask_scores, scene_masks, summarise
 from captum_dcam.results.trust import Trust
 from captum_dcam.viewer import (
     contact_sheet,
@@ -215,7 +215,7 @@ def test_scene_scores_are_those_of_the_object_a_word_names():
     e = made(4, (192, 192))
     token_texts = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
     e = Explanation(**{**vars(e), "token_texts": token_texts})
-    scores = scene_scores(e, scene)
+    scores = mask_scores(e, scene_masks(e, scene))
     mask = torch.from_numpy(scene.mask_of(group.color, group.shape))
     assert scores[0] is None and scores[3] is None
     for n in (1, 2):
