@@ -6,12 +6,21 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+#: becomes the browser, which reads from its file 3 and writes to its file 4
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 #: seconds until a browser that says nothing is given up
 PATIENCE = 120
 
@@ -34,10 +43,9 @@ class Browser:
             *("--disable-extensions", "--disable-background-networking", "--mute-audio"),
             *("--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={profile}"),
         ]
-        # the browser reads from its file 3 and writes to its file 4
-        shell = f"exec {program} {' '.join(options)} about:blank 3<&{their_input} 4>&{their_output}"
+        ends = (str(their_input), str(their_output))
         self.process = subprocess.Popen(
-            ["sh", "-c", shell],
+            [sys.executable, "-Sc", START, *ends, program, *options, "about:blank"],
             pass_fds=(their_input, their_output),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -116,7 +124,8 @@ class Browser:
         """Wait until an expression is true in the page."""
         limit = time.monotonic() + PATIENCE
         while not self.js(expression):
-            assert time.monotonic() < limit, f"{expression} stays false; {self.faults()}"
+            faults = self.faults()
+            assert not faults and time.monotonic() < limit, f"{expression} is false; {faults}"
             time.sleep(0.02)
 
     def click(self, selector, at=(0.5, 0.5), to=None, number=0):

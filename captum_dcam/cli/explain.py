@@ -189,10 +189,10 @@ def print_report(result: Result) -> None:
 def _words_table(result: Result) -> Table:
     from captum_dcam.results.summary import summarise
 
-    names = ["#", "Word", "Step", "Sure", "Or", "Localises", "Looks at"]
+    names = ["#", "Word", "Step", "Prob.", "Or", "Localises", "Looks at"]
     names += ["F3"] if result.scores is not None else []
     names += ["Fall", "Random", "Image", "Prompt", "Answer"] if result.trusted else []
-    right = ("#", "Step", "Sure", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
+    right = ("#", "Step", "Prob.", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
     table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
         rival = "".join(f"{text} {p:.0%}" for text, p in row.instead[:1] if p >= 0.01)

@@ -45,7 +45,7 @@ def page_of(document: Mapping[str, Any], scripts: tuple[str, ...] = EXPLORER) ->
     """
     data = json.dumps(without_nan(document), separators=(",", ":")).replace("<", "\\u003c")
     parts = {
-        "title": html.escape(str(document["title"])),
+        "title": html.escape(str(document["title"]).encode(errors="replace").decode()),
         "style": _part("explorer.css"),
         "script": "\n".join(map(_part, scripts)),
         "data": data,

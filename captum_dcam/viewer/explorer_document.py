@@ -26,7 +26,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from captum_dcam.metrics import LocalizationScores
@@ -48,6 +47,8 @@ FORMAT, VERSION = "captum-dcam explorer", 1
 HEADS = {"obj_iou": "Obj-IoU", "contrast": "contrast", "concentration": "concentration", "f3": "F3"}
 #: settings that are shown elsewhere, or say nothing to a reader
 UNTOLD = ("foil", "generation", "steps")
+#: what a word's record of scores repeats
+TOLD = ("word", "words", "probability", "commit_step", "position")
 
 
 def explorer_document(result: Explanation | Comparison) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def explorer_document(result: Explanation | Comparison) -> dict[str, Any]:
         "prompt": result.prompt,
         "answer": result.answer,
         "palettes": {name: _colors(cmap) for name, cmap in (("heat", CMAP), ("steps", STEP_CMAP))},
-        "images": _images(result.images),
+        "images": _images(result),
         "grids": _grids(result.layout),
         "facts": _facts(result.settings, result.versions),
         "python": python_code(result),
@@ -72,22 +73,24 @@ def _colors(cmap: str) -> str:
     return base64.b64encode(palette(cmap).tobytes()).decode()
 
 
-def _images(images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+def _images(result: Explanation | Comparison) -> list[dict[str, Any]]:
+    """The images that a grid shows: of several frames of a video that share one, the first."""
+    chosen = [(number, result.images[number]) for number in result.layout.images]
     return [
         {
-            "name": f"image {i + 1}",
+            "name": f"image {number + 1}",
             "width": image.width,
             "height": image.height,
-            "source": image_source(image, len(images)),
+            "source": image_source(image, len(chosen)),
         }
-        for i, image in enumerate(images)
+        for number, image in chosen
     ]
 
 
 def _grids(layout: Layout) -> list[dict[str, Any]]:
     return [
         {
-            "image": g.image,
+            "image": layout.images.index(g.image),
             **{
                 n: [[round(v, 2) for v in e] for e in getattr(g, f"{n}_edges").tolist()]
                 for n in "xy"
@@ -147,6 +150,8 @@ def _explained(explanation: Explanation) -> dict[str, Any]:
     text = None if trust is None else trust.parts.get("text")
     rows = summarise(explanation)
     masks = explanation.masks
+    more = None if trust is None else trust.parts.get("scores")
+    scores = [{}] * len(rows) if more is None else more.records()
     method = {
         "name": "diffusion_cam",
         "label": f"Diffusion-CAM ({explanation.settings.get('preset') or 'own settings'})",
@@ -169,7 +174,7 @@ def _explained(explanation: Explanation) -> dict[str, Any]:
             {"text": t, "commit": commits[p], "probability": confidence[p]}
             for p, t in enumerate(explanation.token_texts)
         ],
-        "words": [_word(explanation, row, n) for n, row in enumerate(rows)],
+        "words": [_word(explanation, row, known) for row, known in zip(rows, scores, strict=True)],
         "methods": [method],
         "text": None if text is None else _text(text.tokens.token_texts, text.tokens.prompt),
         "steps": _steps(explanation),
@@ -180,7 +185,8 @@ def _text(tokens: Sequence[str], prompt: int) -> dict[str, Any]:
     return {"tokens": list(tokens), "prompt": prompt}
 
 
-def _word(explanation: Explanation, row: WordSummary, n: int) -> dict[str, Any]:
+def _word(explanation: Explanation, row: WordSummary, known: Mapping[str, Any]) -> dict[str, Any]:
+    n = row.number - 1
     target, trust = explanation.targets[n], explanation.trust
     mask = None if explanation.masks is None else explanation.masks[n]
     image = f"image {row.image + 1}, " if len(explanation.images) > 1 else ""
@@ -191,14 +197,14 @@ def _word(explanation: Explanation, row: WordSummary, n: int) -> dict[str, Any]:
         "positions": list(target.positions),
         "commits": list(explanation.commit_steps()[n]),
         "probability": row.confidence,
-        "image": row.image,
+        "image": explanation.layout.images.index(row.image),
         "said": said,
         "first": row.localises is not None and not row.doubtful,
         "doubtful": row.doubtful,
         "reason": reason,
         "foil": _foil(explanation.settings, target),
         "candidates": None if trust is None else _candidates(trust, n),
-        "scores": _word_scores(explanation, n),
+        "scores": _word_scores(explanation, n) | _named(known),
         "mask": None if mask is None else packed_mask(mask),
     }
 
@@ -224,6 +230,14 @@ def _word_scores(explanation: Explanation, n: int) -> dict[str, float | str]:
         ):
             found[f"what speaks for it: {name}"] = f"{share:.0%}"
     return found
+
+
+def _named(known: Mapping[str, Any]) -> dict[str, float | str]:
+    """Numbers and texts of a word's record of scores, without what stands elsewhere."""
+    told = {
+        k: v for k, v in known.items() if k not in TOLD and isinstance(v, bool | int | float | str)
+    }
+    return {k.replace("_", " "): str(v) if isinstance(v, bool) else v for k, v in told.items()}
 
 
 def _warnings(explanation: Explanation) -> list[str]:

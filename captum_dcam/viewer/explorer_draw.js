@@ -39,7 +39,7 @@ function ground(image, width, height) {
 }
 
 /** Heat over an image: the value sets colour and opacity. */
-function paint(canvas, image, maps, { side, top = highest(maps), faint = false, outline = false }) {
+function paint(canvas, image, maps, { side, top = maps ? highest(maps) : 0, faint = false, outline = false }) {
   const { width: w, height: h } = images[image], scale = side / Math.max(w, h);
   const width = Math.max(1, Math.round(w * scale)), height = Math.max(1, Math.round(h * scale));
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });

@@ -48,12 +48,12 @@ def word_files(explanation: Explanation) -> list[tuple[int, int, str]]:
 
     Names are ``word-03-circle.png``, with ``-image-2`` where there are several images.
     """
-    images = range(len(explanation.images))
+    images = explanation.layout.images
     out = []
     for n, word in enumerate(explanation.words):
         slug = re.sub(r"[^\w]+", "-", word.lower()).strip("-_")[:40] or "token"
         for i in images:
-            suffix = f"-image-{i + 1}" if len(images) > 1 else ""
+            suffix = f"-image-{i + 1}" if len(explanation.images) > 1 else ""
             out.append((n, i, f"word-{n + 1:02d}-{slug}{suffix}.png"))
     return out
 

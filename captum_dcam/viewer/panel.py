@@ -162,12 +162,13 @@ class Thumbnails:
         self.comparison = comparison
         self.width = width
         self.scale, self.cmap, self.mode = scale, cmap, mode
-        sizes = [i.size for i in comparison.images]
+        self.images = comparison.layout.images
+        sizes = [comparison.images[i].size for i in self.images]
         self.places = places(sizes, width)
         self.height = grid_height(sizes, width)
         self._grounds = [
-            muted(scaled(image, (w, h)), MUTE)
-            for image, (_, _, w, h) in zip(comparison.images, self.places, strict=True)
+            muted(scaled(comparison.images[i], (w, h)), MUTE)
+            for i, (_, _, w, h) in zip(self.images, self.places, strict=True)
         ]
         self._edges = [_edge(m, self.places[0][2:]) for m in comparison.masks or ()]
         self._maps: dict[int, list[Tensor]] = {}
@@ -198,7 +199,7 @@ class Thumbnails:
     def _row(self, row: int) -> list[Tensor]:
         """Maps (N, H, W) of a method over every image; computed once, kept for one row."""
         if row not in self._maps:
-            places = enumerate(self.places)
+            places = zip(self.images, self.places, strict=True)
             self._maps = {row: [self._reduced(row, i, (w, h)) for i, (_, _, w, h) in places]}
         return self._maps[row]
 
@@ -320,7 +321,8 @@ class _Panel:
             (text, size) for r in rows for text, size in ((r.label, NAME), (_facts(r)[0], FACT))
         ]
         need = max((ink.length(text, size) * 1000 / width for text, size in texts), default=0.0)
-        ratio = grid_height([i.size for i in comparison.images], 1000) / 1000
+        sizes = [comparison.images[i].size for i in comparison.layout.images]
+        ratio = grid_height(sizes, 1000) / 1000
         self.plan = plan_of(len(rows), sum(begins), len(comparison.targets), ratio, need)
         self.cells = Thumbnails(comparison, ink.px(self.plan.cell), scale, cmap, mode)
         self.gap, self.label = ink.px(CELL_GAP), ink.px(self.plan.label)

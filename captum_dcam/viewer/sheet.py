@@ -64,16 +64,17 @@ def contact_sheet(
         header(ink, images, explanation.prompt, answer, explanation.trajectory.forced),
         _legend(ink, explanation, cmap),
     ]
-    columns, gap = _columns(len(rows), len(images)), ink.px(18)
+    columns, gap = _columns(len(rows), len(explanation.layout.images)), ink.px(18)
     room = (ink.px(INNER) - gap * (columns - 1)) // columns
-    cell = mosaic_cell(ink, len(images), room)
-    sizes = [fitted(image.size, cell, cell * 1.2) for image in images]
+    seen = explanation.layout.images
+    cell = mosaic_cell(ink, len(seen), room)
+    sizes = [fitted(images[i].size, cell, cell * 1.2) for i in seen]
     for start in range(0, len(rows), columns):
         panels = []
         for row, color in list(zip(rows, colors, strict=True))[start : start + columns]:
             heat = [
                 word_overlay(explanation, row.number - 1, i, size=size, mode=mode, cmap=cmap)
-                for i, size in enumerate(sizes)
+                for i, size in zip(seen, sizes, strict=True)
             ]
             panels.append(_panel(ink, row, color, heat, room))
         line = ink.page(ink.px(INNER), max(p.height for p in panels)).image
