@@ -62,6 +62,7 @@ def store_page(folder: str | Path, root: str | Path | None = None) -> str:
         facts=shown | dict(facts.get("versions", {})),
         warnings=problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else []),
         first="f3",
+        methods=[variant["name"] for variant in plan["variants"]],
     )
 
 

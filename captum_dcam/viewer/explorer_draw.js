@@ -90,7 +90,7 @@ function ring(canvas, image, maps) {
     context.lineWidth = line;
     context.beginPath();
     context.arc(((x0 + x1) / 2) * k, ((y0 + y1) / 2) * (canvas.height / height),
-      Math.max(8, ((x1 - x0) / 1.4) * k), 0, 7);
+      Math.min(26, Math.max(8, ((x1 - x0) / 1.4) * k)), 0, 7);
     context.stroke();
   }
 }
@@ -279,7 +279,7 @@ function drawWord() {
   if (rows.length) {
     parts.push(make("table", {}, ...rows.map(([k, v]) => make("tr", {}, make("th", { scope: "row" }, k), make("td", {}, number(v))))));
   }
-  $("word").replaceChildren(...parts);
+  $("word").replaceChildren(...(parts.length > 1 ? parts : []));
 }
 
 /** What of prompt and answer speaks for the chosen word, and what against it. */

@@ -54,6 +54,7 @@ def index_page(
     facts: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     first: str | None = None,
+    methods: Sequence[str] = (),
 ) -> str:
     r"""The page of an index, as HTML.
 
@@ -64,8 +65,9 @@ def index_page(
         facts (dict, optional): shown at its foot.
         warnings (sequence of str, optional): what a reader must know first.
         first (str, optional): the score that cases are sorted by at first. Default: the first one
+        methods (sequence of str, optional): their order. Default: as they come
     """
-    methods = list(dict.fromkeys(m for case in cases for m in case.scores))
+    found = dict.fromkeys(m for case in cases for m in case.scores)
     names = list(dict.fromkeys(s for c in cases for own in c.scores.values() for s in own))
     if first in names:
         names.insert(0, names.pop(names.index(first)))
@@ -77,7 +79,7 @@ def index_page(
         "how": how,
         "warnings": list(warnings),
         "facts": [[name, str(value)] for name, value in (facts or {}).items()],
-        "methods": methods,
+        "methods": [*(m for m in methods if m in found), *(m for m in found if m not in methods)],
         "scores": names,
         "cases": [_case(case, side) for case in cases],
     }

@@ -13,7 +13,7 @@ from captum_dcam.results.manifests import check_folder, new_folder
 from captum_dcam.viewer.explorer import PAGE, explorer_page
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
-from captum_dcam.viewer.sheet import contact_sheet
+from captum_dcam.viewer.sheet import captioned, contact_sheet
 from captum_dcam.viewer.step_sheet import step_sheet
 
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
@@ -68,7 +68,7 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px), ``sheet.png``, ``steps.png`` where there are maps of every step,
+    480 to 1600 px, and lines that say what it is), ``sheet.png``, ``steps.png`` where there are maps of every step,
     ``index.html`` (the explorer), and ``explanation/`` as :meth:`Explanation.save` writes it, with
     the hashes of the files beside it. An earlier output of the same name is replaced, unless it
     holds a file that its manifest does not name, or that was changed since.
@@ -91,7 +91,7 @@ def write_folder(
             side = min(max(*own, SMALLEST), LARGEST)
             size = fitted(own, side, side)
             shown = word_overlay(explanation, number, image, size=size, mode=mode)
-            shown.save(new / name, compress_level=COMPRESSION)
+            captioned(shown, explanation, number).save(new / name, compress_level=COMPRESSION)
         say(SHEET)
         contact_sheet(explanation, mode).save(new / SHEET, compress_level=COMPRESSION)
         if explanation.steps is not None:

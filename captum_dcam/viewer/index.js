@@ -69,8 +69,8 @@ function drawCases() {
     const one = cases[n];
     return make("button", {
       type: "button", className: "case", onclick: () => set({ open: n }), "aria-pressed": String(n === state.open),
-    }, make("b", {}, scores.length ? number(score) : ""), one.picture && make("img", { src: one.picture, alt: "" }),
-    make("div", {}, one.name), make("div", { className: "note" }, one.error ?? one.answer ?? ""));
+    }, make("div", {}, one.name, make("b", {}, scores.length ? number(score) : "")), one.picture && make("img", { src: one.picture, alt: "" }),
+    make("div", { className: "note" }, one.error ?? one.answer ?? ""));
   }));
 }
 

@@ -11,6 +11,7 @@ from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.summary import WordSummary, summarise
 from captum_dcam.viewer.fonts import EMPTY
 from captum_dcam.viewer.ink import (
+    BODY,
     INNER,
     MUTED,
     SMALL,
@@ -28,6 +29,9 @@ from captum_dcam.viewer.ink import (
     step_color,
 )
 from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
+
+#: more words than this stand eight in a line; in a panel narrower than this words are short
+MANY, BRIEF = 35, 140
 
 
 def contact_sheet(
@@ -96,10 +100,11 @@ def warning(ink: Ink, explanation: Explanation) -> list[Image.Image]:
 
 
 def _columns(words: int, images: int) -> int:
-    """Panels side by side: fewer when there are few words or several images."""
+    """Panels side by side: fewer when there are few words or several images, more where a long
+    answer would make a sheet that nobody scrolls through."""
     if images > 1:
         return 2 if images > 4 else 3
-    return 3 if words <= 3 else 4 if words <= 16 else 5
+    return 3 if words <= 3 else 4 if words <= 16 else 5 if words <= MANY else 8
 
 
 def _legend(ink: Ink, explanation: Explanation, cmap: str) -> Image.Image:
@@ -129,10 +134,32 @@ def _panel(
     page.chip((0, y), Run(ink.clipped(row.word or EMPTY, 16, room), color), 16)
     steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
     focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
-    where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"
+    brief = width < ink.px(BRIEF)
+    where = FLAT if all("note" in one.info for one in heat) else focus
+    where = where if brief or where == FLAT else f"focus: {where}"
     if row.localises is not None and where != FLAT:
         said = "localises nothing" if row.doubtful else f"{where} · localises"
         where = f"{said} ({row.localises:.0%})" if row.doubtful else f"{said} {row.localises:.0%}"
-    for below, text in ((26, f"{steps} · probability {row.confidence:.0%}"), (43, where)):
+    sure = f"p {row.confidence:.0%}" if brief else f"probability {row.confidence:.0%}"
+    for below, text in ((26, f"{steps} · {sure}"), (43, where)):
         page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, MUTED)
+    return page.image
+
+
+def captioned(picture: Image.Image, explanation: Explanation, number: int) -> Image.Image:
+    """A word's picture with what it is below: the word, its step and probability, its place, what
+    the colours mean, and the model."""
+    row, s = summarise(explanation)[number], explanation.settings
+    ink = Ink(max(1000, round(picture.width * 1.4)))
+    steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
+    facts = f"{steps} · probability {row.confidence:.0%} · highest: {row.region}"
+    made = (s.get("family"), f"block {s.get('layer')}", f"{s.get('score')} score", s.get("preset"))
+    page = ink.page(picture.width, picture.height + ink.px(82))
+    page.image.paste(picture, (0, 0))
+    left, room, y = ink.px(8), picture.width - ink.px(16), picture.height
+    page.write((left, y + ink.px(16)), ink.clipped(row.word or EMPTY, BODY, room), BODY, bold=True)
+    page.write((left, y + ink.px(36)), ink.clipped(facts, SMALL, room), SMALL, MUTED)
+    page.bar((left, y + ink.px(53)), "0 … the highest of this map", CMAP, (40, 255))
+    model = ink.clipped(" · ".join(str(m) for m in made if m), SMALL, room)
+    page.write((left, y + ink.px(70)), model, SMALL, MUTED)
     return page.image
