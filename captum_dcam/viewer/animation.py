@@ -18,7 +18,7 @@ from captum_dcam.viewer.ink import BODY, MUTED, Color, Ink, Page, Run, running, 
 from captum_dcam.viewer.overlay import fitted, scaled, word_overlay
 
 #: colours of a frame, milliseconds of one, and of the last one
-COLORS, PAUSE, LAST = 160, 900, 3000
+COLORS, PAUSE, LAST = 255, 900, 3000
 #: what stands in place of a word that is not written yet
 BLANK: Color = (229, 233, 239)
 
@@ -72,7 +72,7 @@ def _few_colors(frames: Sequence[Image.Image]) -> list[Image.Image]:
     whole = Image.new("RGB", (wide, high * len(frames)))
     for i, frame in enumerate(frames):
         whole.paste(frame, (0, i * high))
-    colors = whole.quantize(COLORS, Image.Quantize.MAXCOVERAGE)
+    colors = whole.quantize(COLORS, Image.Quantize.FASTOCTREE)
     return [f.quantize(palette=colors, dither=Image.Dither.NONE) for f in frames]
 
 

@@ -176,7 +176,7 @@ async function start() {
   }
   doc.stepMaps = steps && (await mapsOf(steps.maps));
   for (const word of words) word.inside = word.mask && maskOf(word.mask, await unpacked(word.mask));
-  const shows = { steps, pair: doc.stepMaps, word: words.length, relevance: words.length && doc.text,
+  const shows = { steps: steps && words.length, pair: doc.stepMaps, word: words.length, relevance: words.length && doc.text,
     multiples: words.length && (methods.length > 1 || methods[0].bare), choices: methods.length > 1 || methods.some((m) => m.bare),
     exports: words.length && location.protocol !== "about:", outlined: words.some((w) => w.inside), looking: words.length };
   for (const [id, there] of Object.entries(shows)) $(id).hidden = !there;

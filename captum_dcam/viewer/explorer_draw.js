@@ -57,7 +57,7 @@ function paint(canvas, image, maps, { side, top = maps ? highest(maps) : 0, fain
       out.data[i + 3] = 255;
     }
   }
-  const mask = outline && state.outline && image === 0 && words[state.word].inside;
+  const mask = outline && state.outline && image === 0 && words[state.word]?.inside;
   if (mask) edge(out.data, width, height, mask);
   context.putImageData(out, 0, 0);
 }

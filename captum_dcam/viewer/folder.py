@@ -68,10 +68,11 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px, and lines that say what it is), ``sheet.png``, ``steps.png`` where there are maps of every step,
-    ``index.html`` (the explorer), and ``explanation/`` as :meth:`Explanation.save` writes it, with
-    the hashes of the files beside it. An earlier output of the same name is replaced, unless it
-    holds a file that its manifest does not name, or that was changed since.
+    480 to 1600 px, and lines that say what it is), ``sheet.png``, ``steps.png`` where there are
+    maps of every step, ``index.html`` (the explorer), and ``explanation/`` as
+    :meth:`Explanation.save` writes it, with the hashes of the files beside it. An earlier output of
+    the same name is replaced, unless it holds a file that its manifest does not name, or that was
+    changed since.
 
     Args:
         explanation (Explanation): the result.
