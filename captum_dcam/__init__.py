@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from captum_dcam.packages import lazily
+from captum_dcam.results.display import enter_viewer
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,8 @@ _public = lazily(
         "truth.signs": ("sign_check",),
     },
 )
+
+enter_viewer(lambda: import_module("captum_dcam.viewer.display"))
 
 
 def __getattr__(name: str) -> Any:

@@ -233,6 +233,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, [data])
 
 
+def write_temporary(name: str, text: str) -> Path:
+    """Write a text into a new folder for what is needed for a while; the system clears it away."""
+    with writing(Path(tempfile.gettempdir())):
+        path = Path(tempfile.mkdtemp(prefix="captum-dcam-")) / name
+    write_text(path, text)
+    return path
+
+
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
     """Write JSON for people to read as well, all of it or nothing."""
     text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False)

@@ -39,7 +39,7 @@ def scene_run(tmp_path_factory):
 def test_json_describes_what_was_written(scene_run):
     folder, document = scene_run
     files = [name for word in document["words"] for name in word["files"]]
-    assert {p.name for p in folder.iterdir()} == {*files, "sheet.png", "explanation"}
+    assert {p.name for p in folder.iterdir()} == {*files, "index.html", "sheet.png", "explanation"}
     assert document["output"] == str(folder)
     assert document["calls"] == 9 and document["feasible_calls"] == 1  # prefix cache, 8 steps
     loaded = Explanation.load(folder / "explanation")

@@ -22,7 +22,10 @@ from captum_dcam.results.comparison import Comparison
 pytestmark = pytest.mark.usefixtures("weights_read_once")
 SHORT = ["--gen-length", "4"]
 OURS = "diffusion_cam,diffusion_cam_base"
-FILES = {"panel.png", "comparison.json", "comparison.csv", "maps.safetensors", "image-0.png"}
+FILES = {
+    *("panel.png", "index.html", "image-0.png"),
+    *("comparison.json", "comparison.csv", "maps.safetensors"),
+}
 
 
 def call(*arguments: object):

@@ -10,7 +10,14 @@ from captum_dcam.cli.compare_models import document
 from captum_dcam.results.model_comparison import ModelComparison
 
 pytestmark = pytest.mark.usefixtures("weights_read_once")
-FILES = {"panel.png", "comparison.json", "comparison.csv", "maps.safetensors", "image-0.png"}
+FILES = {
+    "index.html",
+    "panel.png",
+    "comparison.json",
+    "comparison.csv",
+    "maps.safetensors",
+    "image-0.png",
+}
 
 
 def call(*arguments: object):

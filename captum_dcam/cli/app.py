@@ -31,6 +31,7 @@ FIRST = (
     "explain",
     "compare",
     "compare_models",
+    "view",
     "models",
     "doctor",
     "evaluate",

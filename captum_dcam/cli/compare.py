@@ -20,6 +20,7 @@ from captum_dcam.cli.options import (
     argument,
     backward_option,
     command,
+    open_option,
     option,
     output_option,
     refine_option,
@@ -73,9 +74,10 @@ class Options(Answer):
     seed: int = option(0, DECODE, "Of sampling, and of methods that draw.")
     output: Path = output_option(
         "comparison",
-        "Folder for panel.png, the numbers (.json, .csv) and the maps; an earlier output is "
-        "replaced, nothing else is.",
+        "Folder for index.html (the explorer), panel.png, the numbers (.json, .csv) and the maps; "
+        "an earlier output is replaced, nothing else is.",
     )
+    open_: bool = open_option()
     scale: str = option(
         "map",
         OUT,
@@ -101,7 +103,9 @@ def compare(options: Options) -> None:
         printing.print_json(found, default=str) if options.json else print_methods(found)
         return
     show = partial(print_comparison, sort=options.sort)
-    printing.run_and_print(options, run, document, show, allow_nan=False)
+    _, folder, _ = printing.run_and_print(options, run, document, show, allow_nan=False)
+    if options.open_:
+        printing.open_page(folder / "index.html")
 
 
 def run(options: Options) -> Compared:
@@ -163,7 +167,7 @@ def run(options: Options) -> Compared:
 def print_comparison(compared: Compared, sort: str | None) -> None:
     """Print prompt and answer, one line per method, why some failed, and where the files are."""
     from captum_dcam.results.comparison import METRICS
-    from captum_dcam.viewer.folder import PANEL
+    from captum_dcam.viewer.folder import PAGE, PANEL
 
     console, (comparison, folder, source) = printing.output_console(120), compared
     facts = {
@@ -197,7 +201,8 @@ def print_comparison(compared: Compared, sort: str | None) -> None:
         notes.append("Scores: means over the words that name an object, against its mask.")
     console.print(" ".join(notes), style="dim")
     files = f"{folder} (comparison.csv, .json, and all maps)"
-    printing.print_facts(console, {"Panel": str(folder / PANEL), "Folder": files})
+    places = {"Page": str(folder / PAGE), "Panel": str(folder / PANEL), "Folder": files}
+    printing.print_facts(console, places)
 
 
 def ordered(rows: Sequence[ComparisonRow], sort: str | None) -> list[ComparisonRow]:
@@ -233,10 +238,11 @@ def _reason(row: ComparisonRow) -> str:
 def document(compared: Compared) -> dict[str, Any]:
     """The comparison as plain data."""
     from captum_dcam.results.comparison import document
-    from captum_dcam.viewer.folder import PANEL
+    from captum_dcam.viewer.folder import PAGE, PANEL
 
     comparison, folder, source = compared
-    return {"picture": source, **document(comparison), "output": str(folder), "panel": PANEL}
+    places = {"output": str(folder), "page": PAGE, "panel": PANEL}
+    return {"picture": source, **document(comparison), **places}
 
 
 # -- the list of methods ---------------------------------------------------------------------------

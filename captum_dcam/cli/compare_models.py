@@ -18,6 +18,7 @@ from captum_dcam.cli.options import (
     backward_option,
     command,
     layer_option,
+    open_option,
     option,
     output_option,
     refine_option,
@@ -67,9 +68,10 @@ class Options(Answer):
     seed: int = option(0, DECODE, "Of sampling, and of methods that draw.")
     output: Path = output_option(
         "models",
-        "Folder for panel.png, the numbers (.json, .csv) and the maps; an earlier output is "
-        "replaced, nothing else is.",
+        "Folder for index.html (the explorer), panel.png, the numbers (.json, .csv) and the maps; "
+        "an earlier output is replaced, nothing else is.",
     )
+    open_: bool = open_option()
 
 
 @command
@@ -79,7 +81,11 @@ def compare_models(options: Options) -> None:
     Examples: captum-dcam compare-models --scene 3 -M diffusion_cam,tam;
     captum-dcam compare-models photo.jpg -m GSAI-ML/LLaDA-V --with llava-hf/llava-1.5-7b-hf
     """
-    printing.run_and_print(options, run, document, print_comparison, allow_nan=False)
+    _, folder, _ = printing.run_and_print(options, run, document, print_comparison, allow_nan=False)
+    if options.open_:
+        from captum_dcam.viewer.explorer import PAGE
+
+        printing.open_page(folder / PAGE)
 
 
 def run(options: Options) -> Compared:

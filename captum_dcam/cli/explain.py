@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from captum_dcam.cli.options import (
     argument,
     command,
     layer_option,
+    open_option,
     option,
     preset_option,
 )
@@ -96,12 +97,14 @@ class Options(Answer):
     output: Path | None = option(
         None,
         OUT,
-        "Folder for one picture per word, sheet.png and the data, of several images in a folder "
-        "each, with summary.json; an earlier output is replaced, nothing else is.",
+        "Folder for index.html (the explorer), one picture per word, sheet.png and the data; of "
+        "several images in a folder each, with summary.json and an index.html of all; an earlier "
+        "output is replaced, nothing else is.",
         "--output",
         "-o",
         shown="explanation, or explanations",
     )
+    open_: bool = open_option()
 
 
 @command
@@ -111,7 +114,9 @@ def explain(options: Options) -> None:
     Examples: captum-dcam explain photo.jpg -p "what is in the image ?" -w nouns;
     captum-dcam explain photos/ -w nouns -o maps; captum-dcam explain --scene 3 --json
     """
-    printing.run_and_print(options, run, document, print_report)
+    done = printing.run_and_print(options, run, document, print_report)
+    if options.open_:
+        printing.open_page(done.page)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,13 @@ class Result:
     folder: Path
     source: str
     scores: tuple[LocalizationScores | None, ...] | None
+
+    @property
+    def page(self) -> Path:
+        """The explorer."""
+        from captum_dcam.viewer.explorer import PAGE
+
+        return self.folder / PAGE
 
     @property
     def trust(self) -> Trust:
@@ -153,6 +165,13 @@ class Several:
 
     folder: Path
     documents: tuple[dict[str, Any], ...]
+
+    @property
+    def page(self) -> Path:
+        """The index of all."""
+        from captum_dcam.viewer.explorer import PAGE
+
+        return self.folder / PAGE
 
 
 @dataclass(frozen=True)
@@ -254,13 +273,16 @@ def _explain_one(
 ) -> Result:
     """One question, explained and written."""
     from captum_dcam.explaining import explain_generation
-    from captum_dcam.results.summary import scene_scores
+    from captum_dcam.results.summary import mask_scores, scene_masks
     from captum_dcam.viewer import write_folder
 
     forward = parsing.written(options, adapter, pictures, say, asked.preset.layer)
     say("Explaining its words")
     explanation = explain_generation(forward, **asked.own)
-    scores = None if subject.scene is None else scene_scores(explanation, subject.scene)
+    scores = None
+    if subject.scene is not None:
+        masks = scene_masks(explanation, subject.scene)
+        explanation, scores = replace(explanation, masks=masks), mask_scores(explanation, masks)
     write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
     return Result(explanation, folder, subject.source, scores)
 
@@ -289,11 +311,13 @@ def _explain_several(
 
 
 def _write_summary(folder: Path, documents: Sequence[dict[str, Any]]) -> None:
-    """The documents of all, beside their folders."""
+    """The documents of all, and a page with a link to each, beside their folders."""
+    from captum_dcam.cli.view import folder_page
     from captum_dcam.results.manifests import write_listed
+    from captum_dcam.viewer.explorer import PAGE
 
     text = json.dumps({KIND: documents}, indent=1, ensure_ascii=False)
-    write_listed(folder, {SUMMARY: text + "\n"}, KIND)
+    write_listed(folder, {SUMMARY: text + "\n", PAGE: folder_page(folder, folder)}, KIND)
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -340,20 +364,24 @@ def print_one(result: Result) -> None:
     if result.scores is not None:
         _print_scores(console, explanation.words, result.scores)
     several = "one picture per word, and explanation/ to load again"
-    places = {"Sheet": str(result.folder / SHEET), "Folder": f"{result.folder} ({several})"}
+    places = {
+        "Page": str(result.page),
+        "Sheet": str(result.folder / SHEET),
+        "Folder": f"{result.folder} ({several})",
+    }
     printing.print_facts(console, places)
 
 
 def _words_table(result: Result) -> Table:
     from captum_dcam.results.summary import given_words, summarise
 
-    names = ["#", "Word", "Step", "Sure", "Or", "Localises", "Looks at"]
+    names = ["#", "Word", "Step", "Prob.", "Or", "Localises", "Looks at"]
     names += ["F3"] if result.scores is not None else []
     names += ["Fall", "Random", "Image", "Prompt", "Answer"] if result.trusted else []
     filled = bool(result.trusted and result.explanation.template)
     names += ["Given words"] if filled else []
     given = given_words(result.explanation) if filled else ()
-    right = ("#", "Step", "Sure", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
+    right = ("#", "Step", "Prob.", "Localises", "F3", "Fall", "Random", "Image", "Prompt", "Answer")
     table = printing.table_of(*names, right=right)
     for n, row in enumerate(summarise(result.explanation)):
         rival = "".join(f"{text} {p:.0%}" for text, p in row.instead[:1] if p >= 0.01)
@@ -538,5 +566,6 @@ def document(result: Result | Several) -> dict[str, Any]:
         "settings": explanation.settings,
         "versions": explanation.versions,
         "output": str(result.folder),
+        "page": result.page.name,
         "sheet": SHEET,
     }

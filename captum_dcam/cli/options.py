@@ -254,6 +254,10 @@ def output_option(value: str, text: str) -> Path:
     return option(Path(value), OUT, text, "--output", "-o")
 
 
+def open_option() -> bool:
+    return option(False, OUT, "Open the page in a browser.", "--open")
+
+
 def device_option() -> str | None:
     return option(
         None, DECODE, "'cpu', 'cuda', 'cuda:1', 'mps'.", shown="cuda if it is here, or cpu"

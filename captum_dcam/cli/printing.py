@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -90,6 +92,12 @@ def progress(quiet: bool = False) -> Iterator[Say]:
     ``quiet``."""
     with Console(stderr=True, quiet=quiet).status("Starting") as status:
         yield lambda text: status.update(Text(harmless(f"{text} …")))
+
+
+def open_page(page: Path) -> None:
+    """Show a page in the user's browser; where there is none, say so."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        say_on_stderr(f"no browser could be opened: open {page} yourself")
 
 
 def print_json(content: Any, **how: Any) -> None:

@@ -170,6 +170,12 @@ class Layout:
         return tuple(found[i] for i in range(len(self.grids)))
 
     @property
+    def images(self) -> tuple[int, ...]:
+        """Numbers of the images that a grid shows; frames of a video may share one, which is then
+        the first frame's."""
+        return tuple(sorted({g.image for g in self.grids}))
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(h, w) of every grid."""
         return tuple(g.shape for g in self.grids)
@@ -193,8 +199,7 @@ class Layout:
             ValueError: maps that are not of the layout's grids.
         """
         given = (maps,) if isinstance(maps, Tensor) else tuple(maps)
-        images = sorted({g.image for g in self.grids})
-        out = tuple(self.over_image(given, image, mode=mode) for image in images)
+        out = tuple(self.over_image(given, image, mode=mode) for image in self.images)
         return out[0] if len(out) == 1 else out
 
     def over_image(
@@ -211,8 +216,7 @@ class Layout:
         own = zip(self.grids, self._checked(maps), strict=True)
         shown = [(g if size is None else g.resized(size), m) for g, m in own if g.image == image]
         if not shown:
-            known = sorted({g.image for g in self.grids})
-            raise InputError(f"no grid shows image {image}: expected one of {known}")
+            raise InputError(f"no grid shows image {image}: expected one of {list(self.images)}")
         total = sum(
             grid.to_pixels(m if m.dtype == torch.float64 else m.float(), mode) for grid, m in shown
         )

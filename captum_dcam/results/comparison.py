@@ -20,6 +20,7 @@ from captum_dcam.metrics import LocalizationScores
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.sequence import TextTokens
 from captum_dcam.model.words import Target
+from captum_dcam.results.display import Displayed
 from captum_dcam.results.explanation import (
     AS_IS,
     read_images,
@@ -87,7 +88,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Displayed):
     r"""Maps of N words by several methods, with what each cost.
 
     Args:
@@ -173,7 +174,12 @@ class Comparison:
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        pictures: Mapping[str, Image.Image] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> Path:
         r"""Write the comparison into ``folder``, which appears complete or not at all.
 
         Files: ``comparison.json`` (versioned: words, settings, rows, records, a digest and a hash
@@ -182,8 +188,8 @@ class Comparison:
 
         Args:
             folder (path): where to.
-            pictures (dict, optional): more files, for example ``{"panel.png": panel}``.
-                Default: none
+            pictures (dict, optional), texts (dict, optional): more files, for example
+                ``{"panel.png": panel}``. Default: none
 
         Raises:
             OccupiedError: the folder exists and is not an earlier comparison.
@@ -193,6 +199,8 @@ class Comparison:
         with new_folder(folder, "comparison") as new:
             for name, picture in (pictures or {}).items():
                 picture.save(new / name, compress_level=COMPRESSION)
+            for name, text in (texts or {}).items():
+                write_text(new / name, text)
             save_images(self.images, new)
             write_tensors(new / TENSORS, _tensors(self))
             write_text(new / TABLE, _table(content["records"]))

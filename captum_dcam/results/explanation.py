@@ -19,6 +19,7 @@ from captum_dcam.model.infill import template_of
 from captum_dcam.model.layout import Layout, layout_record, layout_tensors, read_layout
 from captum_dcam.model.trajectory import STORED_CACHES, Trajectory, stored_cache
 from captum_dcam.model.words import Target
+from captum_dcam.results.display import Displayed, viewer
 from captum_dcam.results.manifests import (
     hashes,
     listed,
@@ -38,7 +39,7 @@ AS_IS = ("prompt", "answer", "settings", "versions")
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(Displayed):
     r"""Maps of N targets of one answer.
 
     Args:
@@ -59,6 +60,8 @@ class Explanation:
             for them. Default: None
         trust (Trust, optional): what the explanation says of itself, and, in ``trust.scores``, of
             whether its words are so; None where an earlier version saved it. Default: None
+        masks (tuple, optional): (H, W) bool of every word whose object is known, in the first
+            image. Default: None
     """
 
     prompt: str
@@ -75,6 +78,7 @@ class Explanation:
     note: str = ""
     steps: StepMaps | None = None
     trust: Trust | None = None
+    masks: tuple[Tensor | None, ...] | None = None
 
     def __repr__(self) -> str:
         s, grids = self.settings, ", ".join("×".join(map(str, m.shape[1:])) for m in self.maps)
@@ -142,6 +146,30 @@ class Explanation:
             "area": half / (h * w),
         }
 
+    # -- looking --------------------------------------------------------------------------------
+
+    def plot(self, words: Iterable[str | int] | None = None, **how: Any) -> Any:
+        r"""A matplotlib figure of chosen words, for papers: text stays text in PDF and SVG.
+
+        Args:
+            words (iterable of str or int, optional): words, or numbers of targets from 0.
+                Default: all
+            **how: as :func:`captum_dcam.viewer.word_figure` takes it.
+
+        Returns:
+            matplotlib.figure.Figure: every map with a colour scale of its own.
+        """
+        return viewer().plot(self, words, **how)
+
+    def animate(self, path: str | Path, **how: Any) -> Path:
+        r"""Write a GIF: the answer filling in, and every word's map as it commits.
+
+        Args:
+            path (path): where to; an earlier file is replaced.
+            **how: as :func:`captum_dcam.viewer.write_animation` takes it.
+        """
+        return viewer().animate(self, path, **how)
+
     # -- saving ---------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, beside: Sequence[Path] = ()) -> Path:
@@ -199,6 +227,7 @@ class Explanation:
             out[f"maps.{i}"], out[f"peaks.{i}"] = maps, peaks
         out |= {} if self.steps is None else self.steps.tensors()
         out |= {} if self.trust is None else self.trust.tensors()
+        out |= {f"mask.{n}": m for n, m in enumerate(self.masks or ()) if m is not None}
         return out | layout_tensors(self.layout)
 
     @classmethod
@@ -226,6 +255,7 @@ class Explanation:
                 given=tensors.get("given"),
             )
             targets = read_targets(manifest["targets"])
+            masks = tuple(tensors.get(f"mask.{n}") for n in range(len(targets)))
             return cls(
                 **{name: manifest[name] for name in AS_IS},
                 targets=targets,
@@ -238,6 +268,7 @@ class Explanation:
                 note=note_of(manifest),
                 steps=read_steps(tensors, targets, len(grids)),
                 trust=read_trust(manifest.get("trust"), tensors, len(grids)),
+                masks=None if all(mask is None for mask in masks) else masks,
             )
 
 

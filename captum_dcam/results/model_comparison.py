@@ -92,11 +92,16 @@ class ModelComparison:
         words = self.comparison.words
         return [{**asdict(a), "word": words[a.word], "number": a.word} for a in self.agreement]
 
-    def save(self, folder: str | Path, pictures: Mapping[str, Image.Image] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        pictures: Mapping[str, Image.Image] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> Path:
         """Write it as :meth:`Comparison.save` does; agreement and orders are in its settings."""
         own = {"agreement": [*map(asdict, self.agreement)], "orders": [*map(asdict, self.orders)]}
         settings = {**self.comparison.settings, KEY: own}
-        return replace(self.comparison, settings=settings).save(folder, pictures)
+        return replace(self.comparison, settings=settings).save(folder, pictures, texts)
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelComparison:

@@ -158,6 +158,9 @@ def check_explanation(
         for i, shape in enumerate(shapes):
             _tensor(tensors, f"steps.maps.{i}", _FLOAT, steps, words, *shape)
             _tensor(tensors, f"steps.peaks.{i}", _FLOAT, steps, words)
+    for n in range(words):
+        if f"mask.{n}" in tensors:
+            _tensor(tensors, f"mask.{n}", _TRUTH, *manifest["grids"][0]["image_size"])
     if "trust" in manifest or any(name.startswith("trust.") for name in tensors):
         _trust(_record("trust", manifest["trust"]), tensors, words, steps, shapes)
 

@@ -3,7 +3,10 @@ r"""An explanation in a few words: one row per word, and its scores where masks 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from captum_dcam.data.scenes import Scene, scene_mask
 from captum_dcam.metrics import LocalizationScores, localization
@@ -148,16 +151,21 @@ def _region(peak: tuple[float, float, float, float] | None, size: tuple[int, int
     return region((peak[0] + peak[2]) / 2 / size[1], (peak[1] + peak[3]) / 2 / size[0])
 
 
-def scene_scores(explanation: Explanation, scene: Scene) -> tuple[LocalizationScores | None, ...]:
-    r"""Localisation of every word that names an object of the scene, against its masks.
+def scene_masks(explanation: Explanation, scene: Scene) -> tuple[Tensor | None, ...]:
+    """Mask (H, W) bool of every word that names an object of the scene; None for the others."""
+    return tuple(scene_mask(scene, explanation.token_texts, t) for t in explanation.targets)
+
+
+def mask_scores(
+    explanation: Explanation, masks: Sequence[Tensor | None]
+) -> tuple[LocalizationScores | None, ...]:
+    r"""Localisation of every word that has a mask in the first image.
 
     Returns:
         tuple: one per target: scalars of :func:`captum_dcam.metrics.localization` on the bilinear
-        map in pixels; None for words that name no object, or one that is not in the scene.
+        map in pixels; None for words without a mask.
     """
-    maps = explanation.pixel_maps()
-    masks = [scene_mask(scene, explanation.token_texts, target) for target in explanation.targets]
     return tuple(
         None if mask is None else localization(own, mask)
-        for own, mask in zip(maps, masks, strict=True)
+        for own, mask in zip(explanation.pixel_maps(), masks, strict=True)
     )

@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from captum_dcam.files import COMPRESSION
+from captum_dcam.files import COMPRESSION, write_text
 from captum_dcam.results.comparison import Comparison
 from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.manifests import check_folder, new_folder
 from captum_dcam.results.model_comparison import ModelComparison
+from captum_dcam.viewer.explorer import PAGE, explorer_page
 from captum_dcam.viewer.models_panel import models_panel
 from captum_dcam.viewer.overlay import fitted, word_overlay
 from captum_dcam.viewer.panel import comparison_panel
-from captum_dcam.viewer.sheet import contact_sheet
+from captum_dcam.viewer.sheet import captioned, contact_sheet
 from captum_dcam.viewer.step_sheet import step_sheet
 
 SHEET, DATA, PANEL = "sheet.png", "explanation", "panel.png"
@@ -49,12 +50,12 @@ def word_files(explanation: Explanation) -> list[tuple[int, int, str]]:
 
     Names are ``word-03-circle.png``, with ``-image-2`` where there are several images.
     """
-    images = range(len(explanation.images))
+    images = explanation.layout.images
     out = []
     for n, word in enumerate(explanation.words):
         slug = re.sub(r"[^\w]+", "-", word.lower()).strip("-_")[:40] or "token"
         for i in images:
-            suffix = f"-image-{i + 1}" if len(images) > 1 else ""
+            suffix = f"-image-{i + 1}" if len(explanation.images) > 1 else ""
             out.append((n, i, f"word-{n + 1:02d}-{slug}{suffix}.png"))
     return out
 
@@ -69,10 +70,11 @@ def write_folder(
     r"""Write overlays, sheet and data into ``folder``, which appears complete or not at all.
 
     Files: ``word-01-….png``, … (the image's own size, enlarged or reduced to a longer side of
-    480 to 1600 px), ``sheet.png``, ``steps.png`` where there are maps of every step, and
-    ``explanation/`` as :meth:`Explanation.save` writes it, with the hashes of the pictures. An
-    earlier output of the same name is replaced, unless it holds a file that its manifest does not
-    name, or that was changed since.
+    480 to 1600 px, and lines that say what it is), ``sheet.png``, ``steps.png`` where there are
+    maps of every step, ``index.html`` (the explorer), and ``explanation/`` as
+    :meth:`Explanation.save` writes it, with the hashes of the files beside it. An earlier output of
+    the same name is replaced, unless it holds a file that its manifest does not name, or that was
+    changed since.
 
     Args:
         explanation (Explanation): the result.
@@ -92,12 +94,14 @@ def write_folder(
             side = min(max(*own, SMALLEST), LARGEST)
             size = fitted(own, side, side)
             shown = word_overlay(explanation, number, image, size=size, mode=mode)
-            shown.save(new / name, compress_level=COMPRESSION)
+            captioned(shown, explanation, number).save(new / name, compress_level=COMPRESSION)
         say(SHEET)
         contact_sheet(explanation, mode).save(new / SHEET, compress_level=COMPRESSION)
         if explanation.steps is not None:
             say(STEPS)
             step_sheet(explanation).save(new / STEPS, compress_level=COMPRESSION)
+        say(PAGE)
+        write_text(new / PAGE, explorer_page(explanation))
         say(DATA)
         explanation.save(new / DATA, sorted(new.iterdir()))
     return folder
@@ -108,7 +112,7 @@ def write_comparison(
 ) -> Path:
     r"""Write a comparison and its panel into ``folder``, which appears complete or not at all.
 
-    Files: ``panel.png``, and what :meth:`Comparison.save` writes.
+    Files: ``panel.png``, ``index.html`` (the explorer), and what :meth:`Comparison.save` writes.
 
     Args:
         comparison (Comparison): the result.
@@ -121,17 +125,18 @@ def write_comparison(
     """
     folder = prepare_folder(folder, "comparison")
     panel = comparison_panel(comparison, scale=scale, mode=mode)
-    return comparison.save(folder, {PANEL: panel})
+    return comparison.save(folder, {PANEL: panel}, {PAGE: explorer_page(comparison)})
 
 
 def write_models(found: ModelComparison, folder: str | Path) -> Path:
-    r"""Write a comparison of models and its panel into ``folder``, which appears complete or not
-    at all.
+    r"""Write a comparison of models with its panel and page into ``folder``, which appears complete
+    or not at all.
 
-    Files: ``panel.png``, and what :meth:`ModelComparison.save` writes.
+    Files: ``panel.png``, ``index.html`` (the explorer), and what :meth:`ModelComparison.save`
+    writes.
 
     Raises:
         FileError: as :func:`prepare_folder`, or it cannot be written; nothing is left behind.
     """
     folder = prepare_folder(folder, "comparison")
-    return found.save(folder, {PANEL: models_panel(found)})
+    return found.save(folder, {PANEL: models_panel(found)}, {PAGE: explorer_page(found.comparison)})

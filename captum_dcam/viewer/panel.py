@@ -163,12 +163,13 @@ class Thumbnails:
         self.comparison = comparison
         self.width = width
         self.scale, self.cmap, self.mode = scale, cmap, mode
-        sizes = [i.size for i in comparison.images]
+        self.images = comparison.layout.images
+        sizes = [comparison.images[i].size for i in self.images]
         self.places = places(sizes, width)
         self.height = grid_height(sizes, width)
         self._grounds = [
-            muted(scaled(image, (w, h)), MUTE)
-            for image, (_, _, w, h) in zip(comparison.images, self.places, strict=True)
+            muted(scaled(comparison.images[i], (w, h)), MUTE)
+            for i, (_, _, w, h) in zip(self.images, self.places, strict=True)
         ]
         self._edges = [_edge(m, self.places[0][2:]) for m in comparison.masks or ()]
         self._maps: dict[int, list[Tensor]] = {}
@@ -199,7 +200,7 @@ class Thumbnails:
     def _row(self, row: int) -> list[Tensor]:
         """Maps (N, H, W) of a method over every image; computed once, kept for one row."""
         if row not in self._maps:
-            places = enumerate(self.places)
+            places = zip(self.images, self.places, strict=True)
             self._maps = {row: [self._reduced(row, i, (w, h)) for i, (_, _, w, h) in places]}
         return self._maps[row]
 
@@ -264,7 +265,7 @@ def comparison_panel(
     if width < 600:
         raise InputError(f"width is {width} px: nothing can be read below 600")
     panel, ink = _Panel(comparison, width, scale, cmap, mode), Ink(width)
-    answer = running(_spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
+    answer = running(spoken(comparison), comparison.targets, [CHIP] * len(comparison.targets))
     parts = [
         header(ink, comparison.images, comparison.prompt, answer, titled(comparison)),
         _legend(ink, comparison, scale, cmap),
@@ -273,7 +274,7 @@ def comparison_panel(
     return stacked(parts, ink)
 
 
-def _spoken(comparison: Comparison) -> list[str]:
+def spoken(comparison: Comparison) -> list[str]:
     """Text of every token of the answer, empty for tokens that end it."""
     at, out = 0, []
     for token_text in comparison.tokens.token_texts[comparison.tokens.prompt :]:
@@ -321,7 +322,8 @@ class _Panel:
             (text, size) for r in rows for text, size in ((r.label, NAME), (_facts(r)[0], FACT))
         ]
         need = max((ink.length(text, size) * 1000 / width for text, size in texts), default=0.0)
-        ratio = grid_height([i.size for i in comparison.images], 1000) / 1000
+        sizes = [comparison.images[i].size for i in comparison.layout.images]
+        ratio = grid_height(sizes, 1000) / 1000
         self.plan = plan_of(len(rows), sum(begins), len(comparison.targets), ratio, need)
         self.cells = Thumbnails(comparison, ink.px(self.plan.cell), scale, cmap, mode)
         self.gap, self.label = ink.px(CELL_GAP), ink.px(self.plan.label)

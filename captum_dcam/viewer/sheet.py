@@ -11,6 +11,7 @@ from captum_dcam.results.explanation import Explanation
 from captum_dcam.results.summary import WordSummary, summarise
 from captum_dcam.viewer.fonts import EMPTY
 from captum_dcam.viewer.ink import (
+    BODY,
     INNER,
     MUTED,
     SMALL,
@@ -32,6 +33,8 @@ from captum_dcam.viewer.overlay import CMAP, FLAT, fitted, word_overlay
 
 #: of a word that a calibrator doubts
 DOUBT: Color = (178, 60, 0)
+#: more words than this stand eight in a line; in a panel narrower than this words are short
+MANY, BRIEF = 35, 140
 
 
 def contact_sheet(
@@ -70,16 +73,17 @@ def contact_sheet(
         header(ink, images, explanation.prompt, answer, titled(explanation)),
         _legend(ink, explanation, cmap),
     ]
-    columns, gap = _columns(len(rows), len(images)), ink.px(18)
+    columns, gap = _columns(len(rows), len(explanation.layout.images)), ink.px(18)
     room = (ink.px(INNER) - gap * (columns - 1)) // columns
-    cell = mosaic_cell(ink, len(images), room)
-    sizes = [fitted(image.size, cell, cell * 1.2) for image in images]
+    seen = explanation.layout.images
+    cell = mosaic_cell(ink, len(seen), room)
+    sizes = [fitted(images[i].size, cell, cell * 1.2) for i in seen]
     for start in range(0, len(rows), columns):
         panels = []
         for row, color in list(zip(rows, colors, strict=True))[start : start + columns]:
             heat = [
                 word_overlay(explanation, row.number - 1, i, size=size, mode=mode, cmap=cmap)
-                for i, size in enumerate(sizes)
+                for i, size in zip(seen, sizes, strict=True)
             ]
             panels.append(_panel(ink, row, color, heat, room))
         line = ink.page(ink.px(INNER), max(p.height for p in panels)).image
@@ -114,10 +118,11 @@ def judge(ink: Ink, explanation: Explanation, rows: Sequence[WordSummary]) -> li
 
 
 def _columns(words: int, images: int) -> int:
-    """Panels side by side: fewer when there are few words or several images."""
+    """Panels side by side: fewer when there are few words or several images, more where a long
+    answer would make a sheet that nobody scrolls through."""
     if images > 1:
         return 2 if images > 4 else 3
-    return 3 if words <= 3 else 4 if words <= 16 else 5
+    return 3 if words <= 3 else 4 if words <= 16 else 5 if words <= MANY else 8
 
 
 def _legend(ink: Ink, explanation: Explanation, cmap: str) -> Image.Image:
@@ -147,13 +152,36 @@ def _panel(
     page.chip((0, y), Run(ink.clipped(row.word or EMPTY, 16, room), color), 16)
     steps = f"step{'' if len(row.steps) == 1 else 's'} {row.when}".replace("step given", "given")
     focus = f"image {row.image + 1}, {row.region}" if len(heat) > 1 else row.region
-    where = FLAT if all("note" in one.info for one in heat) else f"focus: {focus}"
+    brief = width < ink.px(BRIEF)
+    where = FLAT if all("note" in one.info for one in heat) else focus
+    where = where if brief or where == FLAT else f"focus: {where}"
     if row.localises is not None and where != FLAT:
         said = "localises nothing" if row.doubtful else f"{where} · localises"
         where = f"{said} ({row.localises:.0%})" if row.doubtful else f"{said} {row.localises:.0%}"
-    lines = [(26, f"{steps} · probability {row.confidence:.0%}", MUTED), (43, where, MUTED)]
+    sure = f"p {row.confidence:.0%}" if brief else f"probability {row.confidence:.0%}"
+    lines = [(26, f"{steps} · {sure}", MUTED), (43, where, MUTED)]
     if row.said:
         lines.append((60, row.said, DOUBT if row.doubted else MUTED))
     for below, text, shade in lines:
         page.write((0, y + ink.px(below)), ink.clipped(text, SMALL, width), SMALL, shade)
+
+    return page.image
+
+
+def captioned(picture: Image.Image, explanation: Explanation, number: int) -> Image.Image:
+    """A word's picture with what it is below: the word, its step and probability, its place, what
+    the colours mean, and the model."""
+    row, s = summarise(explanation)[number], explanation.settings
+    ink = Ink(max(1000, round(picture.width * 1.4)))
+    steps = f"step{'' if len(row.steps) == 1 else 's'} {', '.join(map(str, row.steps))}"
+    facts = f"{steps} · probability {row.confidence:.0%} · highest: {row.region}"
+    made = (s.get("family"), f"block {s.get('layer')}", f"{s.get('score')} score", s.get("preset"))
+    page = ink.page(picture.width, picture.height + ink.px(82))
+    page.image.paste(picture, (0, 0))
+    left, room, y = ink.px(8), picture.width - ink.px(16), picture.height
+    page.write((left, y + ink.px(16)), ink.clipped(row.word or EMPTY, BODY, room), BODY, bold=True)
+    page.write((left, y + ink.px(36)), ink.clipped(facts, SMALL, room), SMALL, MUTED)
+    page.bar((left, y + ink.px(53)), "0 … the highest of this map", CMAP, (40, 255))
+    model = ink.clipped(" · ".join(str(m) for m in made if m), SMALL, room)
+    page.write((left, y + ink.px(70)), model, SMALL, MUTED)
     return page.image

@@ -15,7 +15,7 @@ from captum_dcam import Explanation, explain_generation
 from captum_dcam.data.scenes import make_scene
 from captum_dcam.errors import InputError, UnknownNameError
 from captum_dcam.metrics import localization
-from captum_dcam.results.summary import scene_scores, summarise
+from captum_dcam.results.summary import mask_scores, scene_masks, summarise
 from captum_dcam.results.trust import Trust
 from captum_dcam.viewer import (
     contact_sheet,
@@ -215,7 +215,7 @@ def test_scene_scores_are_those_of_the_object_a_word_names():
     e = made(4, (192, 192))
     token_texts = (" a", f" {group.color}", f" {group.words.split()[1]}", " nothing")
     e = Explanation(**{**vars(e), "token_texts": token_texts})
-    scores = scene_scores(e, scene)
+    scores = mask_scores(e, scene_masks(e, scene))
     mask = torch.from_numpy(scene.mask_of(group.color, group.shape))
     assert scores[0] is None and scores[3] is None
     for n in (1, 2):
@@ -231,27 +231,37 @@ def pixels_of(file):
     return Image.open(file).convert("RGB")
 
 
+def map_of(file, size=(480, 400)):
+    """A word's picture without the lines below it, which are there."""
+    whole = pixels_of(file)
+    below = np.asarray(whole.crop((0, size[1], *whole.size)))
+    assert whole.width == size[0] and below.min() < 128
+    return whole.crop((0, 0, *size))
+
+
 def test_folder_holds_everything_and_is_replaced(tmp_path):
     folder = write_folder(made(2), tmp_path / "a" / "out")
     names = {p.name for p in folder.iterdir()}
-    assert names == {"word-01-word0.png", "word-02-word1.png", "sheet.png", "explanation"}
+    assert names == {
+        *("word-01-word0.png", "word-02-word1.png"),
+        *("sheet.png", "index.html", "explanation"),
+    }
     assert Explanation.load(folder / "explanation").words == ("word0", "word1")
     for n in range(2):
         expected = word_overlay(made(2), n, size=(480, 400))
-        assert pixels_of(folder / f"word-0{n + 1}-word{n}.png") == expected
+        assert map_of(folder / f"word-0{n + 1}-word{n}.png") == expected
     write_folder(made(1, images=2), folder)
     names = {p.name for p in folder.iterdir()}
     assert names == {
         "word-01-word0-image-1.png",
         "word-01-word0-image-2.png",
-        "sheet.png",
-        "explanation",
+        *("sheet.png", "index.html", "explanation"),
     }
     second = word_overlay(made(1, images=2), 0, 1, size=(480, 400))
-    assert pixels_of(folder / "word-01-word0-image-2.png") == second
+    assert map_of(folder / "word-01-word0-image-2.png") == second
     write_folder(made(1), folder, mode="nearest")
     expected = word_overlay(made(1), 0, size=(480, 400), mode="nearest")
-    assert pixels_of(folder / "word-01-word0.png") == expected
+    assert map_of(folder / "word-01-word0.png") == expected
     assert pixels_of(folder / "sheet.png") == contact_sheet(made(1), "nearest")
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
 
