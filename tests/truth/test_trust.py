@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import captum_dcam
 from captum_dcam import Explanation, explain_generation, sign_check
-from captum_dcam.adapters.mini.adapter import drawn
+from captum_dcam.adapters.common.drawn import drawn
 from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.errors import ExplanationError, NotBoundError
 from captum_dcam.maps import odds_of
