@@ -127,7 +127,7 @@ def check_answer(
     told = isinstance(answer, Reveals)
     if not isinstance(answer, str) and not ids and not told:
         raise InputTypeError(
-            f"answer is {answer!r}: expected a text, its token ids, or Reveals of them"
+            f"answer is {answer!r}: expected a text, or its token ids, or Reveals of these"
         )
     if not answer or (isinstance(answer, str) and not answer.strip()):
         raise TargetError(f"the answer {answer!r} has no token: give at least one word")
