@@ -1,6 +1,6 @@
 r"""Crowded scenes: are objects still named, and are their words' maps still on them?
 
-    python benchmarks/crowded.py measure --scenes 12
+    python benchmarks/crowded.py measure --scenes 7
     python benchmarks/crowded.py table
 
 The embedded model was trained on scenes of one to four objects; ``make_scene(max_objects=6)`` draws
