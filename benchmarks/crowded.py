@@ -1,13 +1,13 @@
 r"""Crowded scenes: are objects still named, and are their words' maps still on them?
 
-    python benchmarks/crowded.py measure --scenes 12
+    python benchmarks/crowded.py measure --scenes 7
     python benchmarks/crowded.py table
 
 The embedded model was trained on scenes of one to four objects; ``make_scene(max_objects=6)`` draws
 up to six. ``measure`` takes the first scenes of the held-out stream that have each number of
 objects, keeps one file per scene and goes on where it stopped; ``table`` prints what is stored. Of
 "describe the image .": how many objects a phrase of colour and shape names, how many phrases name
-none, and F3 of shape and colour words, every row with affinity propagation.
+none, and F3 of one shape and one colour word per scene, every row with affinity propagation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 
 import torch
 import typer
-from maps import PROMPT, described, measure_words
+from maps import PROMPT, described, measure_words, some_of
 from maps_tables import markdown
 from reports import commit, machine
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from captum_dcam.model.words import answer_token_texts, words_of
 
 app = typer.Typer(add_completion=False)
 MOST = 6
-ROWS = ("diffusion_cam", "attention", "logit_lens", "tam")
+ROWS = ("diffusion_cam", "attention", "logit_lens")
 FIRST = 5000
 Folder = Annotated[Path, typer.Option(help="One file per scene.")]
 
@@ -61,9 +61,9 @@ def measure_scene(adapter: Any, scene: Scene) -> dict[str, Any]:
     things = {n.thing for n in named}
     phrases = {named_object(texts, word) for word in words_of(adapter, tokens)}
     said = {f"{color} {shape}" for color, shape in phrases if color and shape}
-    f3 = {}
-    for name in ROWS if named else ():
-        _, scores, _ = measure_words(forward, named, name, scene.index, False)
+    f3, few = {}, some_of(named, 1, scene.index)
+    for name in ROWS if few else ():
+        _, scores, _ = measure_words(forward, few, name, scene.index, False)
         f3[name] = scores["affinity"]["f3"]
     return {
         "scene": scene.index,
@@ -71,7 +71,7 @@ def measure_scene(adapter: Any, scene: Scene) -> dict[str, Any]:
         "named": sum(f"{o.color} {o.shape}" in things for o in scene.objects),
         "said": len(said),
         "invented": len(said - things),
-        "words": len(named),
+        "words": len(few),
         "f3": f3,
     }
 

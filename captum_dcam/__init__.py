@@ -13,9 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_dcam.attribution import DiffusionCAM
     from captum_dcam.comparing import compare, compare_generation, compare_models
-    from captum_dcam.editing import exchange_word
     from captum_dcam.errors import DcamError
-    from captum_dcam.explaining import explain, explain_generation, explain_steps
+    from captum_dcam.explaining import exchange_word, explain, explain_generation, explain_steps
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.hub import families, load, repair, wrap
     from captum_dcam.model.prompts import Video
@@ -54,9 +53,8 @@ _public = lazily(
     {
         "attribution": ("DiffusionCAM",),
         "comparing": ("compare", "compare_generation", "compare_models"),
-        "editing": ("exchange_word",),
         "errors": ("DcamError",),
-        "explaining": ("explain", "explain_generation", "explain_steps"),
+        "explaining": ("exchange_word", "explain", "explain_generation", "explain_steps"),
         "model.forward": ("DenoisingForward",),
         "model.hub": ("families", "load", "repair", "wrap"),
         "model.prompts": ("Video",),

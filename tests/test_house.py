@@ -18,7 +18,7 @@ FLOORS = (
     ("faithfulness", "results"),
     ("comparing", "viewer", "truth"),
     ("explaining", "attribution", "evaluation"),
-    ("calibration", "editing", "testing"),
+    ("calibration", "testing"),
     ("doctor",),
     ("cli",),
 )

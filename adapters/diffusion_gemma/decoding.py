@@ -361,12 +361,12 @@ def certain(model: Any, given: Given | None, size: int) -> Iterator[None]:
         now += 1
 
     def shown(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        tokens, at = parts[min(now, len(parts) - 1)]
         canvas = kwargs["decoder_input_ids"]
+        tokens, at = (x.to(canvas.device) for x in parts[min(now, len(parts) - 1)])
         return args, {**kwargs, "decoder_input_ids": tokens.where(at, canvas)}
 
     def sure(_module: Any, _args: Any, logits: Tensor) -> Tensor:
-        tokens, at = parts[min(now, len(parts) - 1)]
+        tokens, at = (x.to(logits.device) for x in parts[min(now, len(parts) - 1)])
         most = torch.finfo(logits.dtype).max
         own = torch.full_like(logits, -most).scatter(-1, tokens[..., None], most)
         return torch.where(at[..., None], own, logits)

@@ -354,6 +354,7 @@ def marked(made: Trajectory, given: Given, family: str, stops: Set[int]) -> Traj
         MethodError: a decoder that has written over a given token.
     """
     length, asked = made.tokens.shape[1], given.tokens.shape[1]
+    given = Given(*(x.to(made.tokens.device) for x in (given.tokens, given.at)))
     own = Given(given.tokens[:, :length], given.at[:, :length]).longer(length, 0)
     at, short = own.at, min(length, asked)
     lost = at[:, :short] & (made.tokens[:, :short] != own.tokens[:, :short])

@@ -22,8 +22,8 @@ class Edit:
             1 where nothing moved.
         distance (Tensor): (N,) float64, from peak to peak as a share of the image's diagonal; NaN
             where they lie on two images, or a map is empty.
-        overlap (Tensor): (N,) float64 in [0, 1], intersection over union of the two maps' regions
-            above Otsu's threshold; 1 where both are empty.
+        overlap (Tensor): (N,) float64 in [0, 1], intersection over union of the highest tenths of
+            the two maps, see :func:`captum_dcam.metrics.top_overlap`.
     """
 
     before: Explanation

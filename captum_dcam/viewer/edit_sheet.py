@@ -34,7 +34,7 @@ def edit_sheet(edit: Edit, *, image: int = 0, width: int = 1600, cmap: str = CMA
     r"""Draw an edit: both answers, and for every word its map before and after.
 
     Below each pair: the rank correlation of the two maps, the distance of their peaks in percent of
-    the image's diagonal, and the overlap of their regions. The exchanged word has a colour.
+    the image's diagonal, and the overlap of their highest tenths. The exchanged word has a colour.
 
     Args:
         edit (Edit): from :func:`captum_dcam.exchange_word`.
