@@ -237,14 +237,18 @@ class Trajectory:
         steps = self.commit_step[example].tolist()
         return tuple(NO_STEP if self.gave(example, p) else steps[p] for p in positions)
 
+    def settled(self, example: int, positions: Sequence[int]) -> bool:
+        """Whether none of these tokens was still changed by the last step that could."""
+        if self.unsettled is None:
+            return True
+        return not bool(self.unsettled[example, list(positions)].any())
+
     def reads(self, example: int, positions: Sequence[int], score: Score) -> bool:
         """Whether the state of a score has the logits of all these tokens: a step may not; what
         was given, and what never settled, have no commit."""
         if score == "commit":
-            lost = self.unsettled is not None and bool(
-                self.unsettled[example, list(positions)].any()
-            )
-            return not lost and not any(self.gave(example, p) for p in positions)
+            whole = self.settled(example, positions)
+            return whole and not any(self.gave(example, p) for p in positions)
         if not isinstance(score, int) or self.read_at is None:
             return True
         return bool(self.read_at[score, example, list(positions)].all())
@@ -270,7 +274,7 @@ class Trajectory:
                     "state that it is read at, score='final', 'teacher' or a step's number; or "
                     "explain the filled text as a given answer, each word with all others visible"
                 )
-            if not self.reads(example, [position], score):
+            if not self.settled(example, [position]):
                 last = int(self.commit_step[example, position])
                 raise InfeasibleStepError(
                     f"token {position} of the answer never settled: step {last}, the last that "

@@ -282,7 +282,7 @@ def settled(
     """
     if score != "commit" or not (asked is None or (isinstance(asked, str) and asked in GROUPS)):
         return targets
-    kept = tuple(t for t in targets if trajectory.reads(example, t.positions, score))
+    kept = tuple(t for t in targets if trajectory.settled(example, t.positions))
     if len(kept) < len(targets):
         others = _listed([t for t in targets if t not in kept])
         what = f"words that the last step still edited have no commit: {others}; score='final'"
