@@ -219,13 +219,17 @@ class Rows(Packing):
 
     def seen(self, picture: Image.Image) -> Seen:
         wide, high = picture.size
-        known = [(w * self.step, h * self.step) for w, h in shapes((self.resolution // self.step) ** 2)]
+        known = [
+            (w * self.step, h * self.step) for w, h in shapes((self.resolution // self.step) ** 2)
+        ]
         size = max(known, key=lambda s: (_kept((s[0] / wide, s[1] / high)), s))
         small = picture
         while small.width >= 2 * size[0] and small.height >= 2 * size[1]:
             small = small.resize((small.width // 2, small.height // 2), Image.Resampling.BOX)
         scale = max(size[0] / small.width, size[1] / small.height)
-        pixels, box = cropped(small, (round(small.width * scale), round(small.height * scale)), size)
+        pixels, box = cropped(
+            small, (round(small.width * scale), round(small.height * scale)), size
+        )
         x, y = wide / small.width, high / small.height
         return pixels, (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
 

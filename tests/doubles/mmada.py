@@ -329,7 +329,9 @@ def understood(
         todo = int((x[0, end - block_length : end] == mask_id).sum())
         for step in range(each):
             if cfg_scale > 0:
-                seeing, blind = model(torch.cat((x, x.masked_fill(given, mask_id))), infer=True).logits.chunk(2)
+                seeing, blind = model(
+                    torch.cat((x, x.masked_fill(given, mask_id))), infer=True
+                ).logits.chunk(2)
                 logits = blind + (cfg_scale + 1) * (seeing - blind)
             else:
                 logits = model(x, infer=True).logits
