@@ -1,5 +1,4 @@
-r"""How Dream-VL and Dimple decode: settings and record of their ``diffusion_generate``, and one step
-of it."""
+r"""How Dream-VL and Dimple decode: settings and record of ``diffusion_generate``, and one step."""
 
 from __future__ import annotations
 
@@ -70,8 +69,8 @@ def checked(
     given = dict(given)
     if given.pop("use_cache", False):
         why = (
-            "Dimple's prompt cache keeps what the first step computed of the prompt while the whole "
-            "answer was masked, and is not replayed here"
+            "Dimple's prompt cache keeps what the first step computed of the prompt, while all of "
+            "the answer was masked, and is not replayed here"
             if dimple
             else "Dream-VL's prompt cache fails at the second step (transformers 4: a shape error, "
             "5: DynamicCache)"

@@ -51,7 +51,7 @@ class DreamVLFamily(ModelFamily):
             "the prompt cache fails upstream: use_cache=True is refused",
             "the first steps can fill no token: a step fills int(m (1 - s/t)) of m masks",
             "examples of a batch are decoded one by one: upstream ranks them together",
-            "Dimple is this language model with Qwen2-VL's tower and format, and settings of its own "
+            "Dimple is this language model with Qwen2-VL's tower and format, and its own settings "
             '(decoding="dimple"); its prompt cache is not replayed: use_cache=True is refused',
         ),
     )

@@ -13,7 +13,13 @@ from PIL import Image
 
 import captum_dcam
 from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
-from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
+from captum_dcam.errors import (
+    InputError,
+    LayerError,
+    RemoteCodeError,
+    SettingError,
+    WeightsError,
+)
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
