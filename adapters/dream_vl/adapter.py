@@ -9,6 +9,9 @@ draws the positions it fills. Here: greedy ``maskgit_plus`` with a step per toke
 int(m (1 - s/t)) of m masks, so that the first step may fill none; nothing ends an answer early.
 With several examples upstream ranks the positions of all of them together, so that an answer
 depends on its batch; here examples of a batch are decoded one by one.
+
+``yu-rp/Dimple`` (``rp-yu/Dimple-7B``) is the same language model behind Qwen2-VL's tower and
+format, with settings of its own; which it is, the model's class says.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from captum_dcam.adapters.common.loading import Parts
 from captum_dcam.adapters.common.recording import CanvasLog, seeded
 from captum_dcam.adapters.common.text import special_ids
 from captum_dcam.adapters.dream_vl import decoding
-from captum_dcam.adapters.dream_vl.compat import CLASSES, repaired
+from captum_dcam.adapters.dream_vl.compat import CLASSES, is_dimple, repaired
 from captum_dcam.adapters.dream_vl.facts import DreamVLFamily
 from captum_dcam.adapters.dream_vl.loading import loaded
-from captum_dcam.adapters.dream_vl.packing import DreamVL, Prompt, embedded, joined
+from captum_dcam.adapters.dream_vl.packing import Dimple, DreamVL, Prompt, embedded, joined
+from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Given, Trajectory
@@ -35,7 +39,7 @@ from captum_dcam.model.trajectory import Given, Trajectory
 
 @register
 class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
-    r"""Adapter of ``DreamVLModel``.
+    r"""Adapter of ``DreamVLModel``, and of Dimple's ``DimpleModel``.
 
     Args:
         model (nn.Module): as ``AutoModel`` loads it.
@@ -47,15 +51,25 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
         TypeError, ValueError: a processor that does not fit the model.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("dream-vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("dream-vl", "dimple")
     unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)
     repaired = staticmethod(repaired)
     any_size: ClassVar[bool] = True
 
+    def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
+        super().__init__(model, processor, cache)
+        self.takes_video = not self.dimple  # its authors' code for them raises
+
     def _family_of(self, parts: Parts) -> DreamVL:
-        return DreamVL(self.model.config, parts.tokenizer, parts.image_processor)
+        kind = Dimple if self.dimple else DreamVL
+        return kind(self.model.config, parts.tokenizer, parts.image_processor)
+
+    @property
+    def dimple(self) -> bool:
+        """Whether the model is Dimple's."""
+        return is_dimple(type(self.model))
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -101,6 +115,9 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
             temperature (float, optional): Default: 0, greedy; the authors' example has 0.1
             alg_temp, top_p, top_k, eps, eos_penalty (optional): upstream's, at its class's
                 defaults: None, None, None, 0.001, 0.
+            alg_p_threshold, use_original_confidence, decoding_pipeline (optional): Dimple's, which
+                has no eos_penalty and two more ``alg``, ``origin-ratio`` and ``autoregressive``.
+                Default: None, True, ``dim``
 
         Returns:
             Trajectory: over the whole canvas.
@@ -108,7 +125,7 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
         Raises:
             TypeError, ValueError: settings that cannot work, ``use_cache=True`` among them.
         """
-        options = decoding.checked(settings, generator)
+        options = decoding.checked(settings, generator, self.dimple)
         config = decoding.generation_config(self.model, options)
         logs = []
         with seeded(generator, bits=31):
@@ -116,9 +133,14 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
                 ids, mask, _, parts = self._example(request.pixels, request.extras, b)
                 inputs = {**parts, "attention_mask": mask}
                 logs.append(decoding.generated(self.model, ids, config, inputs, given))
+        if len({len(log.canvases) for log in logs}) > 1:
+            raise InputError(
+                f"the examples of the batch took {[len(log.canvases) for log in logs]} steps: with "
+                "alg_p_threshold their number is an answer's own; explain them one by one"
+            )
         log = CanvasLog.joined(logs)
         length = request.layout.prefix_length + log.tokens.shape[1]
-        lengths = (length,) * options["steps"] if request.batch > 1 else ()
+        lengths = (length,) * len(log.canvases) if request.batch > 1 else ()
         return self.recorded(request, settings, log, [log.states], [log.tokens], lengths=lengths)
 
     def embed(self, pixels: Tensor, *extras: Tensor) -> Prompt:

@@ -22,7 +22,7 @@ from captum_dcam.errors import InputError
 from captum_dcam.model.versions import transformers_major
 
 #: names of the model's class, or of one that it inherits from
-CLASSES = ("DreamVLModel",)
+CLASSES = ("DreamVLModel", "DimpleModel")
 
 
 @contextmanager
@@ -65,8 +65,20 @@ def repaired() -> Iterator[None]:
 def generation_module(cls: Any) -> Any:
     """Upstream's module of the generation of a model class, which no import names: it lies in the
     checkpoint."""
-    mixin = next(c for c in cls.__mro__ if c.__name__ == "DreamVLGenerationMixin")
+    names = ("DreamVLGenerationMixin", "DimpleGenerationMixin")
+    mixin = next(c for c in cls.__mro__ if c.__name__ in names)
     return importlib.import_module(mixin.__module__)
+
+
+def is_dimple(cls: Any) -> bool:
+    """Whether a class is Dimple's mixin of generation, or inherits from it."""
+    return any(c.__name__ == "DimpleGenerationMixin" for c in cls.__mro__)
+
+
+def generation_class(cls: Any) -> Any:
+    """Upstream's configuration of a generation, for a model class."""
+    name = "DimpleGenerationConfig" if is_dimple(cls) else "DreamVLGenerationConfig"
+    return getattr(generation_module(cls), name)
 
 
 def repair_classes(cls: Any) -> None:
@@ -74,7 +86,7 @@ def repair_classes(cls: Any) -> None:
     if transformers_major() < 5:
         return
     tied_by_map(cls)
-    generation_module(cls).DreamVLGenerationConfig.validate = unchecked
+    generation_class(cls).validate = unchecked
 
 
 def callable_generate(model: Any) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-r"""How Dream-VL decodes: settings and record of its ``diffusion_generate``, and one step of it."""
+r"""How Dream-VL and Dimple decode: settings and record of ``diffusion_generate``, and one step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from captum_dcam.adapters.common.settings import (
     one_of,
     share,
 )
-from captum_dcam.adapters.dream_vl.compat import callable_generate, generation_module
+from captum_dcam.adapters.dream_vl.compat import callable_generate, generation_class
 from captum_dcam.adapters.dream_vl.packing import Prompt
 from captum_dcam.errors import InputError
 from captum_dcam.model.trajectory import Given
@@ -45,17 +45,48 @@ SETTINGS = Settings(
 )
 
 
-def checked(given: dict[str, Any], generator: torch.Generator | None) -> dict[str, Any]:
+#: those of Dimple: its own ways of choosing, and all above a probability at once
+DIMPLE = Settings(
+    "Dimple",
+    {
+        **{n: s for n, s in SETTINGS.known.items() if n not in ("alg", "eos_penalty")},
+        "alg": Setting(
+            "maskgit_plus",
+            one_of(
+                *("maskgit_plus", "topk_margin", "entropy", "origin", "origin-ratio"),
+                "autoregressive",
+            ),
+        ),
+        "alg_p_threshold": Setting(None, share),
+        "use_original_confidence": Setting(True, one_of(False, True)),
+        "decoding_pipeline": Setting("dim", one_of("dim", "dream")),
+    },
+)
+
+
+def checked(
+    given: dict[str, Any], generator: torch.Generator | None, dimple: bool = False
+) -> dict[str, Any]:
     """Settings for ``diffusion_generate``; raises before any work on what cannot work."""
     given = dict(given)
     if given.pop("use_cache", False):
-        raise InputError(
-            "use_cache is True: Dream-VL's prompt cache fails at the second step (transformers 4: "
-            "a shape error, 5: DynamicCache), so every step runs the whole sequence; leave it out"
+        why = (
+            "Dimple's prompt cache keeps what the first step computed of the prompt, while all of "
+            "the answer was masked, and is not replayed here"
+            if dimple
+            else "Dream-VL's prompt cache fails at the second step (transformers 4: a shape error, "
+            "5: DynamicCache)"
         )
-    out = SETTINGS.read(given)
+        raise InputError(
+            f"use_cache is True: {why}, so every step runs the whole sequence; leave it out"
+        )
+    out = (DIMPLE if dimple else SETTINGS).read(given)
     out["steps"] = out["max_new_tokens"] if out["steps"] is None else out["steps"]
-    drawn = out["alg"] == "origin" or out["temperature"] > 0 or (out["alg_temp"] or 0) > 0
+    drawn = (
+        out["alg"] in ("origin", "origin-ratio")
+        or out["temperature"] > 0
+        or (out["alg_temp"] or 0) > 0
+    )
     need_generator(drawn, generator)
     return out
 
@@ -67,7 +98,7 @@ def generation_config(model: Any, settings: dict[str, Any]) -> Any:
     temperature 1.0 and top_k 50, in transformers 5 it fails.
     """
     config = model.config
-    made = generation_module(type(model)).DreamVLGenerationConfig(
+    made = generation_class(type(model))(
         **settings,
         use_cache=False,
         return_dict_in_generate=True,
@@ -111,8 +142,8 @@ def expanded_mask(model: Any) -> Iterator[None]:
 
     def expand(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2 or "Flash" in kind:
-            return None
+        if mask is None or mask.ndim != 2 or "Flash" in kind or "Dimple" in kind:
+            return None  # Dimple expands it by itself
         valid = mask.bool()
         seen = valid[:, None, :, None] & valid[:, None, None, :]
         seen = seen | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)

@@ -37,6 +37,13 @@ class DreamVL(Qwen):
         return out
 
 
+class Dimple(DreamVL):
+    """With vision markers around images, so that their tokens have places of their own."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("dimple",)
+    placeholders: ClassVar[tuple[str, str]] = Qwen.placeholders
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Prefix):
     r"""Embedded prompts of R rows.
@@ -67,13 +74,19 @@ def embedded(
     """
     embeds = model.get_input_embeddings()(ids)
     config, grids = model.config, (extras["image_grid_thw"], extras["video_grid_thw"])
-    image = "pixel_values", "image_grid_thw", config.image_token_id, model.get_image_features
-    video = "pixel_values_videos", "video_grid_thw", config.video_token_id, model.get_video_features
+    image = "pixel_values", "image_grid_thw", config.image_token_id, "get_image_features"
+    video = "pixel_values_videos", "video_grid_thw", config.video_token_id, "get_video_features"
     for value, grid, token, features in (image, video):
         if value in parts:
-            seen = torch.cat(features(parts[value], parts[grid])).to(embeds.dtype)
+            if hasattr(model, "img_projector"):  # Dimple
+                pixels = parts[value].to(model.visual.get_dtype())
+                seen = model.visual(pixels, grid_thw=parts[grid]).to(embeds.dtype)
+                seen = model.img_projector(seen)
+            else:
+                seen = torch.cat(getattr(model, features)(parts[value], parts[grid]))
+                seen = model.projector(seen.to(embeds.dtype))
             where = (ids == token)[..., None].expand_as(embeds)
-            embeds = embeds.masked_scatter(where, model.projector(seen))
+            embeds = embeds.masked_scatter(where, seen)
     return Prompt(embeds, ids=ids, mask=mask, grids=grids)
 
 

@@ -44,7 +44,7 @@ from captum_dcam.adapters.common.text import (
 from captum_dcam.adapters.common.visuals import Visual, one_size, visuals_of
 from captum_dcam.adapters.mmada import decoding, packing
 from captum_dcam.adapters.mmada.compat import callable_model, repaired
-from captum_dcam.adapters.mmada.facts import MmadaFamily
+from captum_dcam.adapters.mmada.facts import LUMINA, MmadaFamily
 from captum_dcam.adapters.mmada.loading import loaded
 from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.adapter import Request, register
@@ -52,8 +52,7 @@ from captum_dcam.model.layout import Grid, Layout
 from captum_dcam.model.prompts import Messages, messages_of, summary
 from captum_dcam.model.trajectory import Given, Trajectory
 
-#: Lumina-DiMOO's model, and its system prompt
-LUMINA = "LLaDAForMultiModalGeneration"
+#: Lumina-DiMOO's system prompt
 LUMINA_SYSTEM = (
     "You are a multimodal model that can process both text and images. Answer the following "
     "question based on the provided images. Analyze each image and combine relevant details to "
@@ -186,9 +185,9 @@ class MmadaAdapter(MmadaFamily, FamilyAdapter):
             )
         own = self._packing
         seen = [own.prepared(v.frames[0]) for v in visuals]
-        _, shape, boxes = seen[0]
+        _, shape, (x, y) = seen[0]
         positions, words, length = own.placed(shape, len(rows[0]))
-        grid = Grid(positions, *boxes, visuals[0].size)
+        grid = Grid(positions, x, y, visuals[0].size)
         told = torch.zeros(len(said), length, dtype=torch.bool)
         told[:, words] = torch.tensor(said)
         context = getattr(self.model.config, "max_sequence_length", None)

@@ -2,15 +2,18 @@ r"""Repairs that MMaDA's code needs under newer diffusers and transformers."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from captum_dcam.adapters.common.compat import lent, plain_tables, without_arguments
 from captum_dcam.adapters.common.loading import upstream
-from captum_dcam.adapters.mmada.facts import INSTALL
+from captum_dcam.adapters.mmada.facts import INSTALL, LUMINA, ROWS_INSTALL
+from captum_dcam.packages import importable
 
 
 def package() -> Any:
@@ -29,11 +32,29 @@ def package() -> Any:
     return found
 
 
+def rows_package() -> Any:
+    r"""Lumina-DiMOO's package ``model``, its classes repaired as MMaDA's are.
+
+    Raises:
+        ImportError: no such package, or one of another project.
+    """
+    (found,) = upstream("Lumina-DiMOO", ROWS_INSTALL, "model", has=[LUMINA])
+    repair_classes(getattr(found, LUMINA))
+    return found
+
+
+def has_rows() -> bool:
+    """Whether the package ``model`` is Lumina-DiMOO's; none is imported."""
+    spec = importlib.util.find_spec("model") if importable("model") else None
+    places = (getattr(spec, "submodule_search_locations", None) or ()) if spec else ()
+    return any((Path(place) / "modeling_xllmx_dimoo.py").is_file() for place in places)
+
+
 @contextmanager
 def repaired() -> Iterator[Any]:
-    """MMaDA's code can be imported, and loads its checkpoints, inside the context, which yields
-    its package; see :func:`package`."""
-    yield package()
+    """MMaDA's code, or Lumina-DiMOO's where that is importable, can be imported and loads its
+    checkpoints inside the context, which yields its package; see :func:`package`."""
+    yield rows_package() if has_rows() else package()
 
 
 def repair_classes(cls: Any) -> None:

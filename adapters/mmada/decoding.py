@@ -2,8 +2,8 @@ r"""How MMaDA and Lumina-DiMOO decode: settings, record, and one step with gradi
 
 MMaDA's model has a method for it, ``mmu_generate``. Lumina-DiMOO's loop is a function of its script
 (``generate_text_understanding``), written anew here; behind its canvas a token stands that closes
-the answer, which is seen at every step: it counts as the canvas's last token. The cache of the authors (by the largest logit) is for
-images that it writes, and no part of this loop.
+the answer, which is seen at every step: it counts as the canvas's last token. The cache of the
+authors (by the largest logit) is for images that it writes, and no part of this loop.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _run(model: Any, embeds: Tensor, listed: bool) -> Any:
         return model(inputs_embeds=embeds, use_cache=False, return_dict=True)
     rows, length = embeds.shape[:2]
     ones = torch.ones(rows, 1, length, length, dtype=torch.bool, device=embeds.device)
-    parent = next(c for c in type(model).__mro__ if c.__name__ == "LLaDAModelLM")
+    parent: Any = next(c for c in type(model).__mro__ if c.__name__ == "LLaDAModelLM")
     return parent.forward(model, inputs_embeds=embeds, attention_bias=ones, return_dict=True)
 
 

@@ -13,7 +13,13 @@ from PIL import Image
 
 import captum_dcam
 from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
-from captum_dcam.errors import LayerError, RemoteCodeError, WeightsError
+from captum_dcam.errors import (
+    InputError,
+    LayerError,
+    RemoteCodeError,
+    SettingError,
+    WeightsError,
+)
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
@@ -443,3 +449,23 @@ def test_upstreams_classes_are_repaired():
     finally:
         if "validate" in vars(config):
             del config.validate
+
+
+# -- Dimple ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    (
+        (dict(use_cache=True), "Dimple's prompt cache keeps what the first step computed"),
+        (dict(eos_penalty=1.0), "unknown setting 'eos_penalty' of Dimple"),
+        (dict(alg="origin"), "sampling needs a generator"),
+        (dict(decoding_pipeline="dimmer"), "decoding_pipeline is 'dimmer'"),
+    ),
+)
+def test_settings_of_dimple(given, said):
+    made = captum_dcam.wrap(double.model(dimple=True), double.processor(dimple=True))
+    request = made.prepare([[tiny.picture(0, (84, 56))]], ["what is this"])
+    with pytest.raises((InputError, SettingError), match=said):
+        made.generate(request, **{"max_new_tokens": 4, **given})
+    assert not made.takes_video and made.prepare([[tiny.picture(0, (84, 56))]], ["what"])

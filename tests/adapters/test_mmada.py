@@ -14,8 +14,15 @@ from doubles.mmada_checks import QUICK, SIDE, SIZES, TOKENS, left, own_ids
 from PIL import Image
 
 import captum_dcam
-from captum_dcam.adapters.mmada import MmadaAdapter, compat
-from captum_dcam.errors import InfeasibleStepError, LayerError, MethodError, WeightsError
+from captum_dcam.adapters.mmada import MmadaAdapter, compat, packing
+from captum_dcam.errors import (
+    InfeasibleStepError,
+    InputError,
+    LayerError,
+    MethodError,
+    ProcessorError,
+    WeightsError,
+)
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
@@ -480,3 +487,82 @@ def test_repairs_of_upstreams_classes():
     made = Upstream()
     made.tie_weights(missing_keys=set(), recompute_mapping=False)
     assert made.tied == 1 and made.all_tied_weights_keys == {} and Config.use_cache is False
+
+
+# -- Lumina-DiMOO: rows that end in a newline ------------------------------------------------------
+
+
+def rows(**options):
+    parts = double.tokenizer(tags=double.TAGS), double.vq(rows=True)
+    return checks.RowsAdapter(double.model(rows=True), parts, **{"resolution": SIDE, **options})
+
+
+def test_rows_lie_between_the_text_and_its_last_id():
+    made = rows()
+    request = made.prepare([[tiny.picture(size=(130, 30))]], ["what is this ?"])
+    (grid,) = request.layout.grids
+    ids = made._packing.ids(request.pixels, request.extras[0])[0]
+    start, newline, end, answer, _ = double.ROW_MARKS
+    assert grid.positions.shape == (2, 8) and (ids[grid.positions] >= double.FIRST_CODE).all()
+    assert (ids[grid.positions[:, -1] + 1] == newline).all()
+    assert int(ids[grid.positions[0, 0] - 1]) == start
+    tail = made._tokenizer("</user>")["input_ids"]
+    assert ids[int(grid.positions[-1, -1]) + 2 :].tolist() == [end, *tail, answer]
+    where, words = made.prompt_tokens(request)
+    assert torch.equal(ids[where], words)
+    said = request.dialogue[0].nonzero()[:, 0]
+    assert made._tokenizer.decode(ids[said]).startswith("what is this")
+    # the middle of the image: 130 × 30 scaled to 139 × 32, of which 128 pixels are seen
+    assert grid.x_edges[0, 0] == pytest.approx(6 * 130 / 139) and grid.y_edges[-1, 1] == 30
+
+
+def test_rectangles_of_so_many_patches():
+    """All that hold no larger one, and the steps between them, against a walk down the stairs."""
+    for patches in (1, 16, 100):
+        walk, w, h = [], patches, 1
+        while w:
+            walk += [(w, h)] if max(w, h) <= 4 * min(w, h) else []
+            w, h = (w, h + 1) if (h + 1) * w <= patches else (w - 1, h)
+        assert sorted(walk) == packing.shapes(patches)
+
+
+def test_a_given_answer_ends_as_its_own_do():
+    made = rows()
+    found = captum_dcam.explain(made, tiny.picture(), "what is this ?", answer="a red circle")
+    assert [w.text for w in found.targets] == ["a", "red", "circle"]
+    assert found.trajectory.tokens[0, -1] == double.ROW_MARKS[-1]
+    assert (found.trajectory.states[0][:3, 0, -1] == double.ROW_MARKS[-1]).all()
+
+
+def test_an_answer_ends_with_the_block_that_holds_its_end():
+    made = rows()
+    made.model.register_forward_hook(lambda _module, _args, out: _end(out))
+    request = made.prepare([[tiny.picture()]], ["what is this ?"])
+    found = DenoisingForward(made, 1).generate(request, gen_length=8, block_length=4, steps=4)
+    assert found.steps == 2 and found.tokens[0].tolist() == [
+        *[double.IDS.eos] * 8,
+        double.ROW_MARKS[-1],
+    ]
+
+
+def _end(out):
+    """Every token becomes EOS."""
+    out.logits[..., double.IDS.eos] = 99.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    (
+        (dict(fit="squash"), "fit is 'squash': .*Lumina-DiMOO has crop alone"),
+        (dict(resolution=48), "resolution is 48: expected a positive multiple of 32"),
+    ),
+)
+def test_settings_of_rows_that_cannot_work(options, said):
+    with pytest.raises(InputError, match=said):
+        rows(**options)
+
+
+def test_a_vq_model_of_the_other_kind():
+    parts = double.tokenizer(tags=double.TAGS), double.vq()
+    with pytest.raises(ProcessorError, match="upstream's VQModel"):
+        checks.RowsAdapter(double.model(rows=True), parts)

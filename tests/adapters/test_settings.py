@@ -137,8 +137,8 @@ def adapter(kind):
 READERS = {
     "llada": lambda given: Llada.checked(None, given, True, torch.Generator()),
     "dream": lambda given: dream(given, True, torch.Generator()),
-    "llada_v": lambda given: llada_v(given, torch.Generator(), False),
-    "dream_vl": lambda given: dream_vl(given, torch.Generator()),
+    "llada_v": lambda given: llada_v(given, torch.Generator(), False, True),
+    "dream_vl": lambda given: dream_vl(given, torch.Generator(), "decoding_pipeline" in given),
 }
 
 

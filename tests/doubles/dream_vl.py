@@ -41,6 +41,9 @@ TEMPLATE = (
     "{{ '<|im_start|>assistant\n' }}"
 )
 
+#: Dimple's, with markers around images
+MARKED = TEMPLATE.replace("<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>")
+
 
 @functools.cache
 def tokenizer():
@@ -270,6 +273,9 @@ class Visual(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(config.embed_dim, config.embed_dim)])
         self.merger = nn.Linear(4 * config.embed_dim, config.hidden_size)
 
+    def get_dtype(self):
+        return self.merger.weight.dtype
+
     def forward(self, patches, grid_thw):
         x = self.patch_embed(patches).tanh()
         parts = x.split(grid_thw.prod(-1).tolist())
@@ -405,16 +411,113 @@ class DreamVLModel(DreamVLGenerationMixin, PreTrainedModel):
         return SimpleNamespace(logits=self.lm_head(hidden))
 
 
+class DimpleGenerationConfig(DreamVLGenerationConfig):
+    def __init__(self, **kwargs):
+        self.alg_p_threshold, self.use_original_confidence = None, True
+        self.decoding_pipeline = "dim"
+        super().__init__(**kwargs)
+
+
+class DimpleSdpaAttention(DreamVLSdpaAttention):
+    """Its model expands the mask before."""
+
+
+class DimpleGenerationMixin(DreamVLGenerationMixin):
+    """Takes all that are sure enough, and stops when nothing is masked; otherwise what the rest of
+    the schedule asks for, one token at least."""
+
+    @torch.no_grad()
+    def diffusion_generate(
+        self, inputs, generation_config=None, attention_mask=None,
+        generation_logits_hook_func=lambda step, x, logits: logits, **pictures,
+    ):  # fmt: skip
+        c = generation_config
+        assert c.decoding_pipeline == "dim" and c.alg == "maskgit_plus" and c.temperature == 0
+        extra = inputs.new_full((len(inputs), c.max_new_tokens), c.mask_token_id)
+        x = torch.cat((inputs, extra), 1)
+        mask = torch.cat((attention_mask, torch.ones_like(extra)), 1)
+        times = torch.linspace(1, c.eps, c.steps + 1)
+        grids = [pictures.get(n) for n in ("image_grid_thw", "video_grid_thw")]
+        embeds, history = self.embed(x, **pictures), []
+        for step in range(c.steps):
+            positions, _ = self.get_rope_index(x, *grids, mask)
+            raw = self(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+            shifted = torch.cat((raw[:, :1], raw[:, :-1]), 1)
+            shifted = generation_logits_hook_func(step, x, shifted)
+            masked = x == c.mask_token_id
+            sure, best = shifted[masked].softmax(-1).max(-1)
+            take = sure > (c.alg_p_threshold or torch.inf)
+            if step == c.steps - 1 and c.alg_p_threshold:
+                take[:] = True
+            if not take.any():
+                now, total = int(masked.sum()), c.max_new_tokens * len(x)
+                left = now / total
+                after = [t for i, t in enumerate(times) if t < left and i > step]
+                counts = [now if t <= times[-1] else int(now * (1 - t / left)) for t in after]
+                take[sure.topk(next(n for n in counts if n)).indices] = True
+            x = x.clone()
+            x[masked] = best.where(take, c.mask_token_id)
+            embeds[masked] = self.get_input_embeddings()(x[masked])
+            history.append(x)
+            if not (x == c.mask_token_id).any():
+                break
+        return SimpleNamespace(sequences=x, history=history if c.output_history else None)
+
+
+class DimpleModel(DimpleGenerationMixin, DreamVLModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.img_projector = self.projector
+        del self.projector
+        for layer in self.model.layers:
+            layer.self_attn.__class__ = DimpleSdpaAttention
+
+    get_image_features = get_video_features = None
+
+    def embed(self, ids, pixel_values=None, image_grid_thw=None):
+        x = self.get_input_embeddings()(ids)
+        if pixel_values is not None:
+            seen = self.img_projector(self.visual(pixel_values, image_grid_thw))
+            x[ids == self.config.image_token_id] = seen.to(x)
+        return x
+
+    def get_rope_index(self, ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None):
+        """An image's tokens have places in its grid; text goes on behind the largest."""
+        out = torch.ones(3, *ids.shape, dtype=torch.int64)
+        grids = iter([] if image_grid_thw is None else image_grid_thw.tolist())
+        for b, row in enumerate(ids):
+            at, place = attention_mask[b].nonzero()[:, 0].tolist(), 0
+            while at:
+                if row[at[0]] != self.config.image_token_id:
+                    out[:, b, at.pop(0)] = place
+                    place += 1
+                    continue
+                _, high, wide = next(grids)
+                high, wide = high // 2, wide // 2
+                for k in range(high * wide):
+                    out[:, b, at.pop(0)] = place + torch.tensor([0, k // wide, k % wide])
+                place += max(high, wide)
+        return out, torch.zeros(len(ids), 1)
+
+    def forward(self, inputs_embeds=None, attention_mask=None, **options):
+        seen = attention_mask.bool()
+        seen = seen[:, None, :, None] & seen[:, None, None]
+        seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool)
+        return super().forward(inputs_embeds=inputs_embeds, attention_mask=seen, **options)
+
+
 @copied
-def model(seed=0, dtype=torch.float32, **changes):
+def model(seed=0, dtype=torch.float32, dimple=False, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = DreamVLModel(DreamVLConfig(**shape(**changes)))
+        cls = DimpleModel if dimple else DreamVLModel
+        made = cls(DreamVLConfig(**shape(**changes)))
         draw(made)
     return made.to(dtype).eval()
 
 
-def processor():
+def processor(dimple=False):
+    template = MARKED if dimple else TEMPLATE
     return SimpleNamespace(
-        tokenizer=tokenizer(), image_processor=ImageProcessor(), chat_template=TEMPLATE
+        tokenizer=tokenizer(), image_processor=ImageProcessor(), chat_template=template
     )

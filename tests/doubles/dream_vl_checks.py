@@ -1,15 +1,16 @@
 """What tests of Dream-VL check on the double and on upstream's code alike."""
 
-import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import tiny
 import torch
 from PIL import Image
 
-from captum_dcam.adapters.dream_vl.compat import callable_generate
+from captum_dcam.adapters.dream_vl.compat import callable_generate, generation_class, is_dimple
 from captum_dcam.testing import AdapterCase, Reference
+from captum_dcam.testing.case import SIZES as CASE_SIZES
 
 QUICK = dict(max_new_tokens=6, steps=4)
 #: width, height: square, wide, tall, tiny, above the largest size
@@ -55,9 +56,8 @@ def reference(adapter, request, settings):
 
 def one_reference(adapter, request, settings, example):
     made = adapter.model
-    module = sys.modules[made.diffusion_generate.__func__.__module__]
     ids, mask, images, videos = (e[example : example + 1] for e in request.extras)
-    config = module.DreamVLGenerationConfig(
+    config = generation_class(type(made))(
         **{**QUICK, "alg": "maskgit_plus", "temperature": 0.0, **settings},
         use_cache=False,
         output_history=True,
@@ -78,7 +78,8 @@ def one_reference(adapter, request, settings, example):
         pictures |= {"pixel_values": pixels[:count], "image_grid_thw": images[0]}
     if videos.shape[1]:
         pictures |= {"pixel_values_videos": pixels[count:], "video_grid_thw": videos[0]}
-    with callable_generate(made), open_mask(made):
+    opened = nullcontext() if is_dimple(type(made)) else open_mask(made)
+    with callable_generate(made), opened:
         out = made.diffusion_generate(
             ids,
             generation_config=config,
@@ -170,10 +171,10 @@ def entering(adapter, request):
     return embeds[:, torch.cat([g.positions.flatten() for g in request.layout.grids])]
 
 
-def cases(make, source, **changes):
-    """The default algorithm and one that ranks otherwise."""
+def cases(make, source, dimple=False, **changes):
+    """The default algorithm and one that ranks otherwise; Dimple's, which takes the sure."""
 
-    def case(name, **more):
+    def case(name, feasible=range(4), **more):
         return AdapterCase(
             f"dream_vl, {name}",
             make,
@@ -181,12 +182,17 @@ def cases(make, source, **changes):
             settings={**QUICK, **more},
             one_token={**dict(max_new_tokens=1, steps=1), **more},
             other_prompt="is this a red circle on the left ?",
-            feasible=range(4),
+            feasible=feasible,
             image_states=entering,
             source=source,
             **changes,
         )
 
+    if dimple:
+        sure = dict(alg_p_threshold=0.1, decoding_pipeline="dim")
+        # its image processor refuses sides below 28 pixels
+        larger = tuple((max(w, 28), max(h, 28)) for w, h in CASE_SIZES if max(w, h) > 20)
+        return [replace(case("Dimple", **sure), sizes=larger)]
     return [case("full"), case("full, entropy", alg="entropy")]
 
 

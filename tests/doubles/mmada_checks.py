@@ -99,7 +99,7 @@ def rows_ids(adapter, request):
     for pixels, text in zip(request.pixels, request.extras[0].tolist(), strict=True):
         codes = vq.quantize(vq.encode(pixels[None]).latents)[2][2] + double.FIRST_CODE
         rows = [[*row, newline] for row in codes.view(-1, width).tolist()]
-        image = [start, *sum(rows, []), end]
+        image = [start, *(i for row in rows for i in row), end]
         out.append([*text[:-1], *image, text[-1], answer])
     return torch.tensor(out)
 

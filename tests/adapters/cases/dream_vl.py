@@ -1,4 +1,4 @@
-"""Dream-VL's double, with two of its algorithms."""
+"""Doubles of Dream-VL, with two of its algorithms, and of Dimple."""
 
 import torch
 from doubles import dream_vl as double
@@ -11,4 +11,8 @@ def make(dtype=torch.float32):
     return captum_dcam.wrap(double.model(dtype=dtype), double.processor())
 
 
-CASES = checks.cases(make, "double")
+def make_dimple(dtype=torch.float32):
+    return captum_dcam.wrap(double.model(dtype=dtype, dimple=True), double.processor(dimple=True))
+
+
+CASES = checks.cases(make, "double") + checks.cases(make_dimple, "double", dimple=True)
