@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters.autoregressive import internvl_chat
 from captum_dcam.adapters.autoregressive.decoding import (
     Prompt,
     checked,
@@ -54,16 +55,26 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
+    model_types: ClassVar[tuple[str, ...]] = (*FAMILIES, internvl_chat.MODEL_TYPE)
     loader = staticmethod(loaded)
 
     def __init__(self, model: nn.Module, processor: Any, cache: str | None = None) -> None:
         super().__init__(model, processor, cache)
         self.takes_video = self._family.video_token is not None  # not LLaVA
 
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return super().owns(model) or kind == internvl_chat.MODEL_TYPE
+
     def _family_of(self, parts: Parts) -> Family:
         config = getattr(self.model, "config", None)
         kind = getattr(config, "model_type", None)
+        if kind == internvl_chat.MODEL_TYPE:
+            raise InputError(
+                f"the model is a {type(self.model).__name__}, of InternVL's own code: "
+                "captum_dcam.load(…) of the same checkpoint reads it into transformers' class"
+            )
         if kind not in FAMILIES:
             raise InputError(
                 f"a {type(self.model).__name__} of type {kind!r} is not among "
