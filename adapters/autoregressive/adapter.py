@@ -1,8 +1,9 @@
 r"""Autoregressive multimodal LLMs native to transformers, as the rivals' own setting.
 
-Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5 and InternVL (``-hf``). An answer of T tokens is a
-trajectory of T steps: before step s the tokens before s are visible, step s commits token s. The
-model is causal, so what stands behind does not matter; it is filled with padding.
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, LLaVA-1.5, LLaVA-OneVision, InternVL and Gemma 4. An answer
+of T tokens is a trajectory of T steps: before step s the tokens before s are visible, step s
+commits token s. The model is causal, so what stands behind does not matter; it is filled with
+padding.
 
 Caches: ``prefix`` (prompt and images computed once, the answer behind their keys and values) and
 ``none`` (teacher forcing, no cache). Position p is predicted from p - 1; the first token's logits
