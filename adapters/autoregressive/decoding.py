@@ -241,7 +241,6 @@ def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: Cache | None) 
     layered = prefix.layered
     if tokens is not None:
         words = language.get_input_embeddings()(tokens).to(embeds.dtype)
-        own = None if layered is None else language.get_per_layer_inputs(tokens, None)
         valid = positions.masked_fill(mask[None] == 0, -1)
         start = valid.amax((0, 2))[:, None] + 1
         behind = start + torch.arange(tokens.shape[1], device=tokens.device)
@@ -249,8 +248,10 @@ def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: Cache | None) 
         mask = torch.cat((mask, torch.ones_like(tokens)), 1)
         if prefix.cache is None:
             words, behind = torch.cat((embeds, words), 1), torch.cat((positions, behind), 2)
-            own = None if layered is None else torch.cat((layered, own), 1)
-        embeds, positions, layered = words, behind, own
+        embeds, positions = words, behind
+        if layered is not None:
+            own = language.get_per_layer_inputs(tokens, None)
+            layered = own if prefix.cache is not None else torch.cat((layered, own), 1)
     given = {"inputs_embeds": embeds, "past_key_values": cache}
     given["position_ids"] = positions if len(positions) > 1 else positions[0]
     if layered is not None:

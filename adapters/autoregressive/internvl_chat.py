@@ -162,8 +162,10 @@ def configuration(own: Mapping[str, Any], tokenizer: Any) -> Any:
     vision, language = own["vision_config"], dict(own["llm_config"])
     language["model_type"] = LANGUAGE[language["architectures"][0]]
     language["tie_word_embeddings"] = False  # as the authors' code has it, whatever the file says
-    same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    same += ("hidden_act", "norm_type", "layer_norm_eps", "image_size", "patch_size")
+    same = (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+        *("hidden_act", "norm_type", "layer_norm_eps", "image_size", "patch_size"),
+    )
     side = vision["image_size"] // vision["patch_size"] * own["downsample_ratio"]
     return InternVLConfig(
         text_config=AutoConfig.for_model(**language),

@@ -35,7 +35,7 @@ from captum_dcam.adapters.diffusion_gemma.packing import DiffusionGemma
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, device_of, register
 from captum_dcam.model.trajectory import Trajectory
-from captum_dcam.model.verification import check_replay
+from captum_dcam.model.verification import check_once
 from captum_dcam.model.wrappers import unwrapped
 
 
@@ -186,8 +186,7 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
                 yield recorder
             recorder.finish()
             recorder.trajectory = self._trajectory(request, {"pipeline": kind}, recorder)
-            if self.unverified:
-                self.unverified = not check_replay(self, request, recorder.trajectory)
+            check_once(self, request, recorder.trajectory)
 
     def _canvas_of(self, tokens: Tensor) -> Tensor:
         """(T,) number of the canvas that each position of an answer (B, T) belongs to."""

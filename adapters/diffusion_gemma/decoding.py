@@ -449,6 +449,7 @@ class PipelineRecorder(Recorder):
         self, pipeline: Any, _step: int, timestep: int, _given: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The end of a step; at a canvas's last one the canvas that it leaves."""
+        assert self._logits is not None
         draft = capped(self.model, self._logits).argmax(-1)
         self.put_draft(draft)
         return {"canvas": draft} if timestep == pipeline.scheduler.num_inference_steps - 1 else {}

@@ -5,6 +5,7 @@ What they put *into* it stays: LoRA's layers are active, accelerate's hooks move
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,4 @@ def base_of(source: str) -> str | None:
 def adapted(model: nn.Module, source: str) -> None:
     """Put the adapter that a folder of PEFT's holds into the layers of its base model; InputError
     for one that is outside of them."""
-    from peft import PeftModel
-
-    unwrapped(PeftModel.from_pretrained(model, source))
+    unwrapped(import_module("peft").PeftModel.from_pretrained(model, source))
