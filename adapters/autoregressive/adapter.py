@@ -1,8 +1,9 @@
 r"""Autoregressive multimodal LLMs native to transformers, as the rivals' own setting.
 
-Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5 and InternVL (``-hf``). An answer of T tokens is a
-trajectory of T steps: before step s the tokens before s are visible, step s commits token s. The
-model is causal, so what stands behind does not matter; it is filled with padding.
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, LLaVA-1.5, LLaVA-OneVision, InternVL and Gemma 4. An answer
+of T tokens is a trajectory of T steps: before step s the tokens before s are visible, step s
+commits token s. The model is causal, so what stands behind does not matter; it is filled with
+padding.
 
 Caches: ``prefix`` (prompt and images computed once, the answer behind their keys and values) and
 ``none`` (teacher forcing, no cache). Position p is predicted from p - 1; the first token's logits
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_dcam.adapters.autoregressive import internvl_chat
 from captum_dcam.adapters.autoregressive.decoding import (
     Prompt,
     checked,
@@ -55,7 +57,7 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         TypeError, ValueError: a model of another family, a processor that does not fit it.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
+    model_types: ClassVar[tuple[str, ...]] = (*FAMILIES, internvl_chat.MODEL_TYPE)
     unfillable: ClassVar[str] = (
         "its models write from left to right, and what fills a hole would see nothing of the words "
         "behind it"
@@ -66,9 +68,19 @@ class AutoregressiveAdapter(AutoregressiveFamily, ConversationAdapter):
         super().__init__(model, processor, cache)
         self.takes_video = self._family.video_token is not None  # not LLaVA
 
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return super().owns(model) or kind == internvl_chat.MODEL_TYPE
+
     def _family_of(self, parts: Parts) -> Family:
         config = getattr(self.model, "config", None)
         kind = getattr(config, "model_type", None)
+        if kind == internvl_chat.MODEL_TYPE:
+            raise InputError(
+                f"the model is a {type(self.model).__name__}, of InternVL's own code: "
+                "captum_dcam.load(…) of the same checkpoint reads it into transformers' class"
+            )
         if kind not in FAMILIES:
             raise InputError(
                 f"a {type(self.model).__name__} of type {kind!r} is not among "

@@ -115,7 +115,7 @@ class Prompt(Prefix):
         mask (Tensor): (B, P) int64, 0 at padding.
         deep_at (Tensor, optional): (B, P) bool, where deep visual features are added.
         deep (tuple of Tensor): for each of the first blocks, (B, n, D) added to its output there.
-        types (Tensor, optional): (B, P) int64, where images are; given where the family masks by it.
+        types (Tensor, optional): (B, P) int64, where images are, if the family masks by it.
         layered (Tensor, optional): (B, P, L, d) embeddings of the words for every block (Gemma 4).
     """
 
@@ -231,7 +231,6 @@ def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: Cache | None) 
     layered = prefix.layered
     if tokens is not None:
         words = language.get_input_embeddings()(tokens).to(embeds.dtype)
-        own = None if layered is None else language.get_per_layer_inputs(tokens, None)
         valid = positions.masked_fill(mask[None] == 0, -1)
         start = valid.amax((0, 2))[:, None] + 1
         behind = start + torch.arange(tokens.shape[1], device=tokens.device)
@@ -239,8 +238,10 @@ def run(model: Any, prefix: Prompt, tokens: Tensor | None, cache: Cache | None) 
         mask = torch.cat((mask, torch.ones_like(tokens)), 1)
         if prefix.cache is None:
             words, behind = torch.cat((embeds, words), 1), torch.cat((positions, behind), 2)
-            own = None if layered is None else torch.cat((layered, own), 1)
-        embeds, positions, layered = words, behind, own
+        embeds, positions = words, behind
+        if layered is not None:
+            own = language.get_per_layer_inputs(tokens, None)
+            layered = own if prefix.cache is not None else torch.cat((layered, own), 1)
     given = {"inputs_embeds": embeds, "past_key_values": cache}
     given["position_ids"] = positions if len(positions) > 1 else positions[0]
     if layered is not None:
@@ -337,19 +338,19 @@ class Recurrent(LinearAttentionLayer):
 
 
 def _cache(model: Any, filled: Iterable[KeyValue] = ()) -> Cache:
-    """An empty cache, or one of what a prefix holds. Layers with a sliding window keep all: the mask
-    hides what is too far away."""
+    """An empty cache, or one of what a prefix holds. Layers with a sliding window keep all: masks
+    hide what is too far away."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     if "linear_attention" in kinds:
         cache = Cache([Recurrent() if k == "linear_attention" else DynamicLayer() for k in kinds])
     else:
         cache = DynamicCache()
-    for number, (one, two) in enumerate(filled):
-        if number < len(cache.layers) and isinstance(cache.layers[number], Recurrent):
-            cache.layers[number].update_conv_state(one)
-            cache.layers[number].update_recurrent_state(two)
+    for at, (one, two) in enumerate(filled):
+        if at < len(cache.layers) and isinstance(cache.layers[at], Recurrent):
+            cache.layers[at].update_conv_state(one)
+            cache.layers[at].update_recurrent_state(two)
         else:
-            cache.update(one, two, number)  # copies: the prefix's stay as they are
+            cache.update(one, two, at)  # copies: the prefix's stay as they are
     return cache
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from captum_dcam.adapters.autoregressive import internvl_chat
 from captum_dcam.adapters.autoregressive.facts import CHECKPOINT
 from captum_dcam.adapters.autoregressive.gemma import Gemma4
 from captum_dcam.adapters.autoregressive.internvl import InternVL
@@ -14,6 +15,7 @@ from captum_dcam.adapters.autoregressive.llava_onevision import LlavaOnevision
 from captum_dcam.adapters.autoregressive.qwen import Qwen2, Qwen3, Qwen25, Qwen35
 from captum_dcam.adapters.common.loading import image_text_model, named
 from captum_dcam.adapters.common.visuals import Family
+from captum_dcam.model.hub import read_config
 
 #: ``model_type`` → what prepares its images
 FAMILIES: dict[str, type[Family]] = {
@@ -33,4 +35,8 @@ def loaded(source: str | None, **options: Any) -> tuple[nn.Module, Any]:
     Raises:
         WeightsError: files are missing, damaged, or of another kind of model.
     """
-    return image_text_model(named("autoregressive", source, CHECKPOINT), FAMILIES, **options)
+    source = named("autoregressive", source, CHECKPOINT)
+    config = read_config(source, options.get("revision"))
+    if config is not None and config.get("model_type") == internvl_chat.MODEL_TYPE:
+        return internvl_chat.loaded(source, **options)
+    return image_text_model(source, FAMILIES, **options)

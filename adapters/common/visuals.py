@@ -220,7 +220,7 @@ class Family(ABC):
     def check(self) -> None:
         """Raise ValueError where the image processor does not fit the model."""
 
-    def check_shown(self, visuals: Sequence[Visual]) -> None:
+    def check_shown(self, visuals: Sequence[Visual]) -> None:  # noqa: B027  most take all
         """Raise InputError where one example shows what the model cannot take together."""
 
     @abstractmethod

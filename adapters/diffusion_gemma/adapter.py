@@ -17,7 +17,8 @@ part of what the step was given, and a constant as the canvas is. The ``teacher`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,8 @@ from captum_dcam.adapters.diffusion_gemma.packing import DiffusionGemma
 from captum_dcam.errors import InputError
 from captum_dcam.model.adapter import Request, device_of, register
 from captum_dcam.model.trajectory import Given, Trajectory
+from captum_dcam.model.verification import check_once
+from captum_dcam.model.wrappers import unwrapped
 
 
 @register
@@ -124,6 +127,11 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
         inputs = self._inputs(request.pixels, request.extras)
         with seeded(generator, bits=31), decoding.certain(self.model, given, self.canvas):
             recorder = decoding.sampled(self.model, request.extras[0], inputs, options)
+        return self._trajectory(request, settings, recorder)
+
+    def _trajectory(
+        self, request: Request, settings: dict[str, Any], recorder: decoding.Recorder
+    ) -> Trajectory:
         states = recorder.states(self._filler)
         return self.recorded(
             request,
@@ -131,9 +139,59 @@ class DiffusionGemmaAdapter(DiffusionGemmaFamily, ConversationAdapter):
             recorder,
             states,
             self.visible_state(recorder.tokens),
-            lengths=recorder.lengths(prefix),  # a replay's steps read the canvases before anew
+            # a replay's steps read the canvases before anew
+            lengths=recorder.lengths(request.layout.prefix_length),
             read_at=self._canvas_of(recorder.tokens) == states[1][..., None],
         )
+
+    @contextmanager
+    def recording(self, pipeline: Any, request: Request) -> Iterator[decoding.PipelineRecorder]:
+        r"""Record a run of diffusers' ``DiffusionGemmaPipeline`` by its step callback.
+
+        The trajectory is that of ``generate`` from the same random state: while it is recorded, the
+        pipeline gives the encoder the family's masks, and ends a canvas by its last step's argmax.
+
+        Args:
+            pipeline (object): of this model, with an ``EntropyBoundScheduler``.
+            request (Request): of one example, the image and prompt that the pipeline is given.
+
+        Yields:
+            PipelineRecorder: the callback; behind the context it has the ``trajectory``.
+
+        Raises:
+            InputError: another model or scheduler, several examples, a prompt with other ids, no
+                callback, or a run that goes on behind the end of the answer.
+            ReplayError: a step, computed again, is another.
+
+        Examples::
+
+            with adapter.recording(pipe, request) as steps:
+                pipe("what is this?", image=image, callback_on_step_end=steps)
+            forward.bind(request, steps.trajectory)
+        """
+        kind = type(pipeline.scheduler).__name__
+        if kind != "EntropyBoundScheduler":
+            raise InputError(
+                f"the pipeline samples with a {kind}: recorded is EntropyBoundScheduler, the "
+                "checkpoint's own sampler; set pipe.scheduler to one"
+            )
+        if unwrapped(pipeline.model) is not self.model:
+            raise InputError(
+                "the pipeline's model is not the adapter's: make the adapter with "
+                "captum_dcam.wrap(pipe.model, pipe.processor)"
+            )
+        if request.batch != 1:
+            raise InputError(
+                f"the request has {request.batch} examples: a pipeline is recorded with one; run "
+                "it once per example"
+            )
+        recorder = decoding.PipelineRecorder(self.model, input_ids=request.extras[0])
+        with self.guard.held(self.model):
+            with recorder.watching():
+                yield recorder
+            recorder.finish()
+            recorder.trajectory = self._trajectory(request, {"pipeline": kind}, recorder)
+            check_once(self, request, recorder.trajectory)
 
     def _canvas_of(self, tokens: Tensor) -> Tensor:
         """(T,) number of the canvas that each position of an answer (B, T) belongs to."""

@@ -26,7 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from captum_dcam.adapters.common.prefix import KeyValue, Prefix
 from captum_dcam.adapters.common.settings import Setting, Settings, count
 from captum_dcam.errors import InputError
-from captum_dcam.model.trajectory import Given
+from captum_dcam.model.trajectory import Given, Trajectory
 
 #: without values: the checkpoint's
 SETTINGS = Settings(
@@ -467,6 +467,87 @@ class Recorder(BaseStreamer):
         for number, steps in enumerate(self.canvases):
             found += [steps[0].shape[1] if number else 0, *[0] * (len(steps) - 1)]
         return tuple(found)
+
+
+@dataclass
+class PipelineRecorder(Recorder):
+    r"""What one run of diffusers' ``DiffusionGemmaPipeline`` on one example did; its
+    ``callback_on_step_end``.
+
+    The pipeline samples as ``generate`` does, but for two things, which are mended while it is
+    recorded. It gives the encoder a two-dimensional mask, with which image tokens see earlier ones
+    only. And it ends a canvas by what its last step drew, noise where the step was not sure, where
+    ``generate`` takes the argmax.
+
+    Args:
+        input_ids (Tensor): (1, P) of the request.
+
+    Attributes:
+        trajectory (Trajectory): once the run has ended.
+    """
+
+    input_ids: Tensor = field(kw_only=True)
+    trajectory: Trajectory = field(init=False)
+
+    def __call__(
+        self, pipeline: Any, _step: int, timestep: int, _given: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The end of a step; at a canvas's last one the canvas that it leaves."""
+        assert self._logits is not None
+        draft = capped(self.model, self._logits).argmax(-1)
+        self.put_draft(draft)
+        return {"canvas": draft} if timestep == pipeline.scheduler.num_inference_steps - 1 else {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        encoder = self.model.model.encoder
+        with super().watching(), encoder.register_forward_pre_hook(self._encodes, with_kwargs=True):
+            yield
+
+    def _encodes(
+        self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The prompt, or a finished canvas, with the family's masks."""
+        ids = kwargs["input_ids"]
+        if not self._begun and not torch.equal(ids, self.input_ids.to(ids.device)):
+            raise InputError(
+                f"the pipeline reads a prompt of {tuple(ids.shape)} ids that are not the request's "
+                f"{tuple(self.input_ids.shape)}: give it the images and the messages that were "
+                "given to prepare, one example, and the same processor"
+            )
+        if self._begun and bool(torch.isin(ids, self._ends).any()):
+            raise InputError(
+                "the pipeline goes on behind the end of the answer: leave out eos_early_stop=False"
+            )
+        self.put(ids)
+        own = encoder.create_masks_for_generate(
+            config=self.model.config,
+            inputs_embeds=torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
+            attention_mask=kwargs["attention_mask"].bool(),
+            past_key_values=kwargs["past_key_values"],
+            position_ids=kwargs["position_ids"],
+            mm_token_type_ids=kwargs.get("mm_token_type_ids"),
+        )
+        return args, {**kwargs, "attention_mask": own}
+
+    @property
+    def _ends(self) -> Tensor:
+        """Ids that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+        return torch.tensor(listed, dtype=torch.long, device=self.input_ids.device)
+
+    def finish(self) -> None:
+        if not any(self.drafts):
+            raise InputError(
+                "the pipeline told no step: run it inside the context, with "
+                "callback_on_step_end=steps"
+            )
+        last = self.drafts[-1][-1]
+        ended = torch.isin(last, self._ends.to(last.device)).cumsum(1)
+        behind = ended - torch.isin(last, self._ends.to(last.device)).long() > 0
+        self.final.append(last.masked_fill(behind, self.model.generation_config.pad_token_id or 0))
+        super().finish()
 
 
 def settled(drafts: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class DiffusionGemmaFamily(ModelFamily):
             "without a word; the adapter refuses them",
             "a forward with a two-dimensional mask, or none, lets image tokens see earlier ones "
             "only; generate and the adapter give the family's own masks",
+            "diffusers' pipeline gives the encoder a flat mask and ends a canvas with what its "
+            "last step drew; recorded by its step callback it does as generate",
             "routing to experts flips between types: replay in the type of the generation",
         ),
     )

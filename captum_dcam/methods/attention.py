@@ -293,8 +293,9 @@ class Attentions:
             raise MethodError(
                 f"no attention weights of blocks {missing} "
                 f"({type(self.blocks[missing[0]]).__name__}): their attention is neither torch's "
-                "scaled_dot_product_attention nor a softmax of (batch, heads, queries, keys), so "
-                f"it runs in a kernel that torch does not show; {INVISIBLE}"
+                "scaled_dot_product_attention nor a softmax of (batch, heads, queries, keys): it "
+                "is linear attention, which has no weights, or runs in a kernel that torch does "
+                f"not show; {INVISIBLE}"
             )
 
     def _check_shapes(self, index: int, shapes: Sequence[tuple[int, int]]) -> None:

@@ -39,7 +39,7 @@ from captum_dcam.model.tap import (
     tapped,
 )
 from captum_dcam.model.trajectory import Given, Score, Trajectory, check_score, marked
-from captum_dcam.model.verification import check_replay
+from captum_dcam.model.verification import check_once
 
 T = TypeVar("T")
 
@@ -179,8 +179,7 @@ class DenoisingForward(nn.Module):
                 calls = dict(enumerate(outputs)) if keep else {}
                 kept = {"layer": self.layer, "calls": calls, "stamp": stamp}
                 trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
-            if self.adapter.unverified:
-                self.adapter.unverified = not check_replay(self.adapter, request, trajectory)
+            check_once(self.adapter, request, trajectory)
         self.bind(request, trajectory)
         return trajectory
 

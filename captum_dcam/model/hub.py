@@ -41,7 +41,7 @@ from captum_dcam.model.families import (
     said,
 )
 from captum_dcam.model.guard import LOADING, out_of_inference_mode
-from captum_dcam.model.wrappers import unwrapped
+from captum_dcam.model.wrappers import adapted, base_of, unwrapped
 from captum_dcam.packages import importable, needed
 
 
@@ -67,7 +67,8 @@ def load(
 
     Args:
         source (str or path, optional): ``"mini"`` for the embedded model, a folder that
-            ``save_pretrained`` wrote, or a name on the Hugging Face hub. Default: ``"mini"``
+            ``save_pretrained`` wrote, perhaps PEFT's, whose base model is loaded with it, or a name
+            on the Hugging Face hub. Default: ``"mini"``
         family (str, optional): family name. Default: found from the checkpoint's ``config.json``
         device (device, optional): where the model goes. Default: the GPU where torch sees one by
             CUDA, else the CPU; or ``device_map``
@@ -99,7 +100,8 @@ def load(
         raise InputTypeError(f"family is {family!r}: expected a name, as captum-dcam models lists")
     verify = checks.flag("verify", verify)
     _check_options(source, device, device_map)
-    cls, name = _found(str(source), family, revision)
+    base = base_of(str(source))
+    cls, name = _found(base or str(source), family, revision)
     _check_environment(cls, str(source), trust_remote_code)
     if name is not None and Path(name).is_dir():
         check_files(Path(name))
@@ -111,6 +113,8 @@ def load(
     with LOADING, bars, out_of_inference_mode():
         # under a lock, as families repair upstream's modules meanwhile
         made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
+        if base is not None:
+            adapted(made.model, str(source))
     if not verify:
         made.unverified = False
     return made

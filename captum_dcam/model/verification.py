@@ -47,6 +47,13 @@ class Difference:
     far: bool
 
 
+def check_once(adapter: Adapter, request: Request, trajectory: Trajectory) -> None:
+    """Check an adapter's first generation, unless its user does not want it; ReplayError as of
+    :func:`check_replay`."""
+    if adapter.unverified:
+        adapter.unverified = not check_replay(adapter, request, trajectory)
+
+
 def check_replay(adapter: Adapter, request: Request, trajectory: Trajectory) -> bool:
     r"""Check what :func:`replayed` finds.
 

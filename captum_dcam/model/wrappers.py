@@ -5,13 +5,17 @@ What they put *into* it stays: LoRA's layers are active, accelerate's hooks move
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, MissingPackageError, WeightsError
+from captum_dcam.files import read_json
+from captum_dcam.packages import importable
 
 #: wrappers that split weights among processes, by the names of their classes
 SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
@@ -91,3 +95,42 @@ def _without_peft(model: Any) -> Any:
                 "to explain the model without it; LoRA and other adapters inside layers stay active"
             )
     return model.get_base_model()
+
+
+# -- folders that PEFT has saved -------------------------------------------------------------------
+
+
+def base_of(source: str) -> str | None:
+    r"""The checkpoint that the adapters in a folder of PEFT's belong to.
+
+    Args:
+        source (str): what is to be loaded.
+
+    Returns:
+        str: folder or hub name; None where ``source`` is no such folder.
+
+    Raises:
+        MissingPackageError: PEFT is not installed.
+        WeightsError: the folder names no checkpoint.
+    """
+    path = Path(source) / "adapter_config.json"
+    if not path.is_file() or (path.parent / "config.json").is_file():
+        return None
+    base = read_json(path, WeightsError, "save the adapter again").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise WeightsError(
+            f"{path} names no base model: load it, put the adapter into it with "
+            f"peft.PeftModel.from_pretrained(model, {source!r}), and give that to captum_dcam.wrap"
+        )
+    if not importable("peft"):
+        raise MissingPackageError(
+            f"{source} holds an adapter of PEFT's for {base}, and the package peft cannot be "
+            "imported: pip install peft"
+        )
+    return base
+
+
+def adapted(model: nn.Module, source: str) -> None:
+    """Put the adapter that a folder of PEFT's holds into the layers of its base model; InputError
+    for one that is outside of them."""
+    unwrapped(import_module("peft").PeftModel.from_pretrained(model, source))

@@ -52,9 +52,8 @@ with contextlib.suppress(ImportError):  # `needs` says so where one is made
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
 QWEN = KINDS[:3]
-#: with their own generation alone compared, and with what is theirs alone: `gemma4_e` is small, with
-#: embeddings for every layer and layers without keys and values, `gemma4` has images that see
-#: themselves
+#: in the conformance suite alone: `gemma4_e` is small, with embeddings for every layer and layers
+#: without keys and values, `gemma4` has images whose tokens see each other
 LATER = ("qwen3_5", "llava_onevision", "gemma4", "gemma4_e")
 PROMPT = "what is red ?"
 WORDS = ("a", "red", "blue", "circle", "square", "is", "what", "the", "image")
@@ -435,7 +434,7 @@ def model(kind, seed=0, dtype=torch.float32):
         with torch.no_grad():
             for name, p in made.named_parameters():
                 if p.ndim > 1 and "visual" not in name and "vision_tower" not in name:
-                    # linear attention bends: at the others' scale more than a finite difference sees
+                    # linear attention bends more than a finite difference sees
                     scale = 0.5 if "linear_attn" in name else 1.5
                     p.normal_(0, scale * p.shape[1] ** -0.5)
                 elif kind == "llava_onevision" and "self_attn.out_proj" in name:

@@ -21,6 +21,18 @@ FIRST = {}
 for one in CASES:
     FIRST.setdefault(model_of(one), one)
 LATER = [one for one in CASES if FIRST[model_of(one)] is not one]
+#: checks of models whose other checks the table's command makes (docs/ADAPTERS.md): what is shared
+#: with the models above is checked there
+FEW = {
+    "qwen3_5, prefix": ("replay", "gradient", "layout", "head"),
+    "qwen3_5, full": ("replay",),
+    "llava_onevision, prefix": ("replay", "layout", "inputs"),
+    "llava_onevision, full": (),
+    "gemma4, prefix": ("replay", "gradient"),
+    "gemma4, full": ("replay",),
+    "gemma4_e, prefix": ("replay", "gradient", "head"),
+    "gemma4_e, full": ("replay",),
+}
 
 
 @pytest.mark.parametrize(
@@ -29,14 +41,14 @@ LATER = [one for one in CASES if FIRST[model_of(one)] is not one]
         pytest.param(case, check, id=f"{case.name}-{check}")
         for case in CASES
         for check in CHECKS
-        if check != "layout" or case not in LATER
+        if check in FEW.get(case.name, CHECKS) and (check != "layout" or case not in LATER)
     ],
 )
 def test_conformance(case, check):
     CHECKS[check](case)
 
 
-@pytest.mark.parametrize("case", LATER, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in LATER if c.name not in FEW], ids=lambda c: c.name)
 def test_another_mode_has_the_layout_that_was_checked(case):
     """The same pixels and tokens in the same places; that the blocks get them is what check 1
     shows, in every mode."""
