@@ -90,7 +90,7 @@ PAIR = ("bare", "affinity")
 #: of deletion and insertion; the first and the last are the same for all maps
 FRACTIONS = (0.0, 0.05, 0.2, 0.5, 1.0)
 #: standard deviation of the noise on images whose questions are to be answered wrongly
-NOISE = 0.4
+NOISE = 0.7
 assert tuple(STAGES) == REFINED
 #: of N words; None where there is nothing to score against
 Scores = list[float | None]

@@ -118,16 +118,18 @@ def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
 
 
 def test_every_method_has_its_row(monkeypatch):
-    """But the paper's preset, whose bare map is the base preset's; quick and long are all."""
+    """But the paper's preset, whose bare map is the base preset's, and methods of too many passes,
+    which go by their names; quick and long are all others."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     maps = pytest.importorskip("maps")
     names = maps.rows_of(None)
     assert (
-        set(method_names()) - {"diffusion_cam_paper"}
+        set(method_names()) - {"diffusion_cam_paper", "eagle", "igos_pp"}
         < set(names)
         == set(maps.rows_of(["quick", "long"]))
     )
     assert not {n for n in maps.rows_of(["quick"]) if maps.is_long(n)}
+    assert maps.rows_of(["eagle", "igos_pp"]) == ["diffusion_cam", "eagle", "igos_pp"]
     with pytest.raises(Exception, match="expected quick, long"):
         maps.rows_of(["grad"])
 

@@ -36,6 +36,8 @@ RIVALS = (
 OTHERS = tuple(
     n for n in method_names() if n not in RIVALS and "grad-cam" not in METHODS[n].facts.needs
 )
+#: a mask that nothing speaks for stays whole
+DARK = ("igos_pp",)
 QUICK = {
     "eagle": {"regions": 4, "batch_size": 32},
     "igos_pp": {"size": 4, "points": 1, "steps": 1, "l1": 0.0},
@@ -84,7 +86,8 @@ def check(name, forward):
     for maps, shape in zip(found.maps, task.shapes, strict=True):
         assert maps.shape == (3, *shape) and bool(maps.isfinite().all())
     everything = torch.cat([m.flatten(1) for m in found.maps], 1)
-    assert all(bool(m.any()) for m in everything)
+    lit = [bool(m.any()) for m in everything]
+    assert any(lit) if name in DARK else all(lit)
     if not chosen.facts.target_blind:
         assert not torch.equal(everything[0], everything[1])
     if chosen.facts.text:
