@@ -12,7 +12,6 @@ from captum_dcam.errors import CalibrationError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captum_dcam.cli.calibrate import Options
     from captum_dcam.metrics import Calibrator
 
 #: what fits something else, and is refused beside it
@@ -34,12 +33,12 @@ class Grounded:
     tried: dict[str, Any]
 
 
-def fit(options: Options) -> Grounded:
-    """Fit the calibrator alone, and write it beside all that the preset has."""
+def fit(options: Any) -> Grounded:
+    """Fit the calibrator alone, and write it beside all that the preset has; ``options`` are those
+    of ``captum-dcam calibrate``."""
     from captum_dcam.calibration import fit_calibrator
     from captum_dcam.presets import check_writable, preset, write_preset
 
-    assert options.inventions is not None
     for name in OTHERS:
         if getattr(options, name):
             raise CalibrationError(

@@ -102,7 +102,8 @@ def _found(
         color = word if word in COLORS else None
         shape = SHAPE_OF.get(word)
         place += 1
-        if color is not None and place < len(words) and words[place][2] in SHAPE_OF:
+        joined = place < len(words) and not answer[stop : words[place][0]].strip()
+        if color is not None and joined and words[place][2] in SHAPE_OF:
             stop, shape = words[place][1], SHAPE_OF[words[place][2]]
             place += 1
         if color is not None or shape is not None:

@@ -127,8 +127,9 @@ def _said(scores: WordScores, n: int) -> str:
     parts = ["not grounded?"] if scores.doubted[n] else []
     if not math.isnan(grounded := float(scores.grounded[n])):
         parts.append(f"grounded {grounded:.0%}")
-    parts.append(f"entropy {float(scores.entropy[n]):.2f}")
-    if not math.isnan(fall := float(scores.grey[n])):
+    else:
+        parts.append(f"entropy {float(scores.entropy[n]):.2f}")
+    if not scores.doubted[n] and not math.isnan(fall := float(scores.grey[n])):
         parts.append(f"without picture {-fall:+.1f}")
     return " · ".join(parts)
 

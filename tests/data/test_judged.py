@@ -40,6 +40,13 @@ def test_damaged_scenes_keep_their_objects_and_nothing_else(damage, strength):
         assert found[f"{color} {shape}"] == ("invented" if (color, shape) in gone else "true")
 
 
+def test_a_sign_parts_a_colour_from_a_shape():
+    sample = degraded("none").sample(0)
+    assert [s.text for s in sample.judged("red , circle red\ncircle")] == [
+        "red", "circle", "red\ncircle",
+    ]  # fmt: skip
+
+
 def test_noise_has_its_standard_deviation():
     sample = degraded("noise", 0.2).sample(0)
     grey = make_scene(sample.scene.seed, 0).pixels.astype(float)

@@ -30,11 +30,11 @@ from captum_dcam.truth.rivals import internal_confidence, prelim_attention
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Two damages of six scenes, by random weights, whose every answer is an invention."""
+    """Two damages of ten scenes, by random weights, whose every answer is an invention."""
     folder = tmp_path_factory.mktemp("inventions")
     adapter = tiny.adapter("prefix")
-    setting = Setting(adapter, "mini", {"name": "scenes", "count": 6}, limit=6,
-                      generation={"gen_length": 6})  # fmt: skip
+    setting = Setting(adapter, "mini", {"name": "scenes", "count": 10}, limit=10,
+                      generation={"gen_length": 12})  # fmt: skip
     for part in suite("inventions", setting):
         if part.name in ("inventions-noise-0.8", "inventions-premise"):
             evaluate(part.plan, folder / part.name, adapter=adapter)
@@ -78,7 +78,7 @@ def test_spans_are_their_worst_words(results):
         spans.signals["entropy"].tolist(),
         strict=True,
     )
-    assert sorted(found) == pytest.approx(sorted(expected)) and len(expected) > 10
+    assert np.allclose(sorted(found), sorted(expected)) and len(expected) > 10
     assert spans.features.shape == (len(spans), len(SCORE_FEATURES))
     halves = spans.fitting
     assert set(spans.images[halves].tolist()).isdisjoint(spans.images[~halves].tolist())
@@ -128,7 +128,8 @@ def test_tables_show_auroc_of_every_signal(results):
 
 
 def test_a_calibrator_is_fitted_on_one_half_and_tried_on_the_other(results, tmp_path, monkeypatch):
-    with pytest.raises(CalibrationError, match="expected at least 10 of each"):
+    monkeypatch.setattr("captum_dcam.calibration.calibrator.LEAST", 1000)
+    with pytest.raises(CalibrationError, match="expected at least 1000 of each"):
         fit_calibrator(results)
     monkeypatch.setattr("captum_dcam.calibration.calibrator.LEAST", 1)
     monkeypatch.setattr("captum_dcam.evaluation.tables.inventions.LEAST", 1)
@@ -148,7 +149,7 @@ def test_a_calibrator_is_fitted_on_one_half_and_tried_on_the_other(results, tmp_
     assert run.exit_code == 0 and "Tried on" in run.stdout, run.output
     assert preset(file).calibrator == fit
     other = CliRunner().invoke(app, [*asked, "--labels"])
-    assert other.exit_code != 0 and "--labels beside --inventions" in other.output
+    assert other.exit_code != 0 and "beside --inventions" in other.output
 
 
 def test_rivals_are_read_by_hand(cache):
@@ -163,7 +164,8 @@ def test_rivals_are_read_by_hand(cache):
             for block in range(len(forward.adapter.blocks)):
                 hidden, _ = hidden_states(forward, block, step)
                 every = range(forward.adapter.vocabulary)
-                logits = lens_logits(forward.adapter, hidden[image_positions(forward)], every)
+                hidden = hidden.detach()[image_positions(forward)]
+                logits = lens_logits(forward.adapter, hidden, every)
                 best = max(best, float(logits.softmax(0)[token].max()))
             least = min(least, best)
         assert value == pytest.approx(least, abs=1e-5)
