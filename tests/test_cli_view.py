@@ -56,7 +56,7 @@ def test_a_page_of_anything_saved(saved, tmp_path, name, kind, form, monkeypatch
         assert set(cases) == {"ours", "bare", "comparison", "store"}
         place = (tmp_path / cases["ours"]["link"]).resolve()
         assert place == (saved / "ours" / "index.html").resolve()
-        assert cases["comparison"]["scores"] and "captum-dcam view" in cases["store"]["command"]
+        assert cases["comparison"]["words"] and "captum-dcam view" in cases["store"]["command"]
 
 
 def test_the_page_lies_beside_the_folder_and_replaces_pages_alone(saved):
