@@ -16,7 +16,7 @@ from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command
 from captum_dcam.errors import SettingError, UnknownNameError
 
 CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
-    explain, compare, models, doctor, evaluate, table, calibrate
+    explain, compare, view, models, doctor, evaluate, table, calibrate
 )}  # fmt: skip
 
 
