@@ -11,7 +11,17 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from captum_dcam.cli import app as program
-from captum_dcam.cli import calibrate, compare, doctor, evaluate, explain, models, options, table
+from captum_dcam.cli import (
+    calibrate,
+    compare,
+    doctor,
+    evaluate,
+    explain,
+    models,
+    options,
+    table,
+    view,
+)
 from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command, flag, option
 from captum_dcam.errors import SettingError, UnknownNameError
 
