@@ -53,11 +53,6 @@ def word_figure(
     Raises:
         TargetError: a word that was not explained.
         InputError: no words; ``image``, ``columns`` or ``width`` out of range.
-
-    Examples::
-
-        >>> figure = explanation.plot(["circle", "cross"])  # doctest: +SKIP
-        >>> figure.savefig("words.pdf")  # doctest: +SKIP
     """
     chosen = [words] if isinstance(words, str | int) else words
     numbers = (
