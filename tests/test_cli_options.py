@@ -21,12 +21,13 @@ from captum_dcam.cli import (
     models,
     options,
     table,
+    view,
 )
 from captum_dcam.cli.options import COMMANDS, NAMES, OUT, Base, Command, command, flag, option
 from captum_dcam.errors import SettingError, UnknownNameError
 
 CLASSES = {m.__name__.rpartition(".")[2]: m.Options for m in (
-    explain, compare, compare_models, models, doctor, evaluate, table, calibrate,
+    explain, compare, compare_models, view, models, doctor, evaluate, table, calibrate,
 )}  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 r"""How results are shown in notebooks and browsers.
 
 The viewer lies above the results and draws them; the package enters it here (:func:`enter_viewer`),
-and it is imported when something is shown first.
+and it is imported when something is shown first. This module imports nothing heavy: it is read
+with the package.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from captum_dcam.errors import NotBoundError
-from captum_dcam.files import write_temporary
 
 #: height of a notebook's frame in pixels
 HEIGHT = 940
@@ -81,6 +81,8 @@ class Displayed:
         if shell is not None and hasattr(shell, "kernel"):
             ipython.display.display(self)  # type: ignore[union-attr]  # it is there: it has a shell
             return
+        from captum_dcam.files import write_temporary
+
         webbrowser.open(write_temporary("explorer.html", viewer().page(self)).as_uri())
 
     def _repr_html_(self) -> str:

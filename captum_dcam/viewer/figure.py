@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from captum_dcam.errors import InputError
 from captum_dcam.results.explanation import Explanation
-from captum_dcam.results.summary import summarise
+from captum_dcam.results.summary import WordSummary, summarise
 from captum_dcam.viewer.fonts import EMPTY, families, one_line
 from captum_dcam.viewer.overlay import ALPHA, CMAP, MUTE, muted, word_map
 
@@ -53,11 +54,6 @@ def word_figure(
     Raises:
         TargetError: a word that was not explained.
         InputError: no words; ``image``, ``columns`` or ``width`` out of range.
-
-    Examples::
-
-        >>> figure = explanation.plot(["circle", "cross"])  # doctest: +SKIP
-        >>> figure.savefig("words.pdf")  # doctest: +SKIP
     """
     chosen = [words] if isinstance(words, str | int) else words
     numbers = (
@@ -80,33 +76,12 @@ def word_figure(
     cell = width / across
     figure = Figure(figsize=(width, rows * (cell * size[1] / size[0] * 0.84 + 0.62)))
     FigureCanvasAgg(figure)
-    summary, colors = summarise(explanation), colormaps[cmap]
+    summary = summarise(explanation)
     for place, number in enumerate(numbers):
         axes = figure.add_subplot(rows, across, place + 1)
-        values = word_map(explanation, number, image, size).double().numpy()
-        top = float(values.max()) or 1.0
-        heat = colors((values / top).clip(0, 1))
-        heat[..., 3] = (values / top).clip(0, 1) * ALPHA
         axes.imshow(ground)
-        axes.imshow(heat)
-        axes.set_axis_off()
-        row = summary[number]
-        text, more = families(one_line(row.word) or EMPTY)
-        own: dict[str, Any] = {"family": ["DejaVu Sans", *more]} if more else {}
-        steps = ", ".join(map(str, row.steps))
-        axes.set_title(text, size=10, loc="left", parse_math=False, **own)
-        axes.text(
-            0.0,
-            -0.03,
-            f"step {steps}, p = {row.confidence:.2f}",
-            size=7,
-            va="top",
-            transform=axes.transAxes,
-        )
-        scale = ScalarMappable(Normalize(0, top), colors)
-        bar = figure.colorbar(scale, ax=axes, fraction=0.046, pad=0.02, ticks=[0, top])
-        bar.ax.set_yticklabels(["0", f"{top:.2g}"], size=6)
-        bar.outline.set_linewidth(0.4)
+        values = word_map(explanation, number, image, size).double().numpy()
+        _draw(figure, axes, values, summary[number], colormaps[cmap])
     s = explanation.settings
     made = f"{s.get('family')}, block {s.get('layer')}, {s.get('score')} score"
     note = f"{made}; each map 0 to its own highest value"
@@ -115,3 +90,23 @@ def word_figure(
         0.01, 0.6 / figure.get_figheight() * 0.6, 0.97, 1 - 0.25 / figure.get_figheight(), 0.12, 0.3
     )
     return figure
+
+
+def _draw(
+    figure: Figure, axes: Axes, values: np.ndarray, row: WordSummary, colors: Colormap
+) -> None:
+    """One word's map over the image, with its name and a scale of its own."""
+    top = float(values.max()) or 1.0
+    heat = colors((values / top).clip(0, 1))
+    heat[..., 3] = (values / top).clip(0, 1) * ALPHA
+    axes.imshow(heat)
+    axes.set_axis_off()
+    text, more = families(one_line(row.word) or EMPTY)
+    own: dict[str, Any] = {"family": ["DejaVu Sans", *more]} if more else {}
+    axes.set_title(text, size=10, loc="left", parse_math=False, **own)
+    facts = f"step {', '.join(map(str, row.steps))}, p = {row.confidence:.2f}"
+    axes.text(0.0, -0.03, facts, size=7, va="top", transform=axes.transAxes)
+    scale = ScalarMappable(Normalize(0, top), colors)
+    bar = figure.colorbar(scale, ax=axes, fraction=0.046, pad=0.02, ticks=[0, top])
+    bar.ax.set_yticklabels(["0", f"{top:.2g}"], size=6)
+    bar.outline.set_linewidth(0.4)
