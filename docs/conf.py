@@ -35,8 +35,9 @@ nb_execution_mode = "off"  # tutorials are kept as they were run
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say types, with shapes and units
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes that are properties too are described once
 napoleon_custom_sections = [("Source", "params_style")]
-suppress_warnings = ["misc.highlighting_failure"]  # shell sessions with … in them
+suppress_warnings = ["misc.highlighting_failure", "myst.header"]  # … in shell; measured tables
 
 pages.write(HERE / "made", REPOSITORY)
 

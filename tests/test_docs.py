@@ -100,7 +100,7 @@ def test_python_of_a_page_runs(page, adapter, tmp_path, monkeypatch):
     generate, found = DenoisingForward.generate, captum_dcam.data.scenes.make_scene(7, 0)
 
     def short(self, request, **settings):
-        return generate(self, request, **{"gen_length": 8, **settings})
+        return generate(self, request, **{"gen_length": 4, **settings})
 
     monkeypatch.setattr(DenoisingForward, "generate", short)
     monkeypatch.chdir(tmp_path)
