@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MADE = ROOT / "docs" / "made"
 #: rooms of the API's pages, in their order, with what is in them
 ROOMS = {
     "captum_dcam": "What `import captum_dcam` offers, and the modules beside the rooms",
@@ -30,6 +31,12 @@ ROOMS = {
 }
 #: what has pages of its own: the program, and the families
 ELSEWHERE = ("cli", "adapters")
+
+
+#: what lies outside of docs and is on the site too → its copy
+COPIED = {ROOT / "CHANGELOG.md": MADE / "changelog.md"} | {
+    path: MADE / "tutorials" / path.name for path in (ROOT / "tutorials").glob("*.ipynb")
+}
 
 
 def stated(name: str, path: str) -> str:
@@ -134,6 +141,7 @@ def moved(text: str, place: Path, to: Path, repository: str) -> str:
         target = (place / path).resolve()
         if not path or not target.exists():
             return found[0]
+        target = COPIED.get(target, target)
         end = f"#{anchor}" if anchor else ""
         if (ROOT / "docs") in target.parents:
             return f"{found[1]}({_relative(target, to)}{end})"
@@ -149,8 +157,9 @@ def _relative(target: Path, place: Path) -> str:
     return "../" * up + target.relative_to(place).as_posix()
 
 
-def write(folder: Path, repository: str) -> None:
-    """Write every generated page into ``folder``, anew."""
+def write(repository: str) -> None:
+    """Write every generated page into :data:`MADE`, anew."""
+    folder = MADE
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "api").mkdir(parents=True)

@@ -257,6 +257,7 @@ def list_methods() -> list[dict[str, Any]]:
     for name in method_names():
         facts = {"name": name, **asdict(METHODS[name].facts)}
         facts["maps"] = ["image", "text"] if facts.pop("text") else ["image"]
+        facts["aliases"] = [other for other, own in METHODS.aliases.items() if own == name]
         settings = fields(METHODS[name])  # type: ignore[arg-type]  # dataclasses all
         found.append(without_nan({**facts, "settings": {f.name: _default(f) for f in settings}}))
     return found
@@ -288,3 +289,5 @@ def print_methods(records: Sequence[dict[str, Any]]) -> None:
         "as name:setting=value.",
         style="dim",
     )
+    aliases = ", ".join(f"{other} ({r['name']})" for r in records for other in r["aliases"])
+    console.print(f"Other names: {aliases}; and classes of Captum by theirs.", style="dim")

@@ -269,6 +269,7 @@ open_coco = register_dataset("coco")(CocoDataset.open)
 
 
 def annotation_files(root: Path, split: str) -> tuple[Path, Path]:
+    """The files of a split's masks and captions."""
     folder = root / "annotations"
     return folder / f"instances_{split}.json", folder / f"captions_{split}.json"
 
@@ -356,6 +357,7 @@ def read_captions(
 
 
 def check_images(images: Iterable[Record], source: Path, report: Report) -> None:
+    """Report images whose file or size cannot be."""
     for row in images:
         where = f"{source}: image {row['id']}"
         if not inside(row["file_name"]):
@@ -370,6 +372,7 @@ def check_categories(
     source: Path,
     report: Report,
 ) -> None:
+    """Refuse categories that share a name; report masks of a category that is not listed."""
     names = sorted(row["name"] for row in categories.values())
     need(len(names) == len(set(names)), f"{source}: two categories share a name: {names}")
     for image, row in ((image, row) for image, some in annotations.items() for row in some):

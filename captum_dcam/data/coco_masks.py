@@ -16,6 +16,7 @@ OUTLINE = 2_000_000
 
 
 def need(good: bool, message: str) -> None:
+    """InputError with a message where something is not as it should be."""
     if not good:
         raise InputError(message)
 

@@ -409,7 +409,7 @@ def entered(
 
     Args:
         name (str): of the method.
-        label, group, source, passes, needs, **facts: as in :class:`MethodFacts`.
+        label, group, source, passes, needs, facts: as in :class:`MethodFacts`.
     """
 
     def enter(cls: M) -> M:

@@ -173,7 +173,7 @@ def captum_method(
     Args:
         name (str): of the method.
         algorithm (type): Captum's class.
-        source, passes, label, **facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
+        source, passes, label, facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
             Default label: the name of Captum's class
     """
 

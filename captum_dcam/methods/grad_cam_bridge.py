@@ -238,7 +238,7 @@ def pgc_method(
     Args:
         name (str): of the method.
         upstream (str): the package's class, and the method's label.
-        source, passes, needs, **facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
+        source, passes, needs, facts: as in :class:`captum_dcam.methods.base.MethodFacts`.
     """
 
     def enter(cls: B) -> B:

@@ -17,8 +17,8 @@ def min_max(maps: Tensor) -> Tensor:
     r"""Stretch every map to [0, 1]: (M - min) / (max - min).
 
     A constant map has no range and becomes all zero. So does a map that is constant but for
-    rounding, as a wide filter leaves behind: range <= 16 eps * max |M|, with the eps of fp64 for
-    fp64 maps and of fp32 for all others. Stretched, its rounding would look like an explanation.
+    rounding, as a wide filter leaves behind: range <= 16 eps * max(abs(M)), with the eps of fp64
+    for fp64 maps and of fp32 for all others. Stretched, its rounding would look like a map.
     Signed maps are allowed: the lowest value becomes 0, which is *not* where their zero was.
 
     Args:
