@@ -107,20 +107,19 @@ def main(
     ] = "mini",
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
     first: Annotated[int, typer.Option(help="Number of the first scene.")] = 0,
-    full_kinds: Annotated[str, typer.Option(help="Questions asked without cache.")] = "exist,color",
+    full_kinds: Annotated[
+        str, typer.Option(help="Questions asked without cache; empty: nothing is.")
+    ] = "exist,color",
     full_dtype: Annotated[
         str, typer.Option(help="Type without cache: bfloat16 may be faster.")
     ] = "float32",
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Print held-out accuracies in both decoding caches."""
-    dtype = getattr(torch, full_dtype)
-    cached, whole = (
-        load(weights, cache=cache, dtype=kind)
-        for cache, kind in (("prefix", torch.float32), ("none", dtype))
-    )
-    table = {"prefix cache": evaluate(cached, scenes, first=first)}
-    table["full sequence"] = evaluate(whole, scenes, tuple(full_kinds.split(",")), first=first)
+    table = {"prefix cache": evaluate(load(weights), scenes, first=first)}
+    if full_kinds:
+        whole = load(weights, cache="none", dtype=getattr(torch, full_dtype))
+        table["full sequence"] = evaluate(whole, scenes, tuple(full_kinds.split(",")), first=first)
     typer.echo(
         f"{scenes} held-out scenes (stream {HELD_OUT}), greedy; prefix cache in "
         f"float32, full sequence in {full_dtype}"

@@ -29,6 +29,7 @@ TRAIN_SEED = 3_000_017  # the twin's own stream of training scenes; no other spl
 STAGES = (
     Stage("coarse", 400, 2, 16, 1.0e-3, 0.8e-3, 0.0, 0.0),
     Stage("fine", 300, 1, 16, 0.6e-3, 0.0, 0.0, 0.0, 1.0, EARLY, 4),
+    Stage("fine, again", 150, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 0.7, EARLY, 4),
 )
 
 
