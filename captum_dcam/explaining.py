@@ -434,7 +434,7 @@ def _moved(
 def _distances(one: Explanation, other: Explanation) -> tuple[Tensor, Tensor, Tensor]:
     """Rank correlation, distance of peaks, and overlap of every word's two maps."""
     both = [torch.cat([m.flatten(1) for m in e.maps], 1).double() for e in (one, other)]
-    overlap = top_overlap(*(rows[:, None] for rows in both))
+    overlap = top_overlap(both[0][:, None], both[1][:, None])
     apart = [_apart(_peak(one, n), _peak(other, n)) for n in range(len(both[0]))]
     return rank_correlation(*both), torch.tensor(apart, dtype=torch.float64), overlap
 
