@@ -107,6 +107,9 @@ def main(
     ] = "mini",
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
     first: Annotated[int, typer.Option(help="Number of the first scene.")] = 0,
+    kinds: Annotated[
+        str, typer.Option(help="Questions asked with the prefix cached; empty: none.")
+    ] = ",".join(KINDS),
     full_kinds: Annotated[
         str, typer.Option(help="Questions asked without cache; empty: nothing is.")
     ] = "exist,color",
@@ -116,7 +119,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Print held-out accuracies in both decoding caches."""
-    table = {"prefix cache": evaluate(load(weights), scenes, first=first)}
+    asked = tuple(filter(None, kinds.split(",")))
+    table = {"prefix cache": evaluate(load(weights), scenes, asked, first=first)}
     if full_kinds:
         whole = load(weights, cache="none", dtype=getattr(torch, full_dtype))
         table["full sequence"] = evaluate(whole, scenes, tuple(full_kinds.split(",")), first=first)
