@@ -33,7 +33,7 @@ def test_a_folder_is_explained_image_by_image(photos, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = call(photos, "-o", out, "--json", *SHORT)
     assert code == 0 and {p.name for p in out.iterdir()} == {
-        "a-b", "c", "summary.json", "explanations.json"
+        "a-b", "c", "summary.json", "explanations.json", "index.html"
     }  # fmt: skip
     told = json.loads(stdout)
     stored = json.loads((out / "summary.json").read_text())

@@ -109,7 +109,7 @@ COMMANDS = {
     "named": ("sklearn", ["compare", "-M", "diffusion_cam,lime"]),
     "inside of another": ("sklearn", ["compare", "-M", "tam_over:base=kernel_shap"]),
     "grad-cam": ("pytorch_grad_cam", ["compare", "-M", "pgc_gradcam"]),
-    "Markdown": ("tabulate", ["table", "placebo", "--markdown"]),
+    "Markdown": ("tabulate", ["table", "placebo", "-r", ".", "--markdown"]),
 }
 
 

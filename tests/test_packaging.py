@@ -25,6 +25,7 @@ DATA = (
     "evaluation/*.toml",
     "evaluation/tables/*.toml",
     "mini/weights/*",
+    "mini/weights_ar/*",
     "mini/calibrator.json",
     "mini/reliability.json",
     "viewer/*.html",
@@ -124,7 +125,7 @@ def test_every_link_of_the_page_is_absolute_and_leads_to_a_file(source, metadata
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
     assert all(url.startswith(urls["Repository"]) for url in urls.values())
     found = ["".join(m) for m in re.findall(LINK, metadata.get_payload(), re.MULTILINE)]
-    assert sum(link.endswith(".png") for link in found) >= 2
+    assert sum(link.endswith((".png", ".gif")) for link in found) >= 2
     tag = f"v{metadata['Version']}/"
     for link in found:
         assert link.startswith(("#", "https://")), link

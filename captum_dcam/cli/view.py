@@ -42,6 +42,9 @@ class Options(Base):
     )
     open_: bool = open_option()
     json: bool = option(False, OUT, "Print one JSON document on stdout.", "--json")
+    quiet: bool = option(
+        False, OUT, "Print nothing but errors (and the document of --json).", "--quiet", "-q"
+    )
 
 
 @command
@@ -74,7 +77,7 @@ def run(options: Options) -> Made:
     whole = folder.resolve()
     output = options.output or whole.with_name(f"{whole.name}.html")
     check_page(output)
-    with printing.progress() as say:
+    with printing.progress(options.quiet) as say:
         say(f"Reading {folder}")
         page = _page(kind, home, options.root, output.absolute().parent)
         return Made(write_page(page, output), kind)

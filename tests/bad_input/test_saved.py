@@ -22,7 +22,7 @@ from captum_dcam.errors import (
 )
 from captum_dcam.evaluation import Store, evaluate
 from captum_dcam.evaluation.frame import Frame
-from captum_dcam.files import canonical, digest, sealed
+from captum_dcam.files import UNSEALED, VERSION, canonical, digest, sealed
 from captum_dcam.presets import PRESETS, preset, write_preset
 from captum_dcam.results.manifests import check_listed, write_listed
 from captum_dcam.viewer import write_folder
@@ -94,7 +94,7 @@ def edit(kind, place, change, seal=False):
     if seal and kind == "preset.json":
         rest = {k: v for k, v in record.items() if k != "digest"}
         record = rest | {"digest": digest(canonical(rest, ascii_only=True))}
-    elif seal and record.get("version") in (2, 3, 4):
+    elif seal and record.get("version") in range(UNSEALED + 1, VERSION + 1):
         record = sealed({k: v for k, v in record.items() if k != "digest"})
     path.write_text(json.dumps(record), encoding="utf-8")
 

@@ -51,9 +51,9 @@ def explained(monkeypatch, capsys, tmp_path):
     """The program, whose model is tiny and answers with a text."""
 
     def call(*arguments, answer=None):
-        def written(options, image, _device, _say, _layer=None):
+        def written(options, _adapter, pictures, _say, _layer=None):
             forward = captum_dcam.DenoisingForward(tiny.adapter("prefix"), 1)
-            request = forward.adapter.prepare([[image]], [options.prompt])
+            request = forward.adapter.prepare([pictures], [options.prompt])
             forward.generate(request, gen_length=4)
             return forward
 
@@ -90,7 +90,7 @@ def test_errors_reach_no_terminal(explained):
         ("explain", f"{RED}.png"),
         ("explain", "--preset", f"{RED}.json"),
         ("explain", "--generation", RED),
-        ("explain", "a", RED),
+        ("compare", "a", RED),
         ("explain", f"--{RED}"),
         (RED,),
         ("table", RED),

@@ -49,8 +49,8 @@ def test_it_is_saved_as_forced(tmp_path):
         ({"answer": " "}, TargetError, "the answer ' ' has no token"),
         ({"answer": []}, TargetError, r"the answer \[\] has no token"),
         ({"answer": 7}, InputTypeError, "answer is 7: expected a text"),
-        ({"answer": ["a", "red"]}, InputTypeError, "expected a text, its token ids, or Reveals"),
-        ({"answer": [True]}, InputTypeError, "expected a text, its token ids, or Reveals"),
+        ({"answer": ["a", "red"]}, InputTypeError, "expected a text, or its token ids, or Reveals"),
+        ({"answer": [True]}, InputTypeError, "expected a text, or its token ids, or Reveals"),
     ],
 )
 def test_what_excludes_it_is_refused_before_any_work(how, error, message, monkeypatch):

@@ -1,9 +1,7 @@
 """A score that is the number of a denoising step, wherever a score is taken."""
 
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,12 +188,3 @@ def test_a_step_reads_the_tokens_that_it_computes_alone():
     assert explain_generation(forward, [3, 4], score=3).maps[0].any()
     with pytest.raises(InfeasibleStepError, match=r"token 3 .*steps that do, 0, 1, 2, 3, or"):
         explain_generation(forward, [3, 4], score=4)
-
-
-def test_the_examples_of_the_documents_run(packaged):
-    page = (Path(__file__).parents[2] / "docs/METHODS.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"## Which step.*?```python\n(.*?)```", page, re.DOTALL)
-    found = {"adapter": captum_dcam.load("mini")}
-    exec(code, found)
-    steps = found["steps"]
-    assert steps.maps[0].shape == (len(steps.probabilities), len(steps.words), 24, 24)

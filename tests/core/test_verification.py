@@ -328,7 +328,7 @@ def test_the_command_line_says_it_in_one_line_and_switches_it_off(monkeypatch, t
     def differs(*_arguments):
         raise ReplayError("step 3 of the generation, computed again, is another")
 
-    monkeypatch.setattr("captum_dcam.model.forward.check_replay", differs)
+    monkeypatch.setattr("captum_dcam.model.verification.check_replay", differs)
     call = ["explain", "--gen-length", "4", "-w", "nouns", "-o", str(tmp_path / "out"), "--json"]
     found = CliRunner().invoke(app, call)
     assert found.exit_code == 2 and "step 3 of the generation" in found.output

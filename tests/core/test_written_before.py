@@ -34,7 +34,7 @@ def test_results_are_read_and_written_again_the_same(tmp_path, kind, folder, man
     again = found.save(tmp_path / "again")
     assert kind.load(again).note == "without checksum"  # what it held was never checked
     old, new = (json.loads((f / manifest).read_text()) for f in (BEFORE / folder, again))
-    assert (old["version"], new["version"], len(new["digest"])) == (1, 4, 64)
+    assert (old["version"], new["version"], len(new["digest"])) == (1, 5, 64)
     own = dict.fromkeys(("files", "version", "digest", "note"), 0)
     assert {**old, **own} == {**new, **own} and old["files"].keys() == new["files"].keys()
     old, new = (load_file(f / tensors) for f in (BEFORE / folder, again))
@@ -94,7 +94,7 @@ def test_a_preset_is_read_and_written_again_the_same(tmp_path):
     )
     old, new = (json.loads((f / "preset.json").read_text()) for f in (BEFORE, tmp_path))
     own = {"version": 0, "digest": 0, "backward": PRESETS["default"].backward}
-    assert {**old, **own} == {**new, **own} and (old["version"], new["version"]) == (1, 3)
+    assert {**old, **own} == {**new, **own} and (old["version"], new["version"]) == (1, 4)
     assert (read.backward, preset(str(tmp_path / "preset.json")).backward) == (
         "exact",  # files of version 1 keep their meaning
         PRESETS["default"].backward,

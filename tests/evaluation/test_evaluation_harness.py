@@ -30,6 +30,7 @@ from captum_dcam.metrics import (
 from captum_dcam.model.answers import force
 from captum_dcam.model.forward import DenoisingForward
 from captum_dcam.model.layout import Grid, uniform_grid
+from captum_dcam.model.progress import Progress, Silent
 from captum_dcam.model.weights import fingerprint
 from captum_dcam.model.words import Target, repeated_function_words, words_of
 from captum_dcam.refine import DACG_BRANCHES, RefineContext, dacg_branch, min_max, refinement
@@ -234,7 +235,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     whole, said = run(tmp_path / "whole", count=5), []
     asked = iter([False, False, True])
 
-    class Told:
+    class Told(Progress):
         def begin(self, total, done, failed):
             said.append((total, done, failed))
 
@@ -431,7 +432,7 @@ def test_memory_is_flat_over_many_images(tmp_path, monkeypatch):
     monkeypatch.setattr(made.Sample, "image", lambda _self: bytearray(200_000))
     held = []
 
-    class Watch(harness_module.Silent):
+    class Watch(Silent):
         def image(self, failed):
             held.append(tracemalloc.get_traced_memory()[0])
 
@@ -448,7 +449,7 @@ def test_memory_is_flat_over_many_images(tmp_path, monkeypatch):
 def test_memory_is_flat_with_a_model(tmp_path):
     held = []
 
-    class Watch(harness_module.Silent):
+    class Watch(Silent):
         def image(self, failed):
             held.append(tracemalloc.get_traced_memory()[0])
 

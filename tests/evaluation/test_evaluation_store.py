@@ -11,6 +11,7 @@ import pytest
 
 from captum_dcam.errors import FileError, StoreError
 from captum_dcam.evaluation.store import Store, locked
+from captum_dcam.files import VERSION
 
 PLAN = {"seed": 0, "variants": [{"name": "a", "layer": 1}]}
 FACTS = {"versions": {"torch": "2"}}
@@ -158,15 +159,15 @@ def test_headers_that_cannot_be_read(tmp_path):
         Store.read(tmp_path)
     header = tmp_path / "plan.json"
     opened(tmp_path)
-    text = header.read_text()
+    text, version = header.read_text(), f'"version": {VERSION}'
     for content, message in (
         (text[:50], "is damaged"),
         ("[]", "holds a list"),
         ("{}", "not the header"),
         (text.replace("captum-dcam evaluation", "x"), "not the header"),
-        (text.replace('"version": 4', '"version": 9'), "update captum-dcam"),
-        (text.replace('"version": 4', '"version": 0'), "version 0"),
-        (text.replace('"version": 4', '"version": 1'), "not what was written"),
+        (text.replace(version, '"version": 9'), "update captum-dcam"),
+        (text.replace(version, '"version": 0'), "version 0"),
+        (text.replace(version, '"version": 1'), "not what was written"),
         (text.replace('"seed": 0', '"seed": 1'), "not what was written"),
         (text.replace('"seed": 0', '"seed": 0, "seed": 0'), "comes twice"),
     ):
