@@ -11,10 +11,15 @@ from captum_dcam.testing.__main__ import cases_in
 CASES = cases_in(Path(__file__).parent / "cases")
 
 
+#: models of another's family, with their own format
+VARIANTS = ("Dimple", "Lumina-DiMOO")
+
+
 def model_of(case):
     """What a case's model is called: its modes lay images out alike, but for low resolution."""
     family, *mode = case.name.split(", ")
-    return case.name if "low resolution" in mode else family
+    own = [one for one in mode if one in VARIANTS]
+    return case.name if "low resolution" in mode else ", ".join((family, *own))
 
 
 FIRST = {}

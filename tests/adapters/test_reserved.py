@@ -37,7 +37,7 @@ def settings_of(family):
     """Every name that a family's generation takes: of its tables, in both spellings, of the
     signature of its ``generate``, of its named decodings, and what it passes on."""
     cls = ADAPTERS[family]
-    out = named(cls.generate) - {"request"}
+    out = named(cls.generate) - {"request", "given"}
     for one in (cls.facts.decodings if cls.facts else {}).values():
         out |= one.keys()
     for module in modules(family):

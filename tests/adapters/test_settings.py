@@ -107,7 +107,7 @@ def test_what_draws_needs_a_generator():
 FAMILIES = {
     "dream_vl": lambda given: dream_vl(given, None),
     "lavida": lambda given: dream(given, True, None),
-    "llada_v": lambda given: llada_v(given, None, False),
+    "llada_v": lambda given: llada_v(given, None, False, False),
     "mmada": lambda given: read_guided(MMADA, given, None, "max_new_tokens"),
 }
 

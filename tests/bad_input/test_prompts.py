@@ -45,7 +45,7 @@ def conversation(*texts):
 
 def prompts(token, family):
     """The token in a string and in a conversation: alone, inside a word, in two parts, between
-    which ``mini`` puts a blank."""
+    which ``mini`` and its twin put a blank."""
     half = len(token) // 2
     found = (
         token,
@@ -54,7 +54,7 @@ def prompts(token, family):
         conversation(f"what is {token} ?"),
         conversation("what is " + token[:half], token[half:]),
     )
-    return found[:-1] if family == "mini" else found
+    return found[:-1] if family in ("mini", "mini_ar") else found
 
 
 def test_a_special_token_in_a_prompt_is_refused(made):

@@ -39,8 +39,8 @@ def test_a_gradient_is_blind_to_the_length_of_a_state_and_constant_norms_mend_it
     """Behind the deepest block one pre-norm block alone reads the image's states, so that the
     gradient is orthogonal to each of them (Euler)."""
     case = CASES[name]
-    forward = case.bound(case.make(torch.float32)).again(-2)
-    assert forward.layer == forward.adapter.deepest_block
+    forward = case.bound(case.make(torch.float32))
+    forward = forward.again(forward.adapter.deepest_block)
     target = target_at(forward, explained(forward)[0])
     exact, constant = (
         target_gradients(forward, [target], backward=backward)[0]
