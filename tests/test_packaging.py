@@ -131,7 +131,7 @@ def test_every_link_of_the_page_is_absolute_and_leads_to_a_file(source, metadata
         assert link.startswith(("#", "https://")), link
         if link.startswith(urls["Repository"]):
             kind, _, path = link.removeprefix(urls["Repository"] + "/").partition("/")
-            assert kind == ("raw" if path.endswith(".png") else "blob"), link
+            assert kind == ("raw" if path.endswith((".png", ".gif")) else "blob"), link
             assert (source / path.removeprefix(tag)).is_file() and path.startswith(tag), link
 
 
