@@ -141,9 +141,11 @@ def methods(spec: TableSpec, frames: list[Frame]) -> Iterator[TableRow]:
 
 
 def _label(variant: str) -> str:
-    """What a method's row is called, bare or with affinity."""
+    """What a method's row is called, bare or with affinity. A variant may have a name that is an
+    alias of another method, as the papers' ``grad_cam`` has."""
     own = variant.removesuffix(AFFINITY)
-    label = METHODS[own].facts.label if own in METHODS else own.replace("_", " ")
+    known = own in METHODS.names()
+    label = METHODS[own].facts.label if known else own.replace("_", " ")
     return label + variant.removeprefix(own)
 
 
@@ -153,7 +155,7 @@ def rivals(spec: TableSpec, frames: list[Frame]) -> list[TableRow]:
     return [
         r
         for r in methods(spec, frames)
-        if r.variant.removesuffix(AFFINITY) in METHODS and r.variant != DEFAULT
+        if r.variant.removesuffix(AFFINITY) in METHODS.names() and r.variant != DEFAULT
     ]
 
 
