@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_dcam.adapters.common.fitting import check_vocabulary, misfit
 from captum_dcam.adapters.common.text import special_texts
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, ProcessorError
 from captum_dcam.model.images import as_image
 from captum_dcam.model.layout import Grid
 from captum_dcam.model.prompts import Video
@@ -199,6 +199,11 @@ class Family(ABC):
     def __init__(
         self, config: Any, tokenizer: Any, image_processor: Any, video_processor: Any = None
     ) -> None:
+        if not hasattr(tokenizer, "all_special_ids"):
+            raise ProcessorError(
+                f"the tokenizer is a {type(tokenizer).__name__}: expected what "
+                "AutoTokenizer.from_pretrained returns for the checkpoint"
+            )
         self.config, self.tokenizer = config, tokenizer
         self.special = special_texts(tokenizer)
         self.image_processor, self.video_processor = image_processor, video_processor

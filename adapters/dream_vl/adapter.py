@@ -31,7 +31,7 @@ from captum_dcam.adapters.dream_vl.compat import CLASSES, is_dimple, repaired
 from captum_dcam.adapters.dream_vl.facts import DreamVLFamily
 from captum_dcam.adapters.dream_vl.loading import loaded
 from captum_dcam.adapters.dream_vl.packing import Dimple, DreamVL, Prompt, embedded, joined
-from captum_dcam.errors import InputError
+from captum_dcam.errors import InputError, MethodError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.layout import Layout
 from captum_dcam.model.trajectory import Given, Trajectory
@@ -106,7 +106,8 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
         Args:
             request (Request): from :meth:`prepare`.
             generator (torch.Generator, optional): for sampled decoding.
-            given (Given, optional): tokens that stand in the canvas from the start.
+            given (Given, optional): tokens that stand in the canvas from the start; Dimple's loop
+                takes none.
             max_new_tokens (int, optional): tokens of the canvas; ``gen_length`` means the same.
                 Default: 128
             steps (int, optional): Default: ``max_new_tokens``; upstream's own: 512
@@ -124,7 +125,13 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
 
         Raises:
             TypeError, ValueError: settings that cannot work, ``use_cache=True`` among them.
+            MethodError: given tokens, of Dimple.
         """
+        if self.dimple and given is not None:
+            raise MethodError(
+                "Dimple cannot fill the holes of an answer: its decoding loop takes no given "
+                "tokens; give a whole answer, or load Dream-VL"
+            )
         options = decoding.checked(settings, generator, self.dimple)
         config = decoding.generation_config(self.model, options)
         logs = []

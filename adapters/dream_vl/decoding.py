@@ -169,12 +169,13 @@ def generated(
         log.read(logits[:, prefix:])
         return logits
 
+    if given is not None:
+        inputs = {**inputs, "generation_tokens_hook_func": placing(given, prefix)}
     with callable_generate(model), expanded_mask(model):
         result = model.diffusion_generate(
             ids,
             generation_config=config,
             generation_logits_hook_func=note,
-            generation_tokens_hook_func=placing(given, prefix),
             **inputs,
         )
     log.finish(result.sequences[:, prefix:])

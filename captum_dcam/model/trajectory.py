@@ -243,6 +243,15 @@ class Trajectory:
             return True
         return not bool(self.unsettled[example, list(positions)].any())
 
+    def _committed(self, example: int, position: int) -> bool:
+        """Whether a step wrote the token: its probability was noted, or its commit step changed the
+        canvas there (a probability may round to 0)."""
+        if self.forced or bool(self.confidence[example, position]):
+            return True
+        step = int(self.commit_step[example, position])
+        before = int(self.states[0][step, example, position])
+        return before != int(self.tokens[example, position])
+
     def reads(self, example: int, positions: Sequence[int], score: Score) -> bool:
         """Whether the state of a score has the logits of all these tokens: a step may not; what
         was given, and what never settled, have no commit."""
@@ -282,7 +291,7 @@ class Trajectory:
                     f"score={last} (that step), 'final' or 'teacher', a word that settled, or a "
                     "generation of more steps"
                 )
-            if not self.forced and not bool(self.confidence[example, position]):
+            if not self._committed(example, position):
                 raise TargetError(
                     f"token {position} of the answer never settled: no step has committed it, so "
                     "it has no commit to be read at; give the generation more steps, or choose "

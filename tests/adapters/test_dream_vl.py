@@ -16,6 +16,7 @@ from captum_dcam.adapters.dream_vl import DreamVLAdapter, compat
 from captum_dcam.errors import (
     InputError,
     LayerError,
+    MethodError,
     RemoteCodeError,
     SettingError,
     WeightsError,
@@ -23,6 +24,7 @@ from captum_dcam.errors import (
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.trajectory import Given
 from captum_dcam.model.words import Target
 
 pytest.importorskip("transformers", minversion="4.46")  # no other has what the family is built on
@@ -469,3 +471,11 @@ def test_settings_of_dimple(given, said):
     with pytest.raises((InputError, SettingError), match=said):
         made.generate(request, **{"max_new_tokens": 4, **given})
     assert not made.takes_video and made.prepare([[tiny.picture(0, (84, 56))]], ["what"])
+
+
+def test_dimple_takes_no_given_tokens():
+    made = captum_dcam.wrap(double.model(dimple=True), double.processor(dimple=True))
+    request = made.prepare([[tiny.picture(size=(56, 56))]], ["what is it ?"])
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(MethodError, match="Dimple cannot fill the holes"):
+        made.generate(request, given=Given(tokens, tokens == 0), max_new_tokens=4)

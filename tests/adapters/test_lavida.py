@@ -143,16 +143,18 @@ def test_gradients_are_finite_differences(cache, variant, layer, position):
 def test_many_words_share_one_prefill(cache, variant):
     forward = exactly_bound(variant, cache, 1).again()
     tokens = forward.trajectory.tokens[0].tolist()
-    targets = [Target("", (p,), (tokens[p],)) for p in range(8)]
-    targets.append(Target("", tuple(range(8)), tuple(tokens)))
+    written = [p for p in range(8) if tokens[p] != forward.adapter.mask_id]
+    assert len(written) >= 7, "Dream's loop may leave a mask"
+    targets = [Target("", (p,), (tokens[p],)) for p in written]
+    targets.append(Target("", tuple(written), tuple(tokens[p] for p in written)))
     rows = vjp.target_gradients(forward, targets)
-    singles = [vjp.target_gradients(forward, [t]) for t in targets[:8]]
-    for row, (single,) in zip(rows[:8], singles, strict=True):
+    singles = [vjp.target_gradients(forward, [t]) for t in targets[:-1]]
+    for row, (single,) in zip(rows[: len(written)], singles, strict=True):
         for a, b in zip(row.gradients, single.gradients, strict=True):
             assert tiny.relative(a, b) < 1e-9
     if cache == "prefix":
-        for i, whole in enumerate(rows[8].gradients):
-            assert tiny.relative(whole, sum(r.gradients[i] for r in rows[:8])) < 1e-9
+        for i, whole in enumerate(rows[-1].gradients):
+            assert tiny.relative(whole, sum(r.gradients[i] for r in rows[:-1])) < 1e-9
 
 
 @variants

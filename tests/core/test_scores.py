@@ -10,7 +10,7 @@ import torch
 
 import captum_dcam
 from captum_dcam import DenoisingForward, DiffusionCAM, Explanation, explain_generation, sign_check
-from captum_dcam.errors import InfeasibleStepError, InputError, WrongTypeError
+from captum_dcam.errors import InfeasibleStepError, InputError, TargetError, WrongTypeError
 from captum_dcam.evaluation import Plan, Variant
 from captum_dcam.faithfulness import arcc, correction, deletion, infidelity
 from captum_dcam.maps import Reading, word_maps
@@ -188,3 +188,14 @@ def test_a_step_reads_the_tokens_that_it_computes_alone():
     assert explain_generation(forward, [3, 4], score=3).maps[0].any()
     with pytest.raises(InfeasibleStepError, match=r"token 3 .*steps that do, 0, 1, 2, 3, or"):
         explain_generation(forward, [3, 4], score=4)
+
+
+def test_a_probability_of_0_is_no_sign_of_a_token_that_never_settled():
+    made = tiny.bound("prefix").trajectory
+    made = replace(made, confidence=torch.zeros_like(made.confidence))
+    assert made.step_of(0, 2, "commit") == int(made.commit_step[0, 2])
+    step = int(made.commit_step[0, 2])
+    tokens = made.tokens.clone()
+    tokens[0, 2] = made.states[0][step, 0, 2]
+    with pytest.raises(TargetError, match="token 2 of the answer never settled"):
+        replace(made, tokens=tokens).step_of(0, 2, "commit")
