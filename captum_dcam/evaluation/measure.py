@@ -139,7 +139,7 @@ def numbers(values: Tensor) -> list[Any]:
 
 Metric = Callable[..., Scores]
 #: metric name → function of a case and its settings
-METRICS: Registry[Metric] = Registry("metric", given=1)
+METRICS: Registry[Metric] = Registry("metric", given=1, listed="captum_dcam.evaluation.METRICS")
 register_metric = METRICS.register
 #: what the metric ``localization`` gives of every word
 LOCALIZATION_SCORES = tuple(f.name for f in fields(LocalizationScores))
