@@ -113,45 +113,30 @@ def run(options: Options) -> Compared:
     from captum_dcam.comparing import compare_generation
     from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
-    from captum_dcam.model.foils import check_foil
-    from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
-    from captum_dcam.model.trajectory import check_score
     from captum_dcam.viewer import prepare_folder, write_comparison
 
-    words = parsing.chosen_words(options.words or ["nouns"])
-    refinements = parsing.chosen_refinements(options.refine) or ()
-    methods = parsing.parse_methods(options.methods or ["quick"])
-    score = check_score(parsing.chosen_score(options.score or "commit"))
-    foil = parsing.chosen_foil(options.foil)
-    check_foil(foil)
-    check_tagger(options.tagger or DEFAULT_TAGGER)
+    how = parsing.chosen_comparison(options, "quick")
     budget = Budget(options.budget_passes, options.budget_seconds)
     (subject,) = parsing.subjects([] if options.image is None else [options.image], options.scene)
-    device = parsing.check_answer(options, score)
+    device = parsing.check_answer(options, how["score"])
     folder = prepare_folder(options.output, "comparison")
     with printing.progress(options.quiet) as say:
         pictures, scene = subject.read(), subject.scene
         adapter = parsing.loaded(options, device, say)
         forward = parsing.written(options, adapter, pictures, say)
         token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
-        count = iter(range(1, len(methods) + 1))
+        total = len(how["methods"])
+        count = iter(range(1, total + 1))
 
         def mask(target: Target) -> Any:
             return None if scene is None else scene_mask(scene, token_texts, target)
 
         comparison = compare_generation(
             forward,
-            words,
-            methods,
-            foil=foil,
-            score=score,
-            backward=options.backward or "exact",
-            refinements=refinements,
+            **how,
             masks=None if scene is None else mask,
             budget=budget,
-            seed=options.seed,
-            tagger=options.tagger or DEFAULT_TAGGER,
-            progress=lambda name: say(f"Method {next(count)} of {len(methods)}: {name}"),
+            progress=lambda name: say(f"Method {next(count)} of {total}: {name}"),
         )
         if not any(any(row.complete) or any(m.any() for m in row.maps) for row in comparison.rows):
             reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)

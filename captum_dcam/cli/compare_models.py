@@ -92,21 +92,12 @@ def run(options: Options) -> Compared:
     """Compare and write; everything that can be checked is checked before any work."""
     from captum_dcam.comparing import compare_models
     from captum_dcam.data.scenes import scene_mask
-    from captum_dcam.model.foils import check_foil
-    from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
-    from captum_dcam.model.trajectory import check_score
     from captum_dcam.model.words import answer_text
     from captum_dcam.viewer import prepare_folder, write_models
 
-    words = parsing.chosen_words(options.words or ["nouns"])
-    refinements = parsing.chosen_refinements(options.refine) or ()
-    methods = parsing.parse_methods(options.methods or ["diffusion_cam"])
-    score = check_score(parsing.chosen_score(options.score or "commit"))
-    foil = parsing.chosen_foil(options.foil)
-    check_foil(foil)
-    check_tagger(options.tagger or DEFAULT_TAGGER)
+    how = parsing.chosen_comparison(options, "diffusion_cam")
     (subject,) = parsing.subjects([] if options.image is None else [options.image], options.scene)
-    device = parsing.check_answer(options, score)
+    device = parsing.check_answer(options, how["score"])
     folder = prepare_folder(options.output, "comparison")
     others = options.others or ["mini_ar"]
     with printing.progress(options.quiet) as say:
@@ -130,17 +121,10 @@ def run(options: Options) -> Compared:
             models,
             pictures,
             options.prompt,
-            words,
-            methods,
+            **how,
             answer=text,
-            foil=foil,
             layers=[options.layer, *[None] * len(others)],
-            score=score,
-            backward=options.backward or "exact",
-            refinements=refinements,
             masks=None if scene is None else mask,
-            seed=options.seed,
-            tagger=options.tagger or DEFAULT_TAGGER,
             internal_batch_size=options.internal_batch_size,
             progress=lambda name: say(f"Explaining its words in {name}"),
             generation=[

@@ -214,6 +214,35 @@ def chosen_refinements(names: list[str] | None) -> list[Refinement] | None:
     return [] if _alone("--refine", names, ("none",)) else [refinement(name) for name in names]
 
 
+def chosen_comparison(options: Any, methods: str) -> dict[str, Any]:
+    r"""What ``compare`` and ``compare-models`` ask alike, checked before any work.
+
+    Args:
+        options (Options): of either command.
+        methods (str): which run where none is named.
+
+    Returns:
+        dict: arguments that both functions of :mod:`captum_dcam.comparing` take.
+    """
+    from captum_dcam.model.foils import check_foil
+    from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
+    from captum_dcam.model.trajectory import check_score
+
+    found = {
+        "words": chosen_words(options.words or ["nouns"]),
+        "refinements": chosen_refinements(options.refine) or (),
+        "methods": parse_methods(options.methods or [methods]),
+        "score": check_score(chosen_score(options.score or "commit")),
+        "foil": chosen_foil(options.foil),
+        "backward": options.backward or "exact",
+        "seed": options.seed,
+        "tagger": options.tagger or DEFAULT_TAGGER,
+    }
+    check_foil(found["foil"])
+    check_tagger(found["tagger"])
+    return found
+
+
 @dataclass(frozen=True)
 class Subject:
     r"""What one question is about.
