@@ -7,6 +7,7 @@ them into one sequence in which no pair sees another. Every batch is a function 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +142,12 @@ def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return shapes, colors
 
 
+def likeness(scene: Scene) -> int:
+    """How often two objects of a scene have one colour or one shape: what answers mix up."""
+    pairs = itertools.combinations(scene.objects, 2)
+    return sum((a.color == b.color) + (a.shape == b.shape) for a, b in pairs)
+
+
 class PackedScenes(Dataset):
     """Item ``i``: scene i of the stream with packed pairs; text padded to ``budget`` tokens."""
 
@@ -152,9 +159,10 @@ class PackedScenes(Dataset):
         budget: int,
         masking: Masking,
         descriptions: int = 2,
+        draws: int = 1,
     ) -> None:
         self.maker = PairMaker(tokenizer)
-        self.descriptions = descriptions
+        self.descriptions, self.draws = descriptions, draws
         self.mask_id = tokenizer.mask_token_id
         self.seed, self.length, self.budget, self.masking = seed, length, budget, masking
 
@@ -162,12 +170,19 @@ class PackedScenes(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        scene = make_scene(self.seed, index)
+        scene = self._scene(index)
         rng = np.random.default_rng([self.seed, index, 2])
         shapes, colors = patch_labels(scene)
         item = self._pack(self.maker.pairs(scene, rng, self.budget, self.descriptions), rng)
         item.update(pixels=scene.pixels, shapes=shapes, colors=colors)
         return {name: torch.as_tensor(value) for name, value in item.items()}
+
+    def _scene(self, index: int) -> Scene:
+        """Scene ``index``; with ``draws``, every other one is the most confusing of so many."""
+        if self.draws == 1 or index % 2:
+            return make_scene(self.seed, index)
+        numbers = range(index // 2 * self.draws, (index // 2 + 1) * self.draws)
+        return max((make_scene(self.seed + 1, n) for n in numbers), key=likeness)
 
     def _pack(self, pairs: list[Pair], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """ids, targets (-100: no loss), pair (-1: padding), response flag and position offset."""

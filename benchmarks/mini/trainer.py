@@ -36,6 +36,7 @@ class Stage:
     question_weight: float = 1.0  # of a question's tokens against a description's
     masking: Masking = EARLY
     descriptions: int = 2  # of the pairs behind every image
+    draws: int = 1  # every other scene is the most confusing of so many
 
 
 class Auxiliary(nn.Module):

@@ -79,6 +79,7 @@ def run(
                 TEXT_BUDGET,
                 stage.masking,
                 stage.descriptions,
+                stage.draws,
             )
             first_row = scene + begin * stage.batch + trainer.rank
             rows = Subset(data, range(first_row, scene + count, trainer.world))

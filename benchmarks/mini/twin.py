@@ -1,10 +1,16 @@
-r"""Training of the autoregressive twin: ``torchrun --nproc-per-node 2 -m benchmarks.mini.twin``.
+r"""Training of the autoregressive twin.
+
+    torchrun --nproc-per-node 2 -m benchmarks.mini.twin train --out runs/twin --stages 4
+    cp -r runs/twin/weights runs/before
+    torchrun --nproc-per-node 2 -m benchmarks.mini.twin train --out runs/twin
+    python -m benchmarks.mini.twin mean runs/before runs/twin/weights
 
 The twin sees through the embedded model's own eyes: vision tower and projector are frozen, and only
 the transformer is trained on, from the embedded model's weights, with a causal mask over image
 tokens and words and the next word as target. Stages as in :mod:`benchmarks.mini.training`: coarse
-image tokens first, then fine ones. Nothing is auxiliary, since what the auxiliary losses trained is
-frozen here.
+image tokens first, then fine ones; the last two see more scenes whose objects are alike, which the
+twin mixes up. Nothing is auxiliary, since what the auxiliary losses trained is frozen here. The
+mean of the weights after the last two stages is what ships.
 """
 
 from __future__ import annotations
@@ -30,7 +36,12 @@ STAGES = (
     Stage("coarse", 400, 2, 16, 1.0e-3, 0.8e-3, 0.0, 0.0),
     Stage("fine", 300, 1, 16, 0.6e-3, 0.0, 0.0, 0.0, 1.0, EARLY, 4),
     Stage("fine, again", 150, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 0.7, EARLY, 4),
+    Stage("fine, alike", 700, 1, 16, 0.6e-3, 0.0, 0.0, 0.0, 0.7, EARLY, 4, 4),
+    Stage("fine, alike again", 320, 1, 16, 0.4e-3, 0.0, 0.0, 0.0, 0.5, EARLY, 4, 4),
 )
+
+
+app = typer.Typer(add_completion=False)
 
 
 class NextWords(PackedScenes):
@@ -79,6 +90,8 @@ class TwinTrainer(Trainer):
         self.optimizers = (torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98)),)
 
     def loss(self, batch: dict, stage: Stage, aux_weight: float) -> tuple[Tensor, Tensor]:
+        length = int((batch["pair"] >= 0).sum(1).max())  # what lies behind is padding
+        batch = {k: v[:, :length] if v.ndim == 2 else v for k, v in batch.items()}
         pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():
             image = self.model.get_image_features(pixels, stage.pool)
@@ -99,15 +112,29 @@ class TwinTrainer(Trainer):
         return text_loss, text_loss.detach()
 
 
-def main(
+@app.command()
+def train(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")],
     seed: Annotated[int, typer.Option(help="Seed of scenes.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes; 0: none.")] = 0,
+    stages: Annotated[int, typer.Option(min=1, help="Only the first so many.")] = len(STAGES),
 ) -> None:
     """Train the twin and write its weights to OUT/weights (safetensors, float16)."""
-    trainer = run(out, seed, workers, STAGES, TwinTrainer, NextWords, TRAIN_SEED)
+    chosen = STAGES[:stages]
+    trainer = run(out, seed, workers, chosen, TwinTrainer, NextWords, TRAIN_SEED)
     if trainer.rank == 0:
-        write(trainer, causal(trainer.model), STAGES, seed, out)
+        write(trainer, causal(trainer.model), chosen, seed, out)
+
+
+@app.command()
+def mean(before: Path, weights: Path) -> None:
+    """Replace the WEIGHTS of a folder by their mean with those of another folder, BEFORE."""
+    one, other = (load_mini(folder, kind=MiniForCausalLM)[0] for folder in (before, weights))
+    halves = zip(one.parameters(), other.parameters(), strict=True)
+    with torch.no_grad():
+        for ours, theirs in halves:
+            theirs.add_(ours).div_(2)
+    other.half().save_pretrained(weights)
 
 
 def causal(model: MiniForMaskedDiffusion) -> MiniForCausalLM:
@@ -120,4 +147,4 @@ def causal(model: MiniForMaskedDiffusion) -> MiniForCausalLM:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
