@@ -41,7 +41,7 @@ METADATA = {
 #: views of a display, the one that is kept first
 VIEWS = ("image/png", "image/gif", "text/html", "text/markdown")
 #: of a stored picture
-COLORS = 128
+COLORS = 256
 #: of the tutorials' process: torch has one thread; a package of Captum's asks for one that draws
 #: loading bars
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
@@ -63,7 +63,11 @@ def kernel() -> Iterator[NotebookClient]:
     """One process for all tutorials, because imports take longest. No cell has a time limit: a
     slow machine is no fault (startup_timeout has no "none")."""
     client = NotebookClient(
-        nbformat.v4.new_notebook(), timeout=None, startup_timeout=86400, kernel_name="python3"
+        nbformat.v4.new_notebook(),
+        timeout=None,
+        startup_timeout=86400,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # it warns that its ports are not encrypted
     )
     with client.setup_kernel(env={**os.environ, **QUIET}):
         yield client
