@@ -211,7 +211,8 @@ def pictures_of(output: NotebookNode) -> list[str]:
 def alike(one: Sequence[NotebookNode], other: Sequence[NotebookNode]) -> bool:
     """Whether two cells' outputs say and show the same, timings and a last digit left out."""
     for a, b in zip_longest(one, other, fillvalue=NotebookNode()):
-        if [a.get("output_type"), *a.get("data", {})] != [b.get("output_type"), *b.get("data", {})]:
+        kinds = [(x.get("output_type"), x.get("name"), {*x.get("data", ())}) for x in (a, b)]
+        if kinds[0] != kinds[1]:
             return False
         if not all(map(_same_text, texts_of(a), texts_of(b))):
             return False

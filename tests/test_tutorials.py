@@ -119,7 +119,11 @@ def test_what_is_alike(one, other, same):
     assert not notebooks.alike([one], [one, other])
 
 
-def test_outputs_that_are_alike_stay_as_they_were():
+def test_outputs_that_are_alike_stay_as_they_were(tmp_path):
+    new = notebook(display(text_plain="<A at 0x1>", image_png=png()))
+    nbformat.write(notebooks.cleaned(new), tmp_path / "made.ipynb")
+    stored = nbformat.read(tmp_path / "made.ipynb", as_version=4)
+    assert notebooks.changes(stored, new) == []
     stored, new = notebook(printed("1.25 s")), notebook(printed("0.5 s"))
     assert notebooks.changes(stored, new) == [] and new.cells[0].outputs[0].text == "1.25 s"
     new = notebook(printed("1.25 s, and more"))
