@@ -3,6 +3,7 @@ here, and all with ``python3 start.py notebooks --check``."""
 
 import base64
 import io
+import re
 from importlib.metadata import version
 
 import pytest
@@ -24,6 +25,14 @@ def test_there_are_tutorials():
 @pytest.mark.parametrize("name", PATHS)
 def test_it_is_stored_with_what_it_shows(name):
     assert notebooks.faults(PATHS[name]) == []
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_its_links_lead_to_files(name):
+    cells = nbformat.read(PATHS[name], as_version=4).cells
+    texts = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((?!\w+:)([^)#\s]+)", texts)
+    assert [link for link in links if not (PATHS[name].parent / link).is_file()] == []
 
 
 @pytest.fixture(scope="module")
