@@ -46,8 +46,8 @@ bench: install ## Measure the first part of docs/COST.md, and write it (five min
 train: install ## Train the embedded model anew into runs/mini (hours); goes on where it stopped
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m benchmarks.mini.training --out runs/mini
 
-notebooks: install ## Run the tutorials and keep what they show
-	$(BIN)/jupyter-execute --inplace tutorials/*.ipynb
+notebooks: ## Run the tutorials and keep what they show
+	@$(START) notebooks
 
 explain: ## Explain an image with the embedded model, into explanation/
 	@$(START) explain

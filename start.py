@@ -1,4 +1,4 @@
-"""Two commands for a machine that has only Python and git, and three for who changes the library.
+"""Two commands for a machine that has only Python and git, and four for who changes the library.
 
 python3 start.py explain    explain an image with the embedded model
 python3 start.py test       run every check of the library: lint, format, types, tests, a smoke
@@ -6,13 +6,14 @@ python3 start.py test       run every check of the library: lint, format, types,
                             environment, of tests/environments (several GB each)
 python3 start.py referees   run the tests whose judge is other people's code (several GB)
 python3 start.py docs       build the documentation site into build/site
+python3 start.py notebooks  run the tutorials and keep what they show; --check: what would change
 python3 start.py attacks    run every case of bad input, 50 rounds of threads, 10,000 damages to
                             saved things; `test` runs a part of them (ten minutes)
 
 Each makes a virtual environment of its own beside this file (.venv-explain, .venv-test), installs
 the library there with the versions of constraints.txt, and uses it again the next time.
-Arguments unknown here go on to `captum-dcam explain`, to pytest or to benchmarks/referees.py; after
-`--` all of them do.
+Arguments unknown here go on to `captum-dcam explain`, to pytest, to benchmarks/notebooks.py or to
+benchmarks/referees.py; after `--` all of them do.
 """
 
 import argparse
@@ -53,7 +54,7 @@ CHECKS = {  # the only list of the checks: the Makefile and CI come here
     "type": ["mypy"],
     "pytest": ["pytest", "-q", "-n", "2", "--dist", "worksteal"],
 }
-COMMANDS = ["explain", "test", "docs", "referees", "attacks", "install"]
+COMMANDS = ["explain", "test", "docs", "notebooks", "referees", "attacks", "install"]
 #: the last check, which is no module that Python runs
 NEWEST = "newest"
 
@@ -289,6 +290,9 @@ def main() -> int:
     programs = environment("test", options.fresh)
     if options.command == "attacks":
         return attacks(programs, arguments)
+    if options.command == "notebooks":
+        quiet_threads()
+        return run([str(programs / "python"), "benchmarks/notebooks.py", *arguments])
     return 0 if options.command == "install" else test(programs, arguments, options.only)
 
 

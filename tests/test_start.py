@@ -65,3 +65,13 @@ def test_the_torch_that_pip_is_asked_for(case, monkeypatch, tmp_path, capsys):
     assert set(pip.asked) <= {"torch", "torch==2.9.0+cpu"} and pip.asked[0] == "torch"
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(said.replace("+", r"\+"), shown), shown
+
+
+def test_what_follows_notebooks_goes_on(monkeypatch):
+    start, ran = runpy.run_path(str(START))["main"], []
+    monkeypatch.setitem(start.__globals__, "environment", lambda *_: Path("bin"))
+    monkeypatch.setitem(start.__globals__, "quiet_threads", lambda: None)
+    monkeypatch.setitem(start.__globals__, "run", lambda command: ran.append(command) or 3)
+    monkeypatch.setattr("sys.argv", ["start.py", "notebooks", "05", "--check"])
+    assert start() == 3
+    assert ran == [[str(Path("bin/python")), "benchmarks/notebooks.py", "05", "--check"]]

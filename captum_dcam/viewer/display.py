@@ -19,7 +19,7 @@ __all__ = ["animate", "page", "plot", "png", "write"]
 
 #: width of the picture beside a notebook's frame, and its number of colours: a stored notebook
 #: stays small
-WIDTH, COLORS = 1000, 128
+WIDTH, COLORS = 1000, 256
 
 page = explorer_page
 
