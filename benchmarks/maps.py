@@ -21,7 +21,7 @@ themselves, and the answers of "what shape …" and "what color …".
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -339,13 +339,13 @@ def corrected(adapter: Any, index: int, names: Sequence[str]) -> list[dict[str, 
 
 
 def measure_scene(
-    adapter: Any, index: int, names: Sequence[str], words: int, at: dict[str, bool]
+    adapter: Any, index: int, names: Sequence[str], words: int, at: Collection[str]
 ) -> dict[str, Any]:
     """Everything of one scene: words, scores and costs of each answer, and how many were asked."""
     scene = make_scene(HELD_OUT, index)
-    asked = [q for q in scene.questions if q[0] in ("shape", "color")] if at["questions"] else []
+    asked = [q for q in scene.questions if q[0] in ("shape", "color")] if "questions" in at else []
     answers = []
-    for kind, prompt, answer in [("", PROMPT, ""), *asked] if at["described"] else []:
+    for kind, prompt, answer in [("", PROMPT, ""), *asked] if "described" in at else []:
         forward = DenoisingForward(adapter)
         forward.generate(adapter.prepare([[scene.image]], [prompt]))
         found = (
@@ -357,20 +357,20 @@ def measure_scene(
         costs: dict[str, dict[str, float]] = {}
         for name in names if named else ():
             refined, scores[name], costs[name] = measure_words(
-                forward, named, name, index, at["modules"]
+                forward, named, name, index, "modules" in at
             )
             shown |= {(name, label): refined[label] for label in PAIR}
-            if at["sanity"] and not kind and name not in LIMITS:
+            if "sanity" in at and not kind and name not in LIMITS:
                 for label, values in sanity(forward, named, name, index).items():
                     scores[name][label] |= values
-        if at["curves"] and shown:
+        if "curves" in at and shown:
             areas = faithful(forward, named, list(shown.values()))
             for (name, label), values in zip(shown, areas, strict=True):
                 scores[name][label] |= values
         own = [{"text": n.target.text, "kind": n.kind, "plural": n.plural} for n in named]
         answers.append({"prompt": prompt, "words": own, "scores": scores, "costs": costs})
     layer = DenoisingForward(adapter).layer
-    wrong = corrected(adapter, index, names) if at["wrong"] else []
+    wrong = corrected(adapter, index, names) if "wrong" in at else []
     found = {"answers": answers, "corrected": wrong}
     return {"scene": index, "block": layer, "asked": len(asked), **found}
 
@@ -413,7 +413,7 @@ def measure(
                 "described": described,
                 "wrong": wrong,
             }
-            at = {what: first < count for what, count in asked.items()}
+            at = {what for what, count in asked.items() if first < count}
             write_json(path, {**made, **measure_scene(adapter, index, names, words, at)})
 
 

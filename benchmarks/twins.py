@@ -71,13 +71,15 @@ def measure(
     part, parts = map(int, shard.split("/"))
     made = {"commit": commit(Path(__file__).parent), "machine": machine()}
     models = {name: load(name) for name in MODELS}
-    at = dict.fromkeys(("questions", "modules", "curves", "sanity"), False)
     folder.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(start + part, start + scenes, parts)):
         path = folder / f"{index:05d}.json"
         if path.exists():
             continue
-        own = {name: measure_scene(one, index, ROWS, words, at) for name, one in models.items()}
+        own = {
+            name: measure_scene(one, index, ROWS, words, {"described"})
+            for name, one in models.items()
+        }
         image = make_scene(HELD_OUT, index).image
         both = compare_models(models, image, PROMPT, "nouns", AGREEING)
         content = {
