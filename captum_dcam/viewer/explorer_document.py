@@ -46,7 +46,7 @@ FORMAT, VERSION = "captum-dcam explorer", 1
 #: how metrics are called for people
 HEADS = {"obj_iou": "Obj-IoU", "contrast": "contrast", "concentration": "concentration", "f3": "F3"}
 #: settings that are shown elsewhere, or say nothing to a reader
-UNTOLD = ("foil", "generation", "steps")
+UNTOLD = ("foil", "generation", "models", "single", "steps")
 #: what a word's record of scores repeats
 TOLD = ("word", "words", "probability", "commit_step", "position")
 

@@ -118,6 +118,7 @@ def test_methods_scores_code_and_what_is_taken_away(opened, tmp_path):
     c = Comparison.load(FIXTURES / "comparison")
     b = opened(explorer_page(c))
     assert b.js("document.getElementById('steps').hidden") is True
+    assert "reads every word once" in b.js("document.getElementById('no-steps').textContent")
     cards = b.js("document.querySelectorAll('.method').length")
     assert cards == len(c.rows)
     pixels, other = b.js(PIXELS), next(n for n in range(1, cards) if any(c.rows[n].complete))
