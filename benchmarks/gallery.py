@@ -122,6 +122,7 @@ def sheet(comparison: Comparison, number: int) -> Image.Image:
             page.image.paste(thumbnail(image, mask, pixels, SIDE), (x + k * (SIDE + 2), y))
         scores = [100 * float(localization(p, mask).f3) for p in (bare, refined)]
         told = f"F3 {scores[0]:.0f} → {scores[1]:.0f}" + (", its own refinements" if own else "")
+        told = told if bool(bare.any()) else "flat: no token speaks for the word"
         room = pitch - 8
         label = page.clipped(f"{row.label} · {row.group}", 10.5, room)
         page.write((x, y + SIDE + 10), label, 10.5)

@@ -48,9 +48,9 @@ class Shot:
 #: the circle and what is around it, as a drag of the mouse would choose it
 REGION = "set({region: {image: 0, x0: 0.12, x1: 0.44, y0: 0.42, y1: 0.72}})"
 SHOTS = {
-    "explorer.webp": Shot("explanation", 1100, 1160, "#word=3&step=5"),
+    "explorer.webp": Shot("explanation", 1100, 1180, "#word=3&step=5"),
     "explorer-dark.webp": Shot("explanation", 500, 1150, "#word=2&step=3", dark=True),
-    "explorer-region.webp": Shot("explanation", 1100, 760, "#word=3&step=15", script=REGION),
+    "explorer-region.webp": Shot("explanation", 1100, 860, "#word=3&step=15", script=REGION),
     "explorer-methods.webp": Shot("comparison", 1100, 1000, "#word=1"),
     "explorer-index.webp": Shot("store", 1100, 900, "#case=1"),
 }
@@ -96,7 +96,7 @@ def pages(adapter: Adapter, found: Explanation, scene: int, length: int) -> dict
     )
     plan = Plan(
         ("diffusion_cam", "diffusion_cam_base", "attention", "oracle"),
-        dataset={"name": "scenes", "count": scene + 12},
+        dataset={"name": "scenes"},
         start=scene,
         limit=12,
     )
