@@ -52,8 +52,8 @@ def lead_out(app: Any, docname: str, source: list[str]) -> None:
 
 def all_text(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Comments of data are text alone: napoleon takes what stands before a colon for a type."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+    if what in ("attribute", "data", "property") and lines and ":" in lines[0]:
+        lines.insert(0, "\\")  # which is nothing, and has no colon
 
 
 def canonical(app: Any, env: Any, node: Any, contnode: Any) -> Any:

@@ -77,6 +77,10 @@ def test_words_steps_keys_and_the_picture(opened):
     assert b.js(PIXELS) == shown
     assert b.js("document.querySelectorAll('#pair canvas').length") == 2
     assert b.js("document.querySelectorAll('#relevance .tokens span').length") > 0
+    b.click("#word summary")
+    b.key("ArrowLeft")
+    assert b.js("document.querySelector('#word details').open") is True  # of every word, then
+    assert "entropy when committed, nats" in b.js("document.querySelector('#word').textContent")
 
 
 def test_a_point_and_a_region_of_the_picture(opened):
