@@ -97,7 +97,7 @@ def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Pa
     r"""The layout that shows large thumbnails on little paper.
 
     Args:
-        rows (int), groups (int), words (int): how many.
+        rows, groups, words (int): how many.
         ratio (float): height over width of a cell.
         need (float): width of the longest label.
     """
