@@ -24,6 +24,7 @@ from captum_dcam.model.forward import DenoisingForward, check_example, holding
 from captum_dcam.model.progress import ProgressLike, as_progress, watched
 from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.trajectory import Score
+from captum_dcam.model.weights import identity
 from captum_dcam.model.words import (
     Target,
     WordsLike,
@@ -196,6 +197,7 @@ def explain_generation(
         trajectory=trajectory.single(example),
         settings={
             "family": forward.adapter.family,
+            **identity(forward.adapter),
             "layer": forward.layer,
             "preset": chosen.name,
             "score": reading.score,
@@ -206,6 +208,7 @@ def explain_generation(
             "refinements": refine.describe(),
             "tagger": reading.tagger,
             "foil": dict(foil) if isinstance(foil, Mapping) else foil,
+            "seed": trajectory.seed,
             "dtype": str(forward.adapter.dtype),
         },
         versions=versions(),

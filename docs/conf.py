@@ -39,11 +39,6 @@ autodoc_typehints = "none"  # docstrings say types, with shapes and units
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes that are properties too are described once
 napoleon_custom_sections = [("Source", "params_style")]
-suppress_warnings = [
-    "misc.highlighting_failure",  # … in shell
-    "myst.header",  # of measured tables, as benchmarks write them
-    "ref.python",  # types that docstrings name in short, such as Plan, which two modules have
-]
 
 pages.write(REPOSITORY)
 
@@ -53,6 +48,12 @@ def lead_out(app: Any, docname: str, source: list[str]) -> None:
     place = (HERE / docname).parent
     if not docname.startswith("made/"):
         source[0] = pages.moved(source[0], place, place, REPOSITORY)
+
+
+def all_text(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Comments of data are text alone: napoleon takes what stands before a colon for a type."""
+    if what in ("attribute", "data", "property") and lines and ":" in lines[0]:
+        lines.insert(0, "\\")  # which is nothing, and has no colon
 
 
 def canonical(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -83,5 +84,6 @@ def all_there(app: Any, env: Any) -> None:
 
 def setup(app: Any) -> None:
     app.connect("source-read", lead_out)
+    app.connect("autodoc-process-docstring", all_text, priority=400)  # before napoleon
     app.connect("missing-reference", canonical)
     app.connect("env-check-consistency", all_there)

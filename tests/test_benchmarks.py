@@ -164,3 +164,25 @@ def test_the_table_of_costs(monkeypatch):
     rows = [line for line in made.splitlines() if line.startswith(f"| {cost.DEFAULT} |")]
     ratios = [found["words"][n][cost.DEFAULT] / found["words"][n][cost.FLOOR] for n in "12"]
     assert rows == [f"| {cost.DEFAULT} | {ratios[0]:.2f} / {ratios[1]:.2f} |"]
+
+
+def test_the_gallery_has_every_method_or_says_why_not(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gallery, pictures = pytest.importorskip("gallery"), pytest.importorskip("pictures")
+    monkeypatch.setattr(gallery, "importable", lambda _: False)
+    kept, left = gallery.shown()
+    packaged = [name for name in method_names() if name.startswith("pgc_")]
+    assert {*(one.name for one in kept), *packaged, "eagle", "igos_pp"} == {*method_names()}
+    assert len(kept) + len(left) == len(method_names())
+    docs = BENCHMARKS.parent / "docs"
+    drawn = {f"gallery-{number}.webp": gallery.LIMIT for number in range(2000, 2006)}
+    drawn |= {name: pictures.LIMITS[Path(name).suffix] for name in (*pictures.SHOTS, "answer.gif")}
+    page = "".join((docs / f"{n}.md").read_text() for n in ("GALLERY", "EXPLORER", "index"))
+    for name, limit in drawn.items():
+        assert f"(images/{name})" in page and (docs / "images" / name).stat().st_size <= limit
+    two = [one for one in kept if one.name in ("diffusion_cam", "feature_surgery")]
+    found = gallery.compared(2000, two, tmp_path)
+    sheet = gallery.sheet(found, 2000)
+    assert sheet.size == (gallery.WIDE, 260 + gallery.SIDE + gallery.TEXT + gallery.MARGIN)
+    again = gallery.sheet(gallery.compared(2000, [], tmp_path), 2000)  # read, not computed
+    assert again.tobytes() == sheet.tobytes()

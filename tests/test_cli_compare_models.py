@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from captum_dcam.cli.app import app
 from captum_dcam.cli.compare_models import document
 from captum_dcam.results.model_comparison import ModelComparison
+from captum_dcam.viewer.python_code import python_code
 
 pytestmark = pytest.mark.usefixtures("weights_read_once")
 FILES = {
@@ -30,7 +31,13 @@ def test_both_packaged_models_by_default(tmp_path):
     done = call("-M", "diffusion_cam_base", "-w", "circle", "-o", folder)
     assert done.exit_code == 0, done.output
     assert {p.name for p in folder.iterdir()} == FILES
+    assert f"{folder}/index.html" in done.output.replace("\n", "")
     found = ModelComparison.load(folder)
+    code = python_code(found.comparison)
+    assert (
+        "'mini_ar': captum_dcam.load('mini_ar'" in code and "methods=['diffusion_cam_base']" in code
+    )
+    compile(code, "code", "exec")
     assert found.models == ("mini", "mini_ar")
     (one,) = found.agreement
     assert f"{one.rank:+.2f}" in done.output and "a pink circle ," in done.output

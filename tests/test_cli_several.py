@@ -1,4 +1,5 @@
-"""captum-dcam explain over several images: a folder each, one summary; together, videos, quiet."""
+"""captum-dcam explain and compare over several images: a folder each, one summary; together,
+videos, quiet."""
 
 import json
 
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from captum_dcam import Explanation, Video
+from captum_dcam import Comparison, Explanation, Video
 from captum_dcam.cli.app import app
 from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.errors import InfeasibleStepError, PictureError
@@ -50,6 +51,23 @@ def test_a_folder_is_explained_image_by_image(photos, tmp_path):
     assert "summary.json is none of the earlier explanations" in call(photos, "-o", out, *SHORT)[2]
 
 
+def test_a_folder_is_compared_image_by_image(photos, tmp_path):
+    out = tmp_path / "out"
+    asked = ["compare", str(photos), "-M", "logit_lens,diffusion_cam_base", "-o", str(out)]
+    done = CliRunner().invoke(app, [*asked, *SHORT[:-1], "--json"], catch_exceptions=False)
+    assert done.exit_code == 0 and {p.name for p in out.iterdir()} == {
+        "a-b", "c", "summary.json", "comparisons.json", "index.html"
+    }  # fmt: skip
+    told = json.loads(done.stdout)["comparisons"]
+    for one, name in zip(told, ("a-b", "c"), strict=True):
+        own = Comparison.load(out / name)
+        assert (own.answer, one["output"]) == (one["answer"], str(out / name))
+        assert [row.name for row in own.rows] == ["logit_lens", "diffusion_cam_base"]
+    assert {"a-b/index.html", "c/index.html"} <= set((out / "index.html").read_text().split('"'))
+    refused = CliRunner().invoke(app, [*asked[:-1], str(out / "c"), *SHORT[:-1]])
+    assert refused.exit_code == 2 and "holds the comparison of one image" in refused.stderr
+
+
 def test_a_bad_image_is_refused_before_any_work(photos, tmp_path):
     (photos / "d.png").write_text("no image")
     code, _, stderr = call(photos, "-o", tmp_path / "out", "-m", "never looked at")
@@ -70,7 +88,7 @@ def test_what_was_explained_before_an_error_stays(photos, tmp_path, monkeypatch)
 
     monkeypatch.setattr(parsing, "written", written)
     code, _, stderr = call(photos, "-o", tmp_path / "out", *SHORT)
-    assert code == 2 and "c.png: no such step; 1 of 2 are explained in" in " ".join(stderr.split())
+    assert code == 2 and "c.png: no such step; 1 of 2 are done, in" in " ".join(stderr.split())
     (kept,) = json.loads((tmp_path / "out" / "summary.json").read_text())["explanations"]
     assert Explanation.load(tmp_path / "out" / "a-b" / "explanation").answer == kept["answer"]
 

@@ -10,8 +10,10 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import browser
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import captum_dcam
 from captum_dcam import DenoisingForward
@@ -134,28 +136,115 @@ def site_registries():
 
 
 def commands(text):
-    """The lines of shell that call the program."""
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in line.split("&&"):
-                words = shlex.split(part, comments=True)
-                if words[:1] == ["captum-dcam"]:
-                    yield words[1:]
-                elif words[:3] == ["python3", "start.py", "explain"]:
-                    yield words[2:]
+    """The words of every command: lines of shell, and code within a sentence."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for one in blocks for line in one.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`((?:captum-dcam|python3?|make) [^`\n]+)`", FENCED.sub("", text))
+    for name, value in re.findall(r"^(\w)=(\S+)", "\n".join(lines), re.MULTILINE):
+        lines = [line.replace(f"${name} ", f"{value} ") for line in lines]
+    for line in [*lines, *inline]:
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            yield from [words] if words else []
+
+
+def called():
+    """(page, arguments) of every call of the program."""
+    for page, text in TEXTS.items():
+        for words in commands(text):
+            if words[0] == "captum-dcam" and words[1][0] != "-":
+                yield page, words[1:]
+            elif words[:3] == ["python3", "start.py", "explain"]:
+                yield page, words[2:]
 
 
 def test_commands_of_the_pages_have_options_that_there_are():
     program, count = get_command(app), 0
+    for page, (name, *options) in called():
+        command = program.commands[name]
+        try:
+            command.make_context(name, options)
+        except Exception as error:
+            raise AssertionError(f"{page.name}: captum-dcam {name} {options}") from error
+        count += 1
+    assert count > 60
+
+
+#: what looks things up, and computes nothing
+LOOKED_UP = ("models", "--list", "--list-methods", "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    sorted({tuple(a) for _, a in called() if {*a} & {*LOOKED_UP} and a[-1] != "NAME"}),
+    ids=" ".join,
+)
+def test_commands_that_look_up_run(arguments):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and len(done.output.splitlines()) > 3, done.output
+
+
+def test_other_commands_of_the_pages_are_there():
+    """Scripts with their options, checks by their names, targets of make."""
+    start = (ROOT / "start.py").read_text(encoding="utf-8")
+    known = re.search(r"^COMMANDS = \[(.*)\]$", start, re.MULTILINE)[1]
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    count = 0
     for page, text in TEXTS.items():
-        for name, *options in commands(text):
-            command = program.commands[name]
-            try:
-                command.make_context(name, options)
-            except Exception as error:
-                raise AssertionError(f"{page.name}: captum-dcam {name} {options}") from error
-            count += 1
-    assert count > 20
+        for words in commands(text):
+            call = f"{page.name}: {' '.join(words)}"
+            if words[0] == "make":
+                assert f"\n{words[1]}:" in targets, call
+            elif words[0] in ("python", "python3") and words[1] != "-m":
+                script = (ROOT / words[1]).read_text(encoding="utf-8")
+                assert words[1] != "start.py" or f'"{words[2]}"' in known, call
+                if words[1] == "benchmarks/maps.py":  # its tables are a file of their own
+                    script += (ROOT / "benchmarks/maps_tables.py").read_text(encoding="utf-8")
+                if words[1] == "start.py":  # what it does not know goes on
+                    script += (ROOT / "benchmarks/matrix.py").read_text(encoding="utf-8")
+                    script += (ROOT / "benchmarks/referees.py").read_text(encoding="utf-8")
+                for flag in (w for w in words[2:] if w[:2] == "--" and words[2] != "explain"):
+                    name = flag[2:].replace("-", "_")
+                    assert re.search(rf"\b{name}: |\"{flag}\"", script), f"{call}: no {flag}"
+                count += 1
+            elif words[0] in ("python", "python3"):
+                assert importlib.util.find_spec(words[2]) is not None, call
+    assert count > 30
+
+
+@pytest.fixture
+def sortable(tmp_path):
+    """A page with a table and the site's script, in a browser."""
+    rows = (("b", "9.5 [9, 10]", "1×"), ("a", "–", "0.66×"), ("c", "84.8 [83, 85]", "12×"))
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    script = (ROOT / "docs/_static/sort.js").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"<body><script>{script}; onload = () => (document.body.dataset.ready = 'yes')</script>"
+        "<article><table><thead><tr><th>method<th>F3<th>time</tr></thead>"
+        f"<tbody>{body}</tbody></table></article>"
+    )
+    with browser.browser() as one:
+        one.page(page)
+        yield one
+        assert one.faults() == []
+
+
+def test_tables_of_the_site_sort_by_a_click(sortable):
+    def order():
+        return sortable.js("[...document.querySelectorAll('td:first-child')].map(e => e.innerText)")
+
+    assert order() == ["b", "a", "c"]
+    for column, up, down in ((0, "abc", "cba"), (1, "bca", "cba"), (2, "abc", "cba")):
+        sortable.click("th", number=column)
+        assert order() == list(up)
+        sortable.click("th", number=column)
+        assert order() == list(down)
+    sortable.js("document.querySelectorAll('th')[0].focus()")
+    sortable.key("Enter")
+    assert order() == ["a", "b", "c"]
+    heads = "[...document.querySelectorAll('th')].map(e => e.ariaSort)"
+    assert sortable.js(heads) == ["ascending", "none", "none"]
 
 
 # -- what is written from the code -----------------------------------------------------------------

@@ -22,15 +22,16 @@ from captum_dcam.cli.options import (
     command,
     open_option,
     option,
-    output_option,
     refine_option,
     score_option,
     tagger_option,
     words_option,
 )
+from captum_dcam.cli.several import Several, each, places_of
 from captum_dcam.errors import InputError
 
 if TYPE_CHECKING:
+    from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.words import Target
     from captum_dcam.results.comparison import Comparison, ComparisonRow
 
@@ -46,7 +47,11 @@ Compared = tuple["Comparison", Path, str]
 class Options(Answer):
     """The options of ``captum-dcam compare``."""
 
-    image: Path | None = argument("IMAGE", f"An image file. {DRAWN}", show_default=False)
+    images: list[Path] | None = argument(
+        "IMAGES",
+        f"Image files, or folders of them; each is compared by itself. {DRAWN}",
+        show_default=False,
+    )
     words: list[str] | None = words_option("nouns")
     methods: list[str] | None = option(
         None,
@@ -72,10 +77,15 @@ class Options(Answer):
     )
     budget_seconds: float | None = option(None, HOW, "The same, in seconds.", shown="none")
     seed: int = option(0, DECODE, "Of sampling, and of methods that draw.")
-    output: Path = output_option(
-        "comparison",
+    output: Path | None = option(
+        None,
+        OUT,
         "Folder for index.html (the explorer), panel.png, the numbers (.json, .csv) and the maps; "
-        "an earlier output is replaced, nothing else is.",
+        "of several images in a folder each, with summary.json and an index.html of all; an "
+        "earlier output is replaced, nothing else is.",
+        "--output",
+        "-o",
+        shown="comparison, or comparisons",
     )
     open_: bool = open_option()
     scale: str = option(
@@ -103,54 +113,87 @@ def compare(options: Options) -> None:
         printing.print_json(found, default=str) if options.json else print_methods(found)
         return
     show = partial(print_comparison, sort=options.sort)
-    _, folder, _ = printing.run_and_print(options, run, document, show, allow_nan=False)
+    done = printing.run_and_print(options, run, document, show, allow_nan=False)
     if options.open_:
+        folder = done.folder if isinstance(done, Several) else done[1]
         printing.open_page(folder / "index.html")
 
 
-def run(options: Options) -> Compared:
+def run(options: Options) -> Compared | Several:
     """Compare and write; everything that can be checked is checked before any work."""
-    from captum_dcam.comparing import compare_generation
-    from captum_dcam.data.scenes import scene_mask
     from captum_dcam.methods import Budget
-    from captum_dcam.viewer import prepare_folder, write_comparison
 
     how = parsing.chosen_comparison(options, "quick")
-    budget = Budget(options.budget_passes, options.budget_seconds)
-    (subject,) = parsing.subjects([] if options.image is None else [options.image], options.scene)
+    how["budget"] = Budget(options.budget_passes, options.budget_seconds)
+    found = parsing.subjects(options.images, options.scene)
     device = parsing.check_answer(options, how["score"])
-    folder = prepare_folder(options.output, "comparison")
+    places = places_of(options.output, found, "comparison")
     with printing.progress(options.quiet) as say:
-        pictures, scene = subject.read(), subject.scene
         adapter = parsing.loaded(options, device, say)
-        forward = parsing.written(options, adapter, pictures, say)
-        token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
-        total = len(how["methods"])
-        count = iter(range(1, total + 1))
 
-        def mask(target: Target) -> Any:
-            return None if scene is None else scene_mask(scene, token_texts, target)
+        def one(folder: Path, subject: parsing.Subject, say: printing.Say) -> Compared:
+            forward = parsing.written(options, adapter, subject.read(), say)
+            return _compare_one(options, how, forward, folder, subject, say)
 
-        comparison = compare_generation(
-            forward,
-            **how,
-            masks=None if scene is None else mask,
-            budget=budget,
-            progress=lambda name: say(f"Method {next(count)} of {total}: {name}"),
-        )
-        if not any(any(row.complete) or any(m.any() for m in row.maps) for row in comparison.rows):
-            reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)
-            raise InputError(f"no method gave a map. {reasons}")  # and nothing is written
-        say("Drawing panel.png")
-        write_comparison(comparison, folder, scale=options.scale)
+        if len(places) > 1:
+            return each(places, "comparison", lambda *given: document(one(*given)), say)
+        return one(*next(iter(places.items())), say)
+
+
+def _compare_one(
+    options: Options,
+    how: dict[str, Any],
+    forward: DenoisingForward,
+    folder: Path,
+    subject: parsing.Subject,
+    say: printing.Say,
+) -> Compared:
+    """The methods on one answer, written."""
+    from captum_dcam.comparing import compare_generation
+    from captum_dcam.data.scenes import scene_mask
+    from captum_dcam.viewer import write_comparison
+
+    token_texts = forward.adapter.token_texts(forward.trajectory.tokens[0].tolist())
+    total, scene = len(how["methods"]), subject.scene
+    count = iter(range(1, total + 1))
+
+    def mask(target: Target) -> Any:
+        return None if scene is None else scene_mask(scene, token_texts, target)
+
+    comparison = compare_generation(
+        forward,
+        **how,
+        masks=None if scene is None else mask,
+        progress=lambda name: say(f"Method {next(count)} of {total}: {name}"),
+    )
+    if not any(any(row.complete) or any(m.any() for m in row.maps) for row in comparison.rows):
+        reasons = "; ".join(f"{row.name}: {row.note}" for row in comparison.rows)
+        raise InputError(f"no method gave a map. {reasons}")  # and nothing is written
+    say("Drawing panel.png")
+    write_comparison(comparison, folder, scale=options.scale)
     return comparison, folder, subject.source
 
 
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def print_comparison(compared: Compared, sort: str | None) -> None:
+def print_several(several: Several) -> None:
+    """Print one line per image: its answer, its words, and the methods that gave no map."""
+    console = printing.output_console()
+    table = printing.table_of("Image", "Answer", "Words", "Failed")
+    for one in several.documents:
+        words = ", ".join(word["text"] for word in one["words"])
+        failed = ", ".join(r["name"] for r in one["methods"] if r["status"] == "failed")
+        table.add_row(*map(Text, (one["picture"], one["answer"], words, failed or "none")))
+    console.print(table)
+    printing.print_facts(console, several.places)
+
+
+def print_comparison(compared: Compared | Several, sort: str | None) -> None:
     """Print prompt and answer, one line per method, why some failed, and where the files are."""
+    if isinstance(compared, Several):
+        print_several(compared)
+        return
     from captum_dcam.results.comparison import METRICS
     from captum_dcam.viewer.folder import PAGE, PANEL
 
@@ -220,8 +263,10 @@ def _reason(row: ComparisonRow) -> str:
     return f"failed: {row.note}" if row.status == "failed" else row.note
 
 
-def document(compared: Compared) -> dict[str, Any]:
+def document(compared: Compared | Several) -> dict[str, Any]:
     """The comparison as plain data."""
+    if isinstance(compared, Several):
+        return compared.document()
     from captum_dcam.results.comparison import document
     from captum_dcam.viewer.folder import PAGE, PANEL
 

@@ -139,7 +139,7 @@ def run(options: Options) -> Compared:
 
 def print_comparison(compared: Compared) -> None:
     """Print prompt, answer, what each model writes, how far maps agree, and where the files are."""
-    from captum_dcam.viewer.folder import PANEL
+    from captum_dcam.viewer.folder import PAGE, PANEL
 
     console, (found, folder, source) = printing.output_console(110), compared
     facts = {"Image": source, "Prompt": found.comparison.prompt, "Answer": found.comparison.answer}
@@ -158,7 +158,8 @@ def print_comparison(compared: Compared) -> None:
         if row.status != "done":
             console.print(Text.assemble((f"{row.name} ", "bold"), f"{row.status}: {row.note}"))
     files = f"{folder} (comparison.csv, .json, and all maps)"
-    printing.print_facts(console, {"Panel": str(folder / PANEL), "Folder": files})
+    places = {"Page": str(folder / PAGE), "Panel": str(folder / PANEL), "Folder": files}
+    printing.print_facts(console, places)
 
 
 def _writing_table(found: ModelComparison) -> Any:
@@ -185,7 +186,7 @@ def _agreement_table(found: ModelComparison) -> Any:
 def document(compared: Compared) -> dict[str, Any]:
     """The comparison as plain data."""
     from captum_dcam.results.comparison import document
-    from captum_dcam.viewer.folder import PANEL
+    from captum_dcam.viewer.folder import PAGE, PANEL
 
     found, folder, source = compared
     return {
@@ -194,5 +195,6 @@ def document(compared: Compared) -> dict[str, Any]:
         "agreement": found.records(),
         "orders": [asdict(order) for order in found.orders],
         "output": str(folder),
+        "page": PAGE,
         "panel": PANEL,
     }

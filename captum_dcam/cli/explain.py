@@ -2,9 +2,7 @@ r"""``captum-dcam explain``: its options, what it does, and what it prints."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from captum_dcam.cli.options import (
     option,
     preset_option,
 )
-from captum_dcam.errors import DcamError, EvaluationError, OccupiedError
+from captum_dcam.cli.several import Several, each, places_of
 
 if TYPE_CHECKING:
     import torch
@@ -155,26 +153,6 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Several:
-    r"""What was explained of several images, each in a folder of its own.
-
-    Args:
-        folder (Path): that of all.
-        documents (tuple of dict): one per image, as :func:`document` makes them.
-    """
-
-    folder: Path
-    documents: tuple[dict[str, Any], ...]
-
-    @property
-    def page(self) -> Path:
-        """The index of all."""
-        from captum_dcam.viewer.explorer import PAGE
-
-        return self.folder / PAGE
-
-
-@dataclass(frozen=True)
 class Asked:
     r"""The options of a call, checked before any work.
 
@@ -191,21 +169,18 @@ class Asked:
     places: dict[Path, parsing.Subject]
 
 
-#: what lies beside the folders of several explanations
-SUMMARY, KIND = "summary.json", "explanations"
-
-
 def run(options: Options) -> Result | Several:
     """Explain and write; everything that can be checked is checked before any work."""
     asked = _asked(options)
     with printing.progress(options.quiet) as say:
-        several = len(asked.places) > 1
-        pictures = None if several else next(iter(asked.places.values())).read()
         adapter = parsing.loaded(options, asked.device, say)
-        if pictures is None:
-            return _explain_several(options, asked, adapter, say)
-        ((folder, subject),) = asked.places.items()
-        return _explain_one(options, asked, adapter, folder, subject, pictures, say)
+
+        def one(folder: Path, subject: parsing.Subject, say: printing.Say) -> Result:
+            return _explain_one(options, asked, adapter, folder, subject, say)
+
+        if len(asked.places) > 1:
+            return each(asked.places, "explanation", lambda *given: document(one(*given)), say)
+        return one(*next(iter(asked.places.items())), say)
 
 
 def _asked(options: Options) -> Asked:
@@ -235,31 +210,7 @@ def _asked(options: Options) -> Asked:
         score=score,
         foil=foil,
     )
-    return Asked(chosen, own, device, _places(options.output, found))
-
-
-def _places(output: Path | None, found: list[parsing.Subject]) -> dict[Path, parsing.Subject]:
-    """A checked output folder for each; images of several are read, so that a bad one is refused
-    before any work."""
-    from captum_dcam.results.manifests import FILES, check_listed
-    from captum_dcam.viewer import prepare_folder
-
-    if len(found) == 1:
-        return {prepare_folder(output or Path("explanation")): found[0]}
-    folder = (output or Path("explanations")).resolve()
-    if (folder / "explanation" / FILES["explanation"]).is_file():
-        raise OccupiedError(
-            f"{folder} holds the explanation of one image: choose another folder for {len(found)}"
-        )
-    check_listed(folder, KIND)
-    places: dict[Path, parsing.Subject] = {}
-    for subject in found:
-        subject.read()
-        stem = re.sub(r"[^\w.-]+", "-", (*subject.paths, *subject.videos)[0].stem).strip("-.")
-        names = (stem or "image", *(f"{stem or 'image'}-{n}" for n in range(2, len(found) + 1)))
-        place = next(folder / name for name in names if folder / name not in places)
-        places[prepare_folder(place)] = subject
-    return places
+    return Asked(chosen, own, device, places_of(options.output, found, "explanation"))
 
 
 def _explain_one(
@@ -268,7 +219,6 @@ def _explain_one(
     adapter: Adapter,
     folder: Path,
     subject: parsing.Subject,
-    pictures: Sequence[Any],
     say: printing.Say,
 ) -> Result:
     """One question, explained and written."""
@@ -276,7 +226,7 @@ def _explain_one(
     from captum_dcam.results.summary import mask_scores, scene_masks
     from captum_dcam.viewer import write_folder
 
-    forward = parsing.written(options, adapter, pictures, say, asked.preset.layer)
+    forward = parsing.written(options, adapter, subject.read(), say, asked.preset.layer)
     say("Explaining its words")
     explanation = explain_generation(forward, **asked.own)
     scores = None
@@ -285,39 +235,6 @@ def _explain_one(
         explanation, scores = replace(explanation, masks=masks), mask_scores(explanation, masks)
     write_folder(explanation, folder, progress=lambda name: say(f"Drawing {name}"))
     return Result(explanation, folder, subject.source, scores)
-
-
-def _explain_several(
-    options: Options, asked: Asked, adapter: Adapter, say: printing.Say
-) -> Several:
-    """One question after the other. What comes before one that fails stays, and is summarised."""
-    home, count = next(iter(asked.places)).parent, len(asked.places)
-    documents: list[dict[str, Any]] = []
-    for number, (folder, subject) in enumerate(asked.places.items(), 1):
-
-        def told(text: str, head: str = f"{number} of {count}, {subject.source}") -> None:
-            say(f"{head}: {text}")
-
-        try:
-            given = (options, asked, adapter, folder, subject, subject.read(), told)
-            documents.append(document(_explain_one(*given)))
-        except DcamError as error:
-            if documents:
-                _write_summary(home, documents)
-            kept = f"; {len(documents)} of {count} are explained in {home}" if documents else ""
-            raise EvaluationError(f"{subject.source}: {error}{kept}") from error
-    _write_summary(home, documents)
-    return Several(home, tuple(documents))
-
-
-def _write_summary(folder: Path, documents: Sequence[dict[str, Any]]) -> None:
-    """The documents of all, and a page with a link to each, beside their folders."""
-    from captum_dcam.cli.view import folder_page
-    from captum_dcam.results.manifests import write_listed
-    from captum_dcam.viewer.explorer import PAGE
-
-    text = json.dumps({KIND: documents}, indent=1, ensure_ascii=False)
-    write_listed(folder, {SUMMARY: text + "\n", PAGE: folder_page(folder, folder)}, KIND)
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -341,8 +258,7 @@ def print_several(result: Several) -> None:
         table.add_row(*map(Text, (one["picture"], one["answer"], str(len(words)), str(sure))))
     console.print(table)
     console.print("Localise: words whose maps single out a region, as far as known.", style="dim")
-    places = {"Summary": str(result.folder / SUMMARY), "Folder": f"{result.folder} (one per image)"}
-    printing.print_facts(console, places)
+    printing.print_facts(console, result.places)
 
 
 def print_one(result: Result) -> None:
@@ -512,7 +428,7 @@ def _print_scores(
 def document(result: Result | Several) -> dict[str, Any]:
     """The result as plain data."""
     if isinstance(result, Several):
-        return {KIND: list(result.documents), "output": str(result.folder), "summary": SUMMARY}
+        return result.document()
     from captum_dcam.files import without_nan
     from captum_dcam.model.trajectory import STORED_CACHES
     from captum_dcam.results.summary import given_words, summarise

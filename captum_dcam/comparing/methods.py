@@ -37,6 +37,7 @@ from captum_dcam.model.prompts import Pictures, Prompt, pictures_of
 from captum_dcam.model.sequence import text_tokens
 from captum_dcam.model.tagging import DEFAULT_TAGGER, check_tagger
 from captum_dcam.model.trajectory import STORED_CACHES, Score, check_score
+from captum_dcam.model.weights import identity
 from captum_dcam.model.words import Target, WordsLike, answer_text, asked
 from captum_dcam.refine import Compose, Refinement
 from captum_dcam.results.comparison import Comparison, ComparisonRow
@@ -212,6 +213,7 @@ def compare_generation(
         commit_steps=tuple(trajectory.commits(0, t.positions) for t in targets),
         settings={
             "family": one.adapter.family,
+            **identity(one.adapter),
             "regime": STORED_CACHES[trajectory.cache],
             "steps": trajectory.steps,
             "generation": dict(trajectory.settings),

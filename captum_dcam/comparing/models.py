@@ -292,6 +292,9 @@ def _joined(
         rows += by_model[name]
     single = {name: one.settings for name, one in found.items()}
     settings = {**first.settings, "family": ", ".join(found), "single": single}
+    for key in ("model", "revision", "weights"):
+        known = [own[key] for own in single.values()]
+        settings[key] = ", ".join(map(str, known)) if any(known) else None
     joined = replace(first, rows=tuple(rows), layout=common or first.layout, settings=settings)
     return ModelComparison(joined, _agreement(by_model, joined), orders)
 

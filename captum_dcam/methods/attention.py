@@ -27,7 +27,7 @@ from captum_dcam.errors import MethodError
 from captum_dcam.methods.base import (
     AttributionTask,
     PerPosition,
-    Reading,
+    Replays,
     TokenValues,
     against,
     check_block,
@@ -271,7 +271,7 @@ class Attentions:
         self.task, self.forward, self.length = task, task.forward, task.length
         self.blocks = list(task.forward.adapter.blocks)
         self._gradients, twins = gradients, task.forward.adapter.step_blocks
-        self._reading = Reading(task.forward, partial(recording, self.blocks, gradients, twins))
+        self._reading = Replays(task.forward, partial(recording, self.blocks, gradients, twins))
 
     def at(self, position: int) -> tuple[Tensor, tuple[tuple[Call, ...], ...]]:
         """Logits (T, V) and, block by block, the calls whose rows make up the sequence."""

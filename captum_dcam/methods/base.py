@@ -471,7 +471,7 @@ def pooled_pixels(values: Tensor, owners: Tensor, shapes: Sequence[tuple[int, in
     return tuple(p.view(shape) for p, shape in zip(parts, shapes, strict=True))
 
 
-class Reading(Generic[T]):
+class Replays(Generic[T]):
     r"""The calls of one example's generation, computed again for methods that look into the blocks.
 
     The prefill runs once, each step from a copy of its cache.

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_dcam.methods.base import (
     AttributionTask,
     PerWord,
-    Reading,
+    Replays,
     WordMaps,
     check_block,
     entered,
@@ -85,7 +85,7 @@ class Lens:
         self._adapter, self._block = forward.adapter, check_block(forward.adapter, block)
         blocks = {self._block: forward.adapter.blocks[self._block]}
         watch = partial(outputs_of, blocks, twins=forward.adapter.step_blocks)
-        self._reading = Reading(forward, watch)
+        self._reading = Replays(forward, watch)
         self._shared = forward.trajectory.cache == "prefix"
         self._base = base
         self._wanted: dict[int, list[int]] = {}

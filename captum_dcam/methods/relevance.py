@@ -35,7 +35,7 @@ from captum_dcam.methods.attention import (
 from captum_dcam.methods.base import (
     AttributionTask,
     PerPosition,
-    Reading,
+    Replays,
     TokenValues,
     against,
     entered,
@@ -217,7 +217,7 @@ class Relevance:
     def __init__(self, task: AttributionTask, block: int, rules: type[RelevanceRules]) -> None:
         self._task = task
         watch = partial(_propagating, task.forward.adapter, block, rules)
-        self._reading = Reading(task.forward, watch)
+        self._reading = Replays(task.forward, watch)
 
     def state(self, position: int) -> tuple[Tensor, list[Tensor]]:
         """Logits (T, V) of the state of a response position, and the leaves (1, …, D)."""

@@ -445,7 +445,7 @@ def filtered(maps: tuple[Tensor, ...], window: int) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Rival:
     """A token that the model might have written, and its probability among the candidates."""
 
     token: int
@@ -453,7 +453,7 @@ class Candidate:
     probability: float
 
 
-def top_candidates(task: AttributionTask, position: int, k: int = 3) -> tuple[Candidate, ...]:
+def top_candidates(task: AttributionTask, position: int, k: int = 3) -> tuple[Rival, ...]:
     r"""The k likeliest tokens of a response position, in the state that the score reads.
 
     Args:
@@ -462,7 +462,7 @@ def top_candidates(task: AttributionTask, position: int, k: int = 3) -> tuple[Ca
         k (int, optional): how many; the probabilities are a softmax over these. Default: 3
 
     Returns:
-        tuple of Candidate: likeliest first.
+        tuple of Rival: likeliest first.
     """
     adapter = task.forward.adapter
     if not 1 <= k <= adapter.vocabulary:
@@ -474,4 +474,4 @@ def top_candidates(task: AttributionTask, position: int, k: int = 3) -> tuple[Ca
     probabilities = best.values.softmax(0).tolist()
     ids = best.indices.tolist()
     every = zip(ids, adapter.token_texts(ids), probabilities, strict=True)
-    return tuple(Candidate(*one) for one in every)
+    return tuple(Rival(*one) for one in every)

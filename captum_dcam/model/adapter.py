@@ -150,6 +150,8 @@ class Adapter(ModelFamily, ABC):
     unfillable: ClassVar[str] = "its adapter's generate takes no given tokens"
     #: the next generation's replay is checked, see :mod:`captum_dcam.model.verification`; then not
     unverified: bool = True
+    #: what it was loaded from, as :func:`captum_dcam.load` was told; None: it was wrapped
+    source: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

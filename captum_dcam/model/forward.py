@@ -165,6 +165,7 @@ class DenoisingForward(nn.Module):
         keep = checks.flag("keep", keep)
         if decoding is not None:
             settings = self.adapter.decoding(decoding, settings)
+        seed = None if generator is None else generator.initial_seed()
         with self.held():
             with recorded(self._below(), keep) as (lengths, outputs):
                 trajectory = self._generated(request, generator, given, settings)
@@ -179,6 +180,7 @@ class DenoisingForward(nn.Module):
                 calls = dict(enumerate(outputs)) if keep else {}
                 kept = {"layer": self.layer, "calls": calls, "stamp": stamp}
                 trajectory = replace(trajectory, lengths=tuple(lengths), kept=kept)
+            trajectory = replace(trajectory, seed=seed)
             check_once(self.adapter, request, trajectory)
         self.bind(request, trajectory)
         return trajectory

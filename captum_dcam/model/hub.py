@@ -115,6 +115,7 @@ def load(
         made = cls.load(name, **{k: v for k, v in given.items() if v is not None}, **options)
         if base is not None:
             adapted(made.model, str(source))
+    made.source = str(source)
     if not verify:
         made.unverified = False
     return made

@@ -141,6 +141,8 @@ class Trajectory:
         given (Tensor, optional): (B, T) bool, the tokens of an answer with holes that were given:
             no step committed them, so their ``commit_step`` and ``confidence`` are 0 and mean
             nothing. Default: none was
+        seed (int, optional): of the generator that sampled decoding draws from; a result keeps it
+            among its settings. Default: none was given
     """
 
     tokens: Tensor
@@ -157,6 +159,7 @@ class Trajectory:
     read_at: Tensor | None = None
     unsettled: Tensor | None = None
     given: Tensor | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:

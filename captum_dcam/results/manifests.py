@@ -47,6 +47,7 @@ FILES = {
     "comparison": "comparison.json",
     "tables": "tables.json",
     "explanations": "explanations.json",
+    "comparisons": "comparisons.json",
 }
 
 

@@ -200,13 +200,17 @@ function write() {
   $("chips-legend").hidden = !commits.length;
   $("chips-legend").replaceChildren(`${doc.forced ? "given answer: hidden in state" : "committed at step"} ${firstCommit}`, ramp, `${lastCommit}`,
     words.some((w) => w.doubtful) ? " · dashed: its map localises nothing" : "");
+  $("no-steps").hidden = Boolean(steps) || !words.length;
+  $("no-steps").textContent = doc.forced ? "No steps to move through: this answer was given, not written step by step."
+    : "No steps to move through: a comparison reads every word once. “captum-dcam explain --every-step” shows them.";
   $("step").max = doc.count - 1;
   $("method").replaceChildren(...methods.map((m, value) => make("option", { value, disabled: !m.complete.some(Boolean) }, m.label)));
   $("code").querySelector("pre").textContent = doc.python;
   $("facts").replaceChildren(...doc.facts.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))));
   $("exports").replaceChildren(
     make("button", { type: "button", id: "png", onclick: exportPng }, "picture (PNG)"),
-    make("button", { type: "button", id: "csv", onclick: exportCsv }, "map (CSV)"));
+    make("button", { type: "button", id: "csv", onclick: exportCsv }, "map (CSV)"),
+    ...(steps ? [make("span", {}, "animation (GIF): the last line of the code below")] : []));
   const context = $("ramp").getContext("2d"), row = context.createImageData(128, 1);
   for (let i = 0; i < 128; i++) row.data.set([...heatColors.subarray(6 * i, 6 * i + 3), 255], 4 * i);
   context.putImageData(row, 0, 0);

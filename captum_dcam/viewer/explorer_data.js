@@ -143,4 +143,4 @@ function looking(region) {
 }
 
 const percent = (p) => (p > 0 && p < 0.005 ? "<1" : Math.round(100 * p)) + "%";
-const number = (v) => (typeof v === "number" ? String(+v.toPrecision(3)) : String(v));
+const number = (v) => (typeof v !== "number" ? String(v) : v && Math.abs(v) < 5e-4 ? "≈ 0" : String(+v.toPrecision(3)));

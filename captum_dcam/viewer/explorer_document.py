@@ -12,7 +12,8 @@ words, h, w) bytes, every word on its own scale.
 - ``grids``: ``image``, and the left and right (``x``), upper and lower (``y``) edges of tokens.
 - ``tokens``: of the answer: ``text``, ``commit`` (step), ``probability`` then.
 - ``words``: ``text``, ``positions``, ``commits``, ``probability``, ``image`` that it looks at most,
-  ``said`` (where), ``doubtful``, ``reason``, ``foil``, ``candidates``, ``scores``, ``mask``.
+  ``said`` (where), ``doubtful``, ``reason``, ``foil``, ``candidates``, ``scores``, ``more`` (of
+  whether it is so), ``mask``.
 - ``methods``: ``name``, ``label``, ``status``, ``note``, ``seconds``, ``passes``, ``complete`` and
   ``scores`` by word, ``refined`` and ``bare`` maps, ``text``: relevance by word and text token.
 - ``text``: ``tokens`` of prompt and answer, of which ``prompt`` are the prompt's.
@@ -46,9 +47,23 @@ FORMAT, VERSION = "captum-dcam explorer", 1
 #: how metrics are called for people
 HEADS = {"obj_iou": "Obj-IoU", "contrast": "contrast", "concentration": "concentration", "f3": "F3"}
 #: settings that are shown elsewhere, or say nothing to a reader
-UNTOLD = ("foil", "generation", "steps")
-#: what a word's record of scores repeats
-TOLD = ("word", "words", "probability", "commit_step", "position")
+UNTOLD = ("foil", "generation", "models", "single", "steps")
+#: what the steps say of a word, by the names that a reader sees; the rest stands elsewhere
+SAID = {
+    "grounded": "probability that it is so, by a calibrator",
+    "doubted": "probably not so",
+    "runner_up": "next likeliest",
+    "margin": "ahead of the next likeliest",
+    "entropy": "entropy when committed, nats",
+    "mean_entropy": "mean entropy up to then",
+    "all_entropy": "mean entropy of all steps",
+    "final": "probability at the last step",
+    "flips": "how often its likeliest token changed",
+    "grey": "fall of its log-probability with a grey picture",
+    "blurred": "… with a blurred picture",
+    "overlap": "overlap with the maps of its phrase",
+    "repetition": "how often it stands before",
+}
 
 
 def explorer_document(result: Explanation | Comparison) -> dict[str, Any]:
@@ -204,7 +219,8 @@ def _word(explanation: Explanation, row: WordSummary, known: Mapping[str, Any]) 
         "reason": reason,
         "foil": _foil(explanation.settings, target),
         "candidates": None if trust is None else _candidates(trust, n),
-        "scores": _word_scores(explanation, n) | _named(known),
+        "scores": _word_scores(explanation, n),
+        "more": _named(known),
         "mask": None if mask is None else packed_mask(mask),
     }
 
@@ -233,11 +249,9 @@ def _word_scores(explanation: Explanation, n: int) -> dict[str, float | str]:
 
 
 def _named(known: Mapping[str, Any]) -> dict[str, float | str]:
-    """Numbers and texts of a word's record of scores, without what stands elsewhere."""
-    told = {
-        k: v for k, v in known.items() if k not in TOLD and isinstance(v, bool | int | float | str)
-    }
-    return {k.replace("_", " "): str(v) if isinstance(v, bool) else v for k, v in told.items()}
+    """A word's record of scores, where they are defined, by the names that a reader sees."""
+    told = {name: known[key] for key, name in SAID.items() if known.get(key) is not None}
+    return {k: ("yes" if v else "no") if isinstance(v, bool) else v for k, v in told.items()}
 
 
 def _warnings(explanation: Explanation) -> list[str]:
@@ -317,6 +331,7 @@ def _compared_word(comparison: Comparison, n: int) -> dict[str, Any]:
         "foil": _foil(comparison.settings, target),
         "candidates": None,
         "scores": {},
+        "more": {},
         "mask": None if mask is None else packed_mask(mask),
     }
 

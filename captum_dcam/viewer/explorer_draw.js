@@ -275,9 +275,12 @@ function drawWord() {
     token.forEach(([text, p]) => parts.push(bar(make("span", {}, text.trim() || "␣"), p)));
   });
   const scores = { ...word.scores, ...method().scores?.[state.word] };
-  const rows = Object.entries(scores).filter(([, v]) => v != null);
-  if (rows.length) {
-    parts.push(make("table", {}, ...rows.map(([k, v]) => make("tr", {}, make("th", { scope: "row" }, k), make("td", {}, number(v))))));
+  const table = (found) => make("table", {}, ...found.map(([k, v]) => make("tr", {}, make("th", { scope: "row" }, k), make("td", {}, number(v)))));
+  const [rows, more] = [scores, word.more].map((found) => Object.entries(found).filter(([, v]) => v != null));
+  if (rows.length) parts.push(table(rows));
+  if (more.length) {
+    const open = Boolean($("word").querySelector("details")?.open);
+    parts.push(make("details", { open }, make("summary", {}, "Is the word so? What the steps say"), table(more)));
   }
   $("word").replaceChildren(...(parts.length > 1 ? parts : []));
 }
@@ -311,7 +314,7 @@ function drawMultiples() {
     const ready = one.complete[state.word];
     const pictures = [["bare", false], ["refined", true]].filter(([kind]) => ready && one[kind]).map(([kind, refined]) => {
       const canvas = make("canvas", { title: kind, role: "img", "aria-label": kind });
-      paint(canvas, state.image, chosenMaps(one, refined)(state.word), { side: 100, outline: true });
+      paint(canvas, state.image, chosenMaps(one, refined)(state.word), { side: 86, outline: true });
       return canvas;
     });
     const facts = [one.seconds == null ? null : `${number(one.seconds)} s`, one.passes, ready ? null : one.note || one.status];

@@ -60,7 +60,7 @@ HEADING = 60.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class PanelPlan:
     r"""Measures of a panel in thousandths of its width.
 
     Args:
@@ -93,16 +93,16 @@ class Plan:
         return [*parts, range(start, len(heights))]
 
 
-def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Plan:
+def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> PanelPlan:
     r"""The layout that shows large thumbnails on little paper.
 
     Args:
-        rows (int), groups (int), words (int): how many.
+        rows, groups, words (int): how many.
         ratio (float): height over width of a cell.
         need (float): width of the longest label.
     """
     label, high, words = min(max(need + 2, LABELS[0]), LABELS[1]), HIGH, max(words, 1)
-    found: list[tuple[float, Plan]] = []
+    found: list[tuple[float, PanelPlan]] = []
     while not found:
         for sections, blocks in product(range(1, words + 1), range(1, min(rows, 5) + 1)):
             columns, lines = -(-words // sections), -(-rows // blocks)
@@ -118,7 +118,7 @@ def plan_of(rows: int, groups: int, words: int, ratio: float, need: float) -> Pl
             )
             filled = rows * words * cell * cell * ratio / (INNER * height)
             long = max(1.0, height / SQUARE)
-            found.append((cell * (filled / long) ** 0.5, Plan(blocks, columns, cell, label)))
+            found.append((cell * (filled / long) ** 0.5, PanelPlan(blocks, columns, cell, label)))
         high *= 1.5  # more than fits: better a long sheet than cells too small to see
     return max(found, key=lambda item: item[0])[1]
 

@@ -9,7 +9,7 @@ document.addEventListener("DOMContentLoaded", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
         for (const other of table.querySelectorAll("thead th")) other.setAttribute("aria-sort", "none");
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const text = (row) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
+        const text = (row) => (row.cells[column]?.textContent ?? "").trim().replace("−", "-");
         const order = (a, b) => {
           const [x, y] = [parseFloat(text(a)), parseFloat(text(b))];
           if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;

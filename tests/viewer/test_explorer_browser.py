@@ -77,6 +77,10 @@ def test_words_steps_keys_and_the_picture(opened):
     assert b.js(PIXELS) == shown
     assert b.js("document.querySelectorAll('#pair canvas').length") == 2
     assert b.js("document.querySelectorAll('#relevance .tokens span').length") > 0
+    b.click("#word summary")
+    b.key("ArrowLeft")
+    assert b.js("document.querySelector('#word details').open") is True  # of every word, then
+    assert "entropy when committed, nats" in b.js("document.querySelector('#word').textContent")
 
 
 def test_a_point_and_a_region_of_the_picture(opened):
@@ -118,6 +122,7 @@ def test_methods_scores_code_and_what_is_taken_away(opened, tmp_path):
     c = Comparison.load(FIXTURES / "comparison")
     b = opened(explorer_page(c))
     assert b.js("document.getElementById('steps').hidden") is True
+    assert "reads every word once" in b.js("document.getElementById('no-steps').textContent")
     cards = b.js("document.querySelectorAll('.method').length")
     assert cards == len(c.rows)
     pixels, other = b.js(PIXELS), next(n for n in range(1, cards) if any(c.rows[n].complete))

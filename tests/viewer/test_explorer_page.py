@@ -7,6 +7,7 @@ import json
 import re
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from PIL import Image
 from viewer import explored
 from viewer.made import made
 
+import captum_dcam
 from captum_dcam import Comparison, Explanation
+from captum_dcam.data.scenes import make_scene
 from captum_dcam.errors import OccupiedError
 from captum_dcam.evaluation.browse import store_page
+from captum_dcam.model.weights import fingerprint, identity
 from captum_dcam.results.comparison import METRICS
 from captum_dcam.viewer.explorer import PAGE, check_page, explorer_page, write_page
 from captum_dcam.viewer.explorer_document import explorer_document
@@ -175,6 +179,49 @@ def test_masks_are_saved_and_loaded(tmp_path):
     assert torch.equal(again.masks[0], e.masks[0]) and again.masks[1:] == e.masks[1:]
     assert again.to_html() == e.to_html()
     assert Explanation.load(made(2).save(tmp_path / "plain")).masks is None
+
+
+@pytest.mark.usefixtures("weights_read_once")
+def test_a_page_says_which_model_and_seed_and_its_code_makes_the_result_again(
+    tmp_path, monkeypatch
+):
+    adapter = captum_dcam.load("mini", cache="none")
+    e = captum_dcam.explain(
+        adapter,
+        make_scene(0, 3).image,
+        "describe the image .",
+        "ring",
+        generator=torch.Generator().manual_seed(5),
+        gen_length=4,
+        temperature=0.7,
+        score="final",
+    )
+    found = explorer_document(Explanation.load(e.save(tmp_path / "e")))
+    facts = {name: value for name, value in found["facts"]}
+    told = {"model": "mini", "weights": fingerprint(adapter.model), "seed": "5"}
+    assert told.items() <= facts.items() and "revision" not in facts
+    given = []
+    monkeypatch.setattr(captum_dcam, "load", lambda *a, **k: given.append((a, k)) or adapter)
+    monkeypatch.setattr(Explanation, "show", lambda self: None)
+    monkeypatch.chdir(tmp_path / "e")
+    scope = {}
+    exec(found["python"], scope)
+    assert given == [(("mini",), {"cache": "none"})]
+    assert scope["result"].answer == e.answer and torch.equal(scope["result"].maps[0], e.maps[0])
+    assert Path("answer.gif").read_bytes()[:3] == b"GIF"
+
+
+def test_a_wrapped_models_name_and_revision_are_those_of_its_configuration():
+    cached = "/home/me/.cache/hub/models--GSAI-ML--LLaDA-V/snapshots/abc123/"
+    for name, commit, expected in (
+        ("GSAI-ML/LLaDA-V", "abc123", ("GSAI-ML/LLaDA-V", "abc123")),
+        (cached, None, ("GSAI-ML/LLaDA-V", "abc123")),
+        ("", None, (None, None)),
+    ):
+        model = torch.nn.Linear(2, 2)
+        model.config = SimpleNamespace(_name_or_path=name, _commit_hash=commit)
+        found = identity(SimpleNamespace(model=model, source=None))
+        assert (found["model"], found["revision"]) == expected
 
 
 def test_a_store_without_its_data_set_says_so():
