@@ -181,25 +181,16 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
         targets = as_targets(target, len(pixels), forward)
         if all(len(t.terms) == 1 for t in targets):
             pairs = [(t.positions[0], t.token_ids[0]) for t in targets]
-            run: Callable[..., Tensor] = forward
-            if additional_forward_args is None:
-                at = self._read_at(pixels, pairs, reading)
-                if torch.equal(pixels, forward.request.pixels):
-                    run = lambda _pixels: forward.replay(*at)  # noqa: E731  # nothing below the tap
-                else:
-                    additional_forward_args = self._arguments(*at)
-            with passing(reading.backward):
-                gradients, features = self._evaluate(
-                    run,
-                    pixels,
-                    pairs,
-                    additional_forward_args,
-                    attribute_to_layer_input,
-                    grad_kwargs,
-                )
-            features = tuple(f.detach() for f in features)
+            gradients, features = self._one_each(
+                pixels,
+                pairs,
+                reading,
+                additional_forward_args,
+                attribute_to_layer_input,
+                grad_kwargs,
+            )
             maps = tuple(
-                _product(f, g.detach(), reading, attr_dim_summation)
+                _product(f, g, reading, attr_dim_summation)
                 for f, g in zip(features, gradients, strict=True)
             )
         else:
@@ -269,6 +260,32 @@ class DiffusionCAM(LayerAttribution, GradientAttribution):
             )
         check_pixels(pixels[0], self.forward_func.request.pixels)
         return pixels[0].clone() if pixels[0].is_inference() else pixels[0]
+
+    def _one_each(
+        self,
+        pixels: Tensor,
+        pairs: list[tuple[int, int]],
+        reading: Reading,
+        arguments: Any,
+        attribute_to_layer_input: bool,
+        grad_kwargs: dict[str, Any] | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Gradients and features, detached, of one token per row of pixels, read as the arguments
+        say; as the reading does where there are none."""
+        forward = self.forward_func
+        run: Callable[..., Tensor] = forward
+        if arguments is None:
+            at = self._read_at(pixels, pairs, reading)
+            if torch.equal(pixels, forward.request.pixels):
+                run = lambda _pixels: forward.replay(*at)  # noqa: E731  # nothing below the tap
+            else:
+                arguments = self._arguments(*at)
+        with passing(reading.backward):
+            found = self._evaluate(
+                run, pixels, pairs, arguments, attribute_to_layer_input, grad_kwargs
+            )
+        gradients, features = (tuple(one.detach() for one in kind) for kind in found)
+        return gradients, features
 
     def _evaluate(
         self,

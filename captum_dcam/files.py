@@ -268,7 +268,7 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
                     _write(file.fileno(), chunk)
                 os.fsync(file.fileno())
             new.replace(path)
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no half file
             new.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)

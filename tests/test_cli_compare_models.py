@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import tiny
 from typer.testing import CliRunner
 
 from captum_dcam.cli.app import app
 from captum_dcam.cli.compare_models import document
+from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.reveals import Reveals
 from captum_dcam.results.model_comparison import ModelComparison
 from captum_dcam.viewer.python_code import python_code
 
@@ -26,10 +29,24 @@ def call(*arguments: object):
     return CliRunner().invoke(app, made, catch_exceptions=False)
 
 
-def test_both_packaged_models_by_default(tmp_path):
+@pytest.fixture
+def wrote(monkeypatch):
+    """The families whose model wrote an answer, one after the other."""
+    families, generate = [], DenoisingForward.generate
+
+    def noted(forward, *args, **kwargs):
+        families.append(forward.adapter.family)
+        return generate(forward, *args, **kwargs)
+
+    monkeypatch.setattr(DenoisingForward, "generate", noted)
+    return families
+
+
+def test_both_packaged_models_by_default(tmp_path, wrote):
     folder = tmp_path / "models"
     done = call("-M", "diffusion_cam_base", "-w", "circle", "-o", folder)
     assert done.exit_code == 0, done.output
+    assert wrote == ["mini", "mini_ar"]  # the first one's answer and its order are of one writing
     assert {p.name for p in folder.iterdir()} == FILES
     assert f"{folder}/index.html" in done.output.replace("\n", "")
     found = ModelComparison.load(folder)
@@ -46,6 +63,20 @@ def test_both_packaged_models_by_default(tmp_path):
     content = json.loads(json.dumps(document((found, folder, "here")), allow_nan=False))
     assert content["agreement"] == found.records() and content["picture"] == "here"
     assert [o["model"] for o in content["orders"]] == ["mini", "mini_ar"]
+
+
+def test_an_answer_that_was_written_elsewhere_is_read_once(tmp_path, wrote, monkeypatch):
+    ids = tiny.tokenizer()("a pink circle", add_special_tokens=False).input_ids
+    Reveals(ids, range(len(ids))).save(tmp_path / "told.json")
+    read, load = [], Reveals.load
+    monkeypatch.setattr(Reveals, "load", lambda path: read.append(path) or load(path))
+    told = ("--reveals", str(tmp_path / "told.json"), "-w", "circle", "-o", str(tmp_path / "out"))
+    done = CliRunner().invoke(app, ["compare-models", *told, "-M", "logit_lens"])
+    assert done.exit_code == 0, done.output
+    assert read == [tmp_path / "told.json"] and wrote == ["mini", "mini_ar"]
+    found = ModelComparison.load(tmp_path / "out")
+    assert found.comparison.answer == "a pink circle"
+    assert found.orders[0].answer != "a pink circle"  # what the model writes by itself
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,10 @@ def run(options: Options) -> Compared:
     with printing.progress(options.quiet) as say:
         pictures, scene = subject.read(), subject.scene
         first = parsing.loaded(options, device, say)
-        forward = parsing.written(options, first, pictures, say)
-        text = options.answer or answer_text(first, forward.trajectory.tokens[0].tolist())
+        text, written = options.answer, None
+        if text is None:
+            written = parsing.written(options, first, pictures, say).trajectory
+            text = answer_text(first, written.tokens[0].tolist())
         models = {options.model: first}
         for name in others:
             say(f"Loading {name}")
@@ -127,10 +129,8 @@ def run(options: Options) -> Compared:
             masks=None if scene is None else mask,
             internal_batch_size=options.internal_batch_size,
             progress=lambda name: say(f"Explaining its words in {name}"),
-            generation=[
-                {} if parsing.answer_of(options) is not None else parsing.decoding(options),
-                *[{}] * len(others),
-            ],
+            # an answer of its own is not written again
+            generation=[{} if written is None or options.reveals else written, *[{}] * len(others)],
         )
         say("Drawing panel.png")
         write_models(found, folder)

@@ -201,7 +201,7 @@ def _asked(options: Options) -> Asked:
     )
     device = parsing.check_answer(options, reading.score)
     if options.every_step:
-        check_steps(without_steps(parsing.answer_of(options)), None)
+        check_steps(without_steps(options.given), None)
     own = options.shared(
         explain_generation,
         words=words,

@@ -20,19 +20,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from glob import iglob
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 from typing_extensions import dataclass_transform
 
 from captum_dcam import checks
-from captum_dcam.errors import SettingError, UnknownNameError, near
+from captum_dcam.errors import InputError, SettingError, UnknownNameError, near
 from captum_dcam.registry import Registry
+
+if TYPE_CHECKING:
+    from captum_dcam.model.answers import AnswerLike
 
 T = TypeVar("T")
 
@@ -403,6 +406,17 @@ class Answer(Written):
     backward: str | None = backward_option("the preset's")
     tagger: str | None = tagger_option("the preset's")
     refine: list[str] | None = refine_option("the preset's")
+
+    @cached_property
+    def given(self) -> AnswerLike:
+        """The answer that is given, by itself or with its steps; a file is read once."""
+        from captum_dcam.model.reveals import Reveals
+
+        if self.reveals is None:
+            return self.answer
+        if self.answer is not None:
+            raise InputError("--reveals and --answer both give the answer: leave out one of them")
+        return Reveals.load(self.reveals)
 
 
 class Data(Model):

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from captum_dcam.data.scenes import Scene
     from captum_dcam.methods import Method
     from captum_dcam.model.adapter import Adapter
-    from captum_dcam.model.answers import AnswerLike
     from captum_dcam.model.foils import FoilLike
     from captum_dcam.model.forward import DenoisingForward
     from captum_dcam.model.prompts import Video
@@ -327,19 +326,8 @@ def check_answer(options: Answer, score: Score = "commit") -> torch.device:
     from captum_dcam.model.hub import check_device
 
     setting_pairs("--load", options.load)
-    check_answer(answer_of(options), score, None, decoding(options))
+    check_answer(options.given, score, None, decoding(options))
     return check_device(options.device)
-
-
-def answer_of(options: Answer) -> AnswerLike:
-    """The answer that is given, by itself or with its steps."""
-    from captum_dcam.model.reveals import Reveals
-
-    if options.reveals is None:
-        return options.answer
-    if options.answer is not None:
-        raise InputError("--reveals and --answer both give the answer: leave out one of them")
-    return Reveals.load(options.reveals)
 
 
 def decoding(options: Written) -> dict[str, Any]:
@@ -375,10 +363,9 @@ def written(
     block = layer if options.layer is None else options.layer
     forward = DenoisingForward(adapter, block, internal_batch_size=size)
     request = adapter.prepare([list(pictures)], [options.prompt])
-    answer = answer_of(options)
-    say(("Reading the answer" if without_steps(answer) else "Writing the answer") + how)
+    say(("Reading the answer" if without_steps(options.given) else "Writing the answer") + how)
     drawn = generator(options.seed)
-    bind_answer(forward, request, answer, drawn, decoding(options))
+    bind_answer(forward, request, options.given, drawn, decoding(options))
     return forward
 
 

@@ -63,7 +63,7 @@ def compare_models(
     tagger: str = DEFAULT_TAGGER,
     internal_batch_size: int | None = None,
     progress: ProgressLike = None,
-    generation: Sequence[Mapping[str, Any]] | None = None,
+    generation: Sequence[Mapping[str, Any] | Trajectory] | None = None,
 ) -> ModelComparison:
     r"""Force one answer into several models and explain its words in each.
 
@@ -84,8 +84,9 @@ def compare_models(
             progress (callable, optional): as in :func:`captum_dcam.compare`; a given answer has no
             numbered steps.
         layers (sequence of int or None, optional): block of each model. Default: recommended ones
-        generation (sequence of dict, optional): decoding settings of each model for the answer
-            that it writes itself. Default: the families' own
+        generation (sequence of dict or Trajectory, optional): decoding settings of each model for
+            the answer that it writes itself, or what it has written of this image and prompt
+            already. Default: the families' own
         internal_batch_size (int, optional): as in
             :class:`~captum_dcam.model.forward.DenoisingForward`. Default: what fits
 
@@ -107,17 +108,7 @@ def compare_models(
     images = pictures_of(image)
     chosen = chosen_methods(methods)
     checked = check_score(score)
-    # whoever writes the answer, it is forced: a step's number is refused in either case
-    check_answer("it" if answer is None else answer, checked, None, {})
-    if answer is not None and not isinstance(answer, str):
-        raise InputTypeError(
-            f"answer is {answer!r}: expected a text, since token ids differ between tokenizers"
-        )
-    if has_holes(answer):
-        raise InputError(
-            f"the answer {answer!r} has holes: each model would fill them with words of its own; "
-            "give a whole answer"
-        )
+    _check_text(answer, checked)
     check_foil(foil)
     check_tagger(tagger)
     told = as_progress(progress, "compare models", "model")
@@ -132,13 +123,10 @@ def compare_models(
     if answer is not None:
         _check_spelled(forwards, answer)
     requests = {name: f.adapter.prepare([images], [prompt]) for name, f in forwards.items()}
-    orders = []
-    for (name, forward), own in zip(forwards.items(), settings, strict=True):
-        with forward.held():
-            made = forward.generate(
-                requests[name], generator=torch.Generator().manual_seed(seed), **own
-            )
-            orders.append(_order(name, forward.adapter, made))
+    orders = tuple(
+        _order(name, forward.adapter, _written(forward, requests[name], own, seed))
+        for (name, forward), own in zip(forwards.items(), settings, strict=True)
+    )
     text = orders[0].answer if answer is None else answer
     if not text:
         raise TargetError(f"{orders[0].model} writes an empty answer: give answer=…")
@@ -160,7 +148,17 @@ def compare_models(
         found = _forced(forwards, requests, text, masks, told, how)
     finally:
         told.end()
-    return _joined(found, requests, tuple(orders))
+    return _joined(found, orders)
+
+
+def _written(
+    forward: DenoisingForward, request: Request, own: Mapping[str, Any] | Trajectory, seed: int
+) -> Trajectory:
+    """What a model writes by itself, by its settings of decoding; or has written already."""
+    if isinstance(own, Trajectory):
+        return own
+    with forward.held():
+        return forward.generate(request, generator=torch.Generator().manual_seed(seed), **own)
 
 
 def _forced(
@@ -215,6 +213,20 @@ def _each(what: str, given: Sequence[Any] | None, count: int, default: Any) -> l
     return list(given)
 
 
+def _check_text(answer: Any, score: Score) -> None:
+    """A given answer is a whole text; whoever writes one, it is forced: no step has a number."""
+    check_answer("it" if answer is None else answer, score, None, {})
+    if answer is not None and not isinstance(answer, str):
+        raise InputTypeError(
+            f"answer is {answer!r}: expected a text, since token ids differ between tokenizers"
+        )
+    if has_holes(answer):
+        raise InputError(
+            f"the answer {answer!r} has holes: each model would fill them with words of its own; "
+            "give a whole answer"
+        )
+
+
 def _check_words(words: WordsLike) -> None:
     texts = [words] if isinstance(words, str) or words is None else words
     for one in texts if isinstance(texts, Sequence) else [texts]:
@@ -267,7 +279,6 @@ def _order(name: str, adapter: Adapter, made: Trajectory) -> WritingOrder:
 
 def _joined(
     found: Mapping[str, Comparison],
-    requests: Mapping[str, Request],
     orders: tuple[WritingOrder, ...],
 ) -> ModelComparison:
     """All models' rows on one layout, and how far their maps agree."""

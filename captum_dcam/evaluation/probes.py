@@ -108,7 +108,7 @@ def faithfulness(
 
 def _check_arcc(kinds: Sequence[str], baseline: str, chunk: int, state: Score) -> None:
     _check_words(kinds, state)
-    check_settings(baseline, "pixels", 1, (0.0, 1.0), 0, chunk)
+    check_settings(baseline, "pixels", 1, chunk)
 
 
 @register_metric("arcc", _check_arcc)

@@ -537,7 +537,7 @@ class Shard:
         try:
             for kind, content in ((COSTS, cost), (RESULTS, record)):
                 self._files[kind].append(self.store.written(content))
-        except BaseException:
+        except BaseException:  # an interrupt too leaves the files as they were
             for file, size in before.items():
                 with contextlib.suppress(OSError):  # the next run cuts it off, if this cannot
                     file.shorten(size)

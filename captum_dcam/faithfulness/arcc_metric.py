@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_dcam import checks
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.curves import check_settings, ranked
+from captum_dcam.faithfulness.curves import checked_call, ranked
 from captum_dcam.faithfulness.reading import Explain, flat_maps
 from captum_dcam.methods.base import AttributionTask
 from captum_dcam.methods.captum_common import pixel_owners
@@ -93,14 +92,12 @@ def arcc(
         pytorch-grad-cam 1.5.7, ``metrics.arcc`` (arXiv:2605.14641); complexity and coherency of
         Poppi et al., arXiv:2104.10252; ROAD of Rong et al., ICML 2022.
     """
-    check_settings(baseline, where, patch, (0.0, 1.0), 0, chunk)
     asked = list(fractions)
     if not asked or not all(0 < share < 1 for share in asked):
         raise InputError(f"fractions are {asked}: expected numbers between 0 and 1")
-    forward.trajectory.check_score(score)
-    if not targets:
-        raise InputError("no target is given: expected at least one word")
-    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
+    generator = checked_call(
+        forward, targets, score, generator, baseline=baseline, where=where, patch=patch, chunk=chunk
+    )
     rows = _stretched(flat_maps(forward, maps, targets, "arcc"))
     stretched = [torch.stack(same) for same in _grids(rows, forward)]
     groups, places = ranked(forward, targets, stretched, patch, generator, "arcc")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_dcam import checks
 from captum_dcam.errors import InputError
-from captum_dcam.faithfulness.curves import check_settings, ranked
+from captum_dcam.faithfulness.curves import checked_call, ranked
 from captum_dcam.methods.edited import read_removed
 from captum_dcam.model.forward import DenoisingForward, holding
 from captum_dcam.model.trajectory import Score
@@ -86,14 +85,12 @@ def correction(
     Source:
         Chen et al., CVPR 2026 (arXiv:2509.22496), hallucination mitigation: AMCR, CSR@10 %.
     """
-    check_settings(baseline, where, patch, (0.0, 1.0), 0, chunk)
     asked = list(fractions)
     if asked != sorted(set(asked)) or not asked or asked[0] < 0 or asked[-1] >= 1:
         raise InputError(f"fractions are {asked}: expected increasing numbers from 0 to below 1")
-    forward.trajectory.check_score(score)
-    if not targets:
-        raise InputError("no target is given: expected at least one word")
-    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
+    generator = checked_call(
+        forward, targets, score, generator, baseline=baseline, where=where, patch=patch, chunk=chunk
+    )
     groups, places = ranked(forward, targets, maps, patch, generator, "correction")
     count = places.shape[1]
     counts = sorted({round(share * count) for share in asked})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,12 @@ def insertion(
 
 
 def check_settings(
-    baseline: str, where: str, patch: int, fractions: Sequence[float], controls: int, chunk: int
+    baseline: str,
+    where: str,
+    patch: int,
+    chunk: int,
+    fractions: Sequence[float] = (0.0, 1.0),
+    controls: int = 0,
 ) -> None:
     """ValueError for settings of :func:`deletion` that are out of range."""
     check_counts(patch=patch, chunk=chunk)
@@ -176,6 +182,21 @@ def check_settings(
     asked = list(fractions)
     if asked[:1] != [0] or asked[-1:] != [1] or asked != sorted(set(asked)):
         raise InputError(f"fractions are {asked}: expected increasing numbers from 0 to 1")
+
+
+def checked_call(
+    forward: DenoisingForward,
+    targets: Sequence[Target],
+    score: Score,
+    generator: torch.Generator | None,
+    **settings: Any,
+) -> torch.Generator:
+    """What draws for :func:`deletion` and metrics like it, whose words and settings are checked."""
+    check_settings(**settings)
+    forward.trajectory.check_score(score)
+    if not targets:
+        raise InputError("no target is given: expected at least one word")
+    return checks.draws("generator", generator) or torch.Generator().manual_seed(0)
 
 
 def _curves(
@@ -193,11 +214,10 @@ def _curves(
     chunk: int,
     progress: ProgressLike,
 ) -> Curves:
-    check_settings(baseline, where, patch, fractions, controls, chunk)
-    forward.trajectory.check_score(score)
-    if not targets:
-        raise InputError("no target is given: expected at least one word")
-    generator = checks.draws("generator", generator) or torch.Generator().manual_seed(0)
+    generator = checked_call(
+        forward, targets, score, generator, baseline=baseline, where=where, patch=patch,
+        chunk=chunk, fractions=fractions, controls=controls,
+    )  # fmt: skip
     groups, places = ranked(forward, targets, maps, patch, generator, "deletion, insertion")
     count = places.shape[1]
     random = [_places(torch.zeros(count), generator) for _ in range(controls)]

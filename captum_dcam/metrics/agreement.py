@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from captum_dcam import checks
@@ -66,13 +65,21 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same, "
             "(..., N) with N of at least 1"
         )
-    ranks = (stats.rankdata(x.detach().cpu().double(), axis=-1) for x in (first, second))
-    one, two = (torch.from_numpy(x) for x in ranks)
+    one, two = (_ranks(x.detach().cpu().double()) for x in (first, second))
     one, two = (x - x.mean(-1, keepdim=True) for x in (one, two))
     lengths = one.square().sum(-1), two.square().sum(-1)
     flat = [length == 0 for length in lengths]
     ratio = (one * two).sum(-1) / (lengths[0] * lengths[1]).sqrt().masked_fill(flat[0] | flat[1], 1)
     return torch.where(flat[0] & flat[1], torch.ones_like(ratio), ratio).clamp(-1, 1)
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """Ranks from 1 along the last axis; :mod:`scipy.stats` has them too, and half a second of
+    imports."""
+    rows = rows.contiguous()
+    ordered = rows.sort(-1).values
+    below, upto = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))
+    return (below + upto + 1).double() / 2
 
 
 def top_overlap(first: Tensor, second: Tensor, share: float = SHARE) -> Tensor:

@@ -454,7 +454,7 @@ def _check_answers(source: str, revision: str | None) -> None:
         get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
     except (HfHubHTTPError, ValueError):  # it answers; transformers says best what is wrong
         return
-    except Exception as error:
+    except Exception as error:  # of requests or of httpx, as its version has it
         raise OSError(f"it cannot be reached ({error})") from error
 
 
