@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
-from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from captum_dcam.adapters.common.prefix import KeyValue, Prefix
@@ -307,46 +306,18 @@ def head(model: Any, normed: Tensor) -> Tensor:
 # -- caches ----------------------------------------------------------------------------------------
 
 
-class Recurrent(LinearAttentionLayer):
-    r"""What a layer of linear attention caches, assigned anew by every call.
-
-    transformers' own layer copies into its states, which a gradient through an earlier call needs
-    as they were.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.record_past = True  # else a single token is written into the convolution's state
-
-    def update_conv_state(
-        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
-    ) -> Tensor:
-        before = self.conv_states[state_idx]
-        whole = conv_states if before is None else torch.cat((before, conv_states), -1)
-        size = conv_kernel_size or whole.shape[-1]
-        missing = max(size - whole.shape[-1], 0)
-        self.conv_states[state_idx] = nn.functional.pad(whole, (missing, 0))[..., -size:]
-        self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
-        return whole
-
-    def update_recurrent_state(
-        self, recurrent_states: Tensor, state_idx: int = 0, **_: Any
-    ) -> Tensor:
-        self.recurrent_states[state_idx] = recurrent_states
-        self.is_recurrent_states_initialized[state_idx] = True
-        return recurrent_states
-
-
 def _cache(model: Any, filled: Iterable[KeyValue] = ()) -> Cache:
     """An empty cache, or one of what a prefix holds. Layers with a sliding window keep all: masks
     hide what is too far away."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     if "linear_attention" in kinds:
-        cache = Cache([Recurrent() if k == "linear_attention" else DynamicLayer() for k in kinds])
+        from captum_dcam.adapters.autoregressive.recurrent import hybrid
+
+        cache = hybrid(kinds)
     else:
         cache = DynamicCache()
     for at, (one, two) in enumerate(filled):
-        if at < len(cache.layers) and isinstance(cache.layers[at], Recurrent):
+        if at < len(cache.layers) and _recurs(cache.layers[at]):
             cache.layers[at].update_conv_state(one)
             cache.layers[at].update_recurrent_state(two)
         else:
@@ -354,8 +325,13 @@ def _cache(model: Any, filled: Iterable[KeyValue] = ()) -> Cache:
     return cache
 
 
+def _recurs(layer: Any) -> bool:
+    """Whether a layer of a cache is one of linear attention."""
+    return hasattr(layer, "recurrent_states")
+
+
 def _states(layer: Any) -> KeyValue:
     """What a layer of a cache holds."""
-    if isinstance(layer, Recurrent):
+    if _recurs(layer):
         return layer.conv_states[0], layer.recurrent_states[0]
     return layer.keys, layer.values
