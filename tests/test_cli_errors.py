@@ -16,7 +16,7 @@ TREE = [
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, errors.DcamError)
 ]
-SHORT = ["--gen-length", "4", "-M", "diffusion_cam_base", "-w", "all"]
+SHORT = ["--gen-length", "8", "-M", "diffusion_cam_base", "-w", "all"]
 
 
 @pytest.fixture

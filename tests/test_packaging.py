@@ -161,13 +161,7 @@ def programs(request, tmp_path_factory):
     others = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     (packages / "others.pth").write_text("\n".join(others))
     made = folder / ("Scripts" if os.name == "nt" else "bin")
-    options = [
-        "-q",
-        "--ignore-installed",
-        "--no-deps",
-        "--no-compile",
-        request.getfixturevalue("wheel"),
-    ]
+    options = ["-q", "--ignore-installed", "--no-deps", request.getfixturevalue("wheel")]
     ran(made / "python", "-m", "pip", "install", *options, folder=folder)
     return made
 

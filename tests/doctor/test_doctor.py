@@ -57,7 +57,7 @@ def found(report, name, verdict, *texts):
 
 @pytest.mark.usefixtures("weights_read_once")
 def test_on_the_embedded_model_everything_is_ok():
-    report = doctor(captum_dcam.load("mini"), gen_length=8)
+    report = doctor(captum_dcam.load("mini"), gen_length=16)
     assert report.of("not judged") == ("batch size",)  # the CPU has no memory of its own
     assert set(report.of("ok")) == {name for name, _ in CHECKS} - {"batch size"}
     assert report.verdict == "ok" and "pink circle" in report.answer
