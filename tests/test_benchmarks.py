@@ -1,9 +1,11 @@
 """Benchmarks run: their figures are for the documents, not for tests."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from captum.attr import LayerGradCam
 
@@ -11,6 +13,7 @@ from captum_dcam import DenoisingForward, explain_generation, load
 from captum_dcam.data.scenes import HELD_OUT, make_scene
 from captum_dcam.methods import method_names
 from captum_dcam.metrics import localization
+from captum_dcam.model.words import words_of
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -83,6 +86,8 @@ def test_maps_with_equal_refinements(monkeypatch, tmp_path, capsys):
     kept, first = torch.get_num_threads(), maps.rows_of(None)[0]
     asked = {"words": 1, "questions": 0, "modules": 1, "curves": 0, "sanity": 1, "shard": "0/1"}
     asked["wrong"] = 1
+    few = partial(maps.faithfulness.correction, fractions=(0.0, 0.1, 0.5))  # each is an image
+    monkeypatch.setattr(maps.faithfulness, "correction", few)
     times = []
     for _ in range(2):
         maps.measure(tmp_path, "prefix", 61, 1, methods=["attention", "oracle"], **asked)
@@ -153,7 +158,8 @@ def test_what_costs_are_compared_with_finds_the_same(monkeypatch, cache):
 def test_the_table_of_costs(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     cost = pytest.importorskip("cost")
-    forward, words = cost.bound("mini", "prefix", 4)
+    forward = tiny.bound("prefix")
+    words = words_of(forward.adapter, forward.trajectory.tokens[0].tolist())
     found = cost.configuration(forward, words[:2], [1, 2], 1)
     assert found["answer"] == 2 and found["steps"]["count"] == forward.trajectory.steps
     assert all(ms > 0 for works in found["words"].values() for ms in works.values())

@@ -19,7 +19,7 @@ from captum_dcam.model.images import as_image
 from captum_dcam.refine import registered_refinements
 
 pytestmark = pytest.mark.usefixtures("weights_read_once")
-SHORT = ["--gen-length", "8"]
+SHORT = ["--gen-length", "4"]
 
 
 def call(*arguments: object):
@@ -41,7 +41,7 @@ def test_json_describes_what_was_written(scene_run):
     files = [name for word in document["words"] for name in word["files"]]
     assert {p.name for p in folder.iterdir()} == {*files, "index.html", "sheet.png", "explanation"}
     assert document["output"] == str(folder)
-    assert document["calls"] == 9 and document["feasible_calls"] == 1  # prefix cache, 8 steps
+    assert document["calls"] == 5 and document["feasible_calls"] == 1  # prefix cache, 4 steps
     loaded = Explanation.load(folder / "explanation")
     assert loaded.answer == document["answer"]
     assert [w["word"] for w in document["words"]] == list(loaded.words)

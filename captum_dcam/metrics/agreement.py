@@ -74,8 +74,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """Ranks from 1 along the last axis; :mod:`scipy.stats` has them too, and half a second of
-    imports."""
+    """Ranks from 1 along the last axis, as :mod:`scipy.stats` has them, which is slow to import."""
     rows = rows.contiguous()
     ordered = rows.sort(-1).values
     below, upto = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))

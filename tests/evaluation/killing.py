@@ -5,6 +5,7 @@ quick. It tells at which step it stands and waits there for its end; so nothing 
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -168,6 +169,7 @@ def main(folder):
     seen, again = set(), {"data": some, "on_error": "skip", "retry": True}
     # imports and caches, once for all attempts
     evaluate(PLAN, folder / "warm", adapter=adapter, data=made.Pictures(1), shard=(0, 1))
+    gc.freeze()  # else every child looks through all that is there, and so copies it
     report = {
         "whole": attempt(folder / "whole", adapter, data=good),
         "killed": ended(folder / "killed", adapter, seen, data=good),

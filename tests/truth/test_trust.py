@@ -160,7 +160,7 @@ def test_the_embedded_model_has_a_fit_and_others_say_that_they_have_none(cache):
     adapter = captum_dcam.load("mini", cache=cache)
     forward = captum_dcam.DenoisingForward(adapter)
     scene = make_scene(HELD_OUT, 12)
-    forward.generate(adapter.prepare([[scene.image]], [tiny.PROMPT]))
+    forward.generate(adapter.prepare([[scene.image]], [tiny.PROMPT]), gen_length=8)
     found = explain_generation(forward).trust
     assert found.calibrated and "embedded model" in found.source
     for other in ({"preset": "base"}, {"score": "final"}, {"backward": "exact"}):
