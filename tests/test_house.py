@@ -165,9 +165,7 @@ UPSTREAM_FILES = {"decoding", "loading"}
 MORE_FILES = {"packing", "compat"}
 #: files of other names, each with its reason in CONTRIBUTING
 OWN_FILES = {
-    "autoregressive": {
-        *("gemma", "internvl", "internvl_chat", "llava", "llava_onevision", "qwen", "recurrent")
-    }
+    "autoregressive": {"gemma", "internvl", "internvl_chat", "llava", "llava_onevision", "qwen"}
 }
 
 
