@@ -123,11 +123,22 @@ REFEREES = (
         variable=f"{UPSTREAM}LLADA_V",
         cases=("tests/upstream/cases/llada_v.py", "--only", "Fast"),
     ),
+    Referee(
+        "jiyt17/ReDiff",
+        "LLaDA-V's recordings and replays with ReDiff's decoder, which edits",
+        ("tests/upstream/test_llada_v.py", "-k", "not fast_dllm"),
+        repository="jiyt17/ReDiff",
+        variable=f"{UPSTREAM}LLADA_V",
+        cases=("tests/upstream/cases/llada_v.py", "--only", "ReDiff"),
+    ),
     upstream("mmada", "Gen-Verse/MMaDA"),
+    upstream("lumina_dimoo", "Alpha-VLLM/Lumina-DiMOO"),
     upstream("dream_vl", "DreamLM/Dream-VLX"),
+    upstream("dimple", "yu-rp/Dimple"),
     upstream("diffusion_vl", "hustvl/DiffusionVL"),
     upstream("mineru_diffusion", "opendatalab/MinerU-Diffusion"),
     upstream("sdar_vl", "JetAstra/SDAR-VL"),
+    upstream("internvl_chat", "OpenGVLab/InternVL"),
 )
 
 #: part of a test's reason for being skipped → why that is no fault of this run

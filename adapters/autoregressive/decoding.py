@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -306,23 +307,63 @@ def head(model: Any, normed: Tensor) -> Tensor:
 # -- caches ----------------------------------------------------------------------------------------
 
 
+@cache
+def recurrent() -> Any:
+    r"""Class of what a layer of linear attention caches, assigned anew by every call.
+
+    transformers' own layer copies into its states, which a gradient through an earlier call needs
+    as they were. Versions that are older than the families here have none.
+    """
+    from transformers.cache_utils import LinearAttentionLayer
+
+    class Recurrent(LinearAttentionLayer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.record_past = True  # else a single token is written into the convolution's state
+
+        def update_conv_state(
+            self,
+            conv_states: Tensor,
+            state_idx: int = 0,
+            conv_kernel_size: int | None = None,
+            **_: Any,
+        ) -> Tensor:
+            before = self.conv_states[state_idx]
+            whole = conv_states if before is None else torch.cat((before, conv_states), -1)
+            size = conv_kernel_size or whole.shape[-1]
+            missing = max(size - whole.shape[-1], 0)
+            self.conv_states[state_idx] = nn.functional.pad(whole, (missing, 0))[..., -size:]
+            self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+            return whole
+
+        def update_recurrent_state(
+            self, recurrent_states: Tensor, state_idx: int = 0, **_: Any
+        ) -> Tensor:
+            self.recurrent_states[state_idx] = recurrent_states
+            self.is_recurrent_states_initialized[state_idx] = True
+            return recurrent_states
+
+    return Recurrent
+
+
 def _cache(model: Any, filled: Iterable[KeyValue] = ()) -> Cache:
     """An empty cache, or one of what a prefix holds. Layers with a sliding window keep all: masks
     hide what is too far away."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     if "linear_attention" in kinds:
-        from captum_dcam.adapters.autoregressive.recurrent import hybrid
+        from transformers.cache_utils import DynamicLayer
 
-        cache = hybrid(kinds)
+        made = {"linear_attention": recurrent()}
+        cached = Cache([made.get(kind, DynamicLayer)() for kind in kinds])
     else:
-        cache = DynamicCache()
+        cached = DynamicCache()
     for at, (one, two) in enumerate(filled):
-        if at < len(cache.layers) and _recurs(cache.layers[at]):
-            cache.layers[at].update_conv_state(one)
-            cache.layers[at].update_recurrent_state(two)
+        if at < len(cached.layers) and _recurs(cached.layers[at]):
+            cached.layers[at].update_conv_state(one)
+            cached.layers[at].update_recurrent_state(two)
         else:
-            cache.update(one, two, at)  # copies: the prefix's stay as they are
-    return cache
+            cached.update(one, two, at)  # copies: the prefix's stay as they are
+    return cached
 
 
 def _recurs(layer: Any) -> bool:

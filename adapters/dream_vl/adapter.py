@@ -11,7 +11,9 @@ With several examples upstream ranks the positions of all of them together, so t
 depends on its batch; here examples of a batch are decoded one by one.
 
 ``yu-rp/Dimple`` (``rp-yu/Dimple-7B``) is the same language model behind Qwen2-VL's tower and
-format, with settings of its own; which it is, the model's class says.
+format, with settings of its own; which it is, the model's class says. Dream-VLA
+(``Dream-org/Dream-VLA-7B``) inherits from Dream-VL's class: the words that it writes are explained,
+its actions (``predict_action``) are none.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class DreamVLAdapter(DreamVLFamily, ConversationAdapter):
         TypeError, ValueError: a processor that does not fit the model.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("dream-vl", "dimple")
+    model_types: ClassVar[tuple[str, ...]] = ("dream-vl", "dream-vla", "dimple")
     unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = CLASSES
     loader = staticmethod(loaded)

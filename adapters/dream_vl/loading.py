@@ -53,9 +53,10 @@ def loaded(
     with reading(source), repaired():
         config = AutoConfig.from_pretrained(source, trust_remote_code=True, **hub)
         place = getattr(config, "auto_map", {}).get("AutoModel")
-        if config.model_type not in ("dream-vl", "dimple") or place is None:
+        if config.model_type not in ("dream-vl", "dream-vla", "dimple") or place is None:
             raise WeightsError(
-                f"{source} holds a {config.model_type}: expected dream-vl or dimple, with its code"
+                f"{source} holds a {config.model_type}: expected dream-vl, dream-vla or dimple, "
+                "with its code"
             )
         cls = get_class_from_dynamic_module(place, source, **hub)
         model = cls.from_pretrained(source, config=config, **in_type(dtype), **hub, **options)

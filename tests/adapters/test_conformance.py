@@ -37,6 +37,8 @@ FEW = {
     "gemma4, full": ("replay",),
     "gemma4_e, prefix": ("replay", "gradient", "head"),
     "gemma4_e, full": ("replay",),
+    "internvl_chat, prefix": ("replay",),  # by then it is InternVL's
+    "internvl_chat, full": (),
 }
 
 

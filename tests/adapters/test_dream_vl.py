@@ -24,6 +24,7 @@ from captum_dcam.errors import (
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
 from captum_dcam.model.gradients import target_gradients
+from captum_dcam.model.hub import families, family_of
 from captum_dcam.model.trajectory import Given
 from captum_dcam.model.words import Target
 
@@ -479,3 +480,8 @@ def test_dimple_takes_no_given_tokens():
     tokens = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(MethodError, match="Dimple cannot fill the holes"):
         made.generate(request, given=Given(tokens, tokens == 0), max_new_tokens=4)
+
+
+@pytest.mark.parametrize("kind", ("dream-vl", "dream-vla", "dimple"))
+def test_checkpoints_are_found_by_their_type(kind):
+    assert family_of("some/model", {"model_type": kind}, families()) == "dream_vl"

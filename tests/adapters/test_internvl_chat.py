@@ -154,6 +154,7 @@ def test_the_question_is_written_as_the_authors_do(folder):
     ],
 )
 def test_what_transformers_class_is_not(tmp_path, changes, told):
+    made_ar.needs()
     with pytest.raises(WeightsError, match=told):
         captum_dcam.load(save(tmp_path, None, **changes), device="cpu")
 

@@ -19,7 +19,7 @@ VISION = dict(patch_size=14, spatial_merge_size=2, temporal_patch_size=2, width=
 
 
 def text_config(**changes):
-    made = PretrainedConfig()
+    made = PretrainedConfig(tie_word_embeddings=False)
     for name, value in {**SIZES, **changes}.items():
         setattr(made, name, value)
     return made

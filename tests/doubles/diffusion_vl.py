@@ -26,7 +26,8 @@ class DiffusionVLConfig(PretrainedConfig):
             zip(qwen.MARKERS, qwen.tokenizer().convert_tokens_to_ids(qwen.MARKERS), strict=True)
         )
         made = {"text_config", "vision_config", "mask_token_id", "end_token_id", "image_token_id"}
-        super().__init__(**{name: kwargs[name] for name in kwargs.keys() - made})
+        others = {name: kwargs[name] for name in kwargs.keys() - made}
+        super().__init__(**{"tie_word_embeddings": False, **others})  # transformers 4 ties
         self.text_config = block.text_config()
         self.vision_config = PretrainedConfig(**block.VISION)
         self.image_token_id, self.video_token_id = ids["<|image_pad|>"], None

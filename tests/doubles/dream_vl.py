@@ -162,7 +162,7 @@ class DreamVLConfig(PretrainedConfig):
     def __init__(self, vision_config=None, **kwargs):
         vision = dict(patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
         own = {n: kwargs.pop(n) for n in list(kwargs) if n in shape()}
-        super().__init__(**kwargs)
+        super().__init__(**{"tie_word_embeddings": False, **kwargs})  # transformers 4 ties
         for name, value in own.items():
             setattr(self, name, value)
         self.vision_config = PretrainedConfig(**vision, **(vision_config or {}))

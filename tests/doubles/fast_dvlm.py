@@ -37,7 +37,8 @@ class Fast_dVLMConfig(PretrainedConfig):
 
     def __init__(self, **kwargs):
         made = {"text_config", "vision_config", "image_token_id"}
-        super().__init__(**{name: kwargs[name] for name in kwargs.keys() - made})
+        others = {name: kwargs[name] for name in kwargs.keys() - made}
+        super().__init__(**{"tie_word_embeddings": False, **others})  # transformers 4 ties
         self.text_config = block.text_config(vocab_size=len(tokenizer()))
         self.vision_config = PretrainedConfig(**block.VISION)
         self.image_token_id = tokenizer().convert_tokens_to_ids("<|image_pad|>")

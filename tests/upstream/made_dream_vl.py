@@ -30,6 +30,19 @@ def package():
     return modeling_dreamvl, image_processing_dreamvl
 
 
+def actions():
+    """Upstream's modules of Dream-VLA, repaired: a package of their own."""
+    folder = str(Path(FOLDER) / "vla")
+    sys.path.insert(0, folder)
+    try:
+        with compat.importable():
+            from dreamvla import image_processing_dreamvl, modeling_dreamvl
+    finally:
+        sys.path.remove(folder)
+    compat.repair_classes(modeling_dreamvl.DreamVLAForActionPrediction)
+    return modeling_dreamvl, image_processing_dreamvl
+
+
 @contextmanager
 def exact():
     """Upstream's norms compute in float32 even in a float64 model: not in here."""
@@ -46,13 +59,20 @@ def exact():
         cls.forward = before
 
 
-def model(upstream, dtype=torch.float32, implementation="sdpa"):
+def model(
+    upstream,
+    dtype=torch.float32,
+    implementation="sdpa",
+    cls="DreamVLModel",
+    config="DreamVLConfig",
+):
     module = upstream[0]
-    config = module.DreamVLConfig(**double.shape())
+    config = getattr(module, config)(**double.shape())
+    config.n_action_bins = 4  # of Dream-VLA alone
     config._attn_implementation = config.vision_config._attn_implementation = implementation
     with torch.random.fork_rng(devices=[]), compat.importable():
         torch.manual_seed(0)
-        made = module.DreamVLModel(config)
+        made = getattr(module, cls)(config)
         double.draw(made)
     return made.to(dtype).eval()
 

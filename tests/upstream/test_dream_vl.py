@@ -18,6 +18,7 @@ from upstream import made_dream_vl as real
 from upstream.commands import explained_and_compared
 
 import captum_dcam
+from captum_dcam.adapters.dream_vl import DreamVLAdapter
 from captum_dcam.errors import LayerError
 from captum_dcam.methods import AttributionTask, method
 from captum_dcam.model.forward import DenoisingForward, single
@@ -35,8 +36,10 @@ def upstream():
     return real.package()
 
 
-def bound(upstream, layer=1, dtype=torch.float32, pictures=None, prompts=None, **settings):
-    made = real.adapter(upstream, dtype)
+def bound(
+    upstream, layer=1, dtype=torch.float32, pictures=None, prompts=None, made=None, **settings
+):
+    made = real.adapter(upstream, dtype, made=made)
     forward = DenoisingForward(made, layer)
     pictures = pictures or [[tiny.picture(size=(84, 56))]]
     request = made.prepare(pictures, prompts or ["what is this"] * len(pictures))
@@ -60,6 +63,16 @@ def test_trajectory_and_replay_have_upstreams_bits(upstream, images, settings):
         upstream, pictures=[[tiny.picture(i, s) for i, s in enumerate(sizes)]], **settings
     )
     suite.check_against_history(forward, settings)
+
+
+def test_words_of_dream_vla_have_upstreams_bits():
+    """Its class of actions, whose ``diffusion_generate`` is Dream-VL's; positions are counted by
+    code of its own."""
+    upstream = real.actions()
+    made = real.model(upstream, cls="DreamVLAForActionPrediction", config="DreamVLAConfig")
+    assert made.config.model_type in DreamVLAdapter.model_types
+    forward = bound(upstream, made=made)
+    suite.check_against_history(forward, {})
 
 
 @pytest.mark.parametrize("layer", range(3))
