@@ -1,7 +1,7 @@
 r"""Is the word true? The embedded model's calibrator, what it marks on clean scenes, and the page.
 
-    captum-dcam evaluate --suite inventions --data start=6000 --data count=40 -o runs/inventions
-    python benchmarks/truth.py fit --results runs/inventions --below 0.25 \
+    captum-dcam evaluate --suite inventions --data start=6000 --data count=28 -o runs/inventions
+    python benchmarks/truth.py fit --results runs/inventions --below 0.2 \
         --out captum_dcam/mini/calibrator.json
     python benchmarks/truth.py clean --start 7000 --scenes 150
     python benchmarks/truth.py page --results runs/inventions
