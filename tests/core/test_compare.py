@@ -27,6 +27,7 @@ from captum_dcam.methods import (
 )
 from captum_dcam.metrics import localization
 from captum_dcam.model.forward import DenoisingForward
+from captum_dcam.model.weights import fingerprint
 from captum_dcam.refine import AKD, SICD, Affinity, MinMax, RankGaussian, RefineContext, min_max
 
 OURS = ("diffusion_cam", "diffusion_cam_base")
@@ -114,6 +115,9 @@ def test_what_is_said_of_the_example_is_the_examples():
     assert found.tokens.ids.tolist() == ids and found.tokens.prompt == len(ids) - 12
     assert found.settings == {
         "family": "mini",
+        "model": None,
+        "revision": None,
+        "weights": fingerprint(forward.adapter.model),
         "tagger": "phrases",
         "foil": None,
         "backward": "exact",

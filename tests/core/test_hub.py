@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from importlib.metadata import EntryPoint
 from inspect import get_annotations
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -61,11 +62,12 @@ class Probe(MiniAdapter):
     family = "probe"
     model_types = ("probe_type",)
     facts = None
+    made = SimpleNamespace()
 
     @classmethod
     def load(cls, source=None, **options):
         cls.seen = source, options
-        return "loaded"
+        return cls.made
 
     @staticmethod
     def owns(model):
@@ -113,7 +115,7 @@ def test_a_model_that_accelerate_spread_stays_so(cache):
 def test_only_what_is_given_reaches_the_family(registry, tmp_path):
     cls = probe()
     source = described(tmp_path, model_type="probe_type")
-    assert captum_dcam.load(source) == "loaded" and cls.seen == (str(source), {})
+    assert captum_dcam.load(source) is cls.made and cls.seen == (str(source), {})
     captum_dcam.load("probe", revision="v2", trust_remote_code=True, dtype="bfloat16", extra=1)
     wanted = {"revision": "v2", "trust_remote_code": True, "dtype": "bfloat16", "extra": 1}
     assert cls.seen == (None, wanted)
@@ -270,7 +272,7 @@ def test_a_missing_package_gives_the_line_that_installs_it(registry, tmp_path, m
     with pytest.raises(ImportError, match=r"package 'no_such_package_xyz'.*git clone somewhere"):
         captum_dcam.load("probe")
     monkeypatch.setitem(sys.modules, "no_such_package_xyz", object())
-    assert captum_dcam.load("probe") == "loaded"
+    assert captum_dcam.load("probe") is Probe.made
     monkeypatch.setitem(sys.modules, "no_such_package_xyz", None)
     with pytest.raises(ImportError, match="authors' package"):
         captum_dcam.load("probe")
@@ -280,7 +282,7 @@ def test_remote_code_is_refused_unless_asked_for(registry):
     probe(facts=FamilyFacts(remote_code=True))
     with pytest.raises(RemoteCodeError, match="trust_remote_code=True"):
         captum_dcam.load("probe")
-    assert captum_dcam.load("probe", trust_remote_code=True) == "loaded"
+    assert captum_dcam.load("probe", trust_remote_code=True) is Probe.made
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_the_range_of_transformers(registry, monkeypatch, version, fits):
     probe(facts=FamilyFacts(transformers=">=5.0,<6"))
     monkeypatch.setattr("transformers.__version__", version)  # its module replaces itself lazily
     if fits:
-        assert captum_dcam.load("probe") == "loaded"
+        assert captum_dcam.load("probe") is Probe.made
         assert captum_dcam.wrap(tiny.model(), tiny.processor(), "probe").family == "probe"
         return
     with pytest.raises(ImportError, match=rf"transformers >=5.0,<6, and {version} is installed"):
