@@ -24,6 +24,7 @@ words, h, w) bytes, every word on its own scale.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -298,7 +299,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         for p, step in zip(target.positions, steps, strict=True)
     }
     texts = [row for row in comparison.rows if row.text is not None]
-    tokens = comparison.tokens
+    tokens, labels = comparison.tokens, Counter(row.label for row in comparison.rows)
     return {
         "kind": "comparison",
         "forced": comparison.forced,
@@ -309,7 +310,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
             for p, t in enumerate(spoken(comparison))
         ],
         "words": [_compared_word(comparison, n) for n in range(len(comparison.targets))],
-        "methods": [_row(row) for row in comparison.rows],
+        "methods": [_row(row, labels[row.label] > 1) for row in comparison.rows],
         "text": _text(tokens.token_texts, tokens.prompt) if texts else None,
         "steps": None,
     }
@@ -336,13 +337,14 @@ def _compared_word(comparison: Comparison, n: int) -> dict[str, Any]:
     }
 
 
-def _row(row: ComparisonRow) -> dict[str, Any]:
+def _row(row: ComparisonRow, shared: bool) -> dict[str, Any]:
+    """A row; by its name where others have its label: of other models, with other settings."""
     cost, whole = row.cost, any(row.complete)
     refined = packed_maps(row.maps) if whole else None
     bare = packed_maps([m.relu() for m in row.raw]) if whole else None
     return {
         "name": row.name,
-        "label": row.label,
+        "label": row.name if shared else row.label,
         "status": row.status,
         "note": row.note,
         "complete": list(row.complete),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +183,17 @@ def test_masks_are_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.usefixtures("weights_read_once")
+def test_rows_that_share_a_label_are_told_apart_by_their_names():
+    comparison = Comparison.load(FIXTURES / "comparison")
+    assert len(comparison.rows) > 1 and len({row.label for row in comparison.rows}) > 1
+    first, *others = comparison.rows
+    twins = [replace(first, name=f"{model}: {first.name}") for model in ("one", "other")]
+    found = explorer_document(replace(comparison, rows=(*twins, *others)))
+    labels = [method["label"] for method in found["methods"]]
+    assert labels[:2] == [twin.name for twin in twins] and len(set(labels)) == len(labels)
+    assert labels[2:] == [row.label for row in others]
+
+
 def test_a_page_says_which_model_and_seed_and_its_code_makes_the_result_again(
     tmp_path, monkeypatch
 ):
