@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common import anyres
-from captum_dcam.adapters.common.anyres import Size, Tiling
+from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.compat import reachable
 from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.fitting import check_vocabulary

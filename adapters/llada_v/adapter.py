@@ -191,7 +191,8 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             lengths=[s.length for s in steps] if own_calls else (),
             read_at=decoding.runs(steps) if fast else None,
         )
-        if not options.get("revise"):
+        edits = self.takes_video and (given is None or not bool(given.at.any()))
+        if not options.get("revise") and not edits:
             return found
         late = decoding.unsettled(steps, found.commit_step, self.ids.mask, options)
         return replace(found, unsettled=late)

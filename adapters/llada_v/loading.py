@@ -121,6 +121,7 @@ def video_module() -> Any:
     Raises:
         ImportError: no such package, or another project's of this name.
     """
+    moved_names()
     name = "llava.model.language_model.llava_llada_video"
     (module,) = upstream("VidLaDA", VIDEO_INSTALL, name, has=["LlavaLLaDAVideoModelLM"])
     if transformers_major() >= 5:
