@@ -32,7 +32,7 @@ from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
 from captum_dcam.adapters.llada_v.facts import LladaVFamily
 from captum_dcam.adapters.llada_v.loading import loaded, repaired
-from captum_dcam.adapters.llada_v.packing import LladaVPacking, VideoPacking
+from captum_dcam.adapters.llada_v.packing import LladaVPacking, VideoPacking, unnoted
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Request, register
 from captum_dcam.model.prompts import Video
@@ -172,6 +172,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         words = model.model.embed_tokens
         with (
             seeded(generator, self.device),
+            unnoted(model.model),
             recorder.watching(model),
             started(given, prefix, self.ids.mask, words),
         ):
@@ -201,6 +202,10 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         """Without the ids that the decoder rules out."""
         rows = decoding.ruled_out(logits.float(), self.ids)
         return super().confidence_of(rows, tokens, *state)
+
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+        with unnoted(self.model.model):
+            return super().embed(pixels, *extras)
 
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
         block = None

@@ -57,7 +57,7 @@ class LladaVFamily(ModelFamily):
             'jiyt17/ReDiff in place of LLaDA-V and give decoding="rediff"; a token that its last '
             "step still edited has no commit: score='final' reads it",
             "VidLaDA is a class of its own and takes videos: install ziHoHe/VidLaDA in place of "
-            "LLaDA-V; a video needs the configuration of its evaluation, which loading by name sets; "
-            "once a stop is found, it can write tokens of its block anew",
+            "LLaDA-V; a video needs the configuration of its evaluation, which loading by name "
+            "sets; once a stop is found, it can write tokens of its block anew",
         ),
     )

@@ -2,7 +2,8 @@ r"""Images of LLaDA-V, and videos of VidLaDA."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +114,18 @@ class VideoPacking(LladaVPacking):
             "image_sizes": [(w, h) for w, h, _ in shown],
             "modalities": ["video" if frames else "image" for *_, frames in shown],
         }
+
+
+@contextmanager
+def unnoted(inner: Any) -> Iterator[None]:
+    """VidLaDA's packing leaves in the model where its frames lay; nothing reads it, and it goes."""
+    name = "input_image_idx"
+    before = {name: vars(inner)[name]} if name in vars(inner) else {}
+    try:
+        yield
+    finally:
+        vars(inner).pop(name, None)
+        vars(inner).update(before)
 
 
 def check_video(config: Any) -> None:

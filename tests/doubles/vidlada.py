@@ -48,6 +48,7 @@ class LlavaLLaDAVideoModelLM(base.LlavaLLaDAModelLM):
                 parts += [next(packed)] if at < len(ids) else []
                 begin = at + 1
             out.append(torch.cat(parts)[: self.config.tokenizer_model_max_length])
+        self.model.input_image_idx = torch.stack(out)[..., 0]  # left behind, as the family does
         return None, None, None, past, torch.stack(out), None
 
     @torch.no_grad()
