@@ -131,6 +131,7 @@ REFEREES = (
         variable=f"{UPSTREAM}LLADA_V",
         cases=("tests/upstream/cases/llada_v.py", "--only", "ReDiff"),
     ),
+    upstream("vidlada", "ziHoHe/VidLaDA"),
     upstream("mmada", "Gen-Verse/MMaDA"),
     upstream("lumina_dimoo", "Alpha-VLLM/Lumina-DiMOO"),
     upstream("dream_vl", "DreamLM/Dream-VLX"),

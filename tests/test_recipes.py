@@ -22,6 +22,7 @@ from doubles import (
     mmada,
     nemotron_diffusion_vlm,
     sdar_vl,
+    vidlada,
 )
 
 sys.path.insert(0, str(Path(__file__).parent / "adapters"))  # importlib mode does not
@@ -73,7 +74,15 @@ def stand_in(monkeypatch, family):
     if family == "lavida":
         builder(monkeypatch, lavida.model("llada"), lavida.processor())
     elif family == "llada_v":
-        builder(monkeypatch, llada_v.model(edits=True), llada_v.processor())
+        parts = llada_v.processor()
+        plain = llada_v.model(edits=True)
+        builder(monkeypatch, plain, parts)
+        sys.modules["llava.model.builder"].load_pretrained_model = lambda name, *_, **__: (
+            parts[0],
+            vidlada.model(seed=1) if "VidLaDA" in name else plain,
+            parts[1],
+            4096,
+        )
         monkeypatch.setattr(find(family), "ids", llada_v.IDS)
     elif family == "mmada":
         package, model = ModuleType("models"), mmada.model(max_sequence_length=2048)
@@ -125,6 +134,8 @@ def test_what_a_page_says_runs(family, monkeypatch, tmp_path):
     stand_in(monkeypatch, family)
     monkeypatch.chdir(tmp_path)
     tiny.picture(size=(84, 56)).save("photo.jpg")
+    frames = [tiny.picture(n, (84, 56)) for n in range(3)]
+    frames[0].save("clip.gif", save_all=True, append_images=frames[1:])
     text = (PAGES / f"{family}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks

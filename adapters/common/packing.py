@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_dcam.adapters.common import anyres
-from captum_dcam.adapters.common.anyres import Size, Tiling
+from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.compat import reachable
 from captum_dcam.adapters.common.dialogue import told_apart
 from captum_dcam.adapters.common.fitting import check_vocabulary
@@ -92,36 +92,53 @@ class Packing(ABC):
         red, green, blue = (int(m * 255) for m in self.image_processor.image_mean)
         return red, green, blue
 
+    def sizes(self, visuals: Sequence[Visual]) -> list[Any]:
+        """What the layout needs to know of every visual: (W, H)."""
+        return [v.frames[0].size for v in visuals]
+
+    def shown(self, visuals: Sequence[Visual]) -> Tensor:
+        """(1, K, 3, S, S): the views of all visuals."""
+        return self.views([v.frames[0] for v in visuals])
+
     def views(self, pictures: Sequence[Image.Image]) -> Tensor:
         """(1, K, 3, S, S): the views of all images."""
         tiling, read = self.tiling(len(pictures)), self.image_processor.preprocess
         cut = [view for p in pictures for view in anyres.views(p, tiling)]
         return torch.stack([read(v, return_tensors="pt")["pixel_values"][0] for v in cut])[None]
 
-    def owners(self, sizes: Sequence[Size]) -> Tensor:
+    def owners(self, sizes: Sequence[Any]) -> Tensor:
         """(1, K, 3, S, S) int64: the image token of every pixel of the views, -1 for none."""
         tiling = self.tiling(len(sizes))
-        counts = [sum(g.positions.numel() for g in anyres.grids(s, 0, tiling)) for s in sizes]
-        parts = counted_on([anyres.owners(s, tiling) for s in sizes], counts)
+        counts = [sum(g.positions.numel() for g in self.grids_of(s, 0, tiling, 0)) for s in sizes]
+        parts = counted_on([self.owners_of(s, tiling) for s in sizes], counts)
         return torch.cat(parts)[None, :, None].expand(-1, -1, 3, -1, -1)
 
-    def grids(self, sizes: Sequence[Size], starts: Sequence[int]) -> tuple[Grid, ...]:
-        """All grids of a request, in sequence order."""
-        tiling = self.tiling(len(sizes))
-        return tuple(
-            grid
-            for number, (size, start) in enumerate(zip(sizes, starts, strict=True))
-            for grid in anyres.grids(size, start, tiling, number)
-        )
+    def owners_of(self, size: Any, tiling: Tiling) -> Tensor:
+        """(k, S, S), of one visual's views, counted over its own tokens."""
+        return anyres.owners(size, tiling)
 
-    def place(self, ids: Sequence[int], sizes: Sequence[Size]) -> Packed:
+    def grids_of(self, size: Any, start: int, tiling: Tiling, number: int) -> tuple[Grid, ...]:
+        """The grids of one visual, the request's image ``number``."""
+        return anyres.grids(size, start, tiling, number)
+
+    def count_of(self, size: Any, tiling: Tiling) -> int:
+        """Tokens that one visual becomes."""
+        return anyres.token_count(size, tiling) + self.newline(tiling)
+
+    def grids(self, sizes: Sequence[Any], starts: Sequence[int]) -> tuple[Grid, ...]:
+        """All grids of a request, in sequence order."""
+        tiling, found = self.tiling(len(sizes)), list[Grid]()
+        for size, start in zip(sizes, starts, strict=True):
+            number = found[-1].image + 1 if found else 0
+            found += self.grids_of(size, start, tiling, number)
+        return tuple(found)
+
+    def place(self, ids: Sequence[int], sizes: Sequence[Any]) -> Packed:
         """Where text and images lie in the packed sequence."""
         tiling = self.tiling(len(sizes))
         given, image = torch.tensor(ids), torch.tensor(ids) == IMAGE_ID
         counts = torch.ones_like(given)
-        counts[image] = torch.tensor(
-            [anyres.token_count(s, tiling) + self.newline(tiling) for s in sizes]
-        )
+        counts[image] = torch.tensor([self.count_of(s, tiling) for s in sizes])
         starts = counts.cumsum(0) - counts
         places = tuple(starts[image].tolist())
         return Packed(places, int(counts.sum()), starts[~image], given[~image])
@@ -331,20 +348,20 @@ class PackedAdapter(FamilyAdapter):
                 family's context, which upstream would cut off without a word.
         """
         self.check_request(images, prompts)
-        visuals = visuals_of(images[0], without_video=self.family)
-        pictures = [v.frames[0] for v in visuals]
+        visuals = visuals_of(images[0], None if self.takes_video else self.family)
+        pictures = [frame for v in visuals for frame in v.frames]
         special = special_texts(self.tokenizer, self.mask_id)
         messages = asked(prompts[0], visuals, self._system, special)
         ids, said = told_apart(
             messages, lambda own: ids_of(self.tokenizer, rendered(self.tokenizer, own))
         )
-        sizes = [p.size for p in pictures]
+        sizes = self._packing.sizes(visuals)
         place = self._packing.place(ids, sizes)
         check_length(self.family, place.length, self.model.config, sizes)
         dialogue = torch.zeros(1, place.length, dtype=torch.bool)
         dialogue[0, place.positions] = torch.tensor(said)[torch.tensor(ids) != IMAGE_ID]
         return Request(
-            self._packing.views(pictures).to(self.device, self.dtype),
+            self._packing.shown(visuals).to(self.device, self.dtype),
             (torch.tensor([ids], device=self.device), torch.tensor([sizes], device=self.device)),
             Layout(self._packing.grids(sizes, place.starts), place.length),
             (summary(prompts[0]),),
@@ -353,7 +370,7 @@ class PackedAdapter(FamilyAdapter):
         )
 
     def pixel_tokens(self, request: Request) -> Tensor:
-        return self._packing.owners([p.size for p in request.images[0]])
+        return self._packing.owners(request.extras[1][0].tolist())
 
     @property
     def _markers(self) -> frozenset[int]:
@@ -362,7 +379,7 @@ class PackedAdapter(FamilyAdapter):
 
     def prompt_tokens(self, request: Request, example: int = 0) -> tuple[Tensor, Tensor]:
         ids, sizes = (e[example].tolist() for e in request.extras)
-        place = self._packing.place(ids, [(w, h) for w, h in sizes])
+        place = self._packing.place(ids, sizes)
         words = ~torch.isin(place.ids, torch.tensor(sorted(self._markers)))
         return place.positions[words], place.ids[words]
 

@@ -8,65 +8,40 @@ whatever the weights' type. Of its caches Fast-dLLM can stay registered (its par
 infeasible, as the table of calls shows, and are explained through its cache); dLLM-Cache cannot.
 
 ``jiyt17/ReDiff`` is this package and this architecture with other weights (``jiyatai/ReDiff``) and
-a decoder that edits, ``revise=True``.
+a decoder that edits, ``revise=True``. ``ziHoHe/VidLaDA`` is a class of its own in a package of the
+same name, for videos; its decoder computes logits of the current block only.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from captum_dcam.adapters.common.anyres import Tiling
 from captum_dcam.adapters.common.holes import started
-from captum_dcam.adapters.common.packing import (
-    SYSTEM,
-    PackedAdapter,
-    Packing,
-    check_tiles,
-    cutting_of,
-)
+from captum_dcam.adapters.common.packing import SYSTEM, PackedAdapter
 from captum_dcam.adapters.common.prefix import Prefix
 from captum_dcam.adapters.common.recording import seeded
 from captum_dcam.adapters.common.text import LLADA, SpecialIds
 from captum_dcam.adapters.llada_v import decoding
 from captum_dcam.adapters.llada_v.facts import LladaVFamily
 from captum_dcam.adapters.llada_v.loading import loaded, repaired
+from captum_dcam.adapters.llada_v.packing import LladaVPacking, VideoPacking, unnoted
 from captum_dcam.errors import InputTypeError
 from captum_dcam.model.adapter import Request, register
+from captum_dcam.model.prompts import Video
 from captum_dcam.model.trajectory import Given, Trajectory
-
-
-@dataclass(frozen=True)
-class LladaVPacking(Packing):
-    """Every image becomes a base view and a mosaic; without canvases a padded base view alone."""
-
-    def __post_init__(self) -> None:
-        check_tiles(self.model, self.image_processor)
-        self.tiling(1)
-
-    def tiling(self, pictures: int) -> Tiling:
-        tower = self.model.get_vision_tower()
-        tile, side = int(tower.image_size), int(tower.num_patches_per_side)
-        pinpoints, most = cutting_of(self.model.config, tile)
-        base, cell = "stretch" if pinpoints else "pad", float(tower.config.patch_size)
-        return Tiling(tile, side, cell, pinpoints, base, self.fill, most)
-
-    def newline(self, tiling: Tiling) -> bool:
-        """A base view alone is followed by one."""
-        return not tiling.pinpoints
-
-    def one_view(self, images: Tensor) -> Any:
-        return list(images.split(1))
 
 
 @register
 class LladaVAdapter(LladaVFamily, PackedAdapter):
-    r"""Adapter of ``LlavaLLaDAModelLM``.
+    r"""Adapter of ``LlavaLLaDAModelLM``, and of VidLaDA's ``LlavaLLaDAVideoModelLM``.
 
     Args:
         model (nn.Module): from upstream's ``load_pretrained_model``.
@@ -76,9 +51,9 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             authors' conversation template ``llava_llada``
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("llava_llada",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llava_llada_video")
     # LaViDa's configuration has the same model_type: only the class tells them apart
-    architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("LlavaLLaDAModelLM", "LlavaLLaDAVideoModelLM")
     unfillable: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = architectures
     loader = staticmethod(loaded)
@@ -99,7 +74,10 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
                 f"the model is a {type(model).__name__}: expected LlavaLLaDAModelLM, as upstream's "
                 "load_pretrained_model(…, 'llava_llada') returns it"
             )
-        super().__init__(model, processor, cache, system, LladaVPacking)
+        #: VidLaDA alone
+        self.takes_video = getattr(model.config, "model_type", None) == "llava_llada_video"
+        packing = VideoPacking if self.takes_video else LladaVPacking
+        super().__init__(model, processor, cache, system, packing)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -126,6 +104,16 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
     @property
     def _markers(self) -> frozenset[int]:
         return super()._markers | self.stop_ids
+
+    def prepare_again(self, request: Request, pictures: Sequence[Image.Image]) -> Request:
+        if not self.takes_video:
+            return super().prepare_again(request, pictures)
+        left = iter(pictures)
+        shown = [
+            Video(tuple(itertools.islice(left, frames))) if frames else next(left)
+            for *_, frames in request.extras[1][0].tolist()
+        ]
+        return self.prepare([shown], list(request.prompts))
 
     def generate(
         self,
@@ -184,6 +172,7 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         words = model.model.embed_tokens
         with (
             seeded(generator, self.device),
+            unnoted(model.model),
             recorder.watching(model),
             started(given, prefix, self.ids.mask, words),
         ):
@@ -191,6 +180,8 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         recorder.finish(result[:, : result.shape[1] - len(suffix)])
         steps = recorder.steps
         states, final = decoding.states_of(steps, scale, fast, recorder.canvas)
+        if self.takes_video:
+            states, final = decoding.by_block(states, final, options["block_length"])
         own_calls = fast or scale > 0  # the part behind a cache, or twice the rows
         found = self.recorded(
             request,
@@ -201,7 +192,8 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
             lengths=[s.length for s in steps] if own_calls else (),
             read_at=decoding.runs(steps) if fast else None,
         )
-        if not options.get("revise"):
+        edits = self.takes_video and (given is None or not bool(given.at.any()))
+        if not options.get("revise") and not edits:
             return found
         late = decoding.unsettled(steps, found.commit_step, self.ids.mask, options)
         return replace(found, unsettled=late)
@@ -211,8 +203,15 @@ class LladaVAdapter(LladaVFamily, PackedAdapter):
         rows = decoding.ruled_out(logits.float(), self.ids)
         return super().confidence_of(rows, tokens, *state)
 
+    def embed(self, pixels: Tensor, *extras: Tensor) -> Prefix:
+        with unnoted(self.model.model):
+            return super().embed(pixels, *extras)
+
     def denoise(self, memory: Prefix, *state: Tensor) -> Tensor:
-        return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state)
+        block = None
+        if self.takes_video:
+            state, block = decoding.split_block(state)
+        return decoding.step_logits(self.model, memory.embeds, self.ids.mask, *state, block=block)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(self.model.model.norm(hidden))

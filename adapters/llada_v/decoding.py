@@ -8,6 +8,10 @@ its own canvas, and is refused.
 
 ReDiff's decoder fills masks as LLaDA-V's does, and writes the tokens of the block anew that are no
 longer masked, at every step. A token commits at the step that changed it last.
+
+VidLaDA's decoder computes logits of the current block only; a step's state is the canvas and the
+block's length, by which the head runs here too: products of other sizes differ in their last bits.
+Once a stop is found, it can write tokens of the block anew.
 """
 
 from __future__ import annotations
@@ -176,12 +180,15 @@ class CanvasRecorder:
         self._embeds: Tensor | None = None
         self._logits: Tensor | None = None
         self._prompt: Tensor | None = None
+        self._hidden: Tensor | None = None
+        self._at = 0  # the canvas position of the first row of the logits
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Hooks on the transformer, the head and the embedding of ids while the context is open."""
         with (
             model.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.model.register_forward_hook(self._ran),
             model.lm_head.register_forward_hook(self._after),
             model.model.embed_tokens.register_forward_hook(self._embedded),
         ):
@@ -216,7 +223,22 @@ class CanvasRecorder:
                 "before it; leave out revise_topk, or give stopping_criteria=[]"
             )
 
-    def _after(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
+    def _ran(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._hidden = output[0]
+
+    def _first(self, given: Tensor) -> int:
+        """The canvas position of the head's first row: VidLaDA's head is given a block of it."""
+        width, rows = self.canvas.shape[1], given.shape[1]
+        hidden, self._hidden = self._hidden, None
+        if hidden is None or rows == hidden.shape[1]:
+            return width - min(width, rows)
+        own = hidden[:, -width:].to(given.device)
+        return next(
+            at for at in range(0, width, rows) if torch.equal(own[:, at : at + rows], given)
+        )
+
+    def _after(self, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._at = self._first(args[0])
         seen = min(self.canvas.shape[1], output.shape[1])
         rows = output[:, -seen:].float()
         if self.guidance > 0:
@@ -236,7 +258,7 @@ class CanvasRecorder:
         """Take the last step's candidates where ``moved`` (1, seen) from position ``offset`` on."""
         where = torch.zeros_like(self.canvas, dtype=torch.bool)
         where[:, offset:] = moved
-        padding = (self.canvas.shape[1] - self._chosen.shape[1], 0)
+        padding = (self._at, self.canvas.shape[1] - self._chosen.shape[1] - self._at)
         self.canvas = torch.where(where, nn.functional.pad(self._chosen, padding), self.canvas)
         sure = nn.functional.pad(self._sure, padding)
         self.confidence = torch.where(where, sure, self.confidence)
@@ -337,6 +359,21 @@ def unsettled(
     return (when == last) & ~masked.gather(0, when)
 
 
+def by_block(
+    states: Sequence[Tensor], final: Sequence[Tensor], block: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """States and final state of VidLaDA: with the block's length, (S, 1) and (1,)."""
+    lengths = torch.full(states[0].shape[:2], block, device=states[0].device)
+    return (*states, lengths), (*final, lengths[0])
+
+
+def split_block(state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], int | None]:
+    """A state of VidLaDA without the block's length, and that; None where an answer was given."""
+    if len(state) == 1 or state[-1].is_floating_point():
+        return state, None
+    return state[:-1], int(state[-1].max())
+
+
 def runs(steps: Sequence[Step]) -> Tensor:
     """(S, 1, W) bool: the canvas positions that each step ran, which alone have logits there."""
     width = steps[0].canvas.shape[1]
@@ -346,19 +383,22 @@ def runs(steps: Sequence[Step]) -> Tensor:
     return ran
 
 
-def step_logits(model: Any, prefix: Tensor, mask_id: int, *state: Tensor) -> Tensor:
-    """Logits (R, W, V) of one step: the part of the family's decoder between canvas and choice."""
+def step_logits(
+    model: Any, prefix: Tensor, mask_id: int, *state: Tensor, block: int | None = None
+) -> Tensor:
+    """Logits (R, W, V) of one step: the part of the family's decoder between canvas and choice.
+    With ``block`` the head runs on so many positions at a time."""
     with mixed_precision(prefix.device):
         if len(state) == 3:
             return _cached_logits(model, prefix, *state)
         embeds = _joined(model, prefix, state[0])
         if len(state) == 1:
-            return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1])
+            return _head(model, model.model(inputs_embeds=embeds)[0], state[0].shape[1], block)
         mask = torch.tensor([mask_id], device=prefix.device)
         masked = model.model.embed_tokens(mask)
         blind = _joined(model, masked.expand_as(prefix), state[0])
         hidden = model.model(inputs_embeds=torch.cat((embeds, blind)))[0]
-        return guided(_head(model, hidden, state[0].shape[1]), state[1][:, None, None])
+        return guided(_head(model, hidden, state[0].shape[1], block), state[1][:, None, None])
 
 
 def _cached_logits(
@@ -392,10 +432,15 @@ def _joined(model: Any, prefix: Tensor, canvas: Tensor) -> Tensor:
     return torch.cat((prefix.to(words.dtype), words), dim=1)
 
 
-def _head(model: Any, hidden: Tensor, width: int) -> Tensor:
-    """Logits of the last ``width`` positions; the family computes all, and uses these."""
-    rows = max(width, SAME_KERNEL)
-    logits = model.lm_head(hidden[:, -rows:])[:, -width:]
+def _head(model: Any, hidden: Tensor, width: int, block: int | None = None) -> Tensor:
+    """Logits of the last ``width`` positions; the family computes all, and uses these, or computes
+    a block."""
+    if block is None:
+        rows = max(width, SAME_KERNEL)
+        logits = model.lm_head(hidden[:, -rows:])[:, -width:]
+    else:
+        parts = hidden[:, -width:].split(block, dim=1)
+        logits = torch.cat([model.lm_head(part) for part in parts], dim=1)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

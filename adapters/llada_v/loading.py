@@ -3,6 +3,7 @@ r"""Loading LLaDA-V through its authors' package, repaired for newer transformer
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ from captum_dcam.adapters.common.loading import (
     reading,
     upstream,
 )
-from captum_dcam.adapters.llada_v.facts import CHECKPOINT, INSTALL
+from captum_dcam.adapters.llada_v.facts import CHECKPOINT, INSTALL, VIDEO_INSTALL
+from captum_dcam.adapters.llada_v.packing import VIDEO
 from captum_dcam.errors import WeightsError
 from captum_dcam.model.versions import in_type, transformers_major
 
@@ -56,13 +58,17 @@ def loaded(
     source = named("llada_v", source, CHECKPOINT)
     hub, options = given(revision=revision), given(device_map=device_map)
     with repaired() as module, reading(source, ValueError):
-        config = module.LlavaLLaDAConfig.from_pretrained(source, **hub)
+        video = video_module() if _is_video(source, hub) else None
+        made = module.LlavaLLaDAModelLM if video is None else video.LlavaLLaDAVideoModelLM
+        config = made.config_class.from_pretrained(source, **hub)
         _check_kind(source, config)
+        for name, value in VIDEO.items() if video is not None else ():
+            setattr(config, name, value)
         config.use_cache = False  # the model has no key-value cache and asserts so
         tokenizer = AutoTokenizer.from_pretrained(
             source, use_fast=False, trust_remote_code=trust_remote_code, **hub
         )
-        model, info = module.LlavaLLaDAModelLM.from_pretrained(
+        model, info = made.from_pretrained(
             source,
             config=config,
             attn_implementation="sdpa",
@@ -76,9 +82,16 @@ def loaded(
     return model, (tokenizer, model.get_vision_tower().image_processor)
 
 
+def _is_video(source: str, hub: dict[str, Any]) -> bool:
+    from transformers import PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(source, **hub)
+    return found.get("model_type") == "llava_llada_video"
+
+
 def _check_kind(source: str, config: Any) -> None:
     kinds = getattr(config, "architectures", None) or []
-    if kinds and "LlavaLLaDAModelLM" not in kinds:
+    if kinds and not {"LlavaLLaDAModelLM", "LlavaLLaDAVideoModelLM"} & set(kinds):
         raise WeightsError(
             f"{source} holds a {' or '.join(kinds)}: expected LlavaLLaDAModelLM; other families "
             "with model_type llava_llada are LaViDa's, family='lavida' or 'lavida_o'"
@@ -95,11 +108,31 @@ def package() -> Any:
     name = "llava.model.language_model.llava_llada"
     (module,) = upstream("LLaDA-V", INSTALL, name, has=["LlavaLLaDAModelLM"])
     if transformers_major() >= 5:
-        plain_ropes(module.LLaDAConfig)
-        parents_constructor(module.LlavaLLaDAConfig, module.LLaDAConfig)
-        tied_by_map(module.LLaDAModelLM, module.LlavaLLaDAModelLM)
+        _repair(module, module.LlavaLLaDAModelLM)
         siglip_token()
+        if importlib.util.find_spec(f"{name}_video") is not None:
+            video_module()
     return module
+
+
+def video_module() -> Any:
+    r"""VidLaDA's module ``llava.model.language_model.llava_llada_video``, repaired.
+
+    Raises:
+        ImportError: no such package, or another project's of this name.
+    """
+    moved_names()
+    name = "llava.model.language_model.llava_llada_video"
+    (module,) = upstream("VidLaDA", VIDEO_INSTALL, name, has=["LlavaLLaDAVideoModelLM"])
+    if transformers_major() >= 5:
+        _repair(module, module.LlavaLLaDAVideoModelLM)
+    return module
+
+
+def _repair(module: Any, cls: Any) -> None:
+    plain_ropes(module.LLaDAConfig)
+    parents_constructor(cls.config_class, module.LLaDAConfig)
+    tied_by_map(module.LLaDAModelLM, cls)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ CASES = cases_in(Path(__file__).parent / "cases")
 
 
 #: models of another's family, with their own format
-VARIANTS = ("Dimple", "Lumina-DiMOO")
+VARIANTS = ("Dimple", "Lumina-DiMOO", "VidLaDA")
 
 
 def model_of(case):
