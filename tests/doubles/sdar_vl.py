@@ -200,6 +200,9 @@ def model(seed=0, dtype=torch.float32, scale=1.0):
 def processor():
     import transformers
 
+    from captum_dcam.model.hub import check_transformers, find
+
+    check_transformers(find("sdar_vl"))  # older versions have none of its image processor
     name = "LlavaOnevisionImageProcessor"  # transformers 5 has one without torchvision, too
     kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
     images = kind(size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINS)
