@@ -74,11 +74,13 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """Ranks from 1 along the last axis, as :mod:`scipy.stats` has them, which is slow to import."""
+    """Ranks from 1 along the last axis, as :mod:`scipy.stats` has them, which is slow to import;
+    NaN where one of them is."""
     rows = rows.contiguous()
     ordered = rows.sort(-1).values
     below, upto = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))
-    return (below + upto + 1).double() / 2
+    unknown = rows.isnan().any(-1, keepdim=True)
+    return ((below + upto + 1).double() / 2).masked_fill(unknown, torch.nan)
 
 
 def top_overlap(first: Tensor, second: Tensor, share: float = SHARE) -> Tensor:

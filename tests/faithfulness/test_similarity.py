@@ -90,3 +90,11 @@ def test_degenerate_and_errors():
         structural_similarity(some, some)
     with pytest.raises(ValueError, match="odd"):
         structural_similarity(torch.ones(4, 4), torch.ones(4, 4), 2)
+
+
+def test_ranks_of_what_is_no_number_are_none():
+    rows = torch.arange(6.0).reshape(2, 3)
+    holed = rows.clone()
+    holed[0, 1] = torch.nan
+    found = rank_correlation(rows, holed)
+    assert bool(found[0].isnan()) and found[1] == 1
