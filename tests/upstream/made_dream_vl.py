@@ -1,6 +1,7 @@
 """Tiny random-weight models of Dream-VL's own classes, from the checkout that
 CAPTUM_DCAM_UPSTREAM_DREAM_VL names."""
 
+import importlib
 import os
 import sys
 from contextlib import contextmanager
@@ -19,28 +20,25 @@ COMMIT = "a72fa41"
 
 def package():
     """Upstream's modules of models and of pictures, repaired."""
-    folder = str(Path(FOLDER) / "vl" / "train")
-    sys.path.insert(0, folder)
-    try:
-        with compat.importable():
-            from dreamvl import image_processing_dreamvl, modeling_dreamvl
-    finally:
-        sys.path.remove(folder)
-    compat.repair_classes(modeling_dreamvl.DreamVLModel)
-    return modeling_dreamvl, image_processing_dreamvl
+    return _modules("vl/train", "dreamvl", "DreamVLModel")
 
 
 def actions():
     """Upstream's modules of Dream-VLA, repaired: a package of their own."""
-    folder = str(Path(FOLDER) / "vla")
+    return _modules("vla", "dreamvla", "DreamVLAForActionPrediction")
+
+
+def _modules(place, name, cls):
+    folder = str(Path(FOLDER) / place)
     sys.path.insert(0, folder)
     try:
         with compat.importable():
-            from dreamvla import image_processing_dreamvl, modeling_dreamvl
+            models = importlib.import_module(f"{name}.modeling_dreamvl")
+            pictures = importlib.import_module(f"{name}.image_processing_dreamvl")
     finally:
         sys.path.remove(folder)
-    compat.repair_classes(modeling_dreamvl.DreamVLAForActionPrediction)
-    return modeling_dreamvl, image_processing_dreamvl
+    compat.repair_classes(getattr(models, cls))
+    return models, pictures
 
 
 @contextmanager

@@ -16,12 +16,13 @@ import tiny
 import torch
 from doubles import llada_checks as checks
 from doubles import llada_v as double
+from upstream import made_llada_v as real
 from upstream.commands import explained_and_compared
 
 import captum_dcam
 from captum_dcam.adapters.common import packing
 from captum_dcam.adapters.llada_v import LladaVAdapter
-from captum_dcam.adapters.llada_v.loading import package, plain_rope
+from captum_dcam.adapters.llada_v.loading import package
 from captum_dcam.errors import LayerError, MethodError, WeightsError
 from captum_dcam.model.buffers import ROTARY, repair
 from captum_dcam.model.forward import DenoisingForward
@@ -52,44 +53,12 @@ def upstream():
 
 
 def config(upstream, **changes):
-    made = upstream.LlavaLLaDAConfig(
-        vocab_size=double.VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        use_cache=False,
-    )
-    plain_rope(made)
-    made._attn_implementation = "sdpa"
-    options = {
-        "image_aspect_ratio": "anyres_max_4",
-        "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[48 * w, 48 * h] for w in range(1, 7) for h in range(1, 7)],
-        "tokenizer_model_max_length": 8192,
-        "mm_use_im_start_end": False,
-        **changes,
-    }
-    for name, value in options.items():
-        setattr(made, name, value)
-    return made
+    return real.config(upstream.LlavaLLaDAConfig, **changes)
 
 
 def model(upstream, dtype=torch.float32, tile=48, seed=0, **changes):
-    """The upstream language model and packing, behind the double's small tower."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = upstream.LlavaLLaDAModelLM(config(upstream, **changes))
-        made.model.vision_tower = double.Tower(16, tile)
-        made.model.mm_projector = torch.nn.Linear(16, 16)
-        made.model.image_newline = torch.nn.Parameter(torch.randn(16))
-        with torch.no_grad():
-            for name, parameter in made.named_parameters():
-                if parameter.ndim == 2 and "tower" not in name:
-                    parameter.normal_(std=0.5)
-    return made.to(dtype).eval()
+    made = config(upstream, **changes)
+    return real.model(upstream.LlavaLLaDAModelLM, made, dtype, tile, seed)
 
 
 def adapter(upstream, dtype=torch.float32, tile=48, **changes):
@@ -155,17 +124,12 @@ def test_the_answer_ends_before_the_stop(upstream):
     )
 
 
-def exact_norm(self, x):
-    return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
-
-
 @pytest.fixture
-def float64(monkeypatch, upstream):
+def float64(upstream):
     """Upstream normalises in float32 whatever the weights' type, which drowns finite differences:
     here the norm keeps its input's type."""
-
-    norm = type(model(upstream).model.norm)
-    monkeypatch.setattr(norm, "forward", exact_norm)
+    with real.exact(model(upstream)):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import tiny
 import torch
 from doubles import llada_checks as checks
 from doubles import llada_v as double
+from upstream import made_llada_v as real
 
 import captum_dcam
 from captum_dcam import Video
 from captum_dcam.adapters.common.text import LLADA
-from captum_dcam.adapters.llada_v.loading import plain_rope, video_module
+from captum_dcam.adapters.llada_v.loading import video_module
+from captum_dcam.adapters.llada_v.packing import VIDEO
 from captum_dcam.model.forward import DenoisingForward
 
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_VIDLADA")
@@ -41,42 +43,10 @@ def upstream():
 
 def adapter(upstream, dtype=torch.float32, **changes):
     """The upstream language model, packing and decoder, behind the double's small tower."""
-    settings = upstream.LlavaLLaDAVideoConfigonfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        use_cache=False,
-    )
-    plain_rope(settings)
-    settings._attn_implementation = "sdpa"
-    options = {
-        "image_aspect_ratio": "anyres_max_4",
-        "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[48 * w, 48 * h] for w in range(1, 7) for h in range(1, 7)],
-        "mm_spatial_pool_stride": 2,
-        "mm_spatial_pool_mode": "bilinear",
-        "mm_newline_position": "grid",
-        "tokenizer_model_max_length": 8192,
-        "mm_use_im_start_end": False,
-        **changes,
-    }
-    for name, value in options.items():
-        setattr(settings, name, value)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = upstream.LlavaLLaDAVideoModelLM(settings)
-        made.model.vision_tower = double.Tower(16)
-        made.model.mm_projector = torch.nn.Linear(16, 16)
-        made.model.image_newline = torch.nn.Parameter(torch.randn(16))
-        with torch.no_grad():
-            for name, parameter in made.named_parameters():
-                if parameter.ndim == 2 and "tower" not in name:
-                    parameter.normal_(std=0.5)
-    found = captum_dcam.wrap(made.to(dtype).eval(), double.processor(), system="describe the image")
+    cls = upstream.LlavaLLaDAVideoModelLM
+    changes = {**VIDEO, **changes}
+    made = real.model(cls, real.config(cls.config_class, VOCABULARY, **changes), dtype)
+    found = captum_dcam.wrap(made, double.processor(), system="describe the image")
     assert found.ids == LLADA and found.takes_video
     return found
 

@@ -3,12 +3,11 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from upstream import made_llada_v as real
 
 HERE = Path(__file__).parent
 FOLDER = os.environ.get("CAPTUM_DCAM_UPSTREAM_LLADA_V")
@@ -29,12 +28,6 @@ def cases():
     upstream = package()
     tests = from_file("upstream_llada_v", HERE.parent / "test_llada_v.py")
     ours = from_file("cases_llada_v", HERE.parents[1] / "adapters" / "cases" / "llada_v.py")
-    commit = subprocess.run(
-        ["git", "-C", FOLDER, "rev-parse", "--short=7", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
 
     def make(dtype=torch.float32):
         return tests.adapter(upstream, dtype)
@@ -46,14 +39,8 @@ def cases():
         register_fast_dllm_hook(made.model)
         return made
 
-    @contextmanager
     def float64():
-        norm = type(make().model.model.norm)
-        before, norm.forward = norm.forward, tests.exact_norm
-        try:
-            yield
-        finally:
-            norm.forward = before
+        return real.exact(make().model)
 
     def case(name, maker, feasible, reference=ours.reference, **changes):
         return AdapterCase(
@@ -64,7 +51,7 @@ def cases():
             one_token={**dict(gen_length=1, block_length=1, steps=1), **changes},
             feasible=feasible,
             float64=float64,
-            source=f"upstream {commit}",
+            source=f"upstream {real.commit(FOLDER)}",
         )
 
     if tests.HOOK.is_file():
